@@ -1,0 +1,43 @@
+//! Wall-clock time as an argument. For durations use `tokio::time::Instant`, which tests can pause.
+use chrono::{DateTime, TimeDelta, Utc};
+use std::sync::{
+    Arc,
+    atomic::{AtomicI64, Ordering},
+};
+
+/// Where the wall-clock time comes from.
+#[derive(Clone, Debug, Default)]
+pub enum Clock {
+    /// The machine's clock.
+    #[default]
+    System,
+    /// Milliseconds since the Unix epoch, moved by hand in tests.
+    Manual(Arc<AtomicI64>),
+}
+
+impl Clock {
+    /// A clock that stands at `at` until it is moved.
+    #[must_use]
+    pub fn manual(at: DateTime<Utc>) -> Self {
+        Self::Manual(Arc::new(AtomicI64::new(at.timestamp_millis())))
+    }
+
+    /// The time now.
+    #[must_use]
+    pub fn now(&self) -> DateTime<Utc> {
+        match self {
+            #[expect(clippy::disallowed_methods, reason = "the one place that reads the system clock")]
+            Self::System => Utc::now(),
+            Self::Manual(ms) => {
+                DateTime::from_timestamp_millis(ms.load(Ordering::Relaxed)).unwrap_or_default()
+            }
+        }
+    }
+
+    /// Moves a manual clock; the system's clock cannot be moved.
+    pub fn advance(&self, by: TimeDelta) {
+        if let Self::Manual(ms) = self {
+            ms.fetch_add(by.num_milliseconds(), Ordering::Relaxed);
+        }
+    }
+}

@@ -1,0 +1,24 @@
+//! Convoke: the daemon that coordinates AI agents. `ARCHITECTURE.md` is the map.
+pub mod access;
+pub mod agent;
+pub mod api;
+pub mod app;
+pub mod auth;
+pub mod bus;
+pub mod changes;
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod dashboard;
+pub mod db;
+pub mod fault;
+pub mod gateway;
+pub mod hub;
+pub mod id;
+pub mod llm;
+pub mod presence;
+pub mod scope;
+pub mod task;
+pub mod telemetry;
+pub mod wal;
+pub mod wire;

@@ -1,0 +1,6 @@
+//! The negotiation: a durable Contract Net with confirmation (`reference/negotiation.md`).
+mod types;
+pub use types::*;
+
+/// Largest input of a task, in bytes of JSON.
+pub const INPUT_BYTES_MAX: usize = 1 << 20;
