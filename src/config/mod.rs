@@ -1,1 +1,49 @@
-//! Not built yet.
+//! Settings: defaults < file < environment `CONVOKE_<SECTION>__<KEY>` < flags.
+//!
+//! Assembles every part's own `Config` type and loads the agents' files. Reads
+//! everything before it complains, so that an operator mends all at once:
+//! unknown keys, wrong types and values that cannot work, each with its file,
+//! line and key. Never starts anything and never asks the database.
+mod layers;
+mod node;
+mod path;
+mod problem;
+mod read;
+mod source;
+mod words;
+
+pub use layers::{Options, keys, load};
+pub use problem::{Problem, Problems};
+
+use crate::{api, telemetry};
+use serde::Deserialize;
+use std::path::PathBuf;
+
+/// Every setting of the daemon. The sections are those of `config/convoke.toml`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Config {
+    /// Where HTTP and websocket listen.
+    pub server: api::Config,
+    /// What is logged and how.
+    pub telemetry: telemetry::Config,
+}
+
+/// Settings, and where they came from.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// The settings.
+    pub config: Config,
+    /// The file that was read; none when there is none and none was asked for.
+    pub file: Option<PathBuf>,
+}
+
+/// What no type can say about the settings: dotted key, what is wrong, what to do.
+fn check(config: &Config) -> Vec<(&'static str, String, &'static str)> {
+    let mut wrong = Vec::new();
+    if let Err(e) = telemetry::check_filter(&config.telemetry.log) {
+        let message = e.to_string().replacen("telemetry.log = ", "", 1);
+        wrong.push(("telemetry.log", message, "use a level like \"info\", or \"convoke=debug\""));
+    }
+    wrong
+}

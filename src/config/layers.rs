@@ -1,0 +1,167 @@
+//! Puts the layers on one another and says which layer a bad value came from.
+use super::{
+    Config, Loaded, Problem, Problems, check,
+    path::Path,
+    read,
+    read::{Fault, Reading},
+    source::Source,
+};
+use figment::{
+    Figment,
+    providers::{Env, Serialized},
+};
+use serde_json::{Map, Value};
+use std::{
+    collections::BTreeMap,
+    path::{Path as FilePath, PathBuf},
+};
+
+const PREFIX: &str = "CONVOKE_";
+
+/// Where settings come from besides their defaults.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// The file; without it `config/convoke.toml`, then `convoke.toml`, if there.
+    pub file: Option<PathBuf>,
+    /// Flags that were given: name like `--listen`, dotted key, value.
+    pub flags: Vec<(&'static str, &'static str, String)>,
+    /// Reads this instead of the process's environment (tests).
+    pub environment: Option<Vec<(String, String)>>,
+}
+
+/// Loads and checks the settings.
+///
+/// # Errors
+/// Every problem of every layer at once.
+pub fn load(options: &Options) -> Result<Loaded, Problems> {
+    let file = find(options.file.as_deref());
+    let (source, mut problems) = match &file {
+        Some(file) => read_file(file)?,
+        None => Source::parse("", ""),
+    };
+    let layers = Layers { source, variables: variables(options), flags: options.flags.clone() };
+    let Reading { value: config, mut faults, .. } = layers.read();
+    for (key, message, remedy) in config.iter().flat_map(check) {
+        let path = Path::parse(key);
+        if !faults.iter().any(|fault| fault.path == path) {
+            faults.push(Fault { path, message, remedy: Some(remedy.to_owned()) });
+        }
+    }
+    // What is left of a file that is no TOML says nothing about what was meant.
+    let whole = problems.is_empty();
+    let told = faults.into_iter().map(|fault| layers.problem(fault));
+    problems.extend(told.filter(|problem| whole || problem.file != layers.source.file));
+    problems.sort();
+    match config {
+        Some(config) if problems.is_empty() => Ok(Loaded { config, file }),
+        _ => Err(Problems(problems)),
+    }
+}
+
+/// Section and key of every setting, as far as `text` (a settings file) names the sections.
+#[must_use]
+pub fn keys(text: &str) -> Vec<(String, &'static str)> {
+    let (source, _) = Source::parse("", text);
+    let structs = read::known_keys::<Config>(&source.tree).into_iter();
+    let sections = structs.filter(|(path, _)| !path.0.is_empty());
+    sections.flat_map(|(path, keys)| keys.iter().map(move |key| (path.to_string(), *key))).collect()
+}
+
+fn find(asked: Option<&FilePath>) -> Option<PathBuf> {
+    let usual = ["config/convoke.toml", "convoke.toml"].map(PathBuf::from);
+    asked.map(PathBuf::from).or_else(|| usual.into_iter().find(|file| file.is_file()))
+}
+
+pub(super) fn read_file(file: &FilePath) -> Result<(Source, Vec<Problem>), Problems> {
+    let name = file.display().to_string();
+    let text = std::fs::read_to_string(file).map_err(|e| {
+        let remedy = match e.kind() {
+            std::io::ErrorKind::NotFound => "name a file that exists",
+            std::io::ErrorKind::PermissionDenied => "give the daemon's user the right to read it",
+            _ => "see that it is a text file in UTF-8",
+        };
+        Problems(vec![Problem::of_file(&name, format!("cannot be read: {e}"), Some(remedy))])
+    })?;
+    Ok(Source::parse(&name, &text))
+}
+
+/// The variables that name a key: those with `__`, by dotted key.
+fn variables(options: &Options) -> BTreeMap<String, String> {
+    let nested = |key: &str| key.contains("__");
+    match &options.environment {
+        None => {
+            let env = Env::prefixed(PREFIX).filter(move |key| nested(key.as_str())).split("__");
+            env.iter().map(|(key, value)| (key.as_str().to_ascii_lowercase(), value)).collect()
+        }
+        Some(given) => {
+            let named = given.iter().filter_map(|(name, value)| Some((name.strip_prefix(PREFIX)?, value)));
+            let named = named.filter(|(name, _)| nested(name));
+            named.map(|(name, value)| (name.to_ascii_lowercase().replace("__", "."), value.clone())).collect()
+        }
+    }
+}
+
+struct Layers {
+    source: Source,
+    variables: BTreeMap<String, String>,
+    flags: Vec<(&'static str, &'static str, String)>,
+}
+
+impl Layers {
+    /// A variable's or flag's text is read like TOML where that makes a value of its type (`8`,
+    /// `true`), and as the text that it is where it does not (a secret of digits).
+    fn read(&self) -> Reading<Config> {
+        let mut as_text: Vec<String> = Vec::new();
+        loop {
+            let reading = read::read::<Config>(&self.merge(&as_text));
+            let typed = |key: &String| self.given(key).is_some() && !as_text.contains(key);
+            let again: Vec<_> = reading.faults.iter().map(|f| f.path.to_string()).filter(typed).collect();
+            if again.is_empty() {
+                return reading;
+            }
+            as_text.extend(again);
+        }
+    }
+
+    fn merge(&self, as_text: &[String]) -> Value {
+        let mut figment = Figment::new().merge(Serialized::defaults(&self.source.tree));
+        let variables = self.variables.iter().map(|(key, text)| (key.as_str(), text));
+        let flags = self.flags.iter().map(|(_, key, text)| (*key, text));
+        for (key, text) in variables.chain(flags) {
+            let typed = text.parse::<figment::value::Value>();
+            let value = match typed {
+                Ok(value) if !as_text.iter().any(|k| k == key) => serde_json::to_value(value).ok(),
+                _ => None,
+            };
+            figment =
+                figment.merge(Serialized::defaults(nest(key, value.unwrap_or_else(|| text.clone().into()))));
+        }
+        figment.extract().unwrap_or_default()
+    }
+
+    /// The variable or flag that gave this key its value.
+    fn given(&self, key: &str) -> Option<String> {
+        let flag = self.flags.iter().rev().find(|(_, k, _)| *k == key).map(|(name, ..)| (*name).to_owned());
+        let variable = || format!("{PREFIX}{}", key.to_ascii_uppercase().replace('.', "__"));
+        flag.or_else(|| self.variables.contains_key(key).then(variable))
+    }
+
+    fn problem(&self, fault: Fault) -> Problem {
+        let Fault { path, message, remedy } = fault;
+        let key = path.to_string();
+        // A variable can name a key inside a table, or be above the place that is wrong.
+        let above = std::iter::successors(Some(path.clone()), Path::parent);
+        let given = above.filter(|at| !at.0.is_empty()).find_map(|at| self.given(&at.to_string()));
+        match given {
+            Some(file) => Problem { file, line: None, key, message, remedy },
+            None => {
+                let (file, line) = (self.source.file.clone(), self.source.line(&path));
+                Problem { file, line, key, message, remedy }
+            }
+        }
+    }
+}
+
+fn nest(key: &str, value: Value) -> Value {
+    key.rsplit('.').fold(value, |inner, part| Value::Object(Map::from_iter([(part.to_owned(), inner)])))
+}

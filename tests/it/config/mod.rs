@@ -1,0 +1,107 @@
+//! What the settings files say, and what is said about bad ones.
+use convoke::config::{self, Config, Options, Problem};
+use std::path::Path;
+
+/// Loads `text` as a settings file, with these variables and flags.
+fn load(
+    text: &str,
+    environment: &[(&str, &str)],
+    flags: &[(&'static str, &'static str, &str)],
+) -> Result<Config, Vec<Problem>> {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("convoke.toml");
+    std::fs::write(&file, text).unwrap();
+    let options = Options {
+        file: Some(file),
+        flags: flags.iter().map(|(name, key, value)| (*name, *key, (*value).to_owned())).collect(),
+        environment: Some(environment.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect()),
+    };
+    config::load(&options).map(|loaded| loaded.config).map_err(|problems| problems.0)
+}
+
+/// The problems as people read them, without the folder.
+fn told(outcome: Result<Config, Vec<Problem>>) -> String {
+    let short = |mut problem: Problem| {
+        problem.file = problem.file.rsplit('/').next().unwrap_or_default().to_owned();
+        problem.to_string()
+    };
+    outcome.unwrap_err().into_iter().map(short).collect::<Vec<_>>().join("\n")
+}
+
+fn reference() -> String {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/convoke.toml");
+    std::fs::read_to_string(file).unwrap()
+}
+
+#[test]
+fn the_file_of_the_repository_says_the_defaults() {
+    let config = load(&reference(), &[], &[]).unwrap();
+    assert_eq!(format!("{config:#?}"), format!("{:#?}", Config::default()));
+}
+
+#[test]
+fn the_file_of_the_repository_names_every_key() {
+    let text = reference();
+    for (section, key) in config::keys(&text) {
+        let body = text.split(&format!("[{section}]\n")).nth(1).unwrap_or_else(|| panic!("no [{section}]"));
+        let body = body.split("\n[").next().unwrap();
+        let named = |line: &str| line.trim_start_matches("# ").starts_with(&format!("{key} = "));
+        let at = body.lines().position(named).unwrap_or_else(|| panic!("{section}.{key} is not there"));
+        let before = body.lines().nth(at - 1).unwrap();
+        assert!(before.starts_with("# "), "{section}.{key} has no comment");
+    }
+}
+
+#[test]
+fn each_layer_goes_over_the_one_before() {
+    let file = "[server]\nlisten = '127.0.0.1:1'\n[telemetry]\nlog = 'warn'\n";
+    let env = [("CONVOKE_SERVER__LISTEN", "127.0.0.1:2"), ("CONVOKE_URL", "http://127.0.0.1:9")];
+    let port = |outcome: Result<Config, _>| outcome.unwrap().server.listen.port();
+    assert_eq!(port(load("", &[], &[])), 7700);
+    assert_eq!(port(load(file, &[], &[])), 1);
+    assert_eq!(port(load(file, &env, &[])), 2);
+    assert_eq!(port(load(file, &env, &[("--listen", "server.listen", "127.0.0.1:3")])), 3);
+    assert_eq!(load(file, &env, &[]).unwrap().telemetry.log, "warn", "the other keys stay");
+}
+
+#[test]
+fn every_problem_is_told_with_its_place() {
+    let file = "\
+[server]
+lisetn = '127.0.0.1:1'
+
+[telemetry]
+log = 5
+format = 'xml'
+
+[sever]
+";
+    insta::assert_snapshot!(told(load(file, &[], &[])), @r#"
+    convoke.toml:2: server.lisetn: unknown key; did you mean `listen`?
+    convoke.toml:5: telemetry.log: found integer 5, expected text; write it in quotes
+    convoke.toml:6: telemetry.format: unknown value "xml"; use one of text, json
+    convoke.toml:8: sever: unknown key; did you mean `server`?
+    "#);
+    let env = [("CONVOKE_SERVER__LISTEN", "localhost"), ("CONVOKE_TELEMETRY__COLOUR", "yes")];
+    let flags = [("--log", "telemetry.log", "convoke=loud")];
+    insta::assert_snapshot!(told(load("", &env, &flags)), @r#"
+    --log: telemetry.log: "convoke=loud" is not a log filter: error parsing level filter: expected one of "off", "error", "warn", "info", "debug", "trace", or a number 0-5; use a level like "info", or "convoke=debug"
+    CONVOKE_SERVER__LISTEN: server.listen: not an address with a port; write numbers like "127.0.0.1:7700", or "[::1]:7700"
+    CONVOKE_TELEMETRY__COLOUR: telemetry.colour: unknown key; the keys here are log, format
+    "#);
+}
+
+#[test]
+fn a_file_that_is_not_there_is_told() {
+    let options = Options { file: Some("/nowhere/convoke.toml".into()), ..Options::default() };
+    let problems = config::load(&options).unwrap_err();
+    insta::assert_snapshot!(problems, @"/nowhere/convoke.toml: cannot be read: No such file or directory (os error 2); name a file that exists");
+}
+
+#[test]
+fn a_file_that_is_no_toml_is_told_with_every_bad_line() {
+    insta::assert_snapshot!(told(load("[server]\nlisten = \n[telemetry\nlog = 'info'\n", &[], &[])), @r"
+    convoke.toml:2: not valid TOML: string values must be quoted, expected literal string
+    convoke.toml:3: not valid TOML: unclosed table, expected `]`
+    ");
+}
