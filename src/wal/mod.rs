@@ -1,1 +1,103 @@
-//! Not built yet.
+//! The write-ahead log: every committed change of the published tables, in commit order.
+//!
+//! Owns the replication slot, the connection that streams from it, the pure
+//! `pgoutput` decoder, the relation cache and the table `convoke.wal_position`.
+//! One daemon leads and streams; the others stand by and take over. Postgres
+//! is told only what the consumer [confirmed](Confirm::confirm), so nothing is
+//! lost on `kill -9`; what was not confirmed comes again.
+//!
+//! It never blocks its socket on the consumer, never confirms what was only
+//! received and never passes over a lost slot in silence: that is an
+//! [`Event::Gap`]. When the server is away it tries again by itself.
+mod array;
+mod change;
+mod error;
+mod metrics;
+pub mod pgoutput;
+pub mod position;
+mod publication;
+mod relation;
+mod value;
+
+pub use change::{Batch, Cell, Change, Column, Event, Gap, Op, Relation, Row, RowChange};
+pub use error::Error;
+pub use metrics::Metrics;
+pub use pgoutput::Malformed;
+pub use publication::{TableName, ensure as ensure_publication, publish};
+pub use value::{to_json, write_cell};
+
+use crate::id::Lsn;
+use serde::{Deserialize, Serialize};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+use tokio::sync::mpsc;
+
+/// How the log is read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Config {
+    /// The slot's name: 1 to 63 of `a-z`, `0-9` and `_`, one per database of a server.
+    pub slot: String,
+    /// Bytes of log that the server may keep for us before it is an error; a quarter of it is a warning.
+    pub lag_max: u64,
+    /// How often Postgres is told what is confirmed.
+    #[serde(with = "humantime_serde")]
+    pub status_interval: Duration,
+    /// A server that is silent for so long, although it was asked, is given up.
+    #[serde(with = "humantime_serde")]
+    pub liveness_timeout: Duration,
+    /// Bytes of transactions kept in memory until their commit; what is beyond goes to disk.
+    pub transaction_memory_max: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            slot: "convoke".into(),
+            lag_max: 1 << 30,
+            status_interval: Duration::from_secs(1),
+            liveness_timeout: Duration::from_secs(20),
+            transaction_memory_max: 64 << 20,
+        }
+    }
+}
+
+/// The consumer's end: events in order, and the way to say what is done.
+#[derive(Debug)]
+pub struct Stream {
+    /// What happens; bounded, so that a slow consumer slows the reading and Postgres keeps the log.
+    pub events: mpsc::Receiver<Event>,
+    /// What is done.
+    pub confirm: Confirm,
+}
+
+/// Says how far changes are durably handed off. Clones say it together.
+#[derive(Clone, Debug, Default)]
+pub struct Confirm(Arc<AtomicU64>);
+
+impl Confirm {
+    /// Everything up to `end_lsn` (of a [`Batch`] that was the last of its
+    /// transaction, or the `to` of a [`Gap`]) is durably handed off.
+    ///
+    /// Never moves back and never waits. The position is stored and Postgres
+    /// told within the status interval.
+    pub fn confirm(&self, end_lsn: Lsn) {
+        self.0.fetch_max(end_lsn.0, Ordering::AcqRel);
+    }
+
+    /// The highest position confirmed so far.
+    #[must_use]
+    pub fn position(&self) -> Lsn {
+        Lsn(self.0.load(Ordering::Acquire))
+    }
+
+    /// Forgets everything, because the log is another one.
+    fn reset(&self) {
+        self.0.store(0, Ordering::Release);
+    }
+}
