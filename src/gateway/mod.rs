@@ -1,1 +1,4 @@
-//! Not built yet.
+//! Websockets of realtime clients.
+mod config;
+
+pub use config::Config;

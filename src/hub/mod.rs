@@ -1,1 +1,237 @@
-//! Not built yet.
+//! Rooms, who listens to them, and saying something to everybody in one.
+//!
+//! Owns the subscriber lists and each socket's [`Outbox`]. [`Hub::publish`] never
+//! waits: it takes a snapshot of the list, encodes the message once per
+//! serializer, and puts the shared bytes into outboxes that are bounded in frames
+//! and bytes. A reader that is too slow loses its connection, not its order, and
+//! never slows anyone else. No lock is held across a fan-out. The order of one
+//! publisher in one room is kept; nothing is stored.
+//! Frames follow `reference/realtime-protocol.md` §4.2.
+mod message;
+mod metrics;
+mod outbox;
+mod rooms;
+
+pub use message::{Kind, Message};
+pub use outbox::{Closed, Outbox};
+pub use rooms::{Ear, Hears, Listener, SubscriberId, Subscription};
+
+use crate::{
+    id::Topic,
+    telemetry,
+    wire::{Frame, Version},
+};
+use metrics::Metrics;
+use rooms::{Rooms, Sink};
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+use tokio::sync::mpsc;
+
+/// Where a message goes: public and private rooms of one topic are two rooms.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Room {
+    /// The topic without `realtime:`.
+    pub topic: Topic,
+    /// Whether only permitted tokens may enter.
+    pub private: bool,
+}
+
+impl Room {
+    /// The public room of a topic.
+    #[must_use]
+    pub fn public(topic: Topic) -> Self {
+        Self { topic, private: false }
+    }
+    /// The topic as frames carry it.
+    #[must_use]
+    pub fn wire_topic(&self) -> String {
+        format!("{}{}", crate::wire::TOPIC_PREFIX, self.topic)
+    }
+}
+
+/// All rooms of a daemon. Clones name the same rooms.
+#[derive(Clone)]
+pub struct Hub(Arc<Inner>);
+
+struct Inner {
+    rooms: Rooms,
+    next_id: AtomicU64,
+    metrics: Metrics,
+}
+
+impl Hub {
+    /// A hub without rooms; its metrics are `hub_…` in `registry`.
+    #[must_use]
+    pub fn new(registry: &telemetry::Registry) -> Self {
+        let metrics = Metrics::register(registry);
+        Self(Arc::new(Inner { rooms: Rooms::default(), next_id: AtomicU64::new(1), metrics }))
+    }
+
+    /// Says `message` to everybody in `room` but `except`; never waits. Gives how many it was put out for.
+    pub fn publish(&self, room: &Room, message: Message, except: Option<SubscriberId>) -> usize {
+        let metrics = &self.0.metrics;
+        metrics.published.inc();
+        let Some(everybody) = self.0.rooms.snapshot(room) else { return 0 };
+        let mut frames = Encoded { message: &message, topic: room.wire_topic(), v1: None, v2: None };
+        let (mut delivered, mut bytes) = (0, 0);
+        for subscriber in everybody.iter() {
+            if Some(subscriber.id) == except || !subscriber.hears(message.kind()) {
+                continue;
+            }
+            match &subscriber.sink {
+                Sink::Socket { version, outbox } => {
+                    let Some(frame) = frames.get(*version) else { continue };
+                    bytes += frame.size() as u64;
+                    match outbox.push(frame.clone()) {
+                        Ok(()) => delivered += 1,
+                        Err(Closed::Slow { first: true }) => {
+                            metrics.slow.inc();
+                        }
+                        Err(_) => {}
+                    }
+                }
+                Sink::Local(queue) => match queue.try_send((room.clone(), message.clone())) {
+                    Ok(()) => delivered += 1,
+                    Err(_) => {
+                        metrics.local_dropped.inc();
+                    }
+                },
+            }
+        }
+        metrics.delivered.inc_by(delivered as u64);
+        metrics.bytes.inc_by(bytes);
+        delivered
+    }
+
+    /// How many listen to `room`: cheap, to skip making a message that nobody hears.
+    #[must_use]
+    pub fn watchers(&self, room: &Room) -> usize {
+        self.0.rooms.count(room)
+    }
+
+    /// Puts a socket's channel into a room, until the subscription is dropped.
+    #[must_use]
+    pub fn subscribe(&self, room: Room, version: Version, outbox: Arc<Outbox>, hears: Hears) -> Subscription {
+        self.enter(room, Sink::Socket { version, outbox }, hears)
+    }
+
+    /// Hears a room from inside the daemon; messages beyond `capacity` unread ones are dropped and counted.
+    #[must_use]
+    pub fn listen(&self, room: Room, capacity: usize) -> Listener {
+        let (sender, queue) = mpsc::channel(capacity.max(1));
+        let subscription = self.enter(room, Sink::Local(sender), Hears::all());
+        Listener { queue, subscription }
+    }
+
+    fn enter(&self, room: Room, sink: Sink, hears: Hears) -> Subscription {
+        let id = SubscriberId(self.0.next_id.fetch_add(1, Ordering::Relaxed));
+        let subscriber = self.0.rooms.insert(&room, id, sink, hears);
+        Subscription { hub: self.clone(), room, subscriber }
+    }
+
+    fn leave(&self, room: &Room, id: SubscriberId) {
+        self.0.rooms.remove(room, id);
+    }
+}
+
+impl std::fmt::Debug for Hub {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Hub")
+    }
+}
+
+/// The frames of one message, each made when the first receiver needs it.
+struct Encoded<'a> {
+    message: &'a Message,
+    topic: String,
+    v1: Option<Option<Frame>>,
+    v2: Option<Option<Frame>>,
+}
+
+impl Encoded<'_> {
+    fn get(&mut self, version: Version) -> Option<&Frame> {
+        let slot = match version {
+            Version::V1 => &mut self.v1,
+            Version::V2 => &mut self.v2,
+        };
+        slot.get_or_insert_with(|| self.message.encode(version, &self.topic)).as_ref()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+
+    fn room(private: bool) -> Room {
+        Room { topic: Topic::new("den").unwrap(), private }
+    }
+
+    fn socket() -> Arc<Outbox> {
+        Arc::new(Outbox::new(10, 1000))
+    }
+
+    #[tokio::test]
+    async fn everybody_but_the_sender_hears_it_in_their_own_serializer() {
+        let hub = Hub::new(&telemetry::Registry::default());
+        let boxes = [socket(), socket(), socket()];
+        let versions = [Version::V1, Version::V2, Version::V2];
+        let subscriptions: Vec<_> = boxes
+            .iter()
+            .zip(versions)
+            .map(|(outbox, version)| hub.subscribe(room(false), version, outbox.clone(), Hears::all()))
+            .collect();
+        let _elsewhere = hub.subscribe(room(true), Version::V2, socket(), Hears::all());
+        assert_eq!(hub.watchers(&room(false)), 3);
+
+        let message =
+            Message::user("ping", crate::wire::Encoding::Json, Bytes::from_static(b"{\"n\":1}"), None);
+        assert_eq!(hub.publish(&room(false), message, Some(subscriptions[2].id())), 2);
+        let object = r#"{"topic":"realtime:den","event":"broadcast","payload":{"type":"broadcast","event":"ping","payload":{"n":1}},"ref":null}"#;
+        assert_eq!(boxes[0].take().await.unwrap(), [Frame::Text(object.into())]);
+        let binary = b"\x04\x0c\x04\x00\x01realtime:denping{\"n\":1}";
+        assert_eq!(boxes[1].take().await.unwrap(), [Frame::Binary(Bytes::from_static(binary))]);
+
+        drop(subscriptions);
+        assert_eq!(hub.watchers(&room(false)), 0);
+        assert_eq!(hub.0.rooms.len(), 1, "an empty room is forgotten");
+    }
+
+    #[tokio::test]
+    async fn an_old_serializer_never_gets_bytes() {
+        let hub = Hub::new(&telemetry::Registry::default());
+        let (old, new) = (socket(), socket());
+        let _a = hub.subscribe(room(false), Version::V1, old, Hears::all());
+        let _b = hub.subscribe(room(false), Version::V2, new, Hears::all());
+        let message = Message::user("raw", crate::wire::Encoding::Binary, Bytes::from_static(b"\xff"), None);
+        assert_eq!(hub.publish(&room(false), message, None), 1);
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_stands_still_is_closed_and_counted_once() {
+        let registry = telemetry::Registry::default();
+        let hub = Hub::new(&registry);
+        let (still, brisk) = (socket(), socket());
+        let _a = hub.subscribe(room(false), Version::V2, still.clone(), Hears::all());
+        let _b = hub.subscribe(room(false), Version::V2, brisk.clone(), Hears::all());
+        for n in 0..20 {
+            hub.publish(&room(false), Message::broadcast("tick", &serde_json::json!({ "n": n })), None);
+            assert_eq!(brisk.take().await.unwrap().len(), 1);
+        }
+        assert!(matches!(still.take().await, Err(Closed::Slow { .. })));
+        assert!(registry.encode().unwrap().contains("convoke_hub_slow_disconnects_total 1\n"));
+    }
+
+    #[tokio::test]
+    async fn a_listener_inside_the_daemon_hears_the_message_itself() {
+        let hub = Hub::new(&telemetry::Registry::default());
+        let mut listener = hub.listen(room(false), 1);
+        let message = || Message::broadcast("tick", &serde_json::json!({}));
+        assert_eq!(hub.publish(&room(false), message(), None), 1);
+        assert_eq!(hub.publish(&room(false), message(), None), 0, "full: dropped");
+        let (from, _) = listener.recv().await.unwrap();
+        assert_eq!(from, room(false));
+    }
+}

@@ -1,1 +1,53 @@
-//! Not built yet.
+//! The words on the wire: Phoenix frames 1.0.0 (JSON objects) and 2.0.0 (JSON
+//! arrays, binary kind 3 in and kind 4 out), and the texts of refusals.
+//!
+//! Pure: bytes in, frames out, and back. Envelopes are parsed, payloads stay the
+//! bytes that came, so relaying a message never rebuilds it. No decoder panics
+//! and none allocates more than the frame is long: rubbish is a [`Dropped`] with
+//! its reason, which the caller counts, because a client is never told.
+//! Follows `reference/realtime-protocol.md` §2.
+mod binary;
+mod frame;
+pub mod text;
+
+pub use binary::{decode_binary, user_broadcast};
+pub use frame::{Encoding, Frame, Inbound, Payload, Ref, Version};
+pub use text::decode_text;
+
+/// What every topic on the wire begins with; a sub-topic is what follows.
+pub const TOPIC_PREFIX: &str = "realtime:";
+
+/// The topic of heartbeats.
+pub const PHOENIX_TOPIC: &str = "phoenix";
+
+/// Why a frame was dropped without an answer (`reference/realtime-protocol.md` §2.6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Dropped {
+    /// Not JSON, or not the shape of this serializer.
+    #[error("text frame is not a {0} message")]
+    NotText(Version),
+    /// A first byte other than 0 or 3, or a serializer without binary frames.
+    #[error("binary frame of unknown kind {0:?}")]
+    UnknownKind(Option<u8>),
+    /// The sizes in the header go beyond the frame.
+    #[error("binary frame is truncated")]
+    Truncated,
+    /// A string of the header is no UTF-8, or the metadata or payload is not the JSON it says it is.
+    #[error("binary frame has an invalid {0}")]
+    Invalid(&'static str),
+    /// Kind 0 of stock Phoenix: clients of this protocol never send it.
+    #[error("binary push of kind 0 is not used by this protocol")]
+    GenericPush,
+}
+
+/// Whether `bytes` are one well-formed JSON document in UTF-8.
+#[must_use]
+pub fn is_json(bytes: &[u8]) -> bool {
+    std::str::from_utf8(bytes).is_ok() && serde_json::from_slice::<serde::de::IgnoredAny>(bytes).is_ok()
+}
+
+/// Whether well-formed JSON is an object.
+#[must_use]
+pub fn is_object(json: &[u8]) -> bool {
+    json.iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'{')
+}

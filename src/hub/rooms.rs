@@ -1,0 +1,201 @@
+//! Who is in which room.
+//!
+//! Lists are changed under a lock of one of a few shards; a fan-out works on a
+//! snapshot that is made when the first message after a change needs it, so that
+//! ten thousand joins in a row cost ten thousand inserts and not their square.
+use super::{Hub, Kind, Message, Outbox, Room};
+use crate::wire::Version;
+use parking_lot::Mutex;
+use std::{
+    collections::{BTreeMap, HashMap},
+    hash::{BuildHasher, RandomState},
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
+};
+use tokio::sync::mpsc;
+
+const SHARDS: usize = 64;
+
+/// One listener of one room, unique in this run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SubscriberId(pub u64);
+
+/// Which kinds of message a subscriber gets; it can change while it listens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hears {
+    /// What others say.
+    pub broadcast: bool,
+    /// Who comes and goes.
+    pub presence: bool,
+}
+
+impl Hears {
+    /// Everything.
+    #[must_use]
+    pub fn all() -> Self {
+        Self { broadcast: true, presence: true }
+    }
+    fn bits(self) -> u8 {
+        u8::from(self.broadcast) | u8::from(self.presence) << 1
+    }
+    fn from_bits(bits: u8) -> Self {
+        Self { broadcast: bits & 1 != 0, presence: bits & 2 != 0 }
+    }
+}
+
+pub(super) enum Sink {
+    Socket { version: Version, outbox: Arc<Outbox> },
+    Local(mpsc::Sender<(Room, Message)>),
+}
+
+pub(super) struct Subscriber {
+    pub(super) id: SubscriberId,
+    pub(super) sink: Sink,
+    hears: AtomicU8,
+}
+
+impl Subscriber {
+    pub(super) fn hears(&self, kind: Kind) -> bool {
+        let hears = Hears::from_bits(self.hears.load(Ordering::Acquire));
+        match kind {
+            Kind::Broadcast => hears.broadcast,
+            Kind::Presence => hears.presence,
+            Kind::System => true,
+        }
+    }
+}
+
+/// A place in a room; dropping it leaves the room.
+pub struct Subscription {
+    pub(super) hub: Hub,
+    pub(super) room: Room,
+    pub(super) subscriber: Arc<Subscriber>,
+}
+
+impl Subscription {
+    /// What [`Hub::publish`] takes to leave this one out.
+    #[must_use]
+    pub fn id(&self) -> SubscriberId {
+        self.subscriber.id
+    }
+    /// Which room.
+    #[must_use]
+    pub fn room(&self) -> &Room {
+        &self.room
+    }
+    /// A handle that changes what it hears, and writes to it, while the subscription lives elsewhere.
+    #[must_use]
+    pub fn ear(&self) -> Ear {
+        Ear(self.subscriber.clone())
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        self.hub.leave(&self.room, self.subscriber.id);
+    }
+}
+
+/// Changes what a subscriber hears. Clones name the same subscriber.
+#[derive(Clone)]
+pub struct Ear(Arc<Subscriber>);
+
+impl Ear {
+    /// From the next message on.
+    pub fn set(&self, hears: Hears) {
+        self.0.hears.store(hears.bits(), Ordering::Release);
+    }
+    /// From the next message on, presence is heard or not; broadcasts as before.
+    pub fn set_presence(&self, heard: bool) {
+        if heard {
+            self.0.hears.fetch_or(2, Ordering::AcqRel);
+        } else {
+            self.0.hears.fetch_and(!2, Ordering::AcqRel);
+        }
+    }
+}
+
+/// Hears one room from inside the daemon.
+pub struct Listener {
+    pub(super) queue: mpsc::Receiver<(Room, Message)>,
+    pub(super) subscription: Subscription,
+}
+
+impl Listener {
+    /// The next message, with the room it was said in. Cancel safe.
+    pub async fn recv(&mut self) -> Option<(Room, Message)> {
+        self.queue.recv().await
+    }
+    /// What [`Hub::publish`] takes to leave this one out.
+    #[must_use]
+    pub fn id(&self) -> SubscriberId {
+        self.subscription.id()
+    }
+}
+
+type Snapshot = Arc<[Arc<Subscriber>]>;
+
+#[derive(Default)]
+struct Members {
+    by_id: BTreeMap<SubscriberId, Arc<Subscriber>>,
+    snapshot: Option<Snapshot>,
+}
+
+pub(super) struct Rooms {
+    hasher: RandomState,
+    shards: [Mutex<HashMap<Room, Members>>; SHARDS],
+}
+
+impl Default for Rooms {
+    fn default() -> Self {
+        Self { hasher: RandomState::new(), shards: std::array::from_fn(|_| Mutex::default()) }
+    }
+}
+
+impl Rooms {
+    pub(super) fn insert(&self, room: &Room, id: SubscriberId, sink: Sink, hears: Hears) -> Arc<Subscriber> {
+        let subscriber = Arc::new(Subscriber { id, sink, hears: AtomicU8::new(hears.bits()) });
+        let mut shard = self.shard(room).lock();
+        if !shard.contains_key(room) {
+            shard.insert(room.clone(), Members::default());
+        }
+        if let Some(members) = shard.get_mut(room) {
+            members.snapshot = None;
+            members.by_id.insert(id, subscriber.clone());
+        }
+        subscriber
+    }
+
+    pub(super) fn remove(&self, room: &Room, id: SubscriberId) {
+        let mut shard = self.shard(room).lock();
+        let Some(members) = shard.get_mut(room) else { return };
+        members.snapshot = None;
+        members.by_id.remove(&id);
+        if members.by_id.is_empty() {
+            shard.remove(room);
+        }
+    }
+
+    pub(super) fn snapshot(&self, room: &Room) -> Option<Snapshot> {
+        let mut shard = self.shard(room).lock();
+        let members = shard.get_mut(room)?;
+        Some(members.snapshot.get_or_insert_with(|| members.by_id.values().cloned().collect()).clone())
+    }
+
+    pub(super) fn count(&self, room: &Room) -> usize {
+        self.shard(room).lock().get(room).map_or(0, |members| members.by_id.len())
+    }
+
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.shards.iter().map(|shard| shard.lock().len()).sum()
+    }
+
+    fn shard(&self, room: &Room) -> &Mutex<HashMap<Room, Members>> {
+        let at = usize::try_from(self.hasher.hash_one(room) % SHARDS as u64).unwrap_or_default();
+        #[expect(clippy::indexing_slicing, reason = "the remainder is less than the number of shards")]
+        &self.shards[at]
+    }
+}

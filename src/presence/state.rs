@@ -1,0 +1,321 @@
+//! The presence of one room as a pure, mergeable value.
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use bytes::{BufMut, Bytes, BytesMut};
+use serde_json::{Map, Value};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+/// Names one meta for ever: which node made it, and its how-manieth that was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Dot {
+    /// The node.
+    pub replica: u32,
+    /// Rises with each meta that the node makes, in all rooms together.
+    pub counter: u64,
+}
+
+impl Dot {
+    /// The `phx_ref` that clients see: 16 characters.
+    fn to_ref(self) -> String {
+        let mut bytes = [0; 12];
+        let (node, count) = bytes.split_at_mut(4);
+        node.copy_from_slice(&self.replica.to_be_bytes());
+        count.copy_from_slice(&self.counter.to_be_bytes());
+        URL_SAFE_NO_PAD.encode(bytes)
+    }
+}
+
+/// What holds at most one meta in a room.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Owner {
+    /// A client's channel.
+    Channel(u64),
+    /// An agent of this daemon, by its key.
+    Hosted(Arc<str>),
+}
+
+/// One thing said by one owner, under a key that others may use too.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Meta {
+    key: Arc<str>,
+    prev: Option<Dot>,
+    /// A JSON object without `phx_ref` and `phx_ref_prev`.
+    json: Arc<str>,
+}
+
+/// Who is in one room.
+#[derive(Clone, Debug, Default)]
+pub struct State {
+    metas: BTreeMap<Dot, Meta>,
+    /// The last counter known of each node: a dot up to it that is not in `metas` has been removed.
+    seen: BTreeMap<u32, u64>,
+    /// The owners on this node.
+    owned: HashMap<Owner, Dot>,
+}
+
+impl PartialEq for State {
+    /// What nodes agree on; who owns a meta is known to one node only.
+    fn eq(&self, other: &Self) -> bool {
+        self.metas == other.metas && self.seen == other.seen
+    }
+}
+
+impl State {
+    /// Says `meta` for `owner` under `key`, in place of what it said before. `dot` must be new.
+    ///
+    /// The difference is empty, and nothing changes, when it says the same again.
+    pub fn track(&mut self, dot: Dot, owner: Owner, key: &str, mut meta: Map<String, Value>) -> Diff {
+        meta.remove("phx_ref");
+        meta.remove("phx_ref_prev");
+        let mut diff = Diff::default();
+        let old = self.owned.get(&owner).copied();
+        if let Some((old, said)) = old.and_then(|old| Some((old, self.metas.get(&old)?))) {
+            if *said.key == *key && same(&said.json, &meta) {
+                return diff;
+            }
+            diff.leaves.push((old, said.clone()));
+            self.metas.remove(&old);
+        }
+        let json = Value::Object(meta).to_string().into();
+        let meta = Meta { key: key.into(), prev: old, json };
+        diff.joins.push((dot, meta.clone()));
+        self.metas.insert(dot, meta);
+        self.saw(dot);
+        self.owned.insert(owner, dot);
+        diff
+    }
+
+    /// Takes back what `owner` said; empty when it said nothing.
+    pub fn untrack(&mut self, owner: &Owner) -> Diff {
+        let meta = self.owned.remove(owner).and_then(|dot| Some((dot, self.metas.remove(&dot)?)));
+        Diff { joins: Vec::new(), leaves: meta.into_iter().collect() }
+    }
+
+    /// Takes over what another node knows. Merging is commutative, associative and idempotent, and a meta
+    /// that one side has removed stays removed.
+    pub fn merge(&mut self, other: &Self) -> Diff {
+        let mut diff = Diff::default();
+        let unknown = |seen: &BTreeMap<u32, u64>, dot: &Dot| {
+            seen.get(&dot.replica).is_none_or(|&counter| counter < dot.counter)
+        };
+        self.metas.retain(|dot, meta| {
+            let stays = other.metas.contains_key(dot) || unknown(&other.seen, dot);
+            if !stays {
+                diff.leaves.push((*dot, meta.clone()));
+            }
+            stays
+        });
+        for (dot, meta) in &other.metas {
+            if unknown(&self.seen, dot) {
+                self.metas.insert(*dot, meta.clone());
+                diff.joins.push((*dot, meta.clone()));
+            }
+        }
+        for (&replica, &counter) in &other.seen {
+            self.saw(Dot { replica, counter });
+        }
+        diff
+    }
+
+    /// Whether nobody says anything.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.metas.is_empty()
+    }
+
+    /// The payload of `presence_state`: `{key:{"metas":[…]}}`.
+    #[must_use]
+    pub fn payload(&self) -> Bytes {
+        let mut out = BytesMut::with_capacity(64 * self.metas.len() + 2);
+        put_metas(&mut out, self.metas.iter().map(|(dot, meta)| (*dot, meta)));
+        out.freeze()
+    }
+
+    fn saw(&mut self, dot: Dot) {
+        let last = self.seen.entry(dot.replica).or_default();
+        *last = dot.counter.max(*last);
+    }
+}
+
+/// Who came and who went.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Diff {
+    joins: Vec<(Dot, Meta)>,
+    leaves: Vec<(Dot, Meta)>,
+}
+
+impl Diff {
+    /// Whether nothing happened.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.joins.is_empty() && self.leaves.is_empty()
+    }
+
+    /// Adds what happened after it.
+    pub fn extend(&mut self, later: Self) {
+        self.joins.extend(later.joins);
+        self.leaves.extend(later.leaves);
+    }
+
+    /// The payload of `presence_diff`: `{"joins":…,"leaves":…}`.
+    #[must_use]
+    pub fn payload(&self) -> Bytes {
+        let mut out = BytesMut::with_capacity(128 * (self.joins.len() + self.leaves.len()) + 32);
+        out.put_slice(b"{\"joins\":");
+        put_metas(&mut out, self.joins.iter().map(|(dot, meta)| (*dot, meta)));
+        out.put_slice(b",\"leaves\":");
+        put_metas(&mut out, self.leaves.iter().map(|(dot, meta)| (*dot, meta)));
+        out.put_u8(b'}');
+        out.freeze()
+    }
+}
+
+fn same(json: &str, meta: &Map<String, Value>) -> bool {
+    serde_json::from_str::<Map<String, Value>>(json).is_ok_and(|said| said == *meta)
+}
+
+fn put_metas<'a>(out: &mut BytesMut, metas: impl Iterator<Item = (Dot, &'a Meta)>) {
+    let mut by_key: BTreeMap<&str, Vec<(Dot, &Meta)>> = BTreeMap::new();
+    for (dot, meta) in metas {
+        by_key.entry(&meta.key).or_default().push((dot, meta));
+    }
+    out.put_u8(b'{');
+    for (at, (key, metas)) in by_key.into_iter().enumerate() {
+        if at > 0 {
+            out.put_u8(b',');
+        }
+        crate::wire::text::put_string(out, key);
+        out.put_slice(b":{\"metas\":[");
+        for (at, (dot, meta)) in metas.into_iter().enumerate() {
+            if at > 0 {
+                out.put_u8(b',');
+            }
+            put_meta(out, dot, meta);
+        }
+        out.put_slice(b"]}");
+    }
+    out.put_u8(b'}');
+}
+
+fn put_meta(out: &mut BytesMut, dot: Dot, meta: &Meta) {
+    out.put_slice(b"{\"phx_ref\":\"");
+    out.put_slice(dot.to_ref().as_bytes());
+    out.put_u8(b'"');
+    if let Some(prev) = meta.prev {
+        out.put_slice(b",\"phx_ref_prev\":\"");
+        out.put_slice(prev.to_ref().as_bytes());
+        out.put_u8(b'"');
+    }
+    // What was said is an object: its members follow ours, without its opening brace.
+    let members = meta.json.strip_prefix('{').unwrap_or("}");
+    if members != "}" {
+        out.put_u8(b',');
+    }
+    out.put_slice(members.as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    fn meta(value: Value) -> Map<String, Value> {
+        value.as_object().cloned().unwrap()
+    }
+    fn dot(counter: u64) -> Dot {
+        Dot { replica: 7, counter }
+    }
+    fn json(payload: &Bytes) -> Value {
+        serde_json::from_slice(payload).unwrap()
+    }
+    const ADA: Owner = Owner::Channel(1);
+
+    #[test]
+    fn saying_something_else_is_one_difference_with_the_old_meta_leaving() {
+        let mut state = State::default();
+        let (first, second) = (dot(1).to_ref(), dot(2).to_ref());
+        assert_eq!(first.len(), 16);
+        let diff = state.track(dot(1), ADA, "ada", meta(json!({"n": 1, "phx_ref": "mine"})));
+        let old = json!({"ada": {"metas": [{"phx_ref": first, "n": 1}]}});
+        assert_eq!(json(&diff.payload()), json!({"joins": old, "leaves": {}}));
+        let diff = state.track(dot(2), ADA, "ada", meta(json!({})));
+        let new = json!({"ada": {"metas": [{"phx_ref": second, "phx_ref_prev": first}]}});
+        assert_eq!(json(&diff.payload()), json!({"joins": new, "leaves": old}));
+        assert_eq!(json(&state.payload()), new);
+    }
+
+    #[test]
+    fn saying_the_same_again_is_no_difference() {
+        let mut state = State::default();
+        state.track(dot(1), ADA, "ada", meta(json!({"a": 1, "b": [2]})));
+        assert!(state.track(dot(2), ADA, "ada", meta(json!({"b": [2], "a": 1}))).is_empty());
+        assert!(!state.untrack(&ADA).is_empty());
+        assert!(state.untrack(&ADA).is_empty());
+        let again = state.track(dot(3), ADA, "ada", meta(json!({})));
+        assert!(!json(&again.payload()).to_string().contains("phx_ref_prev"), "a fresh join");
+    }
+
+    #[test]
+    fn two_channels_with_one_key_are_two_metas() {
+        let mut state = State::default();
+        state.track(dot(1), ADA, "k", meta(json!({})));
+        state.track(dot(2), Owner::Hosted("k".into()), "k", meta(json!({})));
+        assert_eq!(json(&state.payload())["k"]["metas"].as_array().unwrap().len(), 2);
+        state.untrack(&ADA);
+        assert_eq!(json(&state.payload())["k"]["metas"].as_array().unwrap().len(), 1);
+    }
+
+    /// What three nodes did and heard of each other, in any order.
+    fn nodes() -> impl Strategy<Value = Vec<State>> {
+        proptest::collection::vec((0usize..3, 0usize..3, 0u64..3, any::<bool>()), 0..40).prop_map(|steps| {
+            let mut nodes = vec![State::default(), State::default(), State::default()];
+            for (step, (node, from, who, track)) in steps.into_iter().enumerate() {
+                let owner = Owner::Channel(who);
+                let next = Dot { replica: node as u32, counter: step as u64 + 1 };
+                if node != from {
+                    let other = nodes[from].clone();
+                    nodes[node].merge(&other);
+                } else if track {
+                    nodes[node].track(next, owner, "k", meta(json!({ "n": step })));
+                } else {
+                    nodes[node].untrack(&owner);
+                }
+            }
+            nodes
+        })
+    }
+    fn merged(a: &State, b: &State) -> State {
+        let mut a = a.clone();
+        a.merge(b);
+        a
+    }
+
+    proptest! {
+        #[test]
+        fn merging_is_commutative_associative_and_idempotent(nodes in nodes()) {
+            let [a, b, c] = &nodes[..] else { unreachable!() };
+            prop_assert_eq!(merged(a, b), merged(b, a));
+            prop_assert_eq!(merged(&merged(a, b), c), merged(a, &merged(b, c)));
+            prop_assert_eq!(&merged(a, a), a);
+            prop_assert_eq!(merged(&merged(a, b), b), merged(a, b));
+        }
+
+        #[test]
+        fn a_difference_is_what_changed(nodes in nodes()) {
+            let before = nodes[0].clone();
+            let mut after = before.clone();
+            let diff = after.merge(&nodes[1]);
+            let mut applied: BTreeMap<_, _> = before.metas;
+            for (dot, _) in &diff.leaves {
+                prop_assert!(applied.remove(dot).is_some());
+            }
+            for (dot, meta) in diff.joins {
+                prop_assert!(applied.insert(dot, meta).is_none());
+            }
+            prop_assert_eq!(applied, after.metas);
+        }
+    }
+}
