@@ -80,7 +80,8 @@ pub(super) fn explain(target: &Target, source: tokio_postgres::Error) -> Error {
             SqlState::TOO_MANY_CONNECTIONS => Error::TooManyConnections { address, source },
             SqlState::CANNOT_CONNECT_NOW | SqlState::ADMIN_SHUTDOWN | SqlState::CRASH_SHUTDOWN => {
                 let reason = source.as_db_error().map_or_else(String::new, |e| e.message().to_owned());
-                let source = io::Error::new(io::ErrorKind::ConnectionRefused, reason);
+                // It starts, recovers or stops.
+                let source = io::Error::new(io::ErrorKind::ResourceBusy, reason);
                 Error::Unreachable { address, source }
             }
             _ => Error::Query(source),

@@ -59,7 +59,7 @@ impl Database {
         let Some(url) = &config.url else {
             let private = Private::open(config, scope).await?;
             let target = private.target().clone();
-            let url = SecretString::from(private.tcp_target()?.url());
+            let url = private.url();
             return Self::build(config, target, url, Some(private)).await;
         };
         let target = Target::parse(url.expose_secret())?;

@@ -112,6 +112,11 @@ impl Target {
         Self { database: database.to_owned(), ..self.clone() }
     }
 
+    /// The same role and database at another address of the same server.
+    pub(super) fn with_host(&self, host: Host) -> Self {
+        Self { host, ..self.clone() }
+    }
+
     /// What the driver takes; the caller adds an application name and a time limit.
     #[must_use]
     pub fn driver_config(&self) -> tokio_postgres::Config {

@@ -1,0 +1,2 @@
+//! The database: a real server, outside and private.
+mod pool;

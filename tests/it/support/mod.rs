@@ -1,0 +1,12 @@
+//! What every integration test shares: one real PostgreSQL for the whole run, and
+//! a migrated database of one's own for each test.
+//!
+//! `let db = support::database().await;` is all that a test needs. The server is
+//! made by the first test that asks, is shared by all processes, and is left
+//! running for the next run, detached from everything that started it.
+#![allow(dead_code, unused_imports, reason = "not every test module uses everything")]
+mod database;
+mod server;
+
+pub use database::{TestDb, database, empty_database};
+pub use server::postgres;
