@@ -1,4 +1,5 @@
 //! The negotiation: a durable Contract Net with confirmation (`reference/negotiation.md`).
+pub mod machine;
 mod types;
 pub use types::*;
 

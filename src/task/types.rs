@@ -33,9 +33,9 @@ pub struct Request {
     /// The task that this one is a part of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent_id: Option<TaskId>,
-    /// How it is awarded, timed and retried; every member has a default.
+    /// Members of [`Policy`] that differ from the daemon's defaults.
     #[serde(default)]
-    pub policy: Policy,
+    pub policy: serde_json::Map<String, Value>,
 }
 
 /// How a task is awarded, timed and retried. Every member has a default.
@@ -68,9 +68,62 @@ pub struct Policy {
     /// How long a cancelled assignee has to stop by itself.
     #[serde(with = "humantime_serde")]
     pub cancel_grace: Duration,
+    /// An assignment without evidence of work for this long is stalled.
+    #[serde(with = "humantime_serde")]
+    pub progress: Duration,
+    /// How long an offer can be awarded.
+    #[serde(with = "humantime_serde")]
+    pub offer_validity: Duration,
     /// JSON schema that a result must satisfy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub result_schema: Option<Value>,
+}
+
+impl Policy {
+    /// This policy with the members of `patch` in place of its own.
+    ///
+    /// # Errors
+    /// What is wrong with the patch: an unknown member, a wrong type, a number out of range.
+    pub fn with(&self, patch: &serde_json::Map<String, Value>) -> Result<Self, String> {
+        if patch.is_empty() {
+            return Ok(self.clone());
+        }
+        let Ok(Value::Object(mut members)) = serde_json::to_value(self) else {
+            return Err("policy is not an object".into());
+        };
+        members.extend(patch.clone());
+        let policy: Self =
+            serde_json::from_value(Value::Object(members)).map_err(|e| format!("policy: {e}"))?;
+        policy.check()?;
+        Ok(policy)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        for (name, count) in [("attempts_max", self.attempts_max), ("rounds_max", self.rounds_max)] {
+            if !(1..=9999).contains(&count) {
+                return Err(format!("policy.{name} is {count}; use 1 to 9999"));
+            }
+        }
+        let week = Duration::from_secs(7 * 24 * 3600);
+        for (name, time) in [
+            ("bid_window", self.bid_window),
+            ("quiet_gap", self.quiet_gap),
+            ("confirm", self.confirm),
+            ("lease", self.lease),
+            ("attempt", self.attempt),
+            ("progress", self.progress),
+            ("offer_validity", self.offer_validity),
+            ("cancel_grace", self.cancel_grace),
+        ] {
+            if time.is_zero() || time > week {
+                return Err(format!("policy.{name} is {time:?}; use more than 0 and at most 7 days"));
+            }
+        }
+        if let Some(schema) = &self.result_schema {
+            jsonschema::validator_for(schema).map_err(|e| format!("policy.result_schema: {e}"))?;
+        }
+        Ok(())
+    }
 }
 
 impl Default for Policy {
@@ -86,6 +139,8 @@ impl Default for Policy {
             lease: Duration::from_secs(30),
             attempt: Duration::from_secs(600),
             cancel_grace: Duration::from_secs(10),
+            progress: Duration::from_secs(600),
+            offer_validity: Duration::from_secs(60),
             result_schema: None,
         }
     }

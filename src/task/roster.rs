@@ -1,0 +1,150 @@
+//! What the arbiter remembers of the agents between looks.
+//!
+//! A copy of `convoke.agents` and `convoke.statistics`: who is eligible, how many
+//! slots are free, what was measured. It only saves reading: the award's statement
+//! checks the slot again, and a refresh from the rows mends whatever drifted.
+use super::score::{Measured, Offer, computed};
+use super::{AgentId, Incarnation, OrgId, Terms};
+use std::collections::HashMap;
+
+/// Millionths in one.
+const ONE: i64 = 1_000_000;
+
+/// An agent that is present.
+#[derive(Clone, Debug)]
+pub(super) struct Member {
+    pub(super) org: OrgId,
+    pub(super) capabilities: Vec<String>,
+    pub(super) slots: u32,
+    pub(super) used: u32,
+    pub(super) incarnation: Incarnation,
+    pub(super) terms: Terms,
+    pub(super) measured: HashMap<String, Measured>,
+    /// The number of the last award it got; lower waited longer.
+    pub(super) last_award: u64,
+}
+
+impl Member {
+    pub(super) fn free(&self) -> u32 {
+        self.slots.saturating_sub(self.used)
+    }
+    pub(super) fn can(&self, org: &str, requires: &[String]) -> bool {
+        self.org.as_str() == org && requires.iter().all(|need| self.capabilities.contains(need))
+    }
+}
+
+/// All agents that are present.
+#[derive(Debug, Default)]
+pub(super) struct Roster {
+    pub(super) members: HashMap<AgentId, Member>,
+    awards: u64,
+}
+
+impl Roster {
+    /// Takes what the rows say; how long each has waited is remembered here only.
+    pub(super) fn replace(&mut self, mut members: HashMap<AgentId, Member>) {
+        for (id, member) in &mut members {
+            member.last_award = self.members.get(id).map_or(0, |known| known.last_award);
+        }
+        self.members = members;
+    }
+
+    /// The agents that can do such a task, in the order of their ids.
+    pub(super) fn eligible(&self, org: &str, requires: &[String]) -> Vec<AgentId> {
+        let mut ids: Vec<AgentId> = self
+            .members
+            .iter()
+            .filter(|(_, member)| member.can(org, requires))
+            .map(|(id, _)| id.clone())
+            .collect();
+        ids.sort();
+        ids
+    }
+
+    /// What the runtime offers for an agent, if it has a free slot and does not speak for itself.
+    pub(super) fn offer(&self, id: &AgentId, kind: &str) -> Option<Offer> {
+        let member = self.members.get(id)?;
+        if !member.terms.computed || member.free() == 0 {
+            return None;
+        }
+        let measured = member.measured.get(kind).copied().unwrap_or_default();
+        let (cost_microdollars, eta_ms, confidence) =
+            computed(&member.terms, &measured, member.slots, member.used);
+        Some(Offer {
+            agent: id.clone(),
+            incarnation: member.incarnation,
+            cost_microdollars,
+            eta_ms,
+            confidence,
+            free: i64::from(member.free()) * ONE / i64::from(member.slots.max(1)),
+            waited_rank: member.last_award,
+            arrival: 0,
+        })
+    }
+
+    /// An award took a slot.
+    pub(super) fn took(&mut self, id: &AgentId) {
+        self.awards += 1;
+        if let Some(member) = self.members.get_mut(id) {
+            member.used = (member.used + 1).min(member.slots);
+            member.last_award = self.awards;
+        }
+    }
+
+    /// An assignment ended; its outcome goes into the measurements.
+    pub(super) fn freed(&mut self, id: &AgentId) {
+        if let Some(member) = self.members.get_mut(id) {
+            member.used = member.used.saturating_sub(1);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn member(org: &str, capabilities: &[&str], slots: u32) -> Member {
+        Member {
+            org: org.try_into().unwrap(),
+            capabilities: capabilities.iter().map(|c| (*c).to_owned()).collect(),
+            slots,
+            used: 0,
+            incarnation: Incarnation(1),
+            terms: Terms {
+                computed: true,
+                cost_microdollars: 1,
+                confidence: 0.5,
+                eta: Duration::from_millis(1),
+            },
+            measured: HashMap::new(),
+            last_award: 0,
+        }
+    }
+
+    #[test]
+    fn an_agent_of_another_org_or_without_a_capability_is_not_eligible() {
+        let mut roster = Roster::default();
+        let named = |id: &str, m| (AgentId::try_from(id).unwrap(), m);
+        roster.replace(HashMap::from([
+            named("both", member("demo", &["a", "b"], 1)),
+            named("half", member("demo", &["a"], 1)),
+            named("other", member("else", &["a", "b"], 1)),
+        ]));
+        let ids: Vec<String> =
+            roster.eligible("demo", &["b".into(), "a".into()]).iter().map(ToString::to_string).collect();
+        assert_eq!(ids, ["both"]);
+    }
+
+    #[test]
+    fn a_full_agent_makes_no_offer_until_a_slot_is_free() {
+        let mut roster = Roster::default();
+        let id = AgentId::try_from("one").unwrap();
+        roster.replace(HashMap::from([(id.clone(), member("demo", &[], 1))]));
+        assert!(roster.offer(&id, "k").is_some());
+        roster.took(&id);
+        assert!(roster.offer(&id, "k").is_none());
+        roster.freed(&id);
+        assert_eq!(roster.offer(&id, "k").unwrap().waited_rank, 1);
+    }
+}

@@ -1,0 +1,1 @@
+select id from convoke.tasks where due_at <= clock_timestamp() order by due_at limit 200 for update skip locked

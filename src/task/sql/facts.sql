@@ -1,0 +1,16 @@
+select t.id, t.org, t.kind, t.requires, t.state, t.round, t.rounds_empty, t.epoch, t.attempt, t.attempts_max,
+    t.policy, t.tried, t.agent_id, t.state_reason,
+    coalesce(t.run_at <= now.at, true) as run_at_came,
+    coalesce(t.deadline_at <= now.at, false) as deadline_came,
+    t.bids_close_at is not null as bidding,
+    a.id as assignment_id, a.epoch as assignment_epoch, a.agent_id as assignee, a.incarnation,
+    a.state as assignment_state,
+    a.confirm_by <= now.at as confirm_late,
+    a.lease_until <= now.at as lease_late,
+    a.attempt_deadline_at <= now.at as attempt_late,
+    (extract(epoch from now.at - a.progress_at) * 1000)::bigint as silent_ms,
+    (extract(epoch from least(a.lease_until, a.attempt_deadline_at) - now.at) * 1000)::bigint as lease_left_ms
+from convoke.tasks t
+cross join (select clock_timestamp() as at) now
+left join convoke.assignments a on a.task_id = t.id and a.state in ('awarded', 'running', 'waiting')
+where t.id = any($1)

@@ -1,0 +1,12 @@
+insert into convoke.offers as o (task_id, round, agent_id, incarnation, state, cost_microdollars, eta_ms,
+    confidence, note, valid_until, score)
+select i.task_id, i.round, i.agent_id, i.incarnation, i.state, i.cost, i.eta_ms, i.confidence, i.note,
+    clock_timestamp() + i.valid_ms * interval '1 ms', i.score
+from unnest($1::uuid[], $2::integer[], $3::text[], $4::bigint[], $5::text[], $6::bigint[], $7::bigint[],
+    $8::real[], $9::text[], $10::bigint[], $11::jsonb[])
+    as i(task_id, round, agent_id, incarnation, state, cost, eta_ms, confidence, note, valid_ms, score)
+on conflict (task_id, round, agent_id) do update set incarnation = excluded.incarnation, state = excluded.state,
+    cost_microdollars = excluded.cost_microdollars, eta_ms = excluded.eta_ms, confidence = excluded.confidence,
+    note = excluded.note, valid_until = excluded.valid_until, score = excluded.score,
+    offered_at = clock_timestamp()
+where o.state in ('open', 'declined')

@@ -1,0 +1,12 @@
+insert into convoke.agents as g (id, org, kind, description, capabilities, slots, definition_hash, terms, node_id)
+select i.id, i.org, i.kind, i.description, array(select jsonb_array_elements_text(i.capabilities)), i.slots, i.hash,
+    i.terms, $9::uuid
+from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::jsonb[], $6::integer[], $7::text[], $8::jsonb[])
+    as i(id, org, kind, description, capabilities, slots, hash, terms)
+order by i.id
+on conflict (id) do update set org = excluded.org, kind = excluded.kind, description = excluded.description,
+    capabilities = excluded.capabilities, slots = excluded.slots, definition_hash = excluded.definition_hash,
+    definition_version = g.definition_version + (g.definition_hash <> excluded.definition_hash)::integer,
+    terms = excluded.terms, node_id = excluded.node_id, incarnation = g.incarnation + 1, status = 'present',
+    last_seen_at = clock_timestamp()
+returning id, incarnation

@@ -1,0 +1,31 @@
+with input as (
+    select i.*, convoke.task_class(i.org, i.requires) as class,
+        coalesce(i.run_at > clock_timestamp(), false) as later
+    from (
+        select id, org, kind, array(select jsonb_array_elements_text(requires)) as requires, input, requester,
+            parent_id, idempotency_key, request_hash, priority, run_at, deadline_at, policy, attempts_max
+        from unnest($1::uuid[], $2::text[], $3::text[], $4::jsonb[], $5::jsonb[], $6::text[], $7::uuid[],
+            $8::text[], $9::bytea[], $10::smallint[], $11::timestamptz[], $12::timestamptz[], $13::jsonb[],
+            $14::integer[])
+        as u(id, org, kind, requires, input, requester, parent_id, idempotency_key, request_hash, priority,
+            run_at, deadline_at, policy, attempts_max)
+    ) i
+),
+made as (
+    insert into convoke.tasks (id, org, kind, requires, class, input, requester, parent_id, root_id,
+        idempotency_key, request_hash, priority, state, run_at, due_at, deadline_at, policy, attempts_max)
+    select i.id, i.org, i.kind, i.requires, i.class, i.input, i.requester, i.parent_id,
+        coalesce(parent.root_id, i.id), i.idempotency_key, i.request_hash, i.priority,
+        case when i.later then 'scheduled' else 'open' end, i.run_at, case when i.later then i.run_at end,
+        i.deadline_at, i.policy, i.attempts_max
+    from input i left join convoke.tasks parent on parent.id = i.parent_id
+    on conflict do nothing
+    returning id, org, kind, requires, requester, priority, state, created_at
+),
+logged as (
+    insert into convoke.events (org, task_id, epoch, type, body)
+    select org, id, 0, 'requested', jsonb_build_object('kind', kind, 'requires', to_jsonb(requires),
+        'requester', requester, 'priority', priority)
+    from made
+)
+select id, state, created_at from made

@@ -1,0 +1,71 @@
+with input as (
+    select * from unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::jsonb[], $7::jsonb[],
+        $8::bigint[], $9::boolean[], $10::boolean[], $11::bigint[], $12::bigint[], $13::text[], $14::jsonb[],
+        $15::jsonb[])
+    as i(task_id, assignment_id, assignment_state, task_state, reason, result, error, due_ms, standby, tried,
+        tokens, microdollars, event, body, checkpoint)
+),
+ended as (
+    update convoke.assignments a set state = i.assignment_state, ended_at = clock_timestamp(),
+        checkpoint = coalesce(i.checkpoint, a.checkpoint),
+        outcome = jsonb_build_object('tokens', i.tokens, 'microdollars', i.microdollars, 'body', i.body)
+    from input i
+    where a.id = i.assignment_id and a.state in ('awarded', 'running', 'waiting')
+    returning a.id, a.task_id, a.agent_id, a.incarnation, a.epoch, a.state, i.microdollars,
+        extract(epoch from a.ended_at - a.started_at) * 1000 as took_ms
+),
+moved as (
+    update convoke.tasks t set state = i.task_state, state_reason = i.reason,
+        result = coalesce(i.result, t.result), error = coalesce(i.error, t.error),
+        due_at = clock_timestamp() + i.due_ms * interval '1 ms',
+        bids_close_at = case when i.standby then clock_timestamp() end,
+        agent_id = case when i.task_state = 'open' then null else t.agent_id end,
+        tried = case when i.tried and e.agent_id is not null and not e.agent_id = any(t.tried)
+            then t.tried || e.agent_id else t.tried end,
+        cancel_requested_at = case when i.task_state = 'canceling' then clock_timestamp()
+            else t.cancel_requested_at end,
+        updated_at = clock_timestamp(), version = t.version + 1
+    from input i left join ended e on e.id = i.assignment_id
+    where t.id = i.task_id and t.state not in ('completed', 'failed', 'canceled')
+    returning t.id, t.org, t.kind, t.state, t.round, t.epoch, t.class, t.agent_id, i.event, i.body,
+        e.agent_id as assignee, e.state as assignment_state, t.updated_at
+),
+freed as (
+    update convoke.agents g set slots_used = greatest(0, g.slots_used - n.slots)
+    from (select agent_id, incarnation, count(*)::integer as slots from ended group by agent_id, incarnation) n
+    where g.id = n.agent_id and g.incarnation = n.incarnation
+),
+counted as (
+    insert into convoke.statistics as s (agent_id, kind, completed, failed, refused, weight, latency_ms_sum,
+        cost_microdollars_sum)
+    select e.agent_id, m.kind, count(*) filter (where e.state = 'finished'),
+        count(*) filter (where e.state in ('failed', 'rejected', 'lease_lost', 'stalled')),
+        count(*) filter (where e.state in ('refused', 'confirm_timeout')),
+        count(*) filter (where e.state = 'finished'),
+        coalesce(sum(e.took_ms) filter (where e.state = 'finished'), 0),
+        coalesce(sum(e.microdollars) filter (where e.state = 'finished'), 0)
+    from ended e join moved m on m.id = e.task_id
+    group by e.agent_id, m.kind
+    on conflict (agent_id, kind) do update set
+        completed = s.completed + excluded.completed,
+        failed = s.failed + excluded.failed,
+        refused = s.refused + excluded.refused,
+        weight = s.weight * power(0.98, excluded.weight) + excluded.weight,
+        latency_ms_sum = s.latency_ms_sum * power(0.98, excluded.weight) + excluded.latency_ms_sum,
+        cost_microdollars_sum = s.cost_microdollars_sum * power(0.98, excluded.weight)
+            + excluded.cost_microdollars_sum
+),
+answered as (
+    update convoke.offers o
+    set state = case when o.state = 'awarded' then 'refused' else 'lost' end
+    from moved m
+    where o.task_id = m.id and (
+        (o.state = 'open' and m.state in ('completed', 'failed', 'canceled'))
+        or (o.state = 'awarded' and o.round = m.round and o.agent_id = m.assignee
+            and m.assignment_state in ('refused', 'confirm_timeout', 'start_timeout', 'lease_lost', 'canceled')))
+),
+logged as (
+    insert into convoke.events (org, task_id, agent_id, epoch, type, body)
+    select org, id, coalesce(assignee, agent_id), epoch, event, body from moved
+)
+select id, org, kind, state, epoch, class, assignee, coalesce(agent_id, assignee) as agent_id from moved

@@ -1,0 +1,33 @@
+with input as (
+    select * from unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::bigint[])
+    as i(task_id, assignment_id, lease_ms, attempt_ms)
+),
+started as (
+    update convoke.assignments a set state = 'running', started_at = now.at, progress_at = now.at,
+        lease_ms = i.lease_ms, lease_until = now.at + i.lease_ms * interval '1 ms',
+        attempt_deadline_at = now.at + i.attempt_ms * interval '1 ms'
+    from input i cross join (select clock_timestamp() as at) now
+    where a.id = i.assignment_id and a.state = 'awarded'
+    returning a.task_id, a.id, a.agent_id, a.epoch, least(a.lease_until, a.attempt_deadline_at) as due_at
+),
+moved as (
+    update convoke.tasks t set state = 'running', attempt = t.attempt + 1, due_at = s.due_at,
+        updated_at = clock_timestamp(), version = t.version + 1
+    from started s where t.id = s.task_id
+    returning t.id, t.org, t.kind, t.round, t.epoch, t.attempt, t.input, s.agent_id, s.id as assignment_id
+),
+confirmed as (
+    update convoke.offers o set state = 'confirmed' from moved m
+    where o.task_id = m.id and o.round = m.round and o.agent_id = m.agent_id
+),
+logged as (
+    insert into convoke.events (org, task_id, agent_id, epoch, type, body)
+    select org, id, agent_id, epoch, 'started', jsonb_build_object('assignment_id', assignment_id,
+        'attempt', attempt)
+    from moved
+)
+select m.id, m.input, m.attempt, (
+    select a.checkpoint from convoke.assignments a
+    where a.task_id = m.id and a.checkpoint is not null and m.attempt > 1 order by a.epoch desc limit 1
+) as checkpoint
+from moved m
