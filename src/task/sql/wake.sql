@@ -7,12 +7,12 @@ with input as (
 ),
 fresh as (
     insert into convoke.wakes (trigger, agent_id, lsn, index, task_id, error)
-    select trigger, agent_id, '0/0'::pg_lsn + lsn, index, case when error is null then task_id end, error from input
+    select trigger, agent_id, '0/0'::pg_lsn + lsn::numeric, index, case when error is null then task_id end, error from input
     on conflict do nothing
     returning trigger, lsn, index
 ),
 new as (
-    select i.* from input i join fresh f on f.trigger = i.trigger and f.lsn = '0/0'::pg_lsn + i.lsn
+    select i.* from input i join fresh f on f.trigger = i.trigger and f.lsn = '0/0'::pg_lsn + i.lsn::numeric
         and f.index = i.index
 ),
 made as (
@@ -30,7 +30,7 @@ logged as (
     from made
     union all
     select org, null, null, 'wake_failed', jsonb_build_object('trigger', trigger, 'error', error,
-        'lsn', ('0/0'::pg_lsn + lsn)::text, 'index', index)
+        'lsn', ('0/0'::pg_lsn + lsn::numeric)::text, 'index', index)
     from new where error is not null
 )
 select id, org, kind from made
