@@ -7,8 +7,7 @@
 use super::machine::{AssignmentState, Event, Next};
 use super::store::{self, Live, Locked, Settled, run, sql};
 use super::{
-    AgentId, AssignmentKey, Error, Failure, Notice, Policy, Shared, Start, TaskId, TaskState, Update,
-    Usage,
+    AgentId, AssignmentKey, Error, Failure, Notice, Policy, Shared, Start, TaskId, TaskState, Update, Usage,
 };
 use crate::id::{Epoch, OrgId};
 use deadpool_postgres::Transaction;
@@ -23,11 +22,21 @@ const RETRY_MS_MAX: i64 = 60_000;
 #[derive(Clone, Debug)]
 pub(super) enum Act {
     Accept,
-    Refuse { reason: String },
-    Finish { result: Value, usage: Usage },
+    Refuse {
+        reason: String,
+    },
+    Finish {
+        result: Value,
+        usage: Usage,
+    },
     Fail(Failure),
-    Release { reason: String, checkpoint: Option<Value> },
-    Cancel { reason: String },
+    Release {
+        reason: String,
+        checkpoint: Option<Value>,
+    },
+    Cancel {
+        reason: String,
+    },
     /// The holder is gone for good: its process ended, its socket closed, its host restarted.
     Lost,
     /// A timer came; which one, the row says.
@@ -54,10 +63,20 @@ pub(super) enum Done {
 
 /// What a locked row and a command make together.
 enum Effect {
-    Start { live: Live, policy: Policy },
+    Start {
+        live: Live,
+        policy: Policy,
+    },
     /// An accept that was answered before and is asked again.
-    Again { live: Live, policy: Policy },
-    Settle { settled: Box<Settled>, stop: Option<(AgentId, AssignmentKey)>, answer: Result<(), Error> },
+    Again {
+        live: Live,
+        policy: Policy,
+    },
+    Settle {
+        settled: Box<Settled>,
+        stop: Option<(AgentId, AssignmentKey)>,
+        answer: Result<(), Error>,
+    },
     /// A round is over: the arbiter closes it.
     Close,
     Rearm(i64),
@@ -231,7 +250,9 @@ fn step(
     let stop = row
         .live
         .as_ref()
-        .filter(|_| command.holder.is_none() && (step.assignment.is_some() || step.state == TaskState::Canceling))
+        .filter(|_| {
+            command.holder.is_none() && (step.assignment.is_some() || step.state == TaskState::Canceling)
+        })
         .map(|live| (live.agent.clone(), live.key));
     Ok(Effect::Settle {
         settled: Box::new(Settled {
@@ -326,7 +347,9 @@ fn check_result(shared: &Shared, row: &Locked, result: &Value) -> Result<(), Str
     }
     let Some(schema) = shared.policy(&row.policy)?.result_schema else { return Ok(()) };
     let validator = jsonschema::validator_for(&schema).map_err(|e| format!("policy.result_schema: {e}"))?;
-    validator.validate(result).map_err(|e| format!("the result does not fit its schema at {:?}: {e}", e.instance_path().as_str()))
+    validator
+        .validate(result)
+        .map_err(|e| format!("the result does not fit its schema at {:?}: {e}", e.instance_path().as_str()))
 }
 
 /// Begins the work of those who accepted; the answer carries the input.
@@ -344,7 +367,12 @@ async fn start(
             }
             Effect::Again { live, policy } => {
                 let found = run(tx, sql!("restart_answer"), &[&live.key.task_id.as_uuid()]).await?;
-                answer_start(&found, &HashMap::from([(live.key.task_id, (*at, live, policy))]), rows, outcome);
+                answer_start(
+                    &found,
+                    &HashMap::from([(live.key.task_id, (*at, live, policy))]),
+                    rows,
+                    outcome,
+                );
             }
             _ => {}
         }
@@ -361,9 +389,9 @@ async fn start(
     answer_start(&found, &starting, rows, outcome);
     for (id, (_, live, _)) in starting {
         if let Some(row) = rows.get(&id) {
-            outcome.notices.extend(
-                update(row, TaskState::Running, None, Some(live.agent.clone())).map(Notice::Updated),
-            );
+            outcome
+                .notices
+                .extend(update(row, TaskState::Running, None, Some(live.agent.clone())).map(Notice::Updated));
         }
     }
     Ok(())
@@ -480,13 +508,13 @@ async fn settle_fenced(
             _ => continue,
         };
         let (task, assignment) = (key.task_id.as_uuid(), key.assignment_id.as_uuid());
-        let found =
-            run(tx, sql!("ended_as"), &[&assignment, &task, &agent.as_str(), &key.epoch.0]).await?;
+        let found = run(tx, sql!("ended_as"), &[&assignment, &task, &agent.as_str(), &key.epoch.0]).await?;
         let Some(row) = found.first() else { continue };
         if row.get::<_, &str>("state") == ended {
             let update = Update {
                 id: key.task_id,
-                org: OrgId::try_from(row.get::<_, &str>("org")).map_err(|e| Error::BadRequest(e.to_string()))?,
+                org: OrgId::try_from(row.get::<_, &str>("org"))
+                    .map_err(|e| Error::BadRequest(e.to_string()))?,
                 kind: row.get("kind"),
                 state: TaskState::parse(row.get("task_state")).unwrap_or(TaskState::Failed),
                 state_reason: row.get("state_reason"),

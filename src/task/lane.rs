@@ -83,8 +83,9 @@ impl<C: Clone, A> Mailbox<C, A> {
                 }
             }
             let mut seen = std::collections::HashSet::new();
-            let (batch, later) =
-                held.into_iter().partition(|waiting| key(&waiting.command).is_none_or(|key| seen.insert(key)));
+            let (batch, later) = held
+                .into_iter()
+                .partition(|waiting| key(&waiting.command).is_none_or(|key| seen.insert(key)));
             held = later;
             carry_out(batch, &work, &stop).await;
         }

@@ -298,7 +298,11 @@ mod tests {
     fn the_last_attempt_that_fails_ends_the_task() {
         for event in [Event::Fail { retryable: true }, Event::LeaseLost, Event::Stall, Event::Release] {
             let step = facts(TaskState::Running, 3).next(event).unwrap();
-            assert_eq!((step.state, step.reason), (TaskState::Failed, Some("attempts_exhausted")), "{event:?}");
+            assert_eq!(
+                (step.state, step.reason),
+                (TaskState::Failed, Some("attempts_exhausted")),
+                "{event:?}"
+            );
             assert_eq!(facts(TaskState::Running, 2).next(event).unwrap().state, TaskState::Open, "{event:?}");
         }
     }

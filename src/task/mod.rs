@@ -1,7 +1,423 @@
 //! The negotiation: a durable Contract Net with confirmation (`reference/negotiation.md`).
+//!
+//! Owns the tables `convoke.tasks`, `offers`, `assignments`, `agents`, `statistics`,
+//! `events` and `wakes`; nobody else writes them. [`Tasks`] is the way in: each
+//! command waits for the commit that carries it out. The [`arbiter`](Tasks::arbitrate)
+//! looks when something changed or came due, and awards. What a commit did is told
+//! as [`Notice`]s, which are hints: the rows are the truth.
+//!
+//! It never names an agent's code, a channel or the log: it fails by refusing a
+//! command, and by `Unavailable` while the database is away.
+mod arbiter;
+mod desk;
+mod error;
 pub mod machine;
+mod offer;
+mod query;
+mod register;
+mod request;
+mod roster;
+mod rounds;
+pub mod score;
+mod store;
 mod types;
+mod wake;
+
+mod lane;
+pub use error::Error;
 pub use types::*;
+pub use wake::Wake;
+
+use crate::{
+    db::{self, Database},
+    fault,
+    id::{AgentId, AssignmentId, Epoch, Incarnation, NodeId, OrgId, TaskId},
+    scope::{OnExit, Scope},
+    telemetry,
+};
+use desk::{Act, Command, Done};
+use lane::{Lane, lane};
+use parking_lot::Mutex;
+use prometheus_client::metrics::counter::Counter;
+use roster::Roster;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::sync::Arc;
+use tokio::sync::{Notify, mpsc, watch};
 
 /// Largest input of a task, in bytes of JSON.
 pub const INPUT_BYTES_MAX: usize = 1 << 20;
+/// Largest result of a task, in bytes of JSON.
+pub const RESULT_BYTES_MAX: usize = 1 << 20;
+/// Notices that may wait to be told; more are dropped and counted, since they are hints.
+const NOTICES_MAX: usize = 16_384;
+
+/// How tasks are negotiated when a request does not say.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Config {
+    /// Award, timers and attempts.
+    pub policy: Policy,
+}
+
+impl Config {
+    /// What is wrong with the settings, if anything.
+    ///
+    /// # Errors
+    /// The member and the reason, in one line.
+    pub fn check(&self) -> Result<(), String> {
+        self.policy.check()
+    }
+}
+
+/// What the task store counts.
+#[derive(Clone, Debug, Default)]
+pub struct Metrics {
+    requested: Counter,
+    awarded: Counter,
+    ended: Counter,
+    notices_dropped: Counter,
+}
+
+impl Metrics {
+    /// Adds them to the registry.
+    #[must_use]
+    pub fn register(registry: &telemetry::Registry) -> Self {
+        let metrics = Self::default();
+        registry.register("tasks_requested", "Tasks requested on this node", metrics.requested.clone());
+        registry.register("tasks_awarded", "Awards made on this node", metrics.awarded.clone());
+        registry.register(
+            "task_assignments_ended",
+            "Assignments that ended, in any way",
+            metrics.ended.clone(),
+        );
+        registry.register(
+            "task_notices_dropped",
+            "Hints not delivered because their queue was full",
+            metrics.notices_dropped.clone(),
+        );
+        metrics
+    }
+}
+
+/// What every part of the store knows.
+struct Shared {
+    database: Database,
+    node: NodeId,
+    defaults: Policy,
+    roster: Mutex<Roster>,
+    poke: Notify,
+    changed: watch::Sender<u64>,
+    notices: mpsc::Sender<Vec<Notice>>,
+    metrics: Metrics,
+}
+
+impl Shared {
+    /// The policy of a task from the patch in its row.
+    fn policy(&self, patch: &Value) -> Result<Policy, String> {
+        match patch {
+            Value::Object(patch) => self.defaults.with(patch),
+            _ => Err("policy is not an object".into()),
+        }
+    }
+
+    /// After a commit: tells the arbiter, the long polls and the listeners.
+    fn committed(&self, notices: Vec<Notice>, look: bool) {
+        if look {
+            self.poke.notify_one();
+        }
+        if notices.is_empty() {
+            return;
+        }
+        self.changed.send_modify(|ticks| *ticks = ticks.wrapping_add(1));
+        if self.notices.try_send(notices).is_err() {
+            self.metrics.notices_dropped.inc();
+        }
+    }
+}
+
+/// Address of the task store. Cloning is cheap.
+#[derive(Clone)]
+pub struct Tasks {
+    shared: Arc<Shared>,
+    requests: Lane<request::New, Requested>,
+    commands: Lane<Command, Done>,
+    reports: Lane<Report, ()>,
+}
+
+impl std::fmt::Debug for Tasks {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tasks").field("node", &self.shared.node).finish_non_exhaustive()
+    }
+}
+
+/// A sign of life, with or without evidence of work.
+#[derive(Clone, Debug)]
+struct Report {
+    key: AssignmentKey,
+    agent: AgentId,
+    evidence: Option<Progress>,
+}
+
+impl Tasks {
+    /// Starts the store's lanes in `scope`. Notices of each commit come from the receiver.
+    #[must_use]
+    pub fn start(
+        scope: &Scope,
+        database: Database,
+        node: NodeId,
+        config: &Config,
+        metrics: Metrics,
+    ) -> (Self, mpsc::Receiver<Vec<Notice>>) {
+        let (notices, heard) = mpsc::channel(NOTICES_MAX);
+        let shared = Arc::new(Shared {
+            database,
+            node,
+            defaults: config.policy.clone(),
+            roster: Mutex::default(),
+            poke: Notify::new(),
+            changed: watch::Sender::new(0),
+            notices,
+            metrics,
+        });
+        let (requests, request_box) = lane();
+        let (commands, command_box) = lane();
+        let (reports, report_box) = lane();
+
+        let context = shared.clone();
+        scope.spawn("task requests", OnExit::StopDaemon, |stop| async move {
+            let work = |batch| request::make(context.clone(), batch);
+            request_box.serve(stop, |_: &request::New| None::<()>, work).await;
+            Ok(())
+        });
+        let context = shared.clone();
+        scope.spawn("task commands", OnExit::StopDaemon, |stop| async move {
+            let work = |batch| carry_out(context.clone(), batch);
+            command_box.serve(stop, |command: &Command| Some(command.task), work).await;
+            Ok(())
+        });
+        let context = shared.clone();
+        scope.spawn("task reports", OnExit::StopDaemon, |stop| async move {
+            let work = |batch| report(context.clone(), batch);
+            report_box.serve(stop, |report: &Report| Some(report.key.assignment_id), work).await;
+            Ok(())
+        });
+        (Self { shared, requests, commands, reports }, heard)
+    }
+
+    /// Looks whenever something changed or came due, and awards, until `scope` stops.
+    /// One node does this at a time: the one that leads.
+    pub fn arbitrate(&self, scope: &Scope) {
+        let shared = self.shared.clone();
+        scope.spawn("arbiter", OnExit::StopDaemon, |stop| arbiter::serve(shared, stop));
+    }
+
+    /// Asks the arbiter to look; carries no data and may be called for nothing.
+    pub fn poke(&self) {
+        self.shared.poke.notify_one();
+    }
+
+    /// Ticks after every commit of this node that changed a task: for long polls.
+    #[must_use]
+    pub fn changed(&self) -> watch::Receiver<u64> {
+        self.shared.changed.subscribe()
+    }
+
+    /// Requests a task.
+    ///
+    /// # Errors
+    /// `BadRequest` and `TooLarge` say what to change; `IdempotencyConflict` when the key was
+    /// used for another request.
+    pub async fn request(&self, org: &OrgId, requester: &str, request: Request) -> Result<Requested, Error> {
+        let new = request::New::check(&self.shared, org, requester, request)?;
+        self.requests.send(new).await
+    }
+
+    /// Accepts an award and starts the work; a repeat gets the same answer.
+    ///
+    /// # Errors
+    /// `Fenced` when the award is over.
+    pub async fn accept(&self, key: AssignmentKey, agent: &AgentId) -> Result<Start, Error> {
+        match self.command(key, agent, Act::Accept).await? {
+            Done::Started(start) => Ok(*start),
+            Done::Moved(_) | Done::Nothing => Err(Error::Fenced),
+        }
+    }
+
+    /// Refuses an award: the next standby offer gets it.
+    ///
+    /// # Errors
+    /// `Fenced` when the award is over, `Conflict` when the work has started.
+    pub async fn refuse(&self, key: AssignmentKey, agent: &AgentId, reason: &str) -> Result<(), Error> {
+        self.command(key, agent, Act::Refuse { reason: reason.to_owned() }).await.map(drop)
+    }
+
+    /// Reports evidence of work; also renews the lease.
+    ///
+    /// # Errors
+    /// `Fenced` when the assignment is over: the work must stop.
+    pub async fn progress(
+        &self,
+        key: AssignmentKey,
+        agent: &AgentId,
+        progress: Progress,
+    ) -> Result<(), Error> {
+        if progress.progress.is_some_and(|share| !(0.0..=1.0).contains(&share)) {
+            return Err(Error::BadRequest("progress is not between 0 and 1".into()));
+        }
+        if progress.activity.as_ref().is_some_and(|text| text.len() > 1000) {
+            return Err(Error::BadRequest("activity is longer than 1000 bytes".into()));
+        }
+        if let Some(checkpoint) = &progress.checkpoint {
+            request::check_json("checkpoint", checkpoint, RESULT_BYTES_MAX)?;
+        }
+        self.reports.send(Report { key, agent: agent.clone(), evidence: Some(progress) }).await
+    }
+
+    /// Renews the lease, without evidence of work.
+    ///
+    /// # Errors
+    /// `Fenced` when the assignment is over: the work must stop.
+    pub async fn heartbeat(&self, key: AssignmentKey, agent: &AgentId) -> Result<(), Error> {
+        self.reports.send(Report { key, agent: agent.clone(), evidence: None }).await
+    }
+
+    /// Delivers the result; a repeat gets the same answer.
+    ///
+    /// # Errors
+    /// `Fenced` when the assignment is over: the result is kept in the event log only.
+    /// `Conflict` when the task was canceled meanwhile.
+    pub async fn finish(
+        &self,
+        key: AssignmentKey,
+        agent: &AgentId,
+        result: Value,
+        usage: Usage,
+    ) -> Result<Update, Error> {
+        request::check_json("result", &result, RESULT_BYTES_MAX)?;
+        fault::point("task.finishing");
+        self.ended(key, agent, Act::Finish { result, usage }).await
+    }
+
+    /// Reports that the attempt failed; another follows while the policy allows it.
+    ///
+    /// # Errors
+    /// As [`Tasks::finish`].
+    pub async fn fail(&self, key: AssignmentKey, agent: &AgentId, failure: Failure) -> Result<Update, Error> {
+        let mut failure = failure;
+        failure.message = request::one_line(&failure.message, 1000);
+        self.ended(key, agent, Act::Fail(failure)).await
+    }
+
+    /// Gives the task back, with what a next assignee could go on from.
+    ///
+    /// # Errors
+    /// As [`Tasks::finish`].
+    pub async fn release(
+        &self,
+        key: AssignmentKey,
+        agent: &AgentId,
+        reason: &str,
+        checkpoint: Option<Value>,
+    ) -> Result<Update, Error> {
+        if let Some(checkpoint) = &checkpoint {
+            request::check_json("checkpoint", checkpoint, RESULT_BYTES_MAX)?;
+        }
+        self.ended(key, agent, Act::Release { reason: request::one_line(reason, 1000), checkpoint }).await
+    }
+
+    /// The holder is gone for good: the task is given to another at once.
+    ///
+    /// # Errors
+    /// `Fenced` when the assignment is over anyway.
+    pub async fn lost(&self, key: AssignmentKey, agent: &AgentId) -> Result<Update, Error> {
+        self.ended(key, agent, Act::Lost).await
+    }
+
+    /// Cancels a task: at once if nobody works on it, else after the assignee stopped or the grace is over.
+    ///
+    /// # Errors
+    /// `UnknownTask`, or `Conflict` with the state when it has ended.
+    pub async fn cancel(&self, task: TaskId, reason: &str) -> Result<Update, Error> {
+        let act = Act::Cancel { reason: request::one_line(reason, 1000) };
+        match self.commands.send(Command { task, holder: None, act }).await? {
+            Done::Moved(update) => Ok(update),
+            Done::Started(_) | Done::Nothing => Err(Error::UnknownTask(task)),
+        }
+    }
+
+    async fn command(&self, key: AssignmentKey, agent: &AgentId, act: Act) -> Result<Done, Error> {
+        let command = Command { task: key.task_id, holder: Some((key, agent.clone())), act };
+        match self.commands.send(command).await {
+            Err(Error::UnknownTask(_)) => Err(Error::Fenced),
+            answer => answer,
+        }
+    }
+
+    async fn ended(&self, key: AssignmentKey, agent: &AgentId, act: Act) -> Result<Update, Error> {
+        match self.command(key, agent, act).await? {
+            Done::Moved(update) => Ok(update),
+            Done::Started(_) | Done::Nothing => Err(Error::Fenced),
+        }
+    }
+}
+
+/// A batch of the command lane: one transaction.
+async fn carry_out(shared: Arc<Shared>, batch: Vec<Command>) -> Result<Vec<Result<Done, Error>>, Error> {
+    let mut client = shared.database.client().await?;
+    let tx = client.transaction().await.map_err(db::Error::from)?;
+    let outcome = desk::carry_out(&shared, &tx, &batch).await?;
+    fault::point("task.desk.before_commit");
+    tx.commit().await.map_err(db::Error::from)?;
+    for command in &batch {
+        match command.act {
+            Act::Accept => fault::point("task.accepted"),
+            Act::Finish { .. } => fault::point("task.finished"),
+            _ => {}
+        }
+    }
+    told(&shared, &outcome.freed, outcome.notices);
+    Ok(outcome.answers)
+}
+
+/// Tells what a commit did.
+fn told(shared: &Shared, freed: &[AgentId], notices: Vec<Notice>) {
+    shared.metrics.ended.inc_by(freed.len() as u64);
+    let reopened = notices.iter().any(|notice| {
+        matches!(notice, Notice::Updated(update) if matches!(update.state, TaskState::Open | TaskState::Canceling))
+    });
+    {
+        let mut roster = shared.roster.lock();
+        for agent in freed {
+            roster.freed(agent);
+        }
+    }
+    shared.committed(notices, reopened || !freed.is_empty());
+}
+
+/// A batch of the report lane: one statement.
+async fn report(shared: Arc<Shared>, batch: Vec<Report>) -> Result<Vec<Result<(), Error>>, Error> {
+    let mut client = shared.database.client().await?;
+    let tx = client.transaction().await.map_err(db::Error::from)?;
+    let tasks: Vec<uuid::Uuid> = batch.iter().map(|r| r.key.task_id.as_uuid()).collect();
+    let assignments: Vec<uuid::Uuid> = batch.iter().map(|r| r.key.assignment_id.as_uuid()).collect();
+    let epochs: Vec<i64> = batch.iter().map(|r| r.key.epoch.0).collect();
+    let agents: Vec<&str> = batch.iter().map(|r| r.agent.as_str()).collect();
+    let evidence: Vec<bool> = batch.iter().map(|r| r.evidence.is_some()).collect();
+    let part = |r: &Report| r.evidence.clone().unwrap_or_default();
+    let progress: Vec<Option<f32>> = batch.iter().map(|r| part(r).progress).collect();
+    let activity: Vec<Option<String>> = batch.iter().map(|r| part(r).activity).collect();
+    let checkpoints: Vec<Option<Value>> = batch.iter().map(|r| part(r).checkpoint).collect();
+    let rows = store::run(
+        &tx,
+        store::sql!("progress"),
+        &[&tasks, &assignments, &epochs, &agents, &evidence, &progress, &activity, &checkpoints],
+    )
+    .await?;
+    tx.commit().await.map_err(db::Error::from)?;
+    let renewed: std::collections::HashSet<uuid::Uuid> = rows.iter().map(|row| row.get("id")).collect();
+    if batch.iter().any(|r| r.evidence.is_some()) {
+        shared.changed.send_modify(|ticks| *ticks = ticks.wrapping_add(1));
+    }
+    Ok(assignments.iter().map(|id| if renewed.contains(id) { Ok(()) } else { Err(Error::Fenced) }).collect())
+}

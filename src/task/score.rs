@@ -86,9 +86,9 @@ pub fn computed(terms: &Terms, measured: &Measured, slots: u32, used: u32) -> (u
     let alone = blend(terms.eta.as_millis() as f64, measured.latency_ms_sum);
     let eta = alone * (1.0 + f64::from(used) / f64::from(slots.max(1)));
     let tasks = (measured.completed + measured.failed) as f64;
-    let confidence =
-        (f64::from(terms.confidence) * PRIOR_TASKS + measured.completed as f64 * f64::from(terms.confidence))
-            / (PRIOR_TASKS + tasks);
+    let confidence = (f64::from(terms.confidence) * PRIOR_TASKS
+        + measured.completed as f64 * f64::from(terms.confidence))
+        / (PRIOR_TASKS + tasks);
     (cost.round() as u64, eta.round() as u64, confidence.clamp(0.0, 1.0) as f32)
 }
 
@@ -160,7 +160,8 @@ mod tests {
 
     #[test]
     fn each_policy_prefers_what_its_name_says() {
-        let mut offers = [offer("dear", 900, 10, 0.9), offer("cheap", 1, 900, 0.2), offer("free", 500, 500, 0.5)];
+        let mut offers =
+            [offer("dear", 900, 10, 0.9), offer("cheap", 1, 900, 0.2), offer("free", 500, 500, 0.5)];
         offers[0].free = 100_000;
         offers[1].free = 200_000;
         offers[0].arrival = 1;
@@ -192,12 +193,8 @@ mod tests {
         assert_eq!(none, (100, 100, 0.9));
         let failing = Measured { failed: 20, ..Measured::default() };
         assert!(computed(&terms, &failing, 4, 0).2 < 0.2);
-        let slow = Measured {
-            completed: 50,
-            weight: 50.0,
-            latency_ms_sum: 50.0 * 2_000.0,
-            ..Measured::default()
-        };
+        let slow =
+            Measured { completed: 50, weight: 50.0, latency_ms_sum: 50.0 * 2_000.0, ..Measured::default() };
         assert!(computed(&terms, &slow, 4, 0).1 > 1_500);
         assert_eq!(computed(&terms, &Measured::default(), 4, 4).1, 200);
     }

@@ -72,12 +72,12 @@ pub(super) struct Locked {
 /// Locks the tasks and reads them with their live assignments; unknown ids are left out.
 pub(super) async fn lock(tx: &Transaction<'_>, ids: &[TaskId]) -> Result<Vec<Locked>, Error> {
     let ids: Vec<Uuid> = ids.iter().map(|id| id.as_uuid()).collect();
-    let (lock, facts) = futures_util::future::try_join(
-        async { tx.prepare_cached(sql!("lock_tasks")).await },
-        async { tx.prepare_cached(sql!("facts")).await },
-    )
-    .await
-    .map_err(db::Error::from)?;
+    let (lock, facts) =
+        futures_util::future::try_join(async { tx.prepare_cached(sql!("lock_tasks")).await }, async {
+            tx.prepare_cached(sql!("facts")).await
+        })
+        .await
+        .map_err(db::Error::from)?;
     // Two statements, because the second must see what was committed while the first waited.
     let (_, rows) = futures_util::future::try_join(
         tx.query(&lock, &[&ids as &(dyn ToSql + Sync)]),
@@ -183,8 +183,21 @@ pub(super) async fn settle(tx: &Transaction<'_>, settled: &[Settled]) -> Result<
     let bodies = column(|s| Some(s.body.clone()));
     let checkpoints = column(|s| s.checkpoint.clone());
     let params: [&(dyn ToSql + Sync); 15] = [
-        &tasks, &assignments, &ends, &states, &reasons, &results, &errors, &dues, &standby, &tried, &tokens,
-        &money, &events, &bodies, &checkpoints,
+        &tasks,
+        &assignments,
+        &ends,
+        &states,
+        &reasons,
+        &results,
+        &errors,
+        &dues,
+        &standby,
+        &tried,
+        &tokens,
+        &money,
+        &events,
+        &bodies,
+        &checkpoints,
     ];
     let (_, rows) =
         futures_util::future::try_join(lock_agents(tx, agents), run(tx, sql!("settle"), &params)).await?;
@@ -223,9 +236,8 @@ pub(super) async fn offers(tx: &Transaction<'_>, offers: &[StoredOffer]) -> Resu
     let notes: Vec<Option<&str>> = offers.iter().map(|o| o.note.as_deref()).collect();
     let valid: Vec<i64> = offers.iter().map(|o| o.valid_ms).collect();
     let scores: Vec<&Option<Value>> = offers.iter().map(|o| &o.score).collect();
-    let params: [&(dyn ToSql + Sync); 11] = [
-        &tasks, &rounds, &agents, &lives, &states, &costs, &etas, &confidences, &notes, &valid, &scores,
-    ];
+    let params: [&(dyn ToSql + Sync); 11] =
+        [&tasks, &rounds, &agents, &lives, &states, &costs, &etas, &confidences, &notes, &valid, &scores];
     run(tx, sql!("offers"), &params).await.map(|_| ())
 }
 

@@ -98,7 +98,7 @@ impl Policy {
         Ok(policy)
     }
 
-    fn check(&self) -> Result<(), String> {
+    pub(super) fn check(&self) -> Result<(), String> {
         for (name, count) in [("attempts_max", self.attempts_max), ("rounds_max", self.rounds_max)] {
             if !(1..=9999).contains(&count) {
                 return Err(format!("policy.{name} is {count}; use 1 to 9999"));

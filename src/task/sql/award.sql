@@ -10,7 +10,7 @@ slot as (
     returning g.id
 ),
 moved as (
-    update convoke.tasks t set state = 'awarded', state_reason = null, round = i.round, rounds_empty = 0,
+    update convoke.tasks t set state = 'awarded', state_reason = null, round = i.round,
         epoch = t.epoch + 1, agent_id = i.agent_id, bids_close_at = null,
         due_at = clock_timestamp() + i.confirm_ms * interval '1 ms', updated_at = clock_timestamp(),
         version = t.version + 1

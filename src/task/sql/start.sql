@@ -11,7 +11,7 @@ started as (
     returning a.task_id, a.id, a.agent_id, a.epoch, least(a.lease_until, a.attempt_deadline_at) as due_at
 ),
 moved as (
-    update convoke.tasks t set state = 'running', attempt = t.attempt + 1, due_at = s.due_at,
+    update convoke.tasks t set state = 'running', attempt = t.attempt + 1, rounds_empty = 0, due_at = s.due_at,
         updated_at = clock_timestamp(), version = t.version + 1
     from started s where t.id = s.task_id
     returning t.id, t.org, t.kind, t.round, t.epoch, t.attempt, t.input, s.agent_id, s.id as assignment_id

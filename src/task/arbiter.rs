@@ -1,0 +1,404 @@
+//! The arbiter: looks when something changed or came due, and moves all of it.
+//!
+//! A wake-up carries no data, so a lost or doubled one is harmless: each look reads
+//! the rows. It takes the ready tasks of every class that has free slots, most urgent
+//! first, and the tasks whose time has come. It never waits for a batch to fill, and
+//! without any wake-up it looks at the next due time, at the latest every few seconds.
+use super::desk::{self, Act, Command};
+use super::rounds::{Candidate, Plan};
+use super::score::Offer;
+use super::store::{self, run, sql};
+use super::{
+    Assigned, AssignmentId, AssignmentKey, Epoch, Error, Incarnation, Notice, OrgId, Shared, TaskId,
+    TaskState, Update, lane::BATCH_MAX, register, told,
+};
+use crate::{db, fault};
+use chrono::{DateTime, Utc};
+use deadpool_postgres::Transaction;
+use serde_json::Value;
+use std::{collections::HashMap, sync::Arc, time::Duration};
+use tokio::time::Instant;
+use tokio_postgres::Row;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+/// Longest time without a look.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// Under load, timers are looked at this often.
+const TIMERS_EVERY: Duration = Duration::from_millis(20);
+/// How long the roster is trusted without reading it again.
+const ROSTER_EVERY: Duration = Duration::from_secs(1);
+/// Pause after a look that failed.
+const RETRY_PAUSE: Duration = Duration::from_millis(200);
+/// Classes that are remembered between looks.
+const CLASSES_MAX: usize = 1000;
+
+struct Arbiter {
+    shared: Arc<Shared>,
+    /// Org and capabilities of the classes that had ready tasks.
+    classes: HashMap<i64, (String, Vec<String>)>,
+    roster_read: Option<Instant>,
+    timers_read: Instant,
+}
+
+pub(super) async fn serve(shared: Arc<Shared>, stop: CancellationToken) -> anyhow::Result<()> {
+    let mut arbiter = Arbiter {
+        shared: shared.clone(),
+        classes: HashMap::new(),
+        roster_read: None,
+        timers_read: Instant::now(),
+    };
+    let mut wait = Duration::ZERO;
+    loop {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return Ok(()),
+            () = shared.poke.notified() => {}
+            () = tokio::time::sleep(wait) => {}
+        }
+        wait = match arbiter.look().await {
+            Ok(next) => next,
+            Err(Error::Unavailable(cause)) => {
+                tracing::warn!(cause = ?cause, "the arbiter cannot reach the database");
+                RETRY_PAUSE
+            }
+            Err(error) => {
+                let cause = std::error::Error::source(&error).map(ToString::to_string);
+                tracing::error!(%error, cause, "a look of the arbiter failed");
+                arbiter.roster_read = None;
+                RETRY_PAUSE
+            }
+        };
+    }
+}
+
+impl Arbiter {
+    /// Moves all that is ready or due; gives the time until something comes due.
+    async fn look(&mut self) -> Result<Duration, Error> {
+        loop {
+            if self.roster_read.is_none_or(|at| at.elapsed() > ROSTER_EVERY) {
+                register::refresh(&self.shared).await?;
+                self.roster_read = Some(Instant::now());
+            }
+            if self.award().await? && self.timers_read.elapsed() < TIMERS_EVERY {
+                continue;
+            }
+            self.timers_read = Instant::now();
+            let wait = self.next_due().await?;
+            if !wait.is_zero() {
+                return Ok(wait.min(LOOK_EVERY));
+            }
+            self.timers().await?;
+        }
+    }
+
+    async fn next_due(&self) -> Result<Duration, Error> {
+        let client = self.shared.database.client().await?;
+        let statement = client.prepare_cached(sql!("next_due")).await.map_err(db::Error::from)?;
+        let row = client.query_one(&statement, &[]).await.map_err(db::Error::from)?;
+        let wait_ms: Option<i64> = row.get("wait_ms");
+        Ok(wait_ms.map_or(LOOK_EVERY, |ms| Duration::from_millis(u64::try_from(ms).unwrap_or(0))))
+    }
+
+    /// Opens rounds for tasks that are ready; true when there may be more.
+    async fn award(&mut self) -> Result<bool, Error> {
+        let (classes, limits) = self.limits();
+        let mut client = self.shared.database.client().await?;
+        let tx = client.transaction().await.map_err(db::Error::from)?;
+        let (found, rows) = futures_util::future::try_join(
+            run(&tx, sql!("classes"), &[]),
+            run(&tx, sql!("ready"), &[&classes, &limits]),
+        )
+        .await?;
+        let fresh = self.remember(&found);
+        let candidates: Vec<Candidate> = rows.iter().map(candidate).collect();
+        if candidates.is_empty() {
+            return Ok(fresh);
+        }
+        let mut plan = Plan::default();
+        {
+            let mut roster = self.shared.roster.lock();
+            for task in &candidates {
+                plan.open(&self.shared, &mut roster, task);
+            }
+        }
+        let wrote = self.write(tx, plan, &candidates, false).await;
+        if wrote.is_err() {
+            // The plan took slots in memory that no row knows of.
+            self.roster_read = None;
+        }
+        Ok(wrote? > 0 || fresh)
+    }
+
+    /// How many ready tasks of each known class could find an agent now.
+    fn limits(&self) -> (Vec<i64>, Vec<i64>) {
+        let roster = self.shared.roster.lock();
+        let most = BATCH_MAX as u32;
+        self.classes
+            .iter()
+            .filter_map(|(class, (org, requires))| {
+                let mut members = roster.members.values().filter(|m| m.can(org, requires)).peekable();
+                // With nobody eligible, the round is empty, and that must be found out too.
+                let limit = if members.peek().is_none() {
+                    most
+                } else {
+                    members.map(|m| m.free()).sum::<u32>().min(most)
+                };
+                (limit > 0).then_some((*class, i64::from(limit)))
+            })
+            .unzip()
+    }
+
+    /// Remembers the classes that have ready tasks; true when one was not known.
+    fn remember(&mut self, rows: &[Row]) -> bool {
+        if self.classes.len() > CLASSES_MAX {
+            self.classes.clear();
+        }
+        let mut fresh = false;
+        for row in rows {
+            let class = (row.get("org"), row.get("requires"));
+            fresh |= self.classes.insert(row.get("class"), class).is_none();
+        }
+        fresh
+    }
+
+    /// Writes a plan, commits and tells; gives how many tasks moved.
+    async fn write(
+        &mut self,
+        tx: Transaction<'_>,
+        plan: Plan,
+        tasks: &[Candidate],
+        standing: bool,
+    ) -> Result<usize, Error> {
+        let ready: Vec<Uuid> = plan.ready.iter().map(|id| id.as_uuid()).collect();
+        if !ready.is_empty() {
+            run(&tx, sql!("reready"), &[&ready]).await?;
+        }
+        self.write_empty(&tx, &plan).await?;
+        let windows = write_announced(&tx, &plan).await?;
+        let node = self.shared.node.as_uuid();
+        let ((), awards) = futures_util::future::try_join(
+            store::offers(&tx, &plan.offers),
+            store::award(&tx, node, &plan.winners, standing),
+        )
+        .await?;
+        let ended = store::settle(&tx, &plan.settled).await?;
+        fault::point("task.award.before_commit");
+        tx.commit().await.map_err(db::Error::from)?;
+        if !awards.is_empty() {
+            fault::point("task.awarded");
+        }
+        if !plan.announced.is_empty() {
+            fault::point("task.announced");
+        }
+        if awards.len() < plan.winners.len() {
+            // A slot that the roster believed free was not.
+            self.roster_read = None;
+        }
+        self.shared.metrics.awarded.inc_by(awards.len() as u64);
+        let tell = Told { plan: &plan, tasks: tasks.iter().map(|task| (task.id, task)).collect() };
+        let mut notices = tell.announced(&windows);
+        notices.extend(awards.iter().flat_map(|row| tell.awarded(row)));
+        notices.extend(ended.iter().filter_map(|row| tell.ended(row)));
+        self.shared.committed(notices, false);
+        Ok(awards.len() + ended.len() + plan.announced.len() + plan.empty.len())
+    }
+
+    async fn write_empty(&self, tx: &Transaction<'_>, plan: &Plan) -> Result<(), Error> {
+        if plan.empty.is_empty() {
+            return Ok(());
+        }
+        let tasks: Vec<Uuid> = plan.empty.iter().map(|empty| empty.task.as_uuid()).collect();
+        let rounds: Vec<i32> = plan.empty.iter().map(|empty| empty.round).collect();
+        let waits: Vec<i64> = plan.empty.iter().map(|empty| empty.backoff_ms).collect();
+        let reasons: Vec<&Value> = plan.empty.iter().map(|empty| &empty.reasons).collect();
+        run(tx, sql!("empty_round"), &[&tasks, &rounds, &waits, &reasons]).await.map(drop)
+    }
+
+    /// Moves the tasks whose time has come.
+    async fn timers(&mut self) -> Result<(), Error> {
+        let mut client = self.shared.database.client().await?;
+        let tx = client.transaction().await.map_err(db::Error::from)?;
+        let (due, late) =
+            futures_util::future::try_join(run(&tx, sql!("due"), &[]), run(&tx, sql!("past_deadline"), &[]))
+                .await?;
+        let mut ids: Vec<Uuid> = due.iter().chain(&late).map(|row| row.get("id")).collect();
+        ids.sort();
+        ids.dedup();
+        let commands: Vec<Command> =
+            ids.into_iter().map(|id| Command { task: id.into(), holder: None, act: Act::Timer }).collect();
+        let mut outcome = desk::carry_out(&self.shared, &tx, &commands).await?;
+        for (command, answer) in commands.iter().zip(&outcome.answers) {
+            if let Err(error) = answer {
+                tracing::warn!(task = %command.task, %error, "a timer could not be carried out");
+            }
+        }
+        let broken: Vec<(TaskId, i64)> = commands
+            .iter()
+            .zip(&outcome.answers)
+            .filter(|(_, answer)| answer.is_err())
+            .map(|(command, _)| (command.task, 60_000))
+            .collect();
+        store::rearm(&tx, &broken).await?;
+        let closing = std::mem::take(&mut outcome.closing);
+        if closing.is_empty() {
+            tx.commit().await.map_err(db::Error::from)?;
+        } else {
+            self.close(tx, &closing).await?;
+        }
+        told(&self.shared, &outcome.freed, outcome.notices);
+        Ok(())
+    }
+
+    /// Ends the rounds of these tasks, whose rows this transaction holds.
+    async fn close(&mut self, tx: Transaction<'_>, closing: &[TaskId]) -> Result<(), Error> {
+        let ids: Vec<Uuid> = closing.iter().map(|id| id.as_uuid()).collect();
+        let mut standing: HashMap<TaskId, Vec<Offer>> = HashMap::new();
+        for row in run(&tx, sql!("standing_offers"), &[&ids]).await? {
+            let task = TaskId::from(row.get::<_, Uuid>("task_id"));
+            standing.entry(task).or_default().extend(standing_offer(&row));
+        }
+        let candidates: Vec<Candidate> =
+            store::lock(&tx, closing).await?.into_iter().map(Candidate::from).collect();
+        let mut plan = Plan::default();
+        {
+            let mut roster = self.shared.roster.lock();
+            for task in &candidates {
+                let offers = standing.remove(&task.id).unwrap_or_default();
+                plan.close(&self.shared, &mut roster, task, offers);
+            }
+        }
+        let wrote = self.write(tx, plan, &candidates, true).await;
+        if wrote.is_err() {
+            self.roster_read = None;
+        }
+        wrote.map(drop)
+    }
+}
+
+async fn write_announced(tx: &Transaction<'_>, plan: &Plan) -> Result<HashMap<TaskId, DateTime<Utc>>, Error> {
+    if plan.announced.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let tasks: Vec<Uuid> = plan.announced.iter().map(|round| round.task.as_uuid()).collect();
+    let rounds: Vec<i32> = plan.announced.iter().map(|round| round.round).collect();
+    let windows: Vec<i64> = plan.announced.iter().map(|round| round.window_ms).collect();
+    let eligible: Vec<Value> = plan.announced.iter().map(|round| serde_json::json!(round.eligible)).collect();
+    let rows = run(tx, sql!("announce"), &[&tasks, &rounds, &windows, &eligible]).await?;
+    Ok(rows.iter().map(|row| (TaskId::from(row.get::<_, Uuid>("id")), row.get("bids_close_at"))).collect())
+}
+
+/// Makes notices of what was written.
+struct Told<'a> {
+    plan: &'a Plan,
+    tasks: HashMap<TaskId, &'a Candidate>,
+}
+
+impl Told<'_> {
+    fn update(&self, id: TaskId, state: TaskState, epoch: Epoch) -> Option<Update> {
+        let task = self.tasks.get(&id)?;
+        Some(Update {
+            id,
+            org: OrgId::try_from(task.org.as_str()).ok()?,
+            kind: task.kind.clone(),
+            state,
+            state_reason: None,
+            epoch,
+            agent_id: None,
+        })
+    }
+
+    fn announced(&self, windows: &HashMap<TaskId, DateTime<Utc>>) -> Vec<Notice> {
+        let rounds = self.plan.announced.iter().filter_map(|round| {
+            Some(Notice::Announced {
+                task: self.update(round.task, TaskState::Open, Epoch(0))?,
+                round: round.round,
+                bids_close_at: windows.get(&round.task).copied(),
+                eligible: round.eligible.clone(),
+            })
+        });
+        rounds.collect()
+    }
+
+    fn awarded(&self, row: &Row) -> Vec<Notice> {
+        let id = TaskId::from(row.get::<_, Uuid>("id"));
+        let epoch = Epoch(row.get("epoch"));
+        let (Some(mut update), Some(agent)) =
+            (self.update(id, TaskState::Awarded, epoch), store::agent_of(row, "agent_id"))
+        else {
+            return Vec::new();
+        };
+        update.agent_id = Some(agent.clone());
+        let offers = self.plan.offers.iter().filter(|offer| offer.task == id);
+        let offers = offers
+            .map(|o| (o.agent.clone(), o.cost_microdollars, o.eta_ms, o.confidence))
+            .collect::<Vec<_>>();
+        let assigned = Assigned {
+            key: AssignmentKey {
+                task_id: id,
+                assignment_id: AssignmentId::from(row.get::<_, Uuid>("assignment_id")),
+                epoch,
+            },
+            org: update.org.clone(),
+            kind: update.kind.clone(),
+            agent_id: agent,
+            incarnation: Incarnation(row.get("incarnation")),
+            confirm_by: row.get("due_at"),
+        };
+        vec![
+            Notice::Assigned(assigned),
+            Notice::Offered { task: update.clone(), offers },
+            Notice::Updated(update),
+        ]
+    }
+
+    fn ended(&self, row: &Row) -> Option<Notice> {
+        let id = TaskId::from(row.get::<_, Uuid>("id"));
+        let mut update = self.update(id, TaskState::parse(row.get("state"))?, Epoch(row.get("epoch")))?;
+        update.state_reason = self.plan.settled.iter().find(|s| s.task == id).and_then(|s| s.reason.clone());
+        Some(Notice::Updated(update))
+    }
+}
+
+fn candidate(row: &Row) -> Candidate {
+    Candidate {
+        id: TaskId::from(row.get::<_, Uuid>("id")),
+        org: row.get("org"),
+        kind: row.get("kind"),
+        requires: row.get("requires"),
+        round: row.get("round"),
+        rounds_empty: row.get("rounds_empty"),
+        facts: Candidate::open_facts(row.get("attempt")),
+        policy: row.get("policy"),
+        tried: row.get("tried"),
+    }
+}
+
+impl From<store::Locked> for Candidate {
+    fn from(row: store::Locked) -> Self {
+        Self {
+            id: row.id,
+            org: row.org,
+            kind: row.kind,
+            requires: row.requires,
+            round: row.round,
+            rounds_empty: row.rounds_empty,
+            facts: row.facts,
+            policy: row.policy,
+            tried: row.tried,
+        }
+    }
+}
+
+fn standing_offer(row: &Row) -> Option<Offer> {
+    Some(Offer {
+        agent: store::agent_of(row, "agent_id")?,
+        incarnation: Incarnation(row.get("incarnation")),
+        cost_microdollars: u64::try_from(row.get::<_, i64>("cost_microdollars")).unwrap_or(0),
+        eta_ms: u64::try_from(row.get::<_, i64>("eta_ms")).unwrap_or(0),
+        confidence: row.get("confidence"),
+        free: 0,
+        waited_rank: 0,
+        arrival: u64::try_from(row.get::<_, i64>("arrival")).unwrap_or(0),
+    })
+}

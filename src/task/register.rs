@@ -1,0 +1,129 @@
+//! Who may offer: a host writes its agents' profiles, and each write begins a new life.
+use super::desk::{self, Act, Command};
+use super::roster::Member;
+use super::score::Measured;
+use super::store::{self, run, sql};
+use super::{AgentId, Error, Incarnation, OrgId, Profile, Shared, TaskId, Tasks, Terms, told};
+use crate::db;
+use serde_json::Value;
+use std::collections::HashMap;
+use uuid::Uuid;
+
+/// Lost assignments that one transaction ends.
+const LOST_MAX: usize = 200;
+
+impl Tasks {
+    /// Makes these the hosted agents: each gets a new incarnation, hosted agents that are not among
+    /// them are gone, and what earlier lives held is given to others at once.
+    ///
+    /// # Errors
+    /// `Unavailable`, or `BadRequest` for a profile without a slot.
+    pub async fn register(&self, profiles: Vec<Profile>) -> Result<HashMap<AgentId, Incarnation>, Error> {
+        if let Some(profile) = profiles.iter().find(|profile| profile.slots == 0) {
+            return Err(Error::BadRequest(format!("agent {} has no slot", profile.id)));
+        }
+        let shared = &self.shared;
+        let lives = enter(shared, &profiles).await?;
+        let names: Vec<String> = lives.keys().map(ToString::to_string).collect();
+        while end_earlier_lives(shared).await? {}
+        let client = shared.database.client().await?;
+        client.execute(sql!("recount_slots"), &[&names]).await.map_err(db::Error::from)?;
+        drop(client);
+        refresh(shared).await?;
+        self.poke();
+        Ok(lives)
+    }
+}
+
+async fn enter(shared: &Shared, profiles: &[Profile]) -> Result<HashMap<AgentId, Incarnation>, Error> {
+    let ids: Vec<&str> = profiles.iter().map(|p| p.id.as_str()).collect();
+    let orgs: Vec<&str> = profiles.iter().map(|p| p.org.as_str()).collect();
+    let kinds: Vec<&str> = profiles.iter().map(|p| p.kind.as_str()).collect();
+    let descriptions: Vec<&str> = profiles.iter().map(|p| p.description.as_str()).collect();
+    let capabilities: Vec<Value> = profiles.iter().map(|p| p.capabilities.clone().into()).collect();
+    let slots: Vec<i32> = profiles.iter().map(|p| i32::try_from(p.slots).unwrap_or(i32::MAX)).collect();
+    let hashes: Vec<&str> = profiles.iter().map(|p| p.definition_hash.as_str()).collect();
+    let terms: Vec<Value> =
+        profiles.iter().map(|p| serde_json::to_value(&p.terms).unwrap_or_default()).collect();
+    let mut client = shared.database.client().await?;
+    let tx = client.transaction().await.map_err(db::Error::from)?;
+    let node = shared.node.as_uuid();
+    let rows = run(
+        &tx,
+        sql!("register"),
+        &[&ids, &orgs, &kinds, &descriptions, &capabilities, &slots, &hashes, &terms, &node],
+    )
+    .await?;
+    run(&tx, sql!("retire"), &[&ids]).await?;
+    tx.commit().await.map_err(db::Error::from)?;
+    let lives = rows
+        .iter()
+        .filter_map(|row| Some((store::agent_of(row, "id")?, Incarnation(row.get("incarnation")))));
+    Ok(lives.collect())
+}
+
+/// Ends what lives before these held; true while there may be more.
+async fn end_earlier_lives(shared: &Shared) -> Result<bool, Error> {
+    let mut client = shared.database.client().await?;
+    let tx = client.transaction().await.map_err(db::Error::from)?;
+    let rows = run(&tx, sql!("held_by_earlier_lives"), &[]).await?;
+    let commands: Vec<Command> = rows
+        .iter()
+        .take(LOST_MAX)
+        .map(|row| Command {
+            task: TaskId::from(row.get::<_, Uuid>("task_id")),
+            holder: None,
+            act: Act::Lost,
+        })
+        .collect();
+    if commands.is_empty() {
+        return Ok(false);
+    }
+    let outcome = desk::carry_out(shared, &tx, &commands).await?;
+    tx.commit().await.map_err(db::Error::from)?;
+    let ended = outcome.freed.len();
+    told(shared, &outcome.freed, outcome.notices);
+    Ok(ended > 0)
+}
+
+/// Reads the roster from the rows.
+pub(super) async fn refresh(shared: &Shared) -> Result<(), Error> {
+    let client = shared.database.client().await?;
+    let statement = client.prepare_cached(sql!("roster")).await.map_err(db::Error::from)?;
+    let rows = client.query(&statement, &[]).await.map_err(db::Error::from)?;
+    let mut members: HashMap<AgentId, Member> = HashMap::new();
+    for row in &rows {
+        let (Some(id), Ok(org)) = (store::agent_of(row, "id"), OrgId::try_from(row.get::<_, &str>("org")))
+        else {
+            continue;
+        };
+        // Terms that do not parse belong to an agent that speaks for itself.
+        let unspoken =
+            Terms { computed: false, cost_microdollars: 0, confidence: 0.0, eta: std::time::Duration::ZERO };
+        let member = members.entry(id).or_insert_with(|| Member {
+            org,
+            capabilities: row.get("capabilities"),
+            slots: u32::try_from(row.get::<_, i32>("slots")).unwrap_or(1),
+            used: u32::try_from(row.get::<_, i32>("slots_used")).unwrap_or(0),
+            incarnation: Incarnation(row.get("incarnation")),
+            terms: serde_json::from_value(row.get("terms")).unwrap_or(unspoken),
+            measured: HashMap::new(),
+            last_award: 0,
+        });
+        if let Some(kind) = row.get::<_, Option<String>>("kind") {
+            member.measured.insert(
+                kind,
+                Measured {
+                    completed: row.get("completed"),
+                    failed: row.get("failed"),
+                    refused: row.get("refused"),
+                    weight: row.get("weight"),
+                    latency_ms_sum: row.get("latency_ms_sum"),
+                    cost_microdollars_sum: row.get("cost_microdollars_sum"),
+                },
+            );
+        }
+    }
+    shared.roster.lock().replace(members);
+    Ok(())
+}

@@ -1,0 +1,248 @@
+//! Requests: checked before they reach the database, inserted together, repeated safely.
+use super::store::{run, sql};
+use super::{Error, INPUT_BYTES_MAX, Notice, Request, Requested, Shared, Task, TaskState, Update};
+use crate::{
+    db, fault,
+    id::{Epoch, OrgId, TaskId},
+};
+use chrono::{DateTime, Utc};
+use deadpool_postgres::Transaction;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use std::{collections::HashMap, sync::Arc};
+use uuid::Uuid;
+
+/// Longest task kind, capability and idempotency key in bytes.
+const WORD_BYTES_MAX: usize = 200;
+/// Capabilities that a request may name.
+const REQUIRES_MAX: usize = 50;
+
+/// A request that passed its checks.
+#[derive(Clone, Debug)]
+pub(super) struct New {
+    id: TaskId,
+    org: OrgId,
+    requester: String,
+    request: Request,
+    attempts_max: i32,
+    hash: Vec<u8>,
+}
+
+impl New {
+    pub(super) fn check(
+        shared: &Shared,
+        org: &OrgId,
+        requester: &str,
+        request: Request,
+    ) -> Result<Self, Error> {
+        word("kind", &request.kind)?;
+        if request.requires.len() > REQUIRES_MAX {
+            let count = request.requires.len();
+            return Err(Error::BadRequest(format!(
+                "requires has {count} members; use at most {REQUIRES_MAX}"
+            )));
+        }
+        for (at, need) in request.requires.iter().enumerate() {
+            word(&format!("requires[{at}]"), need)?;
+        }
+        if let Some(key) = &request.idempotency_key {
+            word("idempotency_key", key)?;
+        }
+        check_json("input", &request.input, INPUT_BYTES_MAX)?;
+        let policy = shared.defaults.with(&request.policy).map_err(Error::BadRequest)?;
+        check_json("policy", &Value::Object(request.policy.clone()), INPUT_BYTES_MAX)?;
+        let hash = Sha256::digest(serde_json::to_vec(&request).unwrap_or_default()).to_vec();
+        Ok(Self {
+            id: TaskId::generate(),
+            org: org.clone(),
+            requester: one_line(requester, WORD_BYTES_MAX),
+            attempts_max: i32::try_from(policy.attempts_max).unwrap_or(i32::MAX),
+            request,
+            hash,
+        })
+    }
+
+    fn task(&self, state: TaskState, created_at: DateTime<Utc>) -> Task {
+        Task {
+            id: self.id,
+            org: self.org.clone(),
+            kind: self.request.kind.clone(),
+            requires: self.request.requires.clone(),
+            input: self.request.input.clone(),
+            requester: self.requester.clone(),
+            state,
+            state_reason: None,
+            priority: self.request.priority,
+            round: 0,
+            epoch: Epoch(0),
+            attempt: 0,
+            attempts_max: self.attempts_max,
+            agent_id: None,
+            progress: None,
+            result: None,
+            error: None,
+            created_at,
+            updated_at: created_at,
+            deadline_at: self.request.deadline,
+        }
+    }
+}
+
+/// 1 to 200 bytes without control characters.
+fn word(name: &str, text: &str) -> Result<(), Error> {
+    if text.is_empty() || text.len() > WORD_BYTES_MAX || text.chars().any(char::is_control) {
+        return Err(Error::BadRequest(format!(
+            "{name} has 1 to {WORD_BYTES_MAX} bytes and no control characters"
+        )));
+    }
+    Ok(())
+}
+
+/// JSON that the database can store: not too large, and without the character that it cannot hold.
+pub(super) fn check_json(what: &'static str, value: &Value, bytes_max: usize) -> Result<(), Error> {
+    let text = serde_json::to_string(value).unwrap_or_default();
+    if text.len() > bytes_max {
+        return Err(Error::TooLarge { what, bytes: text.len(), bytes_max });
+    }
+    // An escaped backslash before it would make it a plain text; parsing pairs tells them apart.
+    let mut chars = text.chars();
+    while let Some(c) = chars.next() {
+        if c == '\\' && chars.next() == Some('u') && chars.as_str().starts_with("0000") {
+            return Err(Error::BadRequest(format!(
+                "{what} contains the character U+0000, which cannot be stored"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// The text as one line of at most so many bytes.
+pub(super) fn one_line(text: &str, bytes_max: usize) -> String {
+    let mut line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    while line.len() > bytes_max {
+        line.pop();
+    }
+    line
+}
+
+/// A batch of the request lane: one transaction.
+pub(super) async fn make(
+    shared: Arc<Shared>,
+    batch: Vec<New>,
+) -> Result<Vec<Result<Requested, Error>>, Error> {
+    let mut client = shared.database.client().await?;
+    let tx = client.transaction().await.map_err(db::Error::from)?;
+    let made = insert(&tx, &batch).await?;
+    let mut answers = Vec::with_capacity(batch.len());
+    let mut notices = Vec::new();
+    for new in &batch {
+        if let Some((state, created_at)) = made.get(&new.id) {
+            notices.push(Notice::Updated(Update {
+                id: new.id,
+                org: new.org.clone(),
+                kind: new.request.kind.clone(),
+                state: *state,
+                state_reason: None,
+                epoch: Epoch(0),
+                agent_id: None,
+            }));
+            answers.push(Ok(Requested { task: new.task(*state, *created_at), replayed: false }));
+        } else {
+            answers.push(earlier(&tx, new).await);
+        }
+    }
+    tx.commit().await.map_err(db::Error::from)?;
+    fault::point("task.requested");
+    shared.metrics.requested.inc_by(notices.len() as u64);
+    shared.committed(notices, true);
+    Ok(answers)
+}
+
+async fn insert(
+    tx: &Transaction<'_>,
+    batch: &[New],
+) -> Result<HashMap<TaskId, (TaskState, DateTime<Utc>)>, Error> {
+    let keyed: Vec<&New> = batch.iter().filter(|new| new.request.idempotency_key.is_some()).collect();
+    if !keyed.is_empty() {
+        let orgs: Vec<&str> = keyed.iter().map(|new| new.org.as_str()).collect();
+        let requesters: Vec<&str> = keyed.iter().map(|new| new.requester.as_str()).collect();
+        let keys: Vec<Option<&str>> =
+            keyed.iter().map(|new| new.request.idempotency_key.as_deref()).collect();
+        run(tx, sql!("free_keys"), &[&orgs, &requesters, &keys]).await?;
+    }
+    let ids: Vec<Uuid> = batch.iter().map(|new| new.id.as_uuid()).collect();
+    let orgs: Vec<&str> = batch.iter().map(|new| new.org.as_str()).collect();
+    let kinds: Vec<&str> = batch.iter().map(|new| new.request.kind.as_str()).collect();
+    let requires: Vec<Value> = batch.iter().map(|new| new.request.requires.clone().into()).collect();
+    let inputs: Vec<&Value> = batch.iter().map(|new| &new.request.input).collect();
+    let requesters: Vec<&str> = batch.iter().map(|new| new.requester.as_str()).collect();
+    let parents: Vec<Option<Uuid>> =
+        batch.iter().map(|new| new.request.parent_id.map(TaskId::as_uuid)).collect();
+    let keys: Vec<Option<&str>> = batch.iter().map(|new| new.request.idempotency_key.as_deref()).collect();
+    let hashes: Vec<&[u8]> = batch.iter().map(|new| new.hash.as_slice()).collect();
+    let priorities: Vec<i16> = batch.iter().map(|new| new.request.priority).collect();
+    let run_at: Vec<Option<DateTime<Utc>>> = batch.iter().map(|new| new.request.run_at).collect();
+    let deadlines: Vec<Option<DateTime<Utc>>> = batch.iter().map(|new| new.request.deadline).collect();
+    let policies: Vec<Value> = batch.iter().map(|new| Value::Object(new.request.policy.clone())).collect();
+    let attempts: Vec<i32> = batch.iter().map(|new| new.attempts_max).collect();
+    let rows = run(
+        tx,
+        sql!("request"),
+        &[
+            &ids,
+            &orgs,
+            &kinds,
+            &requires,
+            &inputs,
+            &requesters,
+            &parents,
+            &keys,
+            &hashes,
+            &priorities,
+            &run_at,
+            &deadlines,
+            &policies,
+            &attempts,
+        ],
+    )
+    .await?;
+    let made = rows.iter().filter_map(|row| {
+        let state = TaskState::parse(row.get("state"))?;
+        Some((TaskId::from(row.get::<_, Uuid>("id")), (state, row.get("created_at"))))
+    });
+    Ok(made.collect())
+}
+
+/// The task that an earlier request with the same key (or this very one, before a lost answer) made.
+async fn earlier(tx: &Transaction<'_>, new: &New) -> Result<Requested, Error> {
+    let key = new.request.idempotency_key.as_deref();
+    let found =
+        run(tx, sql!("earlier"), &[&new.id.as_uuid(), &new.org.as_str(), &new.requester, &key]).await?;
+    let Some(row) = found.first() else { return Err(Error::Unavailable(None)) };
+    let id = TaskId::from(row.get::<_, Uuid>("id"));
+    if row.get::<_, Option<Vec<u8>>>("request_hash").as_deref() != Some(new.hash.as_slice()) {
+        return Err(Error::IdempotencyConflict(id));
+    }
+    let rows = run(tx, sql!("get"), &[&id.as_uuid()]).await?;
+    let task = rows.first().and_then(super::query::task).ok_or(Error::UnknownTask(id))?;
+    Ok(Requested { task, replayed: id != new.id })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn the_character_that_cannot_be_stored_is_told_from_its_spelling() {
+        assert!(check_json("input", &json!({ "a": "\u{0}" }), 100).is_err());
+        assert!(check_json("input", &json!({ "a": "\\u0000" }), 100).is_ok());
+        assert!(check_json("input", &json!("x".repeat(200)), 100).is_err());
+    }
+
+    #[test]
+    fn a_text_of_many_lines_becomes_one_that_fits() {
+        assert_eq!(one_line("a\nb\tc", 100), "a b c");
+        assert_eq!(one_line("äää", 3), "ä");
+    }
+}

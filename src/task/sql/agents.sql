@@ -1,0 +1,10 @@
+select g.id, g.org, g.kind, g.description, g.capabilities, g.slots, g.slots_used, g.status, g.incarnation,
+    g.last_seen_at, coalesce((
+        select jsonb_object_agg(s.kind, jsonb_build_object('completed', s.completed, 'failed', s.failed,
+            'refused', s.refused,
+            'latency_ms', round((s.latency_ms_sum / nullif(s.weight, 0))::numeric, 1),
+            'cost_microdollars', round((s.cost_microdollars_sum / nullif(s.weight, 0))::numeric)))
+        from convoke.statistics s where s.agent_id = g.id), '{}') as statistics
+from convoke.agents g
+where ($1::text is null or g.org = $1) and ($2::text is null or g.id = $2)
+order by g.id

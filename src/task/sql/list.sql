@@ -1,0 +1,7 @@
+select t.id, t.org, t.kind, t.requires, t.input, t.requester, t.state, t.state_reason, t.priority, t.round, t.epoch,
+    t.attempt, t.attempts_max, t.agent_id, t.result, t.error, t.created_at, t.updated_at, t.deadline_at,
+    (select a.progress from convoke.assignments a where a.task_id = t.id and a.epoch = t.epoch) as progress
+from convoke.tasks t
+where ($1::text is null or t.org = $1) and ($2::text is null or t.state = $2) and ($3::text is null or t.kind = $3)
+    and ($4::uuid is null or t.id < $4)
+order by t.id desc limit $5

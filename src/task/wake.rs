@@ -1,0 +1,119 @@
+//! What a row change starts: exactly one task a change, however often it is replayed.
+//!
+//! The router hands over all that one or more transactions of the log start; one
+//! statement records them in `convoke.wakes` and makes the tasks. A change that was
+//! recorded before starts nothing. The caller saves the log position in the same
+//! transaction, and confirms it only after the commit.
+use super::store::{run, sql};
+use super::{AgentId, Error, Notice, Request, TaskState, Tasks, Update, request};
+use crate::id::{Epoch, Lsn, OrgId, TaskId};
+use deadpool_postgres::Transaction;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+/// A row change that an agent's `[[wake]]` asked for.
+#[derive(Clone, Debug)]
+pub struct Wake {
+    /// Which `[[wake]]`: `<agent>#<index>`.
+    pub trigger: String,
+    /// Whose.
+    pub agent: AgentId,
+    /// In which org the task is made.
+    pub org: OrgId,
+    /// The commit that the change belongs to.
+    pub lsn: Lsn,
+    /// The change's place in that commit.
+    pub index: u32,
+    /// What it requests, or why no request could be made of the change.
+    pub request: Result<Request, String>,
+}
+
+impl Tasks {
+    /// Records the wakes and makes their tasks inside the caller's transaction. What is returned
+    /// goes to [`Tasks::woken`] once it has committed.
+    ///
+    /// # Errors
+    /// `Unavailable` or `Internal`; nothing was recorded then.
+    pub async fn wake(&self, tx: &Transaction<'_>, wakes: &[Wake]) -> Result<Vec<Notice>, Error> {
+        if wakes.is_empty() {
+            return Ok(Vec::new());
+        }
+        let requests: Vec<Result<Request, String>> = wakes.iter().map(|wake| self.checked(wake)).collect();
+        let good = |at: usize| requests.get(at).and_then(|request| request.as_ref().ok());
+        let each = |of: &dyn Fn(&Request) -> Value| -> Vec<Option<Value>> {
+            (0..wakes.len()).map(|at| good(at).map(of)).collect()
+        };
+        let triggers: Vec<&str> = wakes.iter().map(|wake| wake.trigger.as_str()).collect();
+        let agents: Vec<&str> = wakes.iter().map(|wake| wake.agent.as_str()).collect();
+        let orgs: Vec<&str> = wakes.iter().map(|wake| wake.org.as_str()).collect();
+        let lsns: Vec<i64> = wakes.iter().map(|wake| i64::try_from(wake.lsn.0).unwrap_or(i64::MAX)).collect();
+        let indexes: Vec<i32> =
+            wakes.iter().map(|wake| i32::try_from(wake.index).unwrap_or(i32::MAX)).collect();
+        let ids: Vec<Uuid> = wakes.iter().map(|_| TaskId::generate().as_uuid()).collect();
+        let kinds: Vec<Option<&str>> = (0..wakes.len()).map(|at| good(at).map(|r| r.kind.as_str())).collect();
+        let needs = each(&|request| json!(request.requires));
+        let needs: Vec<Value> = needs.into_iter().map(|needs| needs.unwrap_or_else(|| json!([]))).collect();
+        let inputs = each(&|request| request.input.clone());
+        let priorities: Vec<i16> = (0..wakes.len()).map(|at| good(at).map_or(0, |r| r.priority)).collect();
+        let deadlines: Vec<Option<chrono::DateTime<chrono::Utc>>> =
+            (0..wakes.len()).map(|at| good(at).and_then(|r| r.deadline)).collect();
+        let policies = each(&|request| Value::Object(request.policy.clone()));
+        let attempts: Vec<i32> = (0..wakes.len())
+            .map(|at| {
+                good(at)
+                    .and_then(|request| self.shared.defaults.with(&request.policy).ok())
+                    .map_or(1, |policy| i32::try_from(policy.attempts_max).unwrap_or(i32::MAX))
+            })
+            .collect();
+        let errors: Vec<Option<&str>> =
+            requests.iter().map(|request| request.as_ref().err().map(String::as_str)).collect();
+        let rows = run(
+            tx,
+            sql!("wake"),
+            &[
+                &triggers,
+                &agents,
+                &orgs,
+                &lsns,
+                &indexes,
+                &ids,
+                &kinds,
+                &needs,
+                &inputs,
+                &priorities,
+                &deadlines,
+                &policies,
+                &attempts,
+                &errors,
+            ],
+        )
+        .await?;
+        let notices = rows.iter().filter_map(|row| {
+            Some(Notice::Updated(Update {
+                id: TaskId::from(row.get::<_, Uuid>("id")),
+                org: OrgId::try_from(row.get::<_, &str>("org")).ok()?,
+                kind: row.get("kind"),
+                state: TaskState::Open,
+                state_reason: None,
+                epoch: Epoch(0),
+                agent_id: None,
+            }))
+        });
+        Ok(notices.collect())
+    }
+
+    /// The transaction of [`Tasks::wake`] has committed: looks, and tells.
+    pub fn woken(&self, notices: Vec<Notice>) {
+        if !notices.is_empty() {
+            self.shared.metrics.requested.inc_by(notices.len() as u64);
+            self.shared.committed(notices, true);
+        }
+    }
+
+    fn checked(&self, wake: &Wake) -> Result<Request, String> {
+        let asked = wake.request.clone()?;
+        request::New::check(&self.shared, &wake.org, &wake.trigger, asked.clone())
+            .map_err(|e| e.to_string())?;
+        Ok(asked)
+    }
+}
