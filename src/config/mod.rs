@@ -15,7 +15,7 @@ mod words;
 pub use layers::{Options, keys, load};
 pub use problem::{Problem, Problems};
 
-use crate::{api, telemetry};
+use crate::{api, auth, db, telemetry, wal};
 use serde::Deserialize;
 use std::path::PathBuf;
 
@@ -25,6 +25,12 @@ use std::path::PathBuf;
 pub struct Config {
     /// Where HTTP and websocket listen.
     pub server: api::Config,
+    /// Which PostgreSQL, and how it is used.
+    pub database: db::Config,
+    /// How tokens are checked.
+    pub auth: auth::Config,
+    /// How the write-ahead log is read.
+    pub wal: wal::Config,
     /// What is logged and how.
     pub telemetry: telemetry::Config,
 }
