@@ -1,0 +1,347 @@
+//! Everything that can be told about a definition without a database: all problems at once.
+use super::{Definition, Kind, OfferBy, Wake, WakeEvent};
+use crate::{
+    agent::{
+        Env,
+        kind::{llm, program},
+        wake::{Filter, RequestTemplate},
+    },
+    task::{INPUT_BYTES_MAX, Policy},
+};
+use std::{collections::HashMap, fmt::Display, time::Duration};
+
+/// Something in an agent's file that has to be changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// Where, like `wake.0.filter`.
+    pub key: String,
+    /// What is wrong, one line.
+    pub message: String,
+    /// What to do, where it is not plain from the message.
+    pub remedy: Option<String>,
+}
+
+/// All problems of one definition, with the environment of this process.
+#[must_use]
+pub fn check(definition: &Definition) -> Vec<Problem> {
+    check_in(definition, &Env::process())
+}
+
+/// All problems of a set of definitions that are run together: those of each, and ids that are used twice.
+/// Each comes with the index of its definition.
+#[must_use]
+pub fn check_all(definitions: &[Definition]) -> Vec<(usize, Problem)> {
+    let mut seen = HashMap::new();
+    let mut problems = Vec::new();
+    for (at, definition) in definitions.iter().enumerate() {
+        if let Some(first) = seen.insert(&definition.id, at) {
+            let message = format!("{} is already the id of agent {}", definition.id, first + 1);
+            let remedy = Some("give every agent its own id".to_owned());
+            problems.push((at, Problem { key: "id".into(), message, remedy }));
+        }
+        problems.extend(check(definition).into_iter().map(|problem| (at, problem)));
+    }
+    problems
+}
+
+/// All problems of one definition.
+#[must_use]
+pub fn check_in(definition: &Definition, env: &Env) -> Vec<Problem> {
+    let mut found = Found(Vec::new());
+    general(definition, &mut found);
+    for (key, kind) in definition.run.said() {
+        if kind != definition.run.kind {
+            let message = format!("{key} belongs to kind = \"{kind}\", not to \"{}\"", definition.run.kind);
+            found.add(format!("run.{key}"), message);
+        }
+    }
+    match definition.run.kind {
+        Kind::Command => command(definition, env, &mut found),
+        Kind::Http => http(definition, &mut found),
+        Kind::Llm => model(definition, env, &mut found),
+        Kind::Rust | Kind::Remote => {}
+    }
+    for (at, wake) in definition.wake.iter().enumerate() {
+        check_wake(&format!("wake.{at}"), wake, &mut found);
+    }
+    found.0
+}
+
+struct Found(Vec<Problem>);
+
+impl Found {
+    fn add(&mut self, key: impl Into<String>, message: impl Into<String>) {
+        self.0.push(Problem { key: key.into(), message: message.into(), remedy: None });
+    }
+    fn add_with(&mut self, key: impl Into<String>, message: impl Into<String>, remedy: impl Into<String>) {
+        let remedy = Some(remedy.into());
+        self.0.push(Problem { key: key.into(), message: message.into(), remedy });
+    }
+    /// A number outside of its bounds.
+    fn bounds<T: PartialOrd + Display>(&mut self, key: &str, value: T, least: T, most: T) {
+        if !(least <= value && value <= most) {
+            self.add(key, format!("{value} is not in {least} to {most}"));
+        }
+    }
+}
+
+fn general(definition: &Definition, found: &mut Found) {
+    if definition.description.len() > 1_000 {
+        found.add(
+            "description",
+            format!("{} bytes are too long: 1000 are the most", definition.description.len()),
+        );
+    }
+    for (at, capability) in definition.capabilities.iter().enumerate() {
+        if capability.is_empty() || capability.len() > 200 {
+            found.add(format!("capabilities.{at}"), "a capability has 1 to 200 bytes");
+        }
+    }
+    found.bounds("slots", definition.slots, 1, 1_000);
+    if definition.idle_timeout < Duration::from_millis(10) {
+        found.add("idle_timeout", "it must be 10ms or more");
+    }
+    found.bounds("offer.confidence", definition.offer.confidence, 0.0, 1.0);
+    let by = match definition.offer.by {
+        OfferBy::Runtime => None,
+        OfferBy::Model => Some("model"),
+        OfferBy::Command => Some("command"),
+        OfferBy::Http => Some("http"),
+    };
+    if let Some(by) = by {
+        let message = format!("offer.by = \"{by}\" is not supported yet");
+        found.add_with("offer.by", message, "leave it out, or say \"runtime\"");
+    }
+    let limits = &definition.limits;
+    if limits.timeout < Duration::from_millis(10) {
+        found.add("limits.timeout", "it must be 10ms or more");
+    }
+    found.bounds("limits.output_bytes", limits.output_bytes, 1, INPUT_BYTES_MAX);
+    let kind = definition.run.kind;
+    if let Some(memory) = limits.memory_bytes {
+        found.bounds("limits.memory_bytes", memory, 1 << 20, 1 << 46);
+        if kind != Kind::Command {
+            found.add(
+                "limits.memory_bytes",
+                "only kind = \"command\" has a process whose memory can be limited",
+            );
+        }
+    }
+    if let Some(tokens) = limits.tokens_per_task {
+        found.bounds("limits.tokens_per_task", tokens, 1, u32::MAX);
+        if kind != Kind::Llm {
+            found.add("limits.tokens_per_task", "only kind = \"llm\" uses tokens that can be limited");
+        }
+    }
+}
+
+fn command(definition: &Definition, env: &Env, found: &mut Found) {
+    let run = &definition.run;
+    match run.argv.as_deref() {
+        None | Some([]) => found.add_with(
+            "run.argv",
+            "argv is missing: there is no command to run",
+            "name the program and its arguments, like argv = [\"python3\", \"triage.py\"]",
+        ),
+        Some([name, ..]) => {
+            if let Err(e) = program(name, definition.folder.as_deref(), env) {
+                found.add_with("run.argv", e, "install it, correct the name, or give its full path");
+            }
+        }
+    }
+    if let Some(cwd) = &run.cwd {
+        let cwd = definition.folder.as_ref().map_or_else(|| cwd.clone(), |folder| folder.join(cwd));
+        if !cwd.is_dir() {
+            found.add("run.cwd", format!("{} is no folder", cwd.display()));
+        }
+    }
+    for name in run.env.iter().chain(run.env_set.keys()) {
+        if name.is_empty() || name.contains(['=', '\0']) {
+            found.add("run.env", format!("{name:?} is no name of an environment variable"));
+        }
+    }
+}
+
+fn http(definition: &Definition, found: &mut Found) {
+    match &definition.run.url {
+        None => found.add("run.url", "url is missing: there is nowhere to POST"),
+        Some(url) => url_problem("run.url", url, found),
+    }
+}
+
+fn url_problem(key: &str, url: &str, found: &mut Found) {
+    match reqwest::Url::parse(url) {
+        Ok(parsed) if matches!(parsed.scheme(), "http" | "https") && parsed.has_host() => {}
+        Ok(_) => found.add(key, format!("{url:?} is no http or https URL")),
+        Err(e) => found.add(key, format!("{url:?} is no URL: {e}")),
+    }
+}
+
+fn model(definition: &Definition, env: &Env, found: &mut Found) {
+    let run = &definition.run;
+    if run.model.as_deref().unwrap_or_default().is_empty() {
+        found.add("run.model", "model is missing: name it as its endpoint knows it");
+    }
+    match &run.base_url {
+        Some(url) => url_problem("run.base_url", url, found),
+        None if run.base_url_env.is_none() && run.api_key_env.is_none() => found.add_with(
+            "run.base_url",
+            "neither base_url nor base_url_env nor api_key_env says where the model is",
+            "add base_url of an OpenAI-compatible server, or api_key_env for the OpenAI API",
+        ),
+        None => {}
+    }
+    if let Some((name, url)) = run.base_url_env.as_ref().and_then(|name| Some((name, env.get(name)?))) {
+        let mut inner = Found(Vec::new());
+        url_problem("run.base_url_env", &url, &mut inner);
+        found.0.extend(inner.0.into_iter().map(|problem| Problem {
+            message: format!("{name} in the environment: {}", problem.message),
+            ..problem
+        }));
+    }
+    if let Some(prompt) = &run.prompt
+        && let Err(e) = llm::prompt_template(prompt)
+    {
+        found.add("run.prompt", e.reason);
+    }
+    if let Some(schema) = &run.result_schema
+        && let Err(e) = jsonschema::validator_for(schema)
+    {
+        found.add("run.result_schema", format!("it is no JSON schema: {e}"));
+    }
+    if let Some(temperature) = run.temperature {
+        found.bounds("run.temperature", temperature, 0.0, 2.0);
+    }
+    if !run.tools.is_empty() {
+        found.add_with("run.tools", "tools are not supported yet", "leave the key out");
+    }
+}
+
+fn check_wake(place: &str, wake: &Wake, found: &mut Found) {
+    let (schema, table) = wake.table_name();
+    if schema.is_empty() || table.is_empty() {
+        found.add(format!("{place}.table"), format!("{:?} is not of the form schema.table", wake.table));
+    }
+    if wake.events.is_empty() {
+        let remedy = "name some of INSERT, UPDATE, DELETE, TRUNCATE";
+        found.add_with(format!("{place}.events"), "no event: it would never wake", remedy);
+    }
+    match Filter::parse(wake.filter.as_deref().unwrap_or_default()) {
+        Err(e) => found.add(format!("{place}.filter"), e.to_string()),
+        Ok(filter) if !filter.segments.is_empty() && wake.events.contains(&WakeEvent::Truncate) => {
+            let remedy = "make it a [[wake]] of its own without filter";
+            found.add_with(
+                format!("{place}.filter"),
+                "TRUNCATE has no row that a filter could look at",
+                remedy,
+            );
+        }
+        Ok(_) => {}
+    }
+    let request = &wake.request;
+    if request.kind.is_empty() || request.kind.len() > 200 {
+        found.add(format!("{place}.request.kind"), "the kind of a task has 1 to 200 bytes");
+    }
+    if let Err(e) = RequestTemplate::parse(request) {
+        found.add(format!("{place}.request.{}", e.place), e.reason);
+    }
+    if let Err(e) = Policy::default().with(&request.policy) {
+        found.add(format!("{place}.request.policy"), e);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problems(text: &str) -> Vec<String> {
+        let definition: Definition = toml::from_str(text).unwrap();
+        let env = Env::of([("PATH", "/nowhere:/bin")]);
+        check_in(&definition, &env).into_iter().map(|p| format!("{}: {}", p.key, p.message)).collect()
+    }
+
+    #[test]
+    fn every_problem_is_told_at_once_with_its_key() {
+        let text = r#"
+            id = "bad"
+            slots = 0
+            [run]
+            kind = "command"
+            argv = ["convoke-no-such-program"]
+            cwd = "/no/such/folder"
+            model = "x"
+            [offer]
+            by = "model"
+            confidence = 1.5
+            [limits]
+            tokens_per_task = 5
+            output_bytes = 0
+            [[wake]]
+            table = "tickets"
+            events = []
+            filter = "priority>3"
+            request = { kind = "", policy = { leese = "1s" }, input = { a = ["{{ nwe }}"] } }
+        "#;
+        assert_eq!(
+            problems(text)
+                .iter()
+                .map(|text| text.split(", expected one of").next().unwrap())
+                .collect::<Vec<_>>(),
+            [
+                "slots: 0 is not in 1 to 1000",
+                "offer.confidence: 1.5 is not in 0 to 1",
+                "offer.by: offer.by = \"model\" is not supported yet",
+                "limits.output_bytes: 0 is not in 1 to 1048576",
+                "limits.tokens_per_task: only kind = \"llm\" uses tokens that can be limited",
+                "run.model: model belongs to kind = \"llm\", not to \"command\"",
+                "run.argv: there is no command convoke-no-such-program on PATH",
+                "run.cwd: /no/such/folder is no folder",
+                "wake.0.events: no event: it would never wake",
+                "wake.0.filter: \"priority>3\" is not of the form column=operator.value",
+                "wake.0.request.kind: the kind of a task has 1 to 200 bytes",
+                "wake.0.request.input.a.0: there is no \"nwe\": use new, old, event, schema, table, commit_lsn, \
+                 committed_at",
+                "wake.0.request.policy: policy: unknown field `leese`",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_model_needs_a_name_and_a_place() {
+        let text = r#"
+            id = "m"
+            [run]
+            kind = "llm"
+            tools = ["sql:read"]
+            temperature = 3.0
+            prompt = "{{ inptu }}"
+            result_schema = { type = "nonsense" }
+        "#;
+        let found = problems(text);
+        assert_eq!(found[0], "run.model: model is missing: name it as its endpoint knows it");
+        assert!(found[1].starts_with("run.base_url: neither base_url nor base_url_env"));
+        assert!(found[2].starts_with("run.prompt: there is no \"inptu\": use "));
+        assert!(found[3].starts_with("run.result_schema: it is no JSON schema: "));
+        assert_eq!(found[4], "run.temperature: 3 is not in 0 to 2");
+        assert_eq!(found[5], "run.tools: tools are not supported yet");
+        assert_eq!(found.len(), 6);
+    }
+
+    #[test]
+    fn addresses_are_read() {
+        let http = |url: &str| problems(&format!("id = \"h\"\n[run]\nkind = \"http\"\nurl = {url:?}"));
+        assert_eq!(http("http://127.0.0.1:9/x"), Vec::<String>::new());
+        assert_eq!(http("ftp://x/y"), ["run.url: \"ftp://x/y\" is no http or https URL"]);
+        assert_eq!(http("nowhere"), ["run.url: \"nowhere\" is no URL: relative URL without a base"]);
+    }
+
+    #[test]
+    fn two_agents_may_not_share_an_id() {
+        let one: Definition = toml::from_str("id = \"a\"\n[run]\nkind = \"remote\"").unwrap();
+        let found = check_all(&[one.clone(), one]);
+        assert_eq!(
+            (found.len(), found[0].0, found[0].1.message.as_str()),
+            (1, 1, "a is already the id of agent 1")
+        );
+    }
+}

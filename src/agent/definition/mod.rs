@@ -1,0 +1,217 @@
+//! What an agent's file says: its words, and what can be told about them without a database.
+//!
+//! Owns the shapes of `agents/*.toml`. Every key is plain serde with a default
+//! where one makes sense, so that the loader can find unknown keys and report
+//! them with their place. What a key means together with others (a command
+//! without `argv`, a filter that cannot be read) is judged by [`check`], which
+//! returns all problems at once. Never reads a file and never starts anything;
+//! it looks at the environment and the disk only to say whether a command and
+//! its folder exist. Fails by returning [`Problem`]s, never by an error.
+mod check;
+mod limits;
+mod run;
+mod wake;
+
+pub use check::{Problem, check, check_all, check_in};
+pub use limits::{Limits, Offer, OfferBy};
+pub use run::{Kind, Price, ResponseFormat, Run};
+pub use wake::{Wake, WakeEvent, WakeRequest};
+
+use super::Env;
+use crate::{
+    id::{AgentId, OrgId},
+    task::{Profile, Terms},
+};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::{path::PathBuf, time::Duration};
+
+/// One agent, as its file describes it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Definition {
+    /// Its id, unique in the database.
+    pub id: AgentId,
+    /// Whose tasks it takes; `default` unless said.
+    #[serde(default = "default_org")]
+    pub org: OrgId,
+    /// One line for people, up to 1,000 bytes.
+    #[serde(default)]
+    pub description: String,
+    /// What it can do; it is eligible for a task whose `requires` are all among these.
+    #[serde(default)]
+    pub capabilities: Vec<String>,
+    /// Tasks at once, 1 to 1,000; 1 unless said.
+    #[serde(default = "one")]
+    pub slots: u32,
+    /// How long its actor lives without work; 5 minutes unless said.
+    #[serde(default = "five_minutes", with = "humantime_serde")]
+    pub idle_timeout: Duration,
+    /// How it does its work.
+    pub run: Run,
+    /// What is offered for it.
+    #[serde(default)]
+    pub offer: Offer,
+    /// The row changes that request a task.
+    #[serde(default)]
+    pub wake: Vec<Wake>,
+    /// What one task may use.
+    #[serde(default)]
+    pub limits: Limits,
+    /// The folder of its file, against which relative paths are read; set by whoever loads it.
+    #[serde(skip)]
+    pub folder: Option<PathBuf>,
+}
+
+fn default_org() -> OrgId {
+    #[expect(clippy::expect_used, reason = "a constant that is a name")]
+    OrgId::try_from("default").expect("a name")
+}
+fn one() -> u32 {
+    1
+}
+fn five_minutes() -> Duration {
+    Duration::from_secs(300)
+}
+
+impl Definition {
+    /// A definition of this kind with every default: a start for agents made by a program.
+    #[must_use]
+    pub fn new(id: AgentId, org: OrgId, kind: Kind) -> Self {
+        Self {
+            id,
+            org,
+            description: String::new(),
+            capabilities: Vec::new(),
+            slots: one(),
+            idle_timeout: five_minutes(),
+            run: Run::new(kind),
+            offer: Offer::default(),
+            wake: Vec::new(),
+            limits: Limits::default(),
+            folder: None,
+        }
+    }
+
+    /// The same with more capabilities.
+    #[must_use]
+    pub fn capable<'a>(mut self, capabilities: impl IntoIterator<Item = &'a str>) -> Self {
+        self.capabilities.extend(capabilities.into_iter().map(str::to_owned));
+        self
+    }
+
+    /// Changes when anything in the file that matters changes, and only then: hexadecimal, 32 digits.
+    #[must_use]
+    pub fn hash(&self) -> String {
+        // Going through a value sorts the keys, so the order in the file does not matter.
+        let text = serde_json::to_value(self).map(|value| value.to_string()).unwrap_or_default();
+        super::hex(Sha256::digest(text).as_slice().get(..16).unwrap_or_default())
+    }
+
+    /// Why it cannot work here though nothing is wrong with its file: a key that the environment
+    /// does not have. Such an agent is not registered, so that nobody waits for its offers.
+    #[must_use]
+    pub fn unavailable(&self, env: &Env) -> Option<String> {
+        match self.run.kind {
+            Kind::Llm => self.run.endpoint(env).err(),
+            Kind::Http => {
+                let name = self.run.secret_env.as_ref()?;
+                env.get(name).is_none().then(|| format!("{name} is not set"))
+            }
+            Kind::Command | Kind::Rust | Kind::Remote => None,
+        }
+    }
+
+    /// What it is to the negotiation.
+    #[must_use]
+    pub fn profile(&self) -> Profile {
+        Profile {
+            id: self.id.clone(),
+            org: self.org.clone(),
+            kind: self.run.kind.to_string(),
+            description: self.description.clone(),
+            capabilities: self.capabilities.clone(),
+            slots: self.slots.max(1),
+            definition_hash: self.hash(),
+            terms: Terms {
+                computed: self.run.kind != Kind::Remote,
+                cost_microdollars: self.offer.cost_microdollars,
+                confidence: self.offer.confidence,
+                eta: self.offer.eta,
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TRIAGE: &str = r#"
+        id = "triage"
+        org = "demo"
+        description = "Sorts new support tickets by urgency"
+        capabilities = ["support.triage"]
+        slots = 4
+        idle_timeout = "5m"
+        [run]
+        kind = "llm"
+        model = "gpt-4o-mini"
+        base_url = "http://127.0.0.1:8080/v1"
+        instructions = "You sort support tickets"
+        [offer]
+        by = "runtime"
+        cost_microdollars = 150
+        [[wake]]
+        table = "public.tickets"
+        events = ["INSERT"]
+        filter = "priority=gte.3"
+        request = { kind = "support.triage", requires = ["support.triage"], input = { ticket = "{{ new }}" } }
+        [limits]
+        tokens_per_task = 20_000
+        microdollars_per_hour = 500_000
+        timeout = "2m"
+    "#;
+
+    #[test]
+    fn the_file_of_the_guide_is_understood() {
+        let definition: Definition = toml::from_str(TRIAGE).unwrap();
+        assert_eq!(definition.slots, 4);
+        assert_eq!(definition.limits.timeout, Duration::from_secs(120));
+        assert_eq!(definition.limits.tokens_per_task, Some(20_000));
+        assert_eq!(definition.wake[0].table_name(), ("public", "tickets"));
+        assert_eq!(check(&definition), []);
+        let profile = definition.profile();
+        assert!(profile.terms.computed);
+        assert_eq!((profile.kind.as_str(), profile.terms.cost_microdollars), ("llm", 150));
+    }
+
+    #[test]
+    fn the_hash_follows_the_meaning_and_not_the_order() {
+        let one: Definition = toml::from_str(TRIAGE).unwrap();
+        let (top, rest) = TRIAGE.split_once("org = \"demo\"\n").unwrap();
+        let two: Definition = toml::from_str(&format!("org = \"demo\"\n{top}{rest}")).unwrap();
+        assert_eq!(one.hash(), two.hash());
+        assert_eq!(one.hash().len(), 32);
+        let three: Definition = toml::from_str(&TRIAGE.replace("150", "151")).unwrap();
+        assert_ne!(one.hash(), three.hash());
+    }
+
+    #[test]
+    fn a_model_without_its_key_is_unavailable_and_says_so() {
+        let keyed = TRIAGE.replace("base_url = ", "base_url_env = \"BASE\"\napi_key_env = \"KEY\"\n#");
+        let definition: Definition = toml::from_str(&keyed).unwrap();
+        let none = Env::of([]);
+        assert_eq!(definition.unavailable(&none).unwrap(), "neither KEY nor BASE is set in the environment");
+        assert_eq!(definition.unavailable(&Env::of([("KEY", "k")])), None);
+        assert_eq!(definition.unavailable(&Env::of([("BASE", "http://127.0.0.1:1/v1")])), None);
+        assert!(definition.unavailable(&Env::of([("KEY", "")])).is_some());
+    }
+
+    #[test]
+    fn a_remote_agent_speaks_for_itself() {
+        let definition: Definition = toml::from_str("id = \"far\"\n[run]\nkind = \"remote\"").unwrap();
+        assert!(!definition.profile().terms.computed);
+        assert_eq!(definition.org.as_str(), "default");
+        assert_eq!(check(&definition), []);
+    }
+}

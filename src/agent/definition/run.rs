@@ -1,0 +1,243 @@
+//! `[run]`: how an agent does its work.
+//!
+//! One flat table: each key belongs to one kind (or to some), and the check
+//! says so when it stands beside the wrong one.
+use crate::agent::Env;
+use secrecy::SecretString;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::{collections::BTreeMap, fmt, path::PathBuf};
+
+/// Where a model is when an agent names a key but no address.
+pub(crate) const OPENAI_BASE_URL: &str = "https://api.openai.com/v1";
+
+/// How an agent does its work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// A model behind an OpenAI-compatible endpoint.
+    Llm,
+    /// A process for each task.
+    Command,
+    /// A POST for each task.
+    Http,
+    /// Code in this process that implements [`crate::agent::Agent`].
+    Rust,
+    /// Whoever joins the agent's channel with the right token; nothing is hosted here.
+    Remote,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Llm => "llm",
+            Self::Command => "command",
+            Self::Http => "http",
+            Self::Rust => "rust",
+            Self::Remote => "remote",
+        })
+    }
+}
+
+/// How an agent does its work: `kind`, and the keys of that kind.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Run {
+    /// Which of the others matter.
+    pub kind: Kind,
+
+    /// `command`: the program and its arguments; no shell. A name without `/` is looked up on `PATH`,
+    /// a relative path from the agent's folder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub argv: Option<Vec<String>>,
+    /// `command`: where it runs; relative to, and unless said the same as, the folder of the file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cwd: Option<PathBuf>,
+    /// `command`: variables of the daemon's environment that it gets; none unless said.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub env: Vec<String>,
+    /// `command`: variables with these values.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env_set: BTreeMap<String, String>,
+
+    /// `http`: where to POST.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+    /// `http`: the variable with the secret that signs the request; unsigned unless said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret_env: Option<String>,
+
+    /// `llm`: the model's name at its endpoint.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+    /// `llm`: the endpoint, up to and with `/v1`; the OpenAI API unless said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base_url: Option<String>,
+    /// `llm`: the variable with the endpoint, which goes before `base_url`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base_url_env: Option<String>,
+    /// `llm`: the variable with the key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub api_key_env: Option<String>,
+    /// `llm`: what it is told before each task.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instructions: Option<String>,
+    /// `llm`: a template of the message with the task; the input as JSON unless said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt: Option<String>,
+    /// `llm`: JSON schema of its results; a task's own goes before it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result_schema: Option<Value>,
+    /// `llm`: how the endpoint is asked for JSON; by schema if there is one unless said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub response_format: Option<ResponseFormat>,
+    /// `llm`: 0 to 2; the endpoint's own unless said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub temperature: Option<f32>,
+    /// `llm`: what the endpoint charges.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub price: Option<Price>,
+    /// `llm`: tools that the model may call (not supported yet).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tools: Vec<String>,
+
+    /// `rust`: under which name its code is registered; the agent's id unless said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+}
+
+/// How an endpoint is asked for JSON.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ResponseFormat {
+    /// The schema is sent along and the endpoint holds the model to it.
+    JsonSchema,
+    /// Any JSON object.
+    JsonObject,
+    /// Nothing is asked for: for endpoints that know neither.
+    Text,
+}
+
+/// What an endpoint charges.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Price {
+    /// For a million tokens that it reads.
+    pub input_microdollars_per_million_tokens: u64,
+    /// For a million tokens that it writes.
+    pub output_microdollars_per_million_tokens: u64,
+}
+
+impl Price {
+    /// What these tokens cost, rounded up.
+    #[must_use]
+    pub fn of(self, input_tokens: u64, output_tokens: u64) -> u64 {
+        let input = u128::from(self.input_microdollars_per_million_tokens) * u128::from(input_tokens);
+        let output = u128::from(self.output_microdollars_per_million_tokens) * u128::from(output_tokens);
+        u64::try_from((input + output).div_ceil(1_000_000)).unwrap_or(u64::MAX)
+    }
+}
+
+/// Where an agent's model is, and its key.
+#[derive(Clone, Debug)]
+pub(crate) struct Endpoint {
+    pub(crate) base_url: String,
+    pub(crate) api_key: Option<SecretString>,
+}
+
+impl Run {
+    /// This kind, with nothing else said.
+    #[must_use]
+    pub fn new(kind: Kind) -> Self {
+        Self {
+            kind,
+            argv: None,
+            cwd: None,
+            env: Vec::new(),
+            env_set: BTreeMap::new(),
+            url: None,
+            secret_env: None,
+            model: None,
+            base_url: None,
+            base_url_env: None,
+            api_key_env: None,
+            instructions: None,
+            prompt: None,
+            result_schema: None,
+            response_format: None,
+            temperature: None,
+            price: None,
+            tools: Vec::new(),
+            name: None,
+        }
+    }
+
+    /// Where the model is. An address from the environment needs no key (a server of one's own);
+    /// any other needs the key that the file names.
+    ///
+    /// # Errors
+    /// Which variable is missing, one line.
+    pub(crate) fn endpoint(&self, env: &Env) -> Result<Endpoint, String> {
+        let from_env = self.base_url_env.as_ref().and_then(|name| env.get(name));
+        let api_key = self.api_key_env.as_ref().and_then(|name| env.get(name)).map(SecretString::from);
+        let key_missing = self.api_key_env.as_ref().filter(|_| api_key.is_none());
+        match (from_env, key_missing, &self.base_url_env) {
+            (Some(base_url), _, _) => return Ok(Endpoint { base_url, api_key }),
+            (None, Some(key), Some(base)) => {
+                return Err(format!("neither {key} nor {base} is set in the environment"));
+            }
+            (None, Some(key), None) => return Err(format!("{key} is not set in the environment")),
+            (None, None, Some(base)) if api_key.is_none() && self.base_url.is_none() => {
+                return Err(format!("{base} is not set in the environment"));
+            }
+            _ => {}
+        }
+        let base_url = self.base_url.clone().unwrap_or_else(|| OPENAI_BASE_URL.to_owned());
+        Ok(Endpoint { base_url, api_key })
+    }
+
+    /// The keys that are said, each with the kind it belongs to.
+    pub(super) fn said(&self) -> Vec<(&'static str, Kind)> {
+        let keys = [
+            ("argv", Kind::Command, self.argv.is_some()),
+            ("cwd", Kind::Command, self.cwd.is_some()),
+            ("env", Kind::Command, !self.env.is_empty()),
+            ("env_set", Kind::Command, !self.env_set.is_empty()),
+            ("url", Kind::Http, self.url.is_some()),
+            ("secret_env", Kind::Http, self.secret_env.is_some()),
+            ("model", Kind::Llm, self.model.is_some()),
+            ("base_url", Kind::Llm, self.base_url.is_some()),
+            ("base_url_env", Kind::Llm, self.base_url_env.is_some()),
+            ("api_key_env", Kind::Llm, self.api_key_env.is_some()),
+            ("instructions", Kind::Llm, self.instructions.is_some()),
+            ("prompt", Kind::Llm, self.prompt.is_some()),
+            ("result_schema", Kind::Llm, self.result_schema.is_some()),
+            ("response_format", Kind::Llm, self.response_format.is_some()),
+            ("temperature", Kind::Llm, self.temperature.is_some()),
+            ("price", Kind::Llm, self.price.is_some()),
+            ("tools", Kind::Llm, !self.tools.is_empty()),
+            ("name", Kind::Rust, self.name.is_some()),
+        ];
+        keys.into_iter().filter(|(_, _, said)| *said).map(|(key, kind, _)| (key, kind)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn money_is_rounded_up() {
+        let price = Price {
+            input_microdollars_per_million_tokens: 150_000,
+            output_microdollars_per_million_tokens: 600_000,
+        };
+        assert_eq!(price.of(1_000_000, 0), 150_000);
+        assert_eq!(price.of(1, 0), 1);
+        assert_eq!(price.of(0, 0), 0);
+        assert_eq!(price.of(1000, 500), 450);
+        assert_eq!(
+            Price { output_microdollars_per_million_tokens: u64::MAX, ..price }.of(0, u64::MAX),
+            u64::MAX
+        );
+    }
+}

@@ -1,0 +1,182 @@
+//! `kind = "http"`: a POST for each task.
+//!
+//! The body is the start of the job as JSON (`task_id`, `assignment_id`, `epoch`,
+//! `agent_id`, `org`, `kind`, `input`, `attempt`, `lease`, `attempt_timeout`,
+//! `checkpoint`, `result_schema`). With `secret_env` it is signed:
+//! `Convoke-Signature: sha256=<hex>` is the HMAC-SHA256 of `<timestamp>.<body>`
+//! with `Convoke-Timestamp` in Unix seconds. `Idempotency-Key` is the assignment,
+//! so a repeat can be told. 200 with JSON is the result (what it cost may stand
+//! in `Convoke-Tokens` and `Convoke-Microdollars`); 202 means that the other side
+//! reports through `/v1/assignments` and renews the lease itself; 429, 5xx and
+//! broken connections are tried again while the attempt lasts; redirects are not
+//! followed. No text of an answer becomes part of a failure.
+use super::Parts;
+use crate::{
+    agent::{
+        Agent, Definition, Finished, Job, hex,
+        job::{permanent, retryable},
+    },
+    llm::{backoff, innermost, read_body, retry_after},
+    task::{Failure, Usage},
+};
+use hmac::{Hmac, KeyInit, Mac};
+use reqwest::{
+    Response,
+    header::{CONTENT_TYPE, HeaderMap},
+};
+use secrecy::{ExposeSecret, SecretString};
+use serde_json::{Value, json};
+use sha2::Sha256;
+use std::{sync::Arc, time::Duration};
+use tokio::time::{Instant, sleep, timeout_at};
+
+/// Times that one job is posted at most.
+const TRIES_MAX: u32 = 5;
+
+/// An agent behind a URL.
+pub(crate) struct Http {
+    definition: Arc<Definition>,
+    url: String,
+    secret: Option<SecretString>,
+    parts: Parts,
+}
+
+/// Why a try gave no answer, and how long to wait for the next.
+struct Again {
+    failure: Failure,
+    wait: Option<Duration>,
+}
+
+impl Http {
+    pub(crate) fn new(definition: Arc<Definition>, parts: Parts) -> Result<Self, String> {
+        let url = definition.run.url.clone().ok_or("url is missing")?;
+        let secret = match &definition.run.secret_env {
+            None => None,
+            Some(name) => {
+                let secret =
+                    parts.env.get(name).ok_or_else(|| format!("{name} is not set in the environment"))?;
+                Some(SecretString::from(secret))
+            }
+        };
+        Ok(Self { definition, url, secret, parts })
+    }
+
+    fn body(job: &Job) -> Vec<u8> {
+        let mut body = json!(job.start);
+        if let Value::Object(members) = &mut body {
+            members.insert("agent_id".into(), json!(job.agent_id));
+            let left = job.deadline.saturating_duration_since(Instant::now());
+            let left = Duration::from_millis(u64::try_from(left.as_millis()).unwrap_or(u64::MAX));
+            members.insert("attempt_timeout".into(), json!(humantime::format_duration(left).to_string()));
+        }
+        body.to_string().into_bytes()
+    }
+
+    async fn post(&self, job: &Job, body: &[u8]) -> Result<Result<Finished, Failure>, Again> {
+        let again = |message: String, wait| Again { failure: retryable(message), wait };
+        let client = self.parts.models.clients().for_url(&self.url).map_err(|e| again(e, None))?;
+        let timestamp = self.parts.clock.now().timestamp();
+        let mut request = client
+            .post(&self.url)
+            .header(CONTENT_TYPE, "application/json")
+            .header("Idempotency-Key", job.start.key.assignment_id.to_string())
+            .header("Convoke-Timestamp", timestamp.to_string())
+            .body(body.to_vec());
+        if let Some(secret) = &self.secret {
+            request = request.header("Convoke-Signature", signature(secret, timestamp, body));
+        }
+        let unreachable =
+            |e: reqwest::Error| again(format!("the agent cannot be reached: {}", innermost(&e)), None);
+        let response = request.send().await.map_err(unreachable)?;
+        let status = response.status().as_u16();
+        let wait = retry_after(response.headers(), self.parts.clock.now());
+        Ok(match status {
+            202 => Ok(Finished::Elsewhere),
+            200..300 => self.result(response).await.map_err(unreachable)?,
+            300..400 => Err(permanent(format!(
+                "the agent answered with a redirect ({status}), which is not followed"
+            ))),
+            408 | 425 | 429 | 500.. => return Err(again(format!("the agent answered {status}"), wait)),
+            _ => Err(permanent(format!("the agent answered {status}"))),
+        })
+    }
+
+    async fn result(&self, response: Response) -> Result<Result<Finished, Failure>, reqwest::Error> {
+        let usage = self.usage(response.headers());
+        let bytes_max = self.definition.limits.output_bytes;
+        let with_usage = |failure: Failure| Failure { usage, ..failure };
+        let Some(body) = read_body(response, bytes_max).await? else {
+            let message = format!("the result is over limits.output_bytes, {bytes_max} bytes");
+            return Ok(Err(with_usage(permanent(message))));
+        };
+        Ok(match serde_json::from_slice(&body) {
+            Ok(result) => Ok(Finished::Result { result, usage }),
+            Err(e) => {
+                let message = format!("result is no JSON: line {} column {}", e.line(), e.column());
+                Err(with_usage(retryable(message)))
+            }
+        })
+    }
+
+    fn usage(&self, headers: &HeaderMap) -> Usage {
+        let number = |name| headers.get(name)?.to_str().ok()?.parse::<u64>().ok();
+        Usage {
+            tokens: number("Convoke-Tokens").unwrap_or(0),
+            microdollars: number("Convoke-Microdollars").unwrap_or(self.definition.offer.cost_microdollars),
+        }
+    }
+}
+
+/// `sha256=` and the HMAC-SHA256 of `<timestamp>.<body>` in hexadecimal.
+fn signature(secret: &SecretString, timestamp: i64, body: &[u8]) -> String {
+    // A key of any length is a key for HMAC, so this cannot fail.
+    let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(secret.expose_secret().as_bytes()) else {
+        return String::new();
+    };
+    mac.update(timestamp.to_string().as_bytes());
+    mac.update(b".");
+    mac.update(body);
+    format!("sha256={}", hex(mac.finalize().into_bytes().as_slice()))
+}
+
+#[async_trait::async_trait]
+impl Agent for Http {
+    async fn run(&self, job: Job) -> Result<Finished, Failure> {
+        let body = Self::body(&job);
+        let tries = async {
+            for tried in 1.. {
+                let Again { failure, wait } = match timeout_at(job.deadline, self.post(&job, &body)).await {
+                    Ok(Ok(outcome)) => return outcome,
+                    Ok(Err(again)) => again,
+                    Err(_) => return Err(retryable("the agent did not answer in time")),
+                };
+                let wait = wait.unwrap_or_else(|| backoff(tried));
+                if tried == TRIES_MAX || Instant::now() + wait >= job.deadline {
+                    return Err(Failure {
+                        message: format!("{}, {tried} times", failure.message),
+                        ..failure
+                    });
+                }
+                sleep(wait).await;
+            }
+            Err(retryable("the agent did not answer"))
+        };
+        tokio::select! {
+            outcome = tries => outcome,
+            // Dropping the request closes its connection, which is all that HTTP has to say stop.
+            () = job.stopped() => Err(retryable("the request was stopped")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signature_can_be_checked_with_any_hmac() {
+        // printf '1700000000.{"a":1}' | openssl dgst -sha256 -hmac secret
+        let expected = "sha256=49f24e537407743fa4a0242bb63b94b9a47ee99cbbe071ccd8a22550ae411686";
+        assert_eq!(signature(&SecretString::from("secret"), 1_700_000_000, b"{\"a\":1}"), expected);
+    }
+}

@@ -1,0 +1,193 @@
+//! HTTP to servers that are not ours: clients, `Retry-After`, and the transport under async-openai.
+//!
+//! The transport sends one request, once. async-openai's own would retry by
+//! itself and write bodies of bad answers to the log; so every answer that is
+//! not a 2xx with JSON ends here, as an [`Error`] in the box of its error type.
+use super::Error;
+use async_openai::{error::OpenAIError, middleware::HttpRequestFactory};
+use bytes::{Bytes, BytesMut};
+use chrono::{DateTime, Utc};
+use futures_util::StreamExt;
+use reqwest::header::{HeaderMap, RETRY_AFTER};
+use serde::de::IgnoredAny;
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::{Arc, OnceLock},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+/// Largest answer of a model endpoint, in bytes.
+const ANSWER_BYTES_MAX: usize = 4 << 20;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// The longest that a server may tell us to wait; more is taken for this.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(3_600);
+
+const PAUSE_FIRST: Duration = Duration::from_millis(250);
+const PAUSE_MAX: Duration = Duration::from_secs(20);
+
+/// HTTP clients, made when they are first needed: one that goes straight to its target for this machine's
+/// own addresses, and one that uses the proxy of the environment. Neither follows redirects.
+#[derive(Clone, Debug, Default)]
+pub struct Clients {
+    direct: Arc<OnceLock<Result<reqwest::Client, String>>>,
+    proxied: Arc<OnceLock<Result<reqwest::Client, String>>>,
+}
+
+impl Clients {
+    /// The client for this address.
+    ///
+    /// # Errors
+    /// Why no client can be made, one line.
+    pub fn for_url(&self, url: &str) -> Result<reqwest::Client, String> {
+        let host = reqwest::Url::parse(url).ok().and_then(|url| url.host_str().map(str::to_owned));
+        let host = host.unwrap_or_default();
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        let address = host.parse::<std::net::IpAddr>();
+        let local = host == "localhost" || address.is_ok_and(|address| address.is_loopback());
+        let slot = if local { &self.direct } else { &self.proxied };
+        slot.get_or_init(|| client(local)).clone()
+    }
+}
+
+fn client(direct: bool) -> Result<reqwest::Client, String> {
+    let mut roots = rustls::RootCertStore::empty();
+    // A machine without certificates can still speak plain HTTP; TLS then fails with its own reason.
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let tls = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|e| e.to_string())?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let builder = reqwest::Client::builder()
+        .tls_backend_preconfigured(tls)
+        .redirect(reqwest::redirect::Policy::none())
+        .connect_timeout(CONNECT_TIMEOUT)
+        .pool_idle_timeout(Duration::from_secs(30))
+        .user_agent(concat!("convoke/", env!("CARGO_PKG_VERSION")));
+    let builder = if direct { builder.no_proxy() } else { builder };
+    builder.build().map_err(|e| innermost(&e))
+}
+
+/// When a server says to come again: in seconds or as a date; an hour at most.
+#[must_use]
+pub fn retry_after(headers: &HeaderMap, now: DateTime<Utc>) -> Option<Duration> {
+    let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    let wait = match value.parse::<f64>() {
+        Ok(seconds) => Duration::try_from_secs_f64(seconds).ok()?,
+        Err(_) => (DateTime::parse_from_rfc2822(value).ok()?.to_utc() - now).to_std().unwrap_or_default(),
+    };
+    Some(wait.min(RETRY_AFTER_MAX))
+}
+
+/// The pause after the `tried`-th try, with up to a fifth more or less so that askers do not come together.
+pub(crate) fn backoff(tried: u32) -> Duration {
+    let base = PAUSE_FIRST.saturating_mul(1 << tried.saturating_sub(1).min(10)).min(PAUSE_MAX);
+    base.mul_f64(rand::random_range(0.8..1.2))
+}
+
+/// The cause at the bottom, which says `connection refused` where the top says `error sending request`.
+pub(crate) fn innermost(error: &reqwest::Error) -> String {
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(deeper) = cause.source() {
+        cause = deeper;
+    }
+    let text = cause.to_string().to_lowercase();
+    match text.split_once(" (os error") {
+        Some((text, _)) => text.to_owned(),
+        None => text,
+    }
+}
+
+/// Reads a body up to `bytes_max`; nothing when it is larger.
+pub(crate) async fn read_body(
+    response: reqwest::Response,
+    bytes_max: usize,
+) -> Result<Option<Bytes>, reqwest::Error> {
+    let mut body = BytesMut::new();
+    let mut stream = response.bytes_stream();
+    while let Some(chunk) = stream.next().await {
+        let chunk = chunk?;
+        if body.len() + chunk.len() > bytes_max {
+            return Ok(None);
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(Some(body.freeze()))
+}
+
+/// Sends a request of async-openai, once.
+#[derive(Clone, Debug)]
+pub(super) struct Plain {
+    pub(super) client: reqwest::Client,
+    pub(super) clock: crate::clock::Clock,
+}
+
+impl tower_service::Service<HttpRequestFactory> for Plain {
+    type Response = reqwest::Response;
+    type Error = OpenAIError;
+    type Future = Pin<Box<dyn Future<Output = Result<reqwest::Response, OpenAIError>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), OpenAIError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: HttpRequestFactory) -> Self::Future {
+        let Self { client, clock } = self.clone();
+        Box::pin(async move {
+            let request = request.build().await?;
+            send(&client, &clock, request).await.map_err(|e| OpenAIError::Boxed(Box::new(e)))
+        })
+    }
+}
+
+async fn send(
+    client: &reqwest::Client,
+    clock: &crate::clock::Clock,
+    request: reqwest::Request,
+) -> Result<reqwest::Response, Error> {
+    let unreachable = |e: reqwest::Error| Error::Unreachable { reason: innermost(&e) };
+    let response = client.execute(request).await.map_err(unreachable)?;
+    let status = response.status();
+    let retry_after = retry_after(response.headers(), clock.now());
+    match status.as_u16() {
+        200..300 => {}
+        401 | 403 => return Err(Error::Refused { status: status.as_u16() }),
+        429 => return Err(Error::RateLimited { retry_after }),
+        408 => return Err(Error::Failed { status: 408, retry_after }),
+        code @ 500.. => return Err(Error::Failed { status: code, retry_after }),
+        code => return Err(Error::Rejected { status: code }),
+    }
+    let body = read_body(response, ANSWER_BYTES_MAX).await.map_err(unreachable)?;
+    let body = body.ok_or(Error::Rubbish("it is over 4 MiB"))?;
+    if serde_json::from_slice::<IgnoredAny>(&body).is_err() {
+        return Err(Error::Rubbish("it is no JSON"));
+    }
+    Ok(http::Response::new(body).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_says_when_to_come_again_in_seconds_or_as_a_date() {
+        let now = DateTime::parse_from_rfc3339("2026-08-21T09:00:00Z").unwrap().to_utc();
+        let read = |text: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(RETRY_AFTER, text.parse().unwrap());
+            retry_after(&headers, now)
+        };
+        assert_eq!(read("2"), Some(Duration::from_secs(2)));
+        assert_eq!(read("0.5"), Some(Duration::from_millis(500)));
+        assert_eq!(read("Fri, 21 Aug 2026 09:00:07 GMT"), Some(Duration::from_secs(7)));
+        assert_eq!(read("Fri, 21 Aug 2026 08:00:00 GMT"), Some(Duration::ZERO));
+        assert_eq!(read("99999999"), Some(RETRY_AFTER_MAX));
+        for bad in ["soon", "-1", "NaN"] {
+            assert_eq!(read(bad), None, "{bad}");
+        }
+        assert_eq!(retry_after(&HeaderMap::new(), now), None);
+    }
+}
