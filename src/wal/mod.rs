@@ -10,6 +10,7 @@
 //! received and never passes over a lost slot in silence: that is an
 //! [`Event::Gap`]. When the server is away it tries again by itself.
 mod array;
+pub mod assembler;
 mod change;
 mod error;
 mod metrics;
@@ -17,6 +18,7 @@ pub mod pgoutput;
 pub mod position;
 mod publication;
 mod relation;
+mod spill;
 mod value;
 
 pub use change::{Batch, Cell, Change, Column, Event, Gap, Op, Relation, Row, RowChange};
