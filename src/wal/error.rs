@@ -117,6 +117,10 @@ impl Error {
         }
     }
 
+    pub(super) fn database(error: crate::db::Error) -> Self {
+        Self::Database(error.to_string())
+    }
+
     pub(super) fn class(&self) -> Class {
         match self {
             Self::BadSlotName(_)

@@ -12,14 +12,20 @@
 mod array;
 pub mod assembler;
 mod change;
+mod connection;
 mod error;
+mod keeper;
+mod leader;
 mod metrics;
 pub mod pgoutput;
 pub mod position;
 mod publication;
+mod reader;
 mod relation;
+mod slot;
 mod spill;
 mod value;
+mod worker;
 
 pub use change::{Batch, Cell, Change, Column, Event, Gap, Op, Relation, Row, RowChange};
 pub use error::Error;
@@ -28,9 +34,14 @@ pub use pgoutput::Malformed;
 pub use publication::{TableName, ensure as ensure_publication, publish};
 pub use value::{to_json, write_cell};
 
-use crate::id::Lsn;
+use crate::{
+    db::Database,
+    id::Lsn,
+    scope::{OnExit, Scope},
+};
 use serde::{Deserialize, Serialize};
 use std::{
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -38,6 +49,7 @@ use std::{
     time::Duration,
 };
 use tokio::sync::mpsc;
+use tracing::Instrument;
 
 /// How the log is read.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,6 +79,51 @@ impl Default for Config {
             transaction_memory_max: 64 << 20,
         }
     }
+}
+
+/// How many events wait for the consumer. A batch has a mebibyte at most, or one huge row.
+const EVENTS_MAX: usize = 16;
+
+/// Reads the log of `publications` until the scope stops; they must exist, and so must the migrated schema.
+///
+/// Never fails: what is wrong is logged, told as [`Event::Standby`] and tried
+/// again. Transactions beyond the memory limit wait in files in `spill_dir`,
+/// which is made when it is needed. When the scope stops, what is confirmed by
+/// then is stored and Postgres told: let the consumer finish before.
+#[must_use]
+pub fn start(
+    scope: &Scope,
+    database: Database,
+    config: Config,
+    publications: Vec<String>,
+    spill_dir: PathBuf,
+    metrics: Metrics,
+) -> Stream {
+    let (sender, events) = mpsc::channel(EVENTS_MAX);
+    let confirm = Confirm::default();
+    let span = tracing::info_span!("wal", slot = config.slot);
+    let office = leader::Office {
+        scope: scope.clone(),
+        database,
+        config,
+        publications,
+        spill_dir,
+        metrics,
+        events: sender,
+        confirm: confirm.clone(),
+        progress: keeper::Progress::default(),
+        stop: scope.stopping(),
+        broken: None,
+        standing_by: false,
+    };
+    scope.spawn("wal", OnExit::StopDaemon, |_| {
+        async {
+            worker::run(office).await;
+            Ok(())
+        }
+        .instrument(span)
+    });
+    Stream { events, confirm }
 }
 
 /// The consumer's end: events in order, and the way to say what is done.

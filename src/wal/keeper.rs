@@ -1,0 +1,163 @@
+//! Keeps the books while a leader streams: stores what is confirmed, lets the server forget it, watches the lag.
+//!
+//! Postgres is told a position only after it is stored, so that the slot can
+//! never be ahead of what we remember (but for a server that shuts down: it
+//! waits for the end of its log to be acknowledged when nothing can be stored
+//! any more). A database that is away costs nothing but time.
+use super::{Config, Confirm, Metrics, error::Error, position, reader::Done};
+use crate::{db::Database, id::Lsn};
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+use tokio::time::{MissedTickBehavior, interval};
+use tracing::{debug, error, warn};
+
+/// An idle stream's position is stored when it is so much further, so that storing it does not cause the next.
+const IDLE_STEP_BYTES: u64 = 64 << 10;
+/// Every so many status intervals the lag is looked at.
+const LAG_EVERY: u32 = 5;
+
+/// What the delivering side and the keeper tell each other.
+#[derive(Debug, Default)]
+pub(super) struct Progress {
+    /// The end of the last transaction, or gap, that the consumer was told of.
+    pub(super) delivered: AtomicU64,
+    /// Everything up to here was delivered, and there was nothing between the last transaction and here.
+    caught_up: AtomicU64,
+    /// The highest position that the server was allowed to forget.
+    pub(super) told: AtomicU64,
+}
+
+impl Progress {
+    pub(super) fn caught_up(&self, lsn: Lsn) {
+        self.caught_up.fetch_max(lsn.0, Ordering::AcqRel);
+    }
+
+    pub(super) fn reset(&self) {
+        for position in [&self.delivered, &self.caught_up, &self.told] {
+            position.store(0, Ordering::Release);
+        }
+    }
+
+    /// How far everything is handed off, and how far beyond that there was nothing to hand off.
+    fn settled(&self, confirm: &Confirm) -> (Lsn, Lsn) {
+        // This order: what was delivered before the stream was caught up is seen as delivered.
+        let caught_up = self.caught_up.load(Ordering::Acquire);
+        let delivered = self.delivered.load(Ordering::Acquire);
+        let confirmed = confirm.position();
+        let idle = if confirmed.0 >= delivered { Lsn(caught_up.max(confirmed.0)) } else { confirmed };
+        (confirmed, idle)
+    }
+
+    /// How far the server may forget when it asks while nothing can be stored.
+    pub(super) fn idle(&self, confirm: &Confirm) -> Lsn {
+        let (_, idle) = self.settled(confirm);
+        self.told.fetch_max(idle.0, Ordering::AcqRel);
+        idle
+    }
+}
+
+pub(super) struct Keeper<'a> {
+    pub(super) database: &'a Database,
+    pub(super) config: &'a Config,
+    pub(super) confirm: &'a Confirm,
+    pub(super) progress: &'a Progress,
+    pub(super) metrics: &'a Metrics,
+    pub(super) stored: Lsn,
+    pub(super) done: Done,
+}
+
+impl Keeper<'_> {
+    /// Works until it is dropped.
+    pub(super) async fn run(&mut self) {
+        let mut tick = interval(self.config.status_interval.max(Duration::from_millis(10)));
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut alarm = Alarm::Quiet;
+        for turn in (0..LAG_EVERY).cycle() {
+            tick.tick().await;
+            if let Err(e) = self.keep(IDLE_STEP_BYTES).await {
+                debug!(error = %e, "the position in the log could not be stored, it will be tried again");
+            }
+            if turn == 0 {
+                match self.lag().await {
+                    Ok(level) => alarm = level.raised(alarm),
+                    Err(e) => debug!(error = %e, "the lag of the log could not be looked at"),
+                }
+            }
+        }
+    }
+
+    /// Stores what is settled and lets the server know; `idle_step` keeps trifles back.
+    pub(super) async fn keep(&mut self, idle_step: u64) -> Result<(), Error> {
+        let (confirmed, idle) = self.progress.settled(self.confirm);
+        let far = idle.0 >= self.stored.0.saturating_add(idle_step.max(1));
+        let target = if far { idle } else { confirmed };
+        if target > self.stored {
+            let client = self.database.client().await.map_err(Error::database)?;
+            position::save(&**client, &self.config.slot, target).await?;
+            self.stored = target;
+        }
+        self.progress.told.fetch_max(self.stored.0, Ordering::AcqRel);
+        self.done.allow(self.stored);
+        Ok(())
+    }
+
+    async fn lag(&self) -> Result<Alarm, Error> {
+        let client = self.database.client().await.map_err(Error::database)?;
+        let row = client.query_opt(include_str!("sql/slot_lag.sql"), &[&self.config.slot]).await?;
+        let Some(row) = row else { return Ok(Alarm::Quiet) };
+        let (lag, retained): (Option<i64>, Option<i64>) = (row.try_get(0)?, row.try_get(1)?);
+        let (status, left): (Option<String>, Option<i64>) = (row.try_get(2)?, row.try_get(3)?);
+        let (lag, retained) = (lag.unwrap_or_default(), retained.unwrap_or_default());
+        self.metrics.lag_bytes.set(lag);
+        self.metrics.retained_bytes.set(retained);
+        let endangered = status.is_some_and(|status| status == "unreserved" || status == "lost");
+        let lag_max = self.config.lag_max;
+        let held = u64::try_from(retained).unwrap_or_default();
+        Ok(if endangered || held >= lag_max {
+            Alarm::Loud { held, lag_max, left }
+        } else if held >= lag_max / 4 {
+            Alarm::Warning { held, lag_max }
+        } else {
+            Alarm::Quiet
+        })
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Alarm {
+    Quiet,
+    Warning { held: u64, lag_max: u64 },
+    Loud { held: u64, lag_max: u64, left: Option<i64> },
+}
+
+impl Alarm {
+    fn rank(self) -> u8 {
+        match self {
+            Self::Quiet => 0,
+            Self::Warning { .. } => 1,
+            Self::Loud { .. } => 2,
+        }
+    }
+
+    /// Says it when it is worse than before.
+    fn raised(self, before: Self) -> Self {
+        if self.rank() > before.rank() {
+            match self {
+                Self::Quiet => {}
+                Self::Warning { held, lag_max } => {
+                    warn!(
+                        held,
+                        lag_max,
+                        "the server keeps much log for us: is the consumer slow or a transaction long?"
+                    );
+                }
+                Self::Loud { held, lag_max, left } => {
+                    error!(held, lag_max, left, "the server keeps too much log for us: the slot may be lost");
+                }
+            }
+        }
+        self
+    }
+}
