@@ -100,7 +100,7 @@ impl Office {
 
     /// Tells of a gap, if there is one, and finds where to begin.
     async fn begin(&mut self, prepared: Prepared) -> Result<Lsn, Error> {
-        let Prepared { from, gap, other_log } = prepared;
+        let Prepared { from, gap, other_log, stored: _ } = prepared;
         self.broken = None;
         if other_log {
             self.confirm.reset();

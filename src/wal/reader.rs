@@ -67,13 +67,8 @@ impl Reader {
         let (report, outcome) = oneshot::channel();
         let (ended, finish) = (CancellationToken::new(), CancellationToken::new());
         let done = Done(Arc::new(AtomicU64::new(done.0)));
-        let socket = Socket {
-            connection,
-            done: done.clone(),
-            received: Lsn(0),
-            heard: Instant::now(),
-            timing,
-        };
+        let socket =
+            Socket { connection, done: done.clone(), received: Lsn(0), heard: Instant::now(), timing };
         let (end, stop) = (ended.clone(), finish.clone());
         scope.spawn("wal socket", OnExit::Log, |_| async move {
             // Also when the task is dropped or panics.
@@ -110,11 +105,7 @@ struct Socket {
 }
 
 impl Socket {
-    async fn run(
-        mut self,
-        lots: mpsc::Sender<Vec<Frame>>,
-        finish: CancellationToken,
-    ) -> Result<(), Error> {
+    async fn run(mut self, lots: mpsc::Sender<Vec<Frame>>, finish: CancellationToken) -> Result<(), Error> {
         let Timing { status_interval, liveness_timeout } = self.timing;
         let every = status_interval.min(liveness_timeout / 4).max(Duration::from_millis(10));
         let mut tick = interval(every);
