@@ -15,7 +15,7 @@ pub(super) const NAME: &str = "convoke";
 
 /// What differs from PostgreSQL's own defaults. Small, durable, and quiet: no statement or
 /// parameter reaches the log.
-const SETTINGS: [(&str, &str); 28] = [
+const SETTINGS: [(&str, &str); 27] = [
     ("listen_addresses", "127.0.0.1"),
     ("password_encryption", "scram-sha-256"),
     ("max_connections", "100"),
@@ -26,7 +26,6 @@ const SETTINGS: [(&str, &str); 28] = [
     ("max_wal_senders", "10"),
     ("max_slot_wal_keep_size", "4GB"),
     ("wal_sender_timeout", "15s"),
-    ("wal_compression", "on"),
     ("max_wal_size", "1GB"),
     ("checkpoint_timeout", "15min"),
     ("fsync", "on"),

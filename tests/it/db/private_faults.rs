@@ -1,0 +1,162 @@
+//! What happens to the private PostgreSQL when something dies.
+use super::private::{Folder, eventually, kill, one, server_user};
+use convoke::{
+    db::{Config, Database, Error},
+    scope::Scope,
+};
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    net::TcpListener,
+    os::unix::process::CommandExt,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+const FOLDER: &str = "CONVOKE_TEST_DATA_DIR";
+
+/// Not a test: the daemon that the tests below kill. It says its URL and waits.
+#[tokio::test]
+#[ignore = "run by the tests that kill it"]
+async fn helper_that_holds_a_private_server() {
+    let Some(data_dir) = std::env::var_os(FOLDER) else { return };
+    let config = Config { data_dir: data_dir.into(), ..Config::default() };
+    let scope = Scope::default();
+    let db = Database::open(&config, &scope).await.unwrap();
+    println!("\nready {}", db.url());
+    std::future::pending().await
+}
+
+/// Another process with a private server; returns when it is ready, with its URL.
+fn other_daemon(folder: &Folder) -> (Child, String) {
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args([
+            "--exact",
+            "db::private_faults::helper_that_holds_a_private_server",
+            "--ignored",
+            "--nocapture",
+        ])
+        .env(FOLDER, folder.data_dir())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let ready = lines.find_map(|line| line.unwrap().strip_prefix("ready ").map(str::to_owned));
+    (child, ready.unwrap())
+}
+
+/// Whether another process than `before` answers.
+async fn answers_anew(db: &Database, folder: &Folder, before: i32) -> bool {
+    let Ok(client) = db.client().await else { return false };
+    client.query_one("select 1", &[]).await.is_ok() && folder.server_pid() != Some(before)
+}
+
+#[tokio::test]
+async fn the_server_of_a_killed_daemon_is_taken_over() {
+    let folder = Folder::new();
+    let (mut daemon, url) = other_daemon(&folder);
+    let server = folder.server_pid().unwrap();
+
+    let error = Database::open(&folder.config(), &Scope::default()).await.unwrap_err();
+    assert!(matches!(&error, Error::DataDirInUse { pid, .. } if *pid == daemon.id()), "{error:?}");
+
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
+    let db = Database::open(&folder.config(), &Scope::default()).await.unwrap();
+    assert_eq!(folder.server_pid(), Some(server), "the same process");
+    assert_eq!(db.url(), url);
+    assert_eq!(one(&db, "select 'alive'").await, "alive");
+
+    // It is kept running and stopped like one of our own.
+    kill("-KILL", server);
+    eventually("the server is back", async || answers_anew(&db, &folder, server).await).await;
+    db.stop().await.unwrap();
+    assert_eq!(folder.server_pid(), None);
+}
+
+#[tokio::test]
+async fn a_server_that_dies_is_started_again_and_connections_come_back() {
+    let folder = Folder::new();
+    let scope = Scope::default();
+    let db = Database::open(&folder.config(), &scope).await.unwrap();
+    db.client()
+        .await
+        .unwrap()
+        .batch_execute("create table t (n int); insert into t values (1)")
+        .await
+        .unwrap();
+    for signal in ["-KILL", "-QUIT"] {
+        let server = folder.server_pid().unwrap();
+        kill(signal, server);
+        eventually("the server is back", async || answers_anew(&db, &folder, server).await).await;
+        assert_eq!(one(&db, "select n::text from t").await, "1");
+    }
+    db.stop().await.unwrap();
+    scope.drain(Duration::from_secs(5)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_record_of_a_server_that_is_gone_does_not_hinder_the_next() {
+    let folder = Folder::new();
+    let db = Database::open(&folder.config(), &Scope::default()).await.unwrap();
+    let record = folder.data_dir().join("postgres/postmaster.pid");
+    let text = fs::read_to_string(&record).unwrap();
+    db.stop().await.unwrap();
+
+    // After a crash of the machine the number belongs to another program of the server's own user.
+    let mut sleep = Command::new("sleep");
+    sleep.arg("60");
+    if let Some((uid, gid)) = server_user() {
+        sleep.uid(uid).gid(gid);
+    }
+    let mut other = sleep.spawn().unwrap();
+    let mut ended = Command::new("true").spawn().unwrap();
+    ended.wait().unwrap();
+    for pid in [other.id(), ended.id()] {
+        let rest = text.split_once('\n').unwrap().1;
+        fs::write(&record, format!("{pid}\n{rest}")).unwrap();
+        if let Some((uid, gid)) = server_user() {
+            std::os::unix::fs::chown(&record, Some(uid), Some(gid)).unwrap();
+        }
+        let db = Database::open(&folder.config(), &Scope::default()).await.unwrap();
+        assert_eq!(one(&db, "select 'alive'").await, "alive");
+        db.stop().await.unwrap();
+    }
+    other.kill().unwrap();
+    other.wait().unwrap();
+}
+
+#[tokio::test]
+async fn a_port_that_was_taken_meanwhile_is_changed() {
+    let folder = Folder::new();
+    let db = Database::open(&folder.config(), &Scope::default()).await.unwrap();
+    let port = db.target().port;
+    db.stop().await.unwrap();
+    let taken = TcpListener::bind(("127.0.0.1", port)).unwrap();
+    let db = Database::open(&folder.config(), &Scope::default()).await.unwrap();
+    assert_ne!(db.target().port, port);
+    assert_eq!(one(&db, "select 'alive'").await, "alive");
+    db.stop().await.unwrap();
+    drop(taken);
+}
+
+#[tokio::test]
+async fn a_lost_password_file_and_a_ruined_setting_are_told_with_what_to_do() {
+    let folder = Folder::new();
+    let db = Database::open(&folder.config(), &Scope::default()).await.unwrap();
+    db.client().await.unwrap().batch_execute("alter system set ssl = on").await.unwrap();
+    db.stop().await.unwrap();
+    let error = Database::open(&folder.config(), &Scope::default()).await.unwrap_err();
+    assert!(matches!(&error, Error::Start { tail, .. } if tail.contains("certificate")), "{error:?}");
+
+    let own = folder.data_dir().join("postgres/postgresql.auto.conf");
+    fs::write(&own, "").unwrap();
+    let password = folder.data_dir().join("postgres.password");
+    fs::write(&password, "another").unwrap();
+    let error = Database::open(&folder.config(), &Scope::default()).await.unwrap_err();
+    assert!(error.to_string().contains("postgres.password"), "{error}");
+    fs::remove_file(&password).unwrap();
+    let error = Database::open(&folder.config(), &Scope::default()).await.unwrap_err();
+    assert!(error.to_string().contains("postgres.password is gone"), "{error}");
+    assert_eq!(folder.server_pid(), None, "nothing is left running");
+}
