@@ -80,23 +80,25 @@ impl Arbiter {
                 register::refresh(&self.shared).await?;
                 self.roster_read = Some(Instant::now());
             }
-            if self.award().await? && self.timers_read.elapsed() < TIMERS_EVERY {
+            let more = self.award().await?;
+            if more && self.timers_read.elapsed() < TIMERS_EVERY {
                 continue;
             }
             self.timers_read = Instant::now();
             let wait = self.next_due().await?;
-            if !wait.is_zero() {
+            if wait.is_zero() {
+                self.timers().await?;
+            } else if !more {
                 return Ok(wait.min(LOOK_EVERY));
             }
-            self.timers().await?;
         }
     }
 
     async fn next_due(&self) -> Result<Duration, Error> {
         let client = self.shared.database.client().await?;
         let statement = client.prepare_cached(sql!("next_due")).await.map_err(db::Error::from)?;
-        let row = client.query_one(&statement, &[]).await.map_err(db::Error::from)?;
-        let wait_ms: Option<i64> = row.get("wait_ms");
+        let row = client.query_opt(&statement, &[]).await.map_err(db::Error::from)?;
+        let wait_ms: Option<i64> = row.map(|row| row.get("wait_ms"));
         Ok(wait_ms.map_or(LOOK_EVERY, |ms| Duration::from_millis(u64::try_from(ms).unwrap_or(0))))
     }
 

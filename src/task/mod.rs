@@ -11,6 +11,7 @@
 mod arbiter;
 mod desk;
 mod error;
+mod invariants;
 pub mod machine;
 mod offer;
 mod query;
@@ -25,6 +26,7 @@ mod wake;
 
 mod lane;
 pub use error::Error;
+pub use invariants::INVARIANTS;
 pub use types::*;
 pub use wake::Wake;
 

@@ -1,0 +1,144 @@
+//! The negotiation on a real database, without agents' code: the test plays the agents.
+mod cases;
+mod requests;
+mod rounds;
+
+use crate::support::{TestDb, database};
+use convoke::{
+    db::Database,
+    id::{AgentId, NodeId, OrgId, TaskId},
+    scope::Scope,
+    task::{Assigned, Config, Metrics, Notice, Profile, Request, Start, Task, TaskState, Tasks, Terms},
+};
+use serde_json::{Value, json};
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+/// Longest that a test waits for something that must come.
+const SOON: Duration = Duration::from_secs(10);
+
+pub struct World {
+    pub tasks: Tasks,
+    pub database: Database,
+    pub org: OrgId,
+    heard: mpsc::Receiver<Vec<Notice>>,
+    early: Vec<Notice>,
+    scope: Scope,
+    _db: TestDb,
+}
+
+pub fn id(name: &str) -> AgentId {
+    name.try_into().unwrap()
+}
+
+/// A hosted agent of org `demo` with capability `work`.
+pub fn profile(name: &str, slots: u32) -> Profile {
+    Profile {
+        id: id(name),
+        org: "demo".try_into().unwrap(),
+        kind: "rust".into(),
+        description: String::new(),
+        capabilities: vec!["work".into()],
+        slots,
+        definition_hash: "1".into(),
+        terms: Terms {
+            computed: true,
+            cost_microdollars: 100,
+            confidence: 0.5,
+            eta: Duration::from_millis(100),
+        },
+    }
+}
+
+pub fn request(policy: Value) -> Request {
+    serde_json::from_value(
+        json!({ "kind": "test", "requires": ["work"], "input": { "n": 1 }, "policy": policy }),
+    )
+    .unwrap()
+}
+
+impl World {
+    pub async fn new(profiles: Vec<Profile>) -> Self {
+        let db = database().await;
+        let scope = Scope::default();
+        let database = db.open(&scope).await;
+        let (tasks, heard) = Tasks::start(
+            &scope,
+            database.clone(),
+            NodeId::generate(),
+            &Config::default(),
+            Metrics::default(),
+        );
+        tasks.register(profiles).await.unwrap();
+        tasks.arbitrate(&scope);
+        let org = "demo".try_into().unwrap();
+        Self { tasks, database, org, heard, early: Vec::new(), scope, _db: db }
+    }
+
+    pub async fn ask(&self, request: Request) -> TaskId {
+        self.tasks.request(&self.org, "test", request).await.unwrap().task.id
+    }
+
+    /// The next notice that `pick` takes; others stay for later.
+    pub async fn hear<T>(&mut self, mut pick: impl FnMut(&Notice) -> Option<T>) -> T {
+        let found = tokio::time::timeout(SOON, async {
+            loop {
+                for at in 0..self.early.len() {
+                    if let Some(picked) = pick(&self.early[at]) {
+                        self.early.remove(at);
+                        return picked;
+                    }
+                }
+                self.early.extend(self.heard.recv().await.expect("the store lives"));
+            }
+        });
+        found.await.unwrap_or_else(|_| panic!("heard only {:?}", self.early))
+    }
+
+    pub async fn assigned(&mut self, task: TaskId) -> Assigned {
+        self.hear(|notice| match notice {
+            Notice::Assigned(assigned) if assigned.key.task_id == task => Some(assigned.clone()),
+            _ => None,
+        })
+        .await
+    }
+
+    /// Waits for the award and accepts it.
+    pub async fn started(&mut self, task: TaskId) -> (Start, AgentId) {
+        let assigned = self.assigned(task).await;
+        let start = self.tasks.accept(assigned.key, &assigned.agent_id).await.unwrap();
+        (start, assigned.agent_id)
+    }
+
+    pub async fn in_state(&self, task: TaskId, state: TaskState) -> Task {
+        let mut changed = self.tasks.changed();
+        let reached = tokio::time::timeout(SOON, async {
+            loop {
+                let now = self.tasks.get(task).await.unwrap();
+                if now.state == state {
+                    return now;
+                }
+                changed.changed().await.unwrap();
+            }
+        });
+        match reached.await {
+            Ok(task) => task,
+            Err(_) => panic!("never {state:?}: {:?}", self.tasks.get(task).await),
+        }
+    }
+
+    pub async fn event_types(&self, task: TaskId) -> Vec<String> {
+        self.tasks.events(task, 0, 1000).await.unwrap().into_iter().map(|event| event.event_type).collect()
+    }
+
+    /// The invariants of `reference/negotiation.md` §7 that a query can check, then the end.
+    pub async fn check(self) {
+        let client = self.database.client().await.unwrap();
+        for (name, query) in convoke::task::INVARIANTS {
+            let rows = client.query(*query, &[]).await.unwrap();
+            assert!(rows.is_empty(), "{name} is broken by {rows:?}");
+        }
+        drop(client);
+        self.scope.drain(SOON).await.unwrap();
+    }
+}

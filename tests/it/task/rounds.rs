@@ -1,0 +1,125 @@
+//! Who is asked, who wins, and what happens when nobody can.
+use super::{World, id, profile, request};
+use convoke::task::{Error, NewOffer, Notice, Profile, TaskState, Usage};
+use serde_json::json;
+
+/// An agent that speaks for itself.
+fn speaker(name: &str) -> Profile {
+    let mut speaker = profile(name, 1);
+    speaker.terms.computed = false;
+    speaker
+}
+
+fn offer(round: i32, cost_microdollars: u64) -> NewOffer {
+    NewOffer { round, cost_microdollars, eta_ms: 10, confidence: 0.9, note: None }
+}
+
+#[tokio::test]
+async fn the_cheapest_of_eight_wins_when_the_policy_says_so_and_why_explains_it() {
+    let profiles = (0..8).map(|n| {
+        let mut one = profile(&format!("a{n}"), 1);
+        one.terms.cost_microdollars = 100 - n;
+        one
+    });
+    let mut world = World::new(profiles.collect()).await;
+    let task = world.ask(request(json!({ "award": "cheapest" }))).await;
+    let assigned = world.assigned(task).await;
+    assert_eq!(assigned.agent_id, id("a7"));
+    let why = world.tasks.why(task).await.unwrap();
+    let round = &why["rounds"][0];
+    assert_eq!((round["winner"].clone(), round["offers"].as_array().unwrap().len()), (json!("a7"), 8));
+    assert_eq!(round["offers"][0]["score"]["total"], 1_000_000);
+    world.check().await;
+}
+
+#[tokio::test]
+async fn a_backlog_waits_for_free_slots_without_losing_rounds() {
+    let mut world = World::new(vec![profile("a", 2)]).await;
+    let mut tasks = Vec::new();
+    for _ in 0..6 {
+        tasks.push(world.ask(request(json!({ "rounds_max": 1 }))).await);
+    }
+    for _ in 0..6 {
+        let assigned = world
+            .hear(|notice| match notice {
+                Notice::Assigned(assigned) => Some(assigned.clone()),
+                _ => None,
+            })
+            .await;
+        assert!(world.tasks.agent(&id("a")).await.unwrap().slots_used <= 2);
+        let start = world.tasks.accept(assigned.key, &assigned.agent_id).await.unwrap();
+        world.tasks.finish(start.key, &assigned.agent_id, json!(1), Usage::default()).await.unwrap();
+    }
+    for task in tasks {
+        assert_eq!(world.tasks.get(task).await.unwrap().state, TaskState::Completed);
+    }
+    world.check().await;
+}
+
+#[tokio::test]
+async fn a_task_that_nobody_can_do_ends_unallocatable_after_its_rounds() {
+    let world = World::new(vec![profile("a", 1)]).await;
+    let mut wish = request(json!({ "rounds_max": 1 }));
+    wish.requires = vec!["magic".into()];
+    let task = world.ask(wish).await;
+    let failed = world.in_state(task, TaskState::Failed).await;
+    assert_eq!(failed.state_reason.as_deref(), Some("unallocatable"));
+    let mut wish = request(json!({ "rounds_max": 2 }));
+    wish.requires = vec!["magic".into()];
+    let patient = world.ask(wish).await;
+    world.in_state(patient, TaskState::Failed).await;
+    assert!(world.event_types(patient).await.contains(&"no_offers".to_owned()));
+    world.check().await;
+}
+
+#[tokio::test]
+async fn a_round_closes_early_once_all_who_were_asked_have_answered() {
+    let mut world = World::new(vec![speaker("s"), speaker("t"), profile("a", 1)]).await;
+    let task =
+        world.ask(request(json!({ "award": "cheapest", "bid_window": "1h", "quiet_gap": "1h" }))).await;
+    let round = world
+        .hear(|notice| match notice {
+            Notice::Announced { task: of, round, eligible, .. } if of.id == task => {
+                assert_eq!(eligible.len(), 3);
+                Some(*round)
+            }
+            _ => None,
+        })
+        .await;
+    world.tasks.offer(task, &id("s"), offer(round, 1)).await.unwrap();
+    world.tasks.decline(task, &id("t"), round, "not my thing").await.unwrap();
+    let assigned = world.assigned(task).await;
+    assert_eq!(assigned.agent_id, id("s"));
+    assert!(matches!(world.tasks.offer(task, &id("t"), offer(round, 0)).await, Err(Error::Late)));
+    let stranger = world.tasks.offer(task, &id("x"), offer(round, 0)).await;
+    assert!(matches!(stranger, Err(Error::NotEligible(_))), "{stranger:?}");
+    world.check().await;
+}
+
+#[tokio::test]
+async fn a_round_closes_after_the_window_with_the_offers_that_came() {
+    let mut world = World::new(vec![speaker("s"), speaker("t")]).await;
+    let task = world.ask(request(json!({ "bid_window": "200ms", "quiet_gap": "1h" }))).await;
+    world
+        .hear(|notice| matches!(notice, Notice::Announced { task: of, .. } if of.id == task).then_some(()))
+        .await;
+    world.tasks.offer(task, &id("t"), offer(1, 5)).await.unwrap();
+    assert_eq!(world.assigned(task).await.agent_id, id("t"));
+    world.check().await;
+}
+
+#[tokio::test]
+async fn more_urgent_tasks_go_first() {
+    let mut world = World::new(vec![profile("a", 1)]).await;
+    let first = world.ask(request(json!({}))).await;
+    let (start, agent) = world.started(first).await;
+    let low = world.ask(request(json!({}))).await;
+    let mut wish = request(json!({}));
+    wish.priority = 9;
+    let high = world.ask(wish).await;
+    world.tasks.finish(start.key, &agent, json!(1), Usage::default()).await.unwrap();
+    let (start, agent) = world.started(high).await;
+    world.tasks.finish(start.key, &agent, json!(1), Usage::default()).await.unwrap();
+    world.started(low).await;
+    world.check().await;
+}
