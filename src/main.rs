@@ -1,1 +1,4 @@
-fn main() {}
+//! The binary: everything is in the library.
+fn main() -> std::process::ExitCode {
+    convoke::cli::main()
+}

@@ -1,6 +1,35 @@
-//! The HTTP edge.
+//! The HTTP edge: requests and reports as JSON, health and metrics.
+//!
+//! Says over HTTP what `reference/negotiation.md` §6 says over channels. Owns the
+//! routes, who may use them and the form of errors (RFC 9457 problem details with
+//! the codes of §6); every decision about a task is made by `task`. Bodies are
+//! bounded, long polls end by themselves, and no database text reaches a client.
+mod agents;
+mod assignments;
+mod caller;
+mod health;
+mod input;
+mod problem;
+mod tasks;
+mod wait;
+
+pub use health::{Health, PartState};
+
+use crate::{auth::Keys, clock::Clock, task::Tasks, telemetry};
+use axum::{
+    Router,
+    extract::{DefaultBodyLimit, FromRef},
+    http::{Method, StatusCode, Uri},
+    routing::{get, post},
+};
+use problem::Problem;
 use serde::{Deserialize, Serialize};
 use std::net::{Ipv4Addr, SocketAddr};
+use tokio_util::sync::CancellationToken;
+use tower_http::cors::{Any, CorsLayer};
+
+/// Largest body of a request: the largest input of a task and what stands around it.
+const BODY_BYTES_MAX: usize = crate::task::INPUT_BYTES_MAX + 64 * 1024;
 
 /// Where the daemon listens.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -14,4 +43,67 @@ impl Default for Config {
     fn default() -> Self {
         Self { listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 7700)) }
     }
+}
+
+/// What the routes need of the daemon.
+#[derive(Clone)]
+pub struct Deps {
+    /// The negotiation.
+    pub tasks: Tasks,
+    /// Checks tokens.
+    pub keys: Keys,
+    /// The time for tokens.
+    pub clock: Clock,
+    /// What `/health/ready` says.
+    pub health: Health,
+    /// What `/metrics` says.
+    pub metrics: telemetry::Registry,
+    /// Ends long polls when the daemon stops.
+    pub stop: CancellationToken,
+}
+
+impl FromRef<Deps> for Health {
+    fn from_ref(deps: &Deps) -> Self {
+        deps.health.clone()
+    }
+}
+impl FromRef<Deps> for telemetry::Registry {
+    fn from_ref(deps: &Deps) -> Self {
+        deps.metrics.clone()
+    }
+}
+
+/// All routes, with the answers for unknown paths and methods.
+pub fn router(deps: Deps) -> Router {
+    let v1 = Router::new()
+        .route("/tasks", post(tasks::request).get(tasks::list))
+        .route("/tasks/{id}", get(tasks::show))
+        .route("/tasks/{id}/events", get(tasks::events))
+        .route("/tasks/{id}/why", get(tasks::why))
+        .route("/tasks/{id}/cancel", post(tasks::cancel))
+        .route("/tasks/{id}/offers", post(tasks::offer))
+        .route("/assignments/{id}/{report}", post(assignments::report))
+        .route("/agents", get(agents::list))
+        .route("/agents/{id}", get(agents::show))
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        // Tokens travel in headers, never in cookies, so a page of any origin may ask.
+        .layer(CorsLayer::new().allow_origin(Any).allow_headers(Any).allow_methods(Any));
+    Router::new()
+        .nest("/v1", v1)
+        .route("/healthcheck", get(|| async { "ok" }))
+        .route("/health", get(health::report))
+        .route("/health/ready", get(health::ready))
+        .route("/metrics", get(health::metrics))
+        .fallback(unknown_path)
+        .method_not_allowed_fallback(wrong_method)
+        .with_state(deps)
+}
+
+async fn unknown_path(uri: Uri) -> Problem {
+    Problem::new(StatusCode::NOT_FOUND, "not_found", format!("there is no {}", uri.path()))
+}
+
+async fn wrong_method(method: Method, uri: Uri) -> Problem {
+    let detail = format!("{} does not take {method}", uri.path());
+    Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", detail)
 }

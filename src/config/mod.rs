@@ -4,6 +4,7 @@
 //! everything before it complains, so that an operator mends all at once:
 //! unknown keys, wrong types and values that cannot work, each with its file,
 //! line and key. Never starts anything and never asks the database.
+mod agents;
 mod layers;
 mod node;
 mod path;
@@ -12,10 +13,11 @@ mod read;
 mod source;
 mod words;
 
+pub use agents::load_agents;
 pub use layers::{Options, keys, load};
 pub use problem::{Problem, Problems};
 
-use crate::{api, auth, db, telemetry, wal};
+use crate::{agent, api, auth, db, telemetry, wal};
 use serde::Deserialize;
 use std::path::PathBuf;
 
@@ -29,6 +31,8 @@ pub struct Config {
     pub database: db::Config,
     /// How tokens are checked.
     pub auth: auth::Config,
+    /// Where the agents are.
+    pub agents: agent::Config,
     /// How the write-ahead log is read.
     pub wal: wal::Config,
     /// What is logged and how.

@@ -1,0 +1,43 @@
+//! `/v1/agents`: who there is.
+use super::{
+    Deps,
+    caller::Caller,
+    input::{Params, id},
+    problem::Problem,
+};
+use crate::{
+    id::OrgId,
+    task::{self, AgentStatus},
+};
+use axum::{
+    Json,
+    extract::{Path, State},
+};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+#[derive(Deserialize)]
+pub(super) struct Query {
+    org: Option<OrgId>,
+}
+
+/// `{agents: […]}` of the caller's org; the service sees all, or those of `?org=`.
+pub(super) async fn list(
+    State(deps): State<Deps>,
+    caller: Caller,
+    Params(query): Params<Query>,
+) -> Result<Json<Value>, Problem> {
+    let org = caller.view(query.org)?;
+    let agents = deps.tasks.agents(org.as_ref()).await?;
+    Ok(Json(json!({ "agents": agents })))
+}
+
+pub(super) async fn show(
+    State(deps): State<Deps>,
+    caller: Caller,
+    Path(agent): Path<String>,
+) -> Result<Json<AgentStatus>, Problem> {
+    let agent = id("an agent's id", &agent)?;
+    let status = deps.tasks.agent(&agent).await?;
+    if caller.sees(&status.org) { Ok(Json(status)) } else { Err(task::Error::UnknownAgent(agent).into()) }
+}

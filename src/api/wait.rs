@@ -1,0 +1,98 @@
+//! Long polls: ask, and if there is nothing yet, ask again when something was committed.
+use super::problem::Problem;
+use serde::{Deserialize, Deserializer, de::Error};
+use std::{future::Future, time::Duration};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, timeout_at},
+};
+use tokio_util::sync::CancellationToken;
+
+/// Longest wait; a longer one is cut to it, so that no proxy has to.
+const WAIT_MAX: Duration = Duration::from_secs(60);
+/// A busy daemon commits all the time; a poll looks no oftener than this.
+const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Reads `30s`, `500ms` or a number of seconds.
+pub(super) fn parse<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let seconds = text.parse().ok().and_then(|s| Duration::try_from_secs_f64(s).ok());
+    let wait = seconds.or_else(|| humantime::parse_duration(&text).ok());
+    wait.map(|wait| wait.min(WAIT_MAX))
+        .ok_or_else(|| D::Error::custom(format!("wait={text} is not a time like 30s")))
+}
+
+/// The first answer that is `done`, or the last one when the time is up or the daemon stops.
+pub(super) async fn until<T, F>(
+    wait: Duration,
+    mut changed: watch::Receiver<u64>,
+    stop: &CancellationToken,
+    mut ask: impl FnMut() -> F,
+    done: impl Fn(&T) -> bool,
+) -> Result<T, Problem>
+where
+    F: Future<Output = Result<T, Problem>>,
+{
+    let end = Instant::now() + wait;
+    loop {
+        changed.borrow_and_update();
+        let answer = ask().await?;
+        if done(&answer) || Instant::now() >= end {
+            return Ok(answer);
+        }
+        tokio::select! {
+            // What is known now is the answer.
+            () = stop.cancelled() => return Ok(answer),
+            changed = timeout_at(end, changed.changed()) => match changed {
+                Ok(Ok(())) => sleep(LOOK_INTERVAL).await,
+                Ok(Err(_)) => return Ok(answer),
+                Err(_) => {}
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_poll_ends_with_the_change_or_with_its_time() {
+        let (tick, changed) = watch::channel(0);
+        let stop = CancellationToken::new();
+        let state = AtomicU64::new(0);
+        let ask = || async { Ok(state.load(Ordering::Relaxed)) };
+        let poll =
+            |wanted| until(Duration::from_secs(30), changed.clone(), &stop, ask, move |n: &u64| *n == wanted);
+        let started = Instant::now();
+        let change = async {
+            sleep(Duration::from_secs(3)).await;
+            state.store(1, Ordering::Relaxed);
+            tick.send_modify(|n| *n += 1);
+        };
+        assert_eq!(tokio::join!(poll(1), change).0.unwrap(), 1);
+        assert!(started.elapsed() < Duration::from_secs(4));
+        assert_eq!(poll(2).await.unwrap(), 1);
+        assert!(started.elapsed() >= Duration::from_secs(33));
+        stop.cancel();
+        assert_eq!(poll(2).await.unwrap(), 1);
+        assert!(started.elapsed() < Duration::from_secs(35));
+    }
+
+    #[derive(Deserialize)]
+    struct Query {
+        #[serde(deserialize_with = "parse")]
+        wait: Duration,
+    }
+
+    #[test]
+    fn a_wait_is_a_time_and_has_a_limit() {
+        let read =
+            |text: &str| serde_json::from_value::<Query>(serde_json::json!({ "wait": text })).map(|q| q.wait);
+        assert_eq!(read("30s").unwrap(), Duration::from_secs(30));
+        assert_eq!(read("2").unwrap(), Duration::from_secs(2));
+        assert_eq!(read("3h").unwrap(), WAIT_MAX);
+        assert!(read("-1").is_err() && read("soon").is_err());
+    }
+}

@@ -1,0 +1,61 @@
+//! `convoke token`: makes a key that the daemon of this data folder takes.
+use super::{Outcome, failure::Failure, screen, settings::Settings};
+use crate::{
+    auth::{Keys, MintRequest, Role, mint},
+    clock::Clock,
+    id::{AgentId, OrgId},
+};
+use clap::ValueEnum;
+use serde_json::json;
+use std::time::Duration;
+
+#[derive(clap::Args)]
+pub(super) struct Args {
+    /// What the bearer is
+    #[arg(long, value_enum, default_value_t = Bearer::Anon)]
+    role: Bearer,
+    /// The agent that the bearer may act as (with --role agent)
+    #[arg(long, value_name = "ID", required_if_eq("role", "agent"))]
+    agent: Option<AgentId>,
+    /// The org that the bearer belongs to
+    #[arg(long)]
+    org: Option<OrgId>,
+    /// How long the key is good, like 1h or 30d
+    #[arg(long, default_value = "365d", value_parser = humantime::parse_duration)]
+    ttl: Duration,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Bearer {
+    /// Anybody: joins public channels. Goes into web pages.
+    Anon,
+    /// A program of yours: may do everything. Keep it secret.
+    Service,
+    /// An agent that speaks for itself.
+    Agent,
+    /// A person of an org: requests tasks and sees those of the org.
+    User,
+}
+
+pub(super) fn run(settings: &Settings, args: &Args) -> Outcome {
+    if args.agent.is_some() && args.role != Bearer::Agent {
+        return Err(Failure::Usage("--agent needs --role agent".into()));
+    }
+    let config = settings.load()?.config;
+    let keys = Keys::load_or_generate(&config.auth, &config.database.data_dir)?;
+    let role = match args.role {
+        Bearer::Anon => Role::Anon,
+        Bearer::Service => Role::ServiceRole,
+        Bearer::Agent | Bearer::User => Role::Authenticated,
+    };
+    let request = MintRequest { role, org: args.org.clone(), agent_id: args.agent.clone(), ttl: args.ttl };
+    let now = Clock::System.now();
+    let token = mint(&keys, &request, now)?;
+    if settings.json {
+        let claims = keys.verify(&token, now)?;
+        screen::json(&json!({ "token": token, "role": claims.role, "expires_at": claims.exp }));
+    } else {
+        screen::line(token);
+    }
+    Ok(())
+}

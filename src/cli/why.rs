@@ -1,0 +1,50 @@
+//! `convoke task why`: the rounds of a task as a table.
+#![expect(clippy::indexing_slicing, reason = "a member that JSON does not have is null, not a panic")]
+use crate::cli::screen;
+use serde_json::Value;
+
+pub(super) fn print(why: &Value) {
+    let task = &why["task"];
+    let reason = task["state_reason"].as_str().map(|reason| format!(" ({reason})")).unwrap_or_default();
+    screen::line(format!("{} is {}{reason}", screen::text(&task["kind"]), screen::text(&task["state"])));
+    for round in list(&why["rounds"]) {
+        screen::line(format!("\nround {}: winner {}", round["round"], screen::text(&round["winner"])));
+        let row = |offer: &Value| {
+            let score = offer["score"]
+                .get("total")
+                .or_else(|| offer["score"].get("score"))
+                .unwrap_or(&offer["score"]);
+            [
+                format!("  {}", screen::text(&offer["agent_id"])),
+                screen::text(&offer["state"]),
+                screen::dollars(&offer["cost_microdollars"]),
+                format!("{} ms", offer["eta_ms"]),
+                screen::text(&offer["confidence"]),
+                screen::text(score),
+            ]
+        };
+        let offers = list(&round["offers"]);
+        if !offers.is_empty() {
+            screen::table(
+                ["  OFFER OF", "STATE", "COST", "TIME", "CONFIDENCE", "SCORE"],
+                offers.iter().map(row),
+            );
+        }
+        for silent in list(&round["silent"]) {
+            let (agent, reason) = (screen::text(&silent["agent_id"]), screen::text(&silent["reason"]));
+            screen::line(format!("  {agent} did not offer: {reason}"));
+        }
+    }
+    let attempts = list(&why["attempts"]);
+    if !attempts.is_empty() {
+        screen::line("\nattempts:");
+    }
+    for attempt in attempts {
+        let (agent, state) = (screen::text(&attempt["agent_id"]), screen::text(&attempt["state"]));
+        screen::line(format!("  {agent}: {state}"));
+    }
+}
+
+fn list(value: &Value) -> Vec<Value> {
+    value.as_array().cloned().unwrap_or_default()
+}
