@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     id::{AgentId, OrgId, TaskId},
-    task::{Event, Filter, NewOffer, Request, Task, TaskState},
+    task::{Event, Filter, NewOffer, Request, Task, Update},
 };
 use axum::{
     Json,
@@ -82,7 +82,7 @@ pub(super) async fn show(
 ) -> Result<Json<Task>, Problem> {
     let task: TaskId = id("a task's id", &task)?;
     let ask = || async { caller.visible(task, deps.tasks.get(task).await?) };
-    wait::until(query.wait, deps.tasks.changed(), &deps.stop, ask, |task| is_final(task.state))
+    wait::until(query.wait, deps.tasks.changed(), &deps.stop, ask, |task| task.state.is_final())
         .await
         .map(Json)
 }
@@ -109,7 +109,7 @@ pub(super) async fn events(
         // The state is read first: a task that is final then has all its events now.
         let state = caller.visible(task, deps.tasks.get(task).await?)?.state;
         let events = deps.tasks.events(task, query.after, limit).await?;
-        Ok::<(Vec<Event>, bool), Problem>((events, is_final(state)))
+        Ok::<(Vec<Event>, bool), Problem>((events, state.is_final()))
     };
     let done = |(events, last): &(Vec<Event>, bool)| *last || !events.is_empty();
     let (events, last) = wait::until(query.wait, deps.tasks.changed(), &deps.stop, ask, done).await?;
@@ -145,7 +145,7 @@ pub(super) async fn cancel(
     caller: Caller,
     Path(task): Path<String>,
     Body(body): Body<CancelBody>,
-) -> Result<Json<Task>, Problem> {
+) -> Result<Json<Update>, Problem> {
     let id: TaskId = id("a task's id", &task)?;
     let task = caller.visible(id, deps.tasks.get(id).await?)?;
     caller.may_cancel(&task)?;
@@ -174,8 +174,4 @@ pub(super) async fn offer(
     caller.visible(task, deps.tasks.get(task).await?)?;
     deps.tasks.offer(task, &agent, body.offer).await?;
     Ok(StatusCode::ACCEPTED)
-}
-
-fn is_final(state: TaskState) -> bool {
-    matches!(state, TaskState::Completed | TaskState::Failed | TaskState::Canceled)
 }

@@ -8,6 +8,7 @@ mod agent;
 mod check;
 mod daemon;
 mod failure;
+mod migrate;
 mod screen;
 mod settings;
 mod task;
@@ -42,6 +43,8 @@ enum Command {
     /// List and show agents.
     #[command(subcommand)]
     Agent(agent::Command),
+    /// Bring the database to this program's version.
+    Migrate,
     /// Make a key for a client, a service or an agent.
     Token(token::Args),
 }
@@ -72,6 +75,7 @@ fn run(Cli { settings, command }: Cli) -> Outcome {
             Command::Check => check::run(&settings),
             Command::Task(command) => task::run(&settings, command).await,
             Command::Agent(command) => agent::run(&settings, command).await,
+            Command::Migrate => migrate::run(&settings).await,
             Command::Token(args) => token::run(&settings, &args),
         }
     })

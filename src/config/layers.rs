@@ -62,9 +62,12 @@ pub fn load(options: &Options) -> Result<Loaded, Problems> {
 #[must_use]
 pub fn keys(text: &str) -> Vec<(String, &'static str)> {
     let (source, _) = Source::parse("", text);
-    let structs = read::known_keys::<Config>(&source.tree).into_iter();
-    let sections = structs.filter(|(path, _)| !path.0.is_empty());
-    sections.flat_map(|(path, keys)| keys.iter().map(move |key| (path.to_string(), *key))).collect()
+    let structs = read::known_keys::<Config>(&source.tree);
+    let is_section = |path: &Path| structs.iter().any(|(section, _)| section == path);
+    let sections = structs.iter().filter(|(path, _)| !path.0.is_empty());
+    let keys = sections.flat_map(|(path, keys)| keys.iter().map(move |key| (path, *key)));
+    let plain = keys.filter(|(path, key)| !is_section(&path.key(key)));
+    plain.map(|(path, key)| (path.to_string(), key)).collect()
 }
 
 fn find(asked: Option<&FilePath>) -> Option<PathBuf> {

@@ -17,7 +17,7 @@ pub use agents::load_agents;
 pub use layers::{Options, keys, load};
 pub use problem::{Problem, Problems};
 
-use crate::{agent, api, auth, db, telemetry, wal};
+use crate::{agent, api, auth, db, gateway, task, telemetry, wal};
 use serde::Deserialize;
 use std::path::PathBuf;
 
@@ -35,6 +35,10 @@ pub struct Config {
     pub agents: agent::Config,
     /// How the write-ahead log is read.
     pub wal: wal::Config,
+    /// What websocket clients may do.
+    pub gateway: gateway::Config,
+    /// How tasks are negotiated when a request does not say.
+    pub task: task::Config,
     /// What is logged and how.
     pub telemetry: telemetry::Config,
 }
@@ -54,6 +58,12 @@ fn check(config: &Config) -> Vec<(&'static str, String, &'static str)> {
     if let Err(e) = telemetry::check_filter(&config.telemetry.log) {
         let message = e.to_string().replacen("telemetry.log = ", "", 1);
         wrong.push(("telemetry.log", message, "use a level like \"info\", or \"convoke=debug\""));
+    }
+    if let Err(e) = config.task.check() {
+        wrong.push(("task.policy", e, "see the comments of config/convoke.toml"));
+    }
+    if config.database.pool_size_max == 0 {
+        wrong.push(("database.pool_size_max", "0 connections are too few".into(), "use 2 or more, like 8"));
     }
     wrong
 }

@@ -20,6 +20,8 @@ pub(super) struct Fault {
     pub(super) remedy: Option<String>,
 }
 
+/// How many values are tried for one that is missing, before a word that the error itself names.
+const STAND_INS: usize = 6;
 /// More faults than anyone reads, and a bound on the passes.
 const FAULTS_MAX: usize = 200;
 
@@ -82,6 +84,8 @@ struct Repair {
     taken: Taken,
     /// Whether any value is a stand-in.
     made_up: bool,
+    /// Tables taken out because nothing stands in for what they lack.
+    given_up: Vec<Path>,
     /// A stand-in for a missing value, and which one is being tried.
     stand_in: Option<(Path, usize)>,
 }
@@ -101,11 +105,14 @@ impl Repair {
         let path = fail.path.clone().unwrap_or_default();
         if let Some((place, tried)) = self.stand_in.clone().filter(|(place, _)| path.0.starts_with(&place.0))
         {
-            return self.stand_in(place, tried + 1);
+            return match words::first_variant(&fail.message) {
+                Some(variant) if tried < STAND_INS => self.put(place, json!(variant), STAND_INS),
+                _ => self.stand_in(place, tried + 1),
+            };
         }
         if let Some(field) = words::missing_field(&fail.message) {
             let place = self.taken.original(&path).key(field);
-            if !self.faults.contains_key(&place) {
+            if !self.faults.contains_key(&place) && !self.given_up.contains(&place) {
                 let fault = words::missing(self.taken.original(&path), field);
                 self.faults.insert(place, fault);
             }
@@ -117,15 +124,25 @@ impl Repair {
         self.take_out(&path)
     }
 
+    /// Fills a missing place with something; when nothing fits, its table is given up.
     fn stand_in(&mut self, place: Path, which: usize) -> bool {
-        let candidates = [json!("x"), json!(1), json!([]), json!({}), json!(false), json!("1s")];
-        let Some(parent) = place.parent() else { return false };
-        let (Some(candidate), Some(Step::Key(key))) = (candidates.get(which), place.0.last()) else {
-            self.stand_in = None;
-            return self.take_out(&parent);
-        };
-        let Some(Value::Object(map)) = parent.find_mut(&mut self.tree) else { return false };
-        map.insert(key.clone(), candidate.clone());
+        let candidates: [Value; STAND_INS] =
+            [json!("x"), json!(1), json!([]), json!({}), json!(false), json!("1s")];
+        match candidates.into_iter().nth(which) {
+            Some(candidate) => self.put(place, candidate, which),
+            None => {
+                self.stand_in = None;
+                let Some(table) = place.parent() else { return false };
+                self.given_up.push(self.taken.original(&table));
+                self.take_out(&table)
+            }
+        }
+    }
+
+    fn put(&mut self, place: Path, value: Value, which: usize) -> bool {
+        let (Some(table), Some(Step::Key(key))) = (place.parent(), place.0.last()) else { return false };
+        let Some(Value::Object(map)) = table.find_mut(&mut self.tree) else { return false };
+        map.insert(key.clone(), value);
         self.made_up = true;
         self.stand_in = Some((place, which));
         true
@@ -203,10 +220,16 @@ mod tests {
         every: bool,
     }
     #[derive(Debug, Deserialize)]
-    #[serde(tag = "kind", rename_all = "snake_case")]
     #[allow(dead_code)]
-    enum Run {
-        Command { command: Vec<String> },
+    struct Run {
+        kind: Kind,
+        #[serde(default)]
+        command: Option<Vec<String>>,
+    }
+    #[derive(Debug, Deserialize)]
+    #[serde(rename_all = "snake_case")]
+    enum Kind {
+        Command,
         Http,
     }
 

@@ -11,6 +11,12 @@ pub(super) fn unknown_variant(message: &str) -> Option<&str> {
     message.strip_prefix("unknown variant `")?.split('`').next()
 }
 
+/// A variant that the enum does have, if the message names one.
+pub(super) fn first_variant(message: &str) -> Option<&str> {
+    unknown_variant(message)?;
+    message.split_once(", expected ")?.1.split('`').nth(1)
+}
+
 /// A required key that is not there; told at the table that lacks it.
 pub(super) fn missing(table: Path, field: &str) -> Fault {
     Fault { path: table.key(field), message: "missing".into(), remedy: Some(format!("add `{field} = …`")) }

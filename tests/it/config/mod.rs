@@ -1,4 +1,6 @@
 //! What the settings files say, and what is said about bad ones.
+mod agents;
+
 use convoke::config::{self, Config, Options, Problem};
 use std::path::Path;
 
@@ -62,6 +64,16 @@ fn each_layer_goes_over_the_one_before() {
     assert_eq!(port(load(file, &env, &[])), 2);
     assert_eq!(port(load(file, &env, &[("--listen", "server.listen", "127.0.0.1:3")])), 3);
     assert_eq!(load(file, &env, &[]).unwrap().telemetry.log, "warn", "the other keys stay");
+}
+
+#[test]
+fn a_variable_of_digits_can_be_a_secret_and_a_number_can_be_a_number() {
+    let digits = "12345678901234567890123456789012345";
+    let env = [("CONVOKE_AUTH__JWT_SECRET", digits), ("CONVOKE_DATABASE__POOL_SIZE_MAX", "3")];
+    let config = load("", &env, &[]).unwrap();
+    let secret = config.auth.jwt_secret.unwrap();
+    assert_eq!(secrecy::ExposeSecret::expose_secret(&secret), digits);
+    assert_eq!(config.database.pool_size_max, 3);
 }
 
 #[test]
