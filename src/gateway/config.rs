@@ -25,6 +25,8 @@ pub struct Config {
     pub channels_max: usize,
     /// Joins a second of all sockets together, on average over at most a minute.
     pub joins_per_second_max: u32,
+    /// Messages broadcast over HTTP a second, on average over at most a minute.
+    pub http_messages_per_second_max: u32,
     /// Presence calls of one channel within 30 s; one more closes the channel.
     pub presence_calls_max: u32,
     /// Whether public channels are refused.
@@ -48,6 +50,7 @@ impl Default for Config {
             connections_max: 20_000,
             channels_max: 100,
             joins_per_second_max: 1_000,
+            http_messages_per_second_max: 10_000,
             presence_calls_max: 300,
             private_only: false,
             presence_enabled: false,

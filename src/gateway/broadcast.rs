@@ -1,0 +1,295 @@
+//! Broadcasting over HTTP: many messages, or one (`reference/realtime-protocol.md` §5).
+//!
+//! Topics here are without `realtime:`. A body is checked as a whole before anything is
+//! sent. Private messages need the right to write in their room: the batch skips what
+//! is not permitted, the single endpoint refuses it.
+use super::shared::Shared;
+use crate::{
+    auth::Claims,
+    hub::{Message, Room},
+    id::Topic,
+    wire::Encoding,
+};
+use axum::{
+    extract::{
+        Path, Query, State,
+        rejection::{BytesRejection, QueryRejection},
+    },
+    http::{HeaderMap, HeaderName, Method, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use std::{sync::Arc, time::Duration};
+use tokio::time::Instant;
+use tower_http::cors::{Any, CorsLayer};
+
+/// Largest request body.
+pub(super) const BODY_BYTES_MAX: usize = 8_000_000;
+/// What an envelope may add to the payload limit.
+const ENVELOPE_BYTES: usize = 500;
+const TOO_LARGE: &str = "Payload size exceeds tenant limit";
+
+/// Browsers ask before they post with our headers.
+pub(super) fn cors() -> CorsLayer {
+    let headers = ["authorization", "apikey", "content-type", "x-client-info"].map(HeaderName::from_static);
+    CorsLayer::new()
+        .allow_origin(Any)
+        .allow_methods([Method::GET, Method::POST])
+        .allow_headers(headers)
+        .max_age(Duration::from_secs(3600))
+}
+
+/// `POST /api/broadcast`.
+pub(super) async fn batch(
+    State(shared): State<Arc<Shared>>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Response {
+    let rate = shared.http.count(Instant::now(), 0);
+    rated(&shared, rate, batch_inner(&shared, &headers, body, rate))
+}
+
+fn batch_inner(
+    shared: &Shared,
+    headers: &HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+    rate: u64,
+) -> Result<(), Refused> {
+    let body = body.map_err(|e| message(e.status(), &e.body_text()))?;
+    let body: Value = serde_json::from_slice(&body)
+        .map_err(|_| message(StatusCode::BAD_REQUEST, "The body is not valid JSON"))?;
+    let claims = authenticate(shared, headers)?;
+    let limit = u64::from(shared.config.http_messages_per_second_max);
+    if rate >= limit {
+        return Err(message(StatusCode::TOO_MANY_REQUESTS, "You have exceeded your rate limit"));
+    }
+    let bytes_max = shared.config.payload_bytes_max + ENVELOPE_BYTES;
+    let outgoing = read_batch(&body, bytes_max).map_err(|errors| {
+        refused(StatusCode::UNPROCESSABLE_ENTITY, json!({ "errors": { "messages": errors } }))
+    })?;
+    if rate + outgoing.len() as u64 > limit {
+        let text = "Too many messages to broadcast, please reduce the batch size";
+        return Err(message(StatusCode::TOO_MANY_REQUESTS, text));
+    }
+    shared.http.count(Instant::now(), outgoing.len() as u64);
+    for (room, payload) in outgoing {
+        if shared.access.grant(&claims, &room.topic, room.private).broadcast_write {
+            shared.hub.publish(&room, Message::relayed(payload), None);
+        }
+    }
+    Ok(())
+}
+
+#[derive(Deserialize)]
+pub(super) struct SingleParams {
+    private: Option<String>,
+}
+
+/// `POST /api/broadcast/{topic}/events/{event}`.
+pub(super) async fn single(
+    State(shared): State<Arc<Shared>>,
+    Path((topic, event)): Path<(String, String)>,
+    params: Result<Query<SingleParams>, QueryRejection>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Response {
+    let rate = shared.http.count(Instant::now(), 0);
+    let private = params.is_ok_and(|Query(params)| params.private.as_deref() == Some("true"));
+    let outcome = Topic::new(&topic)
+        .ok_or_else(|| message(StatusCode::NOT_FOUND, "A topic must not be empty"))
+        .and_then(|topic| single_inner(&shared, &headers, body, rate, &Room { topic, private }, &event));
+    rated(&shared, rate, outcome)
+}
+
+fn single_inner(
+    shared: &Shared,
+    headers: &HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+    rate: u64,
+    room: &Room,
+    event: &str,
+) -> Result<(), Refused> {
+    let body = body.map_err(|e| message(e.status(), &e.body_text()))?;
+    let (encoding, data) = single_payload(headers, body)?;
+    let claims = authenticate(shared, headers)?;
+    if rate >= u64::from(shared.config.http_messages_per_second_max) {
+        return Err(message(StatusCode::TOO_MANY_REQUESTS, "You have exceeded your rate limit"));
+    }
+    if data.len() > shared.config.payload_bytes_max + ENVELOPE_BYTES {
+        let errors = json!({ "errors": { "payload": [TOO_LARGE] } });
+        return Err(refused(StatusCode::UNPROCESSABLE_ENTITY, errors));
+    }
+    if !shared.access.grant(&claims, &room.topic, room.private).broadcast_write {
+        return Err(message(StatusCode::FORBIDDEN, "Unauthorized"));
+    }
+    shared.http.count(Instant::now(), 1);
+    shared.hub.publish(room, Message::user(event, encoding, data, None), None);
+    Ok(())
+}
+
+fn single_payload(headers: &HeaderMap, body: Bytes) -> Result<(Encoding, Bytes), Refused> {
+    let Some(kind) = headers.get(header::CONTENT_TYPE) else {
+        return Ok((Encoding::Json, Bytes::from_static(b"{}")));
+    };
+    let kind = kind.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim();
+    if kind.eq_ignore_ascii_case("application/octet-stream") {
+        return Ok((Encoding::Binary, body));
+    }
+    if !kind.eq_ignore_ascii_case("application/json") {
+        let text = "Unsupported Media Type. Use application/json or application/octet-stream";
+        return Err(refused(StatusCode::UNSUPPORTED_MEDIA_TYPE, json!({ "error": text })));
+    }
+    if body.is_empty() {
+        return Ok((Encoding::Json, Bytes::from_static(b"{}")));
+    }
+    if !crate::wire::is_json(&body) {
+        return Err(message(StatusCode::BAD_REQUEST, "The body is not valid JSON"));
+    }
+    if crate::wire::is_object(&body) {
+        return Ok((Encoding::Json, body));
+    }
+    let wrapped = [b"{\"_json\":", &body[..], b"}"].concat();
+    Ok((Encoding::Json, wrapped.into()))
+}
+
+/// The rooms and payloads of a batch, or one entry of errors a message.
+fn read_batch(body: &Value, bytes_max: usize) -> Result<Vec<(Room, Bytes)>, Value> {
+    let messages = match body.get("messages") {
+        None | Some(Value::Null) => return Err(json!(["can't be blank"])),
+        Some(Value::Array(messages)) if messages.is_empty() => return Err(json!(["can't be blank"])),
+        Some(Value::Array(messages)) if messages.iter().all(Value::is_object) => messages,
+        Some(_) => return Err(json!(["is invalid"])),
+    };
+    let read: Vec<_> = messages.iter().map(|message| read_message(message, bytes_max)).collect();
+    if read.iter().any(Result::is_err) {
+        return Err(read.into_iter().map(|outcome| outcome.err().map_or(json!({}), Value::Object)).collect());
+    }
+    Ok(read.into_iter().flatten().collect())
+}
+
+fn read_message(message: &Value, bytes_max: usize) -> Result<(Room, Bytes), Map<String, Value>> {
+    let mut errors = Map::new();
+    let mut wrong = |member: &str, text: &str| errors.insert(member.to_owned(), json!([text]));
+    let mut name = |member: &str| match message.get(member) {
+        Some(Value::String(text)) if !text.trim().is_empty() => Some(text.clone()),
+        None | Some(Value::Null | Value::String(_)) => {
+            wrong(member, "can't be blank");
+            None
+        }
+        Some(_) => {
+            wrong(member, "is invalid");
+            None
+        }
+    };
+    let (topic, event) = (name("topic"), name("event"));
+    let private = match message.get("private") {
+        None | Some(Value::Null | Value::Bool(false)) => false,
+        Some(Value::Bool(true)) => true,
+        Some(Value::String(text)) if text == "true" || text == "1" => true,
+        Some(Value::String(text)) if text == "false" || text == "0" => false,
+        Some(_) => {
+            wrong("private", "is invalid");
+            false
+        }
+    };
+    let payload = match message.get("payload") {
+        None | Some(Value::Null) => {
+            wrong("payload", "can't be blank");
+            None
+        }
+        Some(payload @ Value::Object(_)) => Some(payload),
+        Some(_) => {
+            wrong("payload", "is invalid");
+            None
+        }
+    };
+    let mut object = json!({ "type": "broadcast", "event": event, "payload": payload });
+    if let (Some(id @ Value::String(_)), Some(object)) = (message.get("id"), object.as_object_mut()) {
+        object.insert("meta".to_owned(), json!({ "id": id }));
+    }
+    let object = object.to_string();
+    if object.len() > bytes_max {
+        wrong("payload", TOO_LARGE);
+    }
+    match topic.as_deref().and_then(Topic::new) {
+        Some(topic) if errors.is_empty() => Ok((Room { topic, private }, object.into())),
+        _ => Err(errors),
+    }
+}
+
+/// A bearer token, else the `apikey` header.
+fn authenticate(shared: &Shared, headers: &HeaderMap) -> Result<Claims, Refused> {
+    let text = |name: &str| headers.get(name).map(|value| value.to_str().unwrap_or_default());
+    let bearer = text("authorization").and_then(|value| {
+        let (scheme, token) = value.split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then_some(token)
+    });
+    let token = bearer.or_else(|| text("apikey")).unwrap_or_default();
+    shared.verify(token).map_err(|_| message(StatusCode::UNAUTHORIZED, "Unauthorized"))
+}
+
+/// An answer other than 202.
+struct Refused {
+    status: StatusCode,
+    body: Value,
+}
+
+fn refused(status: StatusCode, body: Value) -> Refused {
+    Refused { status, body }
+}
+
+fn message(status: StatusCode, text: &str) -> Refused {
+    refused(status, json!({ "message": text }))
+}
+
+fn rated(shared: &Shared, rate: u64, outcome: Result<(), Refused>) -> Response {
+    let limit = u64::from(shared.config.http_messages_per_second_max);
+    let headers = [
+        ("x-rate-rolling", rate.to_string()),
+        ("x-rate-limit", limit.to_string()),
+        ("x-rate-limit-remaining", limit.saturating_sub(rate).to_string()),
+    ];
+    let response = match outcome {
+        Ok(()) => StatusCode::ACCEPTED.into_response(),
+        Err(refused) => (refused.status, axum::Json(refused.body)).into_response(),
+    };
+    (headers, response).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_wrong_message_rejects_the_batch_and_each_says_what_is_wrong() {
+        let good = json!({"topic": "den", "event": "ping", "payload": {}});
+        let errors = |messages: Value| read_batch(&json!({ "messages": messages }), 1000).unwrap_err();
+        assert_eq!(
+            errors(
+                json!([good, {"topic": "den", "payload": 1}, {"topic": 1, "event": "", "payload": {}, "private": 2}])
+            ),
+            json!([
+                {},
+                {"event": ["can't be blank"], "payload": ["is invalid"]},
+                {"topic": ["is invalid"], "event": ["can't be blank"], "private": ["is invalid"]},
+            ])
+        );
+        assert_eq!(errors(json!([])), json!(["can't be blank"]));
+        assert_eq!(errors(json!([1])), json!(["is invalid"]));
+        assert_eq!(read_batch(&json!({}), 1000).unwrap_err(), json!(["can't be blank"]));
+        let large = json!([{"topic": "t", "event": "e", "payload": {"x": "y".repeat(1000)}}]);
+        assert_eq!(errors(large), json!([{ "payload": [TOO_LARGE] }]));
+    }
+
+    #[test]
+    fn an_id_becomes_meta() {
+        let body =
+            json!({"messages": [{"topic": "t", "event": "e", "payload": {}, "id": "7", "private": "1"}]});
+        let read = read_batch(&body, 1000).unwrap();
+        assert!(read[0].0.private);
+        let object: Value = serde_json::from_slice(&read[0].1).unwrap();
+        assert_eq!(object["meta"]["id"], "7");
+    }
+}

@@ -1,0 +1,226 @@
+use super::*;
+use crate::wire::{Version, decode_text};
+use chrono::DateTime;
+use proptest::prelude::*;
+
+const LIMITS: Limits = Limits { payload_bytes_max: 1000, presence_calls_max: 5, presence_enabled: false };
+
+fn frame(join_ref: &str, reference: &str, event: &str, payload: Value) -> Event {
+    let text = json!([join_ref, reference, "realtime:den", event, payload]).to_string();
+    Event::Frame(decode_text(Version::V2, &text.into()).unwrap())
+}
+
+fn admitted(grant: Grant) -> Admitted {
+    let claims = Claims {
+        role: "anon".into(),
+        org: None,
+        agent_id: None,
+        exp: DateTime::UNIX_EPOCH,
+        sub: None,
+        raw: Map::new(),
+    };
+    Admitted { token: "t".into(), claims: Arc::new(claims), grant, fresh_key: "fresh".into() }
+}
+
+struct Bench {
+    channel: Channel,
+    now: Instant,
+}
+
+impl Bench {
+    fn new() -> Self {
+        Self { channel: Channel::new("den"), now: Instant::now() }
+    }
+    fn on(&mut self, event: Event) -> Vec<Action> {
+        let mut out = Vec::new();
+        self.channel.on(event, &LIMITS, self.now, &mut out);
+        out
+    }
+    fn joined(config: Value) -> Self {
+        let mut bench = Self::new();
+        bench.on(frame("1", "1", "phx_join", json!({ "config": config })));
+        bench.on(Event::Checked(Ok(admitted(Grant::ALL))));
+        bench
+    }
+}
+
+/// A short name of each action, with its refs where it has them.
+fn names(actions: &[Action]) -> Vec<String> {
+    let refs = |join: &Option<Ref>, own: &Option<Ref>| {
+        let text = |r: &Option<Ref>| r.as_ref().map_or("-".to_owned(), |r| r.as_json().replace('"', ""));
+        format!("{}/{}", text(join), text(own))
+    };
+    let name = |action: &Action| match action {
+        Action::Reply { join_ref, reference, ok, .. } => {
+            format!("{} {}", if *ok { "ok" } else { "error" }, refs(join_ref, reference))
+        }
+        Action::Push { join_ref, reference, event, .. } => format!("{event} {}", refs(join_ref, reference)),
+        other => format!("{other:?}").split([' ', '(']).next().unwrap_or_default().to_owned(),
+    };
+    actions.iter().map(name).collect()
+}
+
+#[test]
+fn a_leave_that_comes_during_a_join_is_answered_after_it() {
+    let mut bench = Bench::new();
+    assert_eq!(names(&bench.on(frame("1", "1", "phx_join", json!({"config": {}})))), ["Check"]);
+    assert!(bench.on(frame("1", "2", "phx_leave", json!({}))).is_empty());
+    let out = bench.on(Event::Checked(Ok(admitted(Grant::ALL))));
+    assert_eq!(names(&out), ["ok 1/1", "Enter", "Exit", "ok 1/2", "phx_close 1/1"]);
+    assert!(bench.channel.is_idle());
+}
+
+#[test]
+fn a_second_join_ends_the_first_even_when_it_fails() {
+    let mut bench = Bench::joined(json!({}));
+    assert_eq!(names(&bench.on(frame("5", "5", "phx_join", json!({"config": {}})))), ["Exit", "Check"]);
+    let out = bench.on(Event::Checked(Ok(admitted(Grant::ALL))));
+    assert_eq!(names(&out), ["ok 5/5", "phx_close 1/1", "Enter"]);
+
+    bench.on(frame("6", "6", "phx_join", json!({"config": {}})));
+    let refusal = Refusal { reason: "No: no".into(), close: None };
+    assert_eq!(names(&bench.on(Event::Checked(Err(refusal)))), ["Delay"]);
+    assert_eq!(names(&bench.on(Event::DelayOver)), ["error 6/6", "phx_close 5/5"]);
+    assert!(bench.channel.is_idle());
+}
+
+#[test]
+fn a_join_without_a_ref_of_its_own_lends_its_ref_to_pushes() {
+    let mut bench = Bench::new();
+    let join =
+        json!([null, "7", "realtime:den", "phx_join", {"config": {"broadcast": {"ack": true}}}]).to_string();
+    bench.on(Event::Frame(decode_text(Version::V2, &join.into()).unwrap()));
+    assert_eq!(names(&bench.on(Event::Checked(Ok(admitted(Grant::ALL))))), ["ok -/7", "Enter"]);
+    assert_eq!(names(&bench.on(frame("x", "8", "broadcast", json!({})))), ["Publish", "ok 7/8"]);
+    assert_eq!(
+        names(&bench.on(frame("x", "9", "phx_leave", json!({})))),
+        ["Exit", "ok 7/9", "phx_close -/-"]
+    );
+}
+
+#[test]
+fn a_leave_of_an_older_join_is_ignored() {
+    let mut bench = Bench::joined(json!({}));
+    assert!(bench.on(frame("0", "2", "phx_leave", json!({}))).is_empty());
+    assert_eq!(bench.on(frame("1", "3", "phx_leave", json!({}))).len(), 3);
+}
+
+#[test]
+fn a_token_that_loses_a_right_to_read_ends_the_channel() {
+    let new = |presence_read, broadcast_read| {
+        let token = Admitted {
+            token: "new".into(),
+            ..admitted(Grant { presence_read, broadcast_read, ..Grant::ALL })
+        };
+        Event::Renewed(Ok(token))
+    };
+    let message =
+        |out: &[Action]| match out.iter().find(|a| matches!(a, Action::Push { event: "system", .. })) {
+            Some(Action::Push { payload, .. }) => {
+                serde_json::from_str::<Value>(payload).unwrap()["message"].as_str().unwrap().to_owned()
+            }
+            _ => panic!("no system message in {out:?}"),
+        };
+    let mut bench = Bench::joined(json!({"private": true}));
+    assert_eq!(names(&bench.on(frame("1", "2", "access_token", json!({"access_token": "new"})))), ["Verify"]);
+    let out = bench.on(new(false, true));
+    assert_eq!(message(&out), "You no longer have permission to read from this Channel topic: den");
+    assert!(bench.channel.is_idle());
+
+    let mut bench = Bench::joined(json!({"private": true}));
+    let out = bench.on(new(false, false));
+    assert_eq!(message(&out), "You do not have permissions to read from this Channel topic: den");
+}
+
+#[test]
+fn a_right_to_read_that_is_gained_is_used_at_once() {
+    let mut bench = Bench::new();
+    bench.on(frame(
+        "1",
+        "1",
+        "phx_join",
+        json!({"config": {"private": true, "presence": {"enabled": true}}}),
+    ));
+    bench.on(Event::Checked(Ok(admitted(Grant { broadcast_read: false, ..Grant::ALL }))));
+    let out = bench.on(Event::Renewed(Ok(admitted(Grant::ALL))));
+    assert_eq!(out, [Action::Hear(Hearing { broadcast: true, presence: true }), Action::WatchToken]);
+}
+
+#[test]
+fn presence_calls_beyond_the_limit_end_the_channel() {
+    let mut bench = Bench::joined(json!({"presence": {"enabled": true, "key": "ada"}}));
+    let track =
+        |n: u32| frame("1", &n.to_string(), "presence", json!({"event": "TRACK", "payload": {"n": n}}));
+    for n in 0..5 {
+        assert_eq!(names(&bench.on(track(n))), ["Track".to_owned(), format!("ok 1/{n}")]);
+    }
+    bench.now += std::time::Duration::from_secs(30);
+    assert_eq!(bench.on(track(5)).len(), 2, "a new window");
+    for n in 6..10 {
+        bench.on(track(n));
+    }
+    assert_eq!(names(&bench.on(track(10))), ["Exit", "system 1/-", "phx_close 1/1"]);
+}
+
+#[test]
+fn a_private_member_without_the_right_to_write_is_refused_and_stays() {
+    let mut bench = Bench::new();
+    bench.on(frame("1", "1", "phx_join", json!({"config": {"private": true, "broadcast": {"ack": true}}})));
+    let reader = Grant { broadcast_write: false, presence_write: false, ..Grant::ALL };
+    bench.on(Event::Checked(Ok(admitted(reader))));
+    assert_eq!(names(&bench.on(frame("1", "2", "broadcast", json!({})))), ["error 1/2"]);
+    assert_eq!(names(&bench.on(frame("1", "3", "presence", json!({"event": "track"})))), ["error 1/3"]);
+    assert!(!bench.channel.is_idle());
+}
+
+fn events() -> impl Strategy<Value = Vec<u8>> {
+    proptest::collection::vec(0u8..16, 0..60)
+}
+
+proptest! {
+    /// Any order of events: every join is answered once, and a room is left as often as it is entered.
+    #[test]
+    fn whatever_happens_joins_are_answered_and_rooms_are_left(steps in events()) {
+        let mut bench = Bench::new();
+        let (mut joins, mut replies, mut inside) = (0, 0, 0i32);
+        for (n, step) in steps.into_iter().chain([12, 13, 12, 13, 15, 12, 13]).enumerate() {
+            let own = n.to_string();
+            let event = match step {
+                0..=2 => { joins += u32::from(bench.channel.waiting.len() < WAITING_MAX); frame(&own, &own, "phx_join", json!({"config": {"presence": {"enabled": true}}})) }
+                3 => { joins += 1; frame(&own, &own, "phx_join", json!([])) }
+                4 => frame("0", &own, "phx_leave", json!({})),
+                5 => frame(&own, &own, "broadcast", json!({})),
+                6 => frame(&own, &own, "presence", json!({"event": "track"})),
+                7 => frame(&own, &own, "presence", json!({"event": 3})),
+                8 => frame(&own, &own, "access_token", json!({"access_token": "new"})),
+                9 => Event::Renewed(Err("no".into())),
+                10 => Event::Renewed(Ok(admitted(Grant::ALL))),
+                11 => Event::Shutdown("bye".into()),
+                12 => Event::Checked(Ok(admitted(Grant::ALL))),
+                14 => Event::Checked(Err(Refusal { reason: "no".into(), close: None })),
+                _ => Event::DelayOver,
+            };
+            for action in bench.on(event) {
+                match action {
+                    Action::Enter { .. } => { inside += 1; }
+                    Action::Exit => { inside -= 1; }
+                    Action::Reply { join_ref, reference, .. } if join_ref == reference => replies += 1,
+                    _ => {}
+                }
+                prop_assert!((0..=1).contains(&inside));
+            }
+        }
+        // Finish whatever still waits.
+        for _ in 0..200 {
+            for event in [Event::Checked(Ok(admitted(Grant::ALL))), Event::DelayOver] {
+                for action in bench.on(event) {
+                    if let Action::Reply { join_ref, reference, .. } = action {
+                        replies += u32::from(join_ref == reference);
+                    }
+                }
+            }
+        }
+        prop_assert!(bench.channel.waiting.is_empty());
+        prop_assert!(replies >= joins, "{replies} replies to {joins} joins");
+    }
+}

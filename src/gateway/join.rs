@@ -1,0 +1,213 @@
+//! What a client asks for when it joins (`reference/realtime-protocol.md` §3.1). Pure.
+use serde_json::{Map, Value};
+use std::collections::HashSet;
+
+/// A join's wishes, with every default filled in.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Join {
+    pub(super) private: bool,
+    /// Own broadcasts come back.
+    pub(super) to_self: bool,
+    pub(super) ack: bool,
+    pub(super) presence: bool,
+    /// Empty: a fresh one is made.
+    pub(super) presence_key: String,
+    /// Each with its `id`, in request order.
+    pub(super) changes: Vec<Map<String, Value>>,
+    /// The channel's own token; nothing: the socket's.
+    pub(super) token: Option<String>,
+}
+
+impl Join {
+    /// Reads a join payload. A member of the wrong type is its default, but for `private`, which must not be
+    /// guessed, and for members that are no objects where an object must be.
+    ///
+    /// # Errors
+    /// The reason text.
+    pub(super) fn parse(payload: &[u8], sub_topic: &str) -> Result<Self, String> {
+        let payload = object(serde_json::from_slice(payload).unwrap_or_default(), "payload")?;
+        let token = token(&payload);
+        let Some(config) = payload.get("config") else {
+            return Ok(Self { changes: numbered(vec![legacy(sub_topic)]), token, ..Self::default() });
+        };
+        let config = object(config.clone(), "config")?;
+        let member = |name: &str| config.get(name).cloned().unwrap_or_default();
+        let broadcast = object(member("broadcast"), "config.broadcast")?;
+        let presence = member("presence");
+        let private = match config.get("private") {
+            None | Some(Value::Null) => false,
+            Some(value) => boolean(value).ok_or_else(|| unknown("config.private must be true or false"))?,
+        };
+        let flag = |value: Option<&Value>| value.and_then(boolean).unwrap_or(false);
+        Ok(Self {
+            private,
+            to_self: flag(broadcast.get("self")),
+            ack: flag(broadcast.get("ack")),
+            presence: flag(presence.get("enabled")),
+            presence_key: match presence.get("key") {
+                None | Some(Value::Null) => String::new(),
+                Some(Value::String(key)) => key.clone(),
+                Some(other) => other.to_string(),
+            },
+            changes: changes(member("postgres_changes"))?,
+            token,
+        })
+    }
+
+    /// The `response` of the ok reply.
+    pub(super) fn response(&self) -> String {
+        serde_json::json!({ "postgres_changes": self.changes }).to_string()
+    }
+}
+
+fn unknown(text: &str) -> String {
+    format!("UnknownErrorOnChannel: {text}")
+}
+
+fn object(value: Value, what: &str) -> Result<Map<String, Value>, String> {
+    match value {
+        Value::Object(map) => Ok(map),
+        Value::Null => Ok(Map::new()),
+        _ => Err(unknown(&format!("{what} must be an object"))),
+    }
+}
+
+fn boolean(value: &Value) -> Option<bool> {
+    match value {
+        Value::Bool(value) => Some(*value),
+        Value::String(text) if text.eq_ignore_ascii_case("true") => Some(true),
+        Value::String(text) if text.eq_ignore_ascii_case("false") => Some(false),
+        _ => None,
+    }
+}
+
+/// An opaque key (`sb_…`) stands for the socket's.
+fn token(payload: &Map<String, Value>) -> Option<String> {
+    let text = |name: &str| payload.get(name).and_then(Value::as_str);
+    let (access, user) = (text("access_token"), text("user_token"));
+    let opaque = access.or(user).is_some_and(|token| token.starts_with("sb_"));
+    if opaque { None } else { user.or(access).map(str::to_owned) }
+}
+
+fn changes(value: Value) -> Result<Vec<Map<String, Value>>, String> {
+    let Value::Array(items) = value else { return Ok(Vec::new()) };
+    let items = items.into_iter().filter(|item| !item.is_null());
+    let items = items.map(|item| match item {
+        Value::Object(item) => Ok(item),
+        _ => Err(unknown("an item of config.postgres_changes must be an object")),
+    });
+    items.collect::<Result<_, _>>().map(numbered)
+}
+
+/// The subscription of a client without `config`: its sub-topic is `schema[:table[:filter]]`.
+fn legacy(sub_topic: &str) -> Map<String, Value> {
+    let mut item = Map::from_iter([("event".to_owned(), Value::from("*"))]);
+    let names = ["schema", "table", "filter"];
+    item.extend(
+        names
+            .into_iter()
+            .zip(sub_topic.splitn(3, ':'))
+            .map(|(name, part)| (name.to_owned(), Value::from(part))),
+    );
+    item
+}
+
+/// Gives each item an `id` from 1 to 2^27 - 1 that stays over rejoins and is different for different items.
+fn numbered(items: Vec<Map<String, Value>>) -> Vec<Map<String, Value>> {
+    const RANGE: u64 = (1 << 27) - 1;
+    let mut taken: HashSet<u64> = HashSet::new();
+    let mut known: Vec<(Map<String, Value>, u64)> = Vec::new();
+    for mut item in items {
+        item.remove("id");
+        let same = known.iter().find(|(other, _)| *other == item).map(|(_, id)| *id);
+        let id = same.unwrap_or_else(|| {
+            let text = Value::Object(item.clone()).to_string();
+            let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+                (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+            });
+            let mut id = hash % RANGE + 1;
+            while !taken.insert(id) {
+                id = id % RANGE + 1;
+            }
+            id
+        });
+        known.push((item, id));
+    }
+    let with_id = |(mut item, id): (Map<String, Value>, u64)| {
+        item.insert("id".to_owned(), id.into());
+        item
+    };
+    known.into_iter().map(with_id).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn parse(payload: Value) -> Result<Join, String> {
+        Join::parse(payload.to_string().as_bytes(), "public:tickets")
+    }
+
+    #[test]
+    fn an_empty_config_is_all_defaults() {
+        assert_eq!(parse(json!({"config": {}})), Ok(Join::default()));
+        assert_eq!(parse(json!({"config": null, "version": "x"})), Ok(Join::default()));
+    }
+
+    #[test]
+    fn booleans_may_be_written_as_text_and_others_are_false() {
+        let join = parse(json!({"config": {
+            "private": "True", "broadcast": {"self": "TRUE", "ack": 1}, "presence": {"enabled": "true", "key": 123},
+        }}));
+        let join = join.unwrap();
+        assert_eq!((join.private, join.to_self, join.ack, join.presence), (true, true, false, true));
+        assert_eq!(join.presence_key, "123");
+    }
+
+    #[test]
+    fn what_cannot_be_guessed_is_refused() {
+        for bad in [
+            json!([]),
+            json!({"config": 1}),
+            json!({"config": {"broadcast": "x"}}),
+            json!({"config": {"private": "yes"}}),
+        ] {
+            assert!(parse(bad.clone()).unwrap_err().starts_with("UnknownErrorOnChannel: "), "{bad}");
+        }
+        assert!(parse(json!({"config": {"postgres_changes": [1]}})).is_err());
+    }
+
+    #[test]
+    fn the_token_is_the_users_unless_it_is_opaque() {
+        let token = |payload: Value| parse(payload).unwrap().token;
+        assert_eq!(
+            token(json!({"config": {}, "access_token": "a", "user_token": "u"})).as_deref(),
+            Some("u")
+        );
+        assert_eq!(token(json!({"config": {}, "access_token": "a", "user_token": 1})).as_deref(), Some("a"));
+        assert_eq!(token(json!({"config": {}, "access_token": "sb_x", "user_token": "u"})), None);
+        assert_eq!(token(json!({"config": {}, "user_token": "sb_x"})), None);
+    }
+
+    #[test]
+    fn changes_come_back_in_order_with_ids_that_tell_them_apart() {
+        let one = json!({"event": "*", "schema": "public"});
+        let two = json!({"event": "INSERT", "schema": "public", "filter": null});
+        let join = parse(json!({"config": {"postgres_changes": [one, null, two, one]}})).unwrap();
+        let ids: Vec<u64> = join.changes.iter().map(|item| item["id"].as_u64().unwrap()).collect();
+        assert_eq!(ids.len(), 3);
+        assert!(ids[0] > 0 && ids[0] == ids[2] && ids[0] != ids[1]);
+        assert_eq!(join.changes[1]["filter"], Value::Null);
+        for none in [json!(null), json!([null]), json!("x")] {
+            assert_eq!(parse(json!({"config": {"postgres_changes": none}})).unwrap().changes, []);
+        }
+    }
+
+    #[test]
+    fn a_client_without_config_names_its_table_by_the_topic() {
+        let item = &parse(json!({})).unwrap().changes[0];
+        assert_eq!((&item["schema"], &item["table"]), (&json!("public"), &json!("tickets")));
+        assert!(item.get("filter").is_none());
+    }
+}

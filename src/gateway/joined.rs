@@ -1,0 +1,172 @@
+//! A joined channel: broadcasts, presence calls and new tokens of its client. Pure.
+use super::channel::{Action, Admitted, Hearing, Limits};
+use crate::{
+    access::Grant,
+    auth::Claims,
+    wire::{Inbound, Payload, Ref, is_object, text},
+};
+use serde::Deserialize;
+use serde_json::{Value, value::RawValue};
+use std::{sync::Arc, time::Duration};
+use tokio::time::Instant;
+
+const PRESENCE_WINDOW: Duration = Duration::from_secs(30);
+/// What an envelope may add to the payload limit.
+const ENVELOPE_BYTES: usize = 500;
+
+#[derive(Debug)]
+pub(super) struct Joined {
+    /// As the client gave it: on `phx_close`.
+    pub(super) join_ref: Option<Ref>,
+    /// With the join's ref in place of a missing one: on replies and pushes.
+    pub(super) push_ref: Option<Ref>,
+    pub(super) private: bool,
+    pub(super) to_self: bool,
+    pub(super) ack: bool,
+    pub(super) presence: bool,
+    pub(super) key: Arc<str>,
+    pub(super) token: Arc<str>,
+    pub(super) claims: Arc<Claims>,
+    pub(super) grant: Grant,
+    pub(super) hears: Hearing,
+    pub(super) calls: u32,
+    pub(super) calls_since: Option<Instant>,
+}
+
+#[derive(Deserialize)]
+struct PresencePush<'a> {
+    #[serde(default)]
+    event: Option<Value>,
+    #[serde(borrow, default)]
+    payload: Option<&'a RawValue>,
+}
+
+impl Joined {
+    fn reply(&self, reference: Option<Ref>, ok: bool, response: &str) -> Action {
+        Action::Reply { join_ref: self.push_ref.clone(), reference, ok, response: response.to_owned() }
+    }
+
+    pub(super) fn broadcast(&self, frame: Inbound, sub_topic: &str, limits: &Limits, out: &mut Vec<Action>) {
+        let refused = match &frame.payload {
+            payload if payload.size() > limits.payload_bytes_max + ENVELOPE_BYTES => {
+                Some("\"payload_size_exceeded\"".to_owned())
+            }
+            Payload::Json(json) if !is_object(json) => Some(text::reason("Broadcast payload must be a map")),
+            _ if !self.grant.broadcast_write => {
+                let why = "You do not have permissions to write to this Channel topic";
+                Some(text::reason(&format!("{why}: {sub_topic}")))
+            }
+            _ => None,
+        };
+        let reference = frame.reference;
+        if refused.is_none() {
+            out.push(Action::Publish { payload: frame.payload, to_self: self.to_self });
+        }
+        if self.ack {
+            out.push(self.reply(reference, refused.is_none(), refused.as_deref().unwrap_or("{}")));
+        }
+    }
+
+    /// An error is the message with which the channel ends.
+    pub(super) fn presence(
+        &mut self,
+        frame: &Inbound,
+        limits: &Limits,
+        now: Instant,
+        out: &mut Vec<Action>,
+    ) -> Result<(), &'static str> {
+        let reference = frame.reference.clone();
+        let push = match &frame.payload {
+            Payload::Json(json) if is_object(json) => serde_json::from_slice::<PresencePush<'_>>(json).ok(),
+            _ => None,
+        };
+        let Some(push) = push else {
+            out.push(self.reply(reference, false, "{}"));
+            return Ok(());
+        };
+        let what = match &push.event {
+            None => "",
+            Some(Value::String(event)) => event.as_str(),
+            Some(_) => "?",
+        };
+        let action = if what.is_empty() {
+            None
+        } else if what.eq_ignore_ascii_case("track") {
+            match self.tracked(push.payload, limits)? {
+                Ok(action) => Some(action),
+                Err(response) => {
+                    out.push(self.reply(reference, false, &response));
+                    return Ok(());
+                }
+            }
+        } else if what.eq_ignore_ascii_case("untrack") {
+            Some(Action::Untrack)
+        } else {
+            out.push(self.reply(reference, false, "{}"));
+            return Ok(());
+        };
+        self.count_call(limits, now)?;
+        let tracks = matches!(action, Some(Action::Track { .. }));
+        if tracks && !self.hears.presence && self.grant.presence_read {
+            self.hears.presence = true;
+            out.push(Action::Hear(self.hears));
+        }
+        out.extend(action);
+        out.push(self.reply(reference, true, "{}"));
+        Ok(())
+    }
+
+    /// What a track does, or the `response` that refuses it.
+    fn tracked(
+        &self,
+        payload: Option<&RawValue>,
+        limits: &Limits,
+    ) -> Result<Result<Action, String>, &'static str> {
+        let json = payload.map_or("{}", RawValue::get);
+        if json.len() > limits.payload_bytes_max + ENVELOPE_BYTES {
+            return Err("Track message size exceeded");
+        }
+        if !self.grant.presence_write {
+            return Ok(Err("{}".to_owned()));
+        }
+        let Ok(meta) = serde_json::from_str(json) else {
+            return Ok(Err(text::reason("Presence track payload must be a map")));
+        };
+        Ok(Ok(Action::Track { key: self.key.clone(), meta }))
+    }
+
+    fn count_call(&mut self, limits: &Limits, now: Instant) -> Result<(), &'static str> {
+        if self.calls_since.is_none_or(|since| now.duration_since(since) >= PRESENCE_WINDOW) {
+            self.calls_since = Some(now);
+            self.calls = 0;
+        }
+        if self.calls >= limits.presence_calls_max {
+            return Err("Client presence rate limit exceeded");
+        }
+        self.calls += 1;
+        Ok(())
+    }
+
+    pub(super) fn access_token(&self, frame: &Inbound, out: &mut Vec<Action>) {
+        let Payload::Json(json) = &frame.payload else { return };
+        let payload: Value = serde_json::from_slice(json).unwrap_or_default();
+        let Some(token) = payload.get("access_token").and_then(Value::as_str) else { return };
+        if !token.starts_with("sb_") && *token != *self.token {
+            out.push(Action::Verify { token: token.to_owned(), private: self.private });
+        }
+    }
+
+    pub(super) fn accept(&mut self, new: Admitted, out: &mut Vec<Action>) {
+        let gained_presence = self.presence && new.grant.presence_read && !self.grant.presence_read;
+        let hears = Hearing {
+            broadcast: new.grant.broadcast_read,
+            presence: (self.hears.presence || gained_presence) && new.grant.presence_read,
+        };
+        if hears != self.hears {
+            self.hears = hears;
+            out.push(Action::Hear(hears));
+        }
+        (self.token, self.claims, self.grant) = (new.token, new.claims, new.grant);
+        out.push(Action::WatchToken);
+    }
+}

@@ -1,0 +1,61 @@
+//! What the gateway counts.
+use crate::telemetry::Registry;
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+};
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct Why {
+    pub(super) why: String,
+}
+
+pub(super) struct Metrics {
+    pub(super) connections: Gauge,
+    pub(super) channels: Gauge,
+    pub(super) refused_handshakes: Counter,
+    pub(super) joins: Counter,
+    /// By the code before the colon of the reason.
+    pub(super) refused_joins: Family<Why, Counter>,
+    pub(super) frames_in: Counter,
+    pub(super) bytes_in: Counter,
+    pub(super) frames_dropped: Counter,
+    /// By close code, 1006 for a socket that went without a word.
+    pub(super) closed: Family<Why, Counter>,
+    pub(super) coordination_dropped: Counter,
+}
+
+impl Metrics {
+    pub(super) fn register(registry: &Registry) -> Self {
+        let new = Self {
+            connections: Gauge::default(),
+            channels: Gauge::default(),
+            refused_handshakes: Counter::default(),
+            joins: Counter::default(),
+            refused_joins: Family::default(),
+            frames_in: Counter::default(),
+            bytes_in: Counter::default(),
+            frames_dropped: Counter::default(),
+            closed: Family::default(),
+            coordination_dropped: Counter::default(),
+        };
+        registry.register("gateway_connections", "Open websockets", new.connections.clone());
+        registry.register("gateway_channels", "Joined channels", new.channels.clone());
+        let refused = new.refused_handshakes.clone();
+        registry.register("gateway_refused_handshakes", "Websocket requests refused", refused);
+        registry.register("gateway_joins", "Channels joined", new.joins.clone());
+        registry.register("gateway_refused_joins", "Joins refused, by reason", new.refused_joins.clone());
+        registry.register("gateway_frames_received", "Messages from clients", new.frames_in.clone());
+        registry.register("gateway_received_bytes", "Bytes of messages from clients", new.bytes_in.clone());
+        let dropped = new.frames_dropped.clone();
+        registry.register("gateway_frames_dropped", "Messages from clients that were rubbish", dropped);
+        registry.register("gateway_closed", "Websockets closed, by close code", new.closed.clone());
+        let dropped = new.coordination_dropped.clone();
+        registry.register(
+            "gateway_coordination_dropped",
+            "Agents' messages that found the queue full",
+            dropped,
+        );
+        new
+    }
+}

@@ -1,0 +1,369 @@
+//! One socket's channels: gives frames to the machines and performs what they ask for.
+use super::{
+    Coordination,
+    channel::{Action, Channel, Event, Hearing, not_joined},
+    metrics::Why,
+    shared::{Asking, Shared},
+};
+use crate::{
+    hub::{Hears, Message, Outbox, Room, Subscription},
+    id::{ConnId, Topic},
+    presence::{Member, StateRequest},
+    wire::{self, Encoding, Inbound, PHOENIX_TOPIC, Payload, Ref, TOPIC_PREFIX, Version, text},
+};
+use bytes::Bytes;
+use std::{
+    cmp::Reverse,
+    collections::{BinaryHeap, HashMap, VecDeque},
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+use tokio::{sync::mpsc::error::TrySendError, time::Instant};
+
+/// Refusals that wait at once on one socket; more are told without delay, so that a flood is not kept.
+const REFUSALS_MAX: usize = 64;
+/// A live channel's token is looked at least so often.
+const TOKEN_CHECK_PERIOD: Duration = Duration::from_secs(300);
+
+/// One socket, from its handshake to its end. Dropping it leaves every channel.
+pub(super) struct Session {
+    core: Core,
+    channels: HashMap<String, Slot>,
+    actions: Vec<Action>,
+}
+
+struct Core {
+    shared: Arc<Shared>,
+    conn: ConnId,
+    version: Version,
+    outbox: Arc<Outbox>,
+    apikey: Arc<str>,
+    counted: bool,
+    joined: usize,
+    refusals: usize,
+    timers: BinaryHeap<Reverse<Timer>>,
+    timer_id: u64,
+    close: Option<u16>,
+}
+
+struct Slot {
+    channel: Channel,
+    entered: Option<Entered>,
+    refusal_timer: u64,
+    token_check: Option<(Instant, u64)>,
+}
+
+/// What a joined channel holds; dropping it leaves the room.
+struct Entered {
+    member: Member,
+    subscription: Subscription,
+}
+
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Timer {
+    due: Instant,
+    id: u64,
+    topic: String,
+}
+
+impl Session {
+    pub(super) fn new(shared: Arc<Shared>, version: Version, apikey: Arc<str>, outbox: Arc<Outbox>) -> Self {
+        let conn = shared.conn_id();
+        shared.metrics.connections.inc();
+        let core = Core {
+            shared,
+            conn,
+            version,
+            outbox,
+            apikey,
+            counted: false,
+            joined: 0,
+            refusals: 0,
+            timers: BinaryHeap::new(),
+            timer_id: 0,
+            close: None,
+        };
+        Self { core, channels: HashMap::new(), actions: Vec::new() }
+    }
+
+    pub(super) fn id(&self) -> ConnId {
+        self.core.conn
+    }
+
+    /// The code with which the socket shall be closed now.
+    pub(super) fn closing(&self) -> Option<u16> {
+        self.core.close
+    }
+
+    /// When [`Session::tick`] has something to do.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.core.timers.peek().map(|Reverse(timer)| timer.due)
+    }
+
+    /// A text message from the client.
+    pub(super) async fn text(&mut self, frame: Bytes) {
+        self.received(frame.len(), wire::decode_text(self.core.version, &frame)).await;
+    }
+
+    /// A binary message from the client.
+    pub(super) async fn binary(&mut self, frame: Bytes) {
+        let decoded = match self.core.version {
+            Version::V1 => Err(wire::Dropped::UnknownKind(frame.first().copied())),
+            Version::V2 => wire::decode_binary(&frame),
+        };
+        self.received(frame.len(), decoded).await;
+    }
+
+    /// Performs what is due.
+    pub(super) async fn tick(&mut self, now: Instant) {
+        while let Some(Reverse(timer)) = self.core.timers.pop() {
+            if timer.due > now {
+                self.core.timers.push(Reverse(timer));
+                break;
+            }
+            let Some(slot) = self.channels.get_mut(&timer.topic) else { continue };
+            let event = if slot.refusal_timer == timer.id {
+                slot.refusal_timer = 0;
+                self.core.refusals = self.core.refusals.saturating_sub(1);
+                Some(Event::DelayOver)
+            } else if slot.token_check.is_some_and(|(_, id)| id == timer.id) {
+                slot.token_check = None;
+                self.core.check_token(&timer.topic, slot)
+            } else {
+                None
+            };
+            if let Some(event) = event {
+                self.run(&timer.topic, event).await;
+            }
+        }
+    }
+
+    /// Tells every channel that the server goes; the socket is closed after it.
+    pub(super) fn say_goodbye(&mut self) {
+        let payload = br#"{"extension":"system","status":"ok","message":"Server requested disconnect"}"#;
+        for (topic, slot) in &self.channels {
+            if slot.entered.is_some() {
+                self.core.write(None, None, topic, "system", payload);
+            }
+        }
+    }
+
+    async fn received(&mut self, size: usize, decoded: Result<Inbound, wire::Dropped>) {
+        let metrics = &self.core.shared.metrics;
+        metrics.frames_in.inc();
+        metrics.bytes_in.inc_by(size as u64);
+        let frame = match decoded {
+            Ok(frame) => frame,
+            Err(why) => {
+                metrics.frames_dropped.inc();
+                tracing::debug!(conn = %self.core.conn, %why, "frame dropped");
+                return;
+            }
+        };
+        let topic = frame.topic.clone();
+        if topic == PHOENIX_TOPIC && frame.event == "heartbeat" {
+            self.core.write(None, frame.reference.as_ref(), &topic, "phx_reply", &text::reply(true, "{}"));
+            return;
+        }
+        if !self.channels.contains_key(&topic) {
+            let sub_topic = topic.strip_prefix(TOPIC_PREFIX).filter(|_| frame.event == "phx_join");
+            let Some(sub_topic) = sub_topic else {
+                self.core.answer(&topic, not_joined(frame));
+                return;
+            };
+            let channel = Channel::new(sub_topic);
+            self.channels
+                .insert(topic.clone(), Slot { channel, entered: None, refusal_timer: 0, token_check: None });
+        }
+        self.run(&topic, Event::Frame(frame)).await;
+    }
+
+    async fn run(&mut self, topic: &str, event: Event) {
+        let Some(slot) = self.channels.get_mut(topic) else { return };
+        let mut actions = std::mem::take(&mut self.actions);
+        let mut next = VecDeque::from([event]);
+        while let Some(event) = next.pop_front() {
+            slot.channel.on(event, &self.core.shared.limits, Instant::now(), &mut actions);
+            for action in actions.drain(..) {
+                next.extend(self.core.perform(topic, slot, action).await);
+            }
+        }
+        self.actions = actions;
+        if slot.channel.is_idle() {
+            self.channels.remove(topic);
+        }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        let shared = &self.core.shared;
+        shared.metrics.connections.dec();
+        shared.metrics.channels.dec_by(i64::try_from(self.core.joined).unwrap_or_default());
+        if self.core.counted {
+            shared.users.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+}
+
+impl Core {
+    fn write(
+        &self,
+        join_ref: Option<&Ref>,
+        reference: Option<&Ref>,
+        topic: &str,
+        event: &str,
+        payload: &[u8],
+    ) {
+        // A closed outbox means that the socket is going; nobody is left to read the reply.
+        let _closed =
+            self.outbox.push(text::encode(self.version, join_ref, reference, topic, event, payload));
+    }
+
+    fn answer(&self, topic: &str, action: Action) {
+        match action {
+            Action::Reply { join_ref, reference, ok, response } => {
+                let payload = text::reply(ok, &response);
+                self.write(join_ref.as_ref(), reference.as_ref(), topic, "phx_reply", &payload);
+            }
+            Action::Push { join_ref, reference, event, payload } => {
+                self.write(join_ref.as_ref(), reference.as_ref(), topic, event, payload.as_bytes());
+            }
+            _ => {}
+        }
+    }
+
+    async fn perform(&mut self, topic: &str, slot: &mut Slot, action: Action) -> Option<Event> {
+        match action {
+            Action::Reply { .. } | Action::Push { .. } => self.answer(topic, action),
+            Action::Check(join) => {
+                let sub_topic = slot.channel.sub_topic();
+                let (apikey, counted, channels) = (&self.apikey, self.counted, self.joined);
+                let asking = Asking { sub_topic, apikey, counted, channels };
+                let outcome = self.shared.check(&join, &asking);
+                if let Err(refusal) = &outcome {
+                    let why = refusal.reason.split(':').next().unwrap_or_default().to_owned();
+                    self.shared.metrics.refused_joins.get_or_create(&Why { why }).inc();
+                    tracing::debug!(conn = %self.conn, topic, reason = refusal.reason, "join refused");
+                }
+                return Some(Event::Checked(outcome));
+            }
+            Action::Delay if self.refusals >= REFUSALS_MAX => return Some(Event::DelayOver),
+            Action::Delay => {
+                self.refusals += 1;
+                let due = Instant::now() + self.shared.config.join_error_delay;
+                slot.refusal_timer = self.start_timer(due, topic);
+            }
+            Action::Verify { token, private } => {
+                let room = Topic::new(slot.channel.sub_topic()).map(|topic| Room { topic, private })?;
+                let outcome = self.shared.admit(token.into(), &room).map_err(|e| e.to_string());
+                return Some(Event::Renewed(outcome));
+            }
+            Action::Enter { private, hears } => self.enter(topic, slot, private, hears),
+            Action::Hear(hears) => {
+                if let Some(entered) = &slot.entered {
+                    entered.subscription.ear().set(to_hears(hears));
+                }
+            }
+            Action::WatchToken => self.watch_token(topic, slot),
+            Action::Exit => {
+                if slot.entered.take().is_some() {
+                    self.joined = self.joined.saturating_sub(1);
+                    self.shared.metrics.channels.dec();
+                }
+            }
+            Action::Publish { payload, to_self } => self.publish(slot, payload, to_self),
+            Action::Track { key, meta } => slot.entered.as_mut()?.member.track(key, meta).await,
+            Action::Untrack => slot.entered.as_mut()?.member.untrack(),
+            Action::SendState { join_ref } => {
+                let entered = slot.entered.as_ref()?;
+                let (ear, outbox) = (entered.subscription.ear(), self.outbox.clone());
+                entered.member.send_state(StateRequest { ear, outbox, version: self.version, join_ref });
+            }
+            Action::CloseSocket(code) => self.close = Some(code),
+        }
+        None
+    }
+
+    fn enter(&mut self, topic: &str, slot: &mut Slot, private: bool, hears: Hearing) {
+        let Some(name) = Topic::new(slot.channel.sub_topic()) else { return };
+        let room = Room { topic: name, private };
+        // A user more than the limit, when two join at once, is not worth undoing a join.
+        self.counted = self.counted || self.shared.count_user();
+        let (hub, tracker) = (&self.shared.hub, &self.shared.tracker);
+        let subscription = hub.subscribe(room.clone(), self.version, self.outbox.clone(), to_hears(hears));
+        let member = tracker.member(room, subscription.id());
+        slot.entered = Some(Entered { member, subscription });
+        self.joined += 1;
+        self.shared.metrics.joins.inc();
+        self.shared.metrics.channels.inc();
+        self.watch_token(topic, slot);
+    }
+
+    fn publish(&self, slot: &Slot, payload: Payload, to_self: bool) {
+        let Some(entered) = &slot.entered else { return };
+        let room = entered.subscription.room();
+        self.pass_on(slot, room, &payload);
+        let message = match payload {
+            Payload::Json(json) => Message::relayed(json),
+            Payload::User { event, encoding, data } => Message::user(&event, encoding, data, None),
+        };
+        let except = (!to_self).then(|| entered.subscription.id());
+        self.shared.hub.publish(room, message, except);
+    }
+
+    /// Gives an agent's message to the coordination of this daemon, when somebody takes it.
+    fn pass_on(&self, slot: &Slot, room: &Room, payload: &Payload) {
+        let Some(queue) = &self.shared.coordination else { return };
+        let name = room.topic.as_str();
+        if !name.starts_with("agent:") && !name.starts_with("org:") {
+            return;
+        }
+        let payload = match payload {
+            Payload::User { event, encoding: Encoding::Json, data } if event == Coordination::EVENT => {
+                data.clone()
+            }
+            Payload::Json(json) => match Coordination::inner(json) {
+                Some(inner) => inner,
+                None => return,
+            },
+            Payload::User { .. } => return,
+        };
+        let Some(claims) = slot.channel.claims().cloned() else { return };
+        let said = Coordination { conn: self.conn, claims, room: room.clone(), payload };
+        if let Err(TrySendError::Full(_)) = queue.try_send(said) {
+            self.shared.metrics.coordination_dropped.inc();
+        }
+    }
+
+    fn start_timer(&mut self, due: Instant, topic: &str) -> u64 {
+        self.timer_id += 1;
+        self.timers.push(Reverse(Timer { due, id: self.timer_id, topic: topic.to_owned() }));
+        self.timer_id
+    }
+
+    /// Sets the next look at a channel's token, unless an earlier one is set already.
+    fn watch_token(&mut self, topic: &str, slot: &mut Slot) {
+        let Some(claims) = slot.channel.claims() else { return };
+        let left = (claims.exp - self.shared.clock.now()).to_std().unwrap_or_default();
+        let due = Instant::now() + left.min(TOKEN_CHECK_PERIOD) + Duration::from_millis(1);
+        if slot.token_check.is_none_or(|(set, _)| due < set) {
+            slot.token_check = Some((due, self.start_timer(due, topic)));
+        }
+    }
+
+    fn check_token(&mut self, topic: &str, slot: &mut Slot) -> Option<Event> {
+        let claims = slot.channel.claims()?;
+        match claims.check_expiry(self.shared.clock.now()) {
+            Err(expired) => Some(Event::Shutdown(expired.to_string())),
+            Ok(()) => {
+                self.watch_token(topic, slot);
+                None
+            }
+        }
+    }
+}
+
+fn to_hears(hears: Hearing) -> Hears {
+    Hears { broadcast: hears.broadcast, presence: hears.presence }
+}

@@ -1,0 +1,146 @@
+//! What all sockets of a gateway share, and the checks that need it.
+use super::{
+    Config, Coordination, Deps,
+    channel::{Admitted, Limits, Refusal},
+    join::Join,
+    limits::Meter,
+    metrics::Metrics,
+};
+use crate::{
+    access::Access,
+    auth::{Claims, Keys, TokenError},
+    clock::Clock,
+    hub::{Hub, Room},
+    id::{ConnId, Topic},
+    presence::Tracker,
+    scope::Scope,
+};
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+};
+use tokio::{sync::mpsc, time::Instant};
+use tokio_util::sync::CancellationToken;
+
+/// Joins are refused for good on this socket.
+const CLOSE_GOING_AWAY: u16 = 1001;
+
+pub(super) struct Shared {
+    pub(super) config: Config,
+    pub(super) limits: Limits,
+    pub(super) keys: Keys,
+    pub(super) access: Access,
+    pub(super) hub: Hub,
+    pub(super) tracker: Tracker,
+    pub(super) clock: Clock,
+    pub(super) metrics: Metrics,
+    pub(super) scope: Scope,
+    pub(super) coordination: Option<mpsc::Sender<Coordination>>,
+    pub(super) stopping: AtomicBool,
+    /// Sockets with at least one successful join.
+    pub(super) users: AtomicUsize,
+    /// Attempts.
+    pub(super) joins: Meter,
+    /// Messages broadcast over HTTP.
+    pub(super) http: Meter,
+    pub(super) next_conn: AtomicU64,
+}
+
+/// What a socket brings to the check of a join.
+pub(super) struct Asking<'a> {
+    pub(super) sub_topic: &'a str,
+    pub(super) apikey: &'a Arc<str>,
+    /// Whether the socket is one of the counted users.
+    pub(super) counted: bool,
+    pub(super) channels: usize,
+}
+
+impl Shared {
+    pub(super) fn new(scope: Scope, config: Config, deps: Deps) -> Self {
+        let Deps { keys, access, hub, tracker, clock, registry, coordination } = deps;
+        let limits = Limits {
+            payload_bytes_max: config.payload_bytes_max,
+            presence_calls_max: config.presence_calls_max,
+            presence_enabled: config.presence_enabled,
+        };
+        let now = Instant::now();
+        Self {
+            config,
+            limits,
+            keys,
+            access,
+            hub,
+            tracker,
+            clock,
+            metrics: Metrics::register(&registry),
+            scope,
+            coordination,
+            stopping: AtomicBool::new(false),
+            users: AtomicUsize::new(0),
+            joins: Meter::new(now),
+            http: Meter::new(now),
+            next_conn: AtomicU64::new(1),
+        }
+    }
+
+    pub(super) fn conn_id(&self) -> ConnId {
+        ConnId(self.next_conn.fetch_add(1, Ordering::Relaxed))
+    }
+
+    pub(super) fn stop_token(&self) -> CancellationToken {
+        self.scope.stopping()
+    }
+
+    /// The claims of a token that is good now.
+    pub(super) fn verify(&self, token: &str) -> Result<Claims, TokenError> {
+        self.keys.verify(token, self.clock.now())
+    }
+
+    /// Whether another socket may become a user, and be one from now on.
+    pub(super) fn count_user(&self) -> bool {
+        let max = self.config.connections_max;
+        let more = |users: usize| (users < max).then_some(users + 1);
+        self.users.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).is_ok()
+    }
+
+    /// The checks of a join, in the order of `reference/realtime-protocol.md` §3.2.
+    pub(super) fn check(&self, join: &Join, asking: &Asking<'_>) -> Result<Admitted, Refusal> {
+        let refuse = |reason: &str, close| Err(Refusal { reason: reason.to_owned(), close });
+        let Some(topic) = Topic::new(asking.sub_topic) else {
+            return refuse("TopicNameRequired: You must provide a topic name", None);
+        };
+        if self.stopping.load(Ordering::Acquire) {
+            return refuse("RealtimeRestarting: Realtime is restarting, please standby", None);
+        }
+        if self.config.private_only && !join.private {
+            return refuse("PrivateOnly: This project only allows private channels", None);
+        }
+        if !asking.counted && self.users.load(Ordering::Acquire) >= self.config.connections_max {
+            return refuse("ConnectionRateLimitReached: Too many connected users", None);
+        }
+        if self.joins.count(Instant::now(), 1) >= u64::from(self.config.joins_per_second_max) {
+            let reason = "ClientJoinRateLimitReached: Too many joins per second";
+            return refuse(reason, Some(CLOSE_GOING_AWAY));
+        }
+        if asking.channels >= self.config.channels_max {
+            return refuse("ChannelRateLimitReached: Too many channels", None);
+        }
+        let token = join.token.as_deref().map_or_else(|| asking.apikey.clone(), Arc::from);
+        let room = Room { topic, private: join.private };
+        let admitted =
+            self.admit(token, &room).map_err(|e| Refusal { reason: e.join_text(), close: None })?;
+        if !admitted.grant.may_enter() {
+            let why = "Unauthorized: You do not have permissions to read from this Channel topic";
+            return refuse(&format!("{why}: {}", room.topic), None);
+        }
+        Ok(admitted)
+    }
+
+    /// What a token may do in a room.
+    pub(super) fn admit(&self, token: Arc<str>, room: &Room) -> Result<Admitted, TokenError> {
+        let claims = self.verify(&token)?;
+        let grant = self.access.grant(&claims, &room.topic, room.private);
+        let fresh_key = uuid::Uuid::new_v4().to_string();
+        Ok(Admitted { token, claims: Arc::new(claims), grant, fresh_key })
+    }
+}

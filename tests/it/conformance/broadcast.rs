@@ -1,0 +1,139 @@
+//! Broadcast over websockets: statements 87 to 98.
+use crate::realtime::{Message, Server, Socket, quick};
+use convoke::{auth::Role, gateway::Config};
+use serde_json::json;
+
+fn kind3(topic: &str, event: &str, meta: &str, encoding: u8, data: &[u8]) -> Message {
+    let sizes = [topic.len(), event.len(), meta.len()].map(|n| u8::try_from(n).unwrap());
+    let head = [3, 1, 1, sizes[0], sizes[1], sizes[2], encoding];
+    let parts = [&head, &b"19"[..], topic.as_bytes(), event.as_bytes(), meta.as_bytes(), data];
+    Message::binary(parts.concat())
+}
+
+fn kind4(topic: &str, event: &str, encoding: u8, data: &[u8]) -> Vec<u8> {
+    let sizes = [topic.len(), event.len()].map(|n| u8::try_from(n).unwrap());
+    let head = [4, sizes[0], sizes[1], 0, encoding];
+    [&head[..], topic.as_bytes(), event.as_bytes(), data].concat()
+}
+
+async fn trio(server: &Server) -> (Socket, Socket, Socket) {
+    let sender = server.joined("den", json!({})).await;
+    let new = server.joined("den", json!({})).await;
+    let mut old = server.v1().await;
+    old.join("den", json!({})).await.ok();
+    (sender, new, old)
+}
+
+/// 87, 88, 91, 92, 93
+#[tokio::test]
+async fn a_json_user_broadcast_is_passed_on_byte_for_byte() {
+    let server = Server::start().await;
+    let (mut sender, mut new, mut old) = trio(&server).await;
+    let data = br#"{"n" : 1.50, "z":"\u00e9"}"#;
+    sender.message(kind3("realtime:den", "é", r#"{"m":1}"#, 1, data)).await;
+    assert_eq!(new.binary().await, kind4("realtime:den", "é", 1, data));
+    let got = old.next().await;
+    assert_eq!(got.payload, json!({"type": "broadcast", "event": "é", "payload": {"n": 1.5, "z": "é"}}));
+    assert_eq!(got.topic, "realtime:den");
+    assert!(sender.so_far().await.is_empty());
+}
+
+/// 89
+#[tokio::test]
+async fn bytes_reach_the_second_serializer_only() {
+    let server = Server::start().await;
+    let (mut sender, mut new, mut old) = trio(&server).await;
+    sender.message(kind3("realtime:den", "raw", "", 0, &[0, 255, 1])).await;
+    sender.message(kind3("realtime:den", "raw", "", 0, &[])).await;
+    assert_eq!(new.binary().await, kind4("realtime:den", "raw", 0, &[0, 255, 1]));
+    assert_eq!(new.binary().await, kind4("realtime:den", "raw", 0, &[]));
+    sender.so_far().await;
+    assert!(old.so_far().await.is_empty());
+}
+
+/// 90 and its mirror
+#[tokio::test]
+async fn a_text_broadcast_is_passed_on_unchanged() {
+    let server = Server::start().await;
+    let (mut sender, mut new, mut old) = trio(&server).await;
+    let object = json!({"event": "x", "extra": [1], "payload": null});
+    old.push("den", "broadcast", object.clone()).await;
+    assert_eq!(new.next().await.short(), json!([null, null, "broadcast", object]));
+    sender.next().await;
+    sender.push("den", "broadcast", object.clone()).await;
+    assert_eq!(old.next().await.payload, object);
+    assert_eq!(new.next().await.payload, object);
+}
+
+/// 94, 95
+#[tokio::test]
+async fn a_sender_hears_itself_and_gets_acks_only_when_it_asked() {
+    let server = Server::start().await;
+    for (to_self, ack) in [(false, false), (true, false), (false, true), (true, true)] {
+        let mut socket = server.joined("den", json!({"broadcast": {"self": to_self, "ack": ack}})).await;
+        let own = socket.push("den", "broadcast", json!({"event": "e"})).await;
+        let frames = socket.so_far().await;
+        assert_eq!(frames.iter().any(|got| got.event == "broadcast"), to_self);
+        let reply = frames.iter().find(|got| got.event == "phx_reply").map(super::super::realtime::Got::short);
+        let expected = json!(["1", own, "phx_reply", {"status": "ok", "response": {}}]);
+        assert_eq!(reply, ack.then_some(expected));
+        socket.message(kind3("realtime:den", "e", "", 0, b"")).await;
+        if to_self {
+            assert!(matches!(socket.any().await, Message::Binary(_)));
+        }
+        if ack {
+            assert_eq!(socket.next().await.short(), json!(["1", "9", "phx_reply", {"status": "ok", "response": {}}]));
+        }
+    }
+}
+
+/// 96
+#[tokio::test]
+async fn an_oversized_broadcast_is_refused_and_the_channel_stays() {
+    let server = Server::with(Config { payload_bytes_max: 1000, ..quick() }).await;
+    let mut quiet = server.joined("den", json!({"broadcast": {"ack": false}})).await;
+    let mut asking = server.joined("den", json!({"broadcast": {"ack": true}})).await;
+    let large = json!({"event": "e", "payload": {"x": "y".repeat(1600)}});
+    quiet.push("den", "broadcast", large.clone()).await;
+    assert!(quiet.so_far().await.is_empty());
+    let reply = asking.ask("den", "broadcast", large).await;
+    assert_eq!(reply.payload, json!({"status": "error", "response": "payload_size_exceeded"}));
+    asking.ask("den", "broadcast", json!({"event": "e"})).await.ok();
+    asking.message(kind3("realtime:den", "e", "", 0, &[0; 1600])).await;
+    assert_eq!(asking.next().await.payload["response"], "payload_size_exceeded");
+}
+
+/// 97
+#[tokio::test]
+async fn three_million_bytes_pass_and_a_thousand_more_do_not() {
+    let server = Server::start().await;
+    let mut socket = server.joined("den", json!({"broadcast": {"ack": true}})).await;
+    let payload = |bytes: usize| json!({"type": "broadcast", "event": "e", "payload": {"x": "y".repeat(bytes)}});
+    socket.ask("den", "broadcast", payload(3_000_000)).await.ok();
+    let reply = socket.ask("den", "broadcast", payload(3_001_000)).await;
+    assert_eq!(reply.payload["response"], "payload_size_exceeded");
+}
+
+/// 98
+#[tokio::test]
+async fn public_private_and_prefixed_rooms_are_apart() {
+    let server = Server::start().await;
+    let mut public = server.joined("den", json!({})).await;
+    let mut prefixed = server.joined("private:den", json!({})).await;
+    let service = server.token(Role::ServiceRole);
+    let mut private = server.v2().await;
+    let join = json!({"config": {"private": true, "broadcast": {"ack": true}}, "access_token": service});
+    private.join_with("den", join).await.ok();
+    private.ask("den", "broadcast", json!({"event": "e"})).await.ok();
+    assert!(public.so_far().await.is_empty());
+    assert!(prefixed.so_far().await.is_empty());
+}
+
+/// A payload that is no object would break receivers of the second serializer: it is refused with a reason.
+#[tokio::test]
+async fn a_broadcast_that_is_no_object_is_refused() {
+    let server = Server::start().await;
+    let mut socket = server.joined("den", json!({"broadcast": {"ack": true, "self": true}})).await;
+    assert_eq!(socket.ask("den", "broadcast", json!([1])).await.reason(), "Broadcast payload must be a map");
+    assert!(socket.so_far().await.is_empty());
+}

@@ -1,0 +1,168 @@
+//! Connecting: statements 1 to 20.
+use crate::realtime::{Message, Server, Socket, UPGRADE, get, quick};
+use convoke::{auth::Role, clock::Clock, gateway::Config};
+use serde_json::json;
+use std::time::{Duration, SystemTime};
+
+async fn refused(server: &Server, query: &str, headers: &[(&str, &str)]) -> (u16, String) {
+    let headers = [&UPGRADE[..], headers].concat();
+    let (status, headers, body) = get(&server.http(&format!("/socket/websocket{query}")), &headers).await;
+    if !body.is_empty() {
+        assert_eq!(headers["content-type"], "application/json; charset=utf-8");
+    }
+    (status, body)
+}
+
+fn error(text: &str) -> String {
+    json!({ "error": text }).to_string()
+}
+
+/// 1, 2, 15, 16
+#[tokio::test]
+async fn both_urls_upgrade_and_unknown_parameters_are_ignored() {
+    let server = Server::start().await;
+    for path in ["/socket/websocket", "/realtime/v1/websocket"] {
+        let more = "log_level=nonsense&x=y";
+        let url = format!("ws://{}{path}?apikey={}&vsn=2.0.0&{more}", server.addr, server.anon());
+        assert!(Socket::open(&url, true).await.so_far().await.is_empty());
+    }
+}
+
+/// 3, 4
+#[tokio::test]
+async fn the_version_chooses_the_serializer_and_none_is_the_first() {
+    let server = Server::start().await;
+    let bare = format!("ws://{}/socket/websocket?apikey={}", server.addr, server.anon());
+    for (url, v2) in [(bare, false), (server.url("1.0.0"), false), (server.url("2.0.0"), true)] {
+        assert!(Socket::open(&url, v2).await.so_far().await.is_empty());
+    }
+}
+
+/// 5
+#[tokio::test]
+async fn other_versions_are_refused_with_an_empty_body() {
+    let server = Server::start().await;
+    for vsn in ["2.1.0", "2", "abc"] {
+        let query = format!("?apikey={}&vsn={vsn}", server.anon());
+        assert_eq!(refused(&server, &query, &[]).await, (403, String::new()));
+    }
+}
+
+/// 6, 7, 8, 9, 10, 11, 13
+#[tokio::test]
+async fn each_bad_key_has_its_text() {
+    let server = Server::start().await;
+    assert_eq!(refused(&server, "", &[]).await, (401, error("API key is missing")));
+    let exp = Clock::System.now().timestamp() + 60;
+    let required = "Fields `role` and `exp` are required in JWT";
+    let (head, _) = server.anon().rsplit_once('.').map(|(a, b)| (a.to_owned(), b.to_owned())).unwrap();
+    // {"alg":"RS256","kid":"k9"}.{}
+    let unknown = "eyJhbGciOiJSUzI1NiIsImtpZCI6Ims5In0.e30.x".to_owned();
+    let kid = "Failed to generate JWT signer for key ID (kid) \"k9\", check your JWT secret or JWKS configuration";
+    for (key, text) in [
+        ("abc".to_owned(), "The token provided is not a valid JWT"),
+        (server.ending_in(-5), "Token has expired"),
+        (server.sign(&json!({ "exp": exp })), required),
+        (server.sign(&json!({"role": "anon"})), required),
+        (format!("{head}.AAAA"), "Failed to validate JWT signature"),
+        (unknown, kid),
+    ] {
+        assert_eq!(refused(&server, &format!("?apikey={key}"), &[]).await, (401, error(text)));
+    }
+}
+
+/// 12
+#[tokio::test]
+async fn the_header_wins_over_the_query() {
+    let server = Server::start().await;
+    let anon = server.anon();
+    let bad = ("x-api-key", "abc");
+    assert_eq!(refused(&server, &format!("?apikey={anon}"), &[bad]).await.0, 401);
+    assert_eq!(refused(&server, "?apikey=abc", &[("x-api-key", &anon)]).await.0, 101);
+}
+
+/// 14
+#[tokio::test]
+async fn a_refusal_waits_as_long_as_configured() {
+    let delay = Duration::from_millis(150);
+    let server = Server::with(Config { handshake_error_delay: delay, ..quick() }).await;
+    let start = SystemTime::now();
+    refused(&server, "", &[]).await;
+    assert!(start.elapsed().unwrap() >= delay);
+}
+
+/// 17
+#[tokio::test]
+async fn any_origin_is_accepted() {
+    let server = Server::start().await;
+    let query = format!("?apikey={}", server.anon());
+    assert_eq!(refused(&server, &query, &[("origin", "https://elsewhere.example")]).await.0, 101);
+}
+
+/// 18, 63, 64
+#[tokio::test]
+async fn only_so_many_sockets_with_channels_are_served() {
+    let server = Server::with(Config { connections_max: 1, ..quick() }).await;
+    let mut late = server.v2().await;
+    let mut first = server.joined("a", json!({})).await;
+    first.join("b", json!({})).await.ok();
+    let reply = late.join("a", json!({})).await;
+    assert_eq!(reply.reason(), "ConnectionRateLimitReached: Too many connected users");
+    let query = format!("?apikey={}", server.anon());
+    assert_eq!(refused(&server, &query, &[]).await, (429, error("Too many connected users")));
+}
+
+/// 19
+#[tokio::test]
+async fn a_silent_socket_is_closed_and_a_talking_one_is_not() {
+    let server = Server::with(Config { idle_timeout: Duration::from_millis(400), ..quick() }).await;
+    let (mut silent, mut talking) = (server.v2().await, server.v2().await);
+    let keep = async {
+        loop {
+            talking.so_far().await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let code = tokio::select! { code = silent.close_code() => code, () = keep => unreachable!() };
+    assert_eq!(code, Some(1000));
+    assert!(talking.so_far().await.is_empty());
+}
+
+/// 20
+#[tokio::test]
+async fn a_message_that_is_too_big_closes_the_socket() {
+    let server = Server::with(Config { message_bytes_max: 10_000, ..quick() }).await;
+    for size in [10_001, 30_000] {
+        let mut socket = server.v2().await;
+        socket.message("x".repeat(10_000)).await;
+        assert!(socket.so_far().await.is_empty());
+        socket.message(Message::binary(vec![0; size])).await;
+        assert_eq!(socket.close_code().await, Some(1009));
+    }
+}
+
+/// A method other than GET, and a GET that is no upgrade.
+#[tokio::test]
+async fn what_is_no_websocket_request_is_400() {
+    let server = Server::start().await;
+    let url = server.http(&format!("/socket/websocket?apikey={}", server.token(Role::ServiceRole)));
+    assert_eq!(get(&url, &[]).await.0, 400);
+    let post = crate::realtime::http().post(&url).send().await.unwrap();
+    assert_eq!((post.status().as_u16(), post.text().await.unwrap()), (400, String::new()));
+}
+
+/// A reader that stands still loses its socket with our own code; nobody waits for it.
+#[tokio::test]
+async fn a_slow_reader_is_closed_with_4008_and_the_others_go_on() {
+    let server = Server::with(Config { outbox_bytes_max: 100_000, ..quick() }).await;
+    let mut slow = server.joined("den", json!({})).await;
+    let mut brisk = server.joined("den", json!({})).await;
+    let room = crate::realtime::room("den");
+    let payload = json!({"x": "y".repeat(50_000)});
+    while server.registry.encode().unwrap().contains("hub_slow_disconnects_total 0") {
+        server.hub.publish(&room, convoke::hub::Message::broadcast("tick", &payload), None);
+        brisk.next().await;
+    }
+    assert_eq!(slow.close_code().await, Some(4008));
+    assert!(brisk.so_far().await.is_empty());
+}

@@ -1,0 +1,181 @@
+//! Presence: statements 129 to 148, as far as public channels go.
+use crate::realtime::{Got, Server, Socket, quick, room};
+use convoke::gateway::Config;
+use serde_json::{Value, json};
+
+fn enabled(key: &str) -> Value {
+    json!({"presence": {"enabled": true, "key": key}})
+}
+
+async fn member(server: &Server, key: &str) -> Socket {
+    let mut socket = server.joined("den", enabled(key)).await;
+    assert_eq!(socket.next().await.event, "presence_state");
+    socket
+}
+
+/// Tracks, and gives the difference that follows.
+async fn tracked(socket: &mut Socket, payload: Value) -> Got {
+    socket.track("den", payload).await;
+    socket.until("presence_diff").await
+}
+
+/// 129, 139
+#[tokio::test]
+async fn a_join_gets_the_state_once_after_its_reply() {
+    let server = Server::start().await;
+    let (mut a, mut b) = (member(&server, "k").await, member(&server, "k").await);
+    tracked(&mut a, json!({"n": 1})).await;
+    tracked(&mut b, json!({"n": 2})).await;
+    let mut third = server.joined("den", enabled("")).await;
+    let state = third.next().await;
+    assert_eq!(state.event, "presence_state");
+    let metas = state.payload["k"]["metas"].as_array().unwrap();
+    assert_eq!(metas.len(), 2);
+    assert!(metas.iter().all(|meta| meta["phx_ref"].is_string()));
+    let mut empty = server.joined("elsewhere", enabled("")).await;
+    assert_eq!(empty.next().await.payload, json!({}));
+}
+
+/// 130, 148
+#[tokio::test]
+async fn who_did_not_ask_gets_differences_but_no_state() {
+    let server = Server::start().await;
+    let mut silent = server.joined("den", json!({"presence": {"enabled": false, "key": "s"}})).await;
+    let diff = tracked(&mut silent, json!({})).await;
+    assert!(diff.payload["joins"]["s"].is_object());
+    let rest = silent.so_far().await;
+    assert!(rest.iter().all(|got| got.event == "phx_reply"), "{rest:?}");
+}
+
+/// 131
+#[tokio::test]
+async fn the_server_can_turn_presence_on_for_all() {
+    let server = Server::with(Config { presence_enabled: true, ..quick() }).await;
+    assert_eq!(server.joined("den", json!({})).await.next().await.event, "presence_state");
+}
+
+/// 132, 133, 135
+#[tokio::test]
+async fn tracking_is_answered_and_told() {
+    let server = Server::start().await;
+    let mut socket = server.joined("den", json!({"presence": {"enabled": true, "key": 123}})).await;
+    socket.until("presence_state").await;
+    let own = socket.push("den", "presence", json!({"event": "TRACK", "payload": {"name": "ada"}})).await;
+    let frames = [socket.next().await, socket.next().await];
+    let reply = frames.iter().find(|got| got.event == "phx_reply").unwrap();
+    assert_eq!(reply.short(), json!(["1", own, "phx_reply", {"status": "ok", "response": {}}]));
+    let diff = frames.iter().find(|got| got.event == "presence_diff").unwrap();
+    assert_eq!(diff.payload["leaves"], json!({}));
+    assert_eq!(diff.payload["joins"]["123"]["metas"][0]["name"], "ada");
+}
+
+/// 134
+#[tokio::test]
+async fn an_empty_key_is_a_fresh_one() {
+    let server = Server::start().await;
+    let (mut a, mut b) = (member(&server, "").await, member(&server, "").await);
+    let first = tracked(&mut a, json!({})).await;
+    let second = tracked(&mut b, json!({})).await;
+    let key = |diff: &Got| diff.payload["joins"].as_object().unwrap().keys().next().unwrap().clone();
+    assert!(uuid::Uuid::parse_str(&key(&first)).is_ok());
+    assert!(b.so_far().await.iter().all(|got| got.payload.get("joins").is_none()));
+    assert_ne!(key(&first), key(&second));
+}
+
+/// 136, 137, 138
+#[tokio::test]
+async fn only_a_change_is_told_and_as_one_difference() {
+    let server = Server::start().await;
+    let mut socket = member(&server, "ada").await;
+    let first = tracked(&mut socket, json!({"n": 1})).await.payload["joins"].clone();
+    socket.so_far().await;
+    socket.track("den", json!({"n": 1})).await;
+    let second = tracked(&mut socket, json!({"n": 2})).await;
+    assert_eq!(second.payload["leaves"], first);
+    let meta = &second.payload["joins"]["ada"]["metas"][0];
+    assert_eq!(meta["phx_ref_prev"], first["ada"]["metas"][0]["phx_ref"]);
+    assert_eq!(meta["n"], 2);
+    let untrack = json!({"event": "untrack"});
+    socket.so_far().await;
+    socket.push("den", "presence", untrack.clone()).await;
+    assert_eq!(socket.until("presence_diff").await.payload["leaves"], second.payload["joins"]);
+    socket.push("den", "presence", untrack).await;
+    let fresh = tracked(&mut socket, json!({"n": 2})).await;
+    assert_eq!(fresh.payload["leaves"], json!({}), "untracking twice told nothing");
+    assert_eq!(fresh.payload["joins"]["ada"]["metas"][0].get("phx_ref_prev"), None);
+}
+
+/// 140
+#[tokio::test]
+async fn a_socket_that_goes_leaves_every_channel() {
+    let server = Server::start().await;
+    let mut watcher = member(&server, "w").await;
+    watcher.join("other", enabled("w")).await.ok();
+    watcher.until("presence_state").await;
+    let mut gone = member(&server, "gone").await;
+    gone.join("other", enabled("gone")).await.ok();
+    gone.track("den", json!({})).await;
+    gone.track("other", json!({})).await;
+    watcher.until("presence_diff").await;
+    watcher.until("presence_diff").await;
+    drop(gone);
+    let mut left = vec![watcher.until("presence_diff").await, watcher.until("presence_diff").await];
+    left.sort_by(|a, b| a.topic.cmp(&b.topic));
+    assert_eq!([left[0].topic.as_str(), &left[1].topic], ["realtime:den", "realtime:other"]);
+    assert!(left.iter().all(|got| got.payload["leaves"]["gone"].is_object()));
+}
+
+/// 141, 142
+#[tokio::test]
+async fn what_is_no_presence_call_is_refused_and_the_channel_stays() {
+    let server = Server::start().await;
+    let mut socket = member(&server, "ada").await;
+    let reply = socket.ask("den", "presence", json!({"event": "track", "payload": [1]})).await;
+    assert_eq!(reply.reason(), "Presence track payload must be a map");
+    for odd in [json!({"event": "dance"}), json!({"event": 7}), json!([])] {
+        let reply = socket.ask("den", "presence", odd).await;
+        assert_eq!(reply.payload, json!({"status": "error", "response": {}}));
+    }
+    socket.ask("den", "presence", json!({})).await.ok();
+    tracked(&mut socket, json!({})).await;
+}
+
+/// 146
+#[tokio::test]
+async fn one_call_more_than_allowed_ends_the_channel() {
+    let server = Server::with(Config { presence_calls_max: 5, ..quick() }).await;
+    let mut socket = member(&server, "ada").await;
+    for _ in 0..5 {
+        socket.ask("den", "presence", json!({"event": "untrack"})).await.ok();
+    }
+    socket.push("den", "presence", json!({"event": "untrack"})).await;
+    assert_eq!(socket.next().await.payload["message"], "Client presence rate limit exceeded");
+    assert_eq!(socket.next().await.event, "phx_close");
+}
+
+/// 147
+#[tokio::test]
+async fn an_oversized_track_ends_the_channel() {
+    let server = Server::with(Config { payload_bytes_max: 1000, ..quick() }).await;
+    let mut socket = member(&server, "ada").await;
+    socket.track("den", json!({"x": "y".repeat(1600)})).await;
+    assert_eq!(socket.next().await.payload["message"], "Track message size exceeded");
+    assert_eq!(socket.next().await.event, "phx_close");
+}
+
+/// The daemon's own agents are present like anybody, beside a client that takes the same key.
+#[tokio::test]
+async fn hosted_agents_are_seen_as_they_work() {
+    let server = Server::start().await;
+    let meta = |activity: &str| json!({"agent_id": "triage", "activity_type": activity}).as_object().cloned().unwrap();
+    server.tracker.set(room("den"), "triage", meta("idle"));
+    server.tracker.look(room("den")).await;
+    let mut socket = server.joined("den", enabled("triage")).await;
+    let state = socket.until("presence_state").await;
+    assert_eq!(state.payload["triage"]["metas"][0]["activity_type"], "idle");
+    tracked(&mut socket, json!({"activity_type": "pretending"})).await;
+    server.tracker.set(room("den"), "triage", meta("working"));
+    let diff = socket.until("presence_diff").await;
+    assert_eq!(diff.payload["joins"]["triage"]["metas"][0]["activity_type"], "working");
+    assert_eq!(diff.payload["leaves"]["triage"], state.payload["triage"], "the client's own meta stays");
+}
