@@ -3,6 +3,8 @@
 mod architecture;
 mod cli;
 mod config;
+mod conformance;
 mod db;
+mod realtime;
 mod support;
 mod task;

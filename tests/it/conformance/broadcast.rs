@@ -74,7 +74,8 @@ async fn a_sender_hears_itself_and_gets_acks_only_when_it_asked() {
         let own = socket.push("den", "broadcast", json!({"event": "e"})).await;
         let frames = socket.so_far().await;
         assert_eq!(frames.iter().any(|got| got.event == "broadcast"), to_self);
-        let reply = frames.iter().find(|got| got.event == "phx_reply").map(super::super::realtime::Got::short);
+        let reply =
+            frames.iter().find(|got| got.event == "phx_reply").map(super::super::realtime::Got::short);
         let expected = json!(["1", own, "phx_reply", {"status": "ok", "response": {}}]);
         assert_eq!(reply, ack.then_some(expected));
         socket.message(kind3("realtime:den", "e", "", 0, b"")).await;
@@ -82,7 +83,10 @@ async fn a_sender_hears_itself_and_gets_acks_only_when_it_asked() {
             assert!(matches!(socket.any().await, Message::Binary(_)));
         }
         if ack {
-            assert_eq!(socket.next().await.short(), json!(["1", "9", "phx_reply", {"status": "ok", "response": {}}]));
+            assert_eq!(
+                socket.next().await.short(),
+                json!(["1", "9", "phx_reply", {"status": "ok", "response": {}}])
+            );
         }
     }
 }
@@ -108,7 +112,8 @@ async fn an_oversized_broadcast_is_refused_and_the_channel_stays() {
 async fn three_million_bytes_pass_and_a_thousand_more_do_not() {
     let server = Server::start().await;
     let mut socket = server.joined("den", json!({"broadcast": {"ack": true}})).await;
-    let payload = |bytes: usize| json!({"type": "broadcast", "event": "e", "payload": {"x": "y".repeat(bytes)}});
+    let payload =
+        |bytes: usize| json!({"type": "broadcast", "event": "e", "payload": {"x": "y".repeat(bytes)}});
     socket.ask("den", "broadcast", payload(3_000_000)).await.ok();
     let reply = socket.ask("den", "broadcast", payload(3_001_000)).await;
     assert_eq!(reply.payload["response"], "payload_size_exceeded");

@@ -21,7 +21,10 @@ async fn frames_of_the_first_serializer_have_four_keys_and_no_join_ref() {
     let server = Server::start().await;
     let mut socket = server.v1().await;
     let reply = socket.join("den", json!({"presence": {"enabled": true}, "broadcast": {"self": true}})).await;
-    assert_eq!(reply.short(), json!([null, "1", "phx_reply", {"status": "ok", "response": {"postgres_changes": []}}]));
+    assert_eq!(
+        reply.short(),
+        json!([null, "1", "phx_reply", {"status": "ok", "response": {"postgres_changes": []}}])
+    );
     assert_eq!(socket.next().await.short(), json!([null, null, "presence_state", {}]));
     socket.push("den", "broadcast", json!({"type": "broadcast", "event": "e", "payload": {}})).await;
     assert_eq!(socket.next().await.event, "broadcast");
@@ -93,10 +96,14 @@ async fn an_unknown_event_gets_no_reply() {
 async fn each_frame_carries_the_refs_it_should() {
     let server = Server::start().await;
     let mut socket = server.v2().await;
-    let config = json!({"config": {"presence": {"enabled": true, "key": "ada"}, "broadcast": {"self": true}}});
+    let config =
+        json!({"config": {"presence": {"enabled": true, "key": "ada"}, "broadcast": {"self": true}}});
     socket.send(json!("14"), json!("14"), "realtime:den", "phx_join", config).await;
     let reply = socket.next().await;
-    assert_eq!(reply.short(), json!(["14", "14", "phx_reply", {"status": "ok", "response": {"postgres_changes": []}}]));
+    assert_eq!(
+        reply.short(),
+        json!(["14", "14", "phx_reply", {"status": "ok", "response": {"postgres_changes": []}}])
+    );
     assert_eq!(socket.next().await.short(), json!(["14", null, "presence_state", {}]));
     socket.send(json!("14"), json!("15"), "realtime:den", "presence", json!({"event": "track"})).await;
     let frames = [socket.next().await, socket.next().await];

@@ -49,12 +49,18 @@ async fn a_wrong_batch_says_what_is_wrong_and_sends_nothing() {
     let mut socket = server.joined("den", json!({})).await;
     let errors = |errors: Value| (422, json!({"errors": {"messages": errors}}));
     let lacking = json!({"topic": "den", "payload": {}});
-    assert_eq!(batch(&server, json!({"messages": [lacking, one("den")]})).await, errors(json!([{"event": ["can't be blank"]}, {}])));
+    assert_eq!(
+        batch(&server, json!({"messages": [lacking, one("den")]})).await,
+        errors(json!([{"event": ["can't be blank"]}, {}]))
+    );
     for empty in [json!({}), json!({"messages": []})] {
         assert_eq!(batch(&server, empty).await, errors(json!(["can't be blank"])));
     }
     let odd = json!({"topic": "den", "event": "e", "payload": [1]});
-    assert_eq!(batch(&server, json!({"messages": [odd]})).await, errors(json!([{"payload": ["is invalid"]}])));
+    assert_eq!(
+        batch(&server, json!({"messages": [odd]})).await,
+        errors(json!([{"payload": ["is invalid"]}]))
+    );
     let response = post(&server, "/api/broadcast", &server.anon()).body("{").send().await.unwrap();
     assert_eq!(response.status(), 400);
     assert!(socket.so_far().await.is_empty());
@@ -117,7 +123,8 @@ async fn a_single_message_is_json_or_bytes() {
         }
         request.body(body).send().await.unwrap().status().as_u16()
     };
-    let binary = |encoding: u8, data: &[u8]| [&[4, 14, 4, 0, encoding], &b"realtime:den:7ev/1"[..], data].concat();
+    let binary =
+        |encoding: u8, data: &[u8]| [&[4, 14, 4, 0, encoding], &b"realtime:den:7ev/1"[..], data].concat();
     for (kind, body, data) in [
         (Some("application/json; charset=utf-8"), r#"{"n" :1}"#, r#"{"n" :1}"#),
         (Some("application/json"), "[1]", r#"{"_json":[1]}"#),
@@ -127,7 +134,10 @@ async fn a_single_message_is_json_or_bytes() {
         assert_eq!(send(kind, body).await, 202);
         assert_eq!(new.binary().await, binary(1, data.as_bytes()));
         let expected: Value = serde_json::from_str(data).unwrap();
-        assert_eq!(old.next().await.payload, json!({"type": "broadcast", "event": "ev/1", "payload": expected}));
+        assert_eq!(
+            old.next().await.payload,
+            json!({"type": "broadcast", "event": "ev/1", "payload": expected})
+        );
     }
     for body in ["raw", ""] {
         assert_eq!(send(Some("application/octet-stream"), body).await, 202);
@@ -144,8 +154,16 @@ async fn other_types_and_sizes_are_refused() {
     let text = "Unsupported Media Type. Use application/json or application/octet-stream";
     let plain = request().header("content-type", "text/plain").body("x").send().await.unwrap();
     assert_eq!(read(plain).await, (415, json!({ "error": text })));
-    let large = request().header("content-type", "application/octet-stream").body(vec![0; 1600]).send().await.unwrap();
-    assert_eq!(read(large).await, (422, json!({"errors": {"payload": ["Payload size exceeds tenant limit"]}})));
+    let large = request()
+        .header("content-type", "application/octet-stream")
+        .body(vec![0; 1600])
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(
+        read(large).await,
+        (422, json!({"errors": {"payload": ["Payload size exceeds tenant limit"]}}))
+    );
 }
 
 /// 116
@@ -171,6 +189,8 @@ async fn a_browser_may_ask_first() {
         assert!(response.status().is_success());
         assert_eq!(response.headers()["access-control-allow-origin"], "*");
         let allowed = response.headers()["access-control-allow-headers"].to_str().unwrap().to_owned();
-        assert!(["authorization", "apikey", "content-type", "x-client-info"].iter().all(|h| allowed.contains(h)));
+        assert!(
+            ["authorization", "apikey", "content-type", "x-client-info"].iter().all(|h| allowed.contains(h))
+        );
     }
 }

@@ -19,7 +19,9 @@ fn message(text: &str) -> Value {
 async fn a_good_token_gets_no_answer() {
     let server = Server::start().await;
     let mut socket = server.joined("den", json!({})).await;
-    for token in [json!(server.token(Role::ServiceRole)), json!(null), json!("sb_x"), json!(server.anon()), json!(3)] {
+    for token in
+        [json!(server.token(Role::ServiceRole)), json!(null), json!("sb_x"), json!(server.anon()), json!(3)]
+    {
         socket.push("den", "access_token", json!({ "access_token": token })).await;
     }
     socket.push("den", "access_token", json!({})).await;

@@ -172,7 +172,13 @@ impl Got {
         let got = if v2 {
             assert_eq!(value.as_array().map(Vec::len), Some(5), "five elements: {value}");
             let [join_ref, reference] = [value[0].clone(), value[1].clone()];
-            Self { join_ref, reference, topic: text(&value[2]), event: text(&value[3]), payload: value[4].clone() }
+            Self {
+                join_ref,
+                reference,
+                topic: text(&value[2]),
+                event: text(&value[3]),
+                payload: value[4].clone(),
+            }
         } else {
             let keys: Vec<_> = value.as_object().unwrap().keys().map(String::as_str).collect();
             assert_eq!(keys, ["event", "payload", "ref", "topic"], "exactly these: {value}");
@@ -226,7 +232,14 @@ impl Socket {
         self.ws.send(message.into()).await.unwrap();
     }
 
-    pub async fn send(&mut self, join_ref: Value, reference: Value, topic: &str, event: &str, payload: Value) {
+    pub async fn send(
+        &mut self,
+        join_ref: Value,
+        reference: Value,
+        topic: &str,
+        event: &str,
+        payload: Value,
+    ) {
         let frame = if self.v2 {
             json!([join_ref, reference, topic, event, payload])
         } else {
