@@ -89,10 +89,12 @@ impl Database {
         let open = Transaction(Arc::new(Open { client, ended: AtomicBool::new(false) }));
         open.batch_execute("begin").await.map_err(Error::Query)?;
         let value = work(open.clone()).await?;
-        let committed = open.batch_execute("commit").await;
-        open.0.ended.store(true, Ordering::Relaxed);
-        match committed {
-            Ok(()) => Ok(value),
+        // A commit of a transaction in which a statement failed is a silent rollback; the select complains.
+        match open.batch_execute("select; commit").await {
+            Ok(()) => {
+                open.0.ended.store(true, Ordering::Relaxed);
+                Ok(value)
+            }
             // The server answered, so the transaction is rolled back for certain.
             Err(e) if e.code().is_some_and(|code| !code.code().starts_with("57")) => {
                 Err(Error::Query(e).into())

@@ -1,6 +1,6 @@
 //! Making the private server's data, and its settings.
 use super::{binaries::Binaries, identity::Identity, places::Places};
-use crate::db::Error;
+use crate::{db::Error, fault};
 use secrecy::{ExposeSecret, SecretString};
 use std::{
     fs,
@@ -65,11 +65,9 @@ pub(super) async fn init(
     identity: &Identity,
     password: &SecretString,
 ) -> Result<(), Error> {
-    let making = places.cluster.with_extension("new");
-    match fs::remove_dir_all(&making) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(Error::file("remove", making, e)),
-        _ => {}
-    }
+    sweep(places);
+    // A name of its own, because the initdb of a daemon that was killed may still be at work.
+    let making = places.cluster.with_extension(format!("new-{:08x}", rand::random::<u32>()));
     fs::create_dir(&making).map_err(|e| Error::file("create", &making, e))?;
     identity.own(&making)?;
     info!(path = %places.cluster.display(), version = binaries.major, "making a private PostgreSQL");
@@ -83,10 +81,21 @@ pub(super) async fn init(
     };
     let _ = fs::remove_file(&secret);
     made?;
+    fault::point("db.data_made");
     fs::rename(&making, &places.cluster).map_err(|e| Error::file("create", &places.cluster, e))?;
     let parent = places.cluster.parent().map(fs::File::open);
     let synced = parent.map_or(Ok(()), |folder| folder.and_then(|folder| folder.sync_all()));
     synced.map_err(|e| Error::file("sync", &places.cluster, e))
+}
+
+/// Removes what was begun and never finished, as far as it lets itself be removed.
+fn sweep(places: &Places) {
+    let Some(folder) = places.cluster.parent() else { return };
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with("postgres.new-") {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
 }
 
 async fn run_initdb(

@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     db::{Error, Host, Target, connect},
+    fault,
     scope::Scope,
 };
 use rustix::process::Signal;
@@ -23,7 +24,7 @@ use std::{
     io,
     net::{Ipv4Addr, TcpListener},
     os::unix::fs::OpenOptionsExt,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Stdio,
     sync::atomic::{AtomicI32, Ordering},
     time::Duration,
@@ -39,6 +40,8 @@ const RECOVERY_TIMEOUT: Duration = Duration::from_secs(900);
 const SILENCE_MAX: Duration = Duration::from_secs(10);
 /// How long one look at whether it answers may take.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the processes of a predecessor may hold its data.
+const HELD_MAX: Duration = Duration::from_secs(20);
 /// How many free ports are tried, because another program can take one before the server does.
 const PORTS_MAX: u32 = 5;
 /// A log that is longer than this starts anew with the server; the old one is kept once.
@@ -79,7 +82,7 @@ enum Process {
 enum Outcome {
     Ready,
     PortTaken,
-    /// Processes of a server that was killed still hold its memory.
+    /// A server that was killed still has processes, or one was started a moment ago by a killed daemon.
     StillHeld,
 }
 
@@ -91,6 +94,13 @@ impl Server {
     /// [`Error::ForeignOwner`], [`Error::Initdb`], [`Error::Start`], [`Error::File`], [`Error::Unfit`].
     pub async fn open(options: &Options) -> Result<Self, Error> {
         let identity = Identity::find()?;
+        if identity.switched && !identity.can_enter(Path::new("/")).await {
+            let remedy = "run convoke as an ordinary user, or give database.url";
+            let name = &identity.name;
+            return Err(Error::Unfit(format!(
+                "root may not become user {name} here, to run PostgreSQL: {remedy}"
+            )));
+        }
         let (data_dir, lock) = places::lock(&options.data_dir, &identity)?;
         let places = Places::settle(data_dir, &identity).await?;
         let major = cluster::version(&places.cluster)?;
@@ -105,9 +115,7 @@ impl Server {
         let lock = parking_lot::Mutex::new(Some(lock));
         let (process, pid) = (Mutex::new(None), AtomicI32::new(0));
         let mut server = Self { identity, places, binaries, target, process, pid, lock };
-        if !server.adopt(changed).await? {
-            server.start_on_any_port().await?;
-        }
+        server.adopt_or_start(changed).await?;
         places::write_private(&server.places.port_file(), server.target.port.to_string().as_bytes())?;
         server.make_database().await?;
         Ok(server)
@@ -242,27 +250,26 @@ impl Server {
         Ok(false)
     }
 
-    async fn start_on_any_port(&mut self) -> Result<(), Error> {
+    async fn adopt_or_start(&mut self, settings_changed: bool) -> Result<(), Error> {
         let remembered = fs::read_to_string(self.places.port_file()).ok().and_then(|t| t.trim().parse().ok());
         let mut port = remembered.filter(|port| is_free(*port)).map_or_else(free_port, Ok)?;
-        let (mut ports_tried, deadline) = (1, Instant::now() + Duration::from_secs(20));
-        loop {
+        let (mut ports_tried, began) = (1, Instant::now());
+        while !self.adopt(settings_changed).await? {
             self.target.port = port;
             match self.start(port).await? {
-                Outcome::Ready => return Ok(()),
+                Outcome::Ready => break,
                 Outcome::PortTaken if ports_tried < PORTS_MAX => {
                     ports_tried += 1;
                     port = free_port()?;
                 }
-                Outcome::StillHeld if Instant::now() < deadline => {
+                Outcome::StillHeld if began.elapsed() < HELD_MAX => {
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
                 Outcome::PortTaken => return Err(self.failed("finds no free port", 0)),
-                Outcome::StillHeld => {
-                    return Err(self.failed("finds processes of its predecessor still running", 0));
-                }
+                Outcome::StillHeld => return Err(self.failed("finds its predecessor still running", 0)),
             }
         }
+        Ok(())
     }
 
     /// Starts the process and waits until it answers. On an error it does not run.
@@ -278,6 +285,7 @@ impl Server {
         let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).unwrap_or_default();
         // From here on, so that a start that is cancelled leaves no server that nobody knows.
         self.pid.store(pid, Ordering::Relaxed);
+        fault::point("db.server_started");
         let outcome = self.wait_ready(&mut child, log_start).await;
         if let Ok(Outcome::Ready) = outcome {
             debug!(pid, port, "the private PostgreSQL runs");
@@ -298,7 +306,8 @@ impl Server {
                 if said.contains("Address already in use") || said.contains("could not bind") {
                     return Ok(Outcome::PortTaken);
                 }
-                if said.contains("shared memory block") && said.contains("still in use") {
+                let held = said.contains("shared memory block") && said.contains("still in use");
+                if held || said.contains("lock file \"postmaster.pid\" already exists") {
                     return Ok(Outcome::StillHeld);
                 }
                 return Err(self.failed(&format!("ended with {status}"), log_start));

@@ -9,7 +9,8 @@ select
           where database = current_database() and plugin = 'pgoutput') as has_slot,
   current_setting('max_wal_senders')::int as senders_max,
   (select count(*)::int from pg_stat_activity where backend_type = 'walsender') as senders,
-  (select setting::bigint from pg_settings where name = 'max_slot_wal_keep_size') as slot_wal_keep_mib,
+  coalesce((select setting::bigint from pg_settings where name = 'max_slot_wal_keep_size'), -1)
+    as slot_wal_keep_mib,
   current_setting('fsync') as fsync,
   (select rolreplication or rolsuper
           or exists (select from pg_roles r

@@ -4,10 +4,8 @@ use convoke::{
     db::{self, Error},
     scope::Scope,
 };
-use std::{
-    cell::Cell,
-    time::{Duration, Instant},
-};
+use std::{cell::Cell, time::Duration};
+use tokio::time::Instant;
 use tokio_postgres::error::SqlState;
 
 #[tokio::test]
@@ -43,6 +41,17 @@ async fn a_transaction_commits_once_and_an_error_rolls_back() {
     let rows: Vec<i32> =
         other.query("select n from t", &[]).await.unwrap().iter().map(|r| r.get(0)).collect();
     assert_eq!(rows, [1]);
+}
+
+#[tokio::test]
+async fn a_failed_statement_that_the_work_overlooks_is_no_silent_rollback() {
+    let database = support::empty_database().await;
+    let db = database.open(&Scope::default()).await;
+    let work = db.transaction(|tx| async move {
+        let _ = tx.batch_execute("select 1/0").await;
+        Ok::<_, Error>(())
+    });
+    assert_eq!(work.await.unwrap_err().sqlstate(), Some(&SqlState::IN_FAILED_SQL_TRANSACTION));
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use std::{
     fs,
     io::{BufRead, BufReader},
     net::TcpListener,
-    os::unix::process::CommandExt,
+    os::unix::process::{CommandExt, ExitStatusExt},
     process::{Child, Command, Stdio},
     time::Duration,
 };
@@ -25,6 +25,18 @@ async fn helper_that_holds_a_private_server() {
     let db = Database::open(&config, &scope).await.unwrap();
     println!("\nready {}", db.url());
     std::future::pending().await
+}
+
+fn helper(folder: &Folder) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args([
+        "--exact",
+        "db::private_faults::helper_that_holds_a_private_server",
+        "--ignored",
+        "--nocapture",
+    ]);
+    command.env(FOLDER, folder.data_dir());
+    command
 }
 
 /// Another process with a private server; returns when it is ready, with its URL.
@@ -72,6 +84,22 @@ async fn the_server_of_a_killed_daemon_is_taken_over() {
     eventually("the server is back", async || answers_anew(&db, &folder, server).await).await;
     db.stop().await.unwrap();
     assert_eq!(folder.server_pid(), None);
+}
+
+#[tokio::test]
+async fn a_daemon_that_is_killed_while_it_makes_its_server_leaves_nothing_to_repair() {
+    let folder = Folder::new();
+    for point in ["db.data_made", "db.server_started"] {
+        let mut daemon = helper(&folder);
+        let status = daemon.env(convoke::fault::VARIABLE, point).stdout(Stdio::null()).status().unwrap();
+        assert_eq!(status.signal(), Some(9), "{point}");
+    }
+    // The second one was killed beside a server that was about to answer.
+    let db = Database::open(&folder.config(), &Scope::default()).await.unwrap();
+    assert_eq!(one(&db, "select 'alive'").await, "alive");
+    db.stop().await.unwrap();
+    let mut left = fs::read_dir(folder.data_dir()).unwrap().map(|entry| entry.unwrap().file_name());
+    assert!(!left.any(|name| name.to_string_lossy().contains("new")));
 }
 
 #[tokio::test]
