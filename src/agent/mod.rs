@@ -9,12 +9,17 @@
 //! decides who wins. Fails towards the task: whatever goes wrong with a job
 //! becomes its failure or its release, with a line that is safe to show; a
 //! finished result is handed in again until the database has taken or fenced it.
+mod actor;
 mod definition;
 mod env;
 mod job;
 pub mod kind;
 mod metrics;
+mod presence;
+mod spend;
+mod supervisor;
 mod wake;
+mod work;
 
 pub use definition::{
     Definition, Kind, Limits, Offer, OfferBy, Price, Problem, ResponseFormat, Run, Wake, WakeEvent,
@@ -23,6 +28,7 @@ pub use definition::{
 pub use env::Env;
 pub use job::{Agent, Finished, Job, Registry, Reporter};
 pub use metrics::{Ended, Metrics};
+pub use supervisor::{Agents, Deps, Error};
 pub use wake::{
     BadFilter, BadTemplate, Commit, Filter, Hit, Keyword, Order, Segment, Test, Unbindable, WakeIndex,
 };

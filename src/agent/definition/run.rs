@@ -27,15 +27,23 @@ pub enum Kind {
     Remote,
 }
 
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl Kind {
+    /// As it is written in a file.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
             Self::Llm => "llm",
             Self::Command => "command",
             Self::Http => "http",
             Self::Rust => "rust",
             Self::Remote => "remote",
-        })
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
     }
 }
 

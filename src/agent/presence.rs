@@ -1,0 +1,78 @@
+//! What an agent's presence says, from evidence of its work.
+//!
+//! The meta on `org:<org>` and `agent:<id>`, under the agent's id as the key:
+//! `agent_id`, `activity_type` (`asleep`, `idle`, `working`, `waiting`),
+//! `current_task` (the one that started last, or null), `progress` of it,
+//! `queue_depth` (awards that have not started), `last_active` (RFC 3339, or
+//! null) and `capabilities`.
+use super::supervisor::{Desk, Shared};
+use crate::{
+    hub::Room,
+    id::{TaskId, Topic},
+};
+use chrono::{DateTime, SecondsFormat, Utc};
+use serde_json::{Map, Value, json};
+
+/// What an agent is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Activity {
+    /// It has no actor.
+    Asleep,
+    /// It has an actor and no job.
+    Idle,
+    /// It has a job.
+    Working,
+    /// All its jobs are done by others, who report themselves.
+    Waiting,
+}
+
+/// What was seen of an agent.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Seen {
+    pub(super) current_task: Option<TaskId>,
+    pub(super) progress: Option<f32>,
+    pub(super) queue_depth: usize,
+    pub(super) last_active: Option<DateTime<Utc>>,
+}
+
+impl Desk {
+    /// Says in both rooms what the agent does.
+    pub(super) fn present(&self, shared: &Shared, seen: &Seen, activity: Activity) {
+        let id = &self.definition.id;
+        let activity = match activity {
+            Activity::Asleep => "asleep",
+            Activity::Idle => "idle",
+            Activity::Working => "working",
+            Activity::Waiting => "waiting",
+        };
+        // In thousandths, or 0.3 would be shown as 0.30000001192.
+        let progress = seen.progress.map(|part| (f64::from(part) * 1e3).round() / 1e3);
+        let last_active = seen.last_active.map(|at| at.to_rfc3339_opts(SecondsFormat::Millis, true));
+        let meta: Map<String, Value> = [
+            ("agent_id", json!(id)),
+            ("activity_type", json!(activity)),
+            ("current_task", json!(seen.current_task)),
+            ("progress", json!(progress)),
+            ("queue_depth", json!(seen.queue_depth)),
+            ("last_active", json!(last_active)),
+            ("capabilities", json!(self.definition.capabilities)),
+        ]
+        .into_iter()
+        .map(|(key, value)| (key.to_owned(), value))
+        .collect();
+        let [org, own] = self.rooms();
+        shared.tracker.set(org, id.as_str(), meta.clone());
+        shared.tracker.set(own, id.as_str(), meta);
+    }
+
+    /// Leaves both rooms.
+    pub(super) fn leave(&self, shared: &Shared) {
+        for room in self.rooms() {
+            shared.tracker.clear(room, self.definition.id.as_str());
+        }
+    }
+
+    fn rooms(&self) -> [Room; 2] {
+        [Room::public(Topic::org(&self.definition.org)), Room::public(Topic::agent(&self.definition.id))]
+    }
+}
