@@ -1,0 +1,352 @@
+//! Whole jobs: a real database, the real negotiation, and agents in this process.
+use super::{definition, http::{Server, say}};
+use crate::support::{TestDb, database};
+use convoke::{
+    agent::{Agent, Agents, Definition, Deps, Env, Finished, Job, Metrics, Registry},
+    clock::Clock,
+    hub::{Hub, Room},
+    id::{AgentId, NodeId, OrgId, TaskId, Topic},
+    llm::Models,
+    presence::Tracker,
+    scope::{OnExit, Scope},
+    task::{self, Failure, Notice, Progress, Request, Task, TaskState, Tasks, Usage},
+    telemetry,
+};
+use serde_json::{Value, json};
+use std::{sync::Arc, time::Duration};
+use tokio::sync::{Notify, watch};
+
+/// A house with everything but the log and the edges.
+struct House {
+    tasks: Tasks,
+    agents: Agents,
+    tracker: Tracker,
+    metrics: Metrics,
+    scope: Scope,
+    org: OrgId,
+    db: TestDb,
+}
+
+async fn house(definitions: Vec<Definition>, registry: Registry) -> House {
+    house_in(definitions, registry, Env::of([])).await
+}
+
+async fn house_in(definitions: Vec<Definition>, registry: Registry, env: Env) -> House {
+    let (db, scope, counted) = (database().await, Scope::default(), telemetry::Registry::default());
+    let store = db.open(&scope).await;
+    let config = task::Config::default();
+    let (tasks, mut notices) =
+        Tasks::start(&scope, store, NodeId::generate(), &config, task::Metrics::register(&counted));
+    let tracker = Tracker::start(&scope, Hub::new(&counted), &counted);
+    let metrics = Metrics::registered(&counted);
+    let deps = Deps {
+        tasks: tasks.clone(),
+        tracker: tracker.clone(),
+        clock: Clock::System,
+        metrics: metrics.clone(),
+        models: Models::new(Clock::System),
+        env,
+    };
+    let agents = Agents::start(&scope, deps, definitions, registry).unwrap();
+    tasks.register(agents.profiles()).await.unwrap();
+    tasks.arbitrate(&scope);
+    let told = agents.clone();
+    scope.spawn("notices", OnExit::Log, |stop| async move {
+        while let Some(Some(batch)) = stop.run_until_cancelled(notices.recv()).await {
+            for notice in batch {
+                match notice {
+                    Notice::Assigned(assigned) => told.assigned(assigned),
+                    Notice::Cancel { agent_id, key, reason } => told.cancel(key, &agent_id, &reason),
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
+    });
+    House { tasks, agents, tracker, metrics, scope, org: OrgId::try_from("demo").unwrap(), db }
+}
+
+impl House {
+    async fn request(&self, input: Value, policy: Value) -> TaskId {
+        let request = json!({ "kind": "test.work", "requires": ["work"], "input": input, "policy": policy });
+        let request: Request = serde_json::from_value(request).unwrap();
+        self.tasks.request(&self.org, "test", request).await.unwrap().task.id
+    }
+
+    async fn ended(&self, id: TaskId) -> Task {
+        let task = self.tasks.wait(id, Duration::from_secs(20)).await.unwrap();
+        assert!(task.state.is_final(), "{task:?}");
+        task
+    }
+
+    /// Waits until the presence of `agent` in its org passes.
+    async fn present(&self, agent: &str, passes: impl Fn(&Value) -> bool) -> Value {
+        let room = Room::public(Topic::org(&self.org));
+        let seen = async {
+            loop {
+                let state: Value = serde_json::from_slice(&self.tracker.look(room.clone()).await).unwrap();
+                let meta = &state[agent]["metas"][0];
+                if passes(meta) {
+                    return meta.clone();
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), seen).await.expect("presence never passed")
+    }
+
+    async fn close(self) {
+        self.agents.drain(Duration::from_secs(5)).await;
+        self.scope.drain(Duration::from_secs(5)).await.unwrap();
+        drop(self.db);
+    }
+}
+
+fn worker(extra: &str) -> Definition {
+    definition(&format!(
+        "id = \"worker\"\norg = \"demo\"\ncapabilities = [\"work\"]\n{extra}\n[run]\nkind = \"rust\"\nname = \"code\"\n"
+    ))
+}
+
+fn code(agent: impl Agent + 'static) -> Registry {
+    let mut registry = Registry::default();
+    registry.register("code", Arc::new(agent));
+    registry
+}
+
+/// Doubles a number.
+struct Doubler;
+
+#[async_trait::async_trait]
+impl Agent for Doubler {
+    async fn run(&self, job: Job) -> Result<Finished, Failure> {
+        let n = job.input()["n"].as_i64().ok_or(Failure {
+            message: "n is no number".into(),
+            retryable: false,
+            usage: Usage::default(),
+        })?;
+        Ok(json!({ "doubled": n * 2 }).into())
+    }
+}
+
+#[tokio::test]
+async fn an_agent_wins_works_and_sleeps_again() {
+    let house = house(vec![worker("idle_timeout = \"200ms\"")], code(Doubler)).await;
+    house.present("worker", |meta| meta["activity_type"] == "asleep").await;
+    let task = house.ended(house.request(json!({ "n": 21 }), json!({})).await).await;
+    assert_eq!((task.state, task.result), (TaskState::Completed, Some(json!({ "doubled": 42 }))));
+    assert_eq!(task.agent_id.unwrap().as_str(), "worker");
+    let meta = house.present("worker", |meta| meta["activity_type"] == "asleep" && meta["last_active"].is_string()).await;
+    assert_eq!((&meta["current_task"], &meta["queue_depth"]), (&Value::Null, &json!(0)));
+    assert_eq!((&meta["agent_id"], &meta["capabilities"]), (&json!("worker"), &json!(["work"])));
+    assert_eq!(house.metrics.actors.get(), 0);
+    house.close().await;
+}
+
+#[tokio::test]
+async fn many_jobs_share_the_slots_and_none_is_lost() {
+    let house = house(vec![worker("slots = 3")], code(Doubler)).await;
+    let mut ids = Vec::new();
+    for n in 0..60 {
+        ids.push(house.request(json!({ "n": n }), json!({})).await);
+    }
+    for (n, id) in ids.into_iter().enumerate() {
+        assert_eq!(house.ended(id).await.result, Some(json!({ "doubled": n * 2 })));
+    }
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_failure_and_a_panic_end_the_attempt_with_a_line() {
+    struct Panics;
+    #[async_trait::async_trait]
+    impl Agent for Panics {
+        async fn run(&self, _: Job) -> Result<Finished, Failure> {
+            panic!("a bug")
+        }
+    }
+    let first = house(vec![worker("")], code(Doubler)).await;
+    let task = first.ended(first.request(json!({}), json!({})).await).await;
+    assert_eq!((task.state, task.attempt), (TaskState::Failed, 1));
+    assert_eq!(task.error.unwrap()["message"], "n is no number");
+    first.close().await;
+
+    let second = house(vec![worker("")], code(Panics)).await;
+    let task = second.ended(second.request(json!({}), json!({ "attempts_max": 1 })).await).await;
+    assert_eq!((task.state, task.error.unwrap()["message"].clone()), (TaskState::Failed, json!("the agent's code panicked")));
+    second.close().await;
+}
+
+/// Says that it works, then waits until it may end or must stop.
+#[derive(Clone, Default)]
+struct Patient {
+    go: Arc<Notify>,
+    stopped: Arc<watch::Sender<bool>>,
+}
+
+#[async_trait::async_trait]
+impl Agent for Patient {
+    async fn run(&self, job: Job) -> Result<Finished, Failure> {
+        job.progress(0.3, "waiting");
+        job.checkpoint(json!({ "page": 3 }));
+        tokio::select! {
+            () = self.go.notified() => Ok(json!({ "attempt": job.start.attempt, "from": job.start.checkpoint }).into()),
+            () = job.stopped() => {
+                self.stopped.send_replace(true);
+                Err(Failure { message: "stopped".into(), retryable: true, usage: Usage { tokens: 5, microdollars: 9 } })
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn presence_follows_the_work_and_the_lease_is_kept() {
+    let agent = Patient::default();
+    let house = house(vec![worker("")], code(agent.clone())).await;
+    let id = house.request(json!({}), json!({ "lease": "300ms" })).await;
+    let meta = house.present("worker", |meta| meta["progress"] == 0.3).await;
+    assert_eq!((&meta["activity_type"], &meta["current_task"]), (&json!("working"), &json!(id)));
+    // Three leases long nothing is reported, and heartbeats alone keep it.
+    tokio::time::sleep(Duration::from_millis(900)).await;
+    assert_eq!(house.tasks.get(id).await.unwrap().state, TaskState::Running);
+    agent.go.notify_one();
+    let task = house.ended(id).await;
+    assert_eq!(task.result, Some(json!({ "attempt": 1, "from": null })));
+    house.present("worker", |meta| meta["activity_type"] == "idle").await;
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_canceled_job_is_told_and_its_cost_counts() {
+    let agent = Patient::default();
+    let house = house(vec![worker("")], code(agent.clone())).await;
+    let id = house.request(json!({}), json!({})).await;
+    house.present("worker", |meta| meta["progress"] == 0.3).await;
+    house.tasks.cancel(id, "not needed").await.unwrap();
+    let task = house.ended(id).await;
+    assert_eq!(task.state, TaskState::Canceled);
+    assert!(*agent.stopped.borrow());
+    assert_eq!(house.metrics.microdollars.get(), 9);
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_job_over_its_time_is_stopped_and_fails() {
+    let agent = Patient::default();
+    let mut slow = worker("");
+    slow.limits.timeout = Duration::from_millis(200);
+    let house = house(vec![slow], code(agent.clone())).await;
+    let task = house.ended(house.request(json!({}), json!({ "attempts_max": 1 })).await).await;
+    assert_eq!((task.state, task.error.unwrap()["message"].clone()), (TaskState::Failed, json!("no result within 200ms")));
+    assert!(*agent.stopped.borrow());
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_stop_releases_what_does_not_finish_with_its_checkpoint() {
+    let agent = Patient::default();
+    let house = house(vec![worker("")], code(agent.clone())).await;
+    let id = house.request(json!({}), json!({})).await;
+    house.present("worker", |meta| meta["progress"] == 0.3).await;
+    house.agents.drain(Duration::from_millis(50)).await;
+    let task = house.tasks.get(id).await.unwrap();
+    assert!(matches!(task.state, TaskState::Open | TaskState::Awarded), "{task:?}");
+    let events = house.tasks.events(id, 0, 100).await.unwrap();
+    let released = events.iter().find(|event| event.event_type == "released").unwrap();
+    assert!(released.body.to_string().contains("the daemon is stopping"), "{released:?}");
+    house.scope.drain(Duration::from_secs(5)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_fenced_job_stops_and_its_result_is_dropped() {
+    let agent = Patient::default();
+    let house = house(vec![worker("")], code(agent.clone())).await;
+    let id = house.request(json!({}), json!({ "lease": "300ms" })).await;
+    house.present("worker", |meta| meta["progress"] == 0.3).await;
+    // Another life of the agent begins, as after a restart elsewhere.
+    house.tasks.register(house.agents.profiles()).await.unwrap();
+    let mut stopped = agent.stopped.subscribe();
+    tokio::time::timeout(Duration::from_secs(10), stopped.wait_for(|stopped| *stopped)).await.unwrap().unwrap();
+    house.present("worker", |meta| meta["progress"] == 0.3).await;
+    agent.go.notify_one();
+    let task = house.ended(id).await;
+    assert_eq!((task.state, task.epoch.0), (TaskState::Completed, 2));
+    house.close().await;
+}
+
+#[tokio::test]
+async fn an_agent_over_its_budget_refuses() {
+    struct Dear;
+    #[async_trait::async_trait]
+    impl Agent for Dear {
+        async fn run(&self, _: Job) -> Result<Finished, Failure> {
+            Ok(Finished::Result { result: json!(1), usage: Usage { tokens: 0, microdollars: 100 } })
+        }
+    }
+    let mut dear = worker("");
+    dear.limits.microdollars_per_hour = Some(100);
+    let house = house(vec![dear], code(Dear)).await;
+    assert_eq!(house.ended(house.request(json!({}), json!({})).await).await.state, TaskState::Completed);
+    let id = house.request(json!({}), json!({ "rounds_max": 1 })).await;
+    let refused = async {
+        while !house.tasks.events(id, 0, 100).await.unwrap().iter().any(|event| event.event_type == "refused") {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), refused).await.unwrap();
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_job_that_was_taken_over_waits_for_its_report() {
+    let server = Server::start([say(202, "")]).await;
+    let text = format!(
+        "id = \"web\"\norg = \"demo\"\ncapabilities = [\"work\"]\n[run]\nkind = \"http\"\nurl = \"{}/x\"",
+        server.address
+    );
+    let house = house(vec![definition(&text)], Registry::default()).await;
+    let id = house.request(json!({}), json!({})).await;
+    house.present("web", |meta| meta["activity_type"] == "waiting").await;
+    let sent: Value = serde_json::from_slice(&server.seen()[0].1).unwrap();
+    let key = serde_json::from_value(json!({
+        "task_id": sent["task_id"], "assignment_id": sent["assignment_id"], "epoch": sent["epoch"],
+    }));
+    let (key, web) = (key.unwrap(), AgentId::try_from("web").unwrap());
+    house.tasks.progress(key, &web, Progress::default()).await.unwrap();
+    house.tasks.finish(key, &web, json!("from afar"), Usage::default()).await.unwrap();
+    assert_eq!(house.ended(id).await.result, Some(json!("from afar")));
+    house.present("web", |meta| meta["activity_type"] == "idle").await;
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_model_without_its_key_is_left_out_and_the_others_work() {
+    let text = "id = \"thinker\"\norg = \"demo\"\ncapabilities = [\"work\"]\n[run]\nkind = \"llm\"\nmodel = \"m\"\napi_key_env = \"KEY\"";
+    let house = house(vec![definition(text), worker("")], code(Doubler)).await;
+    let left_out: Vec<_> = house.agents.unavailable().iter().map(|(id, why)| format!("{id}: {why}")).collect();
+    assert_eq!(left_out, ["thinker: KEY is not set in the environment"]);
+    assert_eq!(house.agents.profiles().len(), 1);
+    let task = house.ended(house.request(json!({ "n": 1 }), json!({})).await).await;
+    assert_eq!(task.agent_id.unwrap().as_str(), "worker");
+    house.close().await;
+}
+
+#[tokio::test]
+async fn code_that_nobody_registered_is_named() {
+    let (db, scope, counted) = (database().await, Scope::default(), telemetry::Registry::default());
+    let store = db.open(&scope).await;
+    let config = task::Config::default();
+    let (tasks, _notices) =
+        Tasks::start(&scope, store, NodeId::generate(), &config, task::Metrics::register(&counted));
+    let deps = Deps {
+        tasks,
+        tracker: Tracker::start(&scope, Hub::new(&counted), &counted),
+        clock: Clock::System,
+        metrics: Metrics::default(),
+        models: Models::default(),
+        env: Env::of([]),
+    };
+    let error = Agents::start(&scope, deps, vec![worker("")], Registry::default()).err().unwrap();
+    assert_eq!(error.to_string(), "agent worker: no Rust agent is registered as \"code\"");
+    scope.drain(Duration::from_secs(5)).await.unwrap();
+}
