@@ -121,17 +121,19 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether the same question may do better later.
+    /// Whether the endpoint may take the same question in a moment.
     #[must_use]
     pub fn is_transient(&self) -> bool {
-        match self {
-            Self::RateLimited { .. } | Self::Failed { .. } | Self::Unreachable { .. } | Self::Timeout(_) => {
-                true
-            }
-            // A server that answers nonsense may have been a proxy's error page.
-            Self::Rubbish(_) => true,
-            Self::Refused { .. } | Self::Rejected { .. } => false,
-        }
+        matches!(
+            self,
+            Self::RateLimited { .. } | Self::Failed { .. } | Self::Unreachable { .. } | Self::Timeout(_)
+        )
+    }
+
+    /// Whether asking again, however late, is of no use before someone has changed something.
+    #[must_use]
+    pub fn is_permanent(&self) -> bool {
+        matches!(self, Self::Refused { .. } | Self::Rejected { .. })
     }
 
     /// When to come again, as the endpoint says.

@@ -152,9 +152,12 @@ impl Agent for Http {
                 };
                 let wait = wait.unwrap_or_else(|| backoff(tried));
                 if tried == TRIES_MAX || Instant::now() + wait >= job.deadline {
-                    return Err(Failure {
-                        message: format!("{}, {tried} times", failure.message),
-                        ..failure
+                    return Err(match tried {
+                        1 => failure,
+                        _ => Failure {
+                            message: format!("{}, tried {tried} times", failure.message),
+                            ..failure
+                        },
                     });
                 }
                 sleep(wait).await;

@@ -147,7 +147,7 @@ fn without_fence(text: &str) -> &str {
 }
 
 fn failure(error: Error) -> Failure {
-    if error.is_transient() { retryable(error.to_string()) } else { permanent(error.to_string()) }
+    if error.is_permanent() { permanent(error.to_string()) } else { retryable(error.to_string()) }
 }
 
 #[async_trait::async_trait]

@@ -47,7 +47,9 @@ async fn a_command_that_does_not_read_its_input_is_fine() {
 
 #[tokio::test]
 async fn the_environment_holds_what_the_file_lists_and_nothing_else() {
-    let mut definition = shell("env | sed 's/=.*//' | grep -v '^\\(PWD\\|SHLVL\\|_\\|CONVOKE_.*\\)$' | sort | tr '\\n' ' ' | sed 's/^/\"/; s/$/\"/'");
+    let mut definition = shell(
+        "env | sed 's/=.*//' | grep -v '^\\(PWD\\|SHLVL\\|_\\|CONVOKE_.*\\)$' | sort | tr '\\n' ' ' | sed 's/^/\"/; s/$/\"/'",
+    );
     definition.run.env = vec!["PATH".into(), "NOT_THERE".into()];
     definition.run.env_set.insert("GREETING".into(), "hello".into());
     assert_eq!(result(Bench::new(definition).run(start(json!({}))).await), json!("GREETING PATH "));
@@ -102,7 +104,7 @@ async fn a_command_that_is_not_there_is_named_and_not_tried_again() {
     assert_eq!(failure(missing.clone()).await, told);
     missing.run.argv = Some(vec!["./nothing.sh".into()]);
     missing.folder = Some("/tmp".into());
-    assert_eq!(failure(missing.clone()).await.0, "there is no command /tmp/./nothing.sh");
+    assert_eq!(failure(missing.clone()).await.0, "there is no command /tmp/nothing.sh");
     missing.run.argv = Some(vec!["/etc/passwd".into()]);
     assert_eq!(failure(missing).await.0, "/etc/passwd is not executable");
 }
@@ -159,7 +161,9 @@ async fn a_stop_ends_the_command_and_what_it_started() {
 #[tokio::test]
 async fn a_command_that_ignores_the_request_to_end_is_killed() {
     let folder = tempfile::tempdir().unwrap();
-    let (pid, _) = stopped("trap '' TERM; sh -c 'trap \"\" TERM; echo $$ > pid; sleep 300; sleep 300'", folder.path()).await;
+    let (pid, _) =
+        stopped("trap '' TERM; sh -c 'trap \"\" TERM; echo $$ > pid; sleep 300; sleep 300'", folder.path())
+            .await;
     gone(&pid).await;
 }
 

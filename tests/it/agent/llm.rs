@@ -92,7 +92,8 @@ async fn a_prompt_a_token_limit_and_the_tasks_own_schema_are_sent() {
 
 #[tokio::test]
 async fn a_refused_key_fails_at_once() {
-    let (message, retryable, _, tries) = failure(say(401, "{\"error\":{\"message\":\"bad key sk-secret\"}}")).await;
+    let (message, retryable, _, tries) =
+        failure(say(401, "{\"error\":{\"message\":\"bad key sk-secret\"}}")).await;
     assert_eq!((message.as_str(), retryable, tries), ("model endpoint refused the key (401)", false, 1));
 }
 

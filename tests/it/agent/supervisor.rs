@@ -1,5 +1,8 @@
 //! Whole jobs: a real database, the real negotiation, and agents in this process.
-use super::{definition, http::{Server, say}};
+use super::{
+    definition,
+    http::{Server, say},
+};
 use crate::support::{TestDb, database};
 use convoke::{
     agent::{Agent, Agents, Definition, Deps, Env, Finished, Job, Metrics, Registry},
@@ -136,7 +139,9 @@ async fn an_agent_wins_works_and_sleeps_again() {
     let task = house.ended(house.request(json!({ "n": 21 }), json!({})).await).await;
     assert_eq!((task.state, task.result), (TaskState::Completed, Some(json!({ "doubled": 42 }))));
     assert_eq!(task.agent_id.unwrap().as_str(), "worker");
-    let meta = house.present("worker", |meta| meta["activity_type"] == "asleep" && meta["last_active"].is_string()).await;
+    let meta = house
+        .present("worker", |meta| meta["activity_type"] == "asleep" && meta["last_active"].is_string())
+        .await;
     assert_eq!((&meta["current_task"], &meta["queue_depth"]), (&Value::Null, &json!(0)));
     assert_eq!((&meta["agent_id"], &meta["capabilities"]), (&json!("worker"), &json!(["work"])));
     assert_eq!(house.metrics.actors.get(), 0);
@@ -173,7 +178,10 @@ async fn a_failure_and_a_panic_end_the_attempt_with_a_line() {
 
     let second = house(vec![worker("")], code(Panics)).await;
     let task = second.ended(second.request(json!({}), json!({ "attempts_max": 1 })).await).await;
-    assert_eq!((task.state, task.error.unwrap()["message"].clone()), (TaskState::Failed, json!("the agent's code panicked")));
+    assert_eq!(
+        (task.state, task.error.unwrap()["message"].clone()),
+        (TaskState::Failed, json!("the agent's code panicked"))
+    );
     second.close().await;
 }
 
@@ -237,7 +245,10 @@ async fn a_job_over_its_time_is_stopped_and_fails() {
     slow.limits.timeout = Duration::from_millis(200);
     let house = house(vec![slow], code(agent.clone())).await;
     let task = house.ended(house.request(json!({}), json!({ "attempts_max": 1 })).await).await;
-    assert_eq!((task.state, task.error.unwrap()["message"].clone()), (TaskState::Failed, json!("no result within 200ms")));
+    assert_eq!(
+        (task.state, task.error.unwrap()["message"].clone()),
+        (TaskState::Failed, json!("no result within 200ms"))
+    );
     assert!(*agent.stopped.borrow());
     house.close().await;
 }
@@ -266,7 +277,10 @@ async fn a_fenced_job_stops_and_its_result_is_dropped() {
     // Another life of the agent begins, as after a restart elsewhere.
     house.tasks.register(house.agents.profiles()).await.unwrap();
     let mut stopped = agent.stopped.subscribe();
-    tokio::time::timeout(Duration::from_secs(10), stopped.wait_for(|stopped| *stopped)).await.unwrap().unwrap();
+    tokio::time::timeout(Duration::from_secs(10), stopped.wait_for(|stopped| *stopped))
+        .await
+        .unwrap()
+        .unwrap();
     house.present("worker", |meta| meta["progress"] == 0.3).await;
     agent.go.notify_one();
     let task = house.ended(id).await;
@@ -289,7 +303,8 @@ async fn an_agent_over_its_budget_refuses() {
     assert_eq!(house.ended(house.request(json!({}), json!({})).await).await.state, TaskState::Completed);
     let id = house.request(json!({}), json!({ "rounds_max": 1 })).await;
     let refused = async {
-        while !house.tasks.events(id, 0, 100).await.unwrap().iter().any(|event| event.event_type == "refused") {
+        while !house.tasks.events(id, 0, 100).await.unwrap().iter().any(|event| event.event_type == "refused")
+        {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
@@ -323,7 +338,8 @@ async fn a_job_that_was_taken_over_waits_for_its_report() {
 async fn a_model_without_its_key_is_left_out_and_the_others_work() {
     let text = "id = \"thinker\"\norg = \"demo\"\ncapabilities = [\"work\"]\n[run]\nkind = \"llm\"\nmodel = \"m\"\napi_key_env = \"KEY\"";
     let house = house(vec![definition(text), worker("")], code(Doubler)).await;
-    let left_out: Vec<_> = house.agents.unavailable().iter().map(|(id, why)| format!("{id}: {why}")).collect();
+    let left_out: Vec<_> =
+        house.agents.unavailable().iter().map(|(id, why)| format!("{id}: {why}")).collect();
     assert_eq!(left_out, ["thinker: KEY is not set in the environment"]);
     assert_eq!(house.agents.profiles().len(), 1);
     let task = house.ended(house.request(json!({ "n": 1 }), json!({})).await).await;

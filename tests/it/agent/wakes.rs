@@ -23,7 +23,8 @@ async fn wakes_are_held_against_the_tables_of_the_database() {
     ];
     let index = WakeIndex::new([&definition(&text.concat())], &Metrics::default());
     let problems = index.check(&client).await.unwrap();
-    let told: Vec<_> = problems.iter().map(|(_, problem)| format!("{}: {}", problem.key, problem.message)).collect();
+    let told: Vec<_> =
+        problems.iter().map(|(_, problem)| format!("{}: {}", problem.key, problem.message)).collect();
     assert_eq!(
         told,
         [
