@@ -5,16 +5,19 @@
 //! waits for the end of its log to be acknowledged when nothing can be stored
 //! any more). A database that is away costs nothing but time.
 use super::{Config, Confirm, Metrics, error::Error, position, reader::Done};
-use crate::{db::Database, id::Lsn};
+use crate::{db::Database, id::Lsn, scope::Scope};
 use std::{
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio_postgres::{Client, Row, types::ToSql};
 use tracing::{debug, error, warn};
 
 /// An idle stream's position is stored when it is so much further, so that storing it does not cause the next.
 const IDLE_STEP_BYTES: u64 = 64 << 10;
+/// How its connection is named in `pg_stat_activity`.
+pub(super) const APPLICATION_NAME: &str = "convoke wal position";
 /// Every so many status intervals the lag is looked at.
 const LAG_EVERY: u32 = 5;
 
@@ -64,6 +67,9 @@ pub(super) struct Keeper<'a> {
     pub(super) confirm: &'a Confirm,
     pub(super) progress: &'a Progress,
     pub(super) metrics: &'a Metrics,
+    pub(super) clients: &'a Scope,
+    /// A connection of its own: neither a busy pool nor a dead pooled connection may hold the log back.
+    pub(super) client: Option<Client>,
     pub(super) stored: Lsn,
     pub(super) done: Done,
 }
@@ -94,8 +100,7 @@ impl Keeper<'_> {
         let far = idle.0 >= self.stored.0.saturating_add(idle_step.max(1));
         let target = if far { idle } else { confirmed };
         if target > self.stored {
-            let client = self.database.client().await.map_err(Error::database)?;
-            position::save(&**client, &self.config.slot, target).await?;
+            self.store(target).await?;
             self.stored = target;
         }
         self.progress.told.fetch_max(self.stored.0, Ordering::AcqRel);
@@ -103,10 +108,34 @@ impl Keeper<'_> {
         Ok(())
     }
 
-    async fn lag(&self) -> Result<Alarm, Error> {
-        let client = self.database.client().await.map_err(Error::database)?;
-        let row = client.query_opt(include_str!("sql/slot_lag.sql"), &[&self.config.slot]).await?;
-        let Some(row) = row else { return Ok(Alarm::Quiet) };
+    async fn store(&mut self, target: Lsn) -> Result<(), Error> {
+        let client = self.client().await?;
+        let work = timeout(self.config.liveness_timeout, position::save(&client, &self.config.slot, target));
+        work.await.map_err(|_| Error::Silent(self.config.liveness_timeout))??;
+        self.client = Some(client);
+        Ok(())
+    }
+
+    async fn slot(&mut self) -> Result<Option<Row>, Error> {
+        let client = self.client().await?;
+        let sql = include_str!("sql/slot_lag.sql");
+        let slot: &[&(dyn ToSql + Sync)] = &[&self.config.slot];
+        let work = timeout(self.config.liveness_timeout, client.query_opt(sql, slot));
+        let row = work.await.map_err(|_| Error::Silent(self.config.liveness_timeout))??;
+        self.client = Some(client);
+        Ok(row)
+    }
+
+    /// Takes the connection, or makes one; whoever had success with it puts it back.
+    async fn client(&mut self) -> Result<Client, Error> {
+        match self.client.take().filter(|client| !client.is_closed()) {
+            Some(client) => Ok(client),
+            None => self.database.connect(APPLICATION_NAME, self.clients).await.map_err(Error::database),
+        }
+    }
+
+    async fn lag(&mut self) -> Result<Alarm, Error> {
+        let Some(row) = self.slot().await? else { return Ok(Alarm::Quiet) };
         let (lag, retained): (Option<i64>, Option<i64>) = (row.try_get(0)?, row.try_get(1)?);
         let (status, left): (Option<String>, Option<i64>) = (row.try_get(2)?, row.try_get(3)?);
         let (lag, retained) = (lag.unwrap_or_default(), retained.unwrap_or_default());

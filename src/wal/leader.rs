@@ -8,13 +8,14 @@ use super::{
     change::{Batch, Event},
     connection::{Connection, Frame},
     error::Error,
-    keeper::{Keeper, Progress},
+    keeper::{APPLICATION_NAME, Keeper, Progress},
     reader::{Reader, Timing},
-    slot::{Prepared, Slot, System, try_lead},
+    slot::{Prepared, Slot, try_lead},
 };
 use crate::{db::Database, id::Lsn, scope::Scope};
 use std::{path::PathBuf, sync::atomic::Ordering, time::Duration};
 use tokio::{sync::mpsc, time::sleep};
+use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
@@ -24,6 +25,8 @@ const STANDBY_POLL: std::ops::Range<Duration> = Duration::from_millis(300)..Dura
 /// Everything that outlives a term.
 pub(super) struct Office {
     pub(super) scope: Scope,
+    /// Where ordinary connections are driven: a stop need not wait for one whose server is silent.
+    pub(super) clients: Scope,
     pub(super) database: Database,
     pub(super) config: Config,
     pub(super) publications: Vec<String>,
@@ -45,15 +48,16 @@ impl Office {
         let preparation = async {
             super::slot::check_name(&self.config.slot)?;
             let mut connection = Connection::connect(self.database.target()).await?;
-            let system = System::identify(&mut connection).await?;
             while !try_lead(&mut connection, &self.config.slot).await? {
                 self.stand_by("another daemon leads").await?;
                 sleep(rand::random_range(STANDBY_POLL)).await;
             }
-            let prepared = self.prepare(&mut connection, &system).await?;
-            Ok::<_, Error>((connection, prepared))
+            let client =
+                self.database.connect(APPLICATION_NAME, &self.clients).await.map_err(Error::database)?;
+            let prepared = self.prepare(&mut connection, &client).await?;
+            Ok::<_, Error>((connection, client, prepared))
         };
-        let (mut connection, prepared) = tokio::select! {
+        let (mut connection, client, prepared) = tokio::select! {
             biased;
             () = stop.cancelled() => return Err(Error::Stopped),
             ready = preparation => ready?,
@@ -69,7 +73,7 @@ impl Office {
         self.tell(Event::Leading { from }, &CancellationToken::new()).await?;
         self.standing_by = false;
         self.metrics.leading.set(1);
-        let outcome = self.lead(connection, from, stored).await;
+        let outcome = self.lead(connection, client, from, stored).await;
         self.metrics.leading.set(0);
         if !matches!(outcome, Err(Error::Stopped)) {
             self.metrics.reconnects.inc();
@@ -87,15 +91,14 @@ impl Office {
         self.tell(Event::Standby { reason: reason.to_owned() }, &CancellationToken::new()).await
     }
 
-    async fn prepare(&self, connection: &mut Connection, system: &System) -> Result<Prepared, Error> {
-        let client = self.database.connect("convoke wal slot", &self.scope).await.map_err(Error::database)?;
+    async fn prepare(&self, connection: &mut Connection, client: &Client) -> Result<Prepared, Error> {
         let slot = Slot {
             name: &self.config.slot,
             publications: &self.publications,
             told: Lsn(self.progress.told.load(Ordering::Acquire)),
             broken: self.broken.as_deref(),
         };
-        slot.prepare(connection, system, &client).await
+        slot.prepare(connection, client).await
     }
 
     /// Tells of a gap, if there is one, and finds where to begin.
@@ -117,7 +120,13 @@ impl Office {
         Ok(from)
     }
 
-    async fn lead(&self, connection: Connection, from: Lsn, stored: Lsn) -> Result<(), Error> {
+    async fn lead(
+        &self,
+        connection: Connection,
+        client: Client,
+        from: Lsn,
+        stored: Lsn,
+    ) -> Result<(), Error> {
         let Config { status_interval, liveness_timeout, .. } = self.config;
         self.progress.told.fetch_max(stored.0, Ordering::AcqRel);
         let timing = Timing { status_interval, liveness_timeout };
@@ -128,6 +137,8 @@ impl Office {
             confirm: &self.confirm,
             progress: &self.progress,
             metrics: &self.metrics,
+            clients: &self.clients,
+            client: Some(client),
             stored,
             done: reader.done.clone(),
         };

@@ -35,7 +35,7 @@ pub use publication::{TableName, ensure as ensure_publication, publish};
 pub use value::{to_json, write_cell};
 
 use crate::{
-    db::Database,
+    db::{Database, Target},
     id::Lsn,
     scope::{OnExit, Scope},
 };
@@ -104,6 +104,7 @@ pub fn start(
     let span = tracing::info_span!("wal", slot = config.slot);
     let office = leader::Office {
         scope: scope.clone(),
+        clients: scope.child(),
         database,
         config,
         publications,
@@ -159,4 +160,14 @@ impl Confirm {
     fn reset(&self) {
         self.0.store(0, Ordering::Release);
     }
+}
+
+/// Whether `target` lets a replication connection in: logs in, asks who the server is, and leaves.
+///
+/// # Errors
+/// What the stream would stand by for.
+pub async fn probe(target: &Target) -> Result<(), Error> {
+    let mut connection = connection::Connection::connect(target).await?;
+    slot::System::identify(&mut connection).await?;
+    Ok(())
 }

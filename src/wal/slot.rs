@@ -96,11 +96,12 @@ impl Slot<'_> {
     pub(super) async fn prepare(
         &self,
         connection: &mut Connection,
-        system: &System,
         client: &impl GenericClient,
     ) -> Result<Prepared, Error> {
         self.check_publications(client).await?;
         let stored = position::load_stored(client, self.name).await?;
+        // After the position is read, so that the end of the log cannot be from before it.
+        let system = &System::identify(connection).await?;
         let found = self.find(client).await?;
         if let Some(found) = &found {
             self.check_owner(found, system)?;

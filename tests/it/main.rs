@@ -9,3 +9,4 @@ mod db;
 mod realtime;
 mod support;
 mod task;
+mod wal;

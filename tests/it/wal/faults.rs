@@ -1,0 +1,268 @@
+//! Servers that kill, restart, fall silent or want to be convinced.
+use super::rig::{PATIENCE, PUBLICATION, rig, start};
+use convoke::{
+    db::{self, Database, Target, private},
+    scope::Scope,
+    wal::{self, Event},
+};
+use secrecy::SecretString;
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+use tokio::{
+    io::copy_bidirectional,
+    net::{TcpListener, TcpStream},
+};
+use tokio_util::sync::CancellationToken;
+
+#[tokio::test]
+async fn a_killed_walsender_costs_nothing_and_doubles_nothing() {
+    let rig = rig("create table items (id int8 primary key)", &["items"]).await;
+    let mut consumer = rig.leader().await;
+    let writer = rig.db.client().await;
+    let total = 3000_i64;
+    let write = async {
+        for id in 0..total {
+            writer.execute("insert into items values ($1)", &[&id]).await.unwrap();
+        }
+    };
+    let read = async {
+        for id in 0..total {
+            let batch = consumer.transaction().await;
+            assert_eq!(super::rig::ids(&batch), [id]);
+            if id % 7 == 0 {
+                consumer.stream.confirm.confirm(batch.end_lsn);
+            }
+        }
+    };
+    let kill = async {
+        for _ in 0..5 {
+            while rig.walsender().await.is_none() {
+                tokio::task::yield_now().await;
+            }
+            rig.terminate_walsender().await;
+        }
+    };
+    tokio::join!(write, read, kill);
+    assert!(consumer.metrics.reconnects.get() >= 5);
+    consumer.stop().await;
+}
+
+#[tokio::test]
+async fn a_server_that_falls_silent_is_noticed() {
+    let rig = rig("create table items (id int8 primary key)", &["items"]).await;
+    let proxy = Proxy::start(&rig.db.url).await;
+    let config = wal::Config { liveness_timeout: Duration::from_secs(1), ..rig.config.clone() };
+    let scope = Scope::default();
+    let database = db::Config { url: Some(SecretString::from(proxy.url.clone())), ..rig.db.config() };
+    let database = Database::open(&database, &scope).await.unwrap();
+    let mut consumer = start(&scope, database, config, rig.spill_dir());
+    consumer.leading().await;
+
+    let frozen = tokio::time::Instant::now();
+    proxy.freeze();
+    let Event::Standby { reason } = consumer.event().await else { panic!("no standby") };
+    assert!(reason.contains("has said nothing"), "{reason}");
+    println!("noticed after {:?}", frozen.elapsed());
+    assert!(frozen.elapsed() >= Duration::from_millis(900));
+
+    // The server still believes in the old connection.
+    rig.terminate_walsender().await;
+    rig.sql.batch_execute("insert into items values (1)").await.unwrap();
+    assert_eq!(consumer.ids().await, [1]);
+    consumer.scope.drain(PATIENCE).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_restarted_server_is_found_again_with_nothing_lost_or_doubled() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = private::Options {
+        data_dir: folder.path().join("data"),
+        settings: vec![("fsync".into(), "off".into())],
+        ..private::Options::default()
+    };
+    open_to_all(folder.path());
+    let server = private::Server::open(&options).await.unwrap();
+    let (scope, database) = migrated(&server.tcp_target().url()).await;
+    let sql = database.client().await.unwrap();
+    sql.batch_execute("create table public.items (id int8 primary key)").await.unwrap();
+    wal::publish(&**sql, PUBLICATION, &[("public".into(), "items".into())]).await.unwrap();
+    drop(sql);
+    let config = wal::Config { status_interval: Duration::from_millis(50), ..wal::Config::default() };
+    let mut consumer = start(&scope, database.clone(), config, folder.path().join("spill"));
+    consumer.leading().await;
+
+    let mut server = Some(server);
+    for id in 1..=3_i64 {
+        insert(&database, id).await;
+        assert_eq!(super::rig::ids(&consumer.confirmed_transaction().await), [id]);
+        // A fast stop waits until the stream has acknowledged the end of the log.
+        let began = tokio::time::Instant::now();
+        server.take().unwrap().stop().await.unwrap();
+        println!("stopped in {:?}", began.elapsed());
+        assert!(began.elapsed() < Duration::from_secs(8), "the stream held the stop up");
+        assert!(matches!(consumer.event().await, Event::Standby { .. }));
+        server = Some(private::Server::open(&options).await.unwrap());
+        consumer.leading().await;
+    }
+    assert_eq!(consumer.metrics.gaps.get(), 0);
+    consumer.scope.drain(PATIENCE).await.unwrap();
+    server.unwrap().stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn tls_with_a_verified_name_and_a_password_bound_to_it() {
+    let folder = tempfile::tempdir().unwrap();
+    open_to_all(folder.path());
+    let (certificate, key) = (folder.path().join("server.crt"), folder.path().join("server.key"));
+    self_signed(&certificate, &key);
+    let text = |path: &Path| path.to_string_lossy().into_owned();
+    let options = private::Options {
+        data_dir: folder.path().join("data"),
+        settings: vec![
+            ("fsync".into(), "off".into()),
+            ("ssl".into(), "on".into()),
+            ("ssl_cert_file".into(), text(&certificate)),
+            ("ssl_key_file".into(), text(&key)),
+        ],
+        ..private::Options::default()
+    };
+    let server = private::Server::open(&options).await.unwrap();
+    let target = server.tcp_target();
+    let url = target.url().replace("127.0.0.1", "localhost");
+    let url = url.split('?').next().unwrap();
+    let verified = format!("{url}?sslmode=verify-full&sslrootcert={}", certificate.display());
+
+    let (scope, database) = migrated(&verified).await;
+    let sql = database.client().await.unwrap();
+    wal::ensure_publication(&**sql, PUBLICATION).await.unwrap();
+    let mut consumer = start(&scope, database.clone(), wal::Config::default(), folder.path().join("spill"));
+    consumer.leading().await;
+    let ssl = "select s.ssl from pg_stat_ssl s join pg_stat_replication r using (pid)";
+    assert!(sql.query_one(ssl, &[]).await.unwrap().get::<_, bool>(0));
+    drop(sql);
+    consumer.scope.drain(PATIENCE).await.unwrap();
+
+    // With another name, or a password that is wrong, it says so.
+    let numbered = verified.replace("@localhost", "@127.0.0.1");
+    assert!(refusal(&numbered).await.contains("encrypted"));
+    let password = format!(":{}@", secrecy::ExposeSecret::expose_secret(target.password.as_ref().unwrap()));
+    assert!(refusal(&verified.replace(&password, ":wrong@")).await.contains("28P01"));
+    server.stop().await.unwrap();
+}
+
+async fn refusal(url: &str) -> String {
+    wal::probe(&Target::parse(url).unwrap()).await.unwrap_err().to_string()
+}
+
+async fn migrated(url: &str) -> (Scope, Database) {
+    let scope = Scope::default();
+    let config = db::Config { url: Some(SecretString::from(url.to_owned())), ..db::Config::default() };
+    let database = Database::open(&config, &scope).await.unwrap();
+    db::migrate(&database).await.unwrap();
+    (scope, database)
+}
+
+async fn insert(database: &Database, id: i64) {
+    // The pool may still hold connections of the server's last life.
+    let insert = async {
+        loop {
+            if let Ok(client) = database.client().await
+                && client.execute("insert into public.items values ($1)", &[&id]).await.is_ok()
+            {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, insert).await.unwrap();
+}
+
+/// A private server runs as another user when we are root, and must get through.
+fn open_to_all(folder: &Path) {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+fn self_signed(certificate: &Path, key: &Path) {
+    let run = |program: &str, args: &[&str]| {
+        let output = std::process::Command::new(program).args(args).output().unwrap();
+        assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    let (certificate, key) = (certificate.to_str().unwrap(), key.to_str().unwrap());
+    run(
+        "openssl",
+        &[
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+            "-nodes",
+            "-days",
+            "2",
+            "-subj",
+            "/CN=localhost",
+            "-addext",
+            "subjectAltName=DNS:localhost",
+            "-addext",
+            "basicConstraints=critical,CA:FALSE",
+            "-keyout",
+            key,
+            "-out",
+            certificate,
+        ],
+    );
+    run("chmod", &["600", key]);
+    let owner = std::process::Command::new("id").arg("-u").output().unwrap();
+    if owner.stdout == b"0\n" {
+        run("chown", &["postgres", key]);
+    }
+}
+
+/// Forwards to the server until it is told to fall silent; connections made after that are forwarded again.
+struct Proxy {
+    url: String,
+    frozen: CancellationToken,
+    generation: Arc<AtomicU32>,
+}
+
+impl Proxy {
+    async fn start(url: &str) -> Self {
+        let target = Target::parse(url).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let url = url.replace(&format!(":{}/", target.port), &format!(":{port}/"));
+        let (frozen, generation) = (CancellationToken::new(), Arc::new(AtomicU32::new(0)));
+        let (freeze, current) = (frozen.clone(), Arc::clone(&generation));
+        let server = ("127.0.0.1", target.port);
+        #[expect(clippy::disallowed_methods, reason = "it ends with the test's runtime")]
+        tokio::spawn(async move {
+            loop {
+                let (mut client, _) = listener.accept().await.unwrap();
+                let mut upstream = TcpStream::connect(server).await.unwrap();
+                let (freeze, born) = (freeze.clone(), current.load(Ordering::Acquire));
+                tokio::spawn(async move {
+                    tokio::select! {
+                        _ = copy_bidirectional(&mut client, &mut upstream) => {}
+                        () = freeze.cancelled(), if born == 0 => {
+                            // Both sockets stay open and nothing moves.
+                            std::future::pending::<()>().await;
+                        }
+                    }
+                });
+            }
+        });
+        Self { url, frozen, generation }
+    }
+
+    fn freeze(&self) {
+        self.generation.store(1, Ordering::Release);
+        self.frozen.cancel();
+    }
+}

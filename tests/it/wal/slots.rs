@@ -1,0 +1,286 @@
+//! Positions, leaders and slots: what comes again, who streams, and what is never passed over in silence.
+use super::rig::{PATIENCE, Rig, rig};
+use convoke::{
+    id::Lsn,
+    wal::{Event, position},
+};
+
+async fn items() -> Rig {
+    rig("create table items (id int8 primary key); create table noise (id int8)", &["items"]).await
+}
+
+async fn insert(rig: &Rig, id: i64) {
+    rig.sql.execute("insert into items values ($1)", &[&id]).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_restart_goes_on_after_what_was_confirmed() {
+    let rig = items().await;
+    let mut first = rig.leader().await;
+    insert(&rig, 1).await;
+    insert(&rig, 2).await;
+    assert_eq!(super::rig::ids(&first.confirmed_transaction().await), [1]);
+    let second = first.confirmed_transaction().await;
+    first.stop().await;
+    let stored = position::load(&rig.sql, &rig.config.slot).await.unwrap().unwrap();
+    assert!(stored >= second.end_lsn);
+    assert!(rig.confirmed().await >= second.end_lsn, "no final word to the server");
+
+    insert(&rig, 3).await;
+    let mut again = rig.leader().await;
+    assert_eq!(again.ids().await, [3]);
+    again.stop().await;
+}
+
+#[tokio::test]
+async fn what_was_not_confirmed_comes_again_after_a_crash() {
+    let rig = items().await;
+    let mut first = rig.leader().await;
+    for id in 1..=3 {
+        insert(&rig, id).await;
+    }
+    first.confirmed_transaction().await;
+    assert_eq!((first.ids().await, first.ids().await), (vec![2], vec![3]));
+    first.crash().await;
+
+    let mut again = rig.leader().await;
+    assert_eq!((again.ids().await, again.ids().await), (vec![2], vec![3]));
+    again.stop().await;
+}
+
+#[tokio::test]
+async fn a_position_saved_by_the_consumer_counts_although_the_server_was_never_told() {
+    let rig = items().await;
+    let mut first = rig.leader().await;
+    insert(&rig, 1).await;
+    insert(&rig, 2).await;
+    let done = first.transaction().await;
+    position::save(&rig.sql, &rig.config.slot, done.end_lsn).await.unwrap();
+    // It never goes back.
+    position::save(&rig.sql, &rig.config.slot, Lsn(1)).await.unwrap();
+    assert_eq!(position::load(&rig.sql, &rig.config.slot).await.unwrap(), Some(done.end_lsn));
+    first.crash().await;
+
+    let mut again = rig.leader().await;
+    assert_eq!(again.ids().await, [2]);
+    again.stop().await;
+}
+
+#[tokio::test]
+async fn of_two_one_leads_and_the_other_takes_over() {
+    let rig = items().await;
+    let mut first = rig.leader().await;
+    let mut second = rig.start().await;
+    assert!(matches!(second.event().await, Event::Standby { .. }));
+    assert_eq!((first.metrics.leading.get(), second.metrics.leading.get()), (1, 0));
+    insert(&rig, 1).await;
+    first.confirmed_transaction().await;
+    insert(&rig, 2).await;
+    first.stop().await;
+
+    let stopped = tokio::time::Instant::now();
+    second.leading().await;
+    println!("took over after {:?}", stopped.elapsed());
+    assert!(stopped.elapsed() < std::time::Duration::from_secs(5));
+    assert_eq!(second.ids().await, [2]);
+    second.stop().await;
+}
+
+#[tokio::test]
+async fn a_leader_that_loses_its_connection_gives_way() {
+    let rig = items().await;
+    let mut first = rig.leader().await;
+    let mut second = rig.start().await;
+    assert!(matches!(second.event().await, Event::Standby { .. }));
+    // Whoever is faster leads now; all that is sure is that there is exactly one stream.
+    rig.terminate_walsender().await;
+    insert(&rig, 1).await;
+    assert!(matches!(first.event().await, Event::Standby { .. }));
+    let (leader, other) = tokio::select! {
+        _ = first.leading() => (&mut first, &second),
+        _ = second.leading() => (&mut second, &first),
+    };
+    assert_eq!(leader.ids().await, [1]);
+    assert_eq!((leader.metrics.leading.get(), other.metrics.leading.get()), (1, 0));
+    first.stop().await;
+    second.stop().await;
+}
+
+#[tokio::test]
+async fn a_slot_that_was_dropped_is_a_gap_until_it_is_dealt_with() {
+    let rig = items().await;
+    let mut first = rig.leader().await;
+    insert(&rig, 1).await;
+    let done = first.confirmed_transaction().await;
+    first.stop().await;
+    rig.sql.execute("select pg_drop_replication_slot($1)", &[&rig.config.slot]).await.unwrap();
+    insert(&rig, 2).await;
+
+    let mut second = rig.start().await;
+    let gap = second.gap().await;
+    assert!(gap.from >= Some(done.end_lsn) && gap.to > gap.from.unwrap(), "{gap:?}");
+    assert!(gap.reason.contains("missing"), "{gap:?}");
+    assert_eq!(second.leading().await, gap.to);
+    assert_eq!(second.metrics.gaps.get(), 1);
+    insert(&rig, 3).await;
+    assert_eq!(second.ids().await, [3]);
+    second.crash().await;
+
+    // Nobody confirmed that the gap was dealt with.
+    let mut third = rig.start().await;
+    let gap = third.gap().await;
+    third.stream.confirm.confirm(gap.to);
+    third.leading().await;
+    assert_eq!(third.ids().await, [3]);
+    third.stop().await;
+    let mut fourth = rig.leader().await;
+    assert_eq!(fourth.ids().await, [3]);
+    assert_eq!(fourth.metrics.gaps.get(), 0);
+    fourth.stop().await;
+}
+
+#[tokio::test]
+async fn a_slot_that_was_dropped_under_a_running_stream_is_a_gap_too() {
+    let rig = items().await;
+    let mut consumer = rig.leader().await;
+    insert(&rig, 1).await;
+    consumer.confirmed_transaction().await;
+    let drop = "do $$ declare s text := (select slot_name from pg_replication_slots
+                                         where database = current_database()); begin
+                for i in 1..1000 loop
+                  perform pg_terminate_backend(active_pid, 5000) from pg_replication_slots where slot_name = s;
+                  begin
+                    perform pg_drop_replication_slot(s);
+                    return;
+                  exception when object_in_use then null;
+                  end;
+                end loop; end $$";
+    rig.sql.batch_execute(drop).await.unwrap();
+    consumer.gap().await;
+    consumer.leading().await;
+    consumer.stop().await;
+}
+
+#[tokio::test]
+async fn a_slot_that_somebody_else_moved_on_is_a_gap() {
+    let rig = items().await;
+    let mut first = rig.leader().await;
+    insert(&rig, 1).await;
+    first.confirmed_transaction().await;
+    first.stop().await;
+    insert(&rig, 2).await;
+    let advance = "select pg_replication_slot_advance($1, pg_current_wal_lsn())";
+    rig.sql.execute(advance, &[&rig.config.slot]).await.unwrap();
+
+    let mut second = rig.start().await;
+    assert!(second.gap().await.reason.contains("somebody else"));
+    second.stop().await;
+}
+
+#[tokio::test]
+async fn a_position_of_another_cluster_or_of_a_lost_future_is_a_gap() {
+    let rig = items().await;
+    let changes =
+        ["update convoke.wal_position set system_id = '1'", "update convoke.wal_position set lsn = 'FFFF/0'"];
+    for change in changes {
+        rig.leader().await.stop().await;
+        rig.sql.batch_execute(change).await.unwrap();
+        let mut consumer = rig.start().await;
+        let gap = consumer.gap().await;
+        consumer.stream.confirm.confirm(gap.to);
+        consumer.leading().await;
+        insert(&rig, 1).await;
+        assert_eq!(super::rig::ids(&consumer.confirmed_transaction().await), [1]);
+        consumer.stop().await;
+        rig.sql.batch_execute("delete from items").await.unwrap();
+        // The delete is the only thing left to see, without a gap.
+        let mut consumer = rig.leader().await;
+        consumer.confirmed_transaction().await;
+        consumer.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn an_idle_stream_lets_the_server_forget_the_log_of_its_busy_neighbours() {
+    let rig = items().await;
+    let consumer = rig.leader().await;
+    for _ in 0..3 {
+        rig.sql.batch_execute("insert into noise select generate_series(1, 20000)").await.unwrap();
+        let end = rig.log_end().await;
+        // All but a trifle, which would otherwise cause the next.
+        rig.confirmed_at_least(Lsn(end.0 - (128 << 10))).await;
+    }
+    consumer.stop().await;
+}
+
+#[tokio::test]
+async fn an_unconfirmed_transaction_holds_the_log_although_the_stream_is_idle() {
+    let rig = items().await;
+    let mut consumer = rig.leader().await;
+    insert(&rig, 1).await;
+    let batch = consumer.transaction().await;
+    rig.sql.batch_execute("insert into noise select generate_series(1, 20000)").await.unwrap();
+    insert(&rig, 2).await;
+    consumer.transaction().await;
+    assert!(rig.confirmed().await < batch.end_lsn);
+    consumer.stream.confirm.confirm(batch.end_lsn);
+    rig.confirmed_at_least(batch.end_lsn).await;
+    consumer.crash().await;
+
+    let mut again = rig.leader().await;
+    assert_eq!(again.ids().await, [2]);
+    again.stop().await;
+}
+
+#[tokio::test]
+async fn a_missing_publication_and_a_foreign_slot_are_told_by_name_and_mended_while_it_runs() {
+    let rig = items().await;
+    rig.sql.batch_execute("drop publication convoke").await.unwrap();
+    let mut consumer = rig.start().await;
+    let Event::Standby { reason } = consumer.event().await else { panic!("no standby") };
+    assert!(reason.contains("publication convoke does not exist"), "{reason}");
+    rig.sql.batch_execute("create publication convoke for table items").await.unwrap();
+    consumer.leading().await;
+    consumer.stop().await;
+
+    let mut config = rig.config.clone();
+    config.slot = format!("{}_foreign", rig.config.slot);
+    let foreign = "select pg_create_logical_replication_slot($1, 'test_decoding')";
+    rig.sql.execute(foreign, &[&config.slot]).await.unwrap();
+    let mut consumer = rig.start_with(config.clone()).await;
+    let Event::Standby { reason } = consumer.event().await else { panic!("no standby") };
+    assert!(reason.contains("plugin \"test_decoding\""), "{reason}");
+    consumer.stop().await;
+
+    config.slot = "Bad-Name".into();
+    let mut consumer = rig.start_with(config).await;
+    let Event::Standby { reason } = consumer.event().await else { panic!("no standby") };
+    assert!(reason.contains("no slot name"), "{reason}");
+    consumer.stop().await;
+}
+
+#[tokio::test]
+async fn a_publication_that_did_not_exist_for_a_while_is_a_gap_and_not_the_end() {
+    let rig = items().await;
+    let mut first = rig.leader().await;
+    insert(&rig, 1).await;
+    first.confirmed_transaction().await;
+    first.stop().await;
+    rig.sql.batch_execute("drop publication convoke").await.unwrap();
+    insert(&rig, 2).await;
+    rig.sql.batch_execute("create publication convoke for table items").await.unwrap();
+
+    let mut second = rig.start().await;
+    let gap = loop {
+        match tokio::time::timeout(PATIENCE, second.stream.events.recv()).await.unwrap().unwrap() {
+            Event::Gap(gap) => break gap,
+            Event::Batch(batch) => panic!("{batch:?}"),
+            Event::Leading { .. } | Event::Standby { .. } => {}
+        }
+    };
+    assert!(gap.reason.contains("publication"), "{gap:?}");
+    second.leading().await;
+    insert(&rig, 3).await;
+    assert_eq!(second.ids().await, [3]);
+    second.stop().await;
+}
