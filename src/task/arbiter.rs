@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 /// Longest time without a look.
-const LOOK_EVERY: Duration = Duration::from_secs(5);
+pub(super) const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// Under load, timers are looked at this often.
 const TIMERS_EVERY: Duration = Duration::from_millis(20);
 /// How long the roster is trusted without reading it again.

@@ -4,6 +4,7 @@
 //! decision each, one statement a kind of effect), so that a commit serves many
 //! under load and nobody waits for a batch to fill. What a command may do is
 //! decided by the pure machine on the locked row: first the fence, then the state.
+use super::arbiter::LOOK_EVERY;
 use super::machine::{AssignmentState, Event, Next};
 use super::store::{self, Live, Locked, Settled, run, sql};
 use super::{
@@ -92,6 +93,8 @@ pub(super) struct Outcome {
     pub(super) freed: Vec<AgentId>,
     /// Tasks whose round is over.
     pub(super) closing: Vec<TaskId>,
+    /// Whether something comes due sooner than the arbiter looks by itself.
+    pub(super) soon: bool,
 }
 
 /// Carries out the commands, at most one a task, in this transaction.
@@ -385,6 +388,7 @@ async fn start(
         starting.values().map(|(_, live, _)| live.key.assignment_id.as_uuid()).collect();
     let leases: Vec<i64> = starting.values().map(|(_, _, policy)| store::millis(policy.lease)).collect();
     let attempts: Vec<i64> = starting.values().map(|(_, _, policy)| store::millis(policy.attempt)).collect();
+    outcome.soon = starting.values().any(|(_, _, policy)| policy.lease.min(policy.attempt) < LOOK_EVERY);
     let found = run(tx, sql!("start"), &[&tasks, &assignments, &leases, &attempts]).await?;
     answer_start(&found, &starting, rows, outcome);
     for (id, (_, live, _)) in starting {

@@ -378,6 +378,9 @@ async fn carry_out(shared: Arc<Shared>, batch: Vec<Command>) -> Result<Vec<Resul
             _ => {}
         }
     }
+    if outcome.soon {
+        shared.poke.notify_one();
+    }
     told(&shared, &outcome.freed, outcome.notices);
     Ok(outcome.answers)
 }
