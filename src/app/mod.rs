@@ -1,1 +1,293 @@
-//! Not built yet.
+//! Wires everything: `build` makes a [`Daemon`] of the settings, `run` serves until it is told to stop.
+//!
+//! The composition root: it knows every part, and nothing but the command line knows
+//! it. What one domain must hear of another passes through here as data: changes of
+//! the log to the wake index ([`router`]), what commits did to channels and agents
+//! ([`herald`]), who leads to the agents that it hosts ([`host`]).
+//!
+//! Start: bind (fail early) → database → migrate → negotiation → channels → agents →
+//! log → accept. Stop, each phase with its limit: stop accepting → agents finish or
+//! let go → sockets get their close → the log's last confirmation → the database.
+mod health;
+mod herald;
+mod host;
+mod publications;
+mod router;
+
+use crate::{
+    access::Access,
+    agent::{self, Agents, Definition},
+    api,
+    auth::{self, Keys},
+    clock::Clock,
+    config::{Config, load_agents},
+    db::{self, Database},
+    gateway::{self, Gateway},
+    hub::Hub,
+    id::NodeId,
+    llm::Models,
+    presence::Tracker,
+    scope::Scope,
+    task::{self, Tasks},
+    telemetry::Registry,
+    wal,
+};
+use anyhow::Context;
+use axum::serve::ListenerExt;
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+/// Publication of our own: the tables that wakes name.
+pub const PUBLICATION: &str = "convoke";
+/// Publication of the tables that clients watch.
+pub const CLIENTS_PUBLICATION: &str = "supabase_realtime";
+
+/// How long running jobs may take over finishing when the daemon stops.
+const JOBS_WITHIN: Duration = Duration::from_secs(10);
+/// How long sockets may take over their last frames.
+const SOCKETS_WITHIN: Duration = Duration::from_secs(2);
+/// How long everything else may take.
+const REST_WITHIN: Duration = Duration::from_secs(5);
+
+/// Puts a daemon together.
+#[derive(Default)]
+pub struct Builder {
+    config: Config,
+    definitions: Option<Vec<Definition>>,
+    more: Vec<Definition>,
+    registry: agent::Registry,
+    models: Option<Models>,
+    clock: Clock,
+}
+
+impl Builder {
+    /// Hosts exactly these agents instead of those of `agents.dir`.
+    #[must_use]
+    pub fn definitions(mut self, definitions: Vec<Definition>) -> Self {
+        self.definitions = Some(definitions);
+        self
+    }
+
+    /// Hosts an agent of this process beside the others; `definition.run.kind` is `rust`.
+    #[must_use]
+    pub fn agent(mut self, definition: Definition, agent: Arc<dyn agent::Agent>) -> Self {
+        let name = definition.run.name.clone().unwrap_or_else(|| definition.id.to_string());
+        self.registry.register(&name, agent);
+        self.more.push(definition);
+        self
+    }
+
+    /// Registers code that agents' files name with `kind = "rust"`.
+    #[must_use]
+    pub fn register(mut self, name: &str, agent: Arc<dyn agent::Agent>) -> Self {
+        self.registry.register(name, agent);
+        self
+    }
+
+    /// Asks these models instead of those that the agents' files name; for tests.
+    #[must_use]
+    pub fn models(mut self, models: Models) -> Self {
+        self.models = Some(models);
+        self
+    }
+
+    /// Binds, opens and migrates the database, and starts every part but the accepting of connections.
+    ///
+    /// # Errors
+    /// What stands in the way, made for an operator to read: a port in use, a database that
+    /// cannot be reached, an agent's file with a mistake. What was started is stopped again.
+    pub async fn build(self) -> anyhow::Result<Daemon> {
+        let scope = Scope::default();
+        let listen = self.config.server.listen;
+        let listener =
+            TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;
+        let database = Database::open(&self.config.database, &scope).await?;
+        match assemble(self, scope.clone(), listener, database.clone()).await {
+            Ok(daemon) => Ok(daemon),
+            Err(error) => {
+                let _ = scope.drain(REST_WITHIN).await;
+                let _ = database.stop().await;
+                Err(error)
+            }
+        }
+    }
+}
+
+/// A daemon that is ready to run.
+pub struct Daemon {
+    listener: TcpListener,
+    routes: axum::Router,
+    parts: Parts,
+    scope: Scope,
+    /// Stops before the rest, so that the log's last confirmation finds the database there.
+    log: Scope,
+}
+
+/// The parts of a daemon that others may use while it runs. Cloning is cheap.
+#[derive(Clone)]
+pub struct Parts {
+    /// Where it listens.
+    pub addr: SocketAddr,
+    /// Its database.
+    pub database: Database,
+    /// The negotiation.
+    pub tasks: Tasks,
+    /// The channels.
+    pub hub: Hub,
+    /// Who is present.
+    pub tracker: Tracker,
+    /// The agents that it hosts.
+    pub agents: Agents,
+    /// What its tokens are made and checked with.
+    pub keys: Keys,
+    /// How its parts are.
+    pub health: api::Health,
+    gateway: Gateway,
+}
+
+impl Daemon {
+    /// Begins to put a daemon together with these settings.
+    #[must_use]
+    pub fn builder(config: Config) -> Builder {
+        Builder { config, ..Builder::default() }
+    }
+
+    /// Its parts, for the tests and programs that run it in their own process.
+    #[must_use]
+    pub fn parts(&self) -> &Parts {
+        &self.parts
+    }
+
+    /// Serves until `stop` is cancelled, then stops everything in order.
+    ///
+    /// # Errors
+    /// When a part that it cannot do without has failed; everything is stopped then, too.
+    pub async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
+        let Self { listener, routes, parts, scope, log } = self;
+        let accepting = CancellationToken::new();
+        let until = accepting.clone().cancelled_owned();
+        let listener = listener.tap_io(|socket| {
+            let _ = socket.set_nodelay(true);
+        });
+        let app = routes.into_make_service_with_connect_info::<SocketAddr>();
+        let serve = axum::serve(listener, app).with_graceful_shutdown(until);
+        let serving = scope.child();
+        serving.spawn("http", crate::scope::OnExit::StopDaemon, |_| async move { Ok(serve.await?) });
+
+        let failed = tokio::select! {
+            () = stop.cancelled() => false,
+            () = scope.failed() => true,
+        };
+        tracing::info!("stopping");
+        accepting.cancel();
+        parts.agents.drain(JOBS_WITHIN).await;
+        if let Err(stuck) = parts.gateway.stop(SOCKETS_WITHIN).await {
+            tracing::warn!(left = stuck.left, "sockets did not close in time");
+        }
+        for (name, part, within) in
+            [("log", &log, REST_WITHIN), ("http", &serving, SOCKETS_WITHIN), ("daemon", &scope, REST_WITHIN)]
+        {
+            if let Err(stuck) = part.drain(within).await {
+                tracing::warn!(part = name, left = stuck.left, "tasks did not stop in time");
+            }
+        }
+        parts.database.stop().await.context("cannot stop the database")?;
+        anyhow::ensure!(!failed, "a part that the daemon needs has failed; the log says which");
+        Ok(())
+    }
+}
+
+async fn assemble(
+    builder: Builder,
+    scope: Scope,
+    listener: TcpListener,
+    database: Database,
+) -> anyhow::Result<Daemon> {
+    let Builder { config, definitions, more, registry, models, clock } = builder;
+    let applied = db::migrate(&database).await?;
+    if !applied.applied.is_empty() {
+        tracing::info!(migrations = applied.applied.len(), "database migrated");
+    }
+    let metrics = Registry::default();
+    let node = NodeId::generate();
+    let keys = Keys::load_or_generate(&config.auth, &config.database.data_dir)?;
+    let health = api::Health::default();
+
+    let (tasks, notices) =
+        Tasks::start(&scope, database.clone(), node, &config.task, task::Metrics::register(&metrics));
+    let hub = Hub::new(&metrics);
+    let tracker = Tracker::start(&scope, hub.clone(), &metrics);
+    let mut definitions = match definitions {
+        Some(definitions) => definitions,
+        None => load_agents(&config.agents.dir)?,
+    };
+    definitions.extend(more);
+    let deps = agent::Deps {
+        tasks: tasks.clone(),
+        tracker: tracker.clone(),
+        clock: clock.clone(),
+        metrics: agent::Metrics::registered(&metrics),
+        models: models.unwrap_or_else(|| Models::new(clock.clone())),
+        env: agent::Env::process(),
+    };
+    let agents = Agents::start(&scope, deps, definitions, registry)?;
+    herald::start(&scope, notices, hub.clone(), agents.clone(), clock.clone());
+    publications::start(&scope, &database, &agents).await?;
+
+    let log = Scope::default();
+    let stream = wal::start(
+        &log,
+        database.clone(),
+        config.wal.clone(),
+        vec![PUBLICATION.into(), CLIENTS_PUBLICATION.into()],
+        config.database.data_dir.join("spill"),
+        wal::Metrics::register(&metrics),
+    );
+    let host = host::Host::new(&scope, tasks.clone(), agents.clone(), health.clone());
+    router::start(
+        &log,
+        stream,
+        router::Deps {
+            database: database.clone(),
+            tasks: tasks.clone(),
+            wakes: agents.wakes(),
+            health: health.clone(),
+        },
+        host,
+    );
+    health::start(&scope, database.clone(), health.clone());
+
+    let gateway = Gateway::new(
+        &scope,
+        config.gateway.clone(),
+        gateway::Deps {
+            keys: keys.clone(),
+            access: Access::default(),
+            hub: hub.clone(),
+            tracker: tracker.clone(),
+            clock: clock.clone(),
+            registry: metrics.clone(),
+            coordination: None,
+        },
+    );
+    let routes = gateway::router(&gateway).merge(api::router(api::Deps {
+        tasks: tasks.clone(),
+        keys: keys.clone(),
+        clock,
+        health: health.clone(),
+        metrics,
+        stop: scope.stopping(),
+    }));
+    let addr = listener.local_addr()?;
+    let parts = Parts { addr, database, tasks, hub, tracker, agents, keys, health, gateway };
+    Ok(Daemon { listener, routes, parts, scope, log })
+}
+
+/// What the daemon's tokens are made with: the secret of the settings, or the one kept in the data folder.
+///
+/// # Errors
+/// When the secret cannot be read or made.
+pub fn keys(config: &Config) -> Result<Keys, auth::Error> {
+    Keys::load_or_generate(&config.auth, &config.database.data_dir)
+}

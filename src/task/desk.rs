@@ -97,6 +97,13 @@ pub(super) struct Outcome {
     pub(super) soon: bool,
 }
 
+impl Outcome {
+    /// Whether the arbiter should look.
+    pub(super) fn leaves_work(&self) -> bool {
+        self.soon || !self.freed.is_empty() || self.notices.iter().any(super::reopens)
+    }
+}
+
 /// Carries out the commands, at most one a task, in this transaction.
 pub(super) async fn carry_out(
     shared: &Shared,

@@ -44,7 +44,10 @@ use prometheus_client::metrics::counter::Counter;
 use roster::Roster;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 use tokio::sync::{Notify, mpsc, watch};
 
 /// Largest input of a task, in bytes of JSON.
@@ -112,9 +115,19 @@ struct Shared {
     changed: watch::Sender<u64>,
     notices: mpsc::Sender<Vec<Notice>>,
     metrics: Metrics,
+    /// Whether the arbiter runs on this node; else what is committed here must be told to another.
+    arbitrates: AtomicBool,
 }
 
 impl Shared {
+    /// In a transaction that leaves work for the arbiter: wakes it through the log if it is elsewhere.
+    async fn call_arbiter(&self, tx: &deadpool_postgres::Transaction<'_>) -> Result<(), Error> {
+        if !self.arbitrates.load(Ordering::Relaxed) {
+            store::run(tx, "select pg_logical_emit_message(true, 'convoke', '')", &[]).await?;
+        }
+        Ok(())
+    }
+
     /// The policy of a task from the patch in its row.
     fn policy(&self, patch: &Value) -> Result<Policy, String> {
         match patch {
@@ -181,6 +194,7 @@ impl Tasks {
             changed: watch::Sender::new(0),
             notices,
             metrics,
+            arbitrates: AtomicBool::new(false),
         });
         let (requests, request_box) = lane();
         let (commands, command_box) = lane();
@@ -210,8 +224,14 @@ impl Tasks {
     /// Looks whenever something changed or came due, and awards, until `scope` stops.
     /// One node does this at a time: the one that leads.
     pub fn arbitrate(&self, scope: &Scope) {
+        self.shared.arbitrates.store(true, Ordering::Relaxed);
         let shared = self.shared.clone();
         scope.spawn("arbiter", OnExit::StopDaemon, |stop| arbiter::serve(shared, stop));
+    }
+
+    /// Another node arbitrates from now on; the scope of [`Tasks::arbitrate`] has stopped.
+    pub fn stand_by(&self) {
+        self.shared.arbitrates.store(false, Ordering::Relaxed);
     }
 
     /// Asks the arbiter to look; carries no data and may be called for nothing.
@@ -369,6 +389,9 @@ async fn carry_out(shared: Arc<Shared>, batch: Vec<Command>) -> Result<Vec<Resul
     let mut client = shared.database.client().await?;
     let tx = client.transaction().await.map_err(db::Error::from)?;
     let outcome = desk::carry_out(&shared, &tx, &batch).await?;
+    if outcome.leaves_work() {
+        shared.call_arbiter(&tx).await?;
+    }
     fault::point("task.desk.before_commit");
     tx.commit().await.map_err(db::Error::from)?;
     for command in &batch {
@@ -385,12 +408,14 @@ async fn carry_out(shared: Arc<Shared>, batch: Vec<Command>) -> Result<Vec<Resul
     Ok(outcome.answers)
 }
 
+fn reopens(notice: &Notice) -> bool {
+    matches!(notice, Notice::Updated(update) if matches!(update.state, TaskState::Open | TaskState::Canceling))
+}
+
 /// Tells what a commit did.
 fn told(shared: &Shared, freed: &[AgentId], notices: Vec<Notice>) {
     shared.metrics.ended.inc_by(freed.len() as u64);
-    let reopened = notices.iter().any(|notice| {
-        matches!(notice, Notice::Updated(update) if matches!(update.state, TaskState::Open | TaskState::Canceling))
-    });
+    let reopened = notices.iter().any(reopens);
     {
         let mut roster = shared.roster.lock();
         for agent in freed {

@@ -35,6 +35,28 @@ impl Tasks {
     }
 }
 
+impl Tasks {
+    /// Whether these lives are still the present ones: nobody else hosted the agents since.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub async fn still_registered(&self, lives: &HashMap<AgentId, Incarnation>) -> Result<bool, Error> {
+        let ids: Vec<&str> = lives.keys().map(AgentId::as_str).collect();
+        let numbers: Vec<i64> = lives.values().map(|life| life.0).collect();
+        let rows = self.read(sql!("still_registered"), &[&ids, &numbers]).await?;
+        Ok(rows.first().is_some_and(|row| row.get("same")))
+    }
+
+    /// Keeps in the event log that changes were lost between two positions of the log.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub async fn gap(&self, from: Option<&str>, to: &str, reason: &str) -> Result<(), Error> {
+        let body = serde_json::json!({ "from": from, "to": to, "reason": reason });
+        self.read(sql!("gap"), &[&body]).await.map(drop)
+    }
+}
+
 async fn enter(shared: &Shared, profiles: &[Profile]) -> Result<HashMap<AgentId, Incarnation>, Error> {
     let ids: Vec<&str> = profiles.iter().map(|p| p.id.as_str()).collect();
     let orgs: Vec<&str> = profiles.iter().map(|p| p.org.as_str()).collect();

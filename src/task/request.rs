@@ -151,6 +151,7 @@ pub(super) async fn make(
             answers.push(earlier(&tx, new).await);
         }
     }
+    shared.call_arbiter(&tx).await?;
     tx.commit().await.map_err(db::Error::from)?;
     fault::point("task.requested");
     shared.metrics.requested.inc_by(notices.len() as u64);

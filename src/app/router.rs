@@ -1,0 +1,193 @@
+//! What the log says, to those who care: first the wakes, durably; then the confirmation.
+//!
+//! Takes all batches that are there, records what they start in one transaction, and
+//! only then confirms. Every wake is keyed by log position and change, so a change
+//! that comes again starts nothing. A record that fails is tried until the database
+//! is back: Postgres keeps the log meanwhile.
+use super::host::Host;
+use crate::{
+    agent::{Commit, Hit, WakeIndex},
+    api::{Health, PartState},
+    db::{self, Database},
+    fault,
+    id::Lsn,
+    scope::{OnExit, Scope},
+    task::{self, Notice, Tasks, Wake},
+    wal::{self, Batch, Change, Event, Gap},
+};
+use std::{sync::Arc, time::Duration};
+use tokio_util::sync::CancellationToken;
+
+/// Wakes that one transaction records.
+const WAKES_MAX: usize = 500;
+/// Pause after a record that failed.
+const RETRY_PAUSE: Duration = Duration::from_millis(200);
+
+/// What logical messages of `convoke.request_task` are marked with.
+const MESSAGE_PREFIX: &str = "convoke";
+
+pub(super) struct Deps {
+    pub(super) database: Database,
+    pub(super) tasks: Tasks,
+    pub(super) wakes: Arc<WakeIndex>,
+    pub(super) health: Health,
+}
+
+pub(super) fn start(scope: &Scope, stream: wal::Stream, deps: Deps, host: Host) {
+    scope.spawn("router", OnExit::StopDaemon, |stop| async move {
+        Router { deps, host, confirm: stream.confirm, stop }.run(stream.events).await;
+        Ok(())
+    });
+}
+
+struct Router {
+    deps: Deps,
+    host: Host,
+    confirm: wal::Confirm,
+    stop: CancellationToken,
+}
+
+/// What some batches come to.
+#[derive(Default)]
+struct Work {
+    wakes: Vec<Wake>,
+    /// Up to where whole transactions have been seen.
+    end: Option<Lsn>,
+    asked: bool,
+}
+
+impl Router {
+    async fn run(mut self, mut events: tokio::sync::mpsc::Receiver<Event>) {
+        let mut next = None;
+        loop {
+            let event = match next.take() {
+                Some(event) => event,
+                None => tokio::select! {
+                    biased;
+                    () = self.stop.cancelled() => return,
+                    event = events.recv() => match event {
+                        Some(event) => event,
+                        None => return,
+                    },
+                },
+            };
+            match event {
+                Event::Batch(batch) => {
+                    let mut work = Work::default();
+                    self.collect(batch, &mut work);
+                    while work.wakes.len() < WAKES_MAX {
+                        match events.try_recv() {
+                            Ok(Event::Batch(batch)) => self.collect(batch, &mut work),
+                            Ok(other) => {
+                                next = Some(other);
+                                break;
+                            }
+                            Err(_) => break,
+                        }
+                    }
+                    self.carry_out(work).await;
+                }
+                Event::Leading { from } => {
+                    tracing::info!(from = %from, "leading: hosting the agents and reading the log");
+                    self.lead().await;
+                }
+                Event::Standby { reason } => {
+                    self.deps.health.set("wal", PartState::Degraded, reason);
+                    self.host.stand_by().await;
+                }
+                Event::Gap(gap) => self.gap(gap).await,
+            }
+        }
+    }
+
+    /// Leads as soon as the database lets it.
+    async fn lead(&mut self) {
+        while let Err(error) = self.host.lead().await {
+            tracing::error!(%error, "cannot host the agents yet");
+            if self.paused().await {
+                return;
+            }
+        }
+        self.deps.health.set("wal", PartState::Ready, "streaming");
+    }
+
+    fn collect(&self, batch: Batch, work: &mut Work) {
+        let commit = Commit { lsn: batch.commit_lsn, committed_at: batch.committed_at };
+        for (index, change) in (batch.first_index..).zip(&batch.changes) {
+            let hits = match change {
+                Change::Row(row) => self.deps.wakes.matches(row, &commit),
+                Change::Truncate(relations) => self.deps.wakes.truncated(relations, &commit),
+                Change::Message { prefix, .. } => {
+                    work.asked |= prefix == MESSAGE_PREFIX;
+                    continue;
+                }
+            };
+            let wake = |hit: Hit| Wake {
+                trigger: hit.trigger,
+                agent: hit.agent,
+                org: hit.org,
+                lsn: batch.commit_lsn,
+                index,
+                request: hit.request,
+            };
+            work.wakes.extend(hits.into_iter().map(wake));
+        }
+        if batch.last {
+            work.end = Some(batch.end_lsn);
+        }
+    }
+
+    async fn carry_out(&self, work: Work) {
+        if work.asked {
+            self.deps.tasks.poke();
+        }
+        for wakes in work.wakes.chunks(WAKES_MAX) {
+            fault::point("wake.received");
+            let notices = loop {
+                match self.record(wakes).await {
+                    Ok(notices) => break notices,
+                    Err(error) => {
+                        tracing::error!(%error, wakes = wakes.len(), "wakes are not recorded yet");
+                        if self.paused().await {
+                            return;
+                        }
+                    }
+                }
+            };
+            fault::point("wake.recorded");
+            self.deps.tasks.woken(notices);
+        }
+        if let Some(end) = work.end {
+            self.confirm.confirm(end);
+            if !work.wakes.is_empty() {
+                fault::point("wake.confirmed");
+            }
+        }
+    }
+
+    async fn record(&self, wakes: &[Wake]) -> Result<Vec<Notice>, task::Error> {
+        let mut client = self.deps.database.client().await?;
+        let tx = client.transaction().await.map_err(db::Error::from)?;
+        let notices = self.deps.tasks.wake(&tx, wakes).await?;
+        tx.commit().await.map_err(db::Error::from)?;
+        Ok(notices)
+    }
+
+    /// Changes were lost: says it loudly, keeps it in the event log, and looks at everything.
+    async fn gap(&self, gap: Gap) {
+        let from = gap.from.map(|lsn| lsn.to_string());
+        tracing::error!(from, to = %gap.to, reason = gap.reason, "changes were lost: agents were not woken by them");
+        while let Err(error) = self.deps.tasks.gap(from.as_deref(), &gap.to.to_string(), &gap.reason).await {
+            tracing::error!(%error, "the gap is not recorded yet");
+            if self.paused().await {
+                return;
+            }
+        }
+        self.deps.tasks.poke();
+    }
+
+    /// Waits before another try; true when the daemon stops.
+    async fn paused(&self) -> bool {
+        tokio::time::timeout(RETRY_PAUSE, self.stop.cancelled()).await.is_ok()
+    }
+}
