@@ -60,7 +60,12 @@ impl Herald {
     fn tell(&self, notice: &Notice) {
         match notice {
             Notice::Updated(task) => {
-                self.publish(org_room(&task.org), "task_update", task.agent_id.as_ref(), || json!({ "task": task }));
+                self.publish(
+                    org_room(&task.org),
+                    "task_update",
+                    task.agent_id.as_ref(),
+                    || json!({ "task": task }),
+                );
             }
             Notice::Announced { task, round, bids_close_at, eligible } => {
                 for agent in eligible {
@@ -80,11 +85,15 @@ impl Herald {
                         "epoch": assigned.key.epoch, "confirm_by": assigned.confirm_by,
                     })
                 };
-                self.publish(agent_room(&assigned.agent_id), "task_assignment", Some(&assigned.agent_id), members);
+                self.publish(
+                    agent_room(&assigned.agent_id),
+                    "task_assignment",
+                    Some(&assigned.agent_id),
+                    members,
+                );
             }
             Notice::Cancel { agent_id, key, reason } => {
-                let members =
-                    || json!({ "task_id": key.task_id, "assignment_id": key.assignment_id, "reason": reason });
+                let members = || json!({ "task_id": key.task_id, "assignment_id": key.assignment_id, "reason": reason });
                 self.publish(agent_room(agent_id), "task_cancel", Some(agent_id), members);
             }
         }

@@ -61,7 +61,11 @@ impl Wanted {
             };
             let name = (schema, table);
             if self.warned.insert(name.clone()) {
-                tracing::warn!(table = format!("{}.{}", name.0, name.1), problem, "a wake waits for its table");
+                tracing::warn!(
+                    table = format!("{}.{}", name.0, name.1),
+                    problem,
+                    "a wake waits for its table"
+                );
             }
             let before = there.len();
             there.retain(|wanted| *wanted != name);
