@@ -3,13 +3,20 @@ use super::{Config, Error, Target};
 use crate::scope::{OnExit, Scope};
 use deadpool_postgres::{Hook, HookError, Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
 use rustls::ClientConfig;
-use std::{error::Error as _, io, sync::Arc, time::Duration};
-use tokio_postgres::error::SqlState;
+use std::{error::Error as _, future::poll_fn, io, sync::Arc, time::Duration};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::mpsc,
+};
+use tokio_postgres::{AsyncMessage, Client, Connection, Notification, Socket, error::SqlState};
 use tokio_postgres_rustls::MakeRustlsConnect;
 use tracing::debug;
 
 /// How long a caller waits for a pooled connection to become free.
 pub(super) const WAIT: Duration = Duration::from_secs(10);
+
+/// How many notifications wait for their reader before the connection is read no further.
+const NOTIFICATIONS_MAX: usize = 1024;
 
 pub(super) fn pool(config: &Config, target: &Target) -> Result<Pool, Error> {
     let mut driver = target.driver_config();
@@ -40,14 +47,8 @@ pub(super) async fn connect(
     application_name: &str,
     within: Duration,
     scope: &Scope,
-) -> Result<tokio_postgres::Client, Error> {
-    let mut driver = target.driver_config();
-    driver.application_name(application_name).connect_timeout(within);
-    let attempt = driver.connect(tls(&target.tls));
-    let (client, connection) = tokio::time::timeout(within, attempt)
-        .await
-        .map_err(|_| timed_out(target, within))?
-        .map_err(|e| explain(target, e))?;
+) -> Result<Client, Error> {
+    let (client, connection) = attempt(target, application_name, within).await?;
     scope.spawn("database connection", OnExit::Log, |_| async move {
         if let Err(error) = connection.await {
             debug!(%error, "database connection lost");
@@ -55,6 +56,43 @@ pub(super) async fn connect(
         Ok(())
     });
     Ok(client)
+}
+
+pub(super) async fn listen(
+    target: &Target,
+    application_name: &str,
+    within: Duration,
+    scope: &Scope,
+) -> Result<(Client, mpsc::Receiver<Notification>), Error> {
+    let (client, mut connection) = attempt(target, application_name, within).await?;
+    let (sender, receiver) = mpsc::channel(NOTIFICATIONS_MAX);
+    scope.spawn("database listener", OnExit::Log, |_| async move {
+        while let Some(message) = poll_fn(|cx| connection.poll_message(cx)).await {
+            match message {
+                // A reader that went away may still use the client.
+                Ok(AsyncMessage::Notification(notification)) => drop(sender.send(notification).await),
+                Ok(_) => {}
+                Err(error) => {
+                    debug!(%error, "database connection lost");
+                    break;
+                }
+            }
+        }
+        Ok(())
+    });
+    Ok((client, receiver))
+}
+
+async fn attempt(
+    target: &Target,
+    application_name: &str,
+    within: Duration,
+) -> Result<(Client, Connection<Socket, impl AsyncRead + AsyncWrite + Unpin + Send + use<>>), Error> {
+    let mut driver = target.driver_config();
+    driver.application_name(application_name).connect_timeout(within);
+    let attempt = driver.connect(tls(&target.tls));
+    let connected = tokio::time::timeout(within, attempt).await.map_err(|_| timed_out(target, within))?;
+    connected.map_err(|e| explain(target, e))
 }
 
 pub(super) fn timed_out(target: &Target, within: Duration) -> Error {

@@ -27,6 +27,8 @@ use deadpool_postgres::{Object, Pool, PoolError, TimeoutType};
 use private::Private;
 use secrecy::{ExposeSecret, SecretString};
 use std::{sync::Arc, time::Duration};
+use tokio::sync::mpsc;
+use tokio_postgres::{Client, Notification};
 
 /// A database that can be used. Clones name the same pool and the same server.
 ///
@@ -101,12 +103,23 @@ impl Database {
     ///
     /// # Errors
     /// Those of connecting.
-    pub async fn connect(
+    pub async fn connect(&self, application_name: &str, scope: &Scope) -> Result<Client, Error> {
+        connect::connect(&self.inner.target, application_name, self.inner.connect_timeout, scope).await
+    }
+
+    /// Like [`Database::connect`], with what arrives for the channels that the client `listen`s to.
+    ///
+    /// A reader that does not read holds up the connection, statements included. The receiver ends when
+    /// the connection is lost.
+    ///
+    /// # Errors
+    /// Those of connecting.
+    pub async fn listen(
         &self,
         application_name: &str,
         scope: &Scope,
-    ) -> Result<tokio_postgres::Client, Error> {
-        connect::connect(&self.inner.target, application_name, self.inner.connect_timeout, scope).await
+    ) -> Result<(Client, mpsc::Receiver<Notification>), Error> {
+        connect::listen(&self.inner.target, application_name, self.inner.connect_timeout, scope).await
     }
 
     /// Where the database is and how one gets in.

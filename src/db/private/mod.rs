@@ -12,6 +12,7 @@ mod identity;
 mod places;
 mod process;
 mod server;
+mod start;
 
 pub use server::{Options, Server};
 

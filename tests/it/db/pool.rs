@@ -127,3 +127,18 @@ async fn a_connection_of_its_own_has_a_name_and_no_statement_timeout() {
     drop(client);
     scope.drain(Duration::from_secs(5)).await.unwrap();
 }
+
+#[tokio::test]
+async fn a_listening_connection_hands_on_what_arrives_until_it_is_lost() {
+    let database = support::empty_database().await;
+    let scope = Scope::default();
+    let db = database.open(&scope).await;
+    let (client, mut notifications) = db.listen("convoke test", &scope).await.unwrap();
+    client.batch_execute("listen news").await.unwrap();
+    db.client().await.unwrap().batch_execute("notify news, 'hello'").await.unwrap();
+    let heard = notifications.recv().await.unwrap();
+    assert_eq!((heard.channel(), heard.payload()), ("news", "hello"));
+    drop(client);
+    assert!(notifications.recv().await.is_none());
+    scope.drain(Duration::from_secs(5)).await.unwrap();
+}
