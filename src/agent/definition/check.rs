@@ -242,6 +242,10 @@ fn check_wake(place: &str, wake: &Wake, found: &mut Found) {
     if request.kind.is_empty() || request.kind.len() > 200 {
         found.add(format!("{place}.request.kind"), "the kind of a task has 1 to 200 bytes");
     }
+    if request.idempotency_key.is_some() {
+        let message = "idempotency_key is not supported in a wake yet: each change requests one task";
+        found.add_with(format!("{place}.request.idempotency_key"), message, "leave the key out");
+    }
     if let Err(e) = RequestTemplate::parse(request) {
         found.add(format!("{place}.request.{}", e.place), e.reason);
     }
@@ -280,7 +284,7 @@ mod tests {
             table = "tickets"
             events = []
             filter = "priority>3"
-            request = { kind = "", policy = { leese = "1s" }, input = { a = ["{{ nwe }}"] } }
+            request = { kind = "", policy = { leese = "1s" }, idempotency_key = "x", input = { a = ["{{ nwe }}"] } }
         "#;
         assert_eq!(
             problems(text)
@@ -299,6 +303,8 @@ mod tests {
                 "wake.0.events: no event: it would never wake",
                 "wake.0.filter: \"priority>3\" is not of the form column=operator.value",
                 "wake.0.request.kind: the kind of a task has 1 to 200 bytes",
+                "wake.0.request.idempotency_key: idempotency_key is not supported in a wake yet: each change \
+                 requests one task",
                 "wake.0.request.input.a.0: there is no \"nwe\": use new, old, event, schema, table, commit_lsn, \
                  committed_at",
                 "wake.0.request.policy: policy: unknown field `leese`",

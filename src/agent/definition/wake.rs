@@ -49,7 +49,7 @@ fn row_events() -> Vec<WakeEvent> {
     vec![WakeEvent::Insert, WakeEvent::Update, WakeEvent::Delete]
 }
 
-/// The task that a change requests. Texts in `input`, and `idempotency_key`, are templates.
+/// The task that a change requests. Texts in `input` are templates.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct WakeRequest {
     /// What kind of work.
@@ -63,7 +63,7 @@ pub struct WakeRequest {
     /// Higher goes first; 0 unless said.
     #[serde(default)]
     pub priority: i16,
-    /// A template: changes that give the same text request one task between them.
+    /// One task for all changes with the same key (not supported yet: each change requests its own).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idempotency_key: Option<String>,
     /// The task fails when it is not done this long after the commit.

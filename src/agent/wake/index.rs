@@ -232,7 +232,7 @@ mod tests {
         table = "tickets"
         events = ["INSERT"]
         filter = "priority=gte.3"
-        request = { kind = "triage", priority = 2, idempotency_key = "t-{{ new.id }}", deadline_after = "1m",
+        request = { kind = "triage", priority = 2, deadline_after = "1m",
                     input = { ticket = "{{ new }}", at = "{{ commit_lsn }}", n = [1, "{{ event }}"] } }
         [[wake]]
         table = "public.tickets"
@@ -258,7 +258,6 @@ mod tests {
         assert_eq!(hits.len(), 1);
         assert_eq!((hits[0].trigger.as_str(), hits[0].org.as_str()), ("triage#0", "demo"));
         let request = hits[0].request.as_ref().unwrap();
-        assert_eq!(request.idempotency_key.as_deref(), Some("t-7"));
         assert_eq!(request.deadline.unwrap().timestamp(), 1_060);
         let ticket = json!({ "id": 7, "priority": 3, "title": "Fire" });
         assert_eq!(request.input, json!({ "ticket": ticket, "at": "0/10", "n": [1, "INSERT"] }));

@@ -23,7 +23,6 @@ pub(crate) use template::{Context, Template};
 
 use super::definition::WakeRequest;
 use crate::task::Request;
-use serde_json::Value;
 
 /// What the templates of a wake may name.
 pub(crate) const NAMES: [&str; 7] = ["new", "old", "event", "schema", "table", "commit_lsn", "committed_at"];
@@ -33,30 +32,23 @@ pub(crate) const NAMES: [&str; 7] = ["new", "old", "event", "schema", "table", "
 pub(crate) struct RequestTemplate {
     request: WakeRequest,
     input: Template,
-    idempotency_key: Option<Template>,
 }
 
 impl RequestTemplate {
     /// Reads the templates.
     pub(crate) fn parse(request: &WakeRequest) -> Result<Self, BadTemplate> {
-        let input = Template::parse(&request.input, "input", &NAMES)?;
-        let key = request
-            .idempotency_key
-            .as_ref()
-            .map(|text| Template::parse(&Value::String(text.clone()), "idempotency_key", &NAMES));
-        Ok(Self { request: request.clone(), input, idempotency_key: key.transpose()? })
+        Ok(Self { request: request.clone(), input: Template::parse(&request.input, "input", &NAMES)? })
     }
 
     fn fill(&self, commit: &Commit, context: &Context) -> Result<Request, BadTemplate> {
         let request = &self.request;
-        let key = self.idempotency_key.as_ref().map(|key| key.fill_text("idempotency_key", context));
         let after = request.deadline_after.and_then(|after| chrono::TimeDelta::from_std(after).ok());
         Ok(Request {
             kind: request.kind.clone(),
             requires: request.requires.clone(),
             input: self.input.fill("input", context)?,
             priority: request.priority,
-            idempotency_key: key.transpose()?,
+            idempotency_key: None,
             run_at: None,
             deadline: after.and_then(|after| commit.committed_at.checked_add_signed(after)),
             parent_id: None,
