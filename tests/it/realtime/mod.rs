@@ -1,5 +1,6 @@
 //! A gateway on a free port without a database, and a websocket client that sees every frame.
 mod clients;
+mod puppet;
 
 use convoke::{
     access::Access,

@@ -1,0 +1,123 @@
+//! A real client in its own process, told what to do and telling what it sees.
+use super::PATIENCE;
+use serde_json::{Value, json};
+use std::{path::Path, process::Stdio};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines},
+    process::{Child, ChildStdin, ChildStdout, Command},
+    time::timeout,
+};
+
+/// The newest supabase-js, speaking 2.0.0.
+pub const NEW: &str = "@supabase/supabase-js";
+/// The last line of supabase-js that speaks 1.0.0.
+pub const OLD: &str = "supabase-js-v1";
+
+pub struct Puppet {
+    _child: Child,
+    stdin: ChildStdin,
+    lines: Lines<BufReader<ChildStdout>>,
+    /// Broadcasts that came while something else was waited for.
+    heard: Vec<Value>,
+}
+
+fn clients() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients"))
+}
+
+fn installed(stamp: &str) {
+    assert!(
+        clients().join(stamp).exists(),
+        "the real clients are not installed: run `make test-clients-setup`"
+    );
+}
+
+impl Puppet {
+    pub async fn js(package: &str, http_url: &str, key: &str, vsn: Option<&str>) -> Self {
+        installed("js/node_modules/.installed");
+        let mut command = Command::new("node");
+        command.arg("puppet.mjs").args([package, http_url, key]).args(vsn).current_dir(clients().join("js"));
+        Self::start(command).await
+    }
+
+    pub async fn python(ws_url: &str, key: &str) -> Self {
+        installed("python/.venv/.installed");
+        let folder = clients().join("python");
+        let mut command = Command::new(folder.join(".venv/bin/python"));
+        command.arg("puppet.py").args([ws_url, key]).current_dir(folder);
+        Self::start(command).await
+    }
+
+    async fn start(mut command: Command) -> Self {
+        let command = command.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
+        let mut child = command.spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut puppet = Self { stdin: child.stdin.take().unwrap(), lines, heard: Vec::new(), _child: child };
+        puppet.until("ready", |_| true).await;
+        puppet
+    }
+
+    pub async fn tell(&mut self, command: &str, mut rest: Value) {
+        rest["command"] = json!(command);
+        self.stdin.write_all(format!("{rest}\n").as_bytes()).await.unwrap();
+    }
+
+    /// The next event of this name that satisfies `wanted`; others are skipped, but broadcasts are
+    /// kept and errors fail.
+    pub async fn until(&mut self, event: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        let kept = self.heard.iter().position(|it| it["event"] == event && wanted(it));
+        if let Some(at) = kept {
+            return self.heard.remove(at);
+        }
+        let mut seen = Vec::new();
+        let found = timeout(PATIENCE * 2, async {
+            loop {
+                let line = self.lines.next_line().await.unwrap().expect("the client ended");
+                let value: Value = serde_json::from_str(&line).unwrap();
+                assert_ne!(value["event"], "error", "{line}");
+                if value["event"] == event && wanted(&value) {
+                    return value;
+                }
+                if value["event"] == "broadcast" {
+                    self.heard.push(value);
+                }
+                seen.push(line);
+            }
+        });
+        let found = found.await.ok();
+        found.unwrap_or_else(|| panic!("no {event} as wanted; seen:\n{}", seen.join("\n")))
+    }
+
+    /// Joins with presence and waits until it is subscribed.
+    pub async fn join(&mut self, topic: &str, config: Value) {
+        self.tell("join", json!({"topic": topic, "config": config})).await;
+        self.subscribed(topic).await;
+    }
+
+    pub async fn subscribed(&mut self, topic: &str) {
+        self.until("status", |it| it["topic"] == topic && it["status"] == "SUBSCRIBED").await;
+    }
+
+    /// What comes of telling it to do something that ends with `event`.
+    pub async fn ask(&mut self, command: &str, rest: Value, event: &str) -> Value {
+        self.tell(command, rest).await;
+        self.until(event, |_| true).await["result"].clone()
+    }
+
+    /// Waits until the presence of `key` has this member.
+    pub async fn sees(&mut self, key: &str, member: &str, value: &Value) {
+        let metas = |state: &Value| state[key].as_array().cloned().unwrap_or_default();
+        self.until("sync", |it| metas(&it["state"]).iter().any(|meta| meta[member] == *value)).await;
+    }
+
+    /// Waits until nobody is present under `key`.
+    pub async fn misses(&mut self, key: &str) {
+        self.until("sync", |it| it["state"].get(key).is_none()).await;
+    }
+
+    /// The payload of the next broadcast of this name.
+    pub async fn hears(&mut self, name: &str) -> Value {
+        let got = self.until("broadcast", |it| it["name"] == name).await;
+        got.get("bytes").or_else(|| got.get("payload")).cloned().unwrap_or_default()
+    }
+}
