@@ -215,7 +215,7 @@ impl Process {
             },
             Self::Adopted(pid) => {
                 while process::is_alive(*pid) {
-                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    tokio::time::sleep(Duration::from_millis(250)).await;
                 }
                 "unknown, it was not our child".into()
             }
