@@ -69,7 +69,9 @@ impl Target {
         }
         let (rest, own) = split_tls(url)?;
         let base: tokio_postgres::Config = rest.parse().map_err(|e| bad_url(&e))?;
-        let host = match (base.get_hosts(), base.get_hostaddrs()) {
+        // `user@:5433/name?host=/folder` names an empty host besides the folder.
+        let hosts = base.get_hosts().iter().filter(|host| **host != PgHost::Tcp(String::new()));
+        let host = match (hosts.collect::<Vec<_>>().as_slice(), base.get_hostaddrs()) {
             ([PgHost::Tcp(name)], []) => Host::Tcp(name.clone()),
             ([PgHost::Unix(folder)], []) => Host::Unix(folder.clone()),
             ([], []) => return Err(Error::BadUrl("names no host".into())),
