@@ -16,6 +16,8 @@ use tokio::time::Instant;
 
 /// Frames that may wait for a join; later ones are dropped.
 const WAITING_MAX: usize = 128;
+/// Bytes that may wait with them, so that refused joins cannot be used to fill the memory.
+const WAITING_BYTES_MAX: usize = 1 << 20;
 const CHANGES_UNAVAILABLE: &str = "Postgres changes are not available on this server yet";
 
 /// What happened to a channel.
@@ -170,7 +172,8 @@ impl Channel {
     pub(super) fn on(&mut self, event: Event, limits: &Limits, now: Instant, out: &mut Vec<Action>) {
         match event {
             Event::Frame(frame) if self.is_busy() => {
-                if self.waiting.len() < WAITING_MAX {
+                let bytes: usize = self.waiting.iter().map(|frame| frame.payload.size()).sum();
+                if self.waiting.len() < WAITING_MAX && bytes + frame.payload.size() <= WAITING_BYTES_MAX {
                     self.waiting.push_back(frame);
                 }
                 return;

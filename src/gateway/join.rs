@@ -9,6 +9,8 @@ pub(super) struct Join {
     /// Own broadcasts come back.
     pub(super) to_self: bool,
     pub(super) ack: bool,
+    /// Missed messages were asked for.
+    pub(super) replay: bool,
     pub(super) presence: bool,
     /// Empty: a fresh one is made.
     pub(super) presence_key: String,
@@ -43,6 +45,7 @@ impl Join {
             private,
             to_self: flag(broadcast.get("self")),
             ack: flag(broadcast.get("ack")),
+            replay: broadcast.get("replay").is_some_and(|replay| !replay.is_null()),
             presence: flag(presence.get("enabled")),
             presence_key: match presence.get("key") {
                 None | Some(Value::Null) => String::new(),

@@ -133,6 +133,14 @@ impl Shared {
             let why = "Unauthorized: You do not have permissions to read from this Channel topic";
             return refuse(&format!("{why}: {}", room.topic), None);
         }
+        if join.replay {
+            let why = if join.private {
+                "Realtime was unable to replay messages"
+            } else {
+                "Replay is not allowed for public channels"
+            };
+            return refuse(&format!("UnableToReplayMessages: {why}"), None);
+        }
         Ok(admitted)
     }
 

@@ -41,6 +41,8 @@ struct State {
     bytes: usize,
     closed: Option<Closed>,
     writer: Option<Waker>,
+    /// Of [`Outbox::too_slow`]: a writer that waits for the socket is not woken by every frame.
+    watcher: Option<Waker>,
 }
 
 impl Outbox {
@@ -61,6 +63,7 @@ impl Outbox {
         }
         let bytes = state.bytes + frame.size();
         let fits = state.frames.len() < self.frames_max && bytes <= self.bytes_max;
+        let mut watcher = None;
         let outcome = if fits || state.frames.is_empty() {
             state.bytes = bytes;
             state.frames.push_back(frame);
@@ -69,13 +72,12 @@ impl Outbox {
             state.closed = Some(Closed::Slow { first: false });
             state.frames = VecDeque::new();
             state.bytes = 0;
+            watcher = state.watcher.take();
             Err(Closed::Slow { first: true })
         };
         let writer = state.writer.take();
         drop(state);
-        if let Some(writer) = writer {
-            writer.wake();
-        }
+        writer.into_iter().chain(watcher).for_each(Waker::wake);
         outcome
     }
 
@@ -98,15 +100,14 @@ impl Outbox {
         poll_fn(|cx| self.poll_take(cx)).await
     }
 
-    /// Resolves when the reader has been found too slow. Cancel safe, but takes the place of [`Outbox::take`]
-    /// as the one that is woken.
+    /// Resolves when the reader has been found too slow. For one watcher at a time; cancel safe.
     pub async fn too_slow(&self) {
         poll_fn(|cx| {
             let mut state = self.state.lock();
             if matches!(state.closed, Some(Closed::Slow { .. })) {
                 return Poll::Ready(());
             }
-            state.writer = Some(cx.waker().clone());
+            state.watcher = Some(cx.waker().clone());
             Poll::Pending
         })
         .await;

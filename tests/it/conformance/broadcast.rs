@@ -142,3 +142,52 @@ async fn a_broadcast_that_is_no_object_is_refused() {
     assert_eq!(socket.ask("den", "broadcast", json!([1])).await.reason(), "Broadcast payload must be a map");
     assert!(socket.so_far().await.is_empty());
 }
+
+/// What clients say to agents also reaches the daemon, with who said it, whichever way it was sent.
+#[tokio::test]
+async fn coordination_on_agents_channels_is_passed_to_the_daemon() {
+    let mut server = Server::start().await;
+    let mut sender = server.joined("agent:triage", json!({})).await;
+    sender.join("den", json!({})).await.ok();
+    let data = br#"{"type": "task_offer"}"#;
+    sender.message(kind3("realtime:den", "coordination", "", 1, data)).await;
+    sender.message(kind3("realtime:agent:triage", "agent_message", "", 1, data)).await;
+    sender.message(kind3("realtime:agent:triage", "coordination", "", 0, b"bytes")).await;
+    sender.message(kind3("realtime:agent:triage", "coordination", "", 1, data)).await;
+    let object = json!({"type": "broadcast", "event": "coordination", "payload": {"n": 1}});
+    sender.push("agent:triage", "broadcast", object).await;
+    sender.so_far().await;
+    let said = server.coordination.recv().await.unwrap();
+    assert_eq!((&said.payload[..], said.claims.role.as_str()), (&data[..], "anon"));
+    assert_eq!(said.room, crate::realtime::room("agent:triage"));
+    assert_eq!(&server.coordination.recv().await.unwrap().payload[..], br#"{"n":1}"#);
+    assert!(server.coordination.try_recv().is_err());
+}
+
+/// Fifty receivers of two senders: each hears every message, in each sender's order.
+#[tokio::test]
+async fn the_order_of_each_sender_is_kept_for_every_receiver() {
+    const MESSAGES: u64 = 200;
+    let server = Server::start().await;
+    let mut senders = [server.joined("den", json!({})).await, server.joined("den", json!({})).await];
+    let mut receivers = Vec::new();
+    for n in 0..50 {
+        let mut socket = if n % 2 == 0 { server.v1().await } else { server.v2().await };
+        socket.join("den", json!({})).await.ok();
+        receivers.push(socket);
+    }
+    for n in 0..MESSAGES {
+        for (from, sender) in senders.iter_mut().enumerate() {
+            sender.push("den", "broadcast", json!({"event": "e", "from": from, "n": n})).await;
+        }
+    }
+    for receiver in &mut receivers {
+        let mut next = [0, 0];
+        for _ in 0..MESSAGES * 2 {
+            let payload = receiver.next().await.payload;
+            let from = usize::from(payload["from"] == 1);
+            assert_eq!(payload["n"], next[from]);
+            next[from] += 1;
+        }
+    }
+}

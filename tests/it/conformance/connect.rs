@@ -117,12 +117,12 @@ async fn only_so_many_sockets_with_channels_are_served() {
 /// 19
 #[tokio::test]
 async fn a_silent_socket_is_closed_and_a_talking_one_is_not() {
-    let server = Server::with(Config { idle_timeout: Duration::from_millis(400), ..quick() }).await;
+    let server = Server::with(Config { idle_timeout: Duration::from_secs(2), ..quick() }).await;
     let (mut silent, mut talking) = (server.v2().await, server.v2().await);
     let keep = async {
         loop {
             talking.so_far().await;
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
         }
     };
     let code = tokio::select! { code = silent.close_code() => code, () = keep => unreachable!() };
@@ -167,4 +167,21 @@ async fn a_slow_reader_is_closed_with_4008_and_the_others_go_on() {
     }
     assert_eq!(slow.close_code().await, Some(4008));
     assert!(brisk.so_far().await.is_empty());
+}
+
+/// A socket that joins a thousand topics at once gets its answers, and the daemon keeps little of it.
+#[tokio::test]
+async fn a_flood_of_joins_is_answered_and_not_kept() {
+    let delay = Duration::from_secs(3600);
+    let server = Server::with(Config { channels_max: 10, join_error_delay: delay, ..quick() }).await;
+    let mut socket = server.v2().await;
+    for n in 0..1000 {
+        let own = json!(n.to_string());
+        socket.send(own.clone(), own, &format!("realtime:t{n}"), "phx_join", json!({"config": {}})).await;
+    }
+    let answers = socket.so_far().await;
+    let (ok, refused): (Vec<_>, Vec<_>) = answers.iter().partition(|got| got.payload["status"] == "ok");
+    assert_eq!(ok.len(), 10);
+    assert_eq!(refused.len(), 1000 - 10 - 64, "some wait for the delay, the rest are told at once");
+    assert!(refused.iter().all(|got| got.reason() == "ChannelRateLimitReached: Too many channels"));
 }

@@ -107,7 +107,7 @@ async fn each_bad_token_has_its_reason() {
 /// 58, 59
 #[tokio::test]
 async fn a_refusal_waits_without_stopping_anything_else() {
-    let server = Server::with(Config { join_error_delay: Duration::from_millis(300), ..quick() }).await;
+    let server = Server::with(Config { join_error_delay: Duration::from_secs(1), ..quick() }).await;
     let mut socket = server.v2().await;
     let bad = json!({"config": {}, "access_token": "potato"});
     socket.send(json!("1"), json!("1"), "realtime:a", "phx_join", bad).await;
@@ -120,6 +120,14 @@ async fn a_refusal_waits_without_stopping_anything_else() {
     let left = socket.next().await;
     assert_eq!((&left.reference, &left.payload["status"]), (&json!("2"), &json!("ok")));
     assert!(socket.so_far().await.is_empty(), "no phx_close");
+}
+
+/// Public channels keep no messages to send again.
+#[tokio::test]
+async fn replay_is_refused_on_a_public_channel() {
+    let reply =
+        Server::start().await.v2().await.join("a", json!({"broadcast": {"replay": {"since": 1}}})).await;
+    assert_eq!(reply.reason(), "UnableToReplayMessages: Replay is not allowed for public channels");
 }
 
 /// 60

@@ -57,13 +57,13 @@ async fn a_bad_token_ends_its_channel_alone() {
 async fn a_channel_ends_when_its_token_does() {
     let server = Server::start().await;
     let mut socket = server.v2().await;
-    socket.join_with("den", json!({"config": {}, "access_token": server.ending_in(1)})).await.ok();
+    socket.join_with("den", json!({"config": {}, "access_token": server.ending_in(2)})).await.ok();
     let payload = shutdown(&mut socket).await;
     let text = payload["message"].as_str().unwrap();
     assert!(["0", "1"].iter().any(|n| text == format!("Token has expired {n} seconds ago")), "{text}");
 
     socket.join_with("den", json!({"config": {}})).await.ok();
-    socket.push("den", "access_token", json!({"access_token": server.ending_in(1)})).await;
+    socket.push("den", "access_token", json!({"access_token": server.ending_in(2)})).await;
     assert!(shutdown(&mut socket).await["message"].as_str().unwrap().starts_with("Token has expired"));
 }
 

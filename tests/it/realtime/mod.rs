@@ -6,7 +6,7 @@ use convoke::{
     access::Access,
     auth::{Keys, MintRequest, Role, mint},
     clock::Clock,
-    gateway::{Config, Deps, Gateway, router},
+    gateway::{Config, Coordination, Deps, Gateway, router},
     hub::{Hub, Room},
     id::Topic,
     presence::Tracker,
@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 use std::{net::SocketAddr, time::Duration};
 use tokio::{
     net::{TcpListener, TcpStream},
+    sync::mpsc,
     time::timeout,
 };
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async, tungstenite};
@@ -35,6 +36,8 @@ pub struct Server {
     pub gateway: Gateway,
     pub registry: Registry,
     pub keys: Keys,
+    /// What clients say to agents.
+    pub coordination: mpsc::Receiver<Coordination>,
     scope: Scope,
 }
 
@@ -59,6 +62,7 @@ impl Server {
         let hub = Hub::new(&registry);
         let tracker = Tracker::start(&scope, hub.clone(), &registry);
         let keys = Keys::from_secret(&SECRET.into()).unwrap();
+        let (said, coordination) = mpsc::channel(100);
         let deps = Deps {
             keys: keys.clone(),
             access: Access,
@@ -66,7 +70,7 @@ impl Server {
             tracker: tracker.clone(),
             clock: Clock::System,
             registry: registry.clone(),
-            coordination: None,
+            coordination: Some(said),
         };
         let gateway = Gateway::new(&scope, config, deps);
         let app = router(&gateway);
@@ -74,7 +78,7 @@ impl Server {
             axum::serve(listener, app).with_graceful_shutdown(stop.cancelled_owned()).await?;
             Ok(())
         });
-        Self { addr, hub, tracker, gateway, registry, keys, scope }
+        Self { addr, hub, tracker, gateway, registry, keys, coordination, scope }
     }
 
     /// Stops everything and frees the port.

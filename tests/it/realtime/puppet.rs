@@ -28,7 +28,7 @@ fn clients() -> &'static Path {
 fn installed(stamp: &str) {
     assert!(
         clients().join(stamp).exists(),
-        "the real clients are not installed: run `make test-clients-setup`"
+        "the real clients are not installed: run `tests/clients/setup.sh`"
     );
 }
 
