@@ -149,10 +149,12 @@ async fn base(data_dir: &Path, identity: &Identity) -> Result<PathBuf, Error> {
             return Ok(base);
         }
     }
-    if identity.can_enter(data_dir).await {
+    let owner = fs::metadata(data_dir.join("postgres")).ok().map(|metadata| metadata.uid());
+    // Another owner's data is refused by the caller, wherever it is.
+    if owner.is_some_and(|owner| owner != identity.uid) || identity.can_enter(data_dir).await {
         return Ok(data_dir.to_owned());
     }
-    if data_dir.join("postgres").exists() {
+    if owner.is_some() {
         let reason = format!("user {} cannot enter it any more", identity.name);
         let source = io::Error::new(io::ErrorKind::PermissionDenied, reason);
         return Err(Error::NoPermission { path: data_dir.into(), source });

@@ -202,6 +202,7 @@ async fn data_of_another_user_is_refused_by_name() {
     let cluster = folder.data_dir().join("postgres");
     fs::create_dir_all(&cluster).unwrap();
     std::os::unix::fs::chown(&cluster, Some(4242), Some(4242)).unwrap();
+    fs::set_permissions(folder.data_dir(), fs::Permissions::from_mode(0o700)).unwrap();
     let error = Database::open(&folder.config(), &Scope::default()).await.unwrap_err();
     assert!(matches!(error, Error::ForeignOwner { owner: 4242, .. }), "{error:?}");
 }
