@@ -30,6 +30,7 @@ begin
       from convoke.tasks t
      where t.id = new.task_id
        and t.kind = 'support.triage'
+       and t.state = 'completed'
        and tickets.id = (t.input -> 'ticket' ->> 'id')::bigint;
     return null;
 end

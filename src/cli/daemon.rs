@@ -107,7 +107,7 @@ impl Daemon {
     }
 }
 
-fn url(settings: &Settings, config: &Config) -> String {
+pub(super) fn url(settings: &Settings, config: &Config) -> String {
     let given = std::env::var("CONVOKE_URL").ok();
     let left = || {
         let unsaid = settings.listen.is_none();

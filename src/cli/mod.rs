@@ -7,6 +7,7 @@
 mod agent;
 mod check;
 mod daemon;
+mod doctor;
 mod failure;
 mod migrate;
 mod screen;
@@ -45,6 +46,8 @@ enum Command {
     Agent(agent::Command),
     /// Bring the database to this program's version.
     Migrate,
+    /// Look at the database, the daemon and the invariants; say what to mend.
+    Doctor,
     /// Make a key for a client, a service or an agent.
     Token(token::Args),
 }
@@ -76,6 +79,7 @@ fn run(Cli { settings, command }: Cli) -> Outcome {
             Command::Task(command) => task::run(&settings, command).await,
             Command::Agent(command) => agent::run(&settings, command).await,
             Command::Migrate => migrate::run(&settings).await,
+            Command::Doctor => doctor::run(&settings).await,
             Command::Token(args) => token::run(&settings, &args),
         }
     })

@@ -68,6 +68,19 @@ impl Database {
         Self::build(config, target, url.clone(), None).await
     }
 
+    /// Connects to the database of a daemon that runs now, and never starts or stops a server: to
+    /// `config.url`, else to the private PostgreSQL that runs under `config.data_dir`.
+    ///
+    /// # Errors
+    /// [`Error::File`] when no private PostgreSQL has run there, and those of connecting.
+    pub async fn attach(config: &Config) -> Result<Self, Error> {
+        let url = match &config.url {
+            Some(url) => url.clone(),
+            None => private::left_url(&config.data_dir)?,
+        };
+        Self::build(config, Target::parse(url.expose_secret())?, url, None).await
+    }
+
     async fn build(
         config: &Config,
         target: Target,

@@ -19,7 +19,7 @@ pub use server::{Options, Server};
 use super::{Config, Error, Target};
 use crate::scope::{OnExit, Scope};
 use secrecy::SecretString;
-use std::{sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
@@ -69,6 +69,18 @@ impl Drop for Private {
     fn drop(&mut self) {
         self.keeping.cancel();
     }
+}
+
+/// The address that the private PostgreSQL under `data_dir` last had, whoever runs it.
+pub(super) fn left_url(data_dir: &Path) -> Result<SecretString, Error> {
+    let read = |name: &str| {
+        let path = data_dir.join(name);
+        let text = std::fs::read_to_string(&path).map_err(|e| Error::file("read", path, e))?;
+        Ok::<_, Error>(text.trim().to_owned())
+    };
+    let (password, port) = (read(places::PASSWORD_FILE)?, read(places::PORT_FILE)?);
+    let name = cluster::NAME;
+    Ok(SecretString::from(format!("postgres://{name}:{password}@127.0.0.1:{port}/{name}")))
 }
 
 /// Starts the server again whenever it ends by itself; connections come back by themselves.

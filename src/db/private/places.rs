@@ -16,6 +16,10 @@ use std::{
 };
 use tracing::warn;
 
+/// The file in `data_dir` with the password of the role `convoke`.
+pub(super) const PASSWORD_FILE: &str = "postgres.password";
+/// The file in `data_dir` with the port of the last run.
+pub(super) const PORT_FILE: &str = "postgres.port";
 /// Where the server's files go when it cannot get into `data_dir`.
 const ELSEWHERE: &str = "/var/lib/convoke";
 /// A socket's path is at most 107 bytes on Linux and 103 on macOS, and the name takes 15.
@@ -50,7 +54,7 @@ impl Places {
 
     /// Where the port of the last run is remembered.
     pub(super) fn port_file(&self) -> PathBuf {
-        self.data_dir.join("postgres.port")
+        self.data_dir.join(PORT_FILE)
     }
 
     /// The server's own record of its process.
@@ -60,7 +64,7 @@ impl Places {
 
     /// The password of the role `convoke`, made at the first call; none is made for existing data.
     pub(super) fn password(&self) -> Result<SecretString, Error> {
-        let path = self.data_dir.join("postgres.password");
+        let path = self.data_dir.join(PASSWORD_FILE);
         match fs::read_to_string(&path) {
             Ok(text) if !text.trim().is_empty() => return Ok(SecretString::from(text.trim().to_owned())),
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(Error::file("read", path, e)),

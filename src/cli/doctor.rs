@@ -1,0 +1,133 @@
+//! `convoke doctor`: what the database has and lacks, whether the daemon answers, and whether the
+//! rows obey the invariants of `reference/negotiation.md` §7. Changes nothing.
+use super::{Outcome, daemon, failure::Failure, screen, settings::Settings};
+use crate::{
+    config::Config,
+    db::{self, Database},
+    scope::Scope,
+};
+use serde::Serialize;
+use serde_json::json;
+use std::time::Duration;
+
+/// One thing that was looked at.
+#[derive(Debug, Serialize)]
+struct Finding {
+    name: String,
+    ok: bool,
+    found: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    remedy: Option<String>,
+}
+
+pub(super) async fn run(settings: &Settings) -> Outcome {
+    let config = settings.load()?.config;
+    let scope = Scope::default();
+    let (database, running) = open(&config, &scope).await?;
+    let looked = look(&config, &database).await;
+    let (url, shown) = (database.url(), database.url_redacted());
+    if !running {
+        database.stop().await?;
+    }
+    let _ = scope.drain(Duration::from_secs(5)).await;
+    let mut findings = looked?;
+    findings.push(answer(settings, &config, running).await);
+    let ok = findings.iter().all(|finding| finding.ok);
+    if settings.json {
+        let private = config.database.url.is_none();
+        let database = json!({ "url": url, "private": private, "data_dir": config.database.data_dir });
+        screen::json(&json!({ "ok": ok, "database": database, "findings": findings }));
+    } else {
+        screen::line(format!("database {shown}"));
+        for Finding { name, ok, found, remedy } in &findings {
+            screen::line(format!("{} {name:<24} {found}", if *ok { "ok  " } else { "MEND" }));
+            if let Some(remedy) = remedy {
+                screen::line(format!("     → {remedy}"));
+            }
+        }
+    }
+    if ok { Ok(()) } else { Err(Failure::not_well()) }
+}
+
+/// The database, and whether a daemon holds its data folder. A private one that does not run is
+/// started for the look, and stopped after it.
+async fn open(config: &Config, scope: &Scope) -> Result<(Database, bool), Failure> {
+    match Database::open(&config.database, scope).await {
+        Ok(database) => Ok((database, false)),
+        Err(db::Error::DataDirInUse { .. }) => Ok((Database::attach(&config.database).await?, true)),
+        Err(e) => Err(e.into()),
+    }
+}
+
+async fn look(config: &Config, database: &Database) -> Result<Vec<Finding>, Failure> {
+    let server = db::inspect(database).await?.into_iter();
+    let mut findings: Vec<_> = server
+        .map(|f| Finding { name: f.name.to_owned(), ok: f.ok, found: f.found, remedy: f.remedy })
+        .collect();
+    let client = database.client().await?;
+    let row = client.query_one(include_str!("sql/replication.sql"), &[&config.wal.slot]).await?;
+    let publications: Vec<String> = row.try_get("publications")?;
+    if !row.try_get::<_, bool>("migrated")? {
+        let found = "schema convoke is not there yet: `convoke up` or `convoke migrate` makes it".into();
+        findings.push(Finding { name: "schema".into(), ok: true, found, remedy: None });
+        return Ok(findings);
+    }
+    findings.push(slot(config, &row)?);
+    let found = if publications.is_empty() {
+        "none yet: `convoke up` makes them".into()
+    } else {
+        publications.join(", ")
+    };
+    findings.push(Finding { name: "publications".into(), ok: true, found, remedy: None });
+    for row in client.query(include_str!("sql/invariants.sql"), &[]).await? {
+        let (name, told): (&str, &str) = (row.try_get("name")?, row.try_get("told")?);
+        let broken: i64 = row.try_get("broken")?;
+        let found = if broken == 0 { told.to_owned() } else { format!("broken {broken} times: {told}") };
+        let remedy = (broken > 0)
+            .then(|| "this is a bug: report it with `select * from convoke.events` of the task".into());
+        findings.push(Finding { name: name.into(), ok: broken == 0, found, remedy });
+    }
+    Ok(findings)
+}
+
+fn slot(config: &Config, row: &tokio_postgres::Row) -> Result<Finding, Failure> {
+    let (active, lag): (Option<bool>, Option<i64>) = (row.try_get("active")?, row.try_get("lag_bytes")?);
+    let status: Option<String> = row.try_get("wal_status")?;
+    let lost = status.as_deref() == Some("lost");
+    let behind = lag.is_some_and(|lag| u64::try_from(lag).is_ok_and(|lag| lag > config.wal.lag_max));
+    let slot = &config.wal.slot;
+    let found = match active {
+        None => format!("{slot} is not there yet: `convoke up` makes it"),
+        Some(_) if lost => format!("{slot} is lost: the server threw away log that the daemon had not read"),
+        Some(active) => {
+            let state = if active { "is read" } else { "is not read now" };
+            format!("{slot} {state}, {} bytes behind", lag.unwrap_or_default())
+        }
+    };
+    let remedy = if lost {
+        Some("start the daemon: it makes a new one, says what was missed, and looks at everything".to_owned())
+    } else {
+        behind.then(|| {
+            format!("start the daemon, or give the log up with `select pg_drop_replication_slot('{slot}')`")
+        })
+    };
+    Ok(Finding { name: "replication_slot".into(), ok: remedy.is_none(), found, remedy })
+}
+
+/// Whether the daemon says that it is ready. One that does not run is no fault.
+async fn answer(settings: &Settings, config: &Config, running: bool) -> Finding {
+    let url = daemon::url(settings, config);
+    let http = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(5)).build();
+    let answer = match http {
+        Ok(http) => http.get(format!("{url}/health/ready")).send().await.ok(),
+        Err(_) => None,
+    };
+    let (ok, found) = match answer.map(|answer| answer.status()) {
+        Some(status) if status.is_success() => (true, format!("ready at {url}")),
+        Some(status) => (false, format!("{url} answers {status}")),
+        None if running => (false, format!("holds its data folder but does not answer at {url}")),
+        None => (true, format!("none at {url}")),
+    };
+    let remedy = (!ok).then(|| format!("look at {url}/health and at its log"));
+    Finding { name: "daemon".into(), ok, found, remedy }
+}
