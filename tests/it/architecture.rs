@@ -129,7 +129,8 @@ fn files(module: &str) -> Vec<PathBuf> {
             }
         }
     }
-    found.retain(|file| file.exists());
+    // A `tests.rs` is the tests of the module beside it, which may use whatever helps.
+    found.retain(|file| file.exists() && file.file_name().is_some_and(|name| name != "tests.rs"));
     found
 }
 
