@@ -7,13 +7,16 @@
 mod agent;
 mod check;
 mod daemon;
+mod demo;
 mod doctor;
 mod failure;
 mod migrate;
 mod screen;
+mod serve;
 mod settings;
 mod task;
 mod token;
+mod up;
 
 use clap::{Parser, Subcommand};
 use failure::Failure;
@@ -36,6 +39,10 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Run the daemon until Ctrl-C.
+    Up,
+    /// Show agents that compete for the tickets of a support desk.
+    Demo(demo::Args),
     /// List every problem of the settings and the agents' files.
     Check,
     /// Request, list, show, follow, explain and cancel tasks.
@@ -75,6 +82,8 @@ fn run(Cli { settings, command }: Cli) -> Outcome {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         match command {
+            Command::Up => up::run(&settings).await,
+            Command::Demo(args) => demo::run(&settings, &args).await,
             Command::Check => check::run(&settings),
             Command::Task(command) => task::run(&settings, command).await,
             Command::Agent(command) => agent::run(&settings, command).await,

@@ -15,7 +15,7 @@ pub(super) struct Settings {
     pub(super) data_dir: Option<String>,
     /// An outside PostgreSQL, postgres://user:password@host/database [default: a private one]
     #[arg(long, global = true, value_name = "URL", hide_env_values = true)]
-    database_url: Option<String>,
+    pub(super) database_url: Option<String>,
     /// Address and port of HTTP and websocket [default: 127.0.0.1:7700]
     #[arg(long, global = true, value_name = "ADDRESS:PORT")]
     pub(super) listen: Option<String>,

@@ -78,7 +78,7 @@ fn check_lists_the_problems_of_settings_and_agents_and_exits_78() {
 #[test]
 fn bad_settings_stop_every_command_with_78() {
     let folder = tempfile::tempdir().unwrap();
-    for command in [&["task", "list"][..], &["token"], &["doctor"], &["migrate"]] {
+    for command in [&["task", "list"][..], &["token"], &["up"], &["doctor"], &["migrate"]] {
         let args = [command, &["--listen", "nowhere"]].concat();
         let output = convoke(folder.path(), &args);
         assert_eq!(output.status.code(), Some(78), "{args:?}: {}", text(&output.stderr));

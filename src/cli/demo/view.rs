@@ -1,0 +1,159 @@
+//! The table of the demo. On a terminal, finished tickets scroll up and what is going on stands
+//! below them; elsewhere there is one line a ticket as it ends; with `--json`, one object.
+use super::desk::{Score, Ticket};
+use crate::cli::screen;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+use std::{collections::HashSet, fmt::Write, io::IsTerminal};
+
+/// Tickets in work that are shown at once.
+const LIVE_MAX: usize = 8;
+
+pub(super) struct View {
+    json: bool,
+    bar: Option<ProgressBar>,
+    over: HashSet<i64>,
+    last: String,
+    /// Whether the table has its header.
+    begun: bool,
+}
+
+impl View {
+    pub(super) fn new(json: bool) -> Self {
+        let bar = (!json && std::io::stdout().is_terminal()).then(|| {
+            let bar = ProgressBar::new(0);
+            let style = ProgressStyle::with_template("{bar:40} {pos} of {len} tickets\n{msg}");
+            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+            bar
+        });
+        Self { json, bar, over: HashSet::new(), last: String::new(), begun: false }
+    }
+
+    /// A line for people.
+    pub(super) fn note(&mut self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| eprintln!("{text}")),
+            None => eprintln!("{text}"),
+        }
+    }
+
+    /// Shows what is new; whether anything was.
+    pub(super) fn show(&mut self, tickets: &[Ticket]) -> bool {
+        if !self.begun && !self.json {
+            self.begun = true;
+            let header = format!(
+                "{:>4}  {:<38} {:<44} {:<11} {:>7}  RESULT",
+                "", "TICKET", "OFFERS (SCORE)", "WINNER", "MS"
+            );
+            self.line(&header);
+        }
+        let mut moved = false;
+        for ticket in tickets.iter().filter(|ticket| ticket.is_over()) {
+            if self.over.insert(ticket.id) {
+                moved = true;
+                if self.json { screen::json(&object(ticket)) } else { self.line(&row(ticket)) }
+            }
+        }
+        let live = live(tickets);
+        moved |= live != self.last;
+        if let Some(bar) = &self.bar {
+            bar.set_length(tickets.len() as u64);
+            bar.set_position(tickets.iter().filter(|ticket| ticket.is_over()).count() as u64);
+            bar.set_message(live.clone());
+        }
+        self.last = live;
+        moved
+    }
+
+    /// The end of the table: how it went, and what each agent did.
+    pub(super) fn finish(&mut self, tickets: &[Ticket], agents: &[Score]) {
+        self.show(tickets);
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+        let done = tickets.iter().filter(|ticket| ticket.is_done()).count();
+        let slowest = tickets.iter().filter_map(|ticket| ticket.took_ms).fold(0.0, f64::max);
+        if self.json {
+            let agents: Vec<_> = agents.iter().map(|a| json!({ "agent_id": a.agent, "won": a.won, "failed": a.lost, "ms": a.ms, "microdollars": a.microdollars })).collect();
+            screen::json(&json!({ "tickets": tickets.len(), "done": done, "ms": slowest, "agents": agents }));
+            return;
+        }
+        screen::line(format!(
+            "\n{done} of {} tickets sorted, the last {slowest:.0} ms after the insert\n",
+            tickets.len()
+        ));
+        let cost = |micro: i64| format!("${:.6}", micro as f64 / 1e6);
+        let rows = agents.iter().map(|a| {
+            let ms = a.ms.map_or_else(|| "-".into(), |ms| format!("{ms:.0} ms"));
+            [format!("  {}", a.agent), a.won.to_string(), a.lost.to_string(), ms, cost(a.microdollars)]
+        });
+        screen::table(["  AGENT", "WON AND DONE", "LOST OR FAILED", "MEAN TIME", "COST"], rows);
+        for ticket in tickets.iter().filter(|ticket| !ticket.is_done()) {
+            screen::line(format!("undone: {}", row(ticket).trim()));
+        }
+    }
+
+    fn line(&self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| screen::line(text)),
+            None => screen::line(text),
+        }
+    }
+}
+
+fn row(ticket: &Ticket) -> String {
+    let state = || {
+        let state = ticket.state.as_deref().unwrap_or("no task");
+        let reason = ticket.state_reason.as_deref().map(|reason| format!(" ({reason})")).unwrap_or_default();
+        format!("{state}{reason}")
+    };
+    let ms = ticket.took_ms.map_or_else(String::new, |ms| format!("{ms:.0}"));
+    let line = format!(
+        "{:>4}  {:<38} {:<44} {:<11} {ms:>7}  {}",
+        ticket.id,
+        cut(&ticket.subject, 38),
+        cut(ticket.offers.as_deref().unwrap_or("-"), 44),
+        ticket.agent.as_deref().unwrap_or("-"),
+        ticket.result.clone().unwrap_or_else(state)
+    );
+    line.trim_end().to_owned()
+}
+
+/// The tickets in work, a line each.
+fn live(tickets: &[Ticket]) -> String {
+    let mut text = String::new();
+    let working: Vec<_> =
+        tickets.iter().filter(|ticket| !ticket.is_over() && ticket.state.is_some()).collect();
+    for ticket in working.iter().take(LIVE_MAX) {
+        let state = ticket.state.as_deref().unwrap_or_default();
+        let who = ticket.agent.as_deref().unwrap_or_else(|| ticket.offers.as_deref().unwrap_or_default());
+        let _ = writeln!(text, "{:>4}  {:<38} {state:<9} {who}", ticket.id, cut(&ticket.subject, 38));
+    }
+    if working.len() > LIVE_MAX {
+        let _ = writeln!(text, "      and {} more in work", working.len() - LIVE_MAX);
+    }
+    text
+}
+
+fn object(ticket: &Ticket) -> serde_json::Value {
+    json!({
+        "ticket": ticket.id,
+        "subject": ticket.subject,
+        "task_id": ticket.task_id,
+        "state": ticket.state,
+        "offers": ticket.offers,
+        "agent_id": ticket.agent,
+        "result": ticket.result,
+        "ms": ticket.took_ms,
+    })
+}
+
+/// At most so many letters.
+fn cut(text: &str, letters_max: usize) -> String {
+    if text.chars().count() <= letters_max {
+        return text.to_owned();
+    }
+    let mut short: String = text.chars().take(letters_max.saturating_sub(1)).collect();
+    short.push('…');
+    short
+}

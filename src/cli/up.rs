@@ -1,0 +1,77 @@
+//! `convoke up`: the daemon.
+use super::{
+    Outcome, daemon, screen,
+    serve::{absent, again, anon_key, build, javascript, until_signal},
+    settings::Settings,
+};
+use crate::{
+    app::{Daemon, Parts},
+    config::{Loaded, load_agents},
+    telemetry,
+};
+use serde_json::json;
+use std::fmt::Write;
+use tokio_util::sync::CancellationToken;
+
+pub(super) async fn run(settings: &Settings) -> Outcome {
+    let loaded = settings.load()?;
+    let config = loaded.config.clone();
+    let definitions = load_agents(&config.agents.dir)?;
+    telemetry::init(&config.telemetry)?;
+    let absent = absent(&definitions);
+    let org = definitions.first().map_or_else(|| "default".to_owned(), |agent| agent.org.to_string());
+    let agents = definitions.len() - absent.len();
+    let daemon = build(Daemon::builder(config.clone()).definitions(definitions)).await?;
+    let parts = daemon.parts();
+    let key = anon_key(parts)?;
+    let url = daemon::http_url(parts.addr);
+    if settings.json {
+        screen::json(&json!({
+            "url": url,
+            "websocket": socket_url(&url),
+            "database": { "url": parts.database.url(), "private": parts.database.is_private() },
+            "data_dir": config.database.data_dir,
+            "agents": agents,
+            "absent": absent.iter().map(|(id, why)| json!({ "agent_id": id, "reason": why })).collect::<Vec<_>>(),
+            "anon_key": key,
+        }));
+    } else {
+        screen::line(banner(settings, &loaded, parts, agents, &absent));
+        screen::line("\nConnect from JavaScript (npm install @supabase/supabase-js):\n");
+        screen::line(javascript(&url, &org, &key));
+        screen::line("\nCtrl-C stops.");
+    }
+    until_signal(daemon, &config, CancellationToken::new()).await
+}
+
+fn socket_url(url: &str) -> String {
+    format!("{}/realtime/v1/websocket", url.replacen("http", "ws", 1))
+}
+
+fn banner(
+    settings: &Settings,
+    loaded: &Loaded,
+    parts: &Parts,
+    agents: usize,
+    absent: &[(String, String)],
+) -> String {
+    let config = &loaded.config;
+    let url = daemon::http_url(parts.addr);
+    let file = loaded.file.as_ref().map_or_else(|| "defaults".to_owned(), |file| file.display().to_string());
+    let kind = if parts.database.is_private() { "private" } else { "outside" };
+    let mut text = format!("convoke {} is up\n", env!("CARGO_PKG_VERSION"));
+    let mut row = |name: &str, told: &str| {
+        let _ = writeln!(text, "  {name:<10} {told}");
+    };
+    row("http", &url);
+    row("websocket", &socket_url(&url));
+    row("database", &format!("{} ({kind})", parts.database.url_redacted()));
+    row("data", &config.database.data_dir.display().to_string());
+    row("settings", &file);
+    row("agents", &format!("{agents} from {}", config.agents.dir.display()));
+    for (id, why) in absent {
+        row("", &format!("{id} is not here: {why}"));
+    }
+    row("keys", &format!("{} token --role anon | service | agent", again(settings)));
+    text.trim_end().to_owned()
+}
