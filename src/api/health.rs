@@ -1,4 +1,5 @@
 //! Is the daemon alive, is it ready, what did it count.
+use crate::telemetry::Registry;
 use axum::{
     Json,
     extract::State,
@@ -9,8 +10,7 @@ use parking_lot::Mutex;
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, sync::Arc};
-
-use crate::telemetry::Registry;
+use tokio::sync::Notify;
 
 /// How a part of the daemon is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -26,24 +26,44 @@ pub enum PartState {
 
 /// What each part last said about itself. Clones share it; nothing said yet is not ready.
 #[derive(Clone, Debug, Default)]
-pub struct Health(Arc<Mutex<BTreeMap<&'static str, (PartState, String)>>>);
+pub struct Health(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    parts: Mutex<BTreeMap<&'static str, (PartState, String)>>,
+    changed: Notify,
+}
 
 impl Health {
     /// Notes how `part` is, with one line for people (no secrets: it is public).
     pub fn set(&self, part: &'static str, state: PartState, detail: impl Into<String>) {
-        self.0.lock().insert(part, (state, detail.into()));
+        self.0.parts.lock().insert(part, (state, detail.into()));
+        self.0.changed.notify_waiters();
     }
 
     /// Whether no part is down.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        let parts = self.0.lock();
+        let parts = self.0.parts.lock();
         !parts.is_empty() && parts.values().all(|(state, _)| *state != PartState::Down)
+    }
+
+    /// Waits until no part is down.
+    pub async fn ready(&self) {
+        loop {
+            let changed = self.0.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if self.is_ready() {
+                return;
+            }
+            changed.await;
+        }
     }
 
     fn report(&self) -> Value {
         let status = if self.is_ready() { "ready" } else { "not_ready" };
-        let parts = self.0.lock();
+        let parts = self.0.parts.lock();
         let parts: BTreeMap<_, _> = parts
             .iter()
             .map(|(part, (state, detail))| (*part, json!({ "state": state, "detail": detail })))

@@ -165,14 +165,13 @@ impl Daemon {
     /// When a part that it cannot do without has failed; everything is stopped then, too.
     pub async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
         let Self { listener, routes, parts, scope, log } = self;
-        let accepting = CancellationToken::new();
-        let until = accepting.clone().cancelled_owned();
+        let serving = scope.child();
+        let until = serving.stopping().cancelled_owned();
         let listener = listener.tap_io(|socket| {
             let _ = socket.set_nodelay(true);
         });
         let app = routes.into_make_service_with_connect_info::<SocketAddr>();
         let serve = axum::serve(listener, app).with_graceful_shutdown(until);
-        let serving = scope.child();
         serving.spawn("http", crate::scope::OnExit::StopDaemon, |_| async move { Ok(serve.await?) });
 
         let failed = tokio::select! {
@@ -180,7 +179,7 @@ impl Daemon {
             () = scope.failed() => true,
         };
         tracing::info!("stopping");
-        accepting.cancel();
+        serving.stop();
         parts.agents.drain(JOBS_WITHIN).await;
         if let Err(stuck) = parts.gateway.stop(SOCKETS_WITHIN).await {
             tracing::warn!(left = stuck.left, "sockets did not close in time");
@@ -213,6 +212,9 @@ async fn assemble(
     let node = NodeId::generate();
     let keys = Keys::load_or_generate(&config.auth, &config.database.data_dir)?;
     let health = api::Health::default();
+    for part in ["database", "wal", "agents"] {
+        health.set(part, api::PartState::Down, "starting");
+    }
 
     let (tasks, notices) =
         Tasks::start(&scope, database.clone(), node, &config.task, task::Metrics::register(&metrics));
@@ -263,7 +265,7 @@ async fn assemble(
         config.gateway.clone(),
         gateway::Deps {
             keys: keys.clone(),
-            access: Access::default(),
+            access: Access,
             hub: hub.clone(),
             tracker: tracker.clone(),
             clock: clock.clone(),

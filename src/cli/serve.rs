@@ -8,9 +8,12 @@ use crate::{
     config::Config,
 };
 use anyhow::Context;
-use std::{future::Future, io, path::PathBuf};
+use std::{future::Future, io, path::PathBuf, time::Duration};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
+
+/// How long a daemon may take to get ready before people are told anyway.
+pub(super) const READY_WITHIN: Duration = Duration::from_secs(15);
 
 /// Builds, and says what to do about a port that is taken.
 pub(super) async fn build(builder: Builder) -> anyhow::Result<Daemon> {
@@ -23,9 +26,19 @@ pub(super) async fn build(builder: Builder) -> anyhow::Result<Daemon> {
 }
 
 /// Serves until the first SIGINT or SIGTERM, or until `stop`; then stops in order. A second signal
-/// exits at once (the private PostgreSQL stays, and the next daemon takes it over).
-pub(super) async fn until_signal(daemon: Daemon, config: &Config, stop: CancellationToken) -> Outcome {
+/// exits at once (the private PostgreSQL stays, and the next daemon takes it over). Calls `tell` once,
+/// when everything is ready or has taken [`READY_WITHIN`].
+pub(super) async fn until_signal(
+    daemon: Daemon,
+    config: &Config,
+    stop: CancellationToken,
+    tell: impl FnOnce(),
+) -> Outcome {
     let url_file = leave_url(daemon.parts(), config)?;
+    let health = daemon.parts().health.clone();
+    let ready = tokio::time::timeout(READY_WITHIN, health.ready());
+    tokio::pin!(ready);
+    let mut tell = Some(tell);
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut hang_up = signal(SignalKind::hangup())?;
@@ -34,6 +47,12 @@ pub(super) async fn until_signal(daemon: Daemon, config: &Config, stop: Cancella
     let outcome = loop {
         tokio::select! {
             outcome = &mut serving => break outcome,
+            outcome = &mut ready, if tell.is_some() => {
+                if outcome.is_err() {
+                    eprintln!("not ready yet; /health says what is missing");
+                }
+                tell.take().into_iter().for_each(|tell| tell());
+            }
             _ = hang_up.recv() => {
                 tracing::warn!("SIGHUP: settings are not reloaded yet; restart the daemon to apply them");
             }

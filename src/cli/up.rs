@@ -25,23 +25,26 @@ pub(super) async fn run(settings: &Settings) -> Outcome {
     let parts = daemon.parts();
     let key = anon_key(parts)?;
     let url = daemon::http_url(parts.addr);
-    if settings.json {
-        screen::json(&json!({
+    let told = if settings.json {
+        let absent = absent.iter().map(|(id, why)| json!({ "agent_id": id, "reason": why }));
+        let told = json!({
             "url": url,
             "websocket": socket_url(&url),
             "database": { "url": parts.database.url(), "private": parts.database.is_private() },
             "data_dir": config.database.data_dir,
             "agents": agents,
-            "absent": absent.iter().map(|(id, why)| json!({ "agent_id": id, "reason": why })).collect::<Vec<_>>(),
+            "absent": absent.collect::<Vec<_>>(),
             "anon_key": key,
-        }));
+        });
+        told.to_string()
     } else {
-        screen::line(banner(settings, &loaded, parts, agents, &absent));
-        screen::line("\nConnect from JavaScript (npm install @supabase/supabase-js):\n");
-        screen::line(javascript(&url, &org, &key));
-        screen::line("\nCtrl-C stops.");
-    }
-    until_signal(daemon, &config, CancellationToken::new()).await
+        format!(
+            "{}\n\nConnect from JavaScript (npm install @supabase/supabase-js):\n\n{}\n\nCtrl-C stops.",
+            banner(settings, &loaded, parts, agents, &absent),
+            javascript(&url, &org, &key)
+        )
+    };
+    until_signal(daemon, &config, CancellationToken::new(), || screen::line(told)).await
 }
 
 fn socket_url(url: &str) -> String {

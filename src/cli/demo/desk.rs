@@ -45,6 +45,13 @@ pub(super) struct Score {
     pub(super) microdollars: i64,
 }
 
+/// The statements of the file, one after another: tickets come in small groups, as in life.
+pub(super) fn arrivals(tickets: &str) -> Vec<String> {
+    let lines = tickets.lines().filter(|line| !line.starts_with("--"));
+    let text = lines.collect::<Vec<_>>().join("\n");
+    text.split(";\n").map(str::trim).filter(|part| !part.is_empty()).map(str::to_owned).collect()
+}
+
 /// Makes the desk's table and trigger, before the daemon starts: its agents' files name the table.
 pub(super) async fn lay_out(config: &db::Config, schema: &str) -> anyhow::Result<()> {
     let scope = Scope::default();
@@ -74,13 +81,15 @@ impl Desk {
         Ok(Self { client, since })
     }
 
-    /// Takes away the tickets of an earlier run and inserts those of this one. Ids go on rising, so
-    /// that nothing an earlier run left undone is mistaken for this one's.
-    pub(super) async fn load(&mut self, tickets: &str) -> anyhow::Result<()> {
-        let transaction = self.client.transaction().await?;
-        transaction.batch_execute("truncate public.tickets").await?;
-        transaction.batch_execute(tickets).await.context("cannot insert the tickets")?;
-        Ok(transaction.commit().await?)
+    /// Takes away the tickets of an earlier run. Ids go on rising, so that nothing that it left
+    /// undone is mistaken for this one's.
+    pub(super) async fn clear(&self) -> anyhow::Result<()> {
+        Ok(self.client.batch_execute("truncate public.tickets").await?)
+    }
+
+    /// Runs one insert statement.
+    pub(super) async fn insert(&self, statement: &str) -> anyhow::Result<()> {
+        self.client.batch_execute(statement).await.context("cannot insert the tickets")
     }
 
     pub(super) async fn look(&self) -> anyhow::Result<Vec<Ticket>> {

@@ -11,7 +11,7 @@ use super::{
     Outcome, daemon,
     failure::Failure,
     screen,
-    serve::{absent, again, anon_key, build, javascript, until_signal},
+    serve::{READY_WITHIN, absent, again, anon_key, build, javascript, until_signal},
     settings::Settings,
 };
 use crate::{
@@ -58,6 +58,7 @@ pub(super) async fn run(settings: &Settings, args: &Args) -> Outcome {
     let mut definitions = load_agents(&config.agents.dir)?;
     telemetry::init(&config.telemetry)?;
     let absent = absent(&definitions);
+    definitions.retain(|agent| absent.iter().all(|(id, _)| *id != agent.id.as_str()));
     let scope = Scope::default();
     let service = classifier::start(&scope).await?;
     classifier::point_to(&mut definitions, service);
@@ -78,7 +79,7 @@ pub(super) async fn run(settings: &Settings, args: &Args) -> Outcome {
         *told.lock() = Some(outcome);
         Ok(())
     });
-    until_signal(daemon, &config, stop).await?;
+    until_signal(daemon, &config, stop, || {}).await?;
     let _ = scope.drain(Duration::from_secs(2)).await;
     let outcome = undone.lock().take();
     match outcome {
@@ -124,18 +125,25 @@ struct Show {
 impl Show {
     /// Shows every ticket to its end; gives how many were left undone.
     async fn run(self, stop: &CancellationToken) -> anyhow::Result<usize> {
-        let mut desk = Desk::open(&self.parts.database).await?;
+        let desk = Desk::open(&self.parts.database).await?;
         let mut view = View::new(self.settings.json);
         for (id, why) in &self.absent {
             view.note(&format!("{id} is not taking part: {why}"));
         }
-        desk.load(&self.tickets).await?;
-        let mut changed = self.parts.tasks.changed();
+        // A row that is inserted before the log is read for the first time wakes nobody.
+        let ready = tokio::time::timeout(READY_WITHIN, self.parts.health.ready()).await;
+        ready.context("the daemon does not get ready: see its /health")?;
+        desk.clear().await?;
         let mut quiet = Duration::ZERO;
+        let mut waiting = desk::arrivals(&self.tickets).into_iter();
         loop {
+            let arrived = match waiting.next() {
+                Some(insert) => desk.insert(&insert).await.map(|()| true)?,
+                None => false,
+            };
             let tickets = desk.look().await?;
-            let moved = view.show(&tickets);
-            if tickets.iter().all(desk::Ticket::is_over) {
+            let moved = view.show(&tickets) || arrived;
+            if !arrived && tickets.iter().all(desk::Ticket::is_over) {
                 break;
             }
             quiet = if moved { Duration::ZERO } else { quiet };
@@ -143,7 +151,7 @@ impl Show {
                 view.note("nothing moves any more");
                 break;
             }
-            let tick = Duration::from_millis(100);
+            let tick = Duration::from_millis(120);
             tokio::select! {
                 () = stop.cancelled() => break,
                 () = tokio::time::sleep(tick) => quiet += tick,
@@ -155,6 +163,7 @@ impl Show {
         let undone = tickets.iter().filter(|ticket| !ticket.is_done()).count();
         if !self.once && !stop.is_cancelled() {
             self.tell_more(&tickets)?;
+            let mut changed = self.parts.tasks.changed();
             while !stop.is_cancelled() {
                 tokio::select! {
                     () = stop.cancelled() => {}

@@ -88,8 +88,11 @@ impl View {
             [format!("  {}", a.agent), a.won.to_string(), a.lost.to_string(), ms, cost(a.microdollars)]
         });
         screen::table(["  AGENT", "WON AND DONE", "LOST OR FAILED", "MEAN TIME", "COST"], rows);
+        if done < tickets.len() {
+            screen::line("\nleft undone:");
+        }
         for ticket in tickets.iter().filter(|ticket| !ticket.is_done()) {
-            screen::line(format!("undone: {}", row(ticket).trim()));
+            screen::line(row(ticket));
         }
     }
 
