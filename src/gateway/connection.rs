@@ -21,6 +21,8 @@ use tokio::time::{Instant, sleep_until, timeout};
 /// The reader was too slow; of our own, in the range for applications.
 pub(super) const CLOSE_SLOW: u16 = 4008;
 const CLOSE_NORMAL: u16 = 1000;
+const CLOSE_PROTOCOL: u16 = 1002;
+const CLOSE_NOT_TEXT: u16 = 1007;
 const CLOSE_TOO_BIG: u16 = 1009;
 const CLOSE_RESTART: u16 = 1012;
 const CLOSE_ABNORMAL: u16 = 1006;
@@ -134,9 +136,7 @@ async fn handle(
     let bytes: Bytes = match message {
         None => return Some(Ending::Gone),
         Some(Err(error)) => {
-            // The library names the error only in its text; whatever it is, the stream cannot be read on.
-            let too_big = error.to_string().contains("too long");
-            return Some(if too_big { Ending::Close(CLOSE_TOO_BIG) } else { Ending::Gone });
+            return Some(broken(&error));
         }
         Some(Ok(Message::Close(_))) => return Some(Ending::ByClient),
         Some(Ok(Message::Ping(_) | Message::Pong(_))) => return None,
@@ -158,6 +158,18 @@ async fn handle(
     };
     tracing::debug!(conn = %session.id(), bytes = bytes.len(), "message too big");
     Some(Ending::Close(CLOSE_TOO_BIG))
+}
+
+/// How a socket ends whose stream cannot be read on. The library tells the kind of error only by its text.
+fn broken(error: &axum::Error) -> Ending {
+    let text = error.to_string();
+    match () {
+        () if text.contains("too long") => Ending::Close(CLOSE_TOO_BIG),
+        () if text.contains("UTF-8") => Ending::Close(CLOSE_NOT_TEXT),
+        () if text.contains("without closing handshake") => Ending::Gone,
+        () if text.contains("protocol error") => Ending::Close(CLOSE_PROTOCOL),
+        () => Ending::Gone,
+    }
 }
 
 /// Writes what the outbox gives until it is closed and empty, or the socket breaks.

@@ -267,6 +267,9 @@ impl Core {
             }
             Action::WatchToken => self.watch_token(topic, slot),
             Action::Exit => {
+                if let Some((_, id)) = slot.token_check.take() {
+                    self.stop_timer(id);
+                }
                 if slot.entered.take().is_some() {
                     self.joined = self.joined.saturating_sub(1);
                     self.shared.metrics.channels.dec();
@@ -342,12 +345,20 @@ impl Core {
         self.timer_id
     }
 
+    /// Timers are few: one a channel and one a waiting refusal.
+    fn stop_timer(&mut self, id: u64) {
+        self.timers.retain(|Reverse(timer)| timer.id != id);
+    }
+
     /// Sets the next look at a channel's token, unless an earlier one is set already.
     fn watch_token(&mut self, topic: &str, slot: &mut Slot) {
         let Some(claims) = slot.channel.claims() else { return };
         let left = (claims.exp - self.shared.clock.now()).to_std().unwrap_or_default();
         let due = Instant::now() + left.min(TOKEN_CHECK_PERIOD) + Duration::from_millis(1);
         if slot.token_check.is_none_or(|(set, _)| due < set) {
+            if let Some((_, id)) = slot.token_check.take() {
+                self.stop_timer(id);
+            }
             slot.token_check = Some((due, self.start_timer(due, topic)));
         }
     }

@@ -3,7 +3,11 @@ use crate::realtime::{Message, Server, Socket, UPGRADE, get, quick};
 use convoke::{auth::Role, clock::Clock, gateway::Config};
 use serde_json::json;
 use std::time::Duration;
-use tokio::time::Instant;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::Instant,
+};
 
 async fn refused(server: &Server, query: &str, headers: &[(&str, &str)]) -> (u16, String) {
     let headers = [&UPGRADE[..], headers].concat();
@@ -184,4 +188,24 @@ async fn a_flood_of_joins_is_answered_and_not_kept() {
     assert_eq!(ok.len(), 10);
     assert_eq!(refused.len(), 1000 - 10 - 64, "some wait for the delay, the rest are told at once");
     assert!(refused.iter().all(|got| got.reason() == "ChannelRateLimitReached: Too many channels"));
+}
+
+/// What is no websocket frame ends the socket with the code that says so.
+#[tokio::test]
+async fn bad_framing_is_closed_with_its_code() {
+    let server = Server::start().await;
+    let text = |bytes: &[u8]| [&[0x81, 0x80 | bytes.len() as u8, 0, 0, 0, 0], bytes].concat();
+    for (bytes, code) in [(vec![0x81, 2, b'{', b'}'], 1002u16), (text(b"\xff\xfe"), 1007)] {
+        let mut socket = TcpStream::connect(server.addr).await.unwrap();
+        let headers: Vec<_> = UPGRADE.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+        let path = format!("/socket/websocket?apikey={}", server.anon());
+        let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\n{}\r\n", headers.concat());
+        socket.write_all(request.as_bytes()).await.unwrap();
+        socket.write_all(&bytes).await.unwrap();
+        let mut answer = Vec::new();
+        socket.read_to_end(&mut answer).await.unwrap();
+        assert!(answer.starts_with(b"HTTP/1.1 101"));
+        let close = [&[0x88, 2][..], &code.to_be_bytes()].concat();
+        assert!(answer.ends_with(&close), "{code}: {:?}", answer.split_at(answer.len() - 4).1);
+    }
 }
