@@ -39,6 +39,8 @@ pub(super) enum Command {
     Elsewhere(AssignmentKey),
     /// A job showed work.
     Progressed(AssignmentKey, Progress),
+    /// A job lost its assignment, and its slot with it, but has not stopped yet.
+    Fenced(AssignmentKey),
     /// A job is over.
     Ended(AssignmentKey),
 }
@@ -56,6 +58,8 @@ enum Phase {
     Accepting,
     Working,
     Elsewhere,
+    /// It holds no slot any more.
+    Ending,
 }
 
 /// An agent that is awake.
@@ -134,6 +138,9 @@ impl Actor {
                 if let Some(job) = self.running.get(&key.assignment_id) {
                     job.stop.cancel();
                 }
+                // Whether the slot is free already, the next award tells.
+                self.phase(key, Phase::Ending);
+                self.begin_next();
             }
             Command::Started(key) => {
                 self.current = Some(key.assignment_id);
@@ -145,12 +152,14 @@ impl Actor {
                     job.progress = progress.progress.or(job.progress);
                 }
             }
+            Command::Fenced(key) => {
+                self.phase(key, Phase::Ending);
+                self.begin_next();
+            }
             Command::Ended(key) => {
                 self.running.remove(&key.assignment_id);
                 self.idle_since = Instant::now();
-                if let Some((assigned, at)) = self.queue.pop_front() {
-                    self.begin(assigned, at);
-                }
+                self.begin_next();
             }
         }
         self.seen.last_active = Some(self.shared.clock.now());
@@ -159,19 +168,35 @@ impl Actor {
     /// The slot was taken by the award. When a job of ours has just ended there but not yet here, the
     /// award waits a moment; when more wait than there are slots, something is wrong and it is refused.
     fn assigned(&mut self, assigned: Assigned, at: Instant) {
-        let slots = usize::try_from(self.desk.definition.slots.max(1)).unwrap_or(1);
+        let slots = self.slots();
         let known =
             |(waiting, _): &(Assigned, Instant)| waiting.key.assignment_id == assigned.key.assignment_id;
         if self.running.contains_key(&assigned.key.assignment_id) || self.queue.iter().any(known) {
             return;
         }
-        if self.running.len() < slots {
+        if self.slots_used() < slots {
             self.begin(assigned, at);
         } else if self.queue.len() < slots {
             self.queue.push_back((assigned, at));
         } else {
             work::refuse(self.shared.clone(), assigned, "all slots are taken");
         }
+    }
+
+    fn begin_next(&mut self) {
+        if self.slots_used() < self.slots()
+            && let Some((assigned, at)) = self.queue.pop_front()
+        {
+            self.begin(assigned, at);
+        }
+    }
+
+    fn slots(&self) -> usize {
+        usize::try_from(self.desk.definition.slots.max(1)).unwrap_or(1)
+    }
+
+    fn slots_used(&self) -> usize {
+        self.running.values().filter(|job| job.phase != Phase::Ending).count()
     }
 
     fn begin(&mut self, assigned: Assigned, at: Instant) {
@@ -204,13 +229,15 @@ impl Actor {
     }
 
     fn phase(&mut self, key: AssignmentKey, phase: Phase) {
-        if let Some(job) = self.running.get_mut(&key.assignment_id) {
+        if let Some(job) = self.running.get_mut(&key.assignment_id)
+            && job.phase != Phase::Ending
+        {
             job.phase = phase;
         }
     }
 
     fn present(&mut self) {
-        let started = |job: &&Running| job.phase != Phase::Accepting;
+        let started = |job: &&Running| matches!(job.phase, Phase::Working | Phase::Elsewhere);
         let current = self.current.and_then(|id| self.running.get(&id)).filter(started);
         let current = current.or_else(|| self.running.values().find(started));
         let accepting = self.running.values().filter(|job| job.phase == Phase::Accepting).count();

@@ -72,7 +72,6 @@ pub struct Agents(Arc<House>);
 
 struct House {
     desks: HashMap<AgentId, Arc<Desk>>,
-    profiles: Vec<Profile>,
     unavailable: Vec<(AgentId, String)>,
     wakes: Arc<WakeIndex>,
     shared: Arc<Shared>,
@@ -128,7 +127,7 @@ impl Agents {
             let_go: CancellationToken::new(),
             stopping: AtomicBool::new(false),
         });
-        let (mut desks, mut profiles, mut unavailable) = (HashMap::new(), Vec::new(), Vec::new());
+        let (mut desks, mut unavailable) = (HashMap::new(), Vec::new());
         for definition in definitions {
             let id = definition.id.clone();
             if desks.contains_key(&id) {
@@ -145,20 +144,19 @@ impl Agents {
                 unavailable.push((id, reason));
                 continue;
             }
-            profiles.push(definition.profile());
             let definition = Arc::new(definition);
             desks.insert(id, Arc::new(Desk { definition, spend: Mutex::default(), actor: Mutex::new(None) }));
         }
         for desk in desks.values().filter(|desk| desk.is_hosted()) {
             desk.present(&shared, &Seen::default(), Activity::Asleep);
         }
-        Ok(Self(Arc::new(House { desks, profiles, unavailable, wakes, shared })))
+        Ok(Self(Arc::new(House { desks, unavailable, wakes, shared })))
     }
 
     /// What the agents are to the negotiation, for `Tasks::register`.
     #[must_use]
     pub fn profiles(&self) -> Vec<Profile> {
-        self.0.profiles.clone()
+        self.0.desks.values().map(|desk| desk.definition.profile()).collect()
     }
 
     /// The agents that were left out, each with the reason.

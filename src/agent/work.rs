@@ -33,6 +33,7 @@ const ACCEPT_WITHIN: Duration = Duration::from_secs(5);
 const STOP_GRACE: Duration = Duration::from_secs(4);
 /// How long an outcome is handed in again while the database is away.
 const DELIVER_WITHIN: Duration = Duration::from_secs(900);
+const INTERNAL_WITHIN: Duration = Duration::from_secs(10);
 const PAUSE_FIRST: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(2);
 /// Between two looks at a task that is done elsewhere.
@@ -143,6 +144,9 @@ impl Work {
             () = self.shared.let_go.cancelled() => End::LetGo,
         };
         let mut late = None;
+        if matches!(end, End::Fenced) {
+            self.tell(Command::Fenced(self.assigned.key)).await;
+        }
         if !matches!(end, End::Done(_)) {
             job_stop.cancel();
             late = timeout(STOP_GRACE, &mut run).await.ok().and_then(Result::ok);
@@ -317,15 +321,19 @@ fn undelivered(error: &Error) -> &'static str {
     }
 }
 
-/// Calls until the database is there to answer, with pauses that grow; at `until` its absence is the answer.
+/// Calls until the database is there to answer, with pauses that grow; at `until` its absence is the
+/// answer. An error inside of it is tried for [`INTERNAL_WITHIN`] only: it may be a bug that stays.
 async fn again<T, F: Future<Output = Result<T, Error>>>(
     until: Instant,
     mut call: impl FnMut() -> F,
 ) -> Result<T, Error> {
     let mut pause = PAUSE_FIRST;
+    let internal_until = until.min(Instant::now() + INTERNAL_WITHIN);
     loop {
+        let next = Instant::now() + pause;
         match call().await {
-            Err(Error::Unavailable(_)) if Instant::now() + pause < until => {}
+            Err(Error::Unavailable(_)) if next < until => {}
+            Err(Error::Internal(_)) if next < internal_until => {}
             answer => return answer,
         }
         sleep(pause).await;

@@ -173,6 +173,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_client_is_made_for_near_and_far() {
+        let clients = Clients::default();
+        for url in
+            ["https://api.openai.com/v1", "http://127.0.0.1:8080", "http://[::1]:8080", "http://localhost"]
+        {
+            clients.for_url(url).unwrap();
+        }
+        assert!(clients.proxied.get().is_some() && clients.direct.get().is_some());
+    }
+
+    #[test]
     fn a_server_says_when_to_come_again_in_seconds_or_as_a_date() {
         let now = DateTime::parse_from_rfc3339("2026-08-21T09:00:00Z").unwrap().to_utc();
         let read = |text: &str| {

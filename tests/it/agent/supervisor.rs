@@ -7,17 +7,21 @@ use crate::support::{TestDb, database};
 use convoke::{
     agent::{Agent, Agents, Definition, Deps, Env, Finished, Job, Metrics, Registry},
     clock::Clock,
+    db::{self, Database, Target},
     hub::{Hub, Room},
-    id::{AgentId, NodeId, OrgId, TaskId, Topic},
+    id::{AgentId, Epoch, NodeId, OrgId, TaskId, Topic},
     llm::Models,
     presence::Tracker,
     scope::{OnExit, Scope},
-    task::{self, Failure, Notice, Progress, Request, Task, TaskState, Tasks, Usage},
+    task::{self, AssignmentKey, Failure, Notice, Progress, Request, Task, TaskState, Tasks, Usage},
     telemetry,
 };
 use serde_json::{Value, json};
 use std::{sync::Arc, time::Duration};
-use tokio::sync::{Notify, watch};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{Notify, watch},
+};
 
 /// A house with everything but the log and the edges.
 struct House {
@@ -35,8 +39,20 @@ async fn house(definitions: Vec<Definition>, registry: Registry) -> House {
 }
 
 async fn house_in(definitions: Vec<Definition>, registry: Registry, env: Env) -> House {
-    let (db, scope, counted) = (database().await, Scope::default(), telemetry::Registry::default());
-    let store = db.open(&scope).await;
+    let db = database().await;
+    let config = db.config();
+    house_on(db, config, definitions, registry, env).await
+}
+
+async fn house_on(
+    db: TestDb,
+    config: db::Config,
+    definitions: Vec<Definition>,
+    registry: Registry,
+    env: Env,
+) -> House {
+    let (scope, counted) = (Scope::default(), telemetry::Registry::default());
+    let store = Database::open(&config, &scope).await.unwrap();
     let config = task::Config::default();
     let (tasks, mut notices) =
         Tasks::start(&scope, store, NodeId::generate(), &config, task::Metrics::register(&counted));
@@ -80,6 +96,14 @@ impl House {
         let task = self.tasks.wait(id, Duration::from_secs(20)).await.unwrap();
         assert!(task.state.is_final(), "{task:?}");
         task
+    }
+
+    /// The key of the task's live assignment, past the daemon's own way to the database.
+    async fn assignment(&self, id: TaskId) -> AssignmentKey {
+        let sql = "select id, epoch from convoke.assignments where task_id = $1";
+        let row = self.db.client().await.query_one(sql, &[&id.as_uuid()]).await.unwrap();
+        let (assignment_id, epoch): (uuid::Uuid, i64) = (row.get(0), row.get(1));
+        AssignmentKey { task_id: id, assignment_id: assignment_id.into(), epoch: Epoch(epoch) }
     }
 
     /// Waits until the presence of `agent` in its org passes.
@@ -365,4 +389,94 @@ async fn code_that_nobody_registered_is_named() {
     let error = Agents::start(&scope, deps, vec![worker("")], Registry::default()).err().unwrap();
     assert_eq!(error.to_string(), "agent worker: no Rust agent is registered as \"code\"");
     scope.drain(Duration::from_secs(5)).await.unwrap();
+}
+
+/// A way to the database that can be cut and mended.
+struct Wire {
+    address: std::net::SocketAddr,
+    cut: watch::Sender<bool>,
+}
+
+impl Wire {
+    async fn to(host: String, port: u16) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let wire = Self { address: listener.local_addr().unwrap(), cut: watch::Sender::new(false) };
+        let cut = wire.cut.clone();
+        #[expect(clippy::disallowed_methods, reason = "it ends with the test's runtime")]
+        tokio::spawn(async move {
+            while let Ok((mut near, _)) = listener.accept().await {
+                let (mut down, host) = (cut.subscribe(), host.clone());
+                tokio::spawn(async move {
+                    if *down.borrow_and_update() {
+                        return;
+                    }
+                    let mut far = TcpStream::connect((host.as_str(), port)).await.unwrap();
+                    tokio::select! {
+                        _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
+                        _ = down.wait_for(|cut| *cut) => {}
+                    }
+                });
+            }
+        });
+        wire
+    }
+}
+
+#[tokio::test]
+async fn a_finished_result_outlasts_a_database_that_is_away() {
+    let db = database().await;
+    let target = Target::parse(&db.url).unwrap();
+    let url = reqwest::Url::parse(&target.url()).unwrap();
+    let wire = Wire::to(url.host_str().unwrap().to_owned(), url.port().unwrap()).await;
+    let mut through = url.clone();
+    through.set_host(Some("127.0.0.1")).unwrap();
+    through.set_port(Some(wire.address.port())).unwrap();
+    let config = db::Config { url: Some(String::from(through).into()), ..db.config() };
+
+    let agent = Patient::default();
+    let house = house_on(db, config, vec![worker("")], code(agent.clone()), Env::of([])).await;
+    let id = house.request(json!({}), json!({})).await;
+    house.present("worker", |meta| meta["progress"] == 0.3).await;
+    wire.cut.send_replace(true);
+    agent.go.notify_one();
+    // Longer than the store's own patience: the result was handed in, in vain.
+    let vain = house.tasks.heartbeat(house.assignment(id).await, &AgentId::try_from("worker").unwrap()).await;
+    assert!(matches!(vain, Err(task::Error::Unavailable(_))), "{vain:?}");
+    wire.cut.send_replace(false);
+    let ended = async {
+        loop {
+            match house.tasks.wait(id, Duration::from_secs(5)).await {
+                Ok(task) if task.state.is_final() => return task,
+                _ => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        }
+    };
+    let task = tokio::time::timeout(Duration::from_secs(20), ended).await.unwrap();
+    assert_eq!((task.state, task.attempt, task.epoch.0), (TaskState::Completed, 1, 1));
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_job_that_will_not_stop_does_not_hold_the_slot_that_it_lost() {
+    /// Deaf to everything in its first attempt.
+    struct Deaf;
+    #[async_trait::async_trait]
+    impl Agent for Deaf {
+        async fn run(&self, job: Job) -> Result<Finished, Failure> {
+            if job.start.attempt == 1 {
+                job.progress(0.1, "deaf");
+                std::future::pending::<()>().await;
+            }
+            Ok(json!(job.start.attempt).into())
+        }
+    }
+    let house = house(vec![worker("")], code(Deaf)).await;
+    let id = house.request(json!({}), json!({ "lease": "300ms" })).await;
+    house.present("worker", |meta| meta["progress"] == 0.1).await;
+    house.tasks.register(house.agents.profiles()).await.unwrap();
+    let began = tokio::time::Instant::now();
+    let task = house.ended(id).await;
+    assert_eq!((task.result, task.epoch.0), (Some(json!(2)), 2));
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    house.close().await;
 }
