@@ -99,6 +99,18 @@ fn a_join_without_a_ref_of_its_own_lends_its_ref_to_pushes() {
 }
 
 #[test]
+fn a_join_beyond_the_rate_closes_the_socket_after_its_reply() {
+    let mut bench = Bench::new();
+    bench.on(frame("1", "1", "phx_join", json!({"config": {}})));
+    bench.on(Event::Checked(Err(Refusal { reason: "no".into(), close: Some(1001) })));
+    let out = bench.on(Event::DelayOver);
+    assert_eq!(
+        (names(&out[..1]), &out[1..]),
+        (vec!["error 1/1".to_owned()], &[Action::CloseSocket(1001)][..])
+    );
+}
+
+#[test]
 fn a_leave_of_an_older_join_is_ignored() {
     let mut bench = Bench::joined(json!({}));
     assert!(bench.on(frame("0", "2", "phx_leave", json!({}))).is_empty());
