@@ -5,6 +5,7 @@
 //! the daemon. Results go to standard output (`--json`: as JSON), everything else
 //! to standard error. Exit codes: 0 done, 1 failed, 64 usage, 78 configuration.
 mod agent;
+mod bench;
 mod check;
 mod daemon;
 mod demo;
@@ -51,6 +52,9 @@ enum Command {
     /// List and show agents.
     #[command(subcommand)]
     Agent(agent::Command),
+    /// Measure this machine.
+    #[command(subcommand)]
+    Bench(bench::Command),
     /// Bring the database to this program's version.
     Migrate,
     /// Look at the database, the daemon and the invariants; say what to mend.
@@ -87,6 +91,7 @@ fn run(Cli { settings, command }: Cli) -> Outcome {
             Command::Check => check::run(&settings),
             Command::Task(command) => task::run(&settings, command).await,
             Command::Agent(command) => agent::run(&settings, command).await,
+            Command::Bench(command) => bench::run(&settings, command).await,
             Command::Migrate => migrate::run(&settings).await,
             Command::Doctor => doctor::run(&settings).await,
             Command::Token(args) => token::run(&settings, &args),

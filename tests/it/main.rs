@@ -5,6 +5,7 @@ mod architecture;
 mod cli;
 mod config;
 mod conformance;
+mod daemon;
 mod db;
 mod realtime;
 mod support;

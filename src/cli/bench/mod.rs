@@ -1,0 +1,174 @@
+//! `convoke bench`: measures a daemon in this process on a private PostgreSQL with fsync on.
+//!
+//! Every figure is a median or a percentile with its baseline from the same run, since
+//! machines are noisy. The cluster lives in a folder of its own and is removed afterwards.
+mod tasks;
+mod wake;
+
+use super::{Failure, Outcome, settings::Settings};
+use crate::{
+    agent::{Agent, Definition},
+    app::Daemon,
+    config::Config,
+};
+use anyhow::Context;
+use clap::Subcommand;
+use serde_json::Value;
+use std::{path::PathBuf, sync::Arc, time::Duration};
+use tokio_util::sync::CancellationToken;
+
+#[derive(Subcommand)]
+pub(super) enum Command {
+    /// Commit to an agent's handler, beside LISTEN/NOTIFY.
+    Wake {
+        /// Commits that are measured.
+        #[arg(long, default_value_t = 2000)]
+        commits: u32,
+        /// Commits a second.
+        #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..))]
+        rate: u32,
+    },
+    /// Whole life-cycles a second, request to completed.
+    Tasks {
+        /// Tasks that are done.
+        #[arg(long, default_value_t = 20_000)]
+        tasks: u32,
+        /// Requests that are under way at once.
+        #[arg(long, default_value_t = 400)]
+        requesters: u32,
+        /// Agents that bid on every task.
+        #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..))]
+        bidders: u32,
+        /// Tasks at once of each agent.
+        #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+        slots: u32,
+    },
+    /// Announcement to award of one task at a time.
+    Award {
+        /// Tasks that are measured.
+        #[arg(long, default_value_t = 500)]
+        tasks: u32,
+        /// Agents that bid on every task.
+        #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..))]
+        bidders: u32,
+    },
+}
+
+pub(super) async fn run(settings: &Settings, command: Command) -> Outcome {
+    let figures = match command {
+        Command::Wake { commits, rate } => wake::run(settings, commits, rate).await?,
+        Command::Tasks { tasks, requesters, bidders, slots } => {
+            tasks::life_cycles(settings, tasks, requesters, bidders, slots).await?
+        }
+        Command::Award { tasks, bidders } => tasks::award(settings, tasks, bidders).await?,
+    };
+    if settings.json {
+        println!("{figures}");
+    } else if let Some(members) = figures.as_object() {
+        for (name, value) in members {
+            println!("{name:28} {value}");
+        }
+    }
+    Ok(())
+}
+
+/// A daemon for a measurement, with everything it leaves behind in a folder that goes with it.
+struct Bench {
+    daemon: crate::app::Parts,
+    running: tokio::task::JoinHandle<anyhow::Result<()>>,
+    stop: CancellationToken,
+    folder: Option<PathBuf>,
+}
+
+impl Bench {
+    async fn start(
+        settings: &Settings,
+        agents: Vec<(Definition, Arc<dyn Agent>)>,
+        schema: &str,
+    ) -> Result<Self, Failure> {
+        let mut config: Config = settings.load()?.config;
+        let folder = if config.database.url.is_none() {
+            let folder = std::env::temp_dir().join(format!("convoke-bench-{}", std::process::id()));
+            config.database.data_dir.clone_from(&folder);
+            Some(folder)
+        } else {
+            None
+        };
+        config.server.listen.set_port(0);
+        config.wal.slot = "convoke_bench".into();
+        prepare(&config, schema).await?;
+        let builder = Daemon::builder(config).definitions(Vec::new());
+        let builder =
+            agents.into_iter().fold(builder, |builder, (definition, agent)| builder.agent(definition, agent));
+        let daemon = builder.build().await?;
+        let (parts, stop) = (daemon.parts().clone(), CancellationToken::new());
+        let token = stop.clone();
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the daemon's own scope is inside; this waits for all of it"
+        )]
+        let running = tokio::spawn(daemon.run(token));
+        let bench = Self { daemon: parts, running, stop, folder };
+        bench.leading().await?;
+        Ok(bench)
+    }
+
+    /// Waits until the agents are hosted.
+    async fn leading(&self) -> anyhow::Result<()> {
+        let leading = async {
+            while !self.daemon.health.is_ready() || self.daemon.tasks.agents(None).await?.is_empty() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            anyhow::Ok(())
+        };
+        tokio::time::timeout(Duration::from_secs(30), leading)
+            .await
+            .context("the daemon did not get ready")?
+    }
+
+    async fn stop(self) -> anyhow::Result<()> {
+        self.stop.cancel();
+        self.running.await.context("the daemon panicked")??;
+        if let Some(folder) = self.folder {
+            std::fs::remove_dir_all(&folder)
+                .with_context(|| format!("cannot remove {}", folder.display()))?;
+        }
+        Ok(())
+    }
+}
+
+/// Makes the tables that the measurement's wakes name, before the daemon publishes them.
+async fn prepare(config: &Config, schema: &str) -> Result<(), Failure> {
+    let scope = crate::scope::Scope::default();
+    let database = crate::db::Database::open(&config.database, &scope).await?;
+    let client = database.client().await?;
+    client.batch_execute(schema).await.context("cannot make the tables of the measurement")?;
+    drop(client);
+    database.stop().await?;
+    let _ = scope.drain(Duration::from_secs(5)).await;
+    Ok(())
+}
+
+/// A Rust agent of org `bench`.
+fn definition(id: &str, slots: u32, more: &str) -> anyhow::Result<Definition> {
+    let text = format!(
+        "id = \"{id}\"\norg = \"bench\"\ncapabilities = [\"work\"]\nslots = {slots}\n\
+         [run]\nkind = \"rust\"\nname = \"{id}\"\n{more}"
+    );
+    toml::from_str(&text).context("the bench's own definition")
+}
+
+/// The value below which so many percent are; in milliseconds with three digits.
+fn percentile(sorted: &[Duration], percent: usize) -> Value {
+    let at = (sorted.len().saturating_sub(1) * percent).div_ceil(100);
+    let ms = sorted.get(at).map_or(f64::NAN, |time| time.as_secs_f64() * 1000.0);
+    serde_json::json!((ms * 1000.0).round() / 1000.0)
+}
+
+/// p50, p95 and p99 as members `<name>_p50_ms` and so on.
+fn percentiles(figures: &mut serde_json::Map<String, Value>, name: &str, mut times: Vec<Duration>) {
+    times.sort();
+    for percent in [50, 95, 99] {
+        figures.insert(format!("{name}_p{percent}_ms"), percentile(&times, percent));
+    }
+}

@@ -1,0 +1,78 @@
+//! The whole daemon in this process: rows, the log, agents, channels and HTTP together.
+mod line;
+
+use crate::support::{TestDb, database};
+use convoke::{
+    agent::{Agent, Definition, Finished, Job},
+    app::{Daemon, Parts},
+    config::Config,
+    task::Failure,
+};
+use std::{path::Path, sync::Arc, time::Duration};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+pub const SOON: Duration = Duration::from_secs(15);
+
+/// A daemon on a database of its own.
+pub struct Running {
+    pub parts: Parts,
+    pub stop: CancellationToken,
+    task: tokio::task::JoinHandle<anyhow::Result<()>>,
+}
+
+pub fn config(db: &TestDb, data_dir: &Path) -> Config {
+    let mut config = Config { database: db.config(), ..Config::default() };
+    config.database.data_dir = data_dir.to_owned();
+    config.server.listen.set_port(0);
+    config.wal.slot = db.slot();
+    config
+}
+
+impl Running {
+    pub async fn start(config: Config, agents: Vec<(Definition, Arc<dyn Agent>)>) -> Self {
+        let _ = convoke::telemetry::init(&convoke::telemetry::Config { log: "convoke=debug,info".into(), ..Default::default() });
+        let builder = Daemon::builder(config).definitions(Vec::new());
+        let builder = agents.into_iter().fold(builder, |builder, (d, agent)| builder.agent(d, agent));
+        let daemon = builder.build().await.unwrap();
+        let (parts, stop) = (daemon.parts().clone(), CancellationToken::new());
+        #[expect(clippy::disallowed_methods, reason = "the test waits for it in stop")]
+        let task = tokio::spawn(daemon.run(stop.clone()));
+        Self { parts, stop, task }
+    }
+
+    pub async fn stop(self) {
+        self.stop.cancel();
+        self.task.await.unwrap().unwrap();
+    }
+}
+
+/// A Rust agent of org `demo` that can `work`, with more TOML after it.
+pub fn definition(id: &str, more: &str) -> Definition {
+    toml::from_str(&format!(
+        "id = \"{id}\"\norg = \"demo\"\ncapabilities = [\"work\"]\n[run]\nkind = \"rust\"\nname = \"{id}\"\n{more}"
+    ))
+    .unwrap()
+}
+
+/// Tells the test each input that it gets, and answers with it.
+pub struct Echo(pub mpsc::Sender<serde_json::Value>);
+
+#[async_trait::async_trait]
+impl Agent for Echo {
+    async fn run(&self, job: Job) -> Result<Finished, Failure> {
+        self.0.send(job.input().clone()).await.unwrap();
+        Ok(job.input().clone().into())
+    }
+}
+
+pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+    match tokio::time::timeout(SOON, future).await {
+        Ok(found) => found,
+        Err(_) => panic!("not in time: {what}"),
+    }
+}
+
+pub async fn fresh() -> (TestDb, tempfile::TempDir) {
+    (database().await, tempfile::tempdir().unwrap())
+}
