@@ -47,6 +47,8 @@ pub const CLIENTS_PUBLICATION: &str = "supabase_realtime";
 const JOBS_WITHIN: Duration = Duration::from_secs(10);
 /// How long sockets may take over their last frames.
 const SOCKETS_WITHIN: Duration = Duration::from_secs(2);
+/// How often readiness is looked at while someone waits for it.
+const READY_EVERY: Duration = Duration::from_millis(10);
 /// How long everything else may take.
 const REST_WITHIN: Duration = Duration::from_secs(5);
 
@@ -144,6 +146,21 @@ pub struct Parts {
     /// How its parts are.
     pub health: api::Health,
     gateway: Gateway,
+}
+
+impl Parts {
+    /// Waits until the daemon is ready: it leads and hosts its agents, or stands by for another.
+    ///
+    /// # Errors
+    /// When it is not after `within`.
+    pub async fn ready(&self, within: Duration) -> anyhow::Result<()> {
+        let ready = async {
+            while !self.health.is_ready() {
+                tokio::time::sleep(READY_EVERY).await;
+            }
+        };
+        tokio::time::timeout(within, ready).await.with_context(|| format!("not ready within {within:?}"))
+    }
 }
 
 impl Daemon {

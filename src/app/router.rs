@@ -139,7 +139,7 @@ impl Router {
 
     async fn carry_out(&self, work: Work) {
         if work.asked {
-            self.deps.tasks.poke();
+            self.deps.tasks.poke_by_log();
         }
         for wakes in work.wakes.chunks(WAKES_MAX) {
             fault::point("wake.received");

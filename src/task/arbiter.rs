@@ -16,7 +16,11 @@ use crate::{db, fault};
 use chrono::{DateTime, Utc};
 use deadpool_postgres::Transaction;
 use serde_json::Value;
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 use tokio::time::Instant;
 use tokio_postgres::Row;
 use tokio_util::sync::CancellationToken;
@@ -28,6 +32,9 @@ pub(super) const LOOK_EVERY: Duration = Duration::from_secs(5);
 const TIMERS_EVERY: Duration = Duration::from_millis(20);
 /// How long the roster is trusted without reading it again.
 const ROSTER_EVERY: Duration = Duration::from_secs(1);
+/// After a wake-up by the log: the first and, doubled each time, the last wait for another look.
+const ECHO_MIN: Duration = Duration::from_millis(1);
+const ECHO_MAX: Duration = Duration::from_millis(500);
 /// Pause after a look that failed.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
 /// Classes that are remembered between looks.
@@ -49,12 +56,16 @@ pub(super) async fn serve(shared: Arc<Shared>, stop: CancellationToken) -> anyho
         timers_read: Instant::now(),
     };
     let mut wait = Duration::ZERO;
+    let mut echo = ECHO_MAX;
     loop {
         tokio::select! {
             biased;
             () = stop.cancelled() => return Ok(()),
             () = shared.poke.notified() => {}
             () = tokio::time::sleep(wait) => {}
+        }
+        if shared.told_by_log.swap(false, Ordering::Relaxed) {
+            echo = ECHO_MIN;
         }
         wait = match arbiter.look().await {
             Ok(next) => next,
@@ -69,6 +80,10 @@ pub(super) async fn serve(shared: Arc<Shared>, stop: CancellationToken) -> anyho
                 RETRY_PAUSE
             }
         };
+        if echo < ECHO_MAX {
+            wait = wait.min(echo);
+            echo *= 2;
+        }
     }
 }
 

@@ -117,6 +117,7 @@ struct Shared {
     metrics: Metrics,
     /// Whether the arbiter runs on this node; else what is committed here must be told to another.
     arbitrates: AtomicBool,
+    told_by_log: AtomicBool,
 }
 
 impl Shared {
@@ -195,6 +196,7 @@ impl Tasks {
             notices,
             metrics,
             arbitrates: AtomicBool::new(false),
+            told_by_log: AtomicBool::new(false),
         });
         let (requests, request_box) = lane();
         let (commands, command_box) = lane();
@@ -236,6 +238,13 @@ impl Tasks {
 
     /// Asks the arbiter to look; carries no data and may be called for nothing.
     pub fn poke(&self) {
+        self.shared.poke.notify_one();
+    }
+
+    /// A commit of another session asked for a look, as the log told. The log may tell before the commit
+    /// can be seen, so the arbiter looks again for a moment.
+    pub fn poke_by_log(&self) {
+        self.shared.told_by_log.store(true, Ordering::Relaxed);
         self.shared.poke.notify_one();
     }
 

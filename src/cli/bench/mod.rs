@@ -109,21 +109,8 @@ impl Bench {
         )]
         let running = tokio::spawn(daemon.run(token));
         let bench = Self { daemon: parts, running, stop, folder };
-        bench.leading().await?;
+        bench.daemon.ready(Duration::from_secs(30)).await?;
         Ok(bench)
-    }
-
-    /// Waits until the agents are hosted.
-    async fn leading(&self) -> anyhow::Result<()> {
-        let leading = async {
-            while !self.daemon.health.is_ready() || self.daemon.tasks.agents(None).await?.is_empty() {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-            anyhow::Ok(())
-        };
-        tokio::time::timeout(Duration::from_secs(30), leading)
-            .await
-            .context("the daemon did not get ready")?
     }
 
     async fn stop(self) -> anyhow::Result<()> {

@@ -15,7 +15,7 @@ pub(super) const NAME: &str = "convoke";
 
 /// What differs from PostgreSQL's own defaults. Small, durable, and quiet: no statement or
 /// parameter reaches the log.
-const SETTINGS: [(&str, &str); 27] = [
+const SETTINGS: [(&str, &str); 28] = [
     ("listen_addresses", "127.0.0.1"),
     ("password_encryption", "scram-sha-256"),
     ("max_connections", "100"),
@@ -34,6 +34,8 @@ const SETTINGS: [(&str, &str); 27] = [
     ("restart_after_crash", "on"),
     ("jit", "off"),
     ("cluster_name", "convoke"),
+    // Without it a table that the operator makes would land in the schema named like the role.
+    ("search_path", "public"),
     ("timezone", "UTC"),
     ("log_timezone", "UTC"),
     ("lc_messages", "C"),

@@ -31,13 +31,17 @@ pub fn config(db: &TestDb, data_dir: &Path) -> Config {
 
 impl Running {
     pub async fn start(config: Config, agents: Vec<(Definition, Arc<dyn Agent>)>) -> Self {
-        let _ = convoke::telemetry::init(&convoke::telemetry::Config { log: "convoke=debug,info".into(), ..Default::default() });
+        let _ = convoke::telemetry::init(&convoke::telemetry::Config {
+            log: "convoke=debug,info".into(),
+            ..Default::default()
+        });
         let builder = Daemon::builder(config).definitions(Vec::new());
         let builder = agents.into_iter().fold(builder, |builder, (d, agent)| builder.agent(d, agent));
         let daemon = builder.build().await.unwrap();
         let (parts, stop) = (daemon.parts().clone(), CancellationToken::new());
         #[expect(clippy::disallowed_methods, reason = "the test waits for it in stop")]
         let task = tokio::spawn(daemon.run(stop.clone()));
+        parts.ready(SOON).await.unwrap();
         Self { parts, stop, task }
     }
 
