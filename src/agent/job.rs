@@ -13,7 +13,8 @@ use tokio_util::sync::CancellationToken;
 #[async_trait::async_trait]
 pub trait Agent: Send + Sync {
     /// Does one job; up to `slots` run at once. When [`Job::stopped`] resolves there are a few seconds to
-    /// return; after them the future is dropped.
+    /// return; after them the future is dropped. The lease is renewed while the future waits, so long
+    /// computing belongs in `spawn_blocking`.
     ///
     /// # Errors
     /// A [`Failure`] with a line for people, and whether another attempt may do better.
