@@ -202,6 +202,7 @@ pub struct Gap {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// This daemon holds the leader lock and streams; comes before the first batch after every (re)gain.
+    /// Whole transactions that came before, in this process, do not come again.
     Leading {
         /// Everything committed after it follows.
         from: Lsn,

@@ -130,7 +130,8 @@ impl Error {
             | Self::NoReplicaIdentity { .. }
             | Self::Tls(_)
             | Self::Login(_)
-            | Self::Spill { .. } => Class::Setting,
+            | Self::Spill { .. }
+            | Self::Malformed(_) => Class::Setting,
             other => other.sqlstate().map_or(Class::Passing, class_of),
         }
     }

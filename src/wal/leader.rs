@@ -38,10 +38,17 @@ pub(super) struct Office {
     pub(super) stop: CancellationToken,
     /// Why the slot cannot be read although the server thinks so.
     pub(super) broken: Option<String>,
+    /// Big transactions come in blocks while they run, so that they hold nobody up.
+    pub(super) in_blocks: bool,
     pub(super) standing_by: bool,
 }
 
 impl Office {
+    /// The end of what the consumer was told of.
+    pub(super) fn delivered(&self) -> Lsn {
+        Lsn(self.progress.delivered.load(Ordering::Acquire))
+    }
+
     /// Serves until told to stop ([`Error::Stopped`]) or something breaks.
     pub(super) async fn term(&mut self) -> Result<(), Error> {
         let stop = self.stop.clone();
@@ -67,14 +74,15 @@ impl Office {
         tokio::select! {
             biased;
             () = stop.cancelled() => return Err(Error::Stopped),
-            started = connection.start_replication(&self.config.slot, &self.publications, from) => started?,
+            started = self.start(&mut connection, from) => started?,
         }
         info!(%from, "streaming the log");
-        self.tell(Event::Leading { from }, &CancellationToken::new()).await?;
         self.standing_by = false;
         self.metrics.leading.set(1);
         let outcome = self.lead(connection, client, from, stored).await;
-        self.metrics.leading.set(0);
+        for gauge in [&self.metrics.leading, &self.metrics.lag_bytes, &self.metrics.retained_bytes] {
+            gauge.set(0);
+        }
         if !matches!(outcome, Err(Error::Stopped)) {
             self.metrics.reconnects.inc();
         }
@@ -101,6 +109,10 @@ impl Office {
         slot.prepare(connection, client).await
     }
 
+    async fn start(&self, connection: &mut Connection, from: Lsn) -> Result<(), Error> {
+        connection.start_replication(&self.config.slot, &self.publications, from, self.in_blocks).await
+    }
+
     /// Tells of a gap, if there is one, and finds where to begin.
     async fn begin(&mut self, prepared: Prepared) -> Result<Lsn, Error> {
         let Prepared { from, gap, other_log, stored: _ } = prepared;
@@ -111,7 +123,7 @@ impl Office {
         }
         let Some(gap) = gap else {
             // What this process was told already need not come again.
-            return Ok(from.max(Lsn(self.progress.delivered.load(Ordering::Acquire))));
+            return Ok(from.max(self.delivered()));
         };
         error!(from = gap.from.map(|lsn| lsn.to_string()), to = %gap.to, reason = gap.reason, "changes were lost");
         self.metrics.gaps.inc();
@@ -160,6 +172,8 @@ impl Office {
         let (dir, spilled) = (self.spill_dir.clone(), self.metrics.spilled_bytes.clone());
         let mut assembler = Assembler::new(from, *transaction_memory_max, dir, slot, spilled);
         assembler.clean()?;
+        // Only now, because the socket is looked after however long the consumer takes.
+        self.report(Event::Leading { from }, reader).await?;
         loop {
             let lot = tokio::select! {
                 biased;
@@ -173,13 +187,7 @@ impl Office {
                     Frame::Data { message, .. } => {
                         assembler.push(message)?;
                         while let Some(batch) = assembler.pop()? {
-                            if let Err(e) = self.hand_over(batch, &reader.ended).await {
-                                return Err(if reader.ended.is_cancelled() {
-                                    reader.error().await
-                                } else {
-                                    e
-                                });
-                            }
+                            self.hand_over(batch, reader).await?;
                         }
                     }
                     Frame::Keepalive { wal_end, reply } if assembler.is_between_transactions() => {
@@ -195,15 +203,23 @@ impl Office {
         }
     }
 
-    async fn hand_over(&self, batch: Batch, ended: &CancellationToken) -> Result<(), Error> {
+    async fn hand_over(&self, batch: Batch, reader: &mut Reader) -> Result<(), Error> {
         let (changes, end) = (batch.changes.len(), batch.last.then_some(batch.end_lsn));
-        self.tell(Event::Batch(batch), ended).await?;
+        self.report(Event::Batch(batch), reader).await?;
         self.metrics.changes.inc_by(changes as u64);
         if let Some(end) = end {
             self.metrics.transactions.inc();
             self.progress.delivered.fetch_max(end.0, Ordering::AcqRel);
         }
         Ok(())
+    }
+
+    /// Tells the consumer while the stream lives.
+    async fn report(&self, event: Event, reader: &mut Reader) -> Result<(), Error> {
+        match self.tell(event, &reader.ended).await {
+            Err(_) if reader.ended.is_cancelled() => Err(reader.error().await),
+            told => told,
+        }
     }
 
     /// Waits for the consumer, but not longer than there is reason to.

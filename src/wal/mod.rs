@@ -115,6 +115,7 @@ pub fn start(
         progress: keeper::Progress::default(),
         stop: scope.stopping(),
         broken: None,
+        in_blocks: true,
         standing_by: false,
     };
     scope.spawn("wal", OnExit::StopDaemon, |_| {

@@ -14,47 +14,86 @@ const PASSING: (Duration, Duration) = (Duration::from_millis(100), Duration::fro
 const SETTING: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(30));
 /// A term of this length makes the next pause short again.
 const GOOD_TERM: Duration = Duration::from_secs(30);
-/// So many terms ended by changes that cannot be decoded make the slot useless.
-const UNDECODABLE_MAX: u32 = 2;
+/// So many terms in a row that ended without progress, because the server cannot decode what comes next, make
+/// the slot useless. A missing publication is certain after few, an internal error only after half a minute.
+const UNPUBLISHED_MAX: u32 = 2;
+const UNDECODABLE_MAX: u32 = 10;
 
 /// Works until the scope stops.
 pub(super) async fn run(mut office: Office) {
-    let (mut failures, mut undecodable, mut last_said) = (0_u32, 0_u32, String::new());
+    let mut troubles = Troubles::default();
     loop {
-        let began = Instant::now();
+        let (began, delivered) = (Instant::now(), office.delivered());
         let error = match office.term().await {
             Ok(()) | Err(Error::Stopped) => return,
             Err(error) => error,
         };
         if began.elapsed() >= GOOD_TERM {
-            (failures, undecodable) = (0, 0);
-            last_said.clear();
+            troubles = Troubles::default();
+            office.in_blocks = true;
+        }
+        if office.delivered() > delivered {
+            troubles.undecodable = 0;
         }
         let said = explain(&error);
-        // One line for each new trouble: a server that is away for an hour says so once.
-        if said != last_said {
-            match error.class() {
-                Class::Passing => warn!(error = said, "the stream of the log broke, it will be tried again"),
-                Class::Setting => error!(error = said, "the log cannot be read until this is mended"),
-            }
-        }
-        if error.sqlstate() == Some(&SqlState::UNDEFINED_OBJECT) {
-            undecodable += 1;
-            if undecodable >= UNDECODABLE_MAX {
-                office.broken = Some(format!("changes before a publication existed cannot be read: {said}"));
-                undecodable = 0;
-            }
-        }
+        troubles.log(&error, &said);
+        troubles.look_for_a_way(&error, &said, &mut office);
         if office.stand_by(&said).await.is_err() {
             return;
         }
-        let pause = pause(error.class(), failures);
-        failures = failures.saturating_add(1);
-        last_said = said;
+        let pause = pause(error.class(), troubles.failures);
+        troubles.failures = troubles.failures.saturating_add(1);
+        troubles.said = said;
         tokio::select! {
             biased;
             () = office.stop.cancelled() => return,
             () = sleep(pause) => {}
+        }
+    }
+}
+
+/// What went wrong since the last good term.
+#[derive(Default)]
+struct Troubles {
+    failures: u32,
+    undecodable: u32,
+    said: String,
+}
+
+impl Troubles {
+    /// One line for each new trouble: a server that is away for an hour says so once.
+    fn log(&self, error: &Error, said: &str) {
+        if said == self.said {
+            return;
+        }
+        match error.class() {
+            Class::Passing => warn!(error = said, "the stream of the log broke, it will be tried again"),
+            Class::Setting => error!(error = said, "the log cannot be read until this is mended"),
+        }
+    }
+
+    /// What the server cannot decode it will not be able to decode the next time.
+    fn look_for_a_way(&mut self, error: &Error, said: &str, office: &mut Office) {
+        let (limit, why) = match error.sqlstate() {
+            Some(code) if *code == SqlState::UNDEFINED_OBJECT => {
+                (UNPUBLISHED_MAX, "changes from before a publication existed cannot be read")
+            }
+            // PostgreSQL fails so where a running transaction took back a change of a table. Decoded at its
+            // commit, when it is known what was taken back, the same transaction is read without fault.
+            Some(code) if *code == SqlState::INTERNAL_ERROR && office.in_blocks => {
+                warn!(
+                    "transactions are read whole at their commit for now, because the server failed to stream them"
+                );
+                office.in_blocks = false;
+                return;
+            }
+            Some(code) if *code == SqlState::INTERNAL_ERROR => (UNDECODABLE_MAX, "the log cannot be decoded"),
+            _ => return,
+        };
+        self.undecodable += 1;
+        if self.undecodable >= limit {
+            office.broken = Some(format!("{why}: {said}"));
+            self.undecodable = 0;
         }
     }
 }

@@ -123,3 +123,81 @@ fn password(target: &Target) -> Result<&[u8], Error> {
         None => Err(Error::Login("the server wants a password and database.url has none".into())),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::BytesMut;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+
+    /// What `server` sees when we log in at it.
+    async fn log_in<F: Future<Output = ()>>(
+        server: impl FnOnce(DuplexStream) -> F,
+        url: &str,
+    ) -> Result<(), Error> {
+        let (ours, mut theirs) = duplex(4096);
+        let mut connection = Connection {
+            io: Box::new(ours),
+            read: BytesMut::new(),
+            write: BytesMut::new(),
+            message_bytes_max: 1 << 16,
+        };
+        let target = Target::parse(url).unwrap();
+        let server = async move {
+            let length = theirs.read_u32().await.unwrap() as usize;
+            let mut startup = vec![0; length - 4];
+            theirs.read_exact(&mut startup).await.unwrap();
+            assert!(String::from_utf8_lossy(&startup).contains("replication\0database\0"));
+            server(theirs).await;
+        };
+        let (outcome, ()) = tokio::join!(connection.log_in(&target, Binding::Plain), server);
+        outcome
+    }
+
+    async fn password_of(server: &mut DuplexStream) -> String {
+        assert_eq!(server.read_u8().await.unwrap(), b'p');
+        let length = server.read_u32().await.unwrap() as usize;
+        let mut body = vec![0; length - 4];
+        server.read_exact(&mut body).await.unwrap();
+        String::from_utf8(body).unwrap()
+    }
+
+    const URL: &str = "postgres://user:secret@localhost/x";
+    const WELCOME: &[u8] = b"R\0\0\0\x08\0\0\0\0Z\0\0\0\x05I";
+
+    #[tokio::test]
+    async fn old_servers_get_a_hash_or_the_password() {
+        let md5 = async |mut server: DuplexStream| {
+            server.write_all(b"R\0\0\0\x0c\0\0\0\x05salt").await.unwrap();
+            let hash = md5_hash(b"user", b"secret", *b"salt");
+            assert_eq!(password_of(&mut server).await, format!("{hash}\0"));
+            server.write_all(WELCOME).await.unwrap();
+        };
+        log_in(md5, URL).await.unwrap();
+        let clear = async |mut server: DuplexStream| {
+            server.write_all(b"R\0\0\0\x08\0\0\0\x03").await.unwrap();
+            assert_eq!(password_of(&mut server).await, "secret\0");
+            server.write_all(WELCOME).await.unwrap();
+        };
+        log_in(clear, URL).await.unwrap();
+        let asks = async |mut server: DuplexStream| {
+            server.write_all(b"R\0\0\0\x08\0\0\0\x03").await.unwrap();
+        };
+        let refused = log_in(asks, "postgres://user@localhost/x").await.unwrap_err();
+        assert!(refused.to_string().contains("has none"), "{refused}");
+    }
+
+    #[tokio::test]
+    async fn a_server_that_proves_nothing_is_not_believed() {
+        let liar = async |mut server: DuplexStream| {
+            server.write_all(b"R\0\0\0\x17\0\0\0\x0aSCRAM-SHA-256\0\0").await.unwrap();
+            password_of(&mut server).await;
+            server.write_all(WELCOME).await.unwrap();
+        };
+        assert!(matches!(log_in(liar, URL).await, Err(Error::Login(_))));
+        let other_way = async |mut server: DuplexStream| {
+            server.write_all(b"R\0\0\0\x08\0\0\0\x07").await.unwrap();
+        };
+        assert!(matches!(log_in(other_way, URL).await, Err(Error::Login(_))));
+    }
+}

@@ -103,17 +103,20 @@ impl Connection {
         }
     }
 
-    /// Begins to stream from `from`; after this there are only frames.
+    /// Begins to stream from `from`; after this there are only frames. With `in_blocks`, big transactions
+    /// come while they still run.
     pub(super) async fn start_replication(
         &mut self,
         slot: &str,
         publications: &[String],
         from: Lsn,
+        in_blocks: bool,
     ) -> Result<(), Error> {
         let names: Vec<_> = publications.iter().map(|name| super::publication::quoted(name)).collect();
         let names = names.join(",").replace('\'', "''");
+        let streaming = if in_blocks { "on" } else { "off" };
         let sql = format!(
-            "START_REPLICATION SLOT \"{slot}\" LOGICAL {from} (proto_version '2', streaming 'on', \
+            "START_REPLICATION SLOT \"{slot}\" LOGICAL {from} (proto_version '2', streaming '{streaming}', \
              messages 'true', publication_names '{names}')"
         );
         frontend::query(&sql, &mut self.write)?;

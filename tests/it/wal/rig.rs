@@ -141,6 +141,10 @@ impl Consumer {
 
     /// The next whole transaction, through reconnects.
     pub async fn transaction(&mut self) -> Batch {
+        timeout(PATIENCE, self.next_transaction()).await.expect("no whole transaction in time")
+    }
+
+    async fn next_transaction(&mut self) -> Batch {
         let mut whole: Option<Batch> = None;
         loop {
             match self.event().await {

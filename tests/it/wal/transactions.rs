@@ -1,6 +1,7 @@
 //! Whole transactions, in commit order, however big they are.
 use super::rig::{Rig, rig};
-use convoke::wal::Event;
+use convoke::wal::{Cell, Change, Event};
+use rand::{RngExt, SeedableRng, rngs::StdRng};
 use std::time::Duration;
 
 async fn items() -> Rig {
@@ -123,5 +124,129 @@ async fn what_is_not_published_is_not_seen() {
     rig.sql.batch_execute("insert into secrets values (1); insert into items values (2)").await.unwrap();
     let Event::Batch(batch) = consumer.event().await else { panic!("no batch") };
     assert_eq!(super::rig::ids(&batch), [2]);
+    consumer.stop().await;
+}
+
+/// Makes the server stream everything above 64 kB in blocks.
+async fn stream_early(rig: &Rig) {
+    let alter = format!("alter database {} set logical_decoding_work_mem = '64kB'", rig.db.name);
+    rig.sql.batch_execute(&alter).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_streamed_transaction_may_change_its_table_and_take_it_back() {
+    let rig = items().await;
+    stream_early(&rig).await;
+    let mut consumer = rig.leader().await;
+    let fill = |from: i64, columns: &str| {
+        let to = from + 999;
+        format!("insert into items select i, repeat('x', 300){columns} from generate_series({from}, {to}) i;")
+    };
+    let sql = [
+        "begin;".to_owned(),
+        fill(0, ""),
+        "savepoint a; alter table items add extra int;".to_owned(),
+        fill(10_000, ", 5"),
+        "rollback to a;".to_owned(),
+        fill(1000, ""),
+        "alter table items add kept text;".to_owned(),
+        fill(2000, ", 'k'"),
+        "commit; insert into items values (5000, '', 'after')".to_owned(),
+    ];
+    rig.sql.batch_execute(&sql.concat()).await.unwrap();
+    let batch = consumer.transaction().await;
+    assert!(super::rig::ids(&batch).into_iter().eq(0..3000));
+    for (at, change) in batch.changes.iter().enumerate() {
+        let Change::Row(row) = change else { panic!("{change:?}") };
+        assert_eq!(row.cell("kept").and_then(Cell::text), (at >= 2000).then_some("k"), "row {at}");
+        assert_eq!(row.relation.position("extra"), None, "row {at}");
+    }
+    let after = consumer.transaction().await;
+    let Change::Row(row) = &after.changes[0] else { panic!("{after:?}") };
+    assert_eq!(row.cell("kept").and_then(Cell::text), Some("after"));
+    consumer.stop().await;
+}
+
+#[tokio::test]
+async fn many_transactions_at_once_with_savepoints_come_as_the_table_says() {
+    const WRITERS: u64 = 4;
+    const TRANSACTIONS: u64 = 12;
+    let rig = rig("create table items (id int8, tx int8, body text, primary key (tx, id))", &["items"]).await;
+    stream_early(&rig).await;
+    let mut config = rig.config.clone();
+    config.transaction_memory_max = 100_000;
+    let mut consumer = rig.start_with(config).await;
+    consumer.leading().await;
+    let write = async |writer: u64| {
+        let sql = rig.db.client().await;
+        let mut rng = StdRng::seed_from_u64(writer);
+        for nth in 0..TRANSACTIONS {
+            let tx = writer * 1000 + nth;
+            let (mut script, mut id) = (String::from("begin;"), 0);
+            for _ in 0..rng.random_range(1..8) {
+                let rows = rng.random_range(1..300);
+                script += "savepoint s;";
+                script += &format!(
+                    "insert into items select i, {tx}, repeat('x', 200) from generate_series({id}, {id} + {rows}) i;"
+                );
+                id += rows + 1;
+                script += if rng.random_bool(0.4) { "rollback to s;" } else { "release s;" };
+            }
+            script += if rng.random_bool(0.2) { "rollback" } else { "commit" };
+            sql.batch_execute(&script).await.unwrap();
+        }
+    };
+    let writers = async { tokio::join!(write(0), write(1), write(2), write(3)) };
+    let end = i64::try_from(WRITERS * 1000).unwrap();
+    let read = async {
+        let mut seen = Vec::new();
+        loop {
+            let batch = consumer.transaction().await;
+            let Change::Row(first) = &batch.changes[0] else { panic!("{batch:?}") };
+            let tx: i64 = first.cell("tx").and_then(Cell::text).unwrap().parse().unwrap();
+            if tx == end {
+                return seen;
+            }
+            seen.push((tx, super::rig::ids(&batch)));
+        }
+    };
+    let write_all = async {
+        writers.await;
+        rig.sql.execute("insert into items values (0, $1, '')", &[&end]).await.unwrap();
+    };
+    let ((), mut seen) = tokio::join!(write_all, read);
+    seen.sort();
+    let sql = "select tx, array_agg(id order by id) from items where tx <> $1 group by tx order by tx";
+    let rows = rig.sql.query(sql, &[&end]).await.unwrap();
+    let expected: Vec<(i64, Vec<i64>)> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+    assert!(expected.len() > 20, "{}", expected.len());
+    assert_eq!(seen, expected);
+    assert!(consumer.metrics.spilled_bytes.get() > 0);
+    assert_eq!(rig.spill_files(), 0);
+    consumer.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_behind_is_counted() {
+    let rig = items().await;
+    let mut consumer = rig.leader().await;
+    rig.sql
+        .batch_execute("insert into items select i, repeat('x', 1000) from generate_series(1, 2000) i")
+        .await
+        .unwrap();
+    let batch = consumer.transaction().await;
+    let reach = async |from: i64, to: i64| {
+        let wait = async {
+            while !(from..to).contains(&consumer.metrics.lag_bytes.get()) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(super::rig::PATIENCE, wait).await.unwrap();
+    };
+    reach(1 << 20, i64::MAX).await;
+    assert_eq!((consumer.metrics.transactions.get(), consumer.metrics.changes.get()), (1, 2000));
+    consumer.stream.confirm.confirm(batch.end_lsn);
+    // Other tests write to the same log.
+    rig.confirmed_at_least(batch.end_lsn).await;
     consumer.stop().await;
 }
