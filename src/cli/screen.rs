@@ -26,7 +26,7 @@ pub(super) fn plain_table<const N: usize>(
     rows: impl IntoIterator<Item = [String; N]>,
 ) -> Table {
     let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(header.map(Cell::new));
     for row in rows {
         table.add_row(row);
@@ -53,6 +53,17 @@ pub(super) fn ago(at: &Value, now: DateTime<Utc>) -> String {
         7200..172_800 => format!("{}h", seconds / 3600),
         _ => format!("{}d", seconds / 86_400),
     }
+}
+
+/// The terminal's width in letters; none when standard output is no terminal.
+pub(super) fn width() -> Option<usize> {
+    Table::new().width().map(usize::from).filter(|width| *width > 0)
+}
+
+/// A number between 0 and 1, or one in millionths of it, with two digits.
+pub(super) fn fraction(value: &Value) -> String {
+    let whole = value.as_i64().map(|millionths| millionths as f64 / 1e6);
+    whole.or_else(|| value.as_f64()).map_or_else(|| text(value), |fraction| format!("{fraction:.2}"))
 }
 
 /// Microdollars as dollars.

@@ -25,13 +25,14 @@ pub(super) async fn build(builder: Builder) -> anyhow::Result<Daemon> {
     })
 }
 
-/// Serves until the first SIGINT or SIGTERM, or until `stop`; then stops in order. A second signal
-/// exits at once (the private PostgreSQL stays, and the next daemon takes it over). Calls `tell` once,
-/// when everything is ready or has taken [`READY_WITHIN`].
+/// Serves until `end`, then stops in order. The first SIGINT or SIGTERM cancels `stop`, from which
+/// `end` follows; a second one exits at once (the private PostgreSQL stays, and the next daemon takes
+/// it over). Calls `tell` once, when everything is ready or has taken [`READY_WITHIN`].
 pub(super) async fn until_signal(
     daemon: Daemon,
     config: &Config,
     stop: CancellationToken,
+    end: CancellationToken,
     tell: impl FnOnce(),
 ) -> Outcome {
     let url_file = leave_url(daemon.parts(), config)?;
@@ -42,7 +43,7 @@ pub(super) async fn until_signal(
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut hang_up = signal(SignalKind::hangup())?;
-    let serving = daemon.run(stop.clone());
+    let serving = daemon.run(end);
     tokio::pin!(serving);
     let outcome = loop {
         tokio::select! {

@@ -44,7 +44,8 @@ pub(super) async fn run(settings: &Settings) -> Outcome {
             javascript(&url, &org, &key)
         )
     };
-    until_signal(daemon, &config, CancellationToken::new(), || screen::line(told)).await
+    let stop = CancellationToken::new();
+    until_signal(daemon, &config, stop.clone(), stop, || screen::line(told)).await
 }
 
 fn socket_url(url: &str) -> String {

@@ -19,8 +19,8 @@ pub(super) fn print(why: &Value) {
                 screen::text(&offer["state"]),
                 screen::dollars(&offer["cost_microdollars"]),
                 format!("{} ms", offer["eta_ms"]),
-                screen::text(&offer["confidence"]),
-                screen::text(score),
+                screen::fraction(&offer["confidence"]),
+                screen::fraction(score),
             ]
         };
         let offers = list(&round["offers"]);

@@ -67,19 +67,19 @@ pub(super) async fn run(settings: &Settings, args: &Args) -> Outcome {
     desk::lay_out(&config.database, &schema).await?;
     let daemon = build(Daemon::builder(config.clone()).definitions(definitions)).await?;
     let parts = daemon.parts().clone();
-    let (stop, once) = (CancellationToken::new(), args.once);
+    let once = args.once;
+    // First the show ends, then the daemon: the show has a connection to its database.
+    let (stop, end) = (CancellationToken::new(), CancellationToken::new());
     let undone = Arc::new(parking_lot::Mutex::new(None));
-    let (told, end) = (Arc::clone(&undone), stop.clone());
+    let (told, stopping, ended) = (Arc::clone(&undone), stop.clone(), end.clone());
     let show = Show { settings: settings.clone(), parts, absent, tickets, once };
     scope.spawn("demo", OnExit::Log, |_| async move {
-        let outcome = show.run(&end).await;
-        if once || outcome.is_err() {
-            end.cancel();
-        }
+        let outcome = show.run(&stopping).await;
         *told.lock() = Some(outcome);
+        ended.cancel();
         Ok(())
     });
-    until_signal(daemon, &config, stop, || {}).await?;
+    until_signal(daemon, &config, stop, end, || {}).await?;
     let _ = scope.drain(Duration::from_secs(2)).await;
     let outcome = undone.lock().take();
     match outcome {

@@ -11,11 +11,71 @@ const LIVE_MAX: usize = 8;
 
 pub(super) struct View {
     json: bool,
+    widths: Widths,
     bar: Option<ProgressBar>,
     over: HashSet<i64>,
     last: String,
     /// Whether the table has its header.
     begun: bool,
+}
+
+/// How many letters the columns have.
+#[derive(Clone, Copy)]
+struct Widths {
+    subject: usize,
+    offers: usize,
+    line: usize,
+}
+
+impl Widths {
+    fn of(terminal: Option<usize>) -> Self {
+        let line = terminal.unwrap_or(usize::MAX);
+        let (subject, offers) = match line {
+            0..110 => (18, 22),
+            110..150 => (28, 32),
+            _ => (38, 44),
+        };
+        Self { subject, offers, line }
+    }
+
+    fn row(self, [id, subject, offers, winner, ms, result]: [&str; 6]) -> String {
+        let (s, o) = (self.subject, self.offers);
+        let (subject, offers) = (cut(subject, s), cut(offers, o));
+        let line = format!("{id:>4}  {subject:<s$} {offers:<o$} {winner:<11} {ms:>5}  {result}");
+        cut(line.trim_end(), self.line)
+    }
+
+    fn ticket(self, ticket: &Ticket) -> String {
+        let state = || {
+            let state = ticket.state.as_deref().unwrap_or("no task");
+            let reason = ticket.state_reason.as_deref().map(|reason| format!(" ({reason})"));
+            format!("{state}{}", reason.unwrap_or_default())
+        };
+        let ms = ticket.took_ms.map_or_else(String::new, |ms| format!("{ms:.0}"));
+        let (offers, agent) =
+            (ticket.offers.as_deref().unwrap_or("-"), ticket.agent.as_deref().unwrap_or("-"));
+        let result = ticket.result.clone().unwrap_or_else(state);
+        self.row([&ticket.id.to_string(), &ticket.subject, offers, agent, &ms, &result])
+    }
+
+    /// The tickets in work, a line each.
+    fn live(self, tickets: &[Ticket]) -> String {
+        let mut text = String::new();
+        let working = tickets.iter().filter(|ticket| !ticket.is_over() && ticket.state.is_some());
+        let working: Vec<_> = working.collect();
+        for ticket in working.iter().take(LIVE_MAX) {
+            let state = ticket.state.as_deref().unwrap_or_default();
+            let _ = writeln!(
+                text,
+                "{}",
+                self.ticket(&Ticket { result: Some(format!("{state} …")), ..(*ticket).clone() })
+            );
+        }
+        if working.len() > LIVE_MAX {
+            let _ = writeln!(text, "      and {} more in work", working.len() - LIVE_MAX);
+        }
+        text
+    }
 }
 
 impl View {
@@ -26,7 +86,14 @@ impl View {
             bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
             bar
         });
-        Self { json, bar, over: HashSet::new(), last: String::new(), begun: false }
+        Self {
+            json,
+            widths: Widths::of(screen::width()),
+            bar,
+            over: HashSet::new(),
+            last: String::new(),
+            begun: false,
+        }
     }
 
     /// A line for people.
@@ -51,10 +118,10 @@ impl View {
         for ticket in tickets.iter().filter(|ticket| ticket.is_over()) {
             if self.over.insert(ticket.id) {
                 moved = true;
-                if self.json { screen::json(&object(ticket)) } else { self.line(&row(ticket)) }
+                if self.json { screen::json(&object(ticket)) } else { self.line(&self.widths.ticket(ticket)) }
             }
         }
-        let live = live(tickets);
+        let live = self.widths.live(tickets);
         moved |= live != self.last;
         if let Some(bar) = &self.bar {
             bar.set_length(tickets.len() as u64);
@@ -92,7 +159,7 @@ impl View {
             screen::line("\nleft undone:");
         }
         for ticket in tickets.iter().filter(|ticket| !ticket.is_done()) {
-            screen::line(row(ticket));
+            screen::line(self.widths.ticket(ticket));
         }
     }
 
@@ -102,40 +169,6 @@ impl View {
             None => screen::line(text),
         }
     }
-}
-
-fn row(ticket: &Ticket) -> String {
-    let state = || {
-        let state = ticket.state.as_deref().unwrap_or("no task");
-        let reason = ticket.state_reason.as_deref().map(|reason| format!(" ({reason})")).unwrap_or_default();
-        format!("{state}{reason}")
-    };
-    let ms = ticket.took_ms.map_or_else(String::new, |ms| format!("{ms:.0}"));
-    let line = format!(
-        "{:>4}  {:<38} {:<44} {:<11} {ms:>7}  {}",
-        ticket.id,
-        cut(&ticket.subject, 38),
-        cut(ticket.offers.as_deref().unwrap_or("-"), 44),
-        ticket.agent.as_deref().unwrap_or("-"),
-        ticket.result.clone().unwrap_or_else(state)
-    );
-    line.trim_end().to_owned()
-}
-
-/// The tickets in work, a line each.
-fn live(tickets: &[Ticket]) -> String {
-    let mut text = String::new();
-    let working: Vec<_> =
-        tickets.iter().filter(|ticket| !ticket.is_over() && ticket.state.is_some()).collect();
-    for ticket in working.iter().take(LIVE_MAX) {
-        let state = ticket.state.as_deref().unwrap_or_default();
-        let who = ticket.agent.as_deref().unwrap_or_else(|| ticket.offers.as_deref().unwrap_or_default());
-        let _ = writeln!(text, "{:>4}  {:<38} {state:<9} {who}", ticket.id, cut(&ticket.subject, 38));
-    }
-    if working.len() > LIVE_MAX {
-        let _ = writeln!(text, "      and {} more in work", working.len() - LIVE_MAX);
-    }
-    text
 }
 
 fn object(ticket: &Ticket) -> serde_json::Value {
