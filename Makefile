@@ -13,8 +13,8 @@ demo:
 
 # Everything: real PostgreSQL, real JavaScript and Python clients.
 test:
-	@tools/setup.sh cc postgres node python
-	@if [ -x tests/clients/setup.sh ]; then tests/clients/setup.sh; fi
+	@tools/setup.sh cc postgres
+	@tests/clients/setup.sh
 	@if cargo nextest --version >/dev/null 2>&1; then cargo nextest run --locked; else cargo test --locked; fi
 
 # What CI checks before the tests.

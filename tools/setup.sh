@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs what is missing on this machine, or says in one line what to install.
-#   tools/setup.sh cc postgres node python
+#   tools/setup.sh cc postgres
 # On Debian and its kin it installs with apt-get, as root or through sudo. It changes nothing that is
 # there already, and makes no database cluster: the daemon runs its own.
 set -eu
@@ -79,14 +79,6 @@ for part in "$@"; do
                 say "the PostgreSQL server (14 or later) is missing: sudo apt-get install postgresql (or your system's equivalent)"
                 exit 1
             fi
-            ;;
-        node)
-            { command -v node && command -v npm; } >/dev/null 2>&1 ||
-                need "Node.js with npm" "sudo apt-get install nodejs npm (or your system's equivalent)" nodejs npm
-            ;;
-        python)
-            python3 -c 'import venv, ensurepip' >/dev/null 2>&1 ||
-                need "Python 3 with venv" "sudo apt-get install python3 python3-venv (or your system's equivalent)" python3 python3-venv
             ;;
         *)
             say "unknown part $part"

@@ -1,6 +1,7 @@
 //! The one integration binary: real PostgreSQL, real clients, the real daemon.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, unreachable_pub)]
 mod agent;
+mod api;
 mod architecture;
 mod cli;
 mod config;

@@ -1,0 +1,311 @@
+//! The HTTP edge of a whole daemon: rights, errors, and a task's life over `/v1`.
+use crate::support::{self, TestDb};
+use convoke::{
+    agent::{Definition, Kind},
+    app::{Daemon, Parts},
+    auth::{MintRequest, Role, mint},
+    clock::Clock,
+    config::Config,
+};
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+use std::time::Duration;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+/// A daemon with the remote agents `near` (org `demo`) and `other` (org `elsewhere`).
+struct Edge {
+    parts: Parts,
+    http: reqwest::Client,
+    stop: CancellationToken,
+    running: JoinHandle<anyhow::Result<()>>,
+    _data: tempfile::TempDir,
+    _db: TestDb,
+}
+
+/// Who asks.
+#[derive(Clone, Copy)]
+enum As {
+    Nobody,
+    Anon,
+    Service,
+    /// An agent of an org.
+    Agent(&'static str, &'static str),
+    /// A signed-in user of an org.
+    User(&'static str),
+}
+
+impl Edge {
+    #[expect(clippy::disallowed_methods, reason = "the daemon under test runs beside the test")]
+    async fn start() -> Self {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let (db, data) = (support::database().await, tempfile::tempdir().unwrap());
+        let mut config = Config { database: db.config(), ..Config::default() };
+        config.database.data_dir = data.path().into();
+        config.server.listen.set_port(0);
+        config.wal.slot = db.slot();
+        let agent = |id: &str, org: &str| {
+            Definition::new(id.parse().unwrap(), org.parse().unwrap(), Kind::Remote).capable(["work"])
+        };
+        let definitions = vec![agent("near", "demo"), agent("other", "elsewhere")];
+        let daemon = Daemon::builder(config).definitions(definitions).build().await.unwrap();
+        let (parts, stop) = (daemon.parts().clone(), CancellationToken::new());
+        let running = tokio::spawn(daemon.run(stop.clone()));
+        tokio::time::timeout(Duration::from_secs(30), parts.health.ready()).await.unwrap();
+        Self { parts, http: reqwest::Client::new(), stop, running, _data: data, _db: db }
+    }
+
+    async fn stop(self) {
+        self.stop.cancel();
+        self.running.await.unwrap().unwrap();
+    }
+
+    fn token(&self, who: As) -> Option<String> {
+        let (role, org, agent) = match who {
+            As::Nobody => return None,
+            As::Anon => (Role::Anon, None, None),
+            As::Service => (Role::ServiceRole, None, None),
+            As::Agent(id, org) => (Role::Authenticated, Some(org), Some(id)),
+            As::User(org) => (Role::Authenticated, Some(org), None),
+        };
+        let (org, agent_id) = (org.map(|o| o.parse().unwrap()), agent.map(|a| a.parse().unwrap()));
+        let request = MintRequest { role, org, agent_id, ttl: Duration::from_secs(60) };
+        Some(mint(&self.parts.keys, &request, Clock::System.now()).unwrap())
+    }
+
+    async fn send(
+        &self,
+        who: As,
+        method: Method,
+        path: &str,
+        body: impl Into<reqwest::Body>,
+    ) -> (StatusCode, Value) {
+        let mut request = self.http.request(method, format!("http://{}{path}", self.parts.addr)).body(body);
+        if let Some(token) = self.token(who) {
+            request = request.bearer_auth(token);
+        }
+        let answer = request.send().await.unwrap();
+        let status = answer.status();
+        let problem = answer.headers().get("content-type").is_some_and(|t| t == "application/problem+json");
+        let text = answer.text().await.unwrap();
+        assert_eq!(problem, status.as_u16() >= 400, "{path}: {status} {text}");
+        (status, serde_json::from_str(&text).unwrap_or_default())
+    }
+
+    async fn get(&self, who: As, path: &str) -> (u16, Value) {
+        let (status, body) = self.send(who, Method::GET, path, "").await;
+        (status.as_u16(), body)
+    }
+
+    async fn post(&self, who: As, path: &str, body: &Value) -> (u16, Value) {
+        let (status, body) = self.send(who, Method::POST, path, body.to_string()).await;
+        (status.as_u16(), body)
+    }
+
+    /// Requests a task of org `demo`; its id.
+    async fn request(&self, who: As) -> String {
+        let (status, made) = self.post(who, "/v1/tasks", &json!({ "kind": "x", "requires": ["work"] })).await;
+        assert_eq!(status, 201, "{made}");
+        made["task"]["id"].as_str().unwrap().to_owned()
+    }
+
+    /// Waits for an event of a task by long polls.
+    async fn event(&self, task: &str, kind: &str) -> Value {
+        let mut after = 0;
+        loop {
+            let path = format!("/v1/tasks/{task}/events?after={after}&wait=10s");
+            let (status, answer) = self.get(As::Service, &path).await;
+            assert_eq!(status, 200, "{answer}");
+            if let Some(event) = answer["events"].as_array().unwrap().iter().find(|e| e["type"] == kind) {
+                return event.clone();
+            }
+            assert_eq!(answer["final"], false, "the task ended without {kind}");
+            after = answer["next"].as_i64().unwrap();
+        }
+    }
+
+    /// Offers as `near` and waits for the award; the assignment's path and the body of a report.
+    async fn win(&self, task: &str) -> (String, Value) {
+        self.event(task, "announced").await;
+        let near = As::Agent("near", "demo");
+        let offer = json!({ "round": 1, "cost": 5, "eta_ms": 10, "confidence": 0.9 });
+        let (status, answer) = self.post(near, &format!("/v1/tasks/{task}/offers"), &offer).await;
+        assert_eq!(status, 202, "{answer}");
+        let award = self.event(task, "awarded").await;
+        let assignment = award["body"]["assignment_id"].as_str().unwrap();
+        (format!("/v1/assignments/{assignment}"), json!({ "task_id": task, "epoch": award["epoch"] }))
+    }
+}
+
+const NEAR: As = As::Agent("near", "demo");
+
+fn with(report: &Value, name: &str, value: Value) -> Value {
+    let mut report = report.clone();
+    report[name] = value;
+    report
+}
+
+#[tokio::test]
+async fn a_task_lives_its_life_over_http() {
+    let edge = Edge::start().await;
+    let task = edge.request(As::User("demo")).await;
+    let (path, report) = edge.win(&task).await;
+    let (status, start) = edge.post(NEAR, &format!("{path}/accept"), &report).await;
+    assert_eq!((status, &start["attempt"]), (200, &json!(1)), "{start}");
+    let progress = with(&report, "progress", json!(0.5));
+    assert_eq!(edge.post(NEAR, &format!("{path}/progress"), &progress).await.0, 204);
+    assert_eq!(edge.post(NEAR, &format!("{path}/heartbeat"), &report).await.0, 204);
+    let result = with(&report, "result", json!({ "answer": 42 }));
+    let waiting = format!("/v1/tasks/{task}?wait=20s");
+    let finishing = format!("{path}/result");
+    let finish = edge.post(NEAR, &finishing, &result);
+    let (waited, finished) = tokio::join!(edge.get(As::User("demo"), &waiting), finish);
+    assert_eq!((finished.0, &finished.1["state"]), (200, &json!("completed")), "{}", finished.1);
+    assert_eq!((waited.0, &waited.1["result"]["answer"]), (200, &json!(42)));
+    assert_eq!(edge.post(NEAR, &finishing, &result).await.0, 200, "a repeat gets the outcome");
+    let (status, late) = edge.post(NEAR, &format!("{path}/progress"), &progress).await;
+    assert_eq!((status, &late["code"]), (409, &json!("fenced")));
+    let (_, why) = edge.get(As::User("demo"), &format!("/v1/tasks/{task}/why")).await;
+    assert_eq!(why["rounds"][0]["winner"], "near");
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn a_failure_is_tried_again_and_a_cancel_ends_it() {
+    let edge = Edge::start().await;
+    let task = edge.request(As::Service).await;
+    // The service's token has no org, so the task belongs to `default`, where nobody can work.
+    let (_, shown) = edge.get(As::Service, &format!("/v1/tasks/{task}")).await;
+    assert_eq!(shown["org"], "default");
+    let (status, canceled) = edge.post(As::Service, &format!("/v1/tasks/{task}/cancel"), &json!({})).await;
+    assert_eq!((status, &canceled["state"]), (200, &json!("canceled")));
+    let (status, again) = edge.post(As::Service, &format!("/v1/tasks/{task}/cancel"), &json!({})).await;
+    assert!(status == 200 || (status, &again["code"]) == (409, &json!("conflict")), "{status} {again}");
+
+    let task = edge.request(As::User("demo")).await;
+    let (path, report) = edge.win(&task).await;
+    assert_eq!(edge.post(NEAR, &format!("{path}/accept"), &report).await.0, 200);
+    let failure = with(&report, "error", json!({ "message": "no luck", "retryable": true }));
+    let (status, failed) = edge.post(NEAR, &format!("{path}/failure"), &failure).await;
+    assert_eq!((status, &failed["state"]), (200, &json!("open")), "{failed}");
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn each_token_may_do_what_it_may() {
+    let edge = Edge::start().await;
+    let task = edge.request(As::User("demo")).await;
+    let at = |rest: &str| format!("/v1/tasks/{task}{rest}");
+    let code = |answer: (u16, Value)| (answer.0, answer.1["code"].as_str().unwrap_or_default().to_owned());
+    let told = |status: u16, code: &str| (status, code.to_owned());
+
+    for path in ["/v1/tasks", "/v1/agents", &at(""), &at("/why")] {
+        assert_eq!(code(edge.get(As::Nobody, path).await), told(401, "unauthorized"), "{path}");
+        assert_eq!(code(edge.get(As::Anon, path).await), told(403, "forbidden"), "{path}");
+        assert_eq!(edge.get(As::User("demo"), path).await.0, 200, "{path}");
+        assert_eq!(edge.get(As::Service, path).await.0, 200, "{path}");
+    }
+    let stranger = As::Agent("other", "elsewhere");
+    for path in [at(""), at("/events"), at("/why"), at("?wait=1s")] {
+        assert_eq!(code(edge.get(stranger, &path).await), told(404, "unknown_task"), "{path}");
+    }
+    assert_eq!(code(edge.get(stranger, "/v1/agents/near").await), told(404, "unknown_agent"));
+    assert_eq!(edge.get(stranger, "/v1/tasks").await.1, json!({ "tasks": [] }));
+    let offer = json!({ "round": 1 });
+    assert_eq!(code(edge.post(stranger, &at("/offers"), &offer).await), told(404, "unknown_task"));
+    let cancel = at("/cancel");
+    assert_eq!(code(edge.post(stranger, &cancel, &json!({})).await), told(404, "unknown_task"));
+    assert_eq!(code(edge.post(NEAR, &cancel, &json!({})).await), told(403, "forbidden"), "not its own");
+    let as_other = json!({ "round": 1, "agent_id": "other" });
+    assert_eq!(code(edge.post(NEAR, &at("/offers"), &as_other).await), told(403, "forbidden"));
+    let elsewhere = json!({ "kind": "x" });
+    assert_eq!(code(edge.post(NEAR, "/v1/tasks?org=elsewhere", &elsewhere).await), told(403, "forbidden"));
+    assert_eq!(edge.post(As::Service, "/v1/tasks?org=elsewhere", &elsewhere).await.0, 201);
+    for open in ["/health", "/health/ready"] {
+        assert_eq!(edge.get(As::Nobody, open).await.1["status"], "ready");
+    }
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn a_key_makes_one_task() {
+    let edge = Edge::start().await;
+    let send = async |key: &str, body: Value| {
+        let request = edge.http.post(format!("http://{}/v1/tasks", edge.parts.addr));
+        let request = request.bearer_auth(edge.token(As::Service).unwrap()).header("Idempotency-Key", key);
+        let answer = request.body(body.to_string()).send().await.unwrap();
+        (answer.status().as_u16(), answer.json::<Value>().await.unwrap())
+    };
+    let (status, first) = send("k", json!({ "kind": "x" })).await;
+    assert_eq!((status, &first["replayed"]), (201, &json!(false)));
+    let (status, second) = send("\"k\"", json!({ "kind": "x" })).await;
+    assert_eq!((status, &second["replayed"]), (200, &json!(true)));
+    assert_eq!(first["task"]["id"], second["task"]["id"]);
+    let (status, other) = send("k", json!({ "kind": "y" })).await;
+    assert_eq!((status, &other["code"]), (409, &json!("idempotency_conflict")));
+    let (status, both) = send("k", json!({ "kind": "x", "idempotency_key": "l" })).await;
+    assert_eq!((status, &both["code"]), (400, &json!("bad_request")));
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_a_request_is_told() {
+    let edge = Edge::start().await;
+    let cases = [
+        (Method::POST, "/v1/tasks", "{\n \"kind\": 5}", 400, "line 2"),
+        (Method::POST, "/v1/tasks", "{\"kind\": \"x\", \"inptu\": 1}", 400, "inptu: unknown field"),
+        (Method::POST, "/v1/tasks", "not json", 400, "line 1 column"),
+        (Method::POST, "/v1/tasks", "{\"kind\": \"x\"} more", 400, "goes on after"),
+        (Method::POST, "/v1/tasks", "", 400, "missing field `kind`"),
+        (Method::POST, "/v1/tasks", "{\"kind\": \"\"}", 400, "kind"),
+        (Method::GET, "/v1/tasks/seven", "", 400, "not a task's id"),
+        (Method::GET, "/v1/tasks?state=lost", "", 400, "unknown variant `lost`"),
+        (Method::GET, "/v1/tasks?limit=all", "", 400, "limit"),
+        (Method::GET, "/v1/tasks/01a20acd-4c14-776f-94bc-2f5e3bf869ee", "", 404, "there is no task"),
+        (Method::GET, "/v1/tasks/01a20acd-4c14-776f-94bc-2f5e3bf869ee?wait=soon", "", 400, "not a time"),
+        (Method::GET, "/v1/agents/Near", "", 400, "not an agent's id"),
+        (Method::GET, "/v1/agents/nobody", "", 404, "there is no agent"),
+        (Method::DELETE, "/v1/tasks", "", 405, "does not take DELETE"),
+        (Method::GET, "/v2/tasks", "", 404, "there is no /v2/tasks"),
+        (Method::GET, "/v1/nothing", "", 404, "there is no"),
+        (Method::POST, "/v1/assignments/x/accept", "{}", 400, "missing field `task_id`"),
+    ];
+    for (method, path, body, status, told) in cases {
+        let (got, problem) = edge.send(As::Service, method.clone(), path, body).await;
+        assert_eq!(got.as_u16(), status, "{method} {path} {body}: {problem}");
+        let detail = problem["detail"].as_str().unwrap();
+        assert!(detail.contains(told), "{method} {path} {body}: {detail}");
+        assert_eq!(problem["status"], status);
+    }
+    let large = format!("{{\"kind\": \"x\", \"input\": \"{}\"}}", "x".repeat(2 << 20));
+    let (status, problem) = edge.send(As::Service, Method::POST, "/v1/tasks", large).await;
+    assert_eq!((status.as_u16(), &problem["code"]), (413, &json!("too_large")));
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn metrics_are_openmetrics_and_need_no_token() {
+    let edge = Edge::start().await;
+    edge.request(As::User("demo")).await;
+    let answer = edge.http.get(format!("http://{}/metrics", edge.parts.addr)).send().await.unwrap();
+    let kind = answer.headers()["content-type"].to_str().unwrap().to_owned();
+    assert!(kind.starts_with("application/openmetrics-text"), "{kind}");
+    let text = answer.text().await.unwrap();
+    assert!(text.contains("convoke_tasks_requested_total 1") && text.ends_with("# EOF\n"), "{text}");
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn a_stop_ends_a_long_poll_at_once() {
+    let edge = Edge::start().await;
+    let task = edge.request(As::User("demo")).await;
+    let url = format!("http://{}/v1/tasks/{task}?wait=60s", edge.parts.addr);
+    let poll = edge.http.get(url).bearer_auth(edge.token(As::Service).unwrap()).send();
+    let stop = async {
+        edge.event(&task, "announced").await;
+        edge.stop.cancel();
+    };
+    let (answer, ()) = tokio::join!(poll, stop);
+    assert_eq!(answer.unwrap().json::<Value>().await.unwrap()["id"], task.as_str());
+    edge.running.await.unwrap().unwrap();
+}
