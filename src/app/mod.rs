@@ -124,6 +124,8 @@ pub struct Daemon {
     scope: Scope,
     /// Stops before the rest, so that the log's last confirmation finds the database there.
     log: Scope,
+    /// Stops first: nothing new is accepted and long polls end.
+    serving: Scope,
 }
 
 /// The parts of a daemon that others may use while it runs. Cloning is cheap.
@@ -181,8 +183,7 @@ impl Daemon {
     /// # Errors
     /// When a part that it cannot do without has failed; everything is stopped then, too.
     pub async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
-        let Self { listener, routes, parts, scope, log } = self;
-        let serving = scope.child();
+        let Self { listener, routes, parts, scope, log, serving } = self;
         let until = serving.stopping().cancelled_owned();
         let listener = listener.tap_io(|socket| {
             let _ = socket.set_nodelay(true);
@@ -290,17 +291,18 @@ async fn assemble(
             coordination: None,
         },
     );
+    let serving = scope.child();
     let routes = gateway::router(&gateway).merge(api::router(api::Deps {
         tasks: tasks.clone(),
         keys: keys.clone(),
         clock,
         health: health.clone(),
         metrics,
-        stop: scope.stopping(),
+        stop: serving.stopping(),
     }));
     let addr = listener.local_addr()?;
     let parts = Parts { addr, database, tasks, hub, tracker, agents, keys, health, gateway };
-    Ok(Daemon { listener, routes, parts, scope, log })
+    Ok(Daemon { listener, routes, parts, scope, log, serving })
 }
 
 /// What the daemon's tokens are made with: the secret of the settings, or the one kept in the data folder.

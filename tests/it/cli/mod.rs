@@ -1,4 +1,6 @@
 //! The program as a person starts it: what it prints and how it exits.
+mod daemon;
+
 use std::{
     path::Path,
     process::{Command, Output},
