@@ -34,6 +34,10 @@ pub(super) async fn websocket(
         shared.metrics.refused_handshakes.inc();
         return StatusCode::FORBIDDEN.into_response();
     };
+    if shared.stopping.load(Ordering::Acquire) {
+        // A socket that is closed as soon as it is open confuses clients more than one they do not get.
+        return refusal(StatusCode::SERVICE_UNAVAILABLE, "Realtime is restarting, please standby");
+    }
     let apikey = match key(&shared, &parts.headers, params.apikey) {
         Ok(apikey) => apikey,
         Err((status, text)) => {

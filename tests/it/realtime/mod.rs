@@ -39,6 +39,7 @@ pub struct Server {
     /// What clients say to agents.
     pub coordination: mpsc::Receiver<Coordination>,
     scope: Scope,
+    http: Scope,
 }
 
 /// Settings under which nothing waits.
@@ -74,16 +75,19 @@ impl Server {
         };
         let gateway = Gateway::new(&scope, config, deps);
         let app = router(&gateway);
-        scope.spawn("http", OnExit::Log, |stop| async move {
+        let http = scope.child();
+        http.spawn("http", OnExit::Log, |stop| async move {
             axum::serve(listener, app).with_graceful_shutdown(stop.cancelled_owned()).await?;
             Ok(())
         });
-        Self { addr, hub, tracker, gateway, registry, keys, coordination, scope }
+        Self { addr, hub, tracker, gateway, registry, keys, coordination, scope, http }
     }
 
-    /// Stops everything and frees the port.
+    /// Stops everything in the daemon's order and frees the port.
     pub async fn stop(self) {
+        self.http.stop();
         self.gateway.stop(PATIENCE).await.unwrap();
+        self.http.drain(PATIENCE).await.unwrap();
         self.scope.drain(PATIENCE).await.unwrap();
     }
 
