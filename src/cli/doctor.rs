@@ -2,7 +2,8 @@
 //! rows obey the invariants of `reference/negotiation.md` §7. Changes nothing.
 use super::{Outcome, daemon, failure::Failure, screen, settings::Settings};
 use crate::{
-    config::Config,
+    agent::Definition,
+    config::{Config, load_agents},
     db::{self, Database},
     scope::Scope,
 };
@@ -59,11 +60,40 @@ async fn open(config: &Config, scope: &Scope) -> Result<(Database, bool), Failur
     }
 }
 
+/// Tables that agents' wakes name and the database does not have: agent, number of the wake, table.
+pub(super) async fn missing_tables(
+    database: &Database,
+    definitions: &[Definition],
+) -> anyhow::Result<Vec<(String, usize, String)>> {
+    let mut wakes = Vec::new();
+    for agent in definitions {
+        for (at, wake) in agent.wake.iter().enumerate() {
+            let (schema, table) = wake.table_name();
+            wakes.push((agent.id.to_string(), at, schema, table));
+        }
+    }
+    let (schemas, tables): (Vec<_>, Vec<_>) =
+        wakes.iter().map(|(_, _, schema, table)| (*schema, *table)).unzip();
+    let client = database.client().await?;
+    let rows = client.query(include_str!("sql/missing_tables.sql"), &[&schemas, &tables]).await?;
+    let missing: Vec<i64> = rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
+    let named = wakes.into_iter().zip(1_i64..).filter(|(_, at)| missing.contains(at));
+    Ok(named.map(|((agent, at, schema, table), _)| (agent, at, format!("{schema}.{table}"))).collect())
+}
+
 async fn look(config: &Config, database: &Database) -> Result<Vec<Finding>, Failure> {
+    let definitions = load_agents(&config.agents.dir)?;
     let server = db::inspect(database).await?.into_iter();
     let mut findings: Vec<_> = server
         .map(|f| Finding { name: f.name.to_owned(), ok: f.ok, found: f.found, remedy: f.remedy })
         .collect();
+    for (agent, at, table) in missing_tables(database, &definitions).await? {
+        let found = format!("wake.{at} of agent {agent} names table {table}, which does not exist");
+        let remedy = Some(
+            "create the table, or correct the agent's file; the agent wakes when it is there".to_owned(),
+        );
+        findings.push(Finding { name: "wakes".into(), ok: false, found, remedy });
+    }
     let client = database.client().await?;
     let row = client.query_one(include_str!("sql/replication.sql"), &[&config.wal.slot]).await?;
     let publications: Vec<String> = row.try_get("publications")?;

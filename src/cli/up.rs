@@ -1,6 +1,8 @@
 //! `convoke up`: the daemon.
 use super::{
-    Outcome, daemon, screen,
+    Outcome, daemon,
+    doctor::missing_tables,
+    screen,
     serve::{absent, again, anon_key, build, javascript, until_signal},
     settings::Settings,
 };
@@ -21,8 +23,12 @@ pub(super) async fn run(settings: &Settings) -> Outcome {
     let absent = absent(&definitions);
     let org = definitions.first().map_or_else(|| "default".to_owned(), |agent| agent.org.to_string());
     let agents = definitions.len() - absent.len();
-    let daemon = build(Daemon::builder(config.clone()).definitions(definitions)).await?;
+    let daemon = build(Daemon::builder(config.clone()).definitions(definitions.clone())).await?;
     let parts = daemon.parts();
+    let mut notes: Vec<_> = absent.iter().map(|(id, why)| format!("{id} is not here: {why}")).collect();
+    for (id, _, table) in missing_tables(&parts.database, &definitions).await? {
+        notes.push(format!("{id} wakes on {table}, which does not exist yet"));
+    }
     let key = anon_key(parts)?;
     let url = daemon::http_url(parts.addr);
     let told = if settings.json {
@@ -40,7 +46,7 @@ pub(super) async fn run(settings: &Settings) -> Outcome {
     } else {
         format!(
             "{}\n\nConnect from JavaScript (npm install @supabase/supabase-js):\n\n{}\n\nCtrl-C stops.",
-            banner(settings, &loaded, parts, agents, &absent),
+            banner(settings, &loaded, parts, agents, &notes),
             javascript(&url, &org, &key)
         )
     };
@@ -52,13 +58,7 @@ fn socket_url(url: &str) -> String {
     format!("{}/realtime/v1/websocket", url.replacen("http", "ws", 1))
 }
 
-fn banner(
-    settings: &Settings,
-    loaded: &Loaded,
-    parts: &Parts,
-    agents: usize,
-    absent: &[(String, String)],
-) -> String {
+fn banner(settings: &Settings, loaded: &Loaded, parts: &Parts, agents: usize, notes: &[String]) -> String {
     let config = &loaded.config;
     let url = daemon::http_url(parts.addr);
     let file = loaded.file.as_ref().map_or_else(|| "defaults".to_owned(), |file| file.display().to_string());
@@ -73,9 +73,9 @@ fn banner(
     row("data", &config.database.data_dir.display().to_string());
     row("settings", &file);
     row("agents", &format!("{agents} from {}", config.agents.dir.display()));
-    for (id, why) in absent {
-        row("", &format!("{id} is not here: {why}"));
+    for note in notes {
+        row("", note);
     }
-    row("keys", &format!("{} token --role anon | service | agent", again(settings)));
+    row("keys", &format!("{} token --help", again(settings)));
     text.trim_end().to_owned()
 }

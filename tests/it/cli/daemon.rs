@@ -116,6 +116,15 @@ fn the_doctor_looks_beside_a_running_daemon_and_without_one() {
 }
 
 #[test]
+fn a_wake_without_its_table_is_named_by_the_doctor() {
+    let wake = "\n[[wake]]\ntable = 'nothing'\nrequest = { kind = 'x' }\n";
+    let up = Up::start(&[("upper.toml", &format!("{UPPER}{wake}"))]);
+    let (code, told) = up.run(&["doctor"]);
+    assert!(code == Some(1) && told.contains("wake.0 of agent upper names table public.nothing"), "{told}");
+    up.stop();
+}
+
+#[test]
 fn a_port_or_a_folder_in_use_is_one_clear_line() {
     let up = Up::start(&[]);
     let listen = up.told["url"].as_str().unwrap().trim_start_matches("http://");
