@@ -1,0 +1,170 @@
+//! The daemon is killed with SIGKILL between any two steps of a task, and started again:
+//! no task lost, none finished twice, no wake lost or doubled.
+use super::{SOON, fresh, soon};
+use crate::support::TestDb;
+use serde_json::{Value, json};
+use std::{os::unix::process::ExitStatusExt, path::Path, process::Stdio};
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    process::{Child, Command},
+};
+
+const TICKETS: i64 = 4;
+const AGENT: &str = r#"
+id = "clerk"
+org = "demo"
+capabilities = ["support.triage"]
+slots = 2
+[run]
+kind = "command"
+argv = ["/bin/sh", "-c", "cat > /dev/null; echo '{\"sorted\":true}'"]
+[[wake]]
+table = "public.tickets"
+events = ["INSERT"]
+request = { kind = "support.triage", requires = ["support.triage"], input = { id = "{{ new.id }}" } }
+"#;
+
+/// The real binary on the test's database. It dies with the value.
+struct Up {
+    process: Child,
+    url: String,
+}
+
+impl Up {
+    /// Starts it and waits until it says that it is up.
+    async fn start(db: &TestDb, folder: &Path, fault: Option<&str>) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_convoke"));
+        command
+            .args(["up", "--json"])
+            .current_dir(folder)
+            .env("CONVOKE_DATABASE__URL", &db.url)
+            .env("CONVOKE_DATABASE__DATA_DIR", folder.join("data"))
+            .env("CONVOKE_WAL__SLOT", db.slot())
+            .env("CONVOKE_SERVER__LISTEN", "127.0.0.1:0")
+            .env("CONVOKE_TELEMETRY__LOG", "warn")
+            .env_remove("CONVOKE_FAULT")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true);
+        if let Some(point) = fault {
+            command.env("CONVOKE_FAULT", point);
+        }
+        let mut process = command.spawn().unwrap();
+        let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
+        let line = soon("the first line of up", lines.next_line()).await.unwrap().expect("up is up");
+        let told: Value = serde_json::from_str(&line).unwrap();
+        let up = Self { process, url: told["url"].as_str().unwrap().to_owned() };
+        soon("readiness", async {
+            let ready = format!("{}/health/ready", up.url);
+            while !reqwest::get(&ready).await.is_ok_and(|answer| answer.status().is_success()) {
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+        })
+        .await;
+        up
+    }
+
+    async fn is_killed(mut self, point: &str) {
+        let status = soon(point, self.process.wait()).await.unwrap();
+        assert_eq!(status.signal(), Some(9), "{point}: {status}");
+    }
+}
+
+async fn prepared() -> (TestDb, tempfile::TempDir) {
+    let (db, folder) = fresh().await;
+    std::fs::create_dir(folder.path().join("agents")).unwrap();
+    std::fs::write(folder.path().join("agents/clerk.toml"), AGENT).unwrap();
+    db.client().await.batch_execute("create table tickets (id bigint primary key)").await.unwrap();
+    (db, folder)
+}
+
+/// Everything ended well, once.
+async fn check(db: &TestDb, tasks: i64) {
+    let client = db.client().await;
+    let left = "select count(*) from convoke.tasks where state = 'completed'";
+    soon("all completed", async {
+        while client.query_one(left, &[]).await.unwrap().get::<_, i64>(0) < tasks {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    for (what, query) in [
+        ("tasks", "select count(*) from convoke.tasks"),
+        ("finished", "select count(*) from convoke.events where type = 'finished'"),
+        ("finished assignments", "select count(*) from convoke.assignments where state = 'finished'"),
+    ] {
+        assert_eq!(client.query_one(query, &[]).await.unwrap().get::<_, i64>(0), tasks, "{what}");
+    }
+    for (name, query) in convoke::task::INVARIANTS {
+        let rows = client.query(*query, &[]).await.unwrap();
+        assert!(rows.is_empty(), "{name} is broken by {rows:?}");
+    }
+}
+
+async fn survives(point: &str) {
+    let (db, folder) = prepared().await;
+    let first = Up::start(&db, folder.path(), Some(point)).await;
+    let client = db.client().await;
+    for id in 1..=TICKETS {
+        client.execute("insert into tickets values ($1)", &[&id]).await.unwrap();
+    }
+    first.is_killed(point).await;
+    let _second = Up::start(&db, folder.path(), None).await;
+    check(&db, TICKETS).await;
+    let woken = "select count(*), count(distinct task_id) from convoke.wakes";
+    let row = client.query_one(woken, &[]).await.unwrap();
+    assert_eq!((row.get(0), row.get(1)), (TICKETS, TICKETS), "wakes and their tasks");
+}
+
+macro_rules! killed_at {
+    ($($name:ident: $point:literal,)*) => {
+        $(#[tokio::test]
+        async fn $name() {
+            survives($point).await;
+        })*
+    };
+}
+
+killed_at! {
+    killed_before_a_wake_is_recorded: "wake.received",
+    killed_after_a_wake_is_recorded: "wake.recorded",
+    killed_after_a_wake_is_confirmed: "wake.confirmed",
+    killed_before_an_award_commits: "task.award.before_commit",
+    killed_after_an_award: "task.awarded",
+    killed_before_an_accept_commits: "task.desk.before_commit",
+    killed_after_an_accept: "task.accepted",
+    killed_while_the_agent_works: "agent.working",
+    killed_with_the_result_in_hand: "task.finishing",
+    killed_before_a_later_report_commits: "task.desk.before_commit:2",
+    killed_after_a_finish: "task.finished",
+    killed_after_the_third_finish: "task.finished:3",
+}
+
+#[tokio::test]
+async fn killed_after_a_request_its_key_finds_the_same_task() {
+    let (db, folder) = prepared().await;
+    let point = "task.requested";
+    let first = Up::start(&db, folder.path(), Some(point)).await;
+    let secret = std::fs::read_to_string(folder.path().join("data/jwt.secret")).unwrap();
+    let keys = convoke::auth::Keys::from_secret(&secret.trim().to_owned().into()).unwrap();
+    let mut wish = convoke::auth::MintRequest::new(convoke::auth::Role::Service);
+    wish.org = Some("demo".try_into().unwrap());
+    let token = convoke::auth::mint(&keys, &wish, convoke::clock::Clock::System.now()).unwrap();
+    let ask = |url: String| {
+        let body = json!({ "kind": "support.triage", "requires": ["support.triage"] });
+        reqwest::Client::new()
+            .post(format!("{url}/v1/tasks"))
+            .bearer_auth(&token)
+            .header("Idempotency-Key", "once")
+            .json(&body)
+            .timeout(SOON)
+            .send()
+    };
+    assert!(ask(first.url.clone()).await.is_err(), "the daemon died with the answer");
+    first.is_killed(point).await;
+    let second = Up::start(&db, folder.path(), None).await;
+    let answer = ask(second.url.clone()).await.unwrap();
+    assert!(answer.status().is_success(), "{}", answer.status());
+    assert_eq!(answer.json::<Value>().await.unwrap()["replayed"], true);
+    check(&db, 1).await;
+}
