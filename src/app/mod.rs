@@ -268,12 +268,7 @@ async fn assemble(
     router::start(
         &log,
         stream,
-        router::Deps {
-            database: database.clone(),
-            tasks: tasks.clone(),
-            wakes: agents.wakes(),
-            health: health.clone(),
-        },
+        router::Deps { tasks: tasks.clone(), wakes: agents.wakes(), health: health.clone() },
         host,
     );
     health::start(&scope, database.clone(), health.clone());

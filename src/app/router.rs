@@ -8,11 +8,10 @@ use super::host::Host;
 use crate::{
     agent::{Commit, Hit, WakeIndex},
     api::{Health, PartState},
-    db::{self, Database},
     fault,
     id::Lsn,
     scope::{OnExit, Scope},
-    task::{self, Notice, Tasks, Wake},
+    task::{Tasks, Wake},
     wal::{self, Batch, Change, Event, Gap},
 };
 use std::{sync::Arc, time::Duration};
@@ -27,7 +26,6 @@ const RETRY_PAUSE: Duration = Duration::from_millis(200);
 const MESSAGE_PREFIX: &str = "convoke";
 
 pub(super) struct Deps {
-    pub(super) database: Database,
     pub(super) tasks: Tasks,
     pub(super) wakes: Arc<WakeIndex>,
     pub(super) health: Health,
@@ -143,19 +141,13 @@ impl Router {
         }
         for wakes in work.wakes.chunks(WAKES_MAX) {
             fault::point("wake.received");
-            let notices = loop {
-                match self.record(wakes).await {
-                    Ok(notices) => break notices,
-                    Err(error) => {
-                        tracing::error!(%error, wakes = wakes.len(), "wakes are not recorded yet");
-                        if self.paused().await {
-                            return;
-                        }
-                    }
+            while let Err(error) = self.deps.tasks.wake(wakes).await {
+                tracing::error!(%error, wakes = wakes.len(), "wakes are not recorded yet");
+                if self.paused().await {
+                    return;
                 }
-            };
+            }
             fault::point("wake.recorded");
-            self.deps.tasks.woken(notices);
         }
         if let Some(end) = work.end {
             self.confirm.confirm(end);
@@ -163,14 +155,6 @@ impl Router {
                 fault::point("wake.confirmed");
             }
         }
-    }
-
-    async fn record(&self, wakes: &[Wake]) -> Result<Vec<Notice>, task::Error> {
-        let mut client = self.deps.database.client().await?;
-        let tx = client.transaction().await.map_err(db::Error::from)?;
-        let notices = self.deps.tasks.wake(&tx, wakes).await?;
-        tx.commit().await.map_err(db::Error::from)?;
-        Ok(notices)
     }
 
     /// Changes were lost: says it loudly, keeps it in the event log, and looks at everything.

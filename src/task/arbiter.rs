@@ -8,14 +8,9 @@ use super::desk::{self, Act, Command};
 use super::rounds::{Candidate, Plan};
 use super::score::Offer;
 use super::store::{self, run, sql};
-use super::{
-    Assigned, AssignmentId, AssignmentKey, Epoch, Error, Incarnation, Notice, OrgId, Shared, TaskId,
-    TaskState, Update, lane::BATCH_MAX, register, told,
-};
-use crate::{db, fault};
-use chrono::{DateTime, Utc};
+use super::{Error, Incarnation, Shared, TaskId, awards, lane::BATCH_MAX, register, told};
+use crate::db;
 use deadpool_postgres::Transaction;
-use serde_json::Value;
 use std::{
     collections::HashMap,
     sync::{Arc, atomic::Ordering},
@@ -76,7 +71,6 @@ pub(super) async fn serve(shared: Arc<Shared>, stop: CancellationToken) -> anyho
             Err(error) => {
                 let cause = std::error::Error::source(&error).map(ToString::to_string);
                 tracing::error!(%error, cause, "a look of the arbiter failed");
-                arbiter.roster_read = None;
                 RETRY_PAUSE
             }
         };
@@ -91,7 +85,8 @@ impl Arbiter {
     /// Moves all that is ready or due; gives the time until something comes due.
     async fn look(&mut self) -> Result<Duration, Error> {
         loop {
-            if self.roster_read.is_none_or(|at| at.elapsed() > ROSTER_EVERY) {
+            let doubted = self.shared.roster_doubted.swap(false, Ordering::Relaxed);
+            if doubted || self.roster_read.is_none_or(|at| at.elapsed() > ROSTER_EVERY) {
                 register::refresh(&self.shared).await?;
                 self.roster_read = Some(Instant::now());
             }
@@ -128,23 +123,31 @@ impl Arbiter {
         )
         .await?;
         let fresh = self.remember(&found);
+        self.note_backlog(&found, &classes, &limits, &rows);
         let candidates: Vec<Candidate> = rows.iter().map(candidate).collect();
         if candidates.is_empty() {
             return Ok(fresh);
         }
-        let mut plan = Plan::default();
-        {
-            let mut roster = self.shared.roster.lock();
-            for task in &candidates {
-                plan.open(&self.shared, &mut roster, task);
-            }
-        }
-        let wrote = self.write(tx, plan, &candidates, false).await;
-        if wrote.is_err() {
-            // The plan took slots in memory that no row knows of.
-            self.roster_read = None;
-        }
-        Ok(wrote? > 0 || fresh)
+        let plan = Plan::open_all(&self.shared, &candidates);
+        let moved = self.write(tx, plan, &candidates, false).await?;
+        Ok(moved > 0 || fresh)
+    }
+
+    /// Writes a plan and commits; gives how many tasks moved.
+    async fn write(
+        &self,
+        tx: Transaction<'_>,
+        plan: Plan,
+        tasks: &[Candidate],
+        standing: bool,
+    ) -> Result<usize, Error> {
+        let doubt = self.shared.doubt();
+        let written = awards::write(&self.shared, &tx, &plan, tasks, standing).await?;
+        tx.commit().await.map_err(db::Error::from)?;
+        doubt.dispel();
+        let moved = written.moved;
+        awards::tell(&self.shared, written);
+        Ok(moved)
     }
 
     /// How many ready tasks of each known class could find an agent now.
@@ -166,6 +169,21 @@ impl Arbiter {
             .unzip()
     }
 
+    /// Which classes have more ready tasks than could be looked at: new ones must queue behind them.
+    fn note_backlog(&self, found: &[Row], classes: &[i64], limits: &[i64], rows: &[Row]) {
+        let mut taken: HashMap<i64, i64> = HashMap::new();
+        for row in rows {
+            *taken.entry(row.get("class")).or_default() += 1;
+        }
+        let drained = |class: &i64| {
+            let limit =
+                classes.iter().zip(limits).find(|(known, _)| *known == class).map_or(0, |(_, limit)| *limit);
+            taken.get(class).copied().unwrap_or(0) < limit
+        };
+        let waiting = found.iter().map(|row| row.get("class")).filter(|class| !drained(class));
+        *self.shared.backlog.lock() = waiting.collect();
+    }
+
     /// Remembers the classes that have ready tasks; true when one was not known.
     fn remember(&mut self, rows: &[Row]) -> bool {
         if self.classes.len() > CLASSES_MAX {
@@ -177,59 +195,6 @@ impl Arbiter {
             fresh |= self.classes.insert(row.get("class"), class).is_none();
         }
         fresh
-    }
-
-    /// Writes a plan, commits and tells; gives how many tasks moved.
-    async fn write(
-        &mut self,
-        tx: Transaction<'_>,
-        plan: Plan,
-        tasks: &[Candidate],
-        standing: bool,
-    ) -> Result<usize, Error> {
-        let ready: Vec<Uuid> = plan.ready.iter().map(|id| id.as_uuid()).collect();
-        if !ready.is_empty() {
-            run(&tx, sql!("reready"), &[&ready]).await?;
-        }
-        self.write_empty(&tx, &plan).await?;
-        let windows = write_announced(&tx, &plan).await?;
-        let node = self.shared.node.as_uuid();
-        let ((), awards) = futures_util::future::try_join(
-            store::offers(&tx, &plan.offers),
-            store::award(&tx, node, &plan.winners, standing),
-        )
-        .await?;
-        let ended = store::settle(&tx, &plan.settled).await?;
-        fault::point("task.award.before_commit");
-        tx.commit().await.map_err(db::Error::from)?;
-        if !awards.is_empty() {
-            fault::point("task.awarded");
-        }
-        if !plan.announced.is_empty() {
-            fault::point("task.announced");
-        }
-        if awards.len() < plan.winners.len() {
-            // A slot that the roster believed free was not.
-            self.roster_read = None;
-        }
-        self.shared.metrics.awarded.inc_by(awards.len() as u64);
-        let tell = Told { plan: &plan, tasks: tasks.iter().map(|task| (task.id, task)).collect() };
-        let mut notices = tell.announced(&windows);
-        notices.extend(awards.iter().flat_map(|row| tell.awarded(row)));
-        notices.extend(ended.iter().filter_map(|row| tell.ended(row)));
-        self.shared.committed(notices, false);
-        Ok(awards.len() + ended.len() + plan.announced.len() + plan.empty.len())
-    }
-
-    async fn write_empty(&self, tx: &Transaction<'_>, plan: &Plan) -> Result<(), Error> {
-        if plan.empty.is_empty() {
-            return Ok(());
-        }
-        let tasks: Vec<Uuid> = plan.empty.iter().map(|empty| empty.task.as_uuid()).collect();
-        let rounds: Vec<i32> = plan.empty.iter().map(|empty| empty.round).collect();
-        let waits: Vec<i64> = plan.empty.iter().map(|empty| empty.backoff_ms).collect();
-        let reasons: Vec<&Value> = plan.empty.iter().map(|empty| &empty.reasons).collect();
-        run(tx, sql!("empty_round"), &[&tasks, &rounds, &waits, &reasons]).await.map(drop)
     }
 
     /// Moves the tasks whose time has come.
@@ -285,95 +250,7 @@ impl Arbiter {
                 plan.close(&self.shared, &mut roster, task, offers);
             }
         }
-        let wrote = self.write(tx, plan, &candidates, true).await;
-        if wrote.is_err() {
-            self.roster_read = None;
-        }
-        wrote.map(drop)
-    }
-}
-
-async fn write_announced(tx: &Transaction<'_>, plan: &Plan) -> Result<HashMap<TaskId, DateTime<Utc>>, Error> {
-    if plan.announced.is_empty() {
-        return Ok(HashMap::new());
-    }
-    let tasks: Vec<Uuid> = plan.announced.iter().map(|round| round.task.as_uuid()).collect();
-    let rounds: Vec<i32> = plan.announced.iter().map(|round| round.round).collect();
-    let windows: Vec<i64> = plan.announced.iter().map(|round| round.window_ms).collect();
-    let eligible: Vec<Value> = plan.announced.iter().map(|round| serde_json::json!(round.eligible)).collect();
-    let rows = run(tx, sql!("announce"), &[&tasks, &rounds, &windows, &eligible]).await?;
-    Ok(rows.iter().map(|row| (TaskId::from(row.get::<_, Uuid>("id")), row.get("bids_close_at"))).collect())
-}
-
-/// Makes notices of what was written.
-struct Told<'a> {
-    plan: &'a Plan,
-    tasks: HashMap<TaskId, &'a Candidate>,
-}
-
-impl Told<'_> {
-    fn update(&self, id: TaskId, state: TaskState, epoch: Epoch) -> Option<Update> {
-        let task = self.tasks.get(&id)?;
-        Some(Update {
-            id,
-            org: OrgId::try_from(task.org.as_str()).ok()?,
-            kind: task.kind.clone(),
-            state,
-            state_reason: None,
-            epoch,
-            agent_id: None,
-        })
-    }
-
-    fn announced(&self, windows: &HashMap<TaskId, DateTime<Utc>>) -> Vec<Notice> {
-        let rounds = self.plan.announced.iter().filter_map(|round| {
-            Some(Notice::Announced {
-                task: self.update(round.task, TaskState::Open, Epoch(0))?,
-                round: round.round,
-                bids_close_at: windows.get(&round.task).copied(),
-                eligible: round.eligible.clone(),
-            })
-        });
-        rounds.collect()
-    }
-
-    fn awarded(&self, row: &Row) -> Vec<Notice> {
-        let id = TaskId::from(row.get::<_, Uuid>("id"));
-        let epoch = Epoch(row.get("epoch"));
-        let (Some(mut update), Some(agent)) =
-            (self.update(id, TaskState::Awarded, epoch), store::agent_of(row, "agent_id"))
-        else {
-            return Vec::new();
-        };
-        update.agent_id = Some(agent.clone());
-        let offers = self.plan.offers.iter().filter(|offer| offer.task == id);
-        let offers = offers
-            .map(|o| (o.agent.clone(), o.cost_microdollars, o.eta_ms, o.confidence))
-            .collect::<Vec<_>>();
-        let assigned = Assigned {
-            key: AssignmentKey {
-                task_id: id,
-                assignment_id: AssignmentId::from(row.get::<_, Uuid>("assignment_id")),
-                epoch,
-            },
-            org: update.org.clone(),
-            kind: update.kind.clone(),
-            agent_id: agent,
-            incarnation: Incarnation(row.get("incarnation")),
-            confirm_by: row.get("due_at"),
-        };
-        vec![
-            Notice::Assigned(assigned),
-            Notice::Offered { task: update.clone(), offers },
-            Notice::Updated(update),
-        ]
-    }
-
-    fn ended(&self, row: &Row) -> Option<Notice> {
-        let id = TaskId::from(row.get::<_, Uuid>("id"));
-        let mut update = self.update(id, TaskState::parse(row.get("state"))?, Epoch(row.get("epoch")))?;
-        update.state_reason = self.plan.settled.iter().find(|s| s.task == id).and_then(|s| s.reason.clone());
-        Some(Notice::Updated(update))
+        self.write(tx, plan, &candidates, true).await.map(drop)
     }
 }
 

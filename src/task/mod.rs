@@ -9,6 +9,7 @@
 //! It never names an agent's code, a channel or the log: it fails by refusing a
 //! command, and by `Unavailable` while the database is away.
 mod arbiter;
+mod awards;
 mod desk;
 mod error;
 mod invariants;
@@ -44,9 +45,12 @@ use prometheus_client::metrics::counter::Counter;
 use roster::Roster;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 use tokio::sync::{Notify, mpsc, watch};
 
@@ -118,6 +122,10 @@ struct Shared {
     /// Whether the arbiter runs on this node; else what is committed here must be told to another.
     arbitrates: AtomicBool,
     told_by_log: AtomicBool,
+    /// Whether the roster may say something else than the rows.
+    roster_doubted: AtomicBool,
+    /// Classes whose ready tasks wait for a slot: new ones must not overtake them.
+    backlog: Mutex<HashSet<i64>>,
 }
 
 impl Shared {
@@ -137,6 +145,10 @@ impl Shared {
         }
     }
 
+    fn doubt(&self) -> Doubt<'_> {
+        Doubt(Some(self))
+    }
+
     /// After a commit: tells the arbiter, the long polls and the listeners.
     fn committed(&self, notices: Vec<Notice>, look: bool) {
         if look {
@@ -148,6 +160,24 @@ impl Shared {
         self.changed.send_modify(|ticks| *ticks = ticks.wrapping_add(1));
         if self.notices.try_send(notices).is_err() {
             self.metrics.notices_dropped.inc();
+        }
+    }
+}
+
+/// Slots taken in the roster for awards that may not commit. Unless it is dispelled, the roster is read again.
+struct Doubt<'a>(Option<&'a Shared>);
+
+impl Doubt<'_> {
+    /// The transaction has committed: the roster is right.
+    fn dispel(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Doubt<'_> {
+    fn drop(&mut self) {
+        if let Some(shared) = self.0 {
+            shared.roster_doubted.store(true, Ordering::Relaxed);
         }
     }
 }
@@ -197,6 +227,8 @@ impl Tasks {
             metrics,
             arbitrates: AtomicBool::new(false),
             told_by_log: AtomicBool::new(false),
+            roster_doubted: AtomicBool::new(false),
+            backlog: Mutex::default(),
         });
         let (requests, request_box) = lane();
         let (commands, command_box) = lane();

@@ -1,4 +1,6 @@
 //! Requests: checked before they reach the database, inserted together, repeated safely.
+use super::awards;
+use super::rounds::Candidate;
 use super::store::{run, sql};
 use super::{Error, INPUT_BYTES_MAX, Notice, Request, Requested, Shared, Task, TaskState, Update};
 use crate::{
@@ -62,6 +64,20 @@ impl New {
         })
     }
 
+    fn candidate(&self) -> Candidate {
+        Candidate {
+            id: self.id,
+            org: self.org.to_string(),
+            kind: self.request.kind.clone(),
+            requires: self.request.requires.clone(),
+            round: 0,
+            rounds_empty: 0,
+            facts: Candidate::open_facts(0),
+            policy: Value::Object(self.request.policy.clone()),
+            tried: Vec::new(),
+        }
+    }
+
     fn task(&self, state: TaskState, created_at: DateTime<Utc>) -> Task {
         Task {
             id: self.id,
@@ -86,6 +102,13 @@ impl New {
             deadline_at: self.request.deadline,
         }
     }
+}
+
+/// What the database made of a request.
+struct Made {
+    state: TaskState,
+    created_at: DateTime<Utc>,
+    class: i64,
 }
 
 /// 1 to 200 bytes without control characters.
@@ -133,10 +156,16 @@ pub(super) async fn make(
     let mut client = shared.database.client().await?;
     let tx = client.transaction().await.map_err(db::Error::from)?;
     let made = insert(&tx, &batch).await?;
+    let doubt = shared.doubt();
+    let open = batch.iter().filter_map(|new| {
+        let made = made.get(&new.id).filter(|made| made.state == TaskState::Open)?;
+        Some((made.class, new.candidate()))
+    });
+    let written = awards::award_new(&shared, &tx, open.collect()).await?;
     let mut answers = Vec::with_capacity(batch.len());
     let mut notices = Vec::new();
     for new in &batch {
-        if let Some((state, created_at)) = made.get(&new.id) {
+        if let Some(Made { state, created_at, .. }) = made.get(&new.id) {
             notices.push(Notice::Updated(Update {
                 id: new.id,
                 org: new.org.clone(),
@@ -153,16 +182,15 @@ pub(super) async fn make(
     }
     shared.call_arbiter(&tx).await?;
     tx.commit().await.map_err(db::Error::from)?;
+    doubt.dispel();
     fault::point("task.requested");
     shared.metrics.requested.inc_by(notices.len() as u64);
-    shared.committed(notices, true);
+    shared.committed(notices, false);
+    awards::tell(&shared, written);
     Ok(answers)
 }
 
-async fn insert(
-    tx: &Transaction<'_>,
-    batch: &[New],
-) -> Result<HashMap<TaskId, (TaskState, DateTime<Utc>)>, Error> {
+async fn insert(tx: &Transaction<'_>, batch: &[New]) -> Result<HashMap<TaskId, Made>, Error> {
     let keyed: Vec<&New> = batch.iter().filter(|new| new.request.idempotency_key.is_some()).collect();
     if !keyed.is_empty() {
         let orgs: Vec<&str> = keyed.iter().map(|new| new.org.as_str()).collect();
@@ -209,7 +237,8 @@ async fn insert(
     .await?;
     let made = rows.iter().filter_map(|row| {
         let state = TaskState::parse(row.get("state"))?;
-        Some((TaskId::from(row.get::<_, Uuid>("id")), (state, row.get("created_at"))))
+        let made = Made { state, created_at: row.get("created_at"), class: row.get("class") };
+        Some((TaskId::from(row.get::<_, Uuid>("id")), made))
     });
     Ok(made.collect())
 }

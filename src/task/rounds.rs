@@ -57,8 +57,18 @@ pub(super) struct Plan {
 }
 
 impl Plan {
+    /// Begins a round for each of these tasks, in their order.
+    pub(super) fn open_all(shared: &Shared, tasks: &[Candidate]) -> Self {
+        let mut plan = Self::default();
+        let mut roster = shared.roster.lock();
+        for task in tasks {
+            plan.open(shared, &mut roster, task);
+        }
+        plan
+    }
+
     /// Begins a round for a task that is ready.
-    pub(super) fn open(&mut self, shared: &Shared, roster: &mut Roster, task: &Candidate) {
+    fn open(&mut self, shared: &Shared, roster: &mut Roster, task: &Candidate) {
         let policy = match shared.policy(&task.policy) {
             Ok(policy) => policy,
             Err(reason) => return self.unworkable(task, &reason),

@@ -2,13 +2,19 @@
 //!
 //! The router hands over all that one or more transactions of the log start; one
 //! statement records them in `convoke.wakes` and makes the tasks. A change that was
-//! recorded before starts nothing. The caller saves the log position in the same
-//! transaction, and confirms it only after the commit.
+//! recorded before starts nothing. The caller confirms the log position only after
+//! the commit.
+use super::awards;
+use super::rounds::Candidate;
 use super::store::{run, sql};
 use super::{AgentId, Error, Notice, Request, TaskState, Tasks, Update, request};
-use crate::id::{Epoch, Lsn, OrgId, TaskId};
+use crate::{
+    db,
+    id::{Epoch, Lsn, OrgId, TaskId},
+};
 use deadpool_postgres::Transaction;
 use serde_json::{Value, json};
+use tokio_postgres::Row;
 use uuid::Uuid;
 
 /// A row change that an agent's `[[wake]]` asked for.
@@ -29,15 +35,27 @@ pub struct Wake {
 }
 
 impl Tasks {
-    /// Records the wakes and makes their tasks inside the caller's transaction. What is returned
-    /// goes to [`Tasks::woken`] once it has committed.
+    /// Records the wakes, makes their tasks, and awards them where nobody waits before them: one commit.
     ///
     /// # Errors
     /// `Unavailable` or `Internal`; nothing was recorded then.
-    pub async fn wake(&self, tx: &Transaction<'_>, wakes: &[Wake]) -> Result<Vec<Notice>, Error> {
-        if wakes.is_empty() {
-            return Ok(Vec::new());
-        }
+    pub async fn wake(&self, wakes: &[Wake]) -> Result<(), Error> {
+        let shared = &self.shared;
+        let mut client = shared.database.client().await?;
+        let tx = client.transaction().await.map_err(db::Error::from)?;
+        let rows = self.record(&tx, wakes).await?;
+        let doubt = shared.doubt();
+        let made = rows.iter().map(|row| (row.get("class"), candidate(row))).collect();
+        let written = awards::award_new(shared, &tx, made).await?;
+        tx.commit().await.map_err(db::Error::from)?;
+        doubt.dispel();
+        shared.metrics.requested.inc_by(rows.len() as u64);
+        shared.committed(rows.iter().filter_map(opened).collect(), false);
+        awards::tell(shared, written);
+        Ok(())
+    }
+
+    async fn record(&self, tx: &Transaction<'_>, wakes: &[Wake]) -> Result<Vec<Row>, Error> {
         let requests: Vec<Result<Request, String>> = wakes.iter().map(|wake| self.checked(wake)).collect();
         let good = |at: usize| requests.get(at).and_then(|request| request.as_ref().ok());
         let each = |of: &dyn Fn(&Request) -> Value| -> Vec<Option<Value>> {
@@ -67,7 +85,7 @@ impl Tasks {
             .collect();
         let errors: Vec<Option<&str>> =
             requests.iter().map(|request| request.as_ref().err().map(String::as_str)).collect();
-        let rows = run(
+        run(
             tx,
             sql!("wake"),
             &[
@@ -87,27 +105,7 @@ impl Tasks {
                 &errors,
             ],
         )
-        .await?;
-        let notices = rows.iter().filter_map(|row| {
-            Some(Notice::Updated(Update {
-                id: TaskId::from(row.get::<_, Uuid>("id")),
-                org: OrgId::try_from(row.get::<_, &str>("org")).ok()?,
-                kind: row.get("kind"),
-                state: TaskState::Open,
-                state_reason: None,
-                epoch: Epoch(0),
-                agent_id: None,
-            }))
-        });
-        Ok(notices.collect())
-    }
-
-    /// The transaction of [`Tasks::wake`] has committed: looks, and tells.
-    pub fn woken(&self, notices: Vec<Notice>) {
-        if !notices.is_empty() {
-            self.shared.metrics.requested.inc_by(notices.len() as u64);
-            self.shared.committed(notices, true);
-        }
+        .await
     }
 
     fn checked(&self, wake: &Wake) -> Result<Request, String> {
@@ -116,4 +114,30 @@ impl Tasks {
             .map_err(|e| e.to_string())?;
         Ok(asked)
     }
+}
+
+fn candidate(row: &Row) -> Candidate {
+    Candidate {
+        id: TaskId::from(row.get::<_, Uuid>("id")),
+        org: row.get("org"),
+        kind: row.get("kind"),
+        requires: row.get("requires"),
+        round: 0,
+        rounds_empty: 0,
+        facts: Candidate::open_facts(0),
+        policy: row.get("policy"),
+        tried: Vec::new(),
+    }
+}
+
+fn opened(row: &Row) -> Option<Notice> {
+    Some(Notice::Updated(Update {
+        id: TaskId::from(row.get::<_, Uuid>("id")),
+        org: OrgId::try_from(row.get::<_, &str>("org")).ok()?,
+        kind: row.get("kind"),
+        state: TaskState::Open,
+        state_reason: None,
+        epoch: Epoch(0),
+        agent_id: None,
+    }))
 }

@@ -20,7 +20,7 @@ made as (
         i.deadline_at, i.policy, i.attempts_max
     from input i left join convoke.tasks parent on parent.id = i.parent_id
     on conflict do nothing
-    returning id, org, kind, requires, requester, priority, state, created_at
+    returning id, org, kind, requires, requester, priority, state, created_at, class
 ),
 logged as (
     insert into convoke.events (org, task_id, epoch, type, body)
@@ -28,4 +28,4 @@ logged as (
         'requester', requester, 'priority', priority)
     from made
 )
-select id, state, created_at from made
+select id, state, created_at, class from made
