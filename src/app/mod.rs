@@ -100,6 +100,8 @@ impl Builder {
     /// What stands in the way, made for an operator to read: a port in use, a database that
     /// cannot be reached, an agent's file with a mistake. What was started is stopped again.
     pub async fn build(self) -> anyhow::Result<Daemon> {
+        // HTTP clients take their TLS from the process; a program may have chosen another before.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let scope = Scope::default();
         let listen = self.config.server.listen;
         let listener =

@@ -149,7 +149,7 @@ async fn killed_after_a_request_its_key_finds_the_same_task() {
     let first = Up::start(&db, folder.path(), Some(point)).await;
     let secret = std::fs::read_to_string(folder.path().join("data/jwt.secret")).unwrap();
     let keys = convoke::auth::Keys::from_secret(&secret.trim().to_owned().into()).unwrap();
-    let mut wish = convoke::auth::MintRequest::new(convoke::auth::Role::Service);
+    let mut wish = convoke::auth::MintRequest::new(convoke::auth::Role::ServiceRole);
     wish.org = Some("demo".try_into().unwrap());
     let token = convoke::auth::mint(&keys, &wish, convoke::clock::Clock::System.now()).unwrap();
     let ask = |url: String| {

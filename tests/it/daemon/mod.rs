@@ -79,5 +79,6 @@ pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
 }
 
 pub async fn fresh() -> (TestDb, tempfile::TempDir) {
+    let _ = rustls::crypto::ring::default_provider().install_default();
     (database().await, tempfile::tempdir().unwrap())
 }
