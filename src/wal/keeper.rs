@@ -5,7 +5,7 @@
 //! waits for the end of its log to be acknowledged when nothing can be stored
 //! any more). A database that is away costs nothing but time.
 use super::{Config, Confirm, Metrics, error::Error, position, reader::Done};
-use crate::{db::Database, id::Lsn, scope::Scope};
+use crate::{db::Database, fault, id::Lsn, scope::Scope};
 use std::{
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
@@ -101,6 +101,7 @@ impl Keeper<'_> {
         let target = if far { idle } else { confirmed };
         if target > self.stored {
             self.store(target).await?;
+            fault::point("position.stored");
             self.stored = target;
         }
         self.progress.told.fetch_max(self.stored.0, Ordering::AcqRel);

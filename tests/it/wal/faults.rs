@@ -95,7 +95,7 @@ async fn a_restarted_server_is_found_again_with_nothing_lost_or_doubled() {
     sql.batch_execute("create table public.items (id int8 primary key)").await.unwrap();
     wal::publish(&**sql, PUBLICATION, &[("public".into(), "items".into())]).await.unwrap();
     drop(sql);
-    let config = wal::Config { status_interval: Duration::from_millis(50), ..wal::Config::default() };
+    let config = wal::Config::default();
     let mut consumer = start(&scope, database.clone(), config, folder.path().join("spill"));
     consumer.leading().await;
 
