@@ -1,8 +1,9 @@
 //! Whole transactions, in commit order, however big they are.
 use super::rig::{Rig, rig};
-use convoke::wal::{Cell, Change, Event};
+use convoke::wal::{Batch, Cell, Change, Event};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use std::time::Duration;
+use tokio_util::sync::CancellationToken;
 
 async fn items() -> Rig {
     rig("create table items (id int8 primary key, body text)", &["items"]).await
@@ -167,47 +168,120 @@ async fn a_streamed_transaction_may_change_its_table_and_take_it_back() {
     consumer.stop().await;
 }
 
-#[tokio::test]
-async fn many_transactions_at_once_with_savepoints_come_as_the_table_says() {
-    const WRITERS: u64 = 4;
-    const TRANSACTIONS: u64 = 12;
-    let rig = rig("create table items (id int8, tx int8, body text, primary key (tx, id))", &["items"]).await;
+/// The transaction after all others.
+const END: i64 = 1_000_000;
+
+/// A table for many writers, a server that streams early, and little memory.
+async fn crowded() -> Rig {
+    let schema = "create table items (id int8, tx int8, body text, primary key (tx, id))";
+    let mut rig = rig(schema, &["items"]).await;
     stream_early(&rig).await;
-    let mut config = rig.config.clone();
-    config.transaction_memory_max = 100_000;
-    let mut consumer = rig.start_with(config).await;
-    consumer.leading().await;
-    let write = async |writer: u64| {
-        let sql = rig.db.client().await;
-        let mut rng = StdRng::seed_from_u64(writer);
-        for nth in 0..TRANSACTIONS {
-            let tx = writer * 1000 + nth;
-            let (mut script, mut id) = (String::from("begin;"), 0);
-            for _ in 0..rng.random_range(1..8) {
-                let rows = rng.random_range(1..300);
-                script += "savepoint s;";
-                script += &format!(
-                    "insert into items select i, {tx}, repeat('x', 200) from generate_series({id}, {id} + {rows}) i;"
-                );
-                id += rows + 1;
-                script += if rng.random_bool(0.4) { "rollback to s;" } else { "release s;" };
+    rig.config.transaction_memory_max = 100_000;
+    rig
+}
+
+/// Transactions of all sizes with savepoints, a part of them rolled back.
+async fn write(rig: &Rig, writer: u64, transactions: u64) {
+    let sql = rig.db.client().await;
+    let mut rng = StdRng::seed_from_u64(writer);
+    for nth in 0..transactions {
+        let tx = writer * 1000 + nth;
+        let (mut script, mut id) = (String::from("begin;"), 0);
+        for _ in 0..rng.random_range(1..8) {
+            let rows = rng.random_range(1..300);
+            script += &format!(
+                "savepoint s; insert into items select i, {tx}, repeat('x', 200)
+                 from generate_series({id}, {id} + {rows}) i;"
+            );
+            id += rows + 1;
+            script += if rng.random_bool(0.4) { "rollback to s;" } else { "release s;" };
+        }
+        script += if rng.random_bool(0.2) { "rollback" } else { "commit" };
+        sql.batch_execute(&script).await.unwrap();
+    }
+}
+
+/// What is in the table: each transaction with its ids.
+async fn written(rig: &Rig) -> Vec<(i64, Vec<i64>)> {
+    let sql = "select tx, array_agg(id order by id) from items where tx <> $1 group by tx order by tx";
+    let rows = rig.sql.query(sql, &[&END]).await.unwrap();
+    assert!(rows.len() > 20, "{}", rows.len());
+    rows.iter().map(|row| (row.get(0), row.get(1))).collect()
+}
+
+/// The column `tx` of a transaction of [`write`].
+fn writer_of(batch: &Batch) -> i64 {
+    let Change::Row(first) = &batch.changes[0] else { panic!("{batch:?}") };
+    first.cell("tx").and_then(Cell::text).unwrap().parse().unwrap()
+}
+
+#[tokio::test]
+async fn no_crash_and_no_cut_connection_loses_doubles_or_splits_what_was_confirmed() {
+    let rig = crowded().await;
+    // The slot begins here.
+    rig.leader().await.stop().await;
+    let finished = CancellationToken::new();
+    let write = async {
+        tokio::join!(write(&rig, 1, 20), write(&rig, 2, 20), write(&rig, 3, 20));
+        rig.sql.execute("insert into items values (0, $1, '')", &[&END]).await.unwrap();
+    };
+    let read = async {
+        let mut rng = StdRng::seed_from_u64(7);
+        let mut confirmed: Vec<(i64, Vec<i64>)> = Vec::new();
+        loop {
+            let mut consumer = rig.leader().await;
+            let mut pending = Vec::new();
+            // A life of some transactions, of which the last few are not confirmed.
+            for _ in 0..rng.random_range(1..12) {
+                let batch = consumer.transaction().await;
+                if writer_of(&batch) == END {
+                    confirmed.append(&mut pending);
+                    consumer.stop().await;
+                    finished.cancel();
+                    return confirmed;
+                }
+                pending.push((writer_of(&batch), super::rig::ids(&batch)));
+                if rng.random_bool(0.5) {
+                    consumer.stream.confirm.confirm(batch.end_lsn);
+                    confirmed.append(&mut pending);
+                }
             }
-            script += if rng.random_bool(0.2) { "rollback" } else { "commit" };
-            sql.batch_execute(&script).await.unwrap();
+            consumer.crash().await;
         }
     };
+    let cut = async {
+        while !finished.is_cancelled() {
+            if let Some(pid) = rig.walsender().await {
+                rig.sql.execute("select pg_terminate_backend($1)", &[&pid]).await.unwrap();
+            }
+            let _ = tokio::time::timeout(Duration::from_millis(300), finished.cancelled()).await;
+        }
+    };
+    let ((), mut seen, ()) = tokio::join!(write, read, cut);
+    seen.sort();
+    let expected = written(&rig).await;
+    let names = |all: &[(i64, Vec<i64>)]| all.iter().map(|(tx, ids)| (*tx, ids.len())).collect::<Vec<_>>();
+    assert_eq!(names(&seen), names(&expected));
+    assert_eq!(seen, expected);
+    assert_eq!(rig.spill_files(), 0);
+}
+
+#[tokio::test]
+async fn many_transactions_at_once_with_savepoints_come_as_the_table_says() {
+    const TRANSACTIONS: u64 = 12;
+    let rig = crowded().await;
+    let mut consumer = rig.leader().await;
+    let write = |writer: u64| write(&rig, writer, TRANSACTIONS);
     let writers = async { tokio::join!(write(0), write(1), write(2), write(3)) };
-    let end = i64::try_from(WRITERS * 1000).unwrap();
+    let end = END;
     let read = async {
         let mut seen = Vec::new();
         loop {
             let batch = consumer.transaction().await;
-            let Change::Row(first) = &batch.changes[0] else { panic!("{batch:?}") };
-            let tx: i64 = first.cell("tx").and_then(Cell::text).unwrap().parse().unwrap();
-            if tx == end {
+            if writer_of(&batch) == end {
                 return seen;
             }
-            seen.push((tx, super::rig::ids(&batch)));
+            seen.push((writer_of(&batch), super::rig::ids(&batch)));
         }
     };
     let write_all = async {
@@ -216,10 +290,9 @@ async fn many_transactions_at_once_with_savepoints_come_as_the_table_says() {
     };
     let ((), mut seen) = tokio::join!(write_all, read);
     seen.sort();
-    let sql = "select tx, array_agg(id order by id) from items where tx <> $1 group by tx order by tx";
-    let rows = rig.sql.query(sql, &[&end]).await.unwrap();
-    let expected: Vec<(i64, Vec<i64>)> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
-    assert!(expected.len() > 20, "{}", expected.len());
+    let expected = written(&rig).await;
+    let names = |all: &[(i64, Vec<i64>)]| all.iter().map(|(tx, ids)| (*tx, ids.len())).collect::<Vec<_>>();
+    assert_eq!(names(&seen), names(&expected));
     assert_eq!(seen, expected);
     assert!(consumer.metrics.spilled_bytes.get() > 0);
     assert_eq!(rig.spill_files(), 0);
