@@ -26,11 +26,11 @@ can_install() {
 updated=no
 apt_install() {
     if [ "$updated" = no ]; then
-        as_root apt-get update -qq >&2 || return 1
+        as_root apt-get update -qq >/dev/null || return 1
         updated=yes
     fi
     say "installing $*"
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >&2
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
 }
 
 # need WHAT "how to install it by hand" PACKAGE…
