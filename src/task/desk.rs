@@ -153,7 +153,8 @@ fn decide(shared: &Shared, row: &Locked, command: &Command) -> Result<Effect, Er
                 return step(shared, row, Event::Reject, command, Some(reason));
             }
         },
-        Act::Fail(failure) => Event::Fail { retryable: failure.retryable },
+        // One agent's word that it cannot be done is not final while another could try.
+        Act::Fail(failure) => Event::Fail { retryable: failure.retryable || others_could(shared, row) },
         Act::Release { .. } => Event::Release,
         Act::Cancel { .. } => Event::Cancel,
         Act::Lost => Event::LeaseLost,
@@ -238,7 +239,7 @@ fn step(
     let due_ms = match (step.state, step.next) {
         (TaskState::Canceling, _) => Some(store::millis(policy_of(shared, row)?.cancel_grace)),
         (_, Next::Standby) => Some(0),
-        (_, Next::RetryLater) => retry_ms(shared, row, assignee.as_ref()),
+        (_, Next::RetryLater) => retry_ms(shared, row),
         _ => None,
     };
     let mut body = json!({ "state": step.state });
@@ -336,11 +337,16 @@ fn timer_error(event: Event) -> Option<Value> {
     Some(json!({ "message": message }))
 }
 
-/// At once if another agent can take it, else after a back-off that doubles.
-fn retry_ms(shared: &Shared, row: &Locked, assignee: Option<&AgentId>) -> Option<i64> {
-    let eligible = shared.roster.lock().eligible(&row.org, &row.requires);
+/// Whether an agent that has not tried yet is eligible.
+fn others_could(shared: &Shared, row: &Locked) -> bool {
+    let assignee = row.live.as_ref().map(|live| &live.agent);
     let tried = |id: &AgentId| Some(id) == assignee || row.tried.iter().any(|tried| tried == id.as_str());
-    if eligible.iter().any(|id| !tried(id)) {
+    shared.roster.lock().eligible(&row.org, &row.requires).iter().any(|id| !tried(id))
+}
+
+/// At once if another agent can take it, else after a back-off that doubles.
+fn retry_ms(shared: &Shared, row: &Locked) -> Option<i64> {
+    if others_could(shared, row) {
         return None;
     }
     let doublings = row.facts.attempt.clamp(1, 7) - 1;

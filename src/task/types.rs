@@ -362,7 +362,8 @@ pub struct Usage {
 pub struct Failure {
     /// One line for people; no model or database text.
     pub message: String,
-    /// Whether another attempt may do better.
+    /// Whether the same agent may do better at another attempt. Agents that have not tried are asked
+    /// anyway, while the attempts last.
     #[serde(default = "yes")]
     pub retryable: bool,
     /// What it used all the same.

@@ -71,6 +71,20 @@ async fn a_failure_that_cannot_be_mended_ends_the_task_at_once() {
 }
 
 #[tokio::test]
+async fn an_agent_that_cannot_do_it_does_not_end_the_task_for_the_others() {
+    let mut world = World::new(vec![profile("a", 1), profile("b", 1)]).await;
+    let task = world.ask(request(json!({}))).await;
+    let (start, agent) = world.started(task).await;
+    let failure = Failure { message: "no key".into(), retryable: false, usage: Usage::default() };
+    let update = world.tasks.fail(start.key, &agent, failure).await.unwrap();
+    assert_eq!(update.state, TaskState::Open);
+    let (start, other) = world.started(task).await;
+    assert_ne!(agent, other);
+    world.tasks.finish(start.key, &other, json!(1), Usage::default()).await.unwrap();
+    world.check().await;
+}
+
+#[tokio::test]
 async fn a_silent_winner_loses_the_award_to_the_next_standby_offer() {
     let mut world = World::new(vec![profile("a", 1), profile("b", 1)]).await;
     let task = world.ask(request(json!({ "confirm": "50ms" }))).await;
