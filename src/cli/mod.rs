@@ -18,6 +18,7 @@ mod settings;
 mod task;
 mod token;
 mod up;
+mod why;
 
 use clap::{Parser, Subcommand};
 use failure::Failure;

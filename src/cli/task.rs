@@ -1,6 +1,6 @@
 //! `convoke task …`: requests and follows work over HTTP.
 #![expect(clippy::indexing_slicing, reason = "a member that JSON does not have is null, not a panic")]
-use super::{Outcome, daemon::Daemon, failure::Failure, screen, settings::Settings};
+use super::{Outcome, daemon::Daemon, failure::Failure, screen, settings::Settings, why};
 use crate::{
     clock::Clock,
     id::{OrgId, TaskId},
@@ -10,9 +10,6 @@ use chrono::TimeDelta;
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json};
 use std::{io::Read, time::Duration};
-
-#[path = "why.rs"]
-mod why;
 
 /// How long one long poll waits; the next one follows at once.
 const POLL: Duration = Duration::from_secs(30);

@@ -1,6 +1,6 @@
 //! `convoke task why`: the rounds of a task as a table.
 #![expect(clippy::indexing_slicing, reason = "a member that JSON does not have is null, not a panic")]
-use crate::cli::screen;
+use super::screen;
 use serde_json::Value;
 
 pub(super) fn print(why: &Value) {

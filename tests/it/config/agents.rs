@@ -88,6 +88,17 @@ fn the_agents_of_the_example_are_good() {
 }
 
 #[test]
+fn the_agent_of_the_readme_is_good() {
+    let readme = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
+    let readme = fs::read_to_string(readme).unwrap();
+    let agent = readme.split("```toml\n").nth(1).unwrap().split("```").next().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("triage.toml"), agent).unwrap();
+    let agents = load_agents(folder.path()).unwrap_or_else(|problems| panic!("{problems}"));
+    assert_eq!(agents[0].id.as_str(), "triage");
+}
+
+#[test]
 fn a_folder_that_is_not_there_has_no_agents() {
     assert_eq!(load_agents(std::path::Path::new("/nowhere/agents")).unwrap().len(), 0);
 }
