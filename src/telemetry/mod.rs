@@ -42,12 +42,18 @@ pub struct BadFilter {
     reason: String,
 }
 
+/// Libraries that call their own affairs news, unless the filter names them.
+const QUIET: &str = "refinery_core=warn,tokio_postgres=warn";
+
 /// Whether `log` is a filter that [`init`] will take.
 ///
 /// # Errors
 /// [`BadFilter`] says what is wrong with it.
 pub fn check_filter(log: &str) -> Result<EnvFilter, BadFilter> {
-    EnvFilter::try_new(log).map_err(|e| BadFilter { log: log.to_owned(), reason: e.to_string() })
+    let bad =
+        |e: tracing_subscriber::filter::ParseError| BadFilter { log: log.to_owned(), reason: e.to_string() };
+    EnvFilter::try_new(log).map_err(bad)?;
+    EnvFilter::try_new(format!("{QUIET},{log}")).map_err(bad)
 }
 
 /// Sends log records to standard error; a second call in one process does nothing.
