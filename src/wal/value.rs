@@ -239,10 +239,12 @@ fn is_no_number(text: &str) -> bool {
     matches!(text, "NaN" | "Infinity" | "-Infinity")
 }
 
-/// Whether `text` is a number in JSON's grammar, as Postgres writes all its finite numbers.
+/// Whether `text` is a number in JSON's grammar that readers can hold, as nearly all of Postgres's are; a
+/// `numeric` can be too big for any double.
 fn is_json_number(text: &str) -> bool {
     text.bytes().next_back().is_some_and(|last| last.is_ascii_digit())
         && serde_json::from_str::<&serde_json::value::RawValue>(text).is_ok()
+        && text.parse::<f64>().is_ok_and(f64::is_finite)
 }
 
 /// The number if a JSON integer or double says exactly the same.
@@ -332,6 +334,12 @@ mod tests {
             let written = if written.is_empty() { expected.to_string() } else { written.to_owned() };
             assert_eq!(out, written, "{type_name} {text}");
         }
+    }
+
+    #[test]
+    fn a_number_that_no_reader_can_hold_is_a_string() {
+        let huge = "9".repeat(400);
+        assert_eq!(of("numeric", &huge), (json!(huge), format!("\"{huge}\"")));
     }
 
     #[test]
