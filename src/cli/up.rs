@@ -45,7 +45,7 @@ pub(super) async fn run(settings: &Settings) -> Outcome {
         told.to_string()
     } else {
         format!(
-            "{}\n\nConnect from JavaScript (npm install @supabase/supabase-js):\n\n{}\n\nCtrl-C stops.",
+            "{}\n\nConnect from JavaScript, in a page or Node.js 22 (npm install @supabase/supabase-js):\n\n{}\n\nCtrl-C stops.",
             banner(settings, &loaded, parts, agents, &notes),
             javascript(&url, &org, &key)
         )

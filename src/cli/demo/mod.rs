@@ -198,7 +198,7 @@ The daemon goes on at {url} (Ctrl-C stops it). Look closer from another terminal
 Insert a ticket of your own and watch it here:
   psql '{database}' -c \"insert into tickets (customer, plan, subject, body) values ('Me', 'team', 'Refund please', 'I was charged twice.')\"
 
-Watch the agents from JavaScript (npm install @supabase/supabase-js):
+Watch the agents from JavaScript, in a page or Node.js 22 (npm install @supabase/supabase-js):
 {}",
             javascript(&url, "demo", &anon_key(&self.parts)?)
         ));
