@@ -64,7 +64,7 @@ impl Up {
         up
     }
 
-    async fn is_killed(mut self, point: &str) {
+    async fn dies_at(mut self, point: &str) {
         let status = soon(point, self.process.wait()).await.unwrap();
         assert_eq!(status.signal(), Some(9), "{point}: {status}");
     }
@@ -108,7 +108,7 @@ async fn survives(point: &str) {
     for id in 1..=TICKETS {
         client.execute("insert into tickets values ($1)", &[&id]).await.unwrap();
     }
-    first.is_killed(point).await;
+    first.dies_at(point).await;
     let _second = Up::start(&db, folder.path(), None).await;
     check(&db, TICKETS).await;
     let woken = "select count(*), count(distinct task_id) from convoke.wakes";
@@ -163,7 +163,7 @@ async fn killed_after_a_request_its_key_finds_the_same_task() {
             .send()
     };
     assert!(ask(first.url.clone()).await.is_err(), "the daemon died with the answer");
-    first.is_killed(point).await;
+    first.dies_at(point).await;
     let second = Up::start(&db, folder.path(), None).await;
     let answer = ask(second.url.clone()).await.unwrap();
     assert!(answer.status().is_success(), "{}", answer.status());
