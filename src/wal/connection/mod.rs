@@ -180,12 +180,20 @@ impl Connection {
         self.flush().await
     }
 
-    /// Ends the stream and the session in an orderly way.
+    /// Ends the stream and the session in an orderly way; when it returns, the server has let go of the slot.
     pub(super) async fn finish(mut self) -> Result<(), Error> {
         frontend::copy_done(&mut self.write);
         frontend::terminate(&mut self.write);
         self.flush().await?;
-        Ok(self.io.shutdown().await?)
+        // What was still on its way is of no use; the server closes last.
+        loop {
+            self.read.clear();
+            self.read.reserve(READ_BYTES_MIN);
+            match self.io.read_buf(&mut self.read).await {
+                Ok(0) | Err(_) => return Ok(()),
+                Ok(_) => {}
+            }
+        }
     }
 
     async fn flush(&mut self) -> Result<(), Error> {

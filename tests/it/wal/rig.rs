@@ -139,6 +139,20 @@ impl Consumer {
         }
     }
 
+    /// A gap that may come after terms in which nothing was lost yet.
+    pub async fn gap_at_last(&mut self) -> Gap {
+        let wait = async {
+            loop {
+                match self.event().await {
+                    Event::Gap(gap) => return gap,
+                    Event::Batch(batch) => panic!("no gap but {batch:?}"),
+                    Event::Leading { .. } | Event::Standby { .. } => {}
+                }
+            }
+        };
+        timeout(PATIENCE, wait).await.expect("no gap in time")
+    }
+
     /// The next whole transaction, through reconnects.
     pub async fn transaction(&mut self) -> Batch {
         timeout(PATIENCE, self.next_transaction()).await.expect("no whole transaction in time")
