@@ -167,6 +167,8 @@ impl Router {
                 return;
             }
         }
+        // Until it is confirmed, the gap is told again at every start.
+        self.confirm.confirm(gap.to);
         self.deps.tasks.poke();
     }
 

@@ -24,7 +24,8 @@ pub(super) fn pool(config: &Config, target: &Target) -> Result<Pool, Error> {
     let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
     let manager = Manager::from_config(driver, tls(&target.tls), recycling);
     let settings = format!(
-        "set statement_timeout = {0}; set idle_in_transaction_session_timeout = {0}",
+        "set statement_timeout = {0}; set idle_in_transaction_session_timeout = {0}; \
+         set plan_cache_mode = force_generic_plan; set jit = off",
         config.statement_timeout.as_millis()
     );
     let set = Hook::async_fn(move |client: &mut deadpool_postgres::ClientWrapper, _| {

@@ -117,7 +117,8 @@ impl Arbiter {
         let (classes, limits) = self.limits();
         let mut client = self.shared.database.client().await?;
         let tx = client.transaction().await.map_err(db::Error::from)?;
-        let (found, rows) = futures_util::future::try_join(
+        let ((), found, rows) = futures_util::future::try_join3(
+            store::relax(&tx),
             run(&tx, sql!("classes"), &[]),
             run(&tx, sql!("ready"), &[&classes, &limits]),
         )

@@ -53,6 +53,7 @@ use std::{
     },
 };
 use tokio::sync::{Notify, mpsc, watch};
+use tokio_postgres::types::ToSql;
 
 /// Largest input of a task, in bytes of JSON.
 pub const INPUT_BYTES_MAX: usize = 1 << 20;
@@ -187,7 +188,9 @@ impl Drop for Doubt<'_> {
 pub struct Tasks {
     shared: Arc<Shared>,
     requests: Lane<request::New, Requested>,
-    commands: Lane<Command, Done>,
+    /// Accepts, which the work waits for, do not queue behind endings, which wait for the disk.
+    accepts: Lane<Command, Done>,
+    endings: Lane<Command, Done>,
     reports: Lane<Report, ()>,
 }
 
@@ -231,7 +234,8 @@ impl Tasks {
             backlog: Mutex::default(),
         });
         let (requests, request_box) = lane();
-        let (commands, command_box) = lane();
+        let (accepts, accept_box) = lane();
+        let (endings, ending_box) = lane();
         let (reports, report_box) = lane();
 
         let context = shared.clone();
@@ -240,19 +244,21 @@ impl Tasks {
             request_box.serve(stop, |_: &request::New| None::<()>, work).await;
             Ok(())
         });
-        let context = shared.clone();
-        scope.spawn("task commands", OnExit::StopDaemon, |stop| async move {
-            let work = |batch| carry_out(context.clone(), batch);
-            command_box.serve(stop, |command: &Command| Some(command.task), work).await;
-            Ok(())
-        });
+        for (name, mailbox) in [("task accepts", accept_box), ("task endings", ending_box)] {
+            let context = shared.clone();
+            scope.spawn(name, OnExit::StopDaemon, |stop| async move {
+                let work = |batch| carry_out(context.clone(), batch);
+                mailbox.serve(stop, |command: &Command| Some(command.task), work).await;
+                Ok(())
+            });
+        }
         let context = shared.clone();
         scope.spawn("task reports", OnExit::StopDaemon, |stop| async move {
             let work = |batch| report(context.clone(), batch);
             report_box.serve(stop, |report: &Report| Some(report.key.assignment_id), work).await;
             Ok(())
         });
-        (Self { shared, requests, commands, reports }, heard)
+        (Self { shared, requests, accepts, endings, reports }, heard)
     }
 
     /// Looks whenever something changed or came due, and awards, until `scope` stops.
@@ -403,7 +409,7 @@ impl Tasks {
     /// `UnknownTask`, or `Conflict` with the state when it has ended.
     pub async fn cancel(&self, task: TaskId, reason: &str) -> Result<Update, Error> {
         let act = Act::Cancel { reason: request::one_line(reason, 1000) };
-        match self.commands.send(Command { task, holder: None, act }).await? {
+        match self.endings.send(Command { task, holder: None, act }).await? {
             Done::Moved(update) => Ok(update),
             Done::Started(_) | Done::Nothing => Err(Error::UnknownTask(task)),
         }
@@ -411,7 +417,8 @@ impl Tasks {
 
     async fn command(&self, key: AssignmentKey, agent: &AgentId, act: Act) -> Result<Done, Error> {
         let command = Command { task: key.task_id, holder: Some((key, agent.clone())), act };
-        match self.commands.send(command).await {
+        let lane = if matches!(command.act, Act::Accept) { &self.accepts } else { &self.endings };
+        match lane.send(command).await {
             Err(Error::UnknownTask(_)) => Err(Error::Fenced),
             answer => answer,
         }
@@ -425,27 +432,29 @@ impl Tasks {
     }
 }
 
-/// A batch of the command lane: one transaction.
+/// A batch of accepts or of endings: one transaction. An ending is answered when it is on disk.
 async fn carry_out(shared: Arc<Shared>, batch: Vec<Command>) -> Result<Vec<Result<Done, Error>>, Error> {
     let mut client = shared.database.client().await?;
     let tx = client.transaction().await.map_err(db::Error::from)?;
-    let outcome = desk::carry_out(&shared, &tx, &batch).await?;
+    let ((), outcome) =
+        futures_util::future::try_join(store::relax(&tx), desk::carry_out(&shared, &tx, &batch)).await?;
     if outcome.leaves_work() {
         shared.call_arbiter(&tx).await?;
     }
     fault::point("task.desk.before_commit");
     tx.commit().await.map_err(db::Error::from)?;
-    for command in &batch {
-        match command.act {
-            Act::Accept => fault::point("task.accepted"),
-            Act::Finish { .. } => fault::point("task.finished"),
-            _ => {}
-        }
-    }
     if outcome.soon {
         shared.poke.notify_one();
     }
     told(&shared, &outcome.freed, outcome.notices);
+    if batch.iter().all(|command| matches!(command.act, Act::Accept)) {
+        fault::point("task.accepted");
+        return Ok(outcome.answers);
+    }
+    store::flush(&client).await?;
+    if batch.iter().any(|command| matches!(command.act, Act::Finish { .. })) {
+        fault::point("task.finished");
+    }
     Ok(outcome.answers)
 }
 
@@ -479,12 +488,10 @@ async fn report(shared: Arc<Shared>, batch: Vec<Report>) -> Result<Vec<Result<()
     let progress: Vec<Option<f32>> = batch.iter().map(|r| part(r).progress).collect();
     let activity: Vec<Option<String>> = batch.iter().map(|r| part(r).activity).collect();
     let checkpoints: Vec<Option<Value>> = batch.iter().map(|r| part(r).checkpoint).collect();
-    let rows = store::run(
-        &tx,
-        store::sql!("progress"),
-        &[&tasks, &assignments, &epochs, &agents, &evidence, &progress, &activity, &checkpoints],
-    )
-    .await?;
+    let params: [&(dyn ToSql + Sync); 8] =
+        [&tasks, &assignments, &epochs, &agents, &evidence, &progress, &activity, &checkpoints];
+    let written = store::run(&tx, store::sql!("progress"), &params);
+    let ((), rows) = futures_util::future::try_join(store::relax(&tx), written).await?;
     tx.commit().await.map_err(db::Error::from)?;
     let renewed: std::collections::HashSet<uuid::Uuid> = rows.iter().map(|row| row.get("id")).collect();
     if batch.iter().any(|r| r.evidence.is_some()) {

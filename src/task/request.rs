@@ -1,7 +1,7 @@
 //! Requests: checked before they reach the database, inserted together, repeated safely.
 use super::awards;
 use super::rounds::Candidate;
-use super::store::{run, sql};
+use super::store::{self, run, sql};
 use super::{Error, INPUT_BYTES_MAX, Notice, Request, Requested, Shared, Task, TaskState, Update};
 use crate::{
     db, fault,
@@ -155,7 +155,7 @@ pub(super) async fn make(
 ) -> Result<Vec<Result<Requested, Error>>, Error> {
     let mut client = shared.database.client().await?;
     let tx = client.transaction().await.map_err(db::Error::from)?;
-    let made = insert(&tx, &batch).await?;
+    let ((), made) = futures_util::future::try_join(store::relax(&tx), insert(&tx, &batch)).await?;
     let doubt = shared.doubt();
     let open = batch.iter().filter_map(|new| {
         let made = made.get(&new.id).filter(|made| made.state == TaskState::Open)?;
@@ -183,10 +183,11 @@ pub(super) async fn make(
     shared.call_arbiter(&tx).await?;
     tx.commit().await.map_err(db::Error::from)?;
     doubt.dispel();
-    fault::point("task.requested");
     shared.metrics.requested.inc_by(notices.len() as u64);
     shared.committed(notices, false);
     awards::tell(&shared, written);
+    store::flush(&client).await?;
+    fault::point("task.requested");
     Ok(answers)
 }
 

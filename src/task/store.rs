@@ -4,10 +4,14 @@
 //! connection. What they change is decided elsewhere (`machine`, `desk`,
 //! `arbiter`) on rows that this transaction has locked: tasks first, in the order
 //! of their ids, then agents, so that no two transactions wait for each other.
+//!
+//! Transactions commit without waiting for the disk (`docs/decisions/0010-told-when-on-disk.md`):
+//! locks are held for as long as the statements run, and what is promised to a
+//! requester, an assignee's result or the log's confirmation waits for one flush.
 use super::machine::{AssignmentState, Facts};
 use super::{AgentId, AssignmentId, AssignmentKey, Epoch, Error, Incarnation, TaskId, TaskState};
 use crate::db;
-use deadpool_postgres::Transaction;
+use deadpool_postgres::{Client, Transaction};
 use serde_json::Value;
 use tokio_postgres::{Row, types::ToSql};
 use uuid::Uuid;
@@ -27,6 +31,20 @@ pub(super) async fn run(
 ) -> Result<Vec<Row>, Error> {
     let statement = tx.prepare_cached(statement).await.map_err(db::Error::from)?;
     Ok(tx.query(&statement, params).await.map_err(db::Error::from)?)
+}
+
+/// Lets this transaction commit without waiting for the disk, so that the rows it holds are free again at
+/// once. Whoever promises something on its strength calls [`flush`] first.
+pub(super) async fn relax(tx: &Transaction<'_>) -> Result<(), Error> {
+    Ok(tx.batch_execute("set local synchronous_commit = off").await.map_err(db::Error::from)?)
+}
+
+/// Waits until everything that was committed before is on disk: the commit of a transaction of its own
+/// is, and the log is written in order.
+pub(super) async fn flush(client: &Client) -> Result<(), Error> {
+    let statement = client.prepare_cached("select pg_current_xact_id()").await.map_err(db::Error::from)?;
+    client.query(&statement, &[]).await.map_err(db::Error::from)?;
+    Ok(())
 }
 
 /// A text column as one of our names; a row that breaks its own constraints is a bug told as such.

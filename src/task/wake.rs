@@ -6,7 +6,7 @@
 //! the commit.
 use super::awards;
 use super::rounds::Candidate;
-use super::store::{run, sql};
+use super::store::{self, run, sql};
 use super::{AgentId, Error, Notice, Request, TaskState, Tasks, Update, request};
 use crate::{
     db,
@@ -35,7 +35,8 @@ pub struct Wake {
 }
 
 impl Tasks {
-    /// Records the wakes, makes their tasks, and awards them where nobody waits before them: one commit.
+    /// Records the wakes, makes their tasks, and awards them where nobody waits before them: one commit,
+    /// which is on disk when this returns.
     ///
     /// # Errors
     /// `Unavailable` or `Internal`; nothing was recorded then.
@@ -43,7 +44,7 @@ impl Tasks {
         let shared = &self.shared;
         let mut client = shared.database.client().await?;
         let tx = client.transaction().await.map_err(db::Error::from)?;
-        let rows = self.record(&tx, wakes).await?;
+        let ((), rows) = futures_util::future::try_join(store::relax(&tx), self.record(&tx, wakes)).await?;
         let doubt = shared.doubt();
         let made = rows.iter().map(|row| (row.get("class"), candidate(row))).collect();
         let written = awards::award_new(shared, &tx, made).await?;
@@ -52,7 +53,7 @@ impl Tasks {
         shared.metrics.requested.inc_by(rows.len() as u64);
         shared.committed(rows.iter().filter_map(opened).collect(), false);
         awards::tell(shared, written);
-        Ok(())
+        store::flush(&client).await
     }
 
     async fn record(&self, tx: &Transaction<'_>, wakes: &[Wake]) -> Result<Vec<Row>, Error> {
