@@ -90,7 +90,9 @@ impl Router {
                     self.lead().await;
                 }
                 Event::Standby { reason } => {
-                    self.deps.health.set("wal", PartState::Degraded, reason);
+                    // The reason may hold the database's words, and health is public.
+                    tracing::info!(reason, "standing by");
+                    self.deps.health.set("wal", PartState::Degraded, "standing by; the log says why");
                     self.host.stand_by().await;
                 }
                 Event::Gap(gap) => self.gap(gap).await,

@@ -1,6 +1,6 @@
 //! What must hold at every moment (`reference/negotiation.md` §7), as queries that find what breaks it.
 
-/// Name and query; a query that gives a row found a broken invariant, and the row says where.
+/// `<name>: <what holds>`, and a query whose rows say where it does not.
 pub const INVARIANTS: &[(&str, &str)] = &[
     (
         "I1: at most one live assignment a task",
@@ -20,6 +20,13 @@ pub const INVARIANTS: &[(&str, &str)] = &[
          where e.type <> 'orphan_result'",
     ),
     (
+        "I4: what is reserved and spent is within the limit",
+        "select t.id::text from convoke.tasks t where t.budget is not null
+             and coalesce((t.budget -> 'reserved' ->> 'microdollars')::bigint, 0)
+                 + coalesce((t.budget -> 'spent' ->> 'microdollars')::bigint, 0)
+                 > (t.budget -> 'limit' ->> 'microdollars')::bigint",
+    ),
+    (
         "I5: slots used are live assignments and not more than there are",
         "select g.id from convoke.agents g where g.slots_used <> (
              select count(*) from convoke.assignments a where a.agent_id = g.id
@@ -32,7 +39,7 @@ pub const INVARIANTS: &[(&str, &str)] = &[
          where t.state not in ('completed', 'failed', 'canceled', 'open') and t.due_at is null",
     ),
     (
-        "a task is awarded, running or canceling exactly while it has a live assignment",
+        "state: a task is awarded, running or canceling exactly while it has a live assignment",
         "select t.id::text from convoke.tasks t
          where (t.state in ('awarded', 'running', 'canceling')) <> exists (
              select 1 from convoke.assignments a

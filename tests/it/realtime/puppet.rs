@@ -35,7 +35,9 @@ fn installed(stamp: &str) {
 impl Puppet {
     pub async fn js(package: &str, http_url: &str, key: &str, vsn: Option<&str>) -> Self {
         installed("js/node_modules/.installed");
-        let mut command = Command::new("node");
+        // What the set-up installs where the machine's own is too old.
+        let own = clients().join("node/node_modules/.bin/node");
+        let mut command = Command::new(if own.exists() { own } else { "node".into() });
         command.arg("puppet.mjs").args([package, http_url, key]).args(vsn).current_dir(clients().join("js"));
         Self::start(command).await
     }
