@@ -8,11 +8,14 @@
 //! Start: bind (fail early) → database → migrate → negotiation → channels → agents →
 //! log → accept. Stop, each phase with its limit: stop accepting → agents finish or
 //! let go → sockets get their close → the log's last confirmation → the database.
+mod channels;
 mod health;
 mod herald;
 mod host;
 mod publications;
 mod router;
+
+pub use channels::Channels;
 
 use crate::{
     access::Access,

@@ -1,7 +1,13 @@
-//! `convoke bench`: measures a daemon in this process on a private PostgreSQL with fsync on.
+//! `convoke bench`: measures a daemon in this process on a private PostgreSQL with fsync on,
+//! and the channels alone without one.
 //!
 //! Every figure is a median or a percentile with its baseline from the same run, since
 //! machines are noisy. The cluster lives in a folder of its own and is removed afterwards.
+mod bare;
+mod client;
+mod fanout;
+mod frames;
+mod process;
 mod tasks;
 mod wake;
 
@@ -11,7 +17,7 @@ use crate::{
     app::Daemon,
     config::Config,
 };
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use clap::Subcommand;
 use serde_json::Value;
 use std::{path::PathBuf, sync::Arc, time::Duration};
@@ -52,6 +58,38 @@ pub(super) enum Command {
         #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..))]
         bidders: u32,
     },
+    /// One message to many sockets: deliveries a second, what they cost, and how late they are.
+    Fanout {
+        /// Sockets on the topic.
+        #[arg(long, default_value_t = 1000, value_parser = at_least_one)]
+        subscribers: usize,
+        /// Messages on their way at once, at saturation.
+        #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u64).range(1..))]
+        in_flight: u64,
+        /// Size of the JSON payload.
+        #[arg(long, default_value_t = 128)]
+        bytes: usize,
+        /// How long each part is measured.
+        #[arg(long, default_value_t = 5.0)]
+        seconds: f64,
+        /// Messages a second when latency is measured.
+        #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
+        rate: u32,
+    },
+    /// Memory of sockets that have joined and say nothing.
+    Connections {
+        /// Sockets.
+        #[arg(long, default_value_t = 5000, value_parser = at_least_one)]
+        count: usize,
+    },
+    /// The clients of `fanout` and `connections`, which start it themselves.
+    #[command(hide = true)]
+    Client(client::Options),
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    let number: usize = text.parse().map_err(|e| format!("{e}"))?;
+    if number == 0 { Err("must be at least 1".into()) } else { Ok(number) }
 }
 
 pub(super) async fn run(settings: &Settings, command: Command) -> Outcome {
@@ -61,6 +99,15 @@ pub(super) async fn run(settings: &Settings, command: Command) -> Outcome {
             tasks::life_cycles(settings, tasks, requesters, bidders, slots).await?
         }
         Command::Award { tasks, bidders } => tasks::award(settings, tasks, bidders).await?,
+        Command::Fanout { subscribers, in_flight, bytes, seconds, rate } => {
+            let wish = fanout::Fanout { subscribers, in_flight, bytes, seconds, rate };
+            fanout::fanout(settings, wish).await?
+        }
+        Command::Connections { count } => fanout::connections(settings, count).await?,
+        Command::Client(options) => {
+            let clients = std::thread::spawn(|| client::run(options)).join();
+            return Ok(clients.map_err(|_| anyhow!("the clients panicked"))??);
+        }
     };
     if settings.json {
         println!("{figures}");

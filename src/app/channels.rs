@@ -1,0 +1,89 @@
+//! The channels of a daemon alone: sockets, rooms and presence, without a database and
+//! without agents.
+//!
+//! For measurements and for programs that want only channels. Owns its scopes; keeps
+//! nothing; the secret lives in memory, so tokens end with it.
+use crate::{
+    access::Access,
+    auth::{Keys, MintRequest, Role, mint},
+    clock::Clock,
+    config::Config,
+    gateway::{self, Gateway},
+    hub::Hub,
+    presence::Tracker,
+    scope::{OnExit, Scope},
+    telemetry::Registry,
+};
+use anyhow::Context;
+use axum::serve::ListenerExt;
+use std::{net::SocketAddr, time::Duration};
+use tokio::net::TcpListener;
+
+const STOP_WITHIN: Duration = Duration::from_secs(5);
+
+/// Channels that are being served.
+pub struct Channels {
+    /// Where they listen.
+    pub addr: SocketAddr,
+    keys: Keys,
+    gateway: Gateway,
+    scope: Scope,
+    http: Scope,
+}
+
+impl Channels {
+    /// Serves channels with the `server` and `gateway` settings.
+    ///
+    /// # Errors
+    /// When the address cannot be listened on, or there is no randomness for a secret.
+    pub async fn start(config: &Config) -> anyhow::Result<Self> {
+        let listen = config.server.listen;
+        let listener =
+            TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;
+        let addr = listener.local_addr()?;
+        let (scope, registry) = (Scope::default(), Registry::default());
+        let hub = Hub::new(&registry);
+        let tracker = Tracker::start(&scope, hub.clone(), &registry);
+        let secret = format!("{}{}", uuid::Uuid::new_v4(), uuid::Uuid::new_v4());
+        let keys = Keys::from_secret(&secret.into())?;
+        let deps = gateway::Deps {
+            keys: keys.clone(),
+            access: Access,
+            hub,
+            tracker,
+            clock: Clock::System,
+            registry,
+            coordination: None,
+        };
+        let gateway = Gateway::new(&scope, config.gateway.clone(), deps);
+        let app = gateway::router(&gateway);
+        let http = scope.child();
+        let listener = listener.tap_io(|socket| {
+            let _ = socket.set_nodelay(true);
+        });
+        http.spawn("http", OnExit::Log, |stop| async move {
+            axum::serve(listener, app).with_graceful_shutdown(stop.cancelled_owned()).await?;
+            Ok(())
+        });
+        Ok(Self { addr, keys, gateway, scope, http })
+    }
+
+    /// A key with which anybody may connect.
+    ///
+    /// # Errors
+    /// When it cannot be signed.
+    pub fn anon_key(&self) -> anyhow::Result<String> {
+        Ok(mint(&self.keys, &MintRequest::new(Role::Anon), Clock::System.now())?)
+    }
+
+    /// Closes every socket and frees the port.
+    ///
+    /// # Errors
+    /// When a part does not stop in time.
+    pub async fn stop(self) -> anyhow::Result<()> {
+        self.http.stop();
+        self.gateway.stop(STOP_WITHIN).await?;
+        self.http.drain(STOP_WITHIN).await?;
+        Ok(self.scope.drain(STOP_WITHIN).await?)
+    }
+}

@@ -1,0 +1,74 @@
+//! The least server that the same clients can talk to: what the machine and the clients could do
+//! if the daemon cost nothing. Knows no protocol but to say yes.
+use super::frames::{self, Frames};
+use anyhow::{Context, ensure};
+use parking_lot::Mutex;
+use std::{net::SocketAddr, sync::Arc};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{
+        TcpListener,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
+};
+
+type Everybody = Arc<Mutex<Vec<OwnedWriteHalf>>>;
+
+const UPGRADE: &[u8] =
+    b"HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\r\n";
+const JOINED: &[u8] = br#"["1","1","realtime:bench-0","phx_reply",{"status":"ok","response":{}}]"#;
+
+/// Serves until the measurement's process ends. The last socket that joins is the publisher.
+pub(super) async fn start(bytes: usize) -> anyhow::Result<SocketAddr> {
+    let listener = TcpListener::bind("127.0.0.1:0").await.context("cannot listen")?;
+    let addr = listener.local_addr()?;
+    let everybody = Everybody::default();
+    let accept = async move {
+        while let Ok((socket, _)) = listener.accept().await {
+            let _ = socket.set_nodelay(true);
+            let (reader, writer) = socket.into_split();
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "ends with its client, at the end of the measurement"
+            )]
+            tokio::spawn(serve(reader, writer, everybody.clone(), bytes));
+        }
+    };
+    #[expect(clippy::disallowed_methods, reason = "ends with the process")]
+    tokio::spawn(accept);
+    Ok(addr)
+}
+
+async fn serve(
+    mut reader: OwnedReadHalf,
+    mut writer: OwnedWriteHalf,
+    everybody: Everybody,
+    bytes: usize,
+) -> anyhow::Result<()> {
+    let mut buffer = vec![0; 16 << 10];
+    ensure!(reader.read(&mut buffer).await? > 0, "closed");
+    writer.write_all(UPGRADE).await?;
+    ensure!(reader.read(&mut buffer).await? > 0, "closed");
+    writer.write_all(&frames::unmasked(1, JOINED)).await?;
+    everybody.lock().push(writer);
+    let mut inbound = Frames::default();
+    let (mut number, mut out) = (0, Vec::new());
+    loop {
+        let size = reader.read(&mut buffer).await?;
+        if size == 0 {
+            return Ok(());
+        }
+        let mut pushes = 0;
+        inbound.feed(buffer.get(..size).unwrap_or_default(), |_| pushes += 1);
+        out.clear();
+        for _ in 0..pushes {
+            out.extend_from_slice(&frames::unmasked(2, &frames::broadcast(4, bytes, number)));
+            number += 1;
+        }
+        let everybody = everybody.lock();
+        for writer in everybody.iter().take(everybody.len().saturating_sub(1)) {
+            // With so little on its way, a socket always has room.
+            let _ = writer.try_write(&out);
+        }
+    }
+}
