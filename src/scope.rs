@@ -48,7 +48,8 @@ impl Scope {
         F: Future<Output = anyhow::Result<()>> + Send + 'static,
     {
         let (stop, failed) = (self.stop.clone(), self.failed.clone());
-        let body = body(stop.clone()).instrument(Span::current());
+        // Boxed, because the task that waits for it would otherwise be as large as it is.
+        let body = Box::pin(body(stop.clone()).instrument(Span::current()));
         self.tracker.spawn(async move {
             #[expect(clippy::disallowed_methods, reason = "the join handle is how a panic is seen")]
             let outcome = tokio::spawn(body).await;

@@ -1,37 +1,41 @@
-//! One websocket: the only place that knows the websocket library.
+//! One websocket: the only place that reads and writes the bytes of one.
 //!
 //! Reader, writer and timers of a socket are one task. The reader gives messages to
-//! the [`Session`]; the writer empties the outbox, many frames a flush; neither waits
-//! for the other. How it ends decides the close code
-//! (`reference/realtime-protocol.md` §1.5).
+//! the [`Session`]; the writer empties the outbox, whose frames carry their headers
+//! already, many in one call; neither waits for the other. A read needs memory only
+//! while it is looked at, so a socket that is still keeps none. How it ends decides the
+//! close code (`reference/realtime-protocol.md` §1.5).
 use super::{metrics::Why, session::Session, shared::Shared};
 use crate::{
     hub::{Closed, Outbox},
-    wire::Frame,
+    wire::socket::{self, Decoder, Incoming, Violation},
 };
-use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket};
-use bytes::Bytes;
-use futures_util::{
-    SinkExt, StreamExt,
-    stream::{SplitSink, SplitStream},
+use bytes::{Buf, Bytes};
+use std::{
+    collections::VecDeque,
+    future::poll_fn,
+    io::{self, IoSlice},
+    mem::MaybeUninit,
+    pin::{Pin, pin},
+    task::{Context, Poll, ready},
+    time::Duration,
 };
-use std::{collections::VecDeque, future::poll_fn, pin::pin, time::Duration};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf, ReadHalf, WriteHalf},
+    time::{Instant, sleep_until, timeout},
+};
 
 /// The reader was too slow; of our own, in the range for applications.
 pub(super) const CLOSE_SLOW: u16 = 4008;
 const CLOSE_NORMAL: u16 = 1000;
-const CLOSE_PROTOCOL: u16 = 1002;
-const CLOSE_NOT_TEXT: u16 = 1007;
-const CLOSE_TOO_BIG: u16 = 1009;
 const CLOSE_RESTART: u16 = 1012;
 const CLOSE_ABNORMAL: u16 = 1006;
-/// What a read takes at most; a socket keeps this much while it lives.
-pub(super) const READ_BUFFER_BYTES: usize = 4 << 10;
-/// Frames are written when so many bytes are together, or nothing else waits.
-pub(super) const WRITE_BUFFER_BYTES: usize = 32 << 10;
-/// Messages that are handled before the writer gets its turn.
-const MESSAGES_A_TURN: u32 = 64;
+/// What a read takes at most, on the stack.
+const READ_BYTES: usize = 16 << 10;
+/// Pieces that are written in one call.
+const SLICES: usize = 64;
+/// Reads that are handled before the writer gets its turn.
+const READS_A_TURN: u32 = 16;
 /// How long the last frames and the close handshake may take.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -39,20 +43,23 @@ const FAREWELL: Duration = Duration::from_secs(1);
 enum Ending {
     /// With a close frame of ours.
     Close(u16),
-    /// The client closed it; the library has answered.
-    ByClient,
+    /// The client closed it, with this code.
+    ByClient(Option<u16>),
     /// It broke.
     Gone,
 }
 
 /// Serves a socket to its end.
-pub(super) async fn serve(socket: WebSocket, mut session: Session, outbox: &Outbox, shared: &Shared) {
-    let (mut sink, mut stream) = socket.split();
+pub(super) async fn serve<S>(io: S, mut session: Session, outbox: &Outbox, shared: &Shared)
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin,
+{
+    let (mut input, mut output) = tokio::io::split(io);
     let mut unsent = VecDeque::new();
     let stop = shared.stop_token();
     let ending = {
-        let reader = pin!(read(&mut stream, &mut session, shared));
-        let writer = pin!(write(&mut sink, outbox, &mut unsent));
+        let reader = pin!(read(&mut input, &mut session, outbox, shared));
+        let writer = pin!(write(&mut output, outbox, &mut unsent));
         tokio::select! {
             biased;
             () = outbox.too_slow() => Ending::Close(CLOSE_SLOW),
@@ -66,33 +73,46 @@ pub(super) async fn serve(socket: WebSocket, mut session: Session, outbox: &Outb
     }
     let code = match ending {
         Ending::Close(code) => code,
-        Ending::ByClient => CLOSE_NORMAL,
+        Ending::ByClient(_) => CLOSE_NORMAL,
         Ending::Gone => CLOSE_ABNORMAL,
     };
     shared.metrics.closed.get_or_create(&Why { why: code.to_string() }).inc();
     tracing::debug!(conn = %session.id(), code, "websocket ends");
+    // What the client said last is still passed on, and presence and subscriptions end now, not when the
+    // client has answered.
+    session.flush();
     outbox.close();
-    // Presence and subscriptions end now, not when the client has answered.
     drop(session);
     let farewell = async {
-        if let Ending::Close(code) = ending {
-            let _ = write(&mut sink, outbox, &mut unsent).await;
-            let reason = Utf8Bytes::from_static(if code == CLOSE_SLOW { "reader too slow" } else { "" });
-            sink.send(Message::Close(Some(CloseFrame { code, reason }))).await?;
-        }
+        let last = match ending {
+            Ending::Close(CLOSE_SLOW) => socket::close(Some(CLOSE_SLOW), "reader too slow"),
+            Ending::Close(code) => socket::close(Some(code), ""),
+            Ending::ByClient(code) => socket::close(code, ""),
+            Ending::Gone => return Ok(()),
+        };
+        // What was said before the end is written before the last frame.
+        let _ = write(&mut output, outbox, &mut unsent).await;
+        unsent.push_back(last);
+        write_all(&mut output, &mut unsent).await?;
+        output.shutdown().await?;
         // Reading on until the client has closed too keeps the close frame from being reset away.
-        if !matches!(ending, Ending::Gone) {
-            while let Some(Ok(_)) = stream.next().await {}
-        }
-        sink.close().await
+        while read_some(&mut input, |_| ()).await?.is_some() {}
+        io::Result::Ok(())
     };
     let _ = timeout(FAREWELL, farewell).await;
 }
 
-async fn read(stream: &mut SplitStream<WebSocket>, session: &mut Session, shared: &Shared) -> Ending {
+async fn read<S: AsyncRead>(
+    input: &mut ReadHalf<S>,
+    session: &mut Session,
+    outbox: &Outbox,
+    shared: &Shared,
+) -> Ending {
     let idle = shared.config.idle_timeout;
     let mut heard = Instant::now();
     let mut turn = 0;
+    let mut decoder = Decoder::new(shared.config.message_bytes_max);
+    let mut messages = Vec::new();
     let mut timer = pin!(sleep_until(heard + idle));
     loop {
         let due = session.due().map_or(heard + idle, |due| due.min(heard + idle));
@@ -102,11 +122,24 @@ async fn read(stream: &mut SplitStream<WebSocket>, session: &mut Session, shared
         }
         tokio::select! {
             biased;
-            message = stream.next() => {
+            read = read_some(input, |bytes| decode(&mut decoder, bytes, &mut messages)) => {
+                let Ok(Some(decoded)) = read else { return Ending::Gone };
                 heard = Instant::now();
-                match handle(message, session, shared).await {
-                    Some(ending) => return ending,
-                    None => turn += 1,
+                turn += 1;
+                for message in messages.drain(..) {
+                    if let Some(ending) = handle(message, session, outbox).await {
+                        return ending;
+                    }
+                    if let Some(code) = session.closing() {
+                        return Ending::Close(code);
+                    }
+                }
+                session.flush();
+                // An idle socket keeps nothing.
+                messages = Vec::new();
+                if let Err(violation) = decoded {
+                    tracing::debug!(conn = %session.id(), %violation, "socket cannot be read on");
+                    return Ending::Close(violation.code());
                 }
             }
             () = timer.as_mut() => {
@@ -121,89 +154,97 @@ async fn read(stream: &mut SplitStream<WebSocket>, session: &mut Session, shared
         if let Some(code) = session.closing() {
             return Ending::Close(code);
         }
-        if turn >= MESSAGES_A_TURN {
+        if turn >= READS_A_TURN {
             turn = 0;
             tokio::task::yield_now().await;
         }
     }
 }
 
-async fn handle(
-    message: Option<Result<Message, axum::Error>>,
-    session: &mut Session,
-    shared: &Shared,
-) -> Option<Ending> {
-    let bytes: Bytes = match message {
-        None => return Some(Ending::Gone),
-        Some(Err(error)) => {
-            return Some(broken(&error));
-        }
-        Some(Ok(Message::Close(_))) => return Some(Ending::ByClient),
-        Some(Ok(Message::Ping(_) | Message::Pong(_))) => return None,
-        Some(Ok(Message::Text(text))) => {
-            let bytes = Bytes::from(text);
-            if bytes.len() <= shared.config.message_bytes_max {
-                session.text(bytes).await;
-                return None;
-            }
-            bytes
-        }
-        Some(Ok(Message::Binary(bytes))) => {
-            if bytes.len() <= shared.config.message_bytes_max {
-                session.binary(bytes).await;
-                return None;
-            }
-            bytes
-        }
-    };
-    tracing::debug!(conn = %session.id(), bytes = bytes.len(), "message too big");
-    Some(Ending::Close(CLOSE_TOO_BIG))
+/// Every message that is whole now; those before a violation are still good.
+fn decode(decoder: &mut Decoder, mut bytes: &[u8], messages: &mut Vec<Incoming>) -> Result<(), Violation> {
+    while let Some(message) = decoder.next(&mut bytes)? {
+        messages.push(message);
+    }
+    Ok(())
 }
 
-/// How a socket ends whose stream cannot be read on. The library tells the kind of error only by its text.
-fn broken(error: &axum::Error) -> Ending {
-    let text = error.to_string();
-    match () {
-        () if text.contains("too long") => Ending::Close(CLOSE_TOO_BIG),
-        () if text.contains("UTF-8") => Ending::Close(CLOSE_NOT_TEXT),
-        () if text.contains("without closing handshake") => Ending::Gone,
-        () if text.contains("protocol error") => Ending::Close(CLOSE_PROTOCOL),
-        () => Ending::Gone,
+async fn handle(message: Incoming, session: &mut Session, outbox: &Outbox) -> Option<Ending> {
+    match message {
+        Incoming::Text(text) => session.text(text).await,
+        Incoming::Binary(bytes) => session.binary(bytes).await,
+        Incoming::Ping(payload) => {
+            // A closed outbox means that the socket is going.
+            let _closed = outbox.push_control(socket::pong(&payload));
+        }
+        Incoming::Pong => {}
+        Incoming::Close(code) => return Some(Ending::ByClient(code)),
     }
+    None
+}
+
+/// What `look` makes of the next bytes; nothing at the end of the stream. Cancel safe.
+async fn read_some<S: AsyncRead, T>(
+    input: &mut ReadHalf<S>,
+    mut look: impl FnMut(&[u8]) -> T,
+) -> io::Result<Option<T>> {
+    poll_fn(|cx| {
+        let mut space = [MaybeUninit::uninit(); READ_BYTES];
+        let mut buffer = ReadBuf::uninit(&mut space);
+        ready!(Pin::new(&mut *input).poll_read(cx, &mut buffer))?;
+        let bytes = buffer.filled();
+        Poll::Ready(Ok((!bytes.is_empty()).then(|| look(bytes))))
+    })
+    .await
 }
 
 /// Writes what the outbox gives until it is closed and empty, or the socket breaks.
-/// Cancel safe: a frame is in `unsent` or with the library.
-async fn write(
-    sink: &mut SplitSink<WebSocket, Message>,
+/// Cancel safe: what is not written is in `unsent`.
+async fn write<S: AsyncWrite>(
+    output: &mut WriteHalf<S>,
     outbox: &Outbox,
-    unsent: &mut VecDeque<Frame>,
+    unsent: &mut VecDeque<Bytes>,
 ) -> Ending {
     loop {
-        while !unsent.is_empty() {
-            if poll_fn(|cx| sink.poll_ready_unpin(cx)).await.is_err() {
-                return Ending::Gone;
-            }
-            let Some(message) = unsent.pop_front().and_then(to_message) else { continue };
-            if sink.start_send_unpin(message).is_err() {
-                return Ending::Gone;
-            }
-        }
-        if sink.flush().await.is_err() {
+        if write_all(output, unsent).await.is_err() {
             return Ending::Gone;
         }
-        match outbox.take().await {
-            Ok(frames) => *unsent = frames,
+        match outbox.take(unsent).await {
+            Ok(()) => {}
             Err(Closed::Slow { .. }) => return Ending::Close(CLOSE_SLOW),
             Err(Closed::Done) => return Ending::Gone,
         }
     }
 }
 
-fn to_message(frame: Frame) -> Option<Message> {
-    match frame {
-        // Frames are made of text, so this never fails.
-        Frame::Text(bytes) => Utf8Bytes::try_from(bytes).ok().map(Message::Text),
-        Frame::Binary(bytes) => Some(Message::Binary(bytes)),
+async fn write_all<S: AsyncWrite>(output: &mut WriteHalf<S>, unsent: &mut VecDeque<Bytes>) -> io::Result<()> {
+    while !unsent.is_empty() {
+        let mut written = poll_fn(|cx| poll_write(output, unsent, cx)).await?;
+        if written == 0 {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        while let Some(first) = unsent.front_mut() {
+            if written < first.len() {
+                first.advance(written);
+                break;
+            }
+            written -= first.len();
+            unsent.pop_front();
+        }
     }
+    Ok(())
+}
+
+fn poll_write<S: AsyncWrite>(
+    output: &mut WriteHalf<S>,
+    unsent: &VecDeque<Bytes>,
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<usize>> {
+    let output = Pin::new(output);
+    if let (1, Some(bytes)) = (unsent.len(), unsent.front()) {
+        return output.poll_write(cx, bytes);
+    }
+    let mut slices = [IoSlice::new(&[]); SLICES];
+    slices.iter_mut().zip(unsent).for_each(|(slice, bytes)| *slice = IoSlice::new(bytes));
+    output.poll_write_vectored(cx, slices.get(..unsent.len()).unwrap_or(&slices))
 }

@@ -1,17 +1,17 @@
 //! The websocket request: who asks, in which serializer, and what a refusal looks like
 //! (`reference/realtime-protocol.md` §1.2 to §1.4).
-use super::{
-    connection::{self, READ_BUFFER_BYTES, WRITE_BUFFER_BYTES},
-    session::Session,
-    shared::Shared,
-};
+use super::{connection, session::Session, shared::Shared};
 use crate::{hub::Outbox, scope::OnExit, wire::Version};
 use axum::{
-    extract::{FromRequestParts, Query, Request, State, WebSocketUpgrade, rejection::QueryRejection},
-    http::{HeaderMap, StatusCode, header},
+    extract::{Query, Request, State, rejection::QueryRejection},
+    http::{HeaderMap, HeaderValue, StatusCode, header, request::Parts},
     response::{IntoResponse, Response},
 };
+use base64::{Engine, prelude::BASE64_STANDARD};
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
 use serde::Deserialize;
+use sha1::{Digest, Sha1};
 use std::sync::{Arc, atomic::Ordering};
 use tokio::time::{Instant, sleep};
 use tracing::Instrument;
@@ -47,28 +47,51 @@ pub(super) async fn websocket(
             return refusal(status, &text);
         }
     };
-    let upgrade = match WebSocketUpgrade::from_request_parts(&mut parts, &()).await {
+    let (upgrade, accept) = match upgrade(&mut parts) {
         Ok(upgrade) => upgrade,
-        Err(not_an_upgrade) => return (StatusCode::BAD_REQUEST, not_an_upgrade.body_text()).into_response(),
+        Err(why) => return (StatusCode::BAD_REQUEST, why).into_response(),
     };
-    // Messages over our own limit are still read, so that the close frame with its code reaches the client.
-    let bytes_max = shared.config.message_bytes_max.saturating_mul(2);
-    let upgrade = upgrade
-        .read_buffer_size(READ_BUFFER_BYTES)
-        .write_buffer_size(WRITE_BUFFER_BYTES)
-        .max_message_size(bytes_max)
-        .max_frame_size(bytes_max);
-    upgrade.on_upgrade(move |socket| async move {
-        let scope = shared.scope.clone();
-        scope.spawn("connection", OnExit::Log, |_| async move {
-            let outbox = Outbox::new(shared.config.outbox_frames_max, shared.config.outbox_bytes_max);
-            let outbox = Arc::new(outbox);
-            let session = Session::new(shared.clone(), version, apikey, outbox.clone());
-            let span = tracing::debug_span!("conn", id = %session.id());
-            connection::serve(socket, session, &outbox, &shared).instrument(span).await;
-            Ok(())
-        });
-    })
+    let scope = shared.scope.clone();
+    scope.spawn("connection", OnExit::Log, |_| async move {
+        let Ok(io) = upgrade.await else { return Ok(()) };
+        let outbox = Outbox::new(shared.config.outbox_frames_max, shared.config.outbox_bytes_max);
+        let outbox = Arc::new(outbox);
+        let session = Session::new(shared.clone(), version, apikey, outbox.clone());
+        let span = tracing::debug_span!("conn", id = %session.id());
+        connection::serve(TokioIo::new(io), session, &outbox, &shared).instrument(span).await;
+        Ok(())
+    });
+    let headers = [
+        (header::CONNECTION, HeaderValue::from_static("upgrade")),
+        (header::UPGRADE, HeaderValue::from_static("websocket")),
+        (header::SEC_WEBSOCKET_ACCEPT, accept),
+    ];
+    (StatusCode::SWITCHING_PROTOCOLS, headers).into_response()
+}
+
+/// The connection behind a websocket request and the `sec-websocket-accept` of its answer (RFC 6455 §4.2),
+/// or what is wrong with the request.
+fn upgrade(parts: &mut Parts) -> Result<(OnUpgrade, HeaderValue), &'static str> {
+    let has = |name, token: &str| {
+        let values = parts.headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
+        values.flat_map(|value| value.split(',')).any(|value| value.trim().eq_ignore_ascii_case(token))
+    };
+    if !has(header::CONNECTION, "upgrade") {
+        return Err("Connection header did not include 'upgrade'");
+    }
+    if !has(header::UPGRADE, "websocket") {
+        return Err("`Upgrade` header did not include 'websocket'");
+    }
+    if parts.headers.get(header::SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
+        return Err("`Sec-WebSocket-Version` header did not include '13'");
+    }
+    let key = parts.headers.get(header::SEC_WEBSOCKET_KEY).ok_or("`Sec-WebSocket-Key` header missing")?;
+    let mut hash = Sha1::new();
+    hash.update(key.as_bytes());
+    hash.update(b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11");
+    let accept = HeaderValue::from_str(&BASE64_STANDARD.encode(hash.finalize()));
+    let upgrade = parts.extensions.remove::<OnUpgrade>().ok_or("connection cannot be upgraded")?;
+    Ok((upgrade, accept.map_err(|_| "`Sec-WebSocket-Key` header is invalid")?))
 }
 
 /// The key of a socket, when it is good and there is room for one more.

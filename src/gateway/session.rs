@@ -6,7 +6,7 @@ use super::{
     shared::{Asking, Shared},
 };
 use crate::{
-    hub::{Hears, Message, Outbox, Room, Subscription},
+    hub::{Hears, Message, Outbox, Room, SubscriberId, Subscription},
     id::{ConnId, Topic},
     presence::{Member, StateRequest},
     wire::{self, Encoding, Inbound, PHOENIX_TOPIC, Payload, Ref, TOPIC_PREFIX, Version, text},
@@ -44,6 +44,9 @@ struct Core {
     timers: BinaryHeap<Reverse<Timer>>,
     timer_id: u64,
     close: Option<u16>,
+    /// What was said since the last [`Core::flush`], all of it to one room.
+    said: Vec<Message>,
+    said_to: Option<(Room, Option<SubscriberId>)>,
 }
 
 struct Slot {
@@ -82,6 +85,8 @@ impl Session {
             timers: BinaryHeap::new(),
             timer_id: 0,
             close: None,
+            said: Vec::new(),
+            said_to: None,
         };
         Self { core, channels: HashMap::new(), actions: Vec::new() }
     }
@@ -98,6 +103,12 @@ impl Session {
     /// When [`Session::tick`] has something to do.
     pub(super) fn due(&self) -> Option<Instant> {
         self.core.timers.peek().map(|Reverse(timer)| timer.due)
+    }
+
+    /// Passes on what was said. To be called after the messages that came together, before more are waited
+    /// for: those who hear them are visited once for all.
+    pub(super) fn flush(&mut self) {
+        self.core.flush();
     }
 
     /// A text message from the client.
@@ -162,12 +173,14 @@ impl Session {
         };
         let topic = frame.topic.clone();
         if topic == PHOENIX_TOPIC && frame.event == "heartbeat" {
+            self.core.flush();
             self.core.write(None, frame.reference.as_ref(), &topic, "phx_reply", &text::reply(true, "{}"));
             return;
         }
         if !self.channels.contains_key(&topic) {
             let sub_topic = topic.strip_prefix(TOPIC_PREFIX).filter(|_| frame.event == "phx_join");
             let Some(sub_topic) = sub_topic else {
+                self.core.flush();
                 self.core.answer(&topic, not_joined(frame));
                 return;
             };
@@ -197,6 +210,7 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
+        self.core.flush();
         let shared = &self.core.shared;
         shared.metrics.connections.dec();
         shared.metrics.channels.dec_by(i64::try_from(self.core.joined).unwrap_or_default());
@@ -217,7 +231,7 @@ impl Core {
     ) {
         // A closed outbox means that the socket is going; nobody is left to read the reply.
         let _closed =
-            self.outbox.push(text::encode(self.version, join_ref, reference, topic, event, payload));
+            self.outbox.push(&text::encode(self.version, join_ref, reference, topic, event, payload));
     }
 
     fn answer(&self, topic: &str, action: Action) {
@@ -234,6 +248,12 @@ impl Core {
     }
 
     async fn perform(&mut self, topic: &str, slot: &mut Slot, action: Action) -> Option<Event> {
+        match &action {
+            Action::Publish { .. } => {}
+            // Nobody can tell whether the others heard it before the reply or after.
+            Action::Reply { .. } if matches!(self.said_to, None | Some((_, Some(_)))) => {}
+            _ => self.flush(),
+        }
         match action {
             Action::Reply { .. } | Action::Push { .. } => self.answer(topic, action),
             Action::Check(join) => {
@@ -303,7 +323,7 @@ impl Core {
         self.watch_token(topic, slot);
     }
 
-    fn publish(&self, slot: &Slot, payload: Payload, to_self: bool) {
+    fn publish(&mut self, slot: &Slot, payload: Payload, to_self: bool) {
         let Some(entered) = &slot.entered else { return };
         let room = entered.subscription.room();
         self.pass_on(slot, room, &payload);
@@ -312,7 +332,20 @@ impl Core {
             Payload::User { event, encoding, data } => Message::user(&event, encoding, data, None),
         };
         let except = (!to_self).then(|| entered.subscription.id());
-        self.shared.hub.publish(room, message, except);
+        let together = self.said_to.as_ref().is_some_and(|(to, without)| to == room && *without == except);
+        if !together {
+            let to = (room.clone(), except);
+            self.flush();
+            self.said_to = Some(to);
+        }
+        self.said.push(message);
+    }
+
+    fn flush(&mut self) {
+        if let Some((room, except)) = self.said_to.take() {
+            self.shared.hub.publish_all(&room, &self.said, except);
+            self.said = Vec::new();
+        }
     }
 
     /// Gives an agent's message to the coordination of this daemon, when somebody takes it.

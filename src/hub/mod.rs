@@ -19,9 +19,11 @@ pub use rooms::{Ear, Hears, Listener, SubscriberId, Subscription};
 use crate::{
     id::Topic,
     telemetry,
-    wire::{Frame, Version},
+    wire::{Version, socket},
 };
+use bytes::BytesMut;
 use metrics::Metrics;
+use outbox::Chunk;
 use rooms::{Rooms, Sink};
 use std::sync::{
     Arc,
@@ -71,37 +73,50 @@ impl Hub {
 
     /// Says `message` to everybody in `room` but `except`; never waits. Gives how many it was put out for.
     pub fn publish(&self, room: &Room, message: Message, except: Option<SubscriberId>) -> usize {
+        self.publish_all(room, &[message], except)
+    }
+
+    /// Says several messages of one kind, in order, as [`Hub::publish`] says one: each outbox is visited,
+    /// and its writer woken, once for all of them. Gives how many frames were put out.
+    pub fn publish_all(&self, room: &Room, messages: &[Message], except: Option<SubscriberId>) -> usize {
+        let Some(kind) = messages.first().map(Message::kind) else { return 0 };
         let metrics = &self.0.metrics;
-        metrics.published.inc();
+        metrics.published.inc_by(messages.len() as u64);
         let Some(everybody) = self.0.rooms.snapshot(room) else { return 0 };
-        let mut frames = Encoded { message: &message, topic: room.wire_topic(), v1: None, v2: None };
+        let mut chunks = Encoded { messages, topic: room.wire_topic(), v1: None, v2: None };
         let (mut delivered, mut bytes) = (0, 0);
         for subscriber in everybody.iter() {
-            if Some(subscriber.id) == except || !subscriber.hears(message.kind()) {
+            if Some(subscriber.id) == except || !subscriber.hears(kind) {
                 continue;
             }
             match &subscriber.sink {
                 Sink::Socket { version, outbox } => {
-                    let Some(frame) = frames.get(*version) else { continue };
-                    bytes += frame.size() as u64;
-                    match outbox.push(frame.clone()) {
-                        Ok(()) => delivered += 1,
+                    let Some(chunk) = chunks.get(*version) else { continue };
+                    match outbox.push_chunk(chunk.clone()) {
+                        Ok(()) => {
+                            delivered += chunk.frames;
+                            bytes += chunk.bytes.len();
+                        }
                         Err(Closed::Slow { first: true }) => {
                             metrics.slow.inc();
                         }
                         Err(_) => {}
                     }
                 }
-                Sink::Local(queue) => match queue.try_send((room.clone(), message.clone())) {
-                    Ok(()) => delivered += 1,
-                    Err(_) => {
-                        metrics.local_dropped.inc();
+                Sink::Local(queue) => {
+                    for message in messages {
+                        match queue.try_send((room.clone(), message.clone())) {
+                            Ok(()) => delivered += 1,
+                            Err(_) => {
+                                metrics.local_dropped.inc();
+                            }
+                        }
                     }
-                },
+                }
             }
         }
         metrics.delivered.inc_by(delivered as u64);
-        metrics.bytes.inc_by(bytes);
+        metrics.bytes.inc_by(bytes as u64);
         delivered
     }
 
@@ -142,27 +157,38 @@ impl std::fmt::Debug for Hub {
     }
 }
 
-/// The frames of one message, each made when the first receiver needs it.
+/// The frames of some messages, made for each serializer when its first receiver needs them.
 struct Encoded<'a> {
-    message: &'a Message,
+    messages: &'a [Message],
     topic: String,
-    v1: Option<Option<Frame>>,
-    v2: Option<Option<Frame>>,
+    v1: Option<Chunk>,
+    v2: Option<Chunk>,
 }
 
 impl Encoded<'_> {
-    fn get(&mut self, version: Version) -> Option<&Frame> {
+    /// Nothing when receivers of this version can have none of them.
+    fn get(&mut self, version: Version) -> Option<&Chunk> {
         let slot = match version {
             Version::V1 => &mut self.v1,
             Version::V2 => &mut self.v2,
         };
-        slot.get_or_insert_with(|| self.message.encode(version, &self.topic)).as_ref()
+        let chunk = slot.get_or_insert_with(|| {
+            let (mut bytes, mut frames) = (BytesMut::new(), 0);
+            for frame in self.messages.iter().filter_map(|message| message.encode(version, &self.topic)) {
+                bytes.reserve(frame.size() + socket::HEADER_BYTES_MAX);
+                socket::put_frame(&mut bytes, &frame);
+                frames += 1;
+            }
+            Chunk { bytes: bytes.freeze(), frames }
+        });
+        (chunk.frames > 0).then_some(chunk)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::Frame;
     use bytes::Bytes;
 
     fn room(private: bool) -> Room {
@@ -190,9 +216,9 @@ mod tests {
             Message::user("ping", crate::wire::Encoding::Json, Bytes::from_static(b"{\"n\":1}"), None);
         assert_eq!(hub.publish(&room(false), message, Some(subscriptions[2].id())), 2);
         let object = r#"{"topic":"realtime:den","event":"broadcast","payload":{"type":"broadcast","event":"ping","payload":{"n":1}},"ref":null}"#;
-        assert_eq!(boxes[0].take().await.unwrap(), [Frame::Text(object.into())]);
+        assert_eq!(boxes[0].frames().await.unwrap(), [Frame::Text(object.into())]);
         let binary = b"\x04\x0c\x04\x00\x01realtime:denping{\"n\":1}";
-        assert_eq!(boxes[1].take().await.unwrap(), [Frame::Binary(Bytes::from_static(binary))]);
+        assert_eq!(boxes[1].frames().await.unwrap(), [Frame::Binary(Bytes::from_static(binary))]);
 
         drop(subscriptions);
         assert_eq!(hub.watchers(&room(false)), 0);
@@ -218,9 +244,9 @@ mod tests {
         let _b = hub.subscribe(room(false), Version::V2, brisk.clone(), Hears::all());
         for n in 0..20 {
             hub.publish(&room(false), Message::broadcast("tick", &serde_json::json!({ "n": n })), None);
-            assert_eq!(brisk.take().await.unwrap().len(), 1);
+            assert_eq!(brisk.frames().await.unwrap().len(), 1);
         }
-        assert!(matches!(still.take().await, Err(Closed::Slow { .. })));
+        assert!(matches!(still.frames().await, Err(Closed::Slow { .. })));
         assert!(registry.encode().unwrap().contains("convoke_hub_slow_disconnects_total 1\n"));
     }
 

@@ -1,5 +1,6 @@
 //! What waits to be written to one socket: bounded in frames and in bytes.
-use crate::wire::Frame;
+use crate::wire::{Frame, socket};
+use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use std::{
     collections::VecDeque,
@@ -8,7 +9,14 @@ use std::{
 };
 
 /// Room that an empty queue may keep, so that a burst does not stay in memory.
-const FRAMES_KEPT: usize = 32;
+const CHUNKS_KEPT: usize = 32;
+
+/// Frames that travel together, with their websocket headers. Clones share the bytes.
+#[derive(Clone, Debug)]
+pub(super) struct Chunk {
+    pub(super) bytes: Bytes,
+    pub(super) frames: usize,
+}
 
 /// Why nothing more can be put in or taken out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -24,7 +32,7 @@ pub enum Closed {
     Done,
 }
 
-/// The queue between those who say something and the writer of one socket.
+/// The queue of websocket frames between those who say something and the writer of one socket.
 ///
 /// When a frame would not fit, the outbox closes as [`Closed::Slow`]. A single
 /// frame larger than the limit fits into an empty outbox.
@@ -37,7 +45,8 @@ pub struct Outbox {
 
 #[derive(Debug, Default)]
 struct State {
-    frames: VecDeque<Frame>,
+    chunks: VecDeque<Bytes>,
+    frames: usize,
     bytes: usize,
     closed: Option<Closed>,
     writer: Option<Waker>,
@@ -56,22 +65,37 @@ impl Outbox {
     ///
     /// # Errors
     /// [`Closed`] when it was closed before, or now because the reader is too slow.
-    pub fn push(&self, frame: Frame) -> Result<(), Closed> {
+    pub fn push(&self, frame: &Frame) -> Result<(), Closed> {
+        let mut bytes = BytesMut::with_capacity(frame.size() + socket::HEADER_BYTES_MAX);
+        socket::put_frame(&mut bytes, frame);
+        self.push_chunk(Chunk { bytes: bytes.freeze(), frames: 1 })
+    }
+
+    /// Puts a websocket frame in that is no message, such as a pong, with its header; never waits.
+    ///
+    /// # Errors
+    /// As of [`Outbox::push`].
+    pub fn push_control(&self, bytes: Bytes) -> Result<(), Closed> {
+        self.push_chunk(Chunk { bytes, frames: 1 })
+    }
+
+    pub(super) fn push_chunk(&self, chunk: Chunk) -> Result<(), Closed> {
         let mut state = self.state.lock();
         if let Some(closed) = state.closed {
             return Err(closed);
         }
-        let bytes = state.bytes + frame.size();
-        let fits = state.frames.len() < self.frames_max && bytes <= self.bytes_max;
+        let bytes = state.bytes + chunk.bytes.len();
+        let frames = state.frames + chunk.frames;
+        let fits = frames <= self.frames_max && bytes <= self.bytes_max;
         let mut watcher = None;
-        let outcome = if fits || state.frames.is_empty() {
-            state.bytes = bytes;
-            state.frames.push_back(frame);
+        let outcome = if fits || state.chunks.is_empty() {
+            (state.bytes, state.frames) = (bytes, frames);
+            state.chunks.push_back(chunk.bytes);
             Ok(())
         } else {
             state.closed = Some(Closed::Slow { first: false });
-            state.frames = VecDeque::new();
-            state.bytes = 0;
+            state.chunks = VecDeque::new();
+            (state.bytes, state.frames) = (0, 0);
             watcher = state.watcher.take();
             Err(Closed::Slow { first: true })
         };
@@ -92,12 +116,13 @@ impl Outbox {
         }
     }
 
-    /// Everything that waits, in order, at least one frame. For one taker at a time; cancel safe.
+    /// Moves everything that waits into `into`, which must be empty: whole websocket frames in order, at
+    /// least one. For one taker at a time; cancel safe.
     ///
     /// # Errors
     /// [`Closed`] when nothing is left and nothing more comes.
-    pub async fn take(&self) -> Result<VecDeque<Frame>, Closed> {
-        poll_fn(|cx| self.poll_take(cx)).await
+    pub async fn take(&self, into: &mut VecDeque<Bytes>) -> Result<(), Closed> {
+        poll_fn(|cx| self.poll_take(cx, into)).await
     }
 
     /// Resolves when the reader has been found too slow. For one watcher at a time; cancel safe.
@@ -107,25 +132,52 @@ impl Outbox {
             if matches!(state.closed, Some(Closed::Slow { .. })) {
                 return Poll::Ready(());
             }
-            state.watcher = Some(cx.waker().clone());
+            remember(&mut state.watcher, cx);
             Poll::Pending
         })
         .await;
     }
 
-    fn poll_take(&self, cx: &mut Context<'_>) -> Poll<Result<VecDeque<Frame>, Closed>> {
+    fn poll_take(&self, cx: &mut Context<'_>, into: &mut VecDeque<Bytes>) -> Poll<Result<(), Closed>> {
         let mut state = self.state.lock();
-        if !state.frames.is_empty() {
-            state.bytes = 0;
-            let kept = if state.frames.len() > FRAMES_KEPT { FRAMES_KEPT } else { 0 };
-            let next = VecDeque::with_capacity(kept);
-            return Poll::Ready(Ok(std::mem::replace(&mut state.frames, next)));
+        if !state.chunks.is_empty() {
+            (state.bytes, state.frames) = (0, 0);
+            // The empty one stays here, so that nothing is allocated while a socket keeps up.
+            into.shrink_to(CHUNKS_KEPT);
+            std::mem::swap(&mut state.chunks, into);
+            return Poll::Ready(Ok(()));
         }
         if let Some(closed) = state.closed {
             return Poll::Ready(Err(closed));
         }
-        state.writer = Some(cx.waker().clone());
+        remember(&mut state.writer, cx);
         Poll::Pending
+    }
+
+    /// What waits, as frames.
+    #[cfg(test)]
+    pub(crate) async fn frames(&self) -> Result<Vec<Frame>, Closed> {
+        let mut chunks = VecDeque::new();
+        self.take(&mut chunks).await?;
+        let bytes: Vec<u8> = chunks.into_iter().flatten().collect();
+        let (mut rest, mut frames) = (&bytes[..], Vec::new());
+        while let [opcode, size, ..] = *rest {
+            let (header, size) = match size {
+                126 => (4, usize::from(u16::from_be_bytes([rest[2], rest[3]]))),
+                127 => (10, u64::from_be_bytes(rest[2..10].try_into().unwrap()) as usize),
+                size => (2, size.into()),
+            };
+            let payload = Bytes::copy_from_slice(&rest[header..header + size]);
+            frames.push(if opcode == 0x81 { Frame::Text(payload) } else { Frame::Binary(payload) });
+            rest = &rest[header + size..];
+        }
+        Ok(frames)
+    }
+}
+
+fn remember(place: &mut Option<Waker>, cx: &Context<'_>) {
+    if !place.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+        *place = Some(cx.waker().clone());
     }
 }
 
@@ -139,24 +191,24 @@ mod tests {
 
     #[tokio::test]
     async fn bytes_are_bounded_too_but_one_big_frame_fits() {
-        let outbox = Outbox::new(100, 10);
-        outbox.push(frame(50)).unwrap();
-        assert_eq!(outbox.take().await.unwrap().len(), 1);
-        outbox.push(frame(6)).unwrap();
-        outbox.push(frame(4)).unwrap();
-        assert_eq!(outbox.push(frame(1)), Err(Closed::Slow { first: true }));
-        assert_eq!(outbox.push(frame(1)), Err(Closed::Slow { first: false }));
+        let outbox = Outbox::new(100, 14);
+        outbox.push(&frame(50)).unwrap();
+        assert_eq!(outbox.frames().await.unwrap().len(), 1);
+        outbox.push(&frame(6)).unwrap();
+        outbox.push(&frame(4)).unwrap();
+        assert_eq!(outbox.push(&frame(1)), Err(Closed::Slow { first: true }));
+        assert_eq!(outbox.push(&frame(1)), Err(Closed::Slow { first: false }));
         outbox.too_slow().await;
-        assert!(outbox.take().await.is_err());
+        assert!(outbox.frames().await.is_err());
     }
 
     #[tokio::test]
     async fn what_was_in_it_when_it_closed_is_still_taken() {
         let outbox = Outbox::new(2, 10);
-        outbox.push(frame(1)).unwrap();
+        outbox.push(&frame(1)).unwrap();
         outbox.close();
-        assert_eq!(outbox.push(frame(1)), Err(Closed::Done));
-        assert_eq!(outbox.take().await.unwrap().len(), 1);
-        assert_eq!(outbox.take().await, Err(Closed::Done));
+        assert_eq!(outbox.push(&frame(1)), Err(Closed::Done));
+        assert_eq!(outbox.frames().await.unwrap().len(), 1);
+        assert_eq!(outbox.frames().await, Err(Closed::Done));
     }
 }

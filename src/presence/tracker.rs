@@ -225,7 +225,7 @@ impl Actor {
                 let (join_ref, topic) = (request.join_ref.as_ref(), room.wire_topic());
                 let frame = text::encode(request.version, join_ref, None, &topic, "presence_state", &payload);
                 // Nothing is published between the two: this actor is the only one that tells differences.
-                let _closed = request.outbox.push(frame);
+                let _closed = request.outbox.push(&frame);
                 request.ear.set_presence(true);
             }
             Command::Look { room, answer } => {
@@ -358,7 +358,7 @@ mod tests {
         others.truncate(40);
         let truth: Value = serde_json::from_slice(&b.tracker.look(b.room.clone()).await).unwrap();
         let mut known: Option<Map<String, Value>> = None;
-        for frame in outbox.take().await.unwrap() {
+        for frame in outbox.frames().await.unwrap() {
             let Frame::Text(text) = frame else { panic!("binary") };
             let frame: Value = serde_json::from_slice(&text).unwrap();
             match (frame[3].as_str().unwrap(), &mut known) {

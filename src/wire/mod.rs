@@ -1,5 +1,6 @@
 //! The words on the wire: Phoenix frames 1.0.0 (JSON objects) and 2.0.0 (JSON
-//! arrays, binary kind 3 in and kind 4 out), and the texts of refusals.
+//! arrays, binary kind 3 in and kind 4 out), the websocket frames around them, and the
+//! texts of refusals.
 //!
 //! Pure: bytes in, frames out, and back. Envelopes are parsed, payloads stay the
 //! bytes that came, so relaying a message never rebuilds it. No decoder panics
@@ -8,6 +9,7 @@
 //! Follows `reference/realtime-protocol.md` §2.
 mod binary;
 mod frame;
+pub mod socket;
 pub mod text;
 
 pub use binary::{decode_binary, user_broadcast};

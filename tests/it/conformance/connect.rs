@@ -190,22 +190,76 @@ async fn a_flood_of_joins_is_answered_and_not_kept() {
     assert!(refused.iter().all(|got| got.reason() == "ChannelRateLimitReached: Too many channels"));
 }
 
+/// A websocket whose bytes the test sees, and what the server says to `bytes` until it closes.
+async fn raw(server: &Server, bytes: &[u8]) -> Vec<u8> {
+    let mut socket = TcpStream::connect(server.addr).await.unwrap();
+    let headers: Vec<_> = UPGRADE.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    let path = format!("/socket/websocket?apikey={}&vsn=2.0.0", server.anon());
+    let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\n{}\r\n", headers.concat());
+    // All at once, so that frames come with the request and not only after its answer.
+    socket.write_all(&[request.as_bytes(), bytes].concat()).await.unwrap();
+    let mut answer = Vec::new();
+    socket.read_to_end(&mut answer).await.unwrap();
+    assert!(answer.starts_with(b"HTTP/1.1 101"));
+    let accept = "sec-websocket-accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
+    let end = answer.windows(4).position(|window| window == b"\r\n\r\n").unwrap();
+    assert!(String::from_utf8_lossy(&answer[..end]).contains(accept));
+    answer.split_off(end + 4)
+}
+
+/// A client's frame with a mask that changes nothing.
+fn masked(first: u8, payload: &[u8]) -> Vec<u8> {
+    [&[first, 0x80 | u8::try_from(payload.len()).unwrap(), 0, 0, 0, 0], payload].concat()
+}
+
+/// Pings are answered between the parts of a message, and a close with its own code.
+#[tokio::test]
+async fn a_message_in_parts_is_one_and_a_ping_between_them_is_answered() {
+    let server = Server::start().await;
+    let bytes = [
+        masked(0x01, br#"[null,"13","phoenix","#),
+        masked(0x89, b"there?"),
+        masked(0x80, br#""heartbeat",{}]"#),
+        masked(0x8a, b"unasked"),
+        masked(0x88, &[0x0f, 0xa1]),
+    ];
+    let reply = br#"[null,"13","phoenix","phx_reply",{"status":"ok","response":{}}]"#;
+    let pong = [&[0x8a, 6], &b"there?"[..]].concat();
+    let expected = [&pong[..], &[0x81, 63], reply, &[0x88, 2, 0x0f, 0xa1]].concat();
+    assert_eq!(raw(&server, &bytes.concat()).await, expected);
+}
+
+/// Messages that come together go out together, in order, and before the answer to what came after them.
+#[tokio::test]
+async fn what_is_said_in_one_breath_is_heard_in_order() {
+    let server = Server::start().await;
+    let mut ear = server.joined("den", json!({})).await;
+    let (join, mut bytes) =
+        (json!(["1", "1", "realtime:den", "phx_join", {"config": {"broadcast": {"self": true}}}]), vec![]);
+    bytes.extend(masked(0x81, join.to_string().as_bytes()));
+    for n in 0..200 {
+        let said = format!(r#"["1","{n}","realtime:den","broadcast",{{"event":"e","n":{n}}}]"#);
+        bytes.extend(masked(0x81, said.as_bytes()));
+    }
+    bytes.extend(masked(0x81, br#"[null,"x","phoenix","heartbeat",{}]"#));
+    bytes.extend(masked(0x88, &[]));
+    let answer = String::from_utf8_lossy(&raw(&server, &bytes).await).into_owned();
+    let own: Vec<u32> =
+        answer.split("\"n\":").skip(1).map(|rest| rest.split('}').next().unwrap().parse().unwrap()).collect();
+    assert_eq!(own, (0..200).collect::<Vec<_>>());
+    assert!(answer.rfind("\"n\":199").unwrap() < answer.find("\"x\"").unwrap());
+    for n in 0..200 {
+        assert_eq!(ear.next().await.payload["n"], n);
+    }
+}
+
 /// What is no websocket frame ends the socket with the code that says so.
 #[tokio::test]
 async fn bad_framing_is_closed_with_its_code() {
     let server = Server::start().await;
-    let text = |bytes: &[u8]| [&[0x81, 0x80 | bytes.len() as u8, 0, 0, 0, 0], bytes].concat();
-    for (bytes, code) in [(vec![0x81, 2, b'{', b'}'], 1002u16), (text(b"\xff\xfe"), 1007)] {
-        let mut socket = TcpStream::connect(server.addr).await.unwrap();
-        let headers: Vec<_> = UPGRADE.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
-        let path = format!("/socket/websocket?apikey={}", server.anon());
-        let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\n{}\r\n", headers.concat());
-        socket.write_all(request.as_bytes()).await.unwrap();
-        socket.write_all(&bytes).await.unwrap();
-        let mut answer = Vec::new();
-        socket.read_to_end(&mut answer).await.unwrap();
-        assert!(answer.starts_with(b"HTTP/1.1 101"));
-        let close = [&[0x88, 2][..], &code.to_be_bytes()].concat();
-        assert!(answer.ends_with(&close), "{code}: {:?}", answer.split_at(answer.len() - 4).1);
+    let reserved = masked(0xc1, b"{}");
+    let not_text = masked(0x81, b"\xff\xfe");
+    for (bytes, code) in [(vec![0x81, 2, b'{', b'}'], 1002u16), (reserved, 1002), (not_text, 1007)] {
+        assert_eq!(raw(&server, &bytes).await, [&[0x88, 2][..], &code.to_be_bytes()].concat());
     }
 }
