@@ -34,8 +34,8 @@ const CLOSE_ABNORMAL: u16 = 1006;
 const READ_BYTES: usize = 16 << 10;
 /// Pieces that are written in one call.
 const SLICES: usize = 64;
-/// Reads that are handled before the writer gets its turn.
-const READS_A_TURN: u32 = 16;
+/// Messages that are handled before the writer gets its turn: many fewer than answers fit into an outbox.
+const MESSAGES_A_TURN: u32 = 64;
 /// How long the last frames and the close handshake may take.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -125,13 +125,18 @@ async fn read<S: AsyncRead>(
             read = read_some(input, |bytes| decode(&mut decoder, bytes, &mut messages)) => {
                 let Ok(Some(decoded)) = read else { return Ending::Gone };
                 heard = Instant::now();
-                turn += 1;
                 for message in messages.drain(..) {
                     if let Some(ending) = handle(message, session, outbox).await {
                         return ending;
                     }
                     if let Some(code) = session.closing() {
                         return Ending::Close(code);
+                    }
+                    turn += 1;
+                    if turn >= MESSAGES_A_TURN {
+                        turn = 0;
+                        session.flush();
+                        tokio::task::yield_now().await;
                     }
                 }
                 session.flush();
@@ -153,10 +158,6 @@ async fn read<S: AsyncRead>(
         }
         if let Some(code) = session.closing() {
             return Ending::Close(code);
-        }
-        if turn >= READS_A_TURN {
-            turn = 0;
-            tokio::task::yield_now().await;
         }
     }
 }

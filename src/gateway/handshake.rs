@@ -4,7 +4,7 @@ use super::{connection, session::Session, shared::Shared};
 use crate::{hub::Outbox, scope::OnExit, wire::Version};
 use axum::{
     extract::{Query, Request, State, rejection::QueryRejection},
-    http::{HeaderMap, HeaderValue, StatusCode, header, request::Parts},
+    http::{HeaderMap, HeaderValue, Method, StatusCode, header, request::Parts},
     response::{IntoResponse, Response},
 };
 use base64::{Engine, prelude::BASE64_STANDARD};
@@ -76,6 +76,9 @@ fn upgrade(parts: &mut Parts) -> Result<(OnUpgrade, HeaderValue), &'static str> 
         let values = parts.headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
         values.flat_map(|value| value.split(',')).any(|value| value.trim().eq_ignore_ascii_case(token))
     };
+    if parts.method != Method::GET {
+        return Err("Request method must be `GET`");
+    }
     if !has(header::CONNECTION, "upgrade") {
         return Err("Connection header did not include 'upgrade'");
     }

@@ -52,19 +52,18 @@ async fn serve(
     writer.write_all(&frames::unmasked(1, JOINED)).await?;
     everybody.lock().push(writer);
     let mut inbound = Frames::default();
-    let (mut number, mut out) = (0, Vec::new());
+    let mut out = Vec::new();
     loop {
         let size = reader.read(&mut buffer).await?;
         if size == 0 {
             return Ok(());
         }
-        let mut pushes = 0;
-        inbound.feed(buffer.get(..size).unwrap_or_default(), |_| pushes += 1);
         out.clear();
-        for _ in 0..pushes {
-            out.extend_from_slice(&frames::unmasked(2, &frames::broadcast(4, bytes, number)));
-            number += 1;
-        }
+        inbound.feed(buffer.get(..size).unwrap_or_default(), |frame| {
+            let payload = frame.len().checked_sub(bytes).and_then(|at| frame.get(at..));
+            let relayed = frames::relayed(payload.unwrap_or_default());
+            out.extend_from_slice(&frames::unmasked(2, &relayed));
+        });
         let everybody = everybody.lock();
         for writer in everybody.iter().take(everybody.len().saturating_sub(1)) {
             // With so little on its way, a socket always has room.

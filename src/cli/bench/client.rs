@@ -4,7 +4,10 @@
 //! Opens sockets by hand and reads them without building messages: a frame costs its
 //! header and a counter. Takes orders as JSON lines on standard input and answers each
 //! with `begin` and `end` lines on standard output; ends with its input.
-use super::frames::{self, Frames};
+use super::{
+    frames::{self, Frames},
+    process,
+};
 use anyhow::{Context, bail, ensure};
 use clap::Args;
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -81,7 +84,7 @@ pub(super) fn run(options: Options) -> anyhow::Result<()> {
 }
 
 async fn serve(options: Options) -> anyhow::Result<()> {
-    super::process::allow_sockets(options.sockets)?;
+    process::allow_sockets(options.sockets)?;
     let opened: Vec<_> = stream::iter(0..options.sockets)
         .map(|n| open(&options, n / options.room.max(1)))
         .buffer_unordered(HANDSHAKES_AT_ONCE)
@@ -230,17 +233,21 @@ async fn saturate(
     let base = seen.frames.get();
     let (mut sent, mut batch) = (0_u64, Vec::new());
     let started = Instant::now();
-    let mut measured: Option<(Instant, u64)> = None;
+    let mut measured: Option<(Instant, u64, Duration)> = None;
     loop {
         let now = Instant::now();
         match measured {
             None if now >= started + WARM_UP => {
                 println!("{}", json!({ "begin": true }));
-                measured = Some((now, seen.frames.get()));
+                measured = Some((now, seen.frames.get(), process::cpu()?));
             }
-            Some((since, before)) if now >= since + Duration::from_secs_f64(seconds) => {
+            Some((since, before, cpu)) if now >= since + Duration::from_secs_f64(seconds) => {
                 let deliveries = seen.frames.get() - before;
-                let end = json!({ "deliveries": deliveries, "seconds": since.elapsed().as_secs_f64() });
+                let end = json!({
+                    "deliveries": deliveries,
+                    "seconds": since.elapsed().as_secs_f64(),
+                    "cpu": (process::cpu()? - cpu).as_secs_f64(),
+                });
                 println!("{}", json!({ "end": end }));
                 break;
             }
@@ -270,6 +277,7 @@ async fn paced(
     let messages = (seconds / period.as_secs_f64()).ceil();
     let mut tick = tokio::time::interval(period);
     println!("{}", json!({ "begin": true }));
+    let (since, cpu) = (Instant::now(), process::cpu()?);
     let mut sent = 0_u32;
     while f64::from(sent) < messages {
         tick.tick().await;
@@ -285,7 +293,13 @@ async fn paced(
         let at = (late.len().saturating_sub(1) * percent).div_ceil(100);
         late.get(at).map_or(f64::NAN, |us| f64::from(*us) / 1000.0)
     };
-    let end = json!({ "deliveries": late.len(), "p50_ms": at(50), "p95_ms": at(95), "p99_ms": at(99) });
+    let end = json!({
+        "p50_ms": at(50),
+        "p95_ms": at(95),
+        "p99_ms": at(99),
+        "seconds": since.elapsed().as_secs_f64(),
+        "cpu": (process::cpu()? - cpu).as_secs_f64(),
+    });
     println!("{}", json!({ "end": end }));
     Ok(())
 }

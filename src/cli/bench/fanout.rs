@@ -91,39 +91,41 @@ pub(super) async fn fanout(settings: &Settings, wish: Fanout) -> Result<Value, F
     figures.insert("subscribers".into(), json!(wish.subscribers));
     figures.insert("payload_bytes".into(), json!(wish.bytes));
     figures.insert("in_flight".into(), json!(wish.in_flight));
-    let Fanout { subscribers, in_flight, bytes, seconds, rate } = wish;
+    figures.insert("messages_per_second".into(), json!(wish.rate));
+    let Fanout { subscribers, bytes, .. } = wish;
     let mut clients = Clients::start(channels.addr, &key, subscribers, subscribers, bytes).await?;
-    saturate(&mut clients, "", seconds, in_flight, &mut figures).await?;
-    let (found, cpu) = clients.ask(&Order::Paced { seconds, rate }).await?;
-    figures.insert("messages_per_second".into(), json!(rate));
-    for name in ["p50_ms", "p95_ms", "p99_ms"] {
-        figures.insert(name.into(), found.get(name).cloned().unwrap_or_default());
-    }
-    figures.insert("paced_cpu_share".into(), json!(round(cpu.as_secs_f64() / seconds)));
+    measure(&mut clients, "", &wish, &mut figures).await?;
     clients.stop().await?;
     channels.stop().await?;
 
     let bare = bare::start(bytes).await?;
     let mut clients = Clients::start(bare, &key, subscribers, subscribers, bytes).await?;
-    saturate(&mut clients, "bare_", seconds, in_flight, &mut figures).await?;
+    measure(&mut clients, "bare_", &wish, &mut figures).await?;
     clients.stop().await?;
     Ok(figures.into())
 }
 
-async fn saturate(
+async fn measure(
     clients: &mut Clients,
     name: &str,
-    seconds: f64,
-    in_flight: u64,
+    wish: &Fanout,
     figures: &mut Map<String, Value>,
 ) -> anyhow::Result<()> {
+    let mut note = |figure: &str, value: f64| figures.insert(format!("{name}{figure}"), json!(round(value)));
+    let &Fanout { in_flight, seconds, rate, .. } = wish;
     let (found, cpu) = clients.ask(&Order::Saturate { seconds, in_flight }).await?;
     let number = |member: &str| found.get(member).and_then(Value::as_f64).unwrap_or(f64::NAN);
-    let deliveries = number("deliveries");
-    let rate = (deliveries / number("seconds")).round();
-    figures.insert(format!("{name}deliveries_per_second"), json!(rate));
-    let cpu = cpu.as_secs_f64() / (deliveries / 1e6);
-    figures.insert(format!("{name}cpu_seconds_per_million"), json!(round(cpu)));
+    let millions = number("deliveries") / 1e6;
+    note("deliveries_per_second", (number("deliveries") / number("seconds")).round());
+    note("cpu_seconds_per_million", cpu.as_secs_f64() / millions);
+    note("clients_cpu_seconds_per_million", number("cpu") / millions);
+    let (found, cpu) = clients.ask(&Order::Paced { seconds, rate }).await?;
+    let number = |member: &str| found.get(member).and_then(Value::as_f64).unwrap_or(f64::NAN);
+    for figure in ["p50_ms", "p95_ms", "p99_ms"] {
+        note(figure, number(figure));
+    }
+    note("paced_cpu_share", cpu.as_secs_f64() / number("seconds"));
+    note("paced_clients_cpu_share", number("cpu") / number("seconds"));
     Ok(())
 }
 

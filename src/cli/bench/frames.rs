@@ -43,24 +43,33 @@ fn header(opcode: u8, size: usize, mask: u8) -> Vec<u8> {
     out
 }
 
-/// A broadcast with a JSON payload of so many bytes that holds `number`.
+/// A broadcast (kind 3 of serializer 2.0.0) with a JSON payload of so many bytes that holds `number`.
 pub(super) fn push(bytes: usize, number: u64) -> Vec<u8> {
-    masked(2, &broadcast(3, bytes, number))
-}
-
-/// A user broadcast of serializer 2.0.0: kind 3 from a client, kind 4 to one.
-pub(super) fn broadcast(kind: u8, bytes: usize, number: u64) -> Vec<u8> {
-    let topic = format!("realtime:{TOPIC}-0");
-    let size = |text: &str| u8::try_from(text.len()).unwrap_or_default();
-    let mut out = match kind {
-        3 => vec![3, 1, 1, size(&topic), size(EVENT), 0, 1, b'1', b'2'],
-        kind => vec![kind, size(&topic), size(EVENT), 0, 1],
-    };
+    let topic = topic();
+    let mut out = vec![3, 1, 1, size_of(&topic), size_of(EVENT), 0, 1, b'1', b'2'];
     out.extend_from_slice(topic.as_bytes());
     out.extend_from_slice(EVENT.as_bytes());
     let rest = bytes.saturating_sub(25);
     out.extend_from_slice(format!(r#"{{"n":"{number:010}","p":"{:x<rest$}"}}"#, "").as_bytes());
+    masked(2, &out)
+}
+
+/// A broadcast as it is passed on (kind 4).
+pub(super) fn relayed(payload: &[u8]) -> Vec<u8> {
+    let topic = topic();
+    let mut out = vec![4, size_of(&topic), size_of(EVENT), 0, 1];
+    out.extend_from_slice(topic.as_bytes());
+    out.extend_from_slice(EVENT.as_bytes());
+    out.extend_from_slice(payload);
     out
+}
+
+fn topic() -> String {
+    format!("realtime:{TOPIC}-0")
+}
+
+fn size_of(text: &str) -> u8 {
+    u8::try_from(text.len()).unwrap_or_default()
 }
 
 /// Cuts a stream of frames at their headers, whoever sent them.
@@ -126,7 +135,7 @@ mod tests {
 
     #[test]
     fn a_payload_is_json_of_the_size_that_was_asked_for() {
-        let frame = broadcast(4, 128, 7);
+        let frame = push(128, 7);
         let payload = &frame[frame.len() - 128..];
         let value: serde_json::Value = serde_json::from_slice(payload).unwrap();
         assert_eq!(value["n"], "0000000007");

@@ -253,6 +253,17 @@ async fn what_is_said_in_one_breath_is_heard_in_order() {
     }
 }
 
+/// Answers to many messages that came at once fit into the outbox, because the writer gets its turn between.
+#[tokio::test]
+async fn a_client_that_asks_much_at_once_gets_all_its_answers() {
+    let server = Server::with(Config { outbox_frames_max: 100, ..quick() }).await;
+    let beat = masked(0x81, br#"[null,"1","phoenix","heartbeat",{}]"#);
+    let mut bytes = beat.repeat(3000);
+    bytes.extend(masked(0x88, &[]));
+    let answer = String::from_utf8_lossy(&raw(&server, &bytes).await).into_owned();
+    assert_eq!(answer.matches("phx_reply").count(), 3000);
+}
+
 /// What is no websocket frame ends the socket with the code that says so.
 #[tokio::test]
 async fn bad_framing_is_closed_with_its_code() {
