@@ -123,13 +123,14 @@ async fn only_so_many_sockets_with_channels_are_served() {
 async fn a_silent_socket_is_closed_and_a_talking_one_is_not() {
     let server = Server::with(Config { idle_timeout: Duration::from_secs(2), ..quick() }).await;
     let (mut silent, mut talking) = (server.v2().await, server.v2().await);
-    let keep = async {
-        loop {
-            talking.so_far().await;
-            tokio::time::sleep(Duration::from_millis(100)).await;
+    let mut closed = std::pin::pin!(silent.close_code());
+    let code = loop {
+        tokio::select! {
+            code = &mut closed => break code,
+            () = tokio::time::sleep(Duration::from_millis(100)) => {}
         }
+        talking.so_far().await;
     };
-    let code = tokio::select! { code = silent.close_code() => code, () = keep => unreachable!() };
     assert_eq!(code, Some(1000));
     assert!(talking.so_far().await.is_empty());
 }
