@@ -1,6 +1,6 @@
 //! Requesting, from Rust and from SQL.
 use super::{World, id, profile, request};
-use convoke::task::{Error, Filter, TaskState};
+use convoke::task::{Error, Filter, Request, TaskState, Wake};
 use serde_json::json;
 
 #[tokio::test]
@@ -100,5 +100,75 @@ async fn unknown_things_are_named() {
     assert!(matches!(world.tasks.cancel(nobody, "x").await, Err(Error::UnknownTask(_))));
     assert!(matches!(world.tasks.events(nobody, 0, 10).await, Err(Error::UnknownTask(_))));
     assert!(matches!(world.tasks.agent(&id("nobody")).await, Err(Error::UnknownAgent(_))));
+    world.check().await;
+}
+
+#[tokio::test]
+async fn what_is_answered_is_on_disk() {
+    let world = World::new(vec![]).await;
+    let client = world.database.client().await.unwrap();
+    let behind = "select pg_current_wal_insert_lsn() > pg_current_wal_flush_lsn()";
+    // Others may write now and then; what this request wrote would be behind every time.
+    let mut unflushed = 0;
+    for _ in 0..20 {
+        world.ask(request(json!({}))).await;
+        unflushed += i32::from(client.query_one(behind, &[]).await.unwrap().get::<_, bool>(0));
+    }
+    assert!(unflushed < 15, "{unflushed} of 20 requests were answered before they were on disk");
+    drop(client);
+    world.check().await;
+}
+
+#[tokio::test]
+async fn a_wake_that_the_database_does_not_take_holds_up_no_other() {
+    let mut world = World::new(vec![profile("a", 1)]).await;
+    let wake = |index, deadline| Wake {
+        trigger: "a#0".into(),
+        agent: id("a"),
+        org: world.org.clone(),
+        lsn: convoke::id::Lsn(77),
+        index,
+        request: Ok(Request { deadline, ..request(json!({})) }),
+    };
+    // Postgres knows no such year.
+    let wakes = [wake(0, Some(chrono::DateTime::<chrono::Utc>::MIN_UTC)), wake(1, None)];
+    for _ in 0..2 {
+        world.tasks.wake(&wakes).await.unwrap();
+    }
+    let tasks = world.tasks.list(&Filter::default()).await.unwrap();
+    assert_eq!(tasks.len(), 1, "{tasks:?}");
+    world.started(tasks[0].id).await;
+    let client = world.database.client().await.unwrap();
+    let failed = "select count(*) from convoke.events where type = 'wake_failed'";
+    assert_eq!(client.query_one(failed, &[]).await.unwrap().get::<_, i64>(0), 1);
+    drop(client);
+    world.check().await;
+}
+
+#[tokio::test]
+async fn wakes_are_forgotten_only_when_the_log_cannot_tell_them_again() {
+    let world = World::new(vec![]).await;
+    let client = world.database.client().await.unwrap();
+    client
+        .batch_execute(
+            "insert into convoke.wal_position (slot, lsn) values ('s', '0/20');
+             insert into convoke.wakes (trigger, agent_id, lsn, index, at) values
+                 ('old', 'a', '0/10', 0, now() - interval '2 hours'),
+                 ('may come again', 'a', '0/20', 0, now() - interval '2 hours'),
+                 ('fresh', 'a', '0/10', 0, now())",
+        )
+        .await
+        .unwrap();
+    let arbiter = convoke::scope::Scope::default();
+    world.tasks.arbitrate(&arbiter);
+    let left = "select string_agg(trigger, ', ' order by trigger) from convoke.wakes";
+    let forgotten = async {
+        while client.query_one(left, &[]).await.unwrap().get::<_, String>(0) != "fresh, may come again" {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(super::SOON, forgotten).await.unwrap();
+    arbiter.drain(super::SOON).await.unwrap();
+    drop(client);
     world.check().await;
 }
