@@ -30,6 +30,8 @@ const ROSTER_EVERY: Duration = Duration::from_secs(1);
 /// After a wake-up by the log: the first and, doubled each time, the last wait for another look.
 const ECHO_MIN: Duration = Duration::from_millis(1);
 const ECHO_MAX: Duration = Duration::from_millis(500);
+/// How often old wakes are forgotten.
+const FORGET_EVERY: Duration = Duration::from_secs(600);
 /// Pause after a look that failed.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
 /// Classes that are remembered between looks.
@@ -41,6 +43,7 @@ struct Arbiter {
     classes: HashMap<i64, (String, Vec<String>)>,
     roster_read: Option<Instant>,
     timers_read: Instant,
+    forgot: Option<Instant>,
 }
 
 pub(super) async fn serve(shared: Arc<Shared>, stop: CancellationToken) -> anyhow::Result<()> {
@@ -49,6 +52,7 @@ pub(super) async fn serve(shared: Arc<Shared>, stop: CancellationToken) -> anyho
         classes: HashMap::new(),
         roster_read: None,
         timers_read: Instant::now(),
+        forgot: None,
     };
     let mut wait = Duration::ZERO;
     let mut echo = ECHO_MAX;
@@ -84,6 +88,7 @@ pub(super) async fn serve(shared: Arc<Shared>, stop: CancellationToken) -> anyho
 impl Arbiter {
     /// Moves all that is ready or due; gives the time until something comes due.
     async fn look(&mut self) -> Result<Duration, Error> {
+        self.forget().await?;
         loop {
             let doubted = self.shared.roster_doubted.swap(false, Ordering::Relaxed);
             if doubted || self.roster_read.is_none_or(|at| at.elapsed() > ROSTER_EVERY) {
@@ -97,11 +102,24 @@ impl Arbiter {
             self.timers_read = Instant::now();
             let wait = self.next_due().await?;
             if wait.is_zero() {
-                self.timers().await?;
+                if !self.timers().await? && !more {
+                    // Someone else holds the rows that are due.
+                    return Ok(TIMERS_EVERY);
+                }
             } else if !more {
                 return Ok(wait.min(LOOK_EVERY));
             }
         }
+    }
+
+    /// Forgets, now and then, the wakes of changes that the log will not tell again.
+    async fn forget(&mut self) -> Result<(), Error> {
+        if self.forgot.is_none_or(|at| at.elapsed() > FORGET_EVERY) {
+            let client = self.shared.database.client().await?;
+            client.execute(sql!("forget_wakes"), &[]).await.map_err(db::Error::from)?;
+            self.forgot = Some(Instant::now());
+        }
+        Ok(())
     }
 
     async fn next_due(&self) -> Result<Duration, Error> {
@@ -198,8 +216,8 @@ impl Arbiter {
         fresh
     }
 
-    /// Moves the tasks whose time has come.
-    async fn timers(&mut self) -> Result<(), Error> {
+    /// Moves the tasks whose time has come; false when there was none that could be locked.
+    async fn timers(&mut self) -> Result<bool, Error> {
         let mut client = self.shared.database.client().await?;
         let tx = client.transaction().await.map_err(db::Error::from)?;
         let (due, late) =
@@ -208,6 +226,9 @@ impl Arbiter {
         let mut ids: Vec<Uuid> = due.iter().chain(&late).map(|row| row.get("id")).collect();
         ids.sort();
         ids.dedup();
+        if ids.is_empty() {
+            return Ok(false);
+        }
         let commands: Vec<Command> =
             ids.into_iter().map(|id| Command { task: id.into(), holder: None, act: Act::Timer }).collect();
         let mut outcome = desk::carry_out(&self.shared, &tx, &commands).await?;
@@ -230,7 +251,7 @@ impl Arbiter {
             self.close(tx, &closing).await?;
         }
         told(&self.shared, &outcome.freed, outcome.notices);
-        Ok(())
+        Ok(true)
     }
 
     /// Ends the rounds of these tasks, whose rows this transaction holds.

@@ -130,7 +130,9 @@ async fn carry_out<C: Clone, A, F>(
             }
         };
         if let Err(Error::Internal(cause)) = &answer {
-            tracing::error!(error = ?cause, "task command failed");
+            // The database's own words may hold values of the row.
+            let sqlstate = cause.sqlstate().map(tokio_postgres::error::SqlState::code);
+            tracing::error!(sqlstate, "task command failed");
         }
         let _ = waiting.reply.send(answer);
     }

@@ -14,7 +14,7 @@ use crate::{
 };
 use deadpool_postgres::Transaction;
 use serde_json::{Value, json};
-use tokio_postgres::Row;
+use tokio_postgres::{Row, error::SqlState};
 use uuid::Uuid;
 
 /// A row change that an agent's `[[wake]]` asked for.
@@ -38,9 +38,38 @@ impl Tasks {
     /// Records the wakes, makes their tasks, and awards them where nobody waits before them: one commit,
     /// which is on disk when this returns.
     ///
+    /// A wake that the database does not take is recorded as failed, so that it holds up no others.
+    ///
     /// # Errors
-    /// `Unavailable` or `Internal`; nothing was recorded then.
+    /// `Unavailable` or `Internal`: not all were recorded; try again.
     pub async fn wake(&self, wakes: &[Wake]) -> Result<(), Error> {
+        match self.wake_together(wakes).await {
+            Err(Error::Internal(cause)) => {
+                let sqlstate = cause.sqlstate().map(SqlState::code);
+                tracing::warn!(sqlstate, wakes = wakes.len(), "wakes are recorded one by one");
+                self.wake_alone(wakes).await
+            }
+            answer => answer,
+        }
+    }
+
+    async fn wake_alone(&self, wakes: &[Wake]) -> Result<(), Error> {
+        for wake in wakes {
+            match self.wake_together(std::slice::from_ref(wake)).await {
+                Err(Error::Internal(cause)) => {
+                    // The database's own words may hold values of the row.
+                    let sqlstate = cause.sqlstate().map(SqlState::code);
+                    tracing::error!(sqlstate, trigger = wake.trigger, lsn = %wake.lsn, "a wake is refused");
+                    let request = Err("the database does not take the request of this change".to_owned());
+                    self.wake_together(&[Wake { request, ..wake.clone() }]).await?;
+                }
+                answer => answer?,
+            }
+        }
+        Ok(())
+    }
+
+    async fn wake_together(&self, wakes: &[Wake]) -> Result<(), Error> {
         let shared = &self.shared;
         let mut client = shared.database.client().await?;
         let tx = client.transaction().await.map_err(db::Error::from)?;

@@ -3,6 +3,14 @@ cross join lateral (
     select t.id, t.org, t.kind, t.requires, t.class, t.round, t.rounds_empty, t.epoch, t.attempt, t.policy, t.tried
     from convoke.tasks t
     where t.class = c.class and t.state = 'open' and t.due_at is null
+        -- One that waits for a busy agent, since the free ones have tried, must not block those behind it.
+        and (t.tried = '{}'
+            or exists (select from convoke.agents g
+                where g.status = 'present' and g.org = t.org and g.capabilities @> t.requires
+                    and not g.id = any(t.tried) and g.slots_used < g.slots)
+            or not exists (select from convoke.agents g
+                where g.status = 'present' and g.org = t.org and g.capabilities @> t.requires
+                    and not g.id = any(t.tried)))
     order by t.priority desc, t.id limit c.most
     for update skip locked
 ) t

@@ -1,6 +1,6 @@
 //! Who is asked, who wins, and what happens when nobody can.
 use super::{World, id, profile, request};
-use convoke::task::{Error, NewOffer, Notice, Profile, TaskState, Usage};
+use convoke::task::{Error, Failure, NewOffer, Notice, Profile, TaskState, Usage};
 use serde_json::json;
 
 /// An agent that speaks for itself.
@@ -99,12 +99,23 @@ async fn a_round_closes_early_once_all_who_were_asked_have_answered() {
 #[tokio::test]
 async fn a_round_closes_after_the_window_with_the_offers_that_came() {
     let mut world = World::new(vec![speaker("s"), speaker("t")]).await;
-    let task = world.ask(request(json!({ "bid_window": "200ms", "quiet_gap": "1h" }))).await;
+    let task =
+        world.ask(request(json!({ "bid_window": "200ms", "quiet_gap": "1h", "award": "cheapest" }))).await;
     world
         .hear(|notice| matches!(notice, Notice::Announced { task: of, .. } if of.id == task).then_some(()))
         .await;
+    world.tasks.offer(task, &id("s"), offer(1, 9)).await.unwrap();
     world.tasks.offer(task, &id("t"), offer(1, 5)).await.unwrap();
-    assert_eq!(world.assigned(task).await.agent_id, id("t"));
+    let first = world.assigned(task).await;
+    assert_eq!(first.agent_id, id("t"));
+    // What comes too late takes nothing back, and of rounds that never were nothing is kept.
+    for round in [1, 9] {
+        assert!(matches!(world.tasks.offer(task, &id("s"), offer(round, 1)).await, Err(Error::Late)));
+    }
+    let why = world.tasks.why(task).await.unwrap();
+    assert_eq!(why["rounds"][0]["offers"].as_array().unwrap().len(), 2);
+    world.tasks.refuse(first.key, &id("t"), "busy").await.unwrap();
+    assert_eq!(world.assigned(task).await.agent_id, id("s"));
     world.check().await;
 }
 
@@ -121,5 +132,29 @@ async fn more_urgent_tasks_go_first() {
     let (start, agent) = world.started(high).await;
     world.tasks.finish(start.key, &agent, json!(1), Usage::default()).await.unwrap();
     world.started(low).await;
+    world.check().await;
+}
+
+#[tokio::test]
+async fn tasks_that_wait_for_a_busy_agent_do_not_block_those_behind_them() {
+    let mut world = World::new(vec![profile("a", 1), profile("b", 1)]).await;
+    let fail = Failure { message: "no luck".into(), retryable: true, usage: Usage::default() };
+    // One agent is busy with something long, and the other has failed at something.
+    let long = world.ask(request(json!({}))).await;
+    let (long, busy) = world.started(long).await;
+    let failing = world.ask(request(json!({}))).await;
+    let (start, free) = world.started(failing).await;
+    assert_ne!(busy, free);
+    world.tasks.fail(start.key, &free, fail).await.unwrap();
+    // The free one gets the next task, although the one before it waits for the other agent.
+    let next = world.ask(request(json!({}))).await;
+    let (start, agent) = world.started(next).await;
+    assert_eq!(agent, free);
+    assert_eq!(world.tasks.get(failing).await.unwrap().state, TaskState::Open);
+    world.tasks.finish(start.key, &agent, json!(1), Usage::default()).await.unwrap();
+    world.tasks.finish(long.key, &busy, json!(1), Usage::default()).await.unwrap();
+    let (start, agent) = world.started(failing).await;
+    assert_eq!(agent, busy);
+    world.tasks.finish(start.key, &agent, json!(1), Usage::default()).await.unwrap();
     world.check().await;
 }
