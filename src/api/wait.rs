@@ -10,8 +10,10 @@ use tokio_util::sync::CancellationToken;
 
 /// Longest wait; a longer one is cut to it, so that no proxy has to.
 const WAIT_MAX: Duration = Duration::from_secs(60);
-/// A busy daemon commits all the time; a poll looks no oftener than this.
+/// A busy daemon commits all the time; a poll looks no oftener than this, and after each look that found
+/// nothing half as often, so that many polls leave the database to those who work.
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+const LOOK_INTERVAL_MAX: Duration = Duration::from_millis(320);
 
 /// Reads `30s`, `500ms` or a number of seconds.
 pub(super) fn parse<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
@@ -34,6 +36,7 @@ where
     F: Future<Output = Result<T, Problem>>,
 {
     let end = Instant::now() + wait;
+    let mut pause = LOOK_INTERVAL;
     loop {
         changed.borrow_and_update();
         let answer = ask().await?;
@@ -44,7 +47,10 @@ where
             // What is known now is the answer.
             () = stop.cancelled() => return Ok(answer),
             changed = timeout_at(end, changed.changed()) => match changed {
-                Ok(Ok(())) => sleep(LOOK_INTERVAL).await,
+                Ok(Ok(())) => {
+                    sleep(pause).await;
+                    pause = (pause * 2).min(LOOK_INTERVAL_MAX);
+                }
                 Ok(Err(_)) => return Ok(answer),
                 Err(_) => {}
             },

@@ -48,13 +48,18 @@ impl Tasks {
         let mut client = shared.database.client().await?;
         let tx = client.transaction().await.map_err(db::Error::from)?;
         let row = store::lock(&tx, &[task]).await?.pop().ok_or(Error::UnknownTask(task))?;
-        let (incarnation, eligible) = {
+        let (incarnation, asked) = {
             let roster = shared.roster.lock();
             let eligible = roster.eligible(&row.org, &row.requires);
             let life = roster.members.get(agent).map(|member| member.incarnation);
-            (life.filter(|_| eligible.contains(agent)), eligible.len() as i64)
+            let life = life.filter(|_| eligible.contains(agent));
+            (life, super::rounds::untried(eligible, &row.tried).len() as i64)
         };
         let Some(incarnation) = incarnation else { return Err(Error::NotEligible(agent.clone())) };
+        if !(1..=row.round).contains(&offer.round) {
+            // There was no such round, and what is kept must be bounded by those that there were.
+            return Err(Error::Late);
+        }
         let late = row.facts.state != TaskState::Open || !row.bidding || row.round != offer.round;
         let policy = shared.policy(&row.policy).map_err(Error::BadRequest)?;
         let kept = stored(task, agent, incarnation, &offer, if late { "late" } else { state }, &policy);
@@ -63,7 +68,7 @@ impl Tasks {
             let counts = run(&tx, sql!("answered"), &[&task.as_uuid(), &row.round]).await?;
             let count = |name| counts.first().map_or(0, |row| row.get::<_, i64>(name));
             let enough = policy.offers_min.is_some_and(|min| count("offered") >= i64::from(min));
-            let wait_ms = if enough || count("answered") >= eligible {
+            let wait_ms = if enough || count("answered") >= asked {
                 Some(0)
             } else {
                 (state == "open").then(|| millis(policy.quiet_gap))

@@ -7,6 +7,7 @@ use super::{AgentId, Error, Incarnation, OrgId, Profile, Shared, TaskId, Tasks, 
 use crate::db;
 use serde_json::Value;
 use std::collections::HashMap;
+use tokio_postgres::Row;
 use uuid::Uuid;
 
 /// Lost assignments that one transaction ends.
@@ -26,9 +27,7 @@ impl Tasks {
         let lives = enter(shared, &profiles).await?;
         let names: Vec<String> = lives.keys().map(ToString::to_string).collect();
         while end_earlier_lives(shared).await? {}
-        let client = shared.database.client().await?;
-        client.execute(sql!("recount_slots"), &[&names]).await.map_err(db::Error::from)?;
-        drop(client);
+        recount(shared, names).await?;
         refresh(shared).await?;
         self.poke();
         Ok(lives)
@@ -55,6 +54,16 @@ impl Tasks {
         let body = serde_json::json!({ "from": from, "to": to, "reason": reason });
         self.read(sql!("gap"), &[&body]).await.map(drop)
     }
+}
+
+/// Sets the slots in use to what is live. Two statements: the count must see the awards that were
+/// committed while the lock was waited for.
+async fn recount(shared: &Shared, names: Vec<String>) -> Result<(), Error> {
+    let mut client = shared.database.client().await?;
+    let tx = client.transaction().await.map_err(db::Error::from)?;
+    store::lock_agents(&tx, names.clone()).await?;
+    run(&tx, sql!("recount_slots"), &[&names]).await?;
+    Ok(tx.commit().await.map_err(db::Error::from)?)
 }
 
 async fn enter(shared: &Shared, profiles: &[Profile]) -> Result<HashMap<AgentId, Incarnation>, Error> {
@@ -88,15 +97,16 @@ async fn enter(shared: &Shared, profiles: &[Profile]) -> Result<HashMap<AgentId,
 async fn end_earlier_lives(shared: &Shared) -> Result<bool, Error> {
     let mut client = shared.database.client().await?;
     let tx = client.transaction().await.map_err(db::Error::from)?;
-    let rows = run(&tx, sql!("held_by_earlier_lives"), &[]).await?;
-    let commands: Vec<Command> = rows
-        .iter()
-        .take(LOST_MAX)
-        .map(|row| Command {
-            task: TaskId::from(row.get::<_, Uuid>("task_id")),
-            holder: None,
-            act: Act::Lost,
-        })
+    let held = |rows: Vec<Row>| rows.iter().map(|row| row.get("task_id")).collect::<Vec<Uuid>>();
+    let mut first = held(run(&tx, sql!("held_by_earlier_lives"), &[]).await?);
+    first.truncate(LOST_MAX);
+    run(&tx, sql!("lock_tasks"), &[&first]).await?;
+    // Asked again, because a task may have gone to a present life before it was locked.
+    let still = held(run(&tx, sql!("held_by_earlier_lives"), &[]).await?);
+    let commands: Vec<Command> = still
+        .into_iter()
+        .filter(|task| first.contains(task))
+        .map(|task| Command { task: TaskId::from(task), holder: None, act: Act::Lost })
         .collect();
     if commands.is_empty() {
         return Ok(false);
@@ -112,6 +122,7 @@ async fn end_earlier_lives(shared: &Shared) -> Result<bool, Error> {
 pub(super) async fn refresh(shared: &Shared) -> Result<(), Error> {
     let client = shared.database.client().await?;
     let statement = client.prepare_cached(sql!("roster")).await.map_err(db::Error::from)?;
+    shared.roster.lock().reading();
     let rows = client.query(&statement, &[]).await.map_err(db::Error::from)?;
     let mut members: HashMap<AgentId, Member> = HashMap::new();
     for row in &rows {

@@ -38,11 +38,25 @@ impl Member {
 pub(super) struct Roster {
     pub(super) members: HashMap<AgentId, Member>,
     awards: u64,
+    /// Whose slots became free while the rows are being read: what was read may not know it.
+    freed_meanwhile: Option<Vec<AgentId>>,
 }
 
 impl Roster {
-    /// Takes what the rows say; how long each has waited is remembered here only.
+    /// The rows are about to be read.
+    pub(super) fn reading(&mut self) {
+        self.freed_meanwhile = Some(Vec::new());
+    }
+
+    /// Takes what the rows say; how long each has waited is remembered here only. A slot that became free
+    /// meanwhile is counted as free, even if the rows knew it: one too many costs an award that is not made
+    /// and another look, one too few lets a task wait for nothing.
     pub(super) fn replace(&mut self, mut members: HashMap<AgentId, Member>) {
+        for id in self.freed_meanwhile.take().unwrap_or_default() {
+            if let Some(member) = members.get_mut(&id) {
+                member.used = member.used.saturating_sub(1);
+            }
+        }
         for (id, member) in &mut members {
             member.last_award = self.members.get(id).map_or(0, |known| known.last_award);
         }
@@ -96,6 +110,9 @@ impl Roster {
         if let Some(member) = self.members.get_mut(id) {
             member.used = member.used.saturating_sub(1);
         }
+        if let Some(freed) = &mut self.freed_meanwhile {
+            freed.push(id.clone());
+        }
     }
 }
 
@@ -134,6 +151,20 @@ mod tests {
         let ids: Vec<String> =
             roster.eligible("demo", &["b".into(), "a".into()]).iter().map(ToString::to_string).collect();
         assert_eq!(ids, ["both"]);
+    }
+
+    #[test]
+    fn a_slot_that_becomes_free_while_the_rows_are_read_is_free() {
+        let id = AgentId::try_from("one").unwrap();
+        let busy = || HashMap::from([(id.clone(), Member { used: 1, ..member("demo", &[], 1) })]);
+        let mut roster = Roster::default();
+        roster.replace(busy());
+        roster.reading();
+        roster.freed(&id);
+        roster.replace(busy());
+        assert!(roster.offer(&id, "k").is_some());
+        roster.replace(busy());
+        assert!(roster.offer(&id, "k").is_none(), "only those of one reading are remembered");
     }
 
     #[test]

@@ -195,7 +195,7 @@ impl Plan {
 }
 
 /// Those who have not tried yet; all of them when everyone has.
-fn untried(eligible: Vec<AgentId>, tried: &[String]) -> Vec<AgentId> {
+pub(super) fn untried(eligible: Vec<AgentId>, tried: &[String]) -> Vec<AgentId> {
     let fresh: Vec<AgentId> =
         eligible.iter().filter(|id| !tried.iter().any(|name| name == id.as_str())).cloned().collect();
     if fresh.is_empty() { eligible } else { fresh }

@@ -9,4 +9,4 @@ on conflict (task_id, round, agent_id) do update set incarnation = excluded.inca
     cost_microdollars = excluded.cost_microdollars, eta_ms = excluded.eta_ms, confidence = excluded.confidence,
     note = excluded.note, valid_until = excluded.valid_until, score = excluded.score,
     offered_at = clock_timestamp()
-where o.state in ('open', 'declined')
+where o.state in ('open', 'declined') and excluded.state <> 'late'
