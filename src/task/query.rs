@@ -64,7 +64,7 @@ impl Tasks {
         }
     }
 
-    /// Tasks, newest first.
+    /// Tasks, newest first; fewer than asked for when their inputs and results are over 16 MiB together.
     ///
     /// # Errors
     /// `Unavailable`.

@@ -1,7 +1,16 @@
-select t.id, t.org, t.kind, t.requires, t.input, t.requester, t.state, t.state_reason, t.priority, t.round, t.epoch,
-    t.attempt, t.attempts_max, t.agent_id, t.result, t.error, t.created_at, t.updated_at, t.deadline_at,
-    (select a.progress from convoke.assignments a where a.task_id = t.id and a.epoch = t.epoch) as progress
-from convoke.tasks t
-where ($1::text is null or t.org = $1) and ($2::text is null or t.state = $2) and ($3::text is null or t.kind = $3)
-    and ($4::uuid is null or t.id < $4)
-order by t.id desc limit $5
+with page as (
+    select t.id, t.org, t.kind, t.requires, t.input, t.requester, t.state, t.state_reason, t.priority, t.round, t.epoch,
+        t.attempt, t.attempts_max, t.agent_id, t.result, t.error, t.created_at, t.updated_at, t.deadline_at,
+        (select a.progress from convoke.assignments a where a.task_id = t.id and a.epoch = t.epoch) as progress
+    from convoke.tasks t
+    where ($1::text is null or t.org = $1) and ($2::text is null or t.state = $2)
+        and ($3::text is null or t.kind = $3) and ($4::uuid is null or t.id < $4)
+    order by t.id desc limit $5
+),
+sized as (
+    select page.*, row_number() over newest as place,
+        sum(octet_length(input::text) + coalesce(octet_length(result::text), 0)) over newest as bytes
+    from page window newest as (order by id desc)
+)
+-- The first one always, then as many as 16 MiB hold.
+select * from sized where place = 1 or bytes <= 16777216 order by id desc

@@ -172,3 +172,17 @@ async fn wakes_are_forgotten_only_when_the_log_cannot_tell_them_again() {
     drop(client);
     world.check().await;
 }
+
+#[tokio::test]
+async fn a_list_of_large_tasks_is_short() {
+    let world = World::new(vec![]).await;
+    for _ in 0..20 {
+        let input = json!("x".repeat(1_000_000));
+        world.ask(Request { input, ..request(json!({})) }).await;
+    }
+    let tasks = world.tasks.list(&Filter::default()).await.unwrap();
+    assert_eq!(tasks.len(), 16);
+    let before = tasks.last().map(|task| task.id);
+    assert_eq!(world.tasks.list(&Filter { before, ..Filter::default() }).await.unwrap().len(), 4);
+    world.check().await;
+}
