@@ -153,10 +153,18 @@ impl Agents {
         Ok(Self(Arc::new(House { desks, unavailable, wakes, shared })))
     }
 
-    /// What the agents are to the negotiation, for `Tasks::register`.
+    /// What the hosted agents are to the negotiation, for `Tasks::register`. Those of kind `remote` are not
+    /// among them: they are there when somebody has joined as them.
     #[must_use]
     pub fn profiles(&self) -> Vec<Profile> {
-        self.0.desks.values().map(|desk| desk.definition.profile()).collect()
+        let hosted = self.0.desks.values().filter(|desk| desk.is_hosted());
+        hosted.map(|desk| desk.definition.profile()).collect()
+    }
+
+    /// What an agent's file says; nothing for one without a file, or left out.
+    #[must_use]
+    pub fn definition(&self, agent: &AgentId) -> Option<Arc<Definition>> {
+        self.0.desks.get(agent).map(|desk| desk.definition.clone())
     }
 
     /// The agents that were left out, each with the reason.

@@ -2,34 +2,33 @@
 //!
 //! Payloads follow `reference/negotiation.md` §6. A message that nobody hears is not
 //! even built. What is told here is a hint: the rows are the truth.
+use super::{
+    remote::Remote,
+    voice::{self, Voice},
+};
 use crate::{
     agent::Agents,
-    clock::Clock,
-    hub::{Hub, Message, Room},
-    id::{AgentId, OrgId, Topic},
+    id::AgentId,
     scope::{OnExit, Scope},
-    task::{Notice, Update},
+    task::{Notice, Update, plain},
 };
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::sync::mpsc;
 
-/// The broadcast event of the negotiation.
-const EVENT: &str = "coordination";
-
 struct Herald {
-    hub: Hub,
+    voice: Voice,
     agents: Agents,
-    clock: Clock,
+    remote: Remote,
 }
 
 pub(super) fn start(
     scope: &Scope,
     mut notices: mpsc::Receiver<Vec<Notice>>,
-    hub: Hub,
+    voice: Voice,
     agents: Agents,
-    clock: Clock,
+    remote: Remote,
 ) {
-    let herald = Herald { hub, agents, clock };
+    let herald = Herald { voice, agents, remote };
     scope.spawn("herald", OnExit::StopDaemon, |stop| async move {
         loop {
             tokio::select! {
@@ -60,21 +59,24 @@ impl Herald {
     fn tell(&self, notice: &Notice) {
         match notice {
             Notice::Updated(task) => {
-                self.publish(
-                    org_room(&task.org),
+                self.voice.say(
+                    voice::org_room(&task.org),
                     "task_update",
                     task.agent_id.as_ref(),
                     || json!({ "task": task }),
                 );
             }
             Notice::Announced { task, round, bids_close_at, eligible } => {
-                for agent in eligible {
+                let (asked, others): (Vec<_>, Vec<_>) =
+                    eligible.iter().cloned().partition(|agent| self.remote.is_here(agent));
+                self.remote.announce(task.clone(), *round, *bids_close_at, asked);
+                for agent in &others {
                     let task = || {
                         json!({ "task": {
                             "id": task.id, "kind": task.kind, "round": round, "bids_close_at": bids_close_at,
                         } })
                     };
-                    self.publish(agent_room(agent), "task_request", Some(agent), task);
+                    self.voice.say(voice::agent_room(agent), "task_request", Some(agent), task);
                 }
             }
             Notice::Offered { task, offers } => self.offered(task, offers),
@@ -85,8 +87,8 @@ impl Herald {
                         "epoch": assigned.key.epoch, "confirm_by": assigned.confirm_by,
                     })
                 };
-                self.publish(
-                    agent_room(&assigned.agent_id),
+                self.voice.say(
+                    voice::agent_room(&assigned.agent_id),
                     "task_assignment",
                     Some(&assigned.agent_id),
                     members,
@@ -94,7 +96,7 @@ impl Herald {
             }
             Notice::Cancel { agent_id, key, reason } => {
                 let members = || json!({ "task_id": key.task_id, "assignment_id": key.assignment_id, "reason": reason });
-                self.publish(agent_room(agent_id), "task_cancel", Some(agent_id), members);
+                self.voice.say(voice::agent_room(agent_id), "task_cancel", Some(agent_id), members);
             }
         }
     }
@@ -104,32 +106,10 @@ impl Herald {
             let members = || {
                 json!({
                     "task_id": task.id,
-                    "offer": { "cost": cost, "eta_ms": eta_ms, "confidence": confidence },
+                    "offer": { "cost": cost, "eta_ms": eta_ms, "confidence": plain(*confidence) },
                 })
             };
-            self.publish(org_room(&task.org), "task_offer", Some(agent), members);
+            self.voice.say(voice::org_room(&task.org), "task_offer", Some(agent), members);
         }
     }
-
-    /// Says it if anyone is there.
-    fn publish(&self, room: Room, kind: &str, agent: Option<&AgentId>, members: impl FnOnce() -> Value) {
-        if self.hub.watchers(&room) == 0 {
-            return;
-        }
-        let mut payload = members();
-        if let Some(object) = payload.as_object_mut() {
-            object.insert("type".into(), kind.into());
-            object.insert("agent_id".into(), agent.map(AgentId::as_str).into());
-            object.insert("timestamp".into(), self.clock.now().to_rfc3339().into());
-        }
-        self.hub.publish(&room, Message::broadcast(EVENT, &payload), None);
-    }
-}
-
-fn org_room(org: &OrgId) -> Room {
-    Room::public(Topic::org(org))
-}
-
-fn agent_room(agent: &AgentId) -> Room {
-    Room::public(Topic::agent(agent))
 }

@@ -13,7 +13,9 @@ mod health;
 mod herald;
 mod host;
 mod publications;
+mod remote;
 mod router;
+mod voice;
 
 pub use channels::Channels;
 
@@ -38,7 +40,7 @@ use crate::{
 use anyhow::Context;
 use axum::serve::ListenerExt;
 use std::{net::SocketAddr, sync::Arc, time::Duration};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::mpsc};
 use tokio_util::sync::CancellationToken;
 
 /// Publication of our own: the tables that wakes name.
@@ -46,6 +48,8 @@ pub const PUBLICATION: &str = "convoke";
 /// Publication of the tables that clients watch.
 pub const CLIENTS_PUBLICATION: &str = "supabase_realtime";
 
+/// What clients say to agents and the daemon has not looked at yet; more is dropped and counted.
+const SAID_MAX: usize = 4096;
 /// How long running jobs may take over finishing when the daemon stops.
 const JOBS_WITHIN: Duration = Duration::from_secs(10);
 /// How long sockets may take over their last frames.
@@ -227,6 +231,7 @@ async fn assemble(
     database: Database,
 ) -> anyhow::Result<Daemon> {
     let Builder { config, definitions, more, registry, models, clock } = builder;
+    let listen = config.server.listen;
     let applied = db::migrate(&database).await?;
     if !applied.applied.is_empty() {
         tracing::info!(migrations = applied.applied.len(), "database migrated");
@@ -257,7 +262,31 @@ async fn assemble(
         env: agent::Env::process(),
     };
     let agents = Agents::start(&scope, deps, definitions, registry)?;
-    herald::start(&scope, notices, hub.clone(), agents.clone(), clock.clone());
+    let (said, heard) = mpsc::channel(SAID_MAX);
+    let gateway = Gateway::new(
+        &scope,
+        config.gateway.clone(),
+        gateway::Deps {
+            keys: keys.clone(),
+            access: Access,
+            hub: hub.clone(),
+            tracker: tracker.clone(),
+            clock: clock.clone(),
+            registry: metrics.clone(),
+            coordination: Some(said),
+        },
+    );
+    let voice = voice::Voice { hub: hub.clone(), clock: clock.clone() };
+    let remote = remote::Deps {
+        tasks: tasks.clone(),
+        agents: agents.clone(),
+        tracker: tracker.clone(),
+        voice: voice.clone(),
+        attendance: gateway.attendance(),
+        admission: remote::Admission::of(config.agents.remote, listen),
+    };
+    let remote = remote::start(&scope, remote, heard);
+    herald::start(&scope, notices, voice, agents.clone(), remote);
     publications::start(&scope, &database, &agents).await?;
 
     let log = Scope::default();
@@ -278,19 +307,6 @@ async fn assemble(
     );
     health::start(&scope, database.clone(), health.clone());
 
-    let gateway = Gateway::new(
-        &scope,
-        config.gateway.clone(),
-        gateway::Deps {
-            keys: keys.clone(),
-            access: Access,
-            hub: hub.clone(),
-            tracker: tracker.clone(),
-            clock: clock.clone(),
-            registry: metrics.clone(),
-            coordination: None,
-        },
-    );
     let serving = scope.child();
     let routes = gateway::router(&gateway).merge(api::router(api::Deps {
         tasks: tasks.clone(),

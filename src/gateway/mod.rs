@@ -6,6 +6,7 @@
 //! task and no agent: what clients say to agents goes out as [`Coordination`] data.
 //! A bad frame is dropped and counted, a refused join stops only its own topic, and a
 //! socket that does not read is closed with 4008. Contract: `reference/realtime-protocol.md`.
+mod attendance;
 mod broadcast;
 mod channel;
 mod config;
@@ -19,6 +20,7 @@ mod metrics;
 mod session;
 mod shared;
 
+pub use attendance::{Attendance, Attendant};
 pub use config::Config;
 pub use coordination::Coordination;
 
@@ -70,6 +72,12 @@ impl Gateway {
     #[must_use]
     pub fn new(scope: &Scope, config: Config, deps: Deps) -> Self {
         Self(Arc::new(Shared::new(scope.child(), config, deps)))
+    }
+
+    /// Which agents are here by a socket of their own.
+    #[must_use]
+    pub fn attendance(&self) -> Attendance {
+        self.0.attendance.clone()
     }
 
     /// Closes every socket with 1012 after its last frames, and refuses joins from now on.

@@ -1,17 +1,20 @@
 //! One socket's channels: gives frames to the machines and performs what they ask for.
 use super::{
-    Coordination,
+    Attendant, Coordination,
+    attendance::{self, Attending},
     channel::{Action, Channel, Event, Hearing, not_joined},
     metrics::Why,
     shared::{Asking, Shared},
 };
 use crate::{
+    auth::Claims,
     hub::{Hears, Message, Outbox, Room, SubscriberId, Subscription},
     id::{ConnId, Topic},
     presence::{Member, StateRequest},
     wire::{self, Encoding, Inbound, PHOENIX_TOPIC, Payload, Ref, TOPIC_PREFIX, Version, text},
 };
 use bytes::Bytes;
+use serde_json::{Map, Value};
 use std::{
     cmp::Reverse,
     collections::{BinaryHeap, HashMap, VecDeque},
@@ -58,6 +61,8 @@ struct Slot {
 
 /// What a joined channel holds; dropping it leaves the room.
 struct Entered {
+    /// Its agent is gone before anything else of it is.
+    attending: Option<Attending>,
     member: Member,
     subscription: Subscription,
 }
@@ -285,7 +290,15 @@ impl Core {
                     entered.subscription.ear().set(to_hears(hears));
                 }
             }
-            Action::WatchToken => self.watch_token(topic, slot),
+            Action::WatchToken => {
+                self.watch_token(topic, slot);
+                let claims = slot.channel.claims()?;
+                let entered = slot.entered.as_mut()?;
+                let room = entered.subscription.room();
+                if entered.attending.as_ref().is_some_and(|part| !part.may_stay(room, claims)) {
+                    entered.attending = None;
+                }
+            }
             Action::Exit => {
                 if let Some((_, id)) = slot.token_check.take() {
                     self.stop_timer(id);
@@ -296,8 +309,17 @@ impl Core {
                 }
             }
             Action::Publish { payload, to_self } => self.publish(slot, payload, to_self),
-            Action::Track { key, meta } => slot.entered.as_mut()?.member.track(key, meta).await,
-            Action::Untrack => slot.entered.as_mut()?.member.untrack(),
+            Action::Track { key, meta } => {
+                let claims = slot.channel.claims()?.clone();
+                let entered = slot.entered.as_mut()?;
+                self.attend(entered, claims, &meta);
+                entered.member.track(key, meta).await;
+            }
+            Action::Untrack => {
+                let entered = slot.entered.as_mut()?;
+                entered.attending = None;
+                entered.member.untrack();
+            }
             Action::SendState { join_ref } => {
                 let entered = slot.entered.as_ref()?;
                 let (ear, outbox) = (entered.subscription.ear(), self.outbox.clone());
@@ -316,11 +338,23 @@ impl Core {
         let (hub, tracker) = (&self.shared.hub, &self.shared.tracker);
         let subscription = hub.subscribe(room.clone(), self.version, self.outbox.clone(), to_hears(hears));
         let member = tracker.member(room, subscription.id());
-        slot.entered = Some(Entered { member, subscription });
+        slot.entered = Some(Entered { attending: None, member, subscription });
         self.joined += 1;
         self.shared.metrics.joins.inc();
         self.shared.metrics.channels.inc();
         self.watch_token(topic, slot);
+    }
+
+    /// An agent is here, if this is its own channel and token.
+    fn attend(&self, entered: &mut Entered, claims: Arc<Claims>, meta: &Map<String, Value>) {
+        let Some(agent) = attendance::agent_of(entered.subscription.room(), &claims) else { return };
+        let channel = entered.subscription.id();
+        let attendant = Attendant { channel, claims, meta: Arc::new(meta.clone()) };
+        match &entered.attending {
+            // In place: an agent that says something new has not been away.
+            Some(part) => part.say(attendant),
+            None => entered.attending = Some(self.shared.attendance.attend(agent, attendant)),
+        }
     }
 
     fn publish(&mut self, slot: &Slot, payload: Payload, to_self: bool) {
@@ -355,18 +389,20 @@ impl Core {
         if !name.starts_with("agent:") && !name.starts_with("org:") {
             return;
         }
-        let payload = match payload {
-            Payload::User { event, encoding: Encoding::Json, data } if event == Coordination::EVENT => {
-                data.clone()
+        let said = match payload {
+            Payload::User { event, encoding: Encoding::Json, data } => {
+                Coordination::event(event).map(|event| (event, data.clone()))
             }
-            Payload::Json(json) => match Coordination::inner(json) {
-                Some(inner) => inner,
-                None => return,
-            },
-            Payload::User { .. } => return,
+            Payload::Json(json) => Coordination::inner(json),
+            Payload::User { .. } => None,
         };
-        let Some(claims) = slot.channel.claims().cloned() else { return };
-        let said = Coordination { conn: self.conn, claims, room: room.clone(), payload };
+        let (Some((event, payload)), Some(claims), Some(entered)) =
+            (said, slot.channel.claims().cloned(), &slot.entered)
+        else {
+            return;
+        };
+        let channel = entered.subscription.id();
+        let said = Coordination { conn: self.conn, channel, event, claims, room: room.clone(), payload };
         if let Err(TrySendError::Full(_)) = queue.try_send(said) {
             self.shared.metrics.coordination_dropped.inc();
         }

@@ -1,6 +1,6 @@
 //! What all sockets of a gateway share, and the checks that need it.
 use super::{
-    Config, Coordination, Deps,
+    Attendance, Config, Coordination, Deps,
     channel::{Admitted, Limits, Refusal},
     join::Join,
     limits::Meter,
@@ -36,6 +36,7 @@ pub(super) struct Shared {
     pub(super) metrics: Metrics,
     pub(super) scope: Scope,
     pub(super) coordination: Option<mpsc::Sender<Coordination>>,
+    pub(super) attendance: Attendance,
     pub(super) stopping: AtomicBool,
     /// Sockets with at least one successful join.
     pub(super) users: AtomicUsize,
@@ -75,6 +76,7 @@ impl Shared {
             metrics: Metrics::register(&registry),
             scope,
             coordination,
+            attendance: Attendance::default(),
             stopping: AtomicBool::new(false),
             users: AtomicUsize::new(0),
             joins: Meter::new(now),

@@ -79,6 +79,16 @@ impl Hub {
     /// Says several messages of one kind, in order, as [`Hub::publish`] says one: each outbox is visited,
     /// and its writer woken, once for all of them. Gives how many frames were put out.
     pub fn publish_all(&self, room: &Room, messages: &[Message], except: Option<SubscriberId>) -> usize {
+        self.deliver(room, messages, |id| Some(id) != except)
+    }
+
+    /// Says `message` to these subscribers of `room` alone, of those that are there; never waits. Gives how
+    /// many it was put out for.
+    pub fn publish_to(&self, room: &Room, message: Message, only: &[SubscriberId]) -> usize {
+        self.deliver(room, &[message], |id| only.contains(&id))
+    }
+
+    fn deliver(&self, room: &Room, messages: &[Message], wanted: impl Fn(SubscriberId) -> bool) -> usize {
         let Some(kind) = messages.first().map(Message::kind) else { return 0 };
         let metrics = &self.0.metrics;
         metrics.published.inc_by(messages.len() as u64);
@@ -86,7 +96,7 @@ impl Hub {
         let mut chunks = Encoded { messages, topic: room.wire_topic(), v1: None, v2: None };
         let (mut delivered, mut bytes) = (0, 0);
         for subscriber in everybody.iter() {
-            if Some(subscriber.id) == except || !subscriber.hears(kind) {
+            if !wanted(subscriber.id) || !subscriber.hears(kind) {
                 continue;
             }
             match &subscriber.sink {

@@ -92,7 +92,7 @@ impl Arbiter {
         loop {
             let doubted = self.shared.roster_doubted.swap(false, Ordering::Relaxed);
             if doubted || self.roster_read.is_none_or(|at| at.elapsed() > ROSTER_EVERY) {
-                register::refresh(&self.shared).await?;
+                register::refresh(&self.shared, None).await?;
                 self.roster_read = Some(Instant::now());
             }
             let more = self.award().await?;

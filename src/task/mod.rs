@@ -59,6 +59,8 @@ use tokio_postgres::types::ToSql;
 pub const INPUT_BYTES_MAX: usize = 1 << 20;
 /// Largest result of a task, in bytes of JSON.
 pub const RESULT_BYTES_MAX: usize = 1 << 20;
+/// How much of an input is shown before a task is accepted, in characters.
+pub const PREVIEW_CHARS_MAX: i32 = 500;
 /// Notices that may wait to be told; more are dropped and counted, since they are hints.
 const NOTICES_MAX: usize = 16_384;
 

@@ -48,12 +48,14 @@ impl Tasks {
         let mut client = shared.database.client().await?;
         let tx = client.transaction().await.map_err(db::Error::from)?;
         let row = store::lock(&tx, &[task]).await?.pop().ok_or(Error::UnknownTask(task))?;
-        let (incarnation, asked) = {
+        let (incarnation, able) = {
             let roster = shared.roster.lock();
             let eligible = roster.eligible(&row.org, &row.requires);
             let life = roster.members.get(agent).map(|member| member.incarnation);
-            let life = life.filter(|_| eligible.contains(agent));
-            (life, super::rounds::untried(eligible, &row.tried).len() as i64)
+            // Nobody waits for those who have no slot free.
+            let able = |id: &AgentId| roster.members.get(id).is_some_and(|member| member.free() > 0);
+            let able: Vec<String> = eligible.iter().filter(|id| able(id)).map(ToString::to_string).collect();
+            (life.filter(|_| eligible.contains(agent)), able)
         };
         let Some(incarnation) = incarnation else { return Err(Error::NotEligible(agent.clone())) };
         if !(1..=row.round).contains(&offer.round) {
@@ -65,10 +67,10 @@ impl Tasks {
         let kept = stored(task, agent, incarnation, &offer, if late { "late" } else { state }, &policy);
         store::offers(&tx, &[kept]).await?;
         if !late {
-            let counts = run(&tx, sql!("answered"), &[&task.as_uuid(), &row.round]).await?;
+            let counts = run(&tx, sql!("answered"), &[&task.as_uuid(), &row.round, &able]).await?;
             let count = |name| counts.first().map_or(0, |row| row.get::<_, i64>(name));
             let enough = policy.offers_min.is_some_and(|min| count("offered") >= i64::from(min));
-            let wait_ms = if enough || count("answered") >= asked {
+            let wait_ms = if enough || count("silent") == 0 {
                 Some(0)
             } else {
                 (state == "open").then(|| millis(policy.quiet_gap))

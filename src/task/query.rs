@@ -1,7 +1,8 @@
 //! Reading: tasks, events, agents, and why a task went where it went.
 use super::store::{self, sql};
 use super::{
-    AgentId, AgentStatus, Epoch, Error, Event, Filter, Incarnation, OrgId, Task, TaskId, TaskState, Tasks,
+    AgentId, AgentStatus, Announcement, Epoch, Error, Event, Filter, Incarnation, OrgId, PREVIEW_CHARS_MAX,
+    Task, TaskId, TaskState, Tasks,
 };
 use crate::db;
 use serde_json::{Value, json};
@@ -46,6 +47,24 @@ impl Tasks {
     pub async fn get(&self, id: TaskId) -> Result<Task, Error> {
         let rows = self.read(sql!("get"), &[&id.as_uuid()]).await?;
         rows.first().and_then(task).ok_or(Error::UnknownTask(id))
+    }
+
+    /// What agents are told of these tasks before they offer; unknown ids are left out.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub async fn announcements(&self, ids: &[TaskId]) -> Result<Vec<Announcement>, Error> {
+        let ids: Vec<Uuid> = ids.iter().map(|id| id.as_uuid()).collect();
+        let rows = self.read(sql!("announcements"), &[&ids, &PREVIEW_CHARS_MAX]).await?;
+        let read = |row: &Row| Announcement {
+            id: TaskId::from(row.get::<_, Uuid>("id")),
+            requires: row.get("requires"),
+            priority: row.get("priority"),
+            deadline: row.get("deadline_at"),
+            requester: row.get("requester"),
+            input_preview: row.get("input_preview"),
+        };
+        Ok(rows.iter().map(read).collect())
     }
 
     /// The task at its end, or as it is when `within` is over.
@@ -181,7 +200,7 @@ fn offer(row: &Row) -> Value {
         "state": row.get::<_, &str>("state"),
         "cost_microdollars": row.get::<_, i64>("cost_microdollars"),
         "eta_ms": row.get::<_, i64>("eta_ms"),
-        "confidence": row.get::<_, f32>("confidence"),
+        "confidence": super::plain(row.get("confidence")),
         "note": row.get::<_, Option<&str>>("note"),
         "score": row.get::<_, Option<Value>>("score"),
     })

@@ -5,9 +5,10 @@ use super::score::Measured;
 use super::store::{self, run, sql};
 use super::{AgentId, Error, Incarnation, OrgId, Profile, Shared, TaskId, Tasks, Terms, told};
 use crate::db;
+use deadpool_postgres::Transaction;
 use serde_json::Value;
-use std::collections::HashMap;
-use tokio_postgres::Row;
+use std::{collections::HashMap, sync::atomic::Ordering};
+use tokio_postgres::{Row, types::ToSql};
 use uuid::Uuid;
 
 /// Lost assignments that one transaction ends.
@@ -26,15 +27,87 @@ impl Tasks {
         let shared = &self.shared;
         let lives = enter(shared, &profiles).await?;
         let names: Vec<String> = lives.keys().map(ToString::to_string).collect();
-        while end_earlier_lives(shared).await? {}
+        while end_earlier_lives(shared, None).await? {}
         recount(shared, names).await?;
-        refresh(shared).await?;
+        refresh(shared, None).await?;
         self.poke();
         Ok(lives)
     }
 }
 
 impl Tasks {
+    /// Makes one agent that works from outside present: it is eligible as soon as this returns.
+    ///
+    /// `life`: its present life, which goes on with this profile. Otherwise a new one begins, and
+    /// what earlier ones held is given to others at once.
+    ///
+    /// # Errors
+    /// `Forbidden` when the daemon hosts an agent of this name, `BadRequest` for a profile without
+    /// a slot, `Unavailable`.
+    pub async fn join_remote(
+        &self,
+        profile: Profile,
+        life: Option<Incarnation>,
+    ) -> Result<Incarnation, Error> {
+        if profile.slots == 0 {
+            return Err(Error::BadRequest(format!("agent {} has no slot", profile.id)));
+        }
+        let shared = &self.shared;
+        let Profile { id, org, kind, description, capabilities, slots, definition_hash, terms } = profile;
+        let slots = i32::try_from(slots).unwrap_or(i32::MAX);
+        let terms = serde_json::to_value(&terms).unwrap_or_default();
+        let (node, life) = (shared.node.as_uuid(), life.map(|life| life.0));
+        let params: [&(dyn ToSql + Sync); 10] = [
+            &id.as_str(),
+            &org.as_str(),
+            &kind,
+            &description,
+            &capabilities,
+            &slots,
+            &definition_hash,
+            &terms,
+            &node,
+            &life,
+        ];
+        let rows = self.read(sql!("join"), &params).await?;
+        let Some(row) = rows.first() else {
+            return Err(Error::Forbidden(format!("the daemon hosts agent {id}: nobody joins as it")));
+        };
+        let joined = Incarnation(row.get("incarnation"));
+        if Some(joined.0) != life {
+            while end_earlier_lives(shared, Some(&id)).await? {}
+            recount(shared, vec![id.to_string()]).await?;
+        }
+        self.enlist(&id).await?;
+        Ok(joined)
+    }
+
+    /// A life of an agent that works from outside is over: it is gone, and what it held is given to others
+    /// at once. Does nothing when the agent has begun another life.
+    ///
+    /// # Errors
+    /// `Unavailable`; what was not done then is done when it is called again.
+    pub async fn leave_remote(&self, agent: &AgentId, life: Incarnation) -> Result<(), Error> {
+        self.read(sql!("leave"), &[&agent.as_str(), &life.0]).await?;
+        // Before the rows are read again: whoever opens a round now must not wait for its offer.
+        self.shared.roster.lock().drop_life(agent, life);
+        while end_earlier_lives(&self.shared, Some(agent)).await? {}
+        self.enlist(agent).await
+    }
+
+    /// Reads one agent into the roster.
+    async fn enlist(&self, agent: &AgentId) -> Result<(), Error> {
+        refresh(&self.shared, Some(agent)).await?;
+        self.poke();
+        Ok(())
+    }
+
+    /// Whether this node arbitrates now, and so hosts agents.
+    #[must_use]
+    pub fn arbitrates(&self) -> bool {
+        self.shared.arbitrates.load(Ordering::Relaxed)
+    }
+
     /// Whether these lives are still the present ones: nobody else hosted the agents since.
     ///
     /// # Errors
@@ -85,7 +158,7 @@ async fn enter(shared: &Shared, profiles: &[Profile]) -> Result<HashMap<AgentId,
         &[&ids, &orgs, &kinds, &descriptions, &capabilities, &slots, &hashes, &terms, &node],
     )
     .await?;
-    run(&tx, sql!("retire"), &[&ids]).await?;
+    run(&tx, sql!("retire"), &[&ids, &node]).await?;
     tx.commit().await.map_err(db::Error::from)?;
     let lives = rows
         .iter()
@@ -93,16 +166,16 @@ async fn enter(shared: &Shared, profiles: &[Profile]) -> Result<HashMap<AgentId,
     Ok(lives.collect())
 }
 
-/// Ends what lives before these held; true while there may be more.
-async fn end_earlier_lives(shared: &Shared) -> Result<bool, Error> {
+/// Ends what lives before the present ones held, of one agent or of all; true while there may be more.
+async fn end_earlier_lives(shared: &Shared, of: Option<&AgentId>) -> Result<bool, Error> {
     let mut client = shared.database.client().await?;
     let tx = client.transaction().await.map_err(db::Error::from)?;
     let held = |rows: Vec<Row>| rows.iter().map(|row| row.get("task_id")).collect::<Vec<Uuid>>();
-    let mut first = held(run(&tx, sql!("held_by_earlier_lives"), &[]).await?);
+    let mut first = held(held_by(&tx, of).await?);
     first.truncate(LOST_MAX);
     run(&tx, sql!("lock_tasks"), &[&first]).await?;
     // Asked again, because a task may have gone to a present life before it was locked.
-    let still = held(run(&tx, sql!("held_by_earlier_lives"), &[]).await?);
+    let still = held(held_by(&tx, of).await?);
     let commands: Vec<Command> = still
         .into_iter()
         .filter(|task| first.contains(task))
@@ -118,12 +191,23 @@ async fn end_earlier_lives(shared: &Shared) -> Result<bool, Error> {
     Ok(ended > 0)
 }
 
-/// Reads the roster from the rows.
-pub(super) async fn refresh(shared: &Shared) -> Result<(), Error> {
+/// What lives before the present ones hold, of one agent or of all.
+async fn held_by(tx: &Transaction<'_>, of: Option<&AgentId>) -> Result<Vec<Row>, Error> {
+    match of {
+        None => run(tx, sql!("held_by_earlier_lives"), &[]).await,
+        Some(agent) => run(tx, sql!("held_by_agent"), &[&agent.as_str()]).await,
+    }
+}
+
+/// Reads the roster from the rows, of one agent or of all.
+pub(super) async fn refresh(shared: &Shared, of: Option<&AgentId>) -> Result<(), Error> {
+    let edits = shared.roster.lock().edits();
     let client = shared.database.client().await?;
     let statement = client.prepare_cached(sql!("roster")).await.map_err(db::Error::from)?;
-    shared.roster.lock().reading();
-    let rows = client.query(&statement, &[]).await.map_err(db::Error::from)?;
+    if of.is_none() {
+        shared.roster.lock().reading();
+    }
+    let rows = client.query(&statement, &[&of.map(AgentId::as_str)]).await.map_err(db::Error::from)?;
     let mut members: HashMap<AgentId, Member> = HashMap::new();
     for row in &rows {
         let (Some(id), Ok(org)) = (store::agent_of(row, "id"), OrgId::try_from(row.get::<_, &str>("org")))
@@ -157,6 +241,12 @@ pub(super) async fn refresh(shared: &Shared) -> Result<(), Error> {
             );
         }
     }
-    shared.roster.lock().replace(members);
+    let mut roster = shared.roster.lock();
+    match of {
+        // An agent came or went since the rows were read, so they are read again at the next look.
+        None if roster.edits() != edits => shared.roster_doubted.store(true, Ordering::Relaxed),
+        None => roster.replace(members),
+        Some(agent) => roster.put(agent, members.remove(agent)),
+    }
     Ok(())
 }

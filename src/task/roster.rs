@@ -28,6 +28,10 @@ impl Member {
     pub(super) fn free(&self) -> u32 {
         self.slots.saturating_sub(self.used)
     }
+    /// Whether it is to be asked for an offer: it speaks for itself and has a free slot.
+    pub(super) fn is_asked(&self) -> bool {
+        !self.terms.computed && self.free() > 0
+    }
     pub(super) fn can(&self, org: &str, requires: &[String]) -> bool {
         self.org.as_str() == org && requires.iter().all(|need| self.capabilities.contains(need))
     }
@@ -40,6 +44,8 @@ pub(super) struct Roster {
     awards: u64,
     /// Whose slots became free while the rows are being read: what was read may not know it.
     freed_meanwhile: Option<Vec<AgentId>>,
+    /// How often single agents came and went.
+    edits: u64,
 }
 
 impl Roster {
@@ -61,6 +67,29 @@ impl Roster {
             member.last_award = self.members.get(id).map_or(0, |known| known.last_award);
         }
         self.members = members;
+    }
+
+    /// Rises whenever a single agent comes or goes: rows that were read before are old then.
+    pub(super) fn edits(&self) -> u64 {
+        self.edits
+    }
+
+    /// Takes what the rows say of one agent: nothing when it is gone.
+    pub(super) fn put(&mut self, id: &AgentId, member: Option<Member>) {
+        self.edits += 1;
+        let known = self.members.remove(id);
+        if let Some(mut member) = member {
+            member.last_award = known.map_or(0, |known| known.last_award);
+            self.members.insert(id.clone(), member);
+        }
+    }
+
+    /// This life of an agent is over.
+    pub(super) fn drop_life(&mut self, id: &AgentId, life: Incarnation) {
+        self.edits += 1;
+        if self.members.get(id).is_some_and(|member| member.incarnation <= life) {
+            self.members.remove(id);
+        }
     }
 
     /// The agents that can do such a task, in the order of their ids.

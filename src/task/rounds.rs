@@ -5,12 +5,16 @@
 //! the runtime, announcement, offers and award are one commit; else the round stays
 //! open until all have answered, the window closes, or nothing more comes for a while.
 use super::machine::{Event, Facts};
-use super::roster::Roster;
+use super::roster::{Member, Roster};
 use super::score::{Offer, Score, rank};
 use super::store::{Settled, StoredOffer, Winner, millis};
 use super::{AgentId, AssignmentId, Policy, Shared, TaskId, TaskState};
 use rand::RngExt as _;
 use serde_json::{Value, json};
+use std::time::Duration;
+
+/// How long an agent that works from outside has to accept.
+const CONFIRM_REMOTE: Duration = Duration::from_secs(5);
 
 /// A task whose round begins or ends, as it was locked.
 #[derive(Clone, Debug)]
@@ -79,8 +83,10 @@ impl Plan {
             return self.none(task, round, &policy, json!("no agent that is present has the capabilities"));
         }
         let computed: Vec<Offer> = eligible.iter().filter_map(|id| roster.offer(id, &task.kind)).collect();
-        let asked = eligible.iter().any(|id| roster.members.get(id).is_some_and(|m| !m.terms.computed));
-        if asked {
+        let asks = |id: &&AgentId| roster.members.get(*id).is_some_and(Member::is_asked);
+        if eligible.iter().any(|id| asks(&id)) {
+            let offered = |id: &AgentId| computed.iter().any(|offer| offer.agent == *id);
+            let eligible = eligible.iter().filter(|id| asks(id) || offered(id)).cloned().collect();
             let valid_ms = millis(policy.offer_validity);
             self.offers
                 .extend(computed.iter().map(|offer| stored(task.id, round, offer, "open", valid_ms, None)));
@@ -150,7 +156,7 @@ impl Plan {
             agent: agent.clone(),
             incarnation,
             assignment: AssignmentId::generate(),
-            confirm_ms: millis(policy.confirm),
+            confirm_ms: millis(confirm(policy, &task.policy, roster.members.get(&agent))),
             offers: ranked.iter().map(|(offer, score)| vector(offer, score)).collect(),
         });
         roster.took(&agent);
@@ -194,6 +200,13 @@ impl Plan {
     }
 }
 
+/// How long a winner has to accept. One that works from outside gets [`CONFIRM_REMOTE`] at the least, unless
+/// the request says otherwise.
+fn confirm(policy: &Policy, patch: &Value, winner: Option<&Member>) -> Duration {
+    let remote = winner.is_some_and(|member| !member.terms.computed);
+    if remote && patch.get("confirm").is_none() { policy.confirm.max(CONFIRM_REMOTE) } else { policy.confirm }
+}
+
 /// Those who have not tried yet; all of them when everyone has.
 pub(super) fn untried(eligible: Vec<AgentId>, tried: &[String]) -> Vec<AgentId> {
     let fresh: Vec<AgentId> =
@@ -230,7 +243,7 @@ fn vector(offer: &Offer, score: &Score) -> Value {
         "agent_id": offer.agent,
         "cost_microdollars": offer.cost_microdollars,
         "eta_ms": offer.eta_ms,
-        "confidence": offer.confidence,
+        "confidence": super::plain(offer.confidence),
         "score": score,
     })
 }

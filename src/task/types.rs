@@ -246,7 +246,7 @@ pub struct Requested {
 }
 
 /// What an agent is to the negotiation; written on every start of its host.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Profile {
     /// Its id.
     pub id: AgentId,
@@ -391,6 +391,30 @@ pub struct NewOffer {
     /// One line for people.
     #[serde(default)]
     pub note: Option<String>,
+}
+
+/// A share as JSON shows it: 0.6, where the number as it is stored would be 0.6000000238418579.
+#[must_use]
+pub fn plain(share: f32) -> f64 {
+    (f64::from(share) * 1e6).round() / 1e6
+}
+
+/// What an agent that speaks for itself is told of a task before it offers.
+#[derive(Clone, Debug, Serialize)]
+pub struct Announcement {
+    /// The task.
+    pub id: TaskId,
+    /// What an agent must be able to do.
+    pub requires: Vec<String>,
+    /// Higher goes first.
+    pub priority: i16,
+    /// Given up after this.
+    pub deadline: Option<DateTime<Utc>>,
+    /// Who asked.
+    #[serde(skip)]
+    pub requester: String,
+    /// The beginning of the input as JSON text, up to [`super::PREVIEW_CHARS_MAX`] characters.
+    pub input_preview: String,
 }
 
 /// What a commit did, told to whoever listens. A hint: the rows are the truth.

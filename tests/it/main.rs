@@ -9,6 +9,7 @@ mod conformance;
 mod daemon;
 mod db;
 mod realtime;
+mod remote;
 mod support;
 mod task;
 mod wal;

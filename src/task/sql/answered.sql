@@ -1,2 +1,11 @@
-select count(*)::bigint as answered, count(*) filter (where state = 'open')::bigint as offered
-from convoke.offers where task_id = $1 and round = $2 and state in ('open', 'declined')
+-- Who was asked, is still here ($3) and has not answered: others do not hold up the round.
+select (
+    select count(*)::bigint from convoke.events e
+    cross join lateral jsonb_array_elements_text(e.body -> 'eligible') as asked(agent_id)
+    where e.task_id = $1 and e.type = 'announced' and e.body -> 'round' = to_jsonb($2::integer)
+        and asked.agent_id = any($3) and not exists (
+            select from convoke.offers o where o.task_id = $1 and o.round = $2 and o.agent_id = asked.agent_id
+                and o.state in ('open', 'declined'))
+) as silent, (
+    select count(*)::bigint from convoke.offers where task_id = $1 and round = $2 and state = 'open'
+) as offered

@@ -48,10 +48,15 @@ impl Edge {
             Definition::new(id.parse().unwrap(), org.parse().unwrap(), Kind::Remote).capable(["work"])
         };
         let definitions = vec![agent("near", "demo"), agent("other", "elsewhere")];
+        let profiles: Vec<_> = definitions.iter().map(Definition::profile).collect();
         let daemon = Daemon::builder(config).definitions(definitions).build().await.unwrap();
         let (parts, stop) = (daemon.parts().clone(), CancellationToken::new());
         let running = tokio::spawn(daemon.run(stop.clone()));
         tokio::time::timeout(Duration::from_secs(30), parts.health.ready()).await.unwrap();
+        // As if both were here by sockets: only then are they eligible.
+        for profile in profiles {
+            parts.tasks.join_remote(profile, None).await.unwrap();
+        }
         Self { parts, http: reqwest::Client::new(), stop, running, _data: data, _db: db }
     }
 

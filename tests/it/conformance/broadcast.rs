@@ -1,6 +1,9 @@
 //! Broadcast over websockets: statements 87 to 98.
 use crate::realtime::{Message, Server, Socket, quick};
-use convoke::{auth::Role, gateway::Config};
+use convoke::{
+    auth::Role,
+    gateway::{Config, Coordination},
+};
 use serde_json::json;
 
 fn kind3(topic: &str, event: &str, meta: &str, encoding: u8, data: &[u8]) -> Message {
@@ -151,13 +154,16 @@ async fn coordination_on_agents_channels_is_passed_to_the_daemon() {
     sender.join("den", json!({})).await.ok();
     let data = br#"{"type": "task_offer"}"#;
     sender.message(kind3("realtime:den", "coordination", "", 1, data)).await;
+    sender.message(kind3("realtime:agent:triage", "chatter", "", 1, data)).await;
     sender.message(kind3("realtime:agent:triage", "agent_message", "", 1, data)).await;
     sender.message(kind3("realtime:agent:triage", "coordination", "", 0, b"bytes")).await;
     sender.message(kind3("realtime:agent:triage", "coordination", "", 1, data)).await;
     let object = json!({"type": "broadcast", "event": "coordination", "payload": {"n": 1}});
     sender.push("agent:triage", "broadcast", object).await;
     sender.so_far().await;
+    assert_eq!(server.coordination.recv().await.unwrap().event, "agent_message");
     let said = server.coordination.recv().await.unwrap();
+    assert_eq!(said.event, Coordination::EVENT);
     assert_eq!((&said.payload[..], said.claims.role.as_str()), (&data[..], "anon"));
     assert_eq!(said.room, crate::realtime::room("agent:triage"));
     assert_eq!(&server.coordination.recv().await.unwrap().payload[..], br#"{"n":1}"#);

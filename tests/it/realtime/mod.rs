@@ -1,6 +1,6 @@
 //! A gateway on a free port without a database, and a websocket client that sees every frame.
 mod clients;
-mod puppet;
+pub mod puppet;
 
 use convoke::{
     access::Access,

@@ -1,0 +1,10 @@
+insert into convoke.agents as g (id, org, kind, description, capabilities, slots, definition_hash, terms, node_id)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+on conflict (id) do update set org = excluded.org, kind = excluded.kind, description = excluded.description,
+    capabilities = excluded.capabilities, slots = excluded.slots, definition_hash = excluded.definition_hash,
+    definition_version = g.definition_version + (g.definition_hash <> excluded.definition_hash)::integer,
+    terms = excluded.terms, node_id = excluded.node_id,
+    incarnation = g.incarnation + (g.status = 'gone' or g.incarnation is distinct from $10::bigint)::integer,
+    status = 'present', last_seen_at = clock_timestamp()
+where g.kind = excluded.kind or g.status = 'gone'
+returning incarnation
