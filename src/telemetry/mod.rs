@@ -43,7 +43,7 @@ pub struct BadFilter {
 }
 
 /// Libraries that call their own affairs news, unless the filter names them.
-const QUIET: &str = "refinery_core=warn,tokio_postgres=warn";
+const QUIET: &str = "refinery_core=warn,tokio_postgres=warn,deadpool.postgres=error";
 
 /// Whether `log` is a filter that [`init`] will take.
 ///
