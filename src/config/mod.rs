@@ -62,6 +62,10 @@ fn check(config: &Config) -> Vec<(&'static str, String, &'static str)> {
     if let Err(e) = config.task.check() {
         wrong.push(("task.policy", e, "see the comments of config/convoke.toml"));
     }
+    if let Err(e) = config.wal.check() {
+        let message = e.to_string().replacen("wal.slot = ", "", 1);
+        wrong.push(("wal.slot", message, "choose a name like \"convoke\""));
+    }
     if config.database.pool_size_max == 0 {
         wrong.push(("database.pool_size_max", "0 connections are too few".into(), "use 2 or more, like 8"));
     }

@@ -69,6 +69,16 @@ pub struct Config {
     pub transaction_memory_max: usize,
 }
 
+impl Config {
+    /// Whether the slot can have its name.
+    ///
+    /// # Errors
+    /// [`Error::BadSlotName`].
+    pub fn check(&self) -> Result<(), Error> {
+        slot::check_name(&self.slot)
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {

@@ -117,3 +117,9 @@ fn a_file_that_is_no_toml_is_told_with_every_bad_line() {
     convoke.toml:3: not valid TOML: unclosed table, expected `]`
     ");
 }
+
+#[test]
+fn a_slot_that_cannot_have_its_name_is_told_before_the_daemon_starts() {
+    let problem = told(load("[wal]\nslot = \"Bad Slot\"\n", &[], &[]));
+    assert!(problem.starts_with("convoke.toml:2: wal.slot: \"Bad Slot\" is no slot name"), "{problem}");
+}
