@@ -39,7 +39,7 @@ use crate::{
 };
 use anyhow::Context;
 use axum::serve::ListenerExt;
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{fmt::Write, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{net::TcpListener, sync::mpsc};
 use tokio_util::sync::CancellationToken;
 
@@ -224,6 +224,22 @@ impl Daemon {
     }
 }
 
+/// Refuses an outside database whose log cannot be read: without it nothing would ever be awarded.
+async fn able_to_stream(database: &Database) -> anyhow::Result<()> {
+    if database.is_private() {
+        return Ok(());
+    }
+    let mut lacks = String::new();
+    for finding in db::inspect(database).await? {
+        if !finding.ok && matches!(finding.name, "primary" | "wal_level" | "replication_right") {
+            let remedy = finding.remedy.unwrap_or_default();
+            let _ = write!(lacks, "\n  {}: {}: {remedy}", finding.name, finding.found);
+        }
+    }
+    anyhow::ensure!(lacks.is_empty(), "the log of {} cannot be read:{lacks}", database.url_redacted());
+    Ok(())
+}
+
 async fn assemble(
     builder: Builder,
     scope: Scope,
@@ -236,6 +252,7 @@ async fn assemble(
     if !applied.applied.is_empty() {
         tracing::info!(migrations = applied.applied.len(), "database migrated");
     }
+    able_to_stream(&database).await?;
     let metrics = Registry::default();
     let node = NodeId::generate();
     let keys = Keys::load_or_generate(&config.auth, &config.database.data_dir)?;
