@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 /// Flags over the settings of file and environment.
 #[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Settings")]
 pub(super) struct Settings {
     /// Settings file [default: config/convoke.toml, else convoke.toml, if there]
     #[arg(long, global = true, value_name = "FILE", env = "CONVOKE_CONFIG")]

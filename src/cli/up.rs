@@ -12,7 +12,7 @@ use crate::{
     telemetry,
 };
 use serde_json::json;
-use std::fmt::Write;
+use std::{collections::BTreeMap, fmt::Write};
 use tokio_util::sync::CancellationToken;
 
 pub(super) async fn run(settings: &Settings) -> Outcome {
@@ -26,9 +26,7 @@ pub(super) async fn run(settings: &Settings) -> Outcome {
     let daemon = build(Daemon::builder(config.clone()).definitions(definitions.clone())).await?;
     let parts = daemon.parts();
     let mut notes: Vec<_> = absent.iter().map(|(id, why)| format!("{id} is not here: {why}")).collect();
-    for (id, _, table) in missing_tables(&parts.database, &definitions).await? {
-        notes.push(format!("{id} wakes on {table}, which does not exist yet"));
-    }
+    notes.extend(waiting(missing_tables(&parts.database, &definitions).await?));
     let key = anon_key(parts)?;
     let url = daemon::http_url(parts.addr);
     let told = if settings.json {
@@ -54,6 +52,19 @@ pub(super) async fn run(settings: &Settings) -> Outcome {
     until_signal(daemon, &config, stop.clone(), stop, || screen::line(told)).await
 }
 
+/// A line for each table that is not there yet, however many agents wait for it.
+fn waiting<T>(missing: Vec<(String, T, String)>) -> impl Iterator<Item = String> {
+    let mut tables: BTreeMap<String, (String, usize)> = BTreeMap::new();
+    for (id, _, table) in missing {
+        tables.entry(table).or_insert((id, 0)).1 += 1;
+    }
+    tables.into_iter().map(|(table, (first, wakes))| {
+        let others = if wakes > 1 { format!(" and {} others", wakes - 1) } else { String::new() };
+        let wake = if wakes > 1 { "wake" } else { "wakes" };
+        format!("{first}{others} {wake} on {table}, which does not exist yet")
+    })
+}
+
 fn socket_url(url: &str) -> String {
     format!("{}/realtime/v1/websocket", url.replacen("http", "ws", 1))
 }
@@ -72,7 +83,9 @@ fn banner(settings: &Settings, loaded: &Loaded, parts: &Parts, agents: usize, no
     row("database", &format!("{} ({kind})", parts.database.url_redacted()));
     row("data", &config.database.data_dir.display().to_string());
     row("settings", &file);
-    row("agents", &format!("{agents} from {}", config.agents.dir.display()));
+    let folder = &config.agents.dir;
+    let absent = if folder.is_dir() { "" } else { ", which does not exist" };
+    row("agents", &format!("{agents} from {}{absent}", folder.display()));
     for note in notes {
         row("", note);
     }

@@ -8,7 +8,11 @@ pub(super) fn print(why: &Value) {
     let reason = task["state_reason"].as_str().map(|reason| format!(" ({reason})")).unwrap_or_default();
     screen::line(format!("{} is {}{reason}", screen::text(&task["kind"]), screen::text(&task["state"])));
     for round in list(&why["rounds"]) {
-        screen::line(format!("\nround {}: winner {}", round["round"], screen::text(&round["winner"])));
+        let winner = match round["winner"].as_str() {
+            Some(winner) => format!("winner {winner}"),
+            None => "no winner".to_owned(),
+        };
+        screen::line(format!("\nround {}: {winner}", round["round"]));
         let row = |offer: &Value| {
             let score = offer["score"]
                 .get("total")
@@ -30,6 +34,9 @@ pub(super) fn print(why: &Value) {
                 offers.iter().map(row),
             );
         }
+        if let Some(reason) = round["silent"].as_str() {
+            screen::line(format!("  nobody offered: {reason}"));
+        }
         for silent in list(&round["silent"]) {
             let (agent, reason) = (screen::text(&silent["agent_id"]), screen::text(&silent["reason"]));
             screen::line(format!("  {agent} did not offer: {reason}"));
@@ -41,7 +48,9 @@ pub(super) fn print(why: &Value) {
     }
     for attempt in attempts {
         let (agent, state) = (screen::text(&attempt["agent_id"]), screen::text(&attempt["state"]));
-        screen::line(format!("  {agent}: {state}"));
+        let message = attempt["outcome"].pointer("/body/message").and_then(Value::as_str);
+        let message = message.map(|message| format!(": {message}"));
+        screen::line(format!("  {agent}: {state}{}", message.unwrap_or_default()));
     }
 }
 

@@ -108,11 +108,7 @@ impl View {
     pub(super) fn show(&mut self, tickets: &[Ticket]) -> bool {
         if !self.begun && !self.json {
             self.begun = true;
-            let header = format!(
-                "{:>4}  {:<38} {:<44} {:<11} {:>7}  RESULT",
-                "", "TICKET", "OFFERS (SCORE)", "WINNER", "MS"
-            );
-            self.line(&header);
+            self.line(&self.widths.row(["", "TICKET", "OFFERS (SCORE)", "WINNER", "MS", "RESULT"]));
         }
         let mut moved = false;
         for ticket in tickets.iter().filter(|ticket| ticket.is_over()) {
