@@ -21,6 +21,7 @@ test:
 check-code:
 	@cargo fmt --all -- --check
 	@cargo clippy --all-targets --locked -- -D warnings
+	@cargo clippy --no-default-features --features client --locked -- -D warnings
 
 clean-demo:
 	@rm -rf .convoke-demo

@@ -14,6 +14,7 @@ const MAY_NAME: &[(&str, &str)] = &[
     ("scope", ""),
     ("telemetry", ""),
     ("wire", "id"),
+    ("client", "scope wire"),
     ("auth", "id clock telemetry"),
     ("db", "clock scope telemetry"),
     ("bus", "id scope telemetry"),
