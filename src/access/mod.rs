@@ -5,6 +5,8 @@
 //! is denied with the text of a missing policy, on HTTP as on a socket. Public rooms
 //! need no more than a valid token and are never asked about here. Owns nothing, caches
 //! nothing; who asks keeps the [`Grant`] for as long as §7.5 says.
+pub mod rows;
+
 use crate::{auth::Claims, id::Topic};
 
 /// What a token may do in one room.

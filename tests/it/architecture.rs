@@ -22,7 +22,7 @@ const MAY_NAME: &[(&str, &str)] = &[
     ("wal", "id db clock scope telemetry"),
     ("hub", "id wire bus scope telemetry"),
     ("presence", "id wire clock hub bus scope telemetry"),
-    ("access", "id auth db hub telemetry"),
+    ("access", "id auth db hub scope telemetry"),
     ("changes", "id wire wal hub access scope telemetry"),
     ("task", "id clock db scope telemetry"),
     ("agent", "id clock wal hub presence task llm db scope telemetry"),
