@@ -147,6 +147,7 @@ async fn read<S: AsyncRead>(
                     return Ending::Close(violation.code());
                 }
             }
+            answer = session.next_answer() => session.answered(answer).await,
             () = timer.as_mut() => {
                 let now = Instant::now();
                 if now >= heard + idle {

@@ -3,7 +3,6 @@ use super::{
     Attendant, Coordination,
     attendance::{self, Attending},
     channel::{Action, Channel, Event, Hearing, not_joined},
-    metrics::Why,
     shared::{Asking, Shared},
 };
 use crate::{
@@ -14,6 +13,11 @@ use crate::{
     wire::{self, Encoding, Inbound, PHOENIX_TOPIC, Payload, Ref, TOPIC_PREFIX, Version, text},
 };
 use bytes::Bytes;
+use futures_util::{
+    FutureExt,
+    future::BoxFuture,
+    stream::{FuturesUnordered, StreamExt},
+};
 use serde_json::{Map, Value};
 use std::{
     cmp::Reverse,
@@ -27,6 +31,17 @@ use tokio::{sync::mpsc::error::TrySendError, time::Instant};
 const REFUSALS_MAX: usize = 64;
 /// A live channel's token is looked at least so often.
 const TOKEN_CHECK_PERIOD: Duration = Duration::from_secs(300);
+
+/// Something asked about a channel that must be waited for.
+type Question = BoxFuture<'static, Answer>;
+
+/// What a question came to.
+pub(super) struct Answer {
+    topic: String,
+    /// Which question of the channel: what came too late is not heard.
+    id: u64,
+    event: Event,
+}
 
 /// One socket, from its handshake to its end. Dropping it leaves every channel.
 pub(super) struct Session {
@@ -46,6 +61,10 @@ struct Core {
     refusals: usize,
     timers: BinaryHeap<Reverse<Timer>>,
     timer_id: u64,
+    /// What is being asked for its channels; only their own frames wait for it.
+    questions: FuturesUnordered<Question>,
+    /// Joins among them.
+    joining: usize,
     close: Option<u16>,
     /// What was said since the last [`Core::flush`], all of it to one room.
     said: Vec<Message>,
@@ -57,6 +76,8 @@ struct Slot {
     entered: Option<Entered>,
     refusal_timer: u64,
     token_check: Option<(Instant, u64)>,
+    /// The question whose answer is waited for.
+    question: u64,
 }
 
 /// What a joined channel holds; dropping it leaves the room.
@@ -89,6 +110,8 @@ impl Session {
             refusals: 0,
             timers: BinaryHeap::new(),
             timer_id: 0,
+            questions: FuturesUnordered::new(),
+            joining: 0,
             close: None,
             said: Vec::new(),
             said_to: None,
@@ -164,6 +187,25 @@ impl Session {
         }
     }
 
+    /// The next answer to something that was asked for a channel; never, while nothing is. Cancel safe.
+    pub(super) async fn next_answer(&mut self) -> Answer {
+        match self.core.questions.next().await {
+            Some(answer) => answer,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Goes on with what waited for `answer`.
+    pub(super) async fn answered(&mut self, answer: Answer) {
+        let Answer { topic, id, event } = answer;
+        if matches!(event, Event::Checked(_)) {
+            self.core.joining = self.core.joining.saturating_sub(1);
+        }
+        let Some(slot) = self.channels.get_mut(&topic).filter(|slot| slot.question == id) else { return };
+        slot.question = 0;
+        self.run(&topic, event).await;
+    }
+
     async fn received(&mut self, size: usize, decoded: Result<Inbound, wire::Dropped>) {
         let metrics = &self.core.shared.metrics;
         metrics.frames_in.inc();
@@ -190,8 +232,8 @@ impl Session {
                 return;
             };
             let channel = Channel::new(sub_topic);
-            self.channels
-                .insert(topic.clone(), Slot { channel, entered: None, refusal_timer: 0, token_check: None });
+            let slot = Slot { channel, entered: None, refusal_timer: 0, token_check: None, question: 0 };
+            self.channels.insert(topic.clone(), slot);
         }
         self.run(&topic, Event::Frame(frame)).await;
     }
@@ -263,15 +305,23 @@ impl Core {
             Action::Reply { .. } | Action::Push { .. } => self.answer(topic, action),
             Action::Check(join) => {
                 let sub_topic = slot.channel.sub_topic();
-                let (apikey, counted, channels) = (&self.apikey, self.counted, self.joined);
-                let asking = Asking { sub_topic, apikey, counted, channels };
-                let outcome = self.shared.check(&join, &asking);
-                if let Err(refusal) = &outcome {
-                    let why = refusal.reason.split(':').next().unwrap_or_default().to_owned();
-                    self.shared.metrics.refused_joins.get_or_create(&Why { why }).inc();
-                    tracing::debug!(conn = %self.conn, topic, reason = refusal.reason, "join refused");
-                }
-                return Some(Event::Checked(outcome));
+                let (counted, channels) = (self.counted, self.joined + self.joining);
+                let asking = Asking { sub_topic, counted, channels };
+                let room = match self.shared.precheck(&join, &asking) {
+                    Ok(room) => room,
+                    Err(refusal) => {
+                        self.shared.refused_join(self.conn, topic, &refusal);
+                        return Some(Event::Checked(Err(refusal)));
+                    }
+                };
+                let (shared, conn, name) = (self.shared.clone(), self.conn, topic.to_owned());
+                let apikey = self.apikey.clone();
+                let answer = self.ask(topic, slot, async move {
+                    let outcome = shared.check(&join, &room, apikey).await;
+                    Event::Checked(outcome.inspect_err(|refusal| shared.refused_join(conn, &name, refusal)))
+                });
+                self.joining += usize::from(answer.is_none());
+                return answer;
             }
             Action::Delay if self.refusals >= REFUSALS_MAX => return Some(Event::DelayOver),
             Action::Delay => {
@@ -281,8 +331,10 @@ impl Core {
             }
             Action::Verify { token, private } => {
                 let room = Topic::new(slot.channel.sub_topic()).map(|topic| Room { topic, private })?;
-                let outcome = self.shared.admit(token.into(), &room).map_err(|e| e.to_string());
-                return Some(Event::Renewed(outcome));
+                let shared = self.shared.clone();
+                return self.ask(topic, slot, async move {
+                    Event::Renewed(shared.admit(token.into(), &room).await.map_err(|e| e.to_string()))
+                });
             }
             Action::Enter { private, hears } => self.enter(topic, slot, private, hears),
             Action::Hear(hears) => {
@@ -300,6 +352,7 @@ impl Core {
                 }
             }
             Action::Exit => {
+                slot.question = 0;
                 if let Some((_, id)) = slot.token_check.take() {
                     self.stop_timer(id);
                 }
@@ -327,6 +380,25 @@ impl Core {
             }
             Action::CloseSocket(code) => self.close = Some(code),
         }
+        None
+    }
+
+    /// What `question` comes to, if that is known at once; else it comes as an [`Answer`], and whoever asked
+    /// must be ready to wait.
+    fn ask(
+        &mut self,
+        topic: &str,
+        slot: &mut Slot,
+        question: impl Future<Output = Event> + Send + 'static,
+    ) -> Option<Event> {
+        let mut question = Box::pin(question);
+        if let Some(event) = question.as_mut().now_or_never() {
+            return Some(event);
+        }
+        self.timer_id += 1;
+        let (topic, id) = (topic.to_owned(), self.timer_id);
+        slot.question = id;
+        self.questions.push(Box::pin(async move { Answer { topic, id, event: question.await } }));
         None
     }
 

@@ -4,7 +4,7 @@ use super::{
     channel::{Admitted, Limits, Refusal},
     join::Join,
     limits::Meter,
-    metrics::Metrics,
+    metrics::{Metrics, Why},
 };
 use crate::{
     access::Access,
@@ -50,7 +50,6 @@ pub(super) struct Shared {
 /// What a socket brings to the check of a join.
 pub(super) struct Asking<'a> {
     pub(super) sub_topic: &'a str,
-    pub(super) apikey: &'a Arc<str>,
     /// Whether the socket is one of the counted users.
     pub(super) counted: bool,
     pub(super) channels: usize,
@@ -105,8 +104,8 @@ impl Shared {
         self.users.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).is_ok()
     }
 
-    /// The checks of a join, in the order of `reference/realtime-protocol.md` §3.2.
-    pub(super) fn check(&self, join: &Join, asking: &Asking<'_>) -> Result<Admitted, Refusal> {
+    /// The checks of a join that need nobody else, in the order of `reference/realtime-protocol.md` §3.2.
+    pub(super) fn precheck(&self, join: &Join, asking: &Asking<'_>) -> Result<Room, Refusal> {
         let refuse = |reason: &str, close| Err(Refusal { reason: reason.to_owned(), close });
         let Some(topic) = Topic::new(asking.sub_topic) else {
             return refuse("TopicNameRequired: You must provide a topic name", None);
@@ -127,13 +126,23 @@ impl Shared {
         if asking.channels >= self.config.channels_max {
             return refuse("ChannelRateLimitReached: Too many channels", None);
         }
-        let token = join.token.as_deref().map_or_else(|| asking.apikey.clone(), Arc::from);
-        let room = Room { topic, private: join.private };
+        Ok(Room { topic, private: join.private })
+    }
+
+    /// The checks of a join that may take their time: the token, and what it may do.
+    pub(super) async fn check(
+        &self,
+        join: &Join,
+        room: &Room,
+        apikey: Arc<str>,
+    ) -> Result<Admitted, Refusal> {
+        let refuse = |reason: &str| Err(Refusal { reason: reason.to_owned(), close: None });
+        let token = join.token.as_deref().map_or(apikey, Arc::from);
         let admitted =
-            self.admit(token, &room).map_err(|e| Refusal { reason: e.join_text(), close: None })?;
+            self.admit(token, room).await.map_err(|e| Refusal { reason: e.join_text(), close: None })?;
         if !admitted.grant.may_enter() {
             let why = "Unauthorized: You do not have permissions to read from this Channel topic";
-            return refuse(&format!("{why}: {}", room.topic), None);
+            return refuse(&format!("{why}: {}", room.topic));
         }
         if join.replay {
             let why = if join.private {
@@ -141,13 +150,21 @@ impl Shared {
             } else {
                 "Replay is not allowed for public channels"
             };
-            return refuse(&format!("UnableToReplayMessages: {why}"), None);
+            return refuse(&format!("UnableToReplayMessages: {why}"));
         }
         Ok(admitted)
     }
 
+    /// Counts a join that was refused.
+    pub(super) fn refused_join(&self, conn: ConnId, topic: &str, refusal: &Refusal) {
+        let why = refusal.reason.split(':').next().unwrap_or_default().to_owned();
+        self.metrics.refused_joins.get_or_create(&Why { why }).inc();
+        tracing::debug!(%conn, topic, reason = refusal.reason, "join refused");
+    }
+
     /// What a token may do in a room.
-    pub(super) fn admit(&self, token: Arc<str>, room: &Room) -> Result<Admitted, TokenError> {
+    #[expect(clippy::unused_async, reason = "policies are asked here next")]
+    pub(super) async fn admit(&self, token: Arc<str>, room: &Room) -> Result<Admitted, TokenError> {
         let claims = self.verify(&token)?;
         let grant = self.access.grant(&claims, &room.topic, room.private);
         let fresh_key = uuid::Uuid::new_v4().to_string();
