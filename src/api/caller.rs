@@ -87,12 +87,12 @@ impl Caller {
         agent.or(self.0.sub.as_deref()).unwrap_or(&self.0.role)
     }
 
-    /// Whether the caller may cancel this task: it asked for it, or is the service.
-    pub(super) fn may_cancel(&self, task: &Task) -> Result<(), Problem> {
+    /// Whether the caller may decide about this task: it asked for it, or is the service.
+    pub(super) fn may_command(&self, what: &str, task: &Task) -> Result<(), Problem> {
         if self.0.is_service() || task.requester == self.name() {
             return Ok(());
         }
-        Err(Problem::forbidden("only its requester and the service may cancel a task"))
+        Err(Problem::forbidden(format!("only its requester and the service may {what} a task")))
     }
 
     /// The agent that the caller speaks as; the service may speak as any, and must say which.

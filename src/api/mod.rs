@@ -81,6 +81,7 @@ pub fn router(deps: Deps) -> Router {
         .route("/tasks/{id}/events", get(tasks::events))
         .route("/tasks/{id}/why", get(tasks::why))
         .route("/tasks/{id}/cancel", post(tasks::cancel))
+        .route("/tasks/{id}/choose", post(tasks::choose))
         .route("/tasks/{id}/offers", post(tasks::offer))
         .route("/assignments/{id}/{report}", post(assignments::report))
         .route("/agents", get(agents::list))

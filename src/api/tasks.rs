@@ -148,8 +148,29 @@ pub(super) async fn cancel(
 ) -> Result<Json<Update>, Problem> {
     let id: TaskId = id("a task's id", &task)?;
     let task = caller.visible(id, deps.tasks.get(id).await?)?;
-    caller.may_cancel(&task)?;
+    caller.may_command("cancel", &task)?;
     Ok(Json(deps.tasks.cancel(id, &body.reason).await?))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ChooseBody {
+    /// Whose offer.
+    agent_id: AgentId,
+}
+
+/// The requester of a task whose award is `requester` takes an offer of the present round. 202: it is awarded.
+pub(super) async fn choose(
+    State(deps): State<Deps>,
+    caller: Caller,
+    Path(task): Path<String>,
+    Body(body): Body<ChooseBody>,
+) -> Result<StatusCode, Problem> {
+    let id: TaskId = id("a task's id", &task)?;
+    let task = caller.visible(id, deps.tasks.get(id).await?)?;
+    caller.may_command("choose an offer on", &task)?;
+    deps.tasks.choose(id, &body.agent_id).await?;
+    Ok(StatusCode::ACCEPTED)
 }
 
 #[derive(Deserialize)]

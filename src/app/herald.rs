@@ -79,7 +79,7 @@ impl Herald {
                     self.voice.say(voice::agent_room(agent), "task_request", Some(agent), task);
                 }
             }
-            Notice::Offered { task, offers } => self.offered(task, offers),
+            Notice::Offered { task, round, offers } => self.offered(task, *round, offers),
             Notice::Assigned(assigned) => {
                 let members = || {
                     json!({
@@ -101,11 +101,11 @@ impl Herald {
         }
     }
 
-    fn offered(&self, task: &Update, offers: &[(AgentId, u64, u64, f32)]) {
+    fn offered(&self, task: &Update, round: i32, offers: &[(AgentId, u64, u64, f32)]) {
         for (agent, cost, eta_ms, confidence) in offers {
             let members = || {
                 json!({
-                    "task_id": task.id,
+                    "task_id": task.id, "round": round,
                     "offer": { "cost": cost, "eta_ms": eta_ms, "confidence": plain(*confidence) },
                 })
             };

@@ -3,7 +3,7 @@
 use super::{Outcome, daemon::Daemon, failure::Failure, screen, settings::Settings, why};
 use crate::{
     clock::Clock,
-    id::{OrgId, TaskId},
+    id::{AgentId, OrgId, TaskId},
 };
 use anyhow::Context;
 use chrono::TimeDelta;
@@ -35,6 +35,13 @@ pub(super) enum Command {
         /// The task's id
         id: TaskId,
     },
+    /// Take an agent's offer on a task whose award is requester.
+    Choose {
+        /// The task's id
+        id: TaskId,
+        /// Whose offer
+        agent: AgentId,
+    },
     /// Cancel a task.
     Cancel {
         /// The task's id
@@ -64,9 +71,12 @@ pub(super) struct Request {
     /// Whose task it is
     #[arg(long)]
     org: Option<OrgId>,
-    /// Who wins: first, cheapest, fastest, least_loaded or weighted
+    /// Who wins: first, cheapest, fastest, least_loaded, weighted, calibrated or requester
     #[arg(long, value_name = "POLICY")]
     award: Option<String>,
+    /// This agent and no other gets it
+    #[arg(long, value_name = "AGENT", conflicts_with = "award")]
+    agent: Option<AgentId>,
     /// Give up when it is not done within this time, like 5m
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     deadline: Option<Duration>,
@@ -110,6 +120,14 @@ pub(super) async fn run(settings: &Settings, command: Command) -> Outcome {
             }
             Ok(())
         }
+        Command::Choose { id, agent } => {
+            let body = json!({ "agent_id": agent });
+            daemon.post(&format!("/v1/tasks/{id}/choose"), &[], &body).await?;
+            if !settings.json {
+                screen::line(format!("{agent} gets {id}"));
+            }
+            Ok(())
+        }
         Command::Cancel { id, reason } => {
             let body = reason.map_or_else(|| json!({}), |reason| json!({ "reason": reason }));
             let task = daemon.post(&format!("/v1/tasks/{id}/cancel"), &[], &body).await?;
@@ -131,6 +149,7 @@ async fn request(daemon: &Daemon, settings: &Settings, args: Request) -> Outcome
     body.insert("input".into(), args.input.as_deref().map_or(Ok(Value::Null), read_input)?);
     body.extend(args.key.map(|key| ("idempotency_key".to_owned(), Value::from(key))));
     body.extend(args.award.map(|award| ("policy".to_owned(), json!({ "award": award }))));
+    body.extend(args.agent.map(|agent| ("policy".to_owned(), json!({ "award": "direct", "agent": agent }))));
     if let Some(deadline) = args.deadline {
         let deadline =
             TimeDelta::from_std(deadline).ok().and_then(|d| Clock::System.now().checked_add_signed(d));

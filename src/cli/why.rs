@@ -8,31 +8,29 @@ pub(super) fn print(why: &Value) {
     let reason = task["state_reason"].as_str().map(|reason| format!(" ({reason})")).unwrap_or_default();
     screen::line(format!("{} is {}{reason}", screen::text(&task["kind"]), screen::text(&task["state"])));
     for round in list(&why["rounds"]) {
-        let winner = match round["winner"].as_str() {
-            Some(winner) => format!("winner {winner}"),
-            None => "no winner".to_owned(),
+        let winner = match (round["winner"].as_str(), round["because"].as_str()) {
+            (Some(winner), Some(because)) => format!("winner {winner}: {because}"),
+            (Some(winner), None) => format!("winner {winner}"),
+            (None, _) => "no winner".to_owned(),
         };
         screen::line(format!("\nround {}: {winner}", round["round"]));
         let row = |offer: &Value| {
-            let score = offer["score"]
-                .get("total")
-                .or_else(|| offer["score"].get("score"))
-                .unwrap_or(&offer["score"]);
+            let part = |name: &str| screen::fraction(&offer["score"][name]);
             [
                 format!("  {}", screen::text(&offer["agent_id"])),
                 screen::text(&offer["state"]),
                 screen::dollars(&offer["cost_microdollars"]),
                 format!("{} ms", offer["eta_ms"]),
                 screen::fraction(&offer["confidence"]),
-                screen::fraction(score),
+                part("total"),
+                ["cost", "speed", "confidence", "load", "reputation"].map(part).join(" "),
             ]
         };
         let offers = list(&round["offers"]);
         if !offers.is_empty() {
-            screen::table(
-                ["  OFFER OF", "STATE", "COST", "TIME", "CONFIDENCE", "SCORE"],
-                offers.iter().map(row),
-            );
+            let header =
+                ["  OFFER OF", "STATE", "COST", "TIME", "SURE", "SCORE", "COST SPEED SURE LOAD REPUTE"];
+            screen::table(header, offers.iter().map(row));
         }
         if let Some(reason) = round["silent"].as_str() {
             screen::line(format!("  nobody offered: {reason}"));

@@ -6,7 +6,7 @@
 //! without any wake-up it looks at the next due time, at the latest every few seconds.
 use super::desk::{self, Act, Command};
 use super::rounds::{Candidate, Plan};
-use super::score::Offer;
+use super::score::{Measured, Offer};
 use super::store::{self, run, sql};
 use super::{Error, Incarnation, Shared, TaskId, awards, lane::BATCH_MAX, register, told};
 use crate::db;
@@ -286,6 +286,7 @@ fn candidate(row: &Row) -> Candidate {
         rounds_empty: row.get("rounds_empty"),
         facts: Candidate::open_facts(row.get("attempt")),
         policy: row.get("policy"),
+        requester: row.get("requester"),
         tried: row.get("tried"),
     }
 }
@@ -301,6 +302,7 @@ impl From<store::Locked> for Candidate {
             rounds_empty: row.rounds_empty,
             facts: row.facts,
             policy: row.policy,
+            requester: row.requester,
             tried: row.tried,
         }
     }
@@ -314,7 +316,9 @@ fn standing_offer(row: &Row) -> Option<Offer> {
         eta_ms: u64::try_from(row.get::<_, i64>("eta_ms")).unwrap_or(0),
         confidence: row.get("confidence"),
         free: 0,
+        measured: Measured::default(),
         waited_rank: 0,
         arrival: u64::try_from(row.get::<_, i64>("arrival")).unwrap_or(0),
+        chosen: row.get("chosen"),
     })
 }

@@ -6,7 +6,7 @@
 use super::rounds::{Candidate, Plan};
 use super::store::{self, run, sql};
 use super::{
-    Assigned, AssignmentId, AssignmentKey, Epoch, Error, Incarnation, Notice, OrgId, Shared, TaskId,
+    AgentId, Assigned, AssignmentId, AssignmentKey, Epoch, Error, Incarnation, Notice, OrgId, Shared, TaskId,
     TaskState, Update,
 };
 use crate::fault;
@@ -78,7 +78,7 @@ pub(super) async fn write(
         shared.roster_doubted.store(true, Ordering::Relaxed);
     }
     let ended = store::settle(tx, &plan.settled).await?;
-    let tell = Told { plan, tasks: tasks.iter().map(|task| (task.id, task)).collect() };
+    let tell = Told { plan, standing, tasks: tasks.iter().map(|task| (task.id, task)).collect() };
     let mut notices = tell.announced(&windows);
     notices.extend(awards.iter().flat_map(|row| tell.awarded(row)));
     notices.extend(ended.iter().filter_map(|row| tell.ended(row)));
@@ -133,13 +133,15 @@ async fn write_announced(tx: &Transaction<'_>, plan: &Plan) -> Result<HashMap<Ta
     let rounds: Vec<i32> = plan.announced.iter().map(|round| round.round).collect();
     let windows: Vec<i64> = plan.announced.iter().map(|round| round.window_ms).collect();
     let eligible: Vec<Value> = plan.announced.iter().map(|round| serde_json::json!(round.eligible)).collect();
-    let rows = run(tx, sql!("announce"), &[&tasks, &rounds, &windows, &eligible]).await?;
+    let silent: Vec<&Value> = plan.announced.iter().map(|round| &round.silent).collect();
+    let rows = run(tx, sql!("announce"), &[&tasks, &rounds, &windows, &eligible, &silent]).await?;
     Ok(rows.iter().map(|row| (TaskId::from(row.get::<_, Uuid>("id")), row.get("bids_close_at"))).collect())
 }
 
 /// Makes notices of what was written.
 struct Told<'a> {
     plan: &'a Plan,
+    standing: bool,
     tasks: HashMap<TaskId, &'a Candidate>,
 }
 
@@ -154,19 +156,34 @@ impl Told<'_> {
             state_reason: None,
             epoch,
             agent_id: None,
+            requester: task.requester.clone(),
         })
     }
 
     fn announced(&self, windows: &HashMap<TaskId, DateTime<Utc>>) -> Vec<Notice> {
         let rounds = self.plan.announced.iter().filter_map(|round| {
-            Some(Notice::Announced {
-                task: self.update(round.task, TaskState::Open, Epoch(0))?,
+            let task = self.update(round.task, TaskState::Open, Epoch(0))?;
+            let offers = self.offers(round.task);
+            let offered = (!offers.is_empty()).then(|| Notice::Offered {
+                task: task.clone(),
+                round: round.round,
+                offers,
+            });
+            let announced = Notice::Announced {
+                task,
                 round: round.round,
                 bids_close_at: windows.get(&round.task).copied(),
                 eligible: round.eligible.clone(),
-            })
+            };
+            Some([Some(announced), offered])
         });
-        rounds.collect()
+        rounds.flatten().flatten().collect()
+    }
+
+    /// The offers on a task that are written now.
+    fn offers(&self, task: TaskId) -> Vec<(AgentId, u64, u64, f32)> {
+        let offers = self.plan.offers.iter().filter(|offer| offer.task == task);
+        offers.map(|o| (o.agent.clone(), o.cost_microdollars, o.eta_ms, o.confidence)).collect()
     }
 
     fn awarded(&self, row: &Row) -> Vec<Notice> {
@@ -178,10 +195,10 @@ impl Told<'_> {
             return Vec::new();
         };
         update.agent_id = Some(agent.clone());
-        let offers = self.plan.offers.iter().filter(|offer| offer.task == id);
-        let offers = offers
-            .map(|o| (o.agent.clone(), o.cost_microdollars, o.eta_ms, o.confidence))
-            .collect::<Vec<_>>();
+        let winner = self.plan.winners.iter().find(|winner| winner.task == id);
+        let round = winner.map_or(0, |winner| winner.round);
+        // Those of a round that was announced were told when they came.
+        let offers = if self.standing { Vec::new() } else { self.offers(id) };
         let assigned = Assigned {
             key: AssignmentKey {
                 task_id: id,
@@ -193,12 +210,13 @@ impl Told<'_> {
             agent_id: agent,
             incarnation: Incarnation(row.get("incarnation")),
             confirm_by: row.get("due_at"),
+            requester: update.requester.clone(),
         };
-        vec![
-            Notice::Assigned(assigned),
-            Notice::Offered { task: update.clone(), offers },
-            Notice::Updated(update),
-        ]
+        let offered = (!offers.is_empty()).then(|| Notice::Offered { task: update.clone(), round, offers });
+        [Some(Notice::Assigned(assigned)), offered, Some(Notice::Updated(update))]
+            .into_iter()
+            .flatten()
+            .collect()
     }
 
     fn ended(&self, row: &Row) -> Option<Notice> {

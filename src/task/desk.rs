@@ -450,6 +450,7 @@ fn update(row: &Locked, state: TaskState, reason: Option<String>, agent: Option<
         state_reason: reason,
         epoch: row.epoch,
         agent_id: agent,
+        requester: row.requester.clone(),
     })
 }
 
@@ -505,6 +506,7 @@ fn moved(row: &tokio_postgres::Row, id: TaskId, state_reason: Option<String>) ->
         state_reason,
         epoch: Epoch(row.get("epoch")),
         agent_id: store::agent_of(row, "agent_id"),
+        requester: row.get("requester"),
     })
 }
 
@@ -537,6 +539,7 @@ async fn settle_fenced(
                 state_reason: row.get("state_reason"),
                 epoch: Epoch(row.get("epoch")),
                 agent_id: store::agent_of(row, "agent_id"),
+                requester: row.get("requester"),
             };
             *answer = Ok(Done::Moved(update));
         } else if !body.is_null() {

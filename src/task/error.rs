@@ -20,6 +20,16 @@ pub enum Error {
     /// The agent may not offer on this task.
     #[error("agent {0} is not eligible for this task: its org or capabilities do not match, or it is gone")]
     NotEligible(AgentId),
+    /// The agent has more offers under way than it could take.
+    #[error("agent {agent} has {open} offers under way already; with its free slots it may have {most}")]
+    Overbid {
+        /// Who.
+        agent: AgentId,
+        /// How many it has.
+        open: usize,
+        /// How many it may have.
+        most: usize,
+    },
     /// The round is over.
     #[error("the offer is late: the round has closed")]
     Late,
@@ -64,7 +74,7 @@ impl Error {
             Self::BadRequest(_) => "bad_request",
             Self::UnknownTask(_) => "unknown_task",
             Self::UnknownAgent(_) => "unknown_agent",
-            Self::NotEligible(_) => "not_eligible",
+            Self::NotEligible(_) | Self::Overbid { .. } => "not_eligible",
             Self::Late => "late",
             Self::Conflict { .. } => "conflict",
             Self::Fenced => "fenced",

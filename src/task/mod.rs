@@ -24,6 +24,7 @@ pub mod score;
 mod store;
 mod types;
 mod wake;
+mod why;
 
 mod lane;
 pub use error::Error;

@@ -1,11 +1,13 @@
-//! Reading: tasks, events, agents, and why a task went where it went.
+//! Reading: tasks, events and agents.
+use super::score::{Measured, ONE};
 use super::store::{self, sql};
 use super::{
     AgentId, AgentStatus, Announcement, Epoch, Error, Event, Filter, Incarnation, OrgId, PREVIEW_CHARS_MAX,
-    Task, TaskId, TaskState, Tasks,
+    Task, TaskId, TaskState, Tasks, plain,
 };
 use crate::db;
-use serde_json::{Value, json};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
 use std::time::Duration;
 use tokio_postgres::{Row, types::ToSql};
 use uuid::Uuid;
@@ -108,51 +110,6 @@ impl Tasks {
         Ok(rows.iter().map(event).collect())
     }
 
-    /// Why a task went where it went: every round with its offers and their score vectors,
-    /// who was eligible and made none, and every award with its end.
-    ///
-    /// # Errors
-    /// `UnknownTask`.
-    pub async fn why(&self, id: TaskId) -> Result<Value, Error> {
-        let task = self.get(id).await?;
-        let offers = self.read(sql!("why_offers"), &[&id.as_uuid()]).await?;
-        let attempts = self.read(sql!("why_attempts"), &[&id.as_uuid()]).await?;
-        let empty = self.read(sql!("events"), &[&id.as_uuid(), &0_i64, &ROWS_MAX]).await?;
-        let present: Vec<AgentId> = self.shared.roster.lock().eligible(task.org.as_str(), &task.requires);
-        let mut rounds: Vec<Value> = Vec::new();
-        for round in 1..=task.round {
-            let of_round: Vec<&Row> =
-                offers.iter().filter(|row| row.get::<_, i32>("round") == round).collect();
-            let silent: Vec<Value> = present
-                .iter()
-                .filter(|id| !of_round.iter().any(|row| row.get::<_, &str>("agent_id") == id.as_str()))
-                .map(|id| json!({ "agent_id": id, "reason": "no free slot, or no answer in time" }))
-                .collect();
-            let winner = of_round
-                .iter()
-                .find(|row| matches!(row.get::<_, &str>("state"), "awarded" | "confirmed" | "refused"))
-                .map(|row| row.get::<_, String>("agent_id"));
-            let reasons = empty
-                .iter()
-                .find(|row| {
-                    row.get::<_, &str>("type") == "no_offers"
-                        && row.get::<_, Value>("body").get("round") == Some(&json!(round))
-                })
-                .and_then(|row| row.get::<_, Value>("body").get("reasons").cloned());
-            rounds.push(json!({
-                "round": round,
-                "offers": of_round.iter().map(|row| offer(row)).collect::<Vec<_>>(),
-                "winner": winner,
-                "silent": reasons.unwrap_or_else(|| silent.into()),
-            }));
-        }
-        Ok(json!({
-            "task": task,
-            "rounds": rounds,
-            "attempts": attempts.iter().map(attempt).collect::<Vec<_>>(),
-        }))
-    }
-
     /// The agents, of one org or of all.
     ///
     /// # Errors
@@ -194,33 +151,8 @@ fn event(row: &Row) -> Event {
     }
 }
 
-fn offer(row: &Row) -> Value {
-    json!({
-        "agent_id": row.get::<_, &str>("agent_id"),
-        "state": row.get::<_, &str>("state"),
-        "cost_microdollars": row.get::<_, i64>("cost_microdollars"),
-        "eta_ms": row.get::<_, i64>("eta_ms"),
-        "confidence": super::plain(row.get("confidence")),
-        "note": row.get::<_, Option<&str>>("note"),
-        "score": row.get::<_, Option<Value>>("score"),
-    })
-}
-
-fn attempt(row: &Row) -> Value {
-    let time = |name: &str| row.get::<_, Option<chrono::DateTime<chrono::Utc>>>(name);
-    json!({
-        "assignment_id": row.get::<_, Uuid>("id"),
-        "epoch": row.get::<_, i64>("epoch"),
-        "agent_id": row.get::<_, &str>("agent_id"),
-        "state": row.get::<_, &str>("state"),
-        "awarded_at": time("awarded_at"),
-        "started_at": time("started_at"),
-        "ended_at": time("ended_at"),
-        "outcome": row.get::<_, Option<Value>>("outcome"),
-    })
-}
-
 fn agent(row: &Row) -> Option<AgentStatus> {
+    let (statistics, reputation) = statistics(row.get("statistics"));
     Some(AgentStatus {
         id: store::agent_of(row, "id")?,
         org: OrgId::try_from(row.get::<_, &str>("org")).ok()?,
@@ -231,7 +163,75 @@ fn agent(row: &Row) -> Option<AgentStatus> {
         slots_used: row.get("slots_used"),
         status: row.get("status"),
         incarnation: Incarnation(row.get("incarnation")),
-        statistics: row.get("statistics"),
+        reputation,
+        statistics,
         last_seen_at: row.get("last_seen_at"),
     })
+}
+
+/// The counts of one kind of task in `agents.sql`.
+#[derive(Deserialize)]
+struct Counts {
+    completed: i64,
+    failed: i64,
+    refused: i64,
+    late: i64,
+    weight: f64,
+    latency_ms_sum: f64,
+    cost_microdollars_sum: f64,
+    ended_at: [i64; 10],
+    succeeded_at: [i64; 10],
+}
+
+impl From<Counts> for Measured {
+    fn from(of: Counts) -> Self {
+        let Counts { completed, failed, refused, late, weight, latency_ms_sum, .. } = of;
+        let Counts { cost_microdollars_sum, ended_at, succeeded_at, .. } = of;
+        Self {
+            completed,
+            failed,
+            refused,
+            late,
+            weight,
+            latency_ms_sum,
+            cost_microdollars_sum,
+            ended_at,
+            succeeded_at,
+        }
+    }
+}
+
+/// What was measured of an agent per kind of task, as people read it, and its reputation over all of them.
+fn statistics(counts: Value) -> (Value, f64) {
+    let share = |millionths: i64| plain(millionths as f32 / ONE as f32);
+    let counts: Map<String, Value> = serde_json::from_value(counts).unwrap_or_default();
+    let mut all = Measured::default();
+    let mut told = Map::new();
+    for (kind, counts) in counts {
+        let Ok(counts) = serde_json::from_value::<Counts>(counts) else { continue };
+        let measured = Measured::from(counts);
+        let mean = |sum: f64| (measured.weight > 0.0).then(|| (sum / measured.weight * 10.0).round() / 10.0);
+        let tenths = measured.ended_at.iter().zip(&measured.succeeded_at).enumerate();
+        let calibration: Vec<Value> = tenths
+            .filter(|(_, (ended, _))| **ended > 0)
+            .map(|(tenth, (ended, succeeded))| {
+                let range = format!(
+                    "0.{tenth} to {}",
+                    if tenth == 9 { "1".into() } else { format!("0.{}", tenth + 1) }
+                );
+                json!({ "confidence": range, "attempts": ended, "completed": succeeded })
+            })
+            .collect();
+        told.insert(
+            kind,
+            json!({
+                "completed": measured.completed, "failed": measured.failed, "refused": measured.refused,
+                "late": measured.late, "latency_ms": mean(measured.latency_ms_sum),
+                "cost_microdollars": mean(measured.cost_microdollars_sum).map(f64::round),
+                "reputation": share(measured.reputation()), "calibration": calibration,
+            }),
+        );
+        all = all.and(&measured);
+    }
+    (told.into(), share(all.reputation()))
 }

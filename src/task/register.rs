@@ -7,7 +7,7 @@ use super::{AgentId, Error, Incarnation, OrgId, Profile, Shared, TaskId, Tasks, 
 use crate::db;
 use deadpool_postgres::Transaction;
 use serde_json::Value;
-use std::{collections::HashMap, sync::atomic::Ordering};
+use std::{collections::HashMap, sync::atomic::Ordering, time::Duration};
 use tokio_postgres::{Row, types::ToSql};
 use uuid::Uuid;
 
@@ -199,6 +199,13 @@ async fn held_by(tx: &Transaction<'_>, of: Option<&AgentId>) -> Result<Vec<Row>,
     }
 }
 
+/// A list of ten counts; what is missing is zero.
+fn tenths(row: &Row, column: &str) -> [i64; 10] {
+    let mut list = [0; 10];
+    list.iter_mut().zip(row.get::<_, Vec<i64>>(column)).for_each(|(place, count)| *place = count);
+    list
+}
+
 /// Reads the roster from the rows, of one agent or of all.
 pub(super) async fn refresh(shared: &Shared, of: Option<&AgentId>) -> Result<(), Error> {
     let edits = shared.roster.lock().edits();
@@ -215,8 +222,13 @@ pub(super) async fn refresh(shared: &Shared, of: Option<&AgentId>) -> Result<(),
             continue;
         };
         // Terms that do not parse belong to an agent that speaks for itself.
-        let unspoken =
-            Terms { computed: false, cost_microdollars: 0, confidence: 0.0, eta: std::time::Duration::ZERO };
+        let unspoken = Terms {
+            computed: false,
+            cost_microdollars: 0,
+            confidence: 0.0,
+            eta: Duration::ZERO,
+            thinks: None,
+        };
         let member = members.entry(id).or_insert_with(|| Member {
             org,
             capabilities: row.get("capabilities"),
@@ -234,6 +246,9 @@ pub(super) async fn refresh(shared: &Shared, of: Option<&AgentId>) -> Result<(),
                     completed: row.get("completed"),
                     failed: row.get("failed"),
                     refused: row.get("refused"),
+                    late: row.get("late"),
+                    ended_at: tenths(row, "ended_at"),
+                    succeeded_at: tenths(row, "succeeded_at"),
                     weight: row.get("weight"),
                     latency_ms_sum: row.get("latency_ms_sum"),
                     cost_microdollars_sum: row.get("cost_microdollars_sum"),

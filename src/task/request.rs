@@ -74,6 +74,7 @@ impl New {
             rounds_empty: 0,
             facts: Candidate::open_facts(0),
             policy: Value::Object(self.request.policy.clone()),
+            requester: self.requester.clone(),
             tried: Vec::new(),
         }
     }
@@ -174,6 +175,7 @@ pub(super) async fn make(
                 state_reason: None,
                 epoch: Epoch(0),
                 agent_id: None,
+                requester: new.requester.clone(),
             }));
             answers.push(Ok(Requested { task: new.task(*state, *created_at), replayed: false }));
         } else {

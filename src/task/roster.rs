@@ -4,11 +4,15 @@
 //! slots are free, what was measured. It only saves reading: the award's statement
 //! checks the slot again, and a refresh from the rows mends whatever drifted.
 use super::score::{Measured, Offer, computed};
-use super::{AgentId, Incarnation, OrgId, Terms};
+use super::{AgentId, Incarnation, OrgId, TaskId, Terms};
 use std::collections::HashMap;
+use tokio::time::Instant;
 
 /// Millionths in one.
 const ONE: i64 = 1_000_000;
+/// Offers that an agent which speaks for itself may have under way beyond its free slots: enough to win
+/// something else when one is lost, too few to promise everybody everything.
+const OVERBID: usize = 2;
 
 /// An agent that is present.
 #[derive(Clone, Debug)]
@@ -32,6 +36,14 @@ impl Member {
     pub(super) fn is_asked(&self) -> bool {
         !self.terms.computed && self.free() > 0
     }
+    /// Free slots of all slots, in millionths.
+    pub(super) fn free_share(&self) -> i64 {
+        i64::from(self.free()) * ONE / i64::from(self.slots.max(1))
+    }
+    /// What it did with this kind of task.
+    pub(super) fn measured(&self, kind: &str) -> Measured {
+        self.measured.get(kind).copied().unwrap_or_default()
+    }
     pub(super) fn can(&self, org: &str, requires: &[String]) -> bool {
         self.org.as_str() == org && requires.iter().all(|need| self.capabilities.contains(need))
     }
@@ -46,6 +58,8 @@ pub(super) struct Roster {
     freed_meanwhile: Option<Vec<AgentId>>,
     /// How often single agents came and went.
     edits: u64,
+    /// What agents that speak for themselves have offered on in rounds that are open, and until when that counts.
+    bids: HashMap<AgentId, HashMap<TaskId, Instant>>,
 }
 
 impl Roster {
@@ -92,6 +106,39 @@ impl Roster {
         }
     }
 
+    /// Offers that an agent has under way, and the most that it may have; nothing for one that is not here.
+    pub(super) fn bids(&mut self, id: &AgentId, now: Instant) -> Option<(usize, usize)> {
+        let free = usize::try_from(self.members.get(id)?.free()).unwrap_or(0);
+        let open = self.bids.get_mut(id).map_or(0, |bids| {
+            bids.retain(|_, until| *until > now);
+            bids.len()
+        });
+        Some((open, free + OVERBID))
+    }
+
+    /// Whether it may offer on one more task.
+    pub(super) fn may_bid(&mut self, id: &AgentId, now: Instant) -> bool {
+        self.bids(id, now).is_some_and(|(open, most)| open < most)
+    }
+
+    /// Whether it has offered on this one already.
+    pub(super) fn has_bid(&self, id: &AgentId, task: TaskId) -> bool {
+        self.bids.get(id).is_some_and(|bids| bids.contains_key(&task))
+    }
+
+    /// It has offered.
+    pub(super) fn bid(&mut self, id: &AgentId, task: TaskId, until: Instant) {
+        self.bids.entry(id.clone()).or_default().insert(task, until);
+    }
+
+    /// The round of a task is over: what was offered in it is under way no more.
+    pub(super) fn round_over(&mut self, task: TaskId) {
+        self.bids.retain(|_, bids| {
+            bids.remove(&task);
+            !bids.is_empty()
+        });
+    }
+
     /// The agents that can do such a task, in the order of their ids.
     pub(super) fn eligible(&self, org: &str, requires: &[String]) -> Vec<AgentId> {
         let mut ids: Vec<AgentId> = self
@@ -110,19 +157,13 @@ impl Roster {
         if !member.terms.computed || member.free() == 0 {
             return None;
         }
-        let measured = member.measured.get(kind).copied().unwrap_or_default();
-        let (cost_microdollars, eta_ms, confidence) =
-            computed(&member.terms, &measured, member.slots, member.used);
-        Some(Offer {
-            agent: id.clone(),
-            incarnation: member.incarnation,
-            cost_microdollars,
-            eta_ms,
-            confidence,
-            free: i64::from(member.free()) * ONE / i64::from(member.slots.max(1)),
-            waited_rank: member.last_award,
-            arrival: 0,
-        })
+        Some(member.computed(id, kind))
+    }
+
+    /// What the runtime would offer for an agent that has a free slot, whoever speaks for it.
+    pub(super) fn fallback(&self, id: &AgentId, kind: &str) -> Option<Offer> {
+        let member = self.members.get(id).filter(|member| member.free() > 0)?;
+        Some(member.computed(id, kind))
     }
 
     /// An award took a slot.
@@ -145,6 +186,25 @@ impl Roster {
     }
 }
 
+impl Member {
+    fn computed(&self, id: &AgentId, kind: &str) -> Offer {
+        let measured = self.measured(kind);
+        let (cost_microdollars, eta_ms, confidence) = computed(&self.terms, &measured, self.slots, self.used);
+        Offer {
+            agent: id.clone(),
+            incarnation: self.incarnation,
+            cost_microdollars,
+            eta_ms,
+            confidence,
+            free: self.free_share(),
+            measured,
+            waited_rank: self.last_award,
+            arrival: 0,
+            chosen: false,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -159,6 +219,7 @@ mod tests {
             incarnation: Incarnation(1),
             terms: Terms {
                 computed: true,
+                thinks: None,
                 cost_microdollars: 1,
                 confidence: 0.5,
                 eta: Duration::from_millis(1),

@@ -8,13 +8,16 @@ use super::machine::{Event, Facts};
 use super::roster::{Member, Roster};
 use super::score::{Offer, Score, rank};
 use super::store::{Settled, StoredOffer, Winner, millis};
-use super::{AgentId, AssignmentId, Policy, Shared, TaskId, TaskState};
+use super::{AgentId, AssignmentId, Award, Policy, Shared, TaskId, TaskState};
 use rand::RngExt as _;
 use serde_json::{Value, json};
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
+use tokio::time::Instant;
 
 /// How long an agent that works from outside has to accept.
 const CONFIRM_REMOTE: Duration = Duration::from_secs(5);
+/// Agents without an offer that are named for one reason.
+const SILENT_MAX: usize = 20;
 
 /// A task whose round begins or ends, as it was locked.
 #[derive(Clone, Debug)]
@@ -27,6 +30,7 @@ pub(super) struct Candidate {
     pub(super) rounds_empty: i32,
     pub(super) facts: Facts,
     pub(super) policy: Value,
+    pub(super) requester: String,
     pub(super) tried: Vec<String>,
 }
 
@@ -37,6 +41,8 @@ pub(super) struct Announced {
     pub(super) round: i32,
     pub(super) window_ms: i64,
     pub(super) eligible: Vec<AgentId>,
+    /// Who could do it and is not asked, by reason.
+    pub(super) silent: Value,
 }
 
 /// A round without an offer.
@@ -77,25 +83,43 @@ impl Plan {
             Ok(policy) => policy,
             Err(reason) => return self.unworkable(task, &reason),
         };
-        let eligible = untried(roster.eligible(&task.org, &task.requires), &task.tried);
+        let able = roster.eligible(&task.org, &task.requires);
+        let eligible = asked(&policy, able.clone(), &task.tried);
         let round = task.round + 1;
         if eligible.is_empty() {
-            return self.none(task, round, &policy, json!("no agent that is present has the capabilities"));
+            let reason = match &policy.agent {
+                Some(agent) => format!("agent {agent}, which the policy names, is not here or cannot do it"),
+                None => "no agent that is present has the capabilities".into(),
+            };
+            return self.none(task, round, &policy, json!(reason));
         }
         let computed: Vec<Offer> = eligible.iter().filter_map(|id| roster.offer(id, &task.kind)).collect();
-        let asks = |id: &&AgentId| roster.members.get(*id).is_some_and(Member::is_asked);
-        if eligible.iter().any(|id| asks(&id)) {
-            let offered = |id: &AgentId| computed.iter().any(|offer| offer.agent == *id);
-            let eligible = eligible.iter().filter(|id| asks(id) || offered(id)).cloned().collect();
-            let valid_ms = millis(policy.offer_validity);
-            self.offers
-                .extend(computed.iter().map(|offer| stored(task.id, round, offer, "open", valid_ms, None)));
-            let window_ms = millis(policy.bid_window);
-            self.announced.push(Announced { task: task.id, round, window_ms, eligible });
-        } else if !computed.is_empty() {
-            self.award(roster, task, round, &policy, computed, false);
+        let now = Instant::now();
+        let speaks = |roster: &mut Roster, id: &&AgentId| {
+            roster.members.get(*id).is_some_and(Member::is_asked) && roster.may_bid(id, now)
+        };
+        let speakers: Vec<AgentId> = eligible.iter().filter(|id| speaks(roster, id)).cloned().collect();
+        let chooses = policy.award == Award::Requester && !computed.is_empty();
+        if speakers.is_empty() && !chooses {
+            if !computed.is_empty() {
+                self.award(roster, task, round, &policy, computed, false);
+            }
+            // Else all are busy: the task stays ready, and a slot that becomes free brings the next look.
+            return;
         }
-        // Else all are busy: the task stays ready, and a slot that becomes free brings the next look.
+        let offered = |id: &AgentId| computed.iter().any(|offer| offer.agent == *id);
+        let part: Vec<AgentId> =
+            eligible.into_iter().filter(|id| speakers.contains(id) || offered(id)).collect();
+        let valid_ms = validity_ms(&policy);
+        self.offers
+            .extend(computed.iter().map(|offer| stored(task.id, round, offer, "open", valid_ms, None)));
+        self.announced.push(Announced {
+            task: task.id,
+            round,
+            window_ms: window_ms(&policy, &task.policy, roster, &speakers),
+            silent: silent(&able, &part, &policy, &task.tried),
+            eligible: part,
+        });
     }
 
     /// Ends a round with the offers that stand, of those who can still take it.
@@ -106,6 +130,7 @@ impl Plan {
         task: &Candidate,
         standing: Vec<Offer>,
     ) {
+        roster.round_over(task.id);
         let policy = match shared.policy(&task.policy) {
             Ok(policy) => policy,
             Err(reason) => return self.unworkable(task, &reason),
@@ -121,7 +146,8 @@ impl Plan {
                 if member.incarnation != offer.incarnation || member.free() == 0 {
                     return None;
                 }
-                offer.free = i64::from(member.free()) * 1_000_000 / i64::from(member.slots.max(1));
+                offer.free = member.free_share();
+                offer.measured = member.measured(&task.kind);
                 offer.waited_rank = member.last_award;
                 Some(offer)
             })
@@ -142,10 +168,12 @@ impl Plan {
         offers: Vec<Offer>,
         standing: bool,
     ) {
-        let ranked = rank(policy.award, offers);
+        let ranked = rank(policy, offers);
         let Some((winner, _)) = ranked.first() else { return };
-        let (agent, incarnation) = (winner.agent.clone(), winner.incarnation);
-        let valid_ms = millis(policy.offer_validity);
+        let agent = winner.agent.clone();
+        let valid_ms = validity_ms(policy);
+        let part: Vec<AgentId> = ranked.iter().map(|(offer, _)| offer.agent.clone()).collect();
+        let able = roster.eligible(&task.org, &task.requires);
         for (at, (offer, score)) in ranked.iter().enumerate() {
             let state = if at == 0 && !standing { "awarded" } else { "open" };
             self.offers.push(stored(task.id, round, offer, state, valid_ms, Some(score)));
@@ -154,10 +182,18 @@ impl Plan {
             task: task.id,
             round,
             agent: agent.clone(),
-            incarnation,
+            incarnation: winner.incarnation,
+            cost_microdollars: winner.cost_microdollars,
+            eta_ms: winner.eta_ms,
+            confidence: winner.confidence,
             assignment: AssignmentId::generate(),
             confirm_ms: millis(confirm(policy, &task.policy, roster.members.get(&agent))),
-            offers: ranked.iter().map(|(offer, score)| vector(offer, score)).collect(),
+            told: json!({
+                "award": policy.award,
+                "offers": ranked.iter().map(|(offer, score)| vector(offer, score)).collect::<Vec<_>>(),
+                // Of a round that was announced, the announcement has said it.
+                "silent": if standing { json!({}) } else { silent(&able, &part, policy, &task.tried) },
+            }),
         });
         roster.took(&agent);
     }
@@ -165,7 +201,8 @@ impl Plan {
     fn none(&mut self, task: &Candidate, round: i32, policy: &Policy, reasons: Value) {
         let rounds = u32::try_from(task.rounds_empty + 1).unwrap_or(u32::MAX);
         if rounds >= policy.rounds_max {
-            return self.end(task, Event::RoundsExhausted, json!({ "message": "no agent made an offer" }));
+            let error = json!({ "message": "no agent made an offer", "reasons": reasons });
+            return self.end(task, Event::RoundsExhausted, error);
         }
         // 1 s · 2^round, at most 60 s, plus or minus a fifth so that many do not come back together.
         let base = (1_000_i64 << (rounds.clamp(1, 7) - 1)).min(60_000);
@@ -205,6 +242,54 @@ impl Plan {
 fn confirm(policy: &Policy, patch: &Value, winner: Option<&Member>) -> Duration {
     let remote = winner.is_some_and(|member| !member.terms.computed);
     if remote && patch.get("confirm").is_none() { policy.confirm.max(CONFIRM_REMOTE) } else { policy.confirm }
+}
+
+/// How long a round is open: agents that think get their time, unless the request says otherwise; a requester
+/// that chooses has its own.
+fn window_ms(policy: &Policy, patch: &Value, roster: &Roster, speakers: &[AgentId]) -> i64 {
+    if policy.award == Award::Requester {
+        return millis(policy.choose_within);
+    }
+    let thinks = speakers.iter().filter_map(|id| roster.members.get(id)?.terms.thinks).max();
+    let thinks = thinks.filter(|_| patch.get("bid_window").is_none()).unwrap_or_default();
+    millis(policy.bid_window.max(thinks))
+}
+
+/// How long an offer can be awarded: at least as long as its requester may take over choosing.
+pub(super) fn validity_ms(policy: &Policy) -> i64 {
+    let chooses = policy.award == Award::Requester;
+    let least = if chooses { policy.choose_within * 2 } else { Duration::ZERO };
+    millis(policy.offer_validity.max(least))
+}
+
+/// Who may offer: the agent that the policy names, or those who have not tried yet.
+pub(super) fn asked(policy: &Policy, mut able: Vec<AgentId>, tried: &[String]) -> Vec<AgentId> {
+    match &policy.agent {
+        Some(named) => {
+            able.retain(|id| id == named);
+            able
+        }
+        None => untried(able, tried),
+    }
+}
+
+/// Who could do it and makes no offer, by reason.
+fn silent(able: &[AgentId], part: &[AgentId], policy: &Policy, tried: &[String]) -> Value {
+    let mut reasons: BTreeMap<&str, Vec<Value>> = BTreeMap::new();
+    for id in able.iter().filter(|id| !part.contains(id)) {
+        let reason = match &policy.agent {
+            Some(named) if named != id => "the policy names another agent",
+            _ if tried.iter().any(|name| name == id.as_str()) => "tried it before",
+            _ => "no free slot, or as many offers under way as it may have",
+        };
+        let agents = reasons.entry(reason).or_default();
+        match agents.len() {
+            ..SILENT_MAX => agents.push(json!(id)),
+            SILENT_MAX => agents.push(json!("…")),
+            _ => {}
+        }
+    }
+    json!(reasons)
 }
 
 /// Those who have not tried yet; all of them when everyone has.

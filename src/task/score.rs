@@ -3,18 +3,19 @@
 //! Scores are millionths. Costs and times are compared within a round: the
 //! cheapest offer has cost score 1,000,000, one twice as dear half of it. The
 //! vector of every offer is stored with the award, so that it can be explained.
-use super::{Award, Terms};
+use super::{Award, Policy, Terms, Weights};
 use crate::id::{AgentId, Incarnation};
 use serde::Serialize;
 
 /// One in millionths.
-const ONE: i64 = 1_000_000;
-
-/// Weights of the `weighted` policy, in millionths; together one.
-const WEIGHTS: Vector = Vector { cost: 250_000, speed: 250_000, confidence: 400_000, load: 100_000 };
+pub(super) const ONE: i64 = 1_000_000;
 
 /// Tasks that a declared cost, time or confidence counts as much as, against measurements.
 const PRIOR_TASKS: f64 = 5.0;
+/// Outcomes that an agent is taken to have had before its first, so that one says little.
+const PRIOR: i64 = 5;
+/// How many of them were good.
+const PRIOR_GOOD: i64 = 4;
 
 /// What an agent did with one kind of task; the sums fade with each task.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -25,12 +26,78 @@ pub struct Measured {
     pub failed: i64,
     /// Awards refused or not answered.
     pub refused: i64,
+    /// Tasks completed after more than twice the offered time (and a second).
+    pub late: i64,
     /// Weight of the sums below.
     pub weight: f64,
     /// Faded sum of milliseconds from start to finish.
     pub latency_ms_sum: f64,
     /// Faded sum of microdollars.
     pub cost_microdollars_sum: f64,
+    /// Attempts that ended, by the confidence of their offer in tenths.
+    pub ended_at: [i64; 10],
+    /// Those of them that were completed.
+    pub succeeded_at: [i64; 10],
+}
+
+impl Measured {
+    /// What the agent is worth by its outcomes, in millionths: success (half of it), awards not refused
+    /// (a fifth), being in time and knowing how sure it is (the rest, in equal parts).
+    #[must_use]
+    pub fn reputation(&self) -> i64 {
+        let ended = self.completed.saturating_add(self.failed);
+        let success = ratio(self.completed + PRIOR_GOOD, ended + PRIOR);
+        let taken = ratio(ended + PRIOR, ended + self.refused + PRIOR);
+        let in_time = ratio((self.completed - self.late).max(0) + PRIOR, self.completed + PRIOR);
+        (success * 50 + taken * 20 + in_time * 15 + (ONE - self.calibration_error()) * 15) / 100
+    }
+
+    /// How far its confidence is from its success, on average over the tenths, in millionths.
+    #[must_use]
+    pub fn calibration_error(&self) -> i64 {
+        let (mut wrong, mut all) = (0, PRIOR);
+        for (tenth, (ended, good)) in (0_i64..).zip(self.ended_at.iter().zip(&self.succeeded_at)) {
+            let promised = tenth * ONE / 10 + ONE / 20;
+            wrong += (ratio(*good, *ended) - promised).abs() * *ended;
+            all += ended;
+        }
+        wrong / all
+    }
+
+    /// Its measured success at this confidence, in millionths; what it promises while there is nothing
+    /// measured, and drawn towards that while there is little.
+    #[must_use]
+    pub fn success_at(&self, confidence: f32) -> i64 {
+        let promised = millionths(confidence);
+        let tenth = usize::try_from((promised * 10 / ONE).clamp(0, 9)).unwrap_or(0);
+        let of = |list: &[i64; 10]| list.get(tenth).copied().unwrap_or(0);
+        let (ended, good) = (of(&self.ended_at), of(&self.succeeded_at));
+        (good * ONE + promised * PRIOR) / (ended + PRIOR)
+    }
+
+    /// The outcomes of two kinds of task together.
+    #[must_use]
+    pub fn and(mut self, other: &Self) -> Self {
+        self.completed += other.completed;
+        self.failed += other.failed;
+        self.refused += other.refused;
+        self.late += other.late;
+        self.weight += other.weight;
+        self.latency_ms_sum += other.latency_ms_sum;
+        self.cost_microdollars_sum += other.cost_microdollars_sum;
+        self.ended_at.iter_mut().zip(other.ended_at).for_each(|(sum, more)| *sum += more);
+        self.succeeded_at.iter_mut().zip(other.succeeded_at).for_each(|(sum, more)| *sum += more);
+        self
+    }
+}
+
+/// `part / all` in millionths; nothing of nothing is all.
+fn ratio(part: i64, all: i64) -> i64 {
+    if all <= 0 { ONE } else { part.clamp(0, all) * ONE / all }
+}
+
+fn millionths(share: f32) -> i64 {
+    (f64::from(share.clamp(0.0, 1.0)) * ONE as f64).round() as i64
 }
 
 /// An offer as it is ranked.
@@ -48,20 +115,29 @@ pub struct Offer {
     pub confidence: f32,
     /// Free slots of all slots, in millionths.
     pub free: i64,
+    /// What the agent did with this kind of task.
+    pub measured: Measured,
     /// Where it stands among the agents by how long it has waited for an award; 0 waited longest.
     pub waited_rank: u64,
     /// Where it stands among the offers by time; 0 came first.
     pub arrival: u64,
+    /// The requester chose it.
+    pub chosen: bool,
 }
 
 /// How an offer ranks, in millionths.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Score {
-    /// What the policy compares; the highest wins.
+    /// What the policy compares; the highest wins. A chosen offer has two millions.
     pub total: i64,
     /// The parts.
     #[serde(flatten)]
     pub parts: Vector,
+    /// Measured success at the offered confidence; only where the policy compares it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub success: Option<i64>,
+    /// Its place by how long the agent has waited, which breaks ties; the lowest waited longest.
+    pub waited: u64,
 }
 
 /// The parts of a score, in millionths.
@@ -75,6 +151,8 @@ pub struct Vector {
     pub confidence: i64,
     /// Free slots of all slots.
     pub load: i64,
+    /// What the agent is worth by its outcomes with this kind of task.
+    pub reputation: i64,
 }
 
 /// Cost, time and confidence that the runtime offers for an agent: what its file declares,
@@ -95,38 +173,55 @@ pub fn computed(terms: &Terms, measured: &Measured, slots: u32, used: u32) -> (u
 /// The offers with their scores, the winner first.
 /// Ties go to the agent that has waited longest for an award, then by agent id.
 #[must_use]
-pub fn rank(policy: Award, offers: Vec<Offer>) -> Vec<(Offer, Score)> {
+pub fn rank(policy: &Policy, offers: Vec<Offer>) -> Vec<(Offer, Score)> {
     let cheapest = offers.iter().map(|offer| offer.cost_microdollars).min().unwrap_or(0);
     let fastest = offers.iter().map(|offer| offer.eta_ms).min().unwrap_or(0);
+    let award = if policy.award == Award::Requester { policy.fallback } else { policy.award };
     let mut ranked: Vec<(Offer, Score)> = offers
         .into_iter()
         .map(|offer| {
             let parts = Vector {
                 cost: share(cheapest, offer.cost_microdollars),
                 speed: share(fastest, offer.eta_ms),
-                confidence: (f64::from(offer.confidence.clamp(0.0, 1.0)) * ONE as f64).round() as i64,
+                confidence: millionths(offer.confidence),
                 load: offer.free.clamp(0, ONE),
+                reputation: offer.measured.reputation(),
             };
-            let total = match policy {
+            let success = (award == Award::Calibrated).then(|| offer.measured.success_at(offer.confidence));
+            let total = match award {
+                _ if offer.chosen => 2 * ONE,
                 Award::First => ONE - i64::try_from(offer.arrival).unwrap_or(ONE).min(ONE),
                 Award::Cheapest => parts.cost,
                 Award::Fastest => parts.speed,
                 Award::LeastLoaded => parts.load,
-                Award::Weighted => {
-                    (parts.cost * WEIGHTS.cost
-                        + parts.speed * WEIGHTS.speed
-                        + parts.confidence * WEIGHTS.confidence
-                        + parts.load * WEIGHTS.load)
-                        / ONE
-                }
+                Award::Weighted => policy.weights.unwrap_or_default().of(&parts),
+                Award::Calibrated => parts.confidence * success.unwrap_or(0) / ONE,
+                // Nobody but the one that is named offers; the requester's choice is above.
+                Award::Direct | Award::Requester => ONE,
             };
-            (offer, Score { total, parts })
+            let score = Score { total, parts, success, waited: offer.waited_rank };
+            (offer, score)
         })
         .collect();
     ranked.sort_by(|(a, x), (b, y)| {
         y.total.cmp(&x.total).then(a.waited_rank.cmp(&b.waited_rank)).then_with(|| a.agent.cmp(&b.agent))
     });
     ranked
+}
+
+impl Weights {
+    /// The weighted mean of the parts, in millionths.
+    fn of(&self, parts: &Vector) -> i64 {
+        let pairs = [
+            (self.cost, parts.cost),
+            (self.speed, parts.speed),
+            (self.confidence, parts.confidence),
+            (self.load, parts.load),
+            (self.reputation, parts.reputation),
+        ];
+        let sum: i64 = pairs.iter().map(|(weight, _)| i64::from(*weight)).sum();
+        pairs.iter().map(|(weight, part)| i64::from(*weight) * part).sum::<i64>() / sum.max(1)
+    }
 }
 
 /// `best / this` in millionths, where zero is as good as one.
@@ -149,13 +244,19 @@ mod tests {
             eta_ms,
             confidence,
             free: ONE,
+            measured: Measured::default(),
             waited_rank: 0,
             arrival: 0,
+            chosen: false,
         }
     }
 
-    fn winner(policy: Award, offers: &[Offer]) -> String {
-        rank(policy, offers.to_vec())[0].0.agent.to_string()
+    fn by(award: Award) -> Policy {
+        Policy { award, ..Policy::default() }
+    }
+
+    fn winner(award: Award, offers: &[Offer]) -> String {
+        rank(&by(award), offers.to_vec())[0].0.agent.to_string()
     }
 
     #[test]
@@ -185,6 +286,7 @@ mod tests {
     fn measurements_outweigh_the_declaration_as_they_grow() {
         let terms = Terms {
             computed: true,
+            thinks: None,
             cost_microdollars: 100,
             confidence: 0.9,
             eta: Duration::from_millis(100),
@@ -199,6 +301,62 @@ mod tests {
         assert_eq!(computed(&terms, &Measured::default(), 4, 4).1, 200);
     }
 
+    #[test]
+    fn confidence_counts_as_much_as_it_was_worth() {
+        let (mut boaster, mut honest) = (offer("boaster", 1, 1, 0.95), offer("honest", 1, 1, 0.65));
+        assert_eq!(winner(Award::Calibrated, &[boaster.clone(), honest.clone()]), "boaster");
+        boaster.measured.ended_at[9] = 20;
+        boaster.measured.succeeded_at[9] = 4;
+        honest.measured.ended_at[6] = 20;
+        honest.measured.succeeded_at[6] = 13;
+        assert_eq!(boaster.measured.success_at(0.95), (4 * ONE + 950_000 * 5) / 25);
+        assert_eq!(winner(Award::Calibrated, &[boaster.clone(), honest.clone()]), "honest");
+        assert!(boaster.measured.calibration_error() > 5 * honest.measured.calibration_error());
+    }
+
+    #[test]
+    fn outcomes_make_a_reputation() {
+        let none = Measured::default().reputation();
+        let good = Measured { completed: 20, ..Measured::default() };
+        assert!(good.reputation() > none);
+        for worse in [
+            Measured { failed: 5, ..good },
+            Measured { refused: 5, ..good },
+            Measured { late: 5, ..good },
+            Measured { ended_at: [20; 10], ..good },
+        ] {
+            assert!(worse.reputation() < good.reputation(), "{worse:?}");
+            assert!((0..=ONE).contains(&worse.reputation()), "{worse:?}");
+        }
+        let mut offers = [offer("a", 1, 1, 0.5), offer("b", 1, 1, 0.5)];
+        offers[1].measured = good;
+        assert_eq!(winner(Award::Weighted, &offers), "b", "all else is equal");
+    }
+
+    #[test]
+    fn weights_are_the_requests_own() {
+        let offers = vec![offer("cheap", 1, 1_000, 0.1), offer("sure", 1_000, 1, 0.9)];
+        let with = |weights| {
+            let policy = Policy { weights: Some(weights), ..by(Award::Weighted) };
+            rank(&policy, offers.clone())[0].0.agent.to_string()
+        };
+        let none = Weights { cost: 0, speed: 0, confidence: 0, load: 0, reputation: 0 };
+        assert_eq!(with(Weights { cost: 3, ..none }), "cheap");
+        assert_eq!(with(Weights { cost: 3, confidence: 7, ..none }), "sure");
+    }
+
+    #[test]
+    fn the_requesters_choice_wins_and_its_fallback_ranks_the_others() {
+        let mut offers = vec![offer("a", 10, 1, 0.5), offer("b", 5, 1, 0.5), offer("c", 1, 1, 0.5)];
+        let policy = Policy { fallback: Award::Cheapest, ..by(Award::Requester) };
+        let order = |offers: &[Offer]| -> Vec<String> {
+            rank(&policy, offers.to_vec()).into_iter().map(|(offer, _)| offer.agent.to_string()).collect()
+        };
+        assert_eq!(order(&offers), ["c", "b", "a"]);
+        offers[0].chosen = true;
+        assert_eq!(order(&offers), ["a", "c", "b"]);
+    }
+
     proptest! {
         #[test]
         fn the_order_of_arrival_in_memory_does_not_decide(costs in prop::collection::vec((0u64..50, 0u64..50), 1..12)) {
@@ -206,7 +364,7 @@ mod tests {
                 .map(|(at, (cost, eta))| offer(&format!("a{at:02}"), *cost, *eta, 0.5)).collect();
             let mut turned = offers.clone();
             turned.reverse();
-            prop_assert_eq!(rank(Award::Weighted, offers), rank(Award::Weighted, turned));
+            prop_assert_eq!(rank(&by(Award::Weighted), offers), rank(&by(Award::Weighted), turned));
         }
     }
 }

@@ -77,6 +77,7 @@ pub(super) struct Locked {
     pub(super) requires: Vec<String>,
     pub(super) facts: Facts,
     pub(super) state_reason: Option<String>,
+    pub(super) requester: String,
     pub(super) round: i32,
     pub(super) rounds_empty: i32,
     pub(super) epoch: Epoch,
@@ -137,6 +138,7 @@ fn locked(row: &Row) -> Option<Locked> {
             attempts_max: row.get("attempts_max"),
         },
         state_reason: row.get("state_reason"),
+        requester: row.get("requester"),
         round: row.get("round"),
         rounds_empty: row.get("rounds_empty"),
         epoch: Epoch(row.get("epoch")),
@@ -270,8 +272,11 @@ pub(super) struct Winner {
     pub(super) incarnation: Incarnation,
     pub(super) assignment: AssignmentId,
     pub(super) confirm_ms: i64,
-    /// All offers of the round with their score vectors, for the event.
-    pub(super) offers: Value,
+    pub(super) cost_microdollars: u64,
+    pub(super) eta_ms: u64,
+    pub(super) confidence: f32,
+    /// For the event: the policy, all offers of the round with their score vectors, and who made none and why.
+    pub(super) told: Value,
 }
 
 /// Awards tasks and takes the winners' slots; gives the awards that were made.
@@ -291,10 +296,25 @@ pub(super) async fn award(
     let lives: Vec<i64> = winners.iter().map(|w| w.incarnation.0).collect();
     let assignments: Vec<Uuid> = winners.iter().map(|w| w.assignment.as_uuid()).collect();
     let confirm: Vec<i64> = winners.iter().map(|w| w.confirm_ms).collect();
-    let vectors: Vec<&Value> = winners.iter().map(|w| &w.offers).collect();
+    let told: Vec<&Value> = winners.iter().map(|w| &w.told).collect();
+    let costs: Vec<i64> = winners.iter().map(|w| to_i64(w.cost_microdollars)).collect();
+    let etas: Vec<i64> = winners.iter().map(|w| to_i64(w.eta_ms)).collect();
+    let confidences: Vec<f32> = winners.iter().map(|w| w.confidence).collect();
     let names = agents.iter().map(ToString::to_string).collect();
-    let params: [&(dyn ToSql + Sync); 9] =
-        [&tasks, &rounds, &agents, &lives, &assignments, &confirm, &vectors, &node, &stored];
+    let params: [&(dyn ToSql + Sync); 12] = [
+        &tasks,
+        &rounds,
+        &agents,
+        &lives,
+        &assignments,
+        &confirm,
+        &told,
+        &node,
+        &stored,
+        &costs,
+        &etas,
+        &confidences,
+    ];
     let (_, rows) =
         futures_util::future::try_join(lock_agents(tx, names), run(tx, sql!("award"), &params)).await?;
     Ok(rows)

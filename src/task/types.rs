@@ -44,6 +44,17 @@ pub struct Request {
 pub struct Policy {
     /// Who wins.
     pub award: Award,
+    /// `weighted`: how much each part counts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weights: Option<Weights>,
+    /// `direct`: the one agent that is asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub agent: Option<AgentId>,
+    /// `requester`: how long the requester has to choose.
+    #[serde(with = "humantime_serde")]
+    pub choose_within: Duration,
+    /// `requester`: who wins when nothing was chosen in time.
+    pub fallback: Award,
     /// Attempts before `failed(attempts_exhausted)`.
     pub attempts_max: u32,
     /// Rounds of offers before `failed(unallocatable)`.
@@ -104,9 +115,19 @@ impl Policy {
                 return Err(format!("policy.{name} is {count}; use 1 to 9999"));
             }
         }
+        if (self.award == Award::Direct) != self.agent.is_some() {
+            return Err("policy.agent and policy.award = \"direct\" belong together: name the agent".into());
+        }
+        if self.weights.is_some_and(|weights| !weights.are_good()) {
+            return Err("policy.weights must be numbers from 0 to 1000, and one of them more than 0".into());
+        }
+        if matches!(self.fallback, Award::Direct | Award::Requester) {
+            return Err("policy.fallback must be a policy that decides by itself".into());
+        }
         let week = Duration::from_secs(7 * 24 * 3600);
         for (name, time) in [
             ("bid_window", self.bid_window),
+            ("choose_within", self.choose_within),
             ("quiet_gap", self.quiet_gap),
             ("confirm", self.confirm),
             ("lease", self.lease),
@@ -130,6 +151,10 @@ impl Default for Policy {
     fn default() -> Self {
         Self {
             award: Award::default(),
+            weights: None,
+            agent: None,
+            choose_within: Duration::from_secs(60),
+            fallback: Award::default(),
             attempts_max: 3,
             rounds_max: 5,
             bid_window: Duration::from_millis(250),
@@ -158,9 +183,66 @@ pub enum Award {
     Fastest,
     /// The agent with the most free slots for its size.
     LeastLoaded,
-    /// Cost, time, confidence and load together.
+    /// Cost, time, confidence, load and reputation together.
     #[default]
     Weighted,
+    /// The highest confidence, times how often the agent was right when it was so sure.
+    Calibrated,
+    /// The agent that `policy.agent` names, and nobody else.
+    Direct,
+    /// The offer that the requester chooses; `policy.fallback` if it chooses none within `choose_within`.
+    Requester,
+}
+
+impl Award {
+    /// The word in a policy.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::First => "first",
+            Self::Cheapest => "cheapest",
+            Self::Fastest => "fastest",
+            Self::LeastLoaded => "least_loaded",
+            Self::Weighted => "weighted",
+            Self::Calibrated => "calibrated",
+            Self::Direct => "direct",
+            Self::Requester => "requester",
+        }
+    }
+}
+
+/// How much each part of a score counts for `weighted`, as parts of their sum; what is left out counts nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Weights {
+    /// A low cost.
+    #[serde(default)]
+    pub cost: u16,
+    /// A short time.
+    #[serde(default)]
+    pub speed: u16,
+    /// Confidence.
+    #[serde(default)]
+    pub confidence: u16,
+    /// Free slots.
+    #[serde(default)]
+    pub load: u16,
+    /// Earlier outcomes.
+    #[serde(default)]
+    pub reputation: u16,
+}
+
+impl Weights {
+    fn are_good(&self) -> bool {
+        let all = [self.cost, self.speed, self.confidence, self.load, self.reputation];
+        all.iter().all(|weight| *weight <= 1000) && all.iter().any(|weight| *weight > 0)
+    }
+}
+
+impl Default for Weights {
+    fn default() -> Self {
+        Self { cost: 20, speed: 20, confidence: 30, load: 10, reputation: 20 }
+    }
 }
 
 /// State of a task (`reference/negotiation.md` §3).
@@ -278,6 +360,9 @@ pub struct Terms {
     /// How long a task takes, until measurements say otherwise.
     #[serde(with = "humantime_serde")]
     pub eta: Duration,
+    /// How long a round that asks it stays open at the least, because it thinks before it offers.
+    #[serde(default, with = "humantime_serde", skip_serializing_if = "Option::is_none")]
+    pub thinks: Option<Duration>,
 }
 
 /// Names an assignment; a report that carries an old one is fenced.
@@ -307,6 +392,8 @@ pub struct Assigned {
     pub incarnation: Incarnation,
     /// Later it goes to the next offer.
     pub confirm_by: DateTime<Utc>,
+    /// Who asked for the task.
+    pub requester: String,
 }
 
 /// The answer to a valid accept: the input, and the lease that has begun.
@@ -437,6 +524,8 @@ pub enum Notice {
     Offered {
         /// The task.
         task: Update,
+        /// In which round.
+        round: i32,
         /// Agent, cost in microdollars, time in milliseconds, confidence.
         offers: Vec<(AgentId, u64, u64, f32)>,
     },
@@ -470,6 +559,8 @@ pub struct Update {
     pub epoch: Epoch,
     /// Who has it, or had it.
     pub agent_id: Option<AgentId>,
+    /// Who asked for it.
+    pub requester: String,
 }
 
 /// One line of the event log.
@@ -513,6 +604,9 @@ pub struct AgentStatus {
     pub status: String,
     /// The number of its life.
     pub incarnation: Incarnation,
+    /// What it is worth by its outcomes, 0 to 1; [`super::score::Measured::reputation`].
+    #[serde(default)]
+    pub reputation: f64,
     /// Measured per task kind.
     pub statistics: Value,
     /// When its host last said that it lives.

@@ -156,6 +156,7 @@ fn candidate(row: &Row) -> Candidate {
         rounds_empty: 0,
         facts: Candidate::open_facts(0),
         policy: row.get("policy"),
+        requester: row.get("requester"),
         tried: Vec::new(),
     }
 }
@@ -169,5 +170,6 @@ fn opened(row: &Row) -> Option<Notice> {
         state_reason: None,
         epoch: Epoch(0),
         agent_id: None,
+        requester: row.get("requester"),
     }))
 }

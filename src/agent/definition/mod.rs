@@ -133,6 +133,7 @@ impl Definition {
             slots: self.slots.max(1),
             definition_hash: self.hash(),
             terms: Terms {
+                thinks: None,
                 computed: self.run.kind != Kind::Remote,
                 cost_microdollars: self.offer.cost_microdollars,
                 confidence: self.offer.confidence,

@@ -154,7 +154,7 @@ impl Desk {
             Word::Release { key, reason, checkpoint } => {
                 moved(tasks.release(key, &agent, &reason, checkpoint).await?)
             }
-            Word::Request(_) | Word::Cancel { .. } => None,
+            Word::Request(_) | Word::Cancel { .. } | Word::Choose { .. } => None,
         })
     }
 
@@ -177,16 +177,26 @@ impl Desk {
                 Ok(Some(("task_update", json!({ "task": task, "replayed": requested.replayed }))))
             }
             Word::Cancel { task, reason } => {
-                let found = self.visible(claims, task).await?;
-                if !claims.is_service() && found.requester != name {
-                    let message = "only its requester and the service may cancel a task";
-                    return Err(Error::Forbidden(message.into()));
-                }
+                self.commanded(claims, &name, "cancel", task).await?;
                 let update = self.deps.tasks.cancel(task, &reason).await?;
                 Ok(Some(("task_update", json!({ "task": update }))))
             }
+            Word::Choose { task, chosen } => {
+                self.commanded(claims, &name, "choose an offer on", task).await?;
+                self.deps.tasks.choose(task, &chosen).await?;
+                Ok(None)
+            }
             _ => Ok(None),
         }
+    }
+
+    /// Whether this requester may decide about a task.
+    async fn commanded(&self, claims: &Claims, name: &str, what: &str, task: TaskId) -> Result<(), Error> {
+        let found = self.visible(claims, task).await?;
+        if claims.is_service() || found.requester == name {
+            return Ok(());
+        }
+        Err(Error::Forbidden(format!("only its requester and the service may {what} a task")))
     }
 
     async fn visible(&self, claims: &Claims, id: TaskId) -> Result<Task, Error> {

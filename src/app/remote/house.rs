@@ -248,7 +248,13 @@ fn profile(agent: &AgentId, org: Option<OrgId>, meta: &Map<String, Value>) -> Re
         capabilities,
         slots,
         definition_hash: String::new(),
-        terms: Terms { computed: false, cost_microdollars: 0, confidence: 0.0, eta: Duration::ZERO },
+        terms: Terms {
+            computed: false,
+            cost_microdollars: 0,
+            confidence: 0.0,
+            eta: Duration::ZERO,
+            thinks: None,
+        },
     })
 }
 

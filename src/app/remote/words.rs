@@ -1,6 +1,6 @@
 //! What agents and requesters say to the daemon, read from JSON: `reference/negotiation.md` §6. Pure.
 use crate::{
-    id::{AssignmentId, Epoch, TaskId},
+    id::{AgentId, AssignmentId, Epoch, TaskId},
     task::{AssignmentKey, Failure, NewOffer, Progress, Request, Usage},
 };
 use serde::{Deserialize, de::DeserializeOwned};
@@ -20,6 +20,7 @@ pub(super) enum Word {
     Fail { key: AssignmentKey, failure: Failure },
     Release { key: AssignmentKey, reason: String, checkpoint: Option<Value> },
     Cancel { task: TaskId, reason: String },
+    Choose { task: TaskId, chosen: AgentId },
 }
 
 #[derive(Deserialize)]
@@ -84,6 +85,12 @@ fn no_reason() -> String {
 }
 
 #[derive(Deserialize)]
+struct Chooses {
+    task_id: TaskId,
+    chosen: AgentId,
+}
+
+#[derive(Deserialize)]
 struct Key {
     task_id: TaskId,
     assignment_id: AssignmentId,
@@ -128,10 +135,14 @@ impl Word {
                 let Cancels { task_id, reason } = part.read()?;
                 Self::Cancel { task: task_id, reason }
             }
+            "task_choose" => {
+                let Chooses { task_id, chosen } = part.read()?;
+                Self::Choose { task: task_id, chosen }
+            }
             _ => {
                 return Err(format!(
-                    "{kind} is no type that the daemon takes: use task_request, task_offer, task_refuse, \
-                     task_accept, task_progress, heartbeat, task_result, task_failure, task_release or task_cancel"
+                    "{kind} is no type that the daemon takes: use task_request, task_choose, task_cancel, task_offer, \
+                     task_refuse, task_accept, task_progress, heartbeat, task_result, task_failure or task_release"
                 ));
             }
         })
@@ -139,7 +150,7 @@ impl Word {
 
     /// Whether an agent says it of itself; else a requester says it.
     pub(super) fn is_agents(&self) -> bool {
-        !matches!(self, Self::Request(_) | Self::Cancel { .. })
+        !matches!(self, Self::Request(_) | Self::Cancel { .. } | Self::Choose { .. })
     }
 }
 

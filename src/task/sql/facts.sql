@@ -1,5 +1,5 @@
 select t.id, t.org, t.kind, t.requires, t.state, t.round, t.rounds_empty, t.epoch, t.attempt, t.attempts_max,
-    t.policy, t.tried, t.agent_id, t.state_reason,
+    t.policy, t.tried, t.agent_id, t.state_reason, t.requester,
     coalesce(t.run_at <= now.at, true) as run_at_came,
     coalesce(t.deadline_at <= now.at, false) as deadline_came,
     t.bids_close_at is not null as bidding,

@@ -8,5 +8,6 @@ from unnest($1::uuid[], $2::integer[], $3::text[], $4::bigint[], $5::text[], $6:
 on conflict (task_id, round, agent_id) do update set incarnation = excluded.incarnation, state = excluded.state,
     cost_microdollars = excluded.cost_microdollars, eta_ms = excluded.eta_ms, confidence = excluded.confidence,
     note = excluded.note, valid_until = excluded.valid_until, score = excluded.score,
+    chosen = o.chosen and excluded.score is not null,
     offered_at = clock_timestamp()
 where o.state in ('open', 'declined') and excluded.state <> 'late'

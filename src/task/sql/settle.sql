@@ -12,7 +12,7 @@ ended as (
     from input i
     where a.id = i.assignment_id and a.state in ('awarded', 'running', 'waiting')
     returning a.id, a.task_id, a.agent_id, a.incarnation, a.epoch, a.state, i.microdollars,
-        extract(epoch from a.ended_at - a.started_at) * 1000 as took_ms
+        a.eta_ms, least(9, floor(a.confidence * 10))::integer as tenth, extract(epoch from a.ended_at - a.started_at) * 1000 as took_ms
 ),
 moved as (
     update convoke.tasks t set state = i.task_state, state_reason = i.reason,
@@ -27,7 +27,7 @@ moved as (
         updated_at = clock_timestamp(), version = t.version + 1
     from input i left join ended e on e.id = i.assignment_id
     where t.id = i.task_id and t.state not in ('completed', 'failed', 'canceled')
-    returning t.id, t.org, t.kind, t.state, t.round, t.epoch, t.class, t.agent_id, i.event, i.body,
+    returning t.id, t.org, t.kind, t.state, t.requester, t.round, t.epoch, t.class, t.agent_id, i.event, i.body,
         e.agent_id as assignee, e.state as assignment_state, t.updated_at
 ),
 freed as (
@@ -36,11 +36,15 @@ freed as (
     where g.id = n.agent_id and g.incarnation = n.incarnation
 ),
 counted as (
-    insert into convoke.statistics as s (agent_id, kind, completed, failed, refused, weight, latency_ms_sum,
-        cost_microdollars_sum)
+    insert into convoke.statistics as s (agent_id, kind, completed, failed, refused, late, ended_at,
+        succeeded_at, weight, latency_ms_sum, cost_microdollars_sum)
     select e.agent_id, m.kind, count(*) filter (where e.state = 'finished'),
         count(*) filter (where e.state in ('failed', 'rejected', 'lease_lost', 'stalled')),
         count(*) filter (where e.state in ('refused', 'confirm_timeout')),
+        count(*) filter (where e.state = 'finished' and e.took_ms > 2 * e.eta_ms + 1000),
+        convoke.tenths(array_agg(e.tenth)
+            filter (where e.state in ('finished', 'failed', 'rejected', 'lease_lost', 'stalled'))),
+        convoke.tenths(array_agg(e.tenth) filter (where e.state = 'finished')),
         count(*) filter (where e.state = 'finished'),
         coalesce(sum(e.took_ms) filter (where e.state = 'finished'), 0),
         coalesce(sum(e.microdollars) filter (where e.state = 'finished'), 0)
@@ -50,6 +54,9 @@ counted as (
         completed = s.completed + excluded.completed,
         failed = s.failed + excluded.failed,
         refused = s.refused + excluded.refused,
+        late = s.late + excluded.late,
+        ended_at = convoke.added(s.ended_at, excluded.ended_at),
+        succeeded_at = convoke.added(s.succeeded_at, excluded.succeeded_at),
         weight = s.weight * power(0.98, excluded.weight) + excluded.weight,
         latency_ms_sum = s.latency_ms_sum * power(0.98, excluded.weight) + excluded.latency_ms_sum,
         cost_microdollars_sum = s.cost_microdollars_sum * power(0.98, excluded.weight)
@@ -68,4 +75,4 @@ logged as (
     insert into convoke.events (org, task_id, agent_id, epoch, type, body)
     select org, id, coalesce(assignee, agent_id), epoch, event, body from moved
 )
-select id, org, kind, state, epoch, class, assignee, coalesce(agent_id, assignee) as agent_id from moved
+select id, org, kind, state, requester, epoch, class, assignee, coalesce(agent_id, assignee) as agent_id from moved

@@ -33,4 +33,4 @@ logged as (
         'lsn', ('0/0'::pg_lsn + lsn::numeric)::text, 'index', index)
     from new where error is not null
 )
-select id, org, kind, requires, class, policy from made
+select id, org, kind, requires, requester, class, policy from made

@@ -1,5 +1,6 @@
 //! The negotiation on a real database, without agents' code: the test plays the agents.
 mod cases;
+mod policies;
 mod requests;
 mod rounds;
 
@@ -43,6 +44,7 @@ pub fn profile(name: &str, slots: u32) -> Profile {
         definition_hash: "1".into(),
         terms: Terms {
             computed: true,
+            thinks: None,
             cost_microdollars: 100,
             confidence: 0.5,
             eta: Duration::from_millis(100),

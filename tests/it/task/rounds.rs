@@ -4,13 +4,13 @@ use convoke::task::{Error, Failure, NewOffer, Notice, Profile, TaskState, Usage}
 use serde_json::json;
 
 /// An agent that speaks for itself.
-fn speaker(name: &str) -> Profile {
+pub fn speaker(name: &str) -> Profile {
     let mut speaker = profile(name, 1);
     speaker.terms.computed = false;
     speaker
 }
 
-fn offer(round: i32, cost_microdollars: u64) -> NewOffer {
+pub fn offer(round: i32, cost_microdollars: u64) -> NewOffer {
     NewOffer { round, cost_microdollars, eta_ms: 10, confidence: 0.9, note: None }
 }
 
