@@ -28,6 +28,8 @@ pub mod db;
 #[cfg(feature = "daemon")]
 pub mod fault;
 #[cfg(feature = "daemon")]
+pub mod filter;
+#[cfg(feature = "daemon")]
 pub mod gateway;
 #[cfg(feature = "daemon")]
 pub mod hub;

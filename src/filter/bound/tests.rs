@@ -1,0 +1,170 @@
+use super::*;
+use std::collections::HashMap;
+
+const COLUMNS: [(&str, &str); 8] = [
+    ("id", "int8"),
+    ("priority", "int4"),
+    ("title", "text"),
+    ("done", "bool"),
+    ("body", "json"),
+    ("feeling", "mood"),
+    ("at", "timestamptz"),
+    ("code", "bpchar"),
+];
+const ROW: [&str; 8] = ["12", "3", "Printer on fire", "f", "{}", "sad", "2026-01-01 10:00:00+00", "ab   "];
+
+fn kinds() -> HashMap<&'static str, (usize, Kind)> {
+    let kind = |name: &str| match name {
+        "mood" => {
+            let labels = ["sad", "ok", "glad"].map(Box::from).into();
+            Kind { class: Class::Enum(labels), ordered: true, ..Kind::builtin("mood", true) }
+        }
+        name => Kind::builtin(name, false),
+    };
+    COLUMNS.iter().enumerate().map(|(at, (name, of))| (*name, (at, kind(of)))).collect()
+}
+
+fn bind(text: &str) -> Result<Bound, Unbindable> {
+    let kinds = kinds();
+    Bound::new(&Filter::parse(text).unwrap(), |name| kinds.get(name).map(|(at, kind)| (*at, kind)))
+}
+
+/// Answers with what it was told, and knows nothing else.
+#[derive(Default)]
+struct Told(HashMap<String, bool>, Vec<String>);
+
+impl Oracle for Told {
+    fn ask(&mut self, probe: &Arc<Probe>, value: &str) -> Truth {
+        let question = probe.expression.replace("p.v", value).replace("p.l", &probe.literal);
+        let known = self.0.get(&question).copied();
+        self.1.push(question);
+        known.map_or(Truth::Unknown, Truth::from)
+    }
+}
+
+fn found(text: &'static str) -> Found<'static> {
+    match text {
+        "NULL" => Found::Null,
+        "ABSENT" => Found::Absent,
+        text => Found::Text(text),
+    }
+}
+
+fn test(filter: &str, row: [&'static str; 8]) -> Truth {
+    bind(filter).unwrap().test(&|at| found(row[at]), &mut Told::default())
+}
+
+#[test]
+fn rows_are_compared_by_the_kinds_of_their_columns() {
+    for yes in [
+        "",
+        "priority=gte.3",
+        "priority=eq.3.0",
+        "id=gt.9",
+        "priority=not.lt.2,title=like.Printer%",
+        "title=like.P_inter%\\f%",
+        "title=neq.x",
+        "code=eq.ab",
+        "code=like.\"ab   \"",
+        "done=is.false",
+        "done=eq.false",
+        "priority=in.(1,2,3)",
+        "priority=not.in.(4,5)",
+        "priority=in.(3,null)",
+        "feeling=eq.sad",
+        "feeling=lt.glad",
+        "body=not.is.null",
+        "at=lt.2026-01-01T12:00:00+01:00",
+        "priority=isdistinct.4",
+        "or=(priority.eq.4,done.is.false)",
+        "or=(and(priority.eq.3,id.eq.12),id.eq.0)",
+        "not.or=(priority.eq.4,id.eq.1)",
+        "not.and=(priority.eq.3,id.eq.1)",
+    ] {
+        assert_eq!(test(yes, ROW), Truth::True, "{yes}");
+    }
+    for no in [
+        "priority=gt.3",
+        "id=lt.9",
+        "title=eq.printer on fire",
+        "title=like.fire",
+        "code=like.ab",
+        "done=is.true",
+        "done=is.null",
+        "priority=in.()",
+        "priority=eq.3,done=eq.true",
+        "feeling=gt.ok",
+        "or=(priority.eq.4,id.eq.1)",
+        "not.or=(priority.eq.3,id.eq.1)",
+    ] {
+        assert_eq!(test(no, ROW), Truth::False, "{no}");
+    }
+    assert_eq!(test("priority=not.in.(4,null)", ROW), Truth::Null);
+}
+
+#[test]
+fn null_and_absence_match_only_what_asks_for_them() {
+    let nulls = ["NULL"; 8];
+    for yes in ["priority=is.null", "done=is.unknown", "priority=isdistinct.3", "priority=not.in.()"] {
+        assert_eq!(test(yes, nulls), Truth::True, "{yes}");
+    }
+    for no in
+        ["priority=eq.3", "priority=not.eq.3", "priority=neq.3", "priority=not.in.(1)", "title=not.like.x"]
+    {
+        assert_eq!(test(no, nulls), Truth::Null, "{no}");
+        assert_eq!(test(no, ["ABSENT"; 8]), Truth::Null, "{no}");
+    }
+    assert_eq!(test("priority=is.null", ["ABSENT"; 8]), Truth::Null);
+    assert_eq!(test("not.or=(priority.eq.3,id.eq.1)", nulls), Truth::Null, "as SQL's not of null");
+}
+
+#[test]
+fn what_only_postgres_knows_is_asked_and_only_when_it_matters() {
+    let bound = bind("title=gt.a,priority=eq.4").unwrap();
+    let mut oracle = Told::default();
+    assert_eq!(bound.test(&|at| found(ROW[at]), &mut oracle), Truth::False);
+    assert!(oracle.1.is_empty(), "the number decides it");
+    let bound = bind("title=gt.a,priority=eq.3").unwrap();
+    assert!(bound.needs_oracle() && !bind("title=eq.a").unwrap().needs_oracle());
+    assert_eq!(bound.test(&|at| found(ROW[at]), &mut oracle), Truth::Unknown);
+    let question = "(Printer on fire::pg_catalog.\"text\") > (a::pg_catalog.\"text\")";
+    assert_eq!(oracle.1, [question]);
+    oracle.0.insert(question.into(), true);
+    assert_eq!(bound.test(&|at| found(ROW[at]), &mut oracle), Truth::True);
+    for asked in ["title=ilike.x", "title=match.x", "title=not.imatch.x", "title=like.x\\"] {
+        assert_eq!(test(asked, ROW), Truth::Unknown, "{asked}");
+    }
+}
+
+#[test]
+fn an_index_finds_rows_by_values_that_they_must_have() {
+    let (at, keys) = bind("id=gt.1,priority=in.(3,4)").unwrap().keys().unwrap();
+    let kind = Kind::builtin("int4", false);
+    assert_eq!((at, keys[0].clone()), (1, Key::read(&kind, "3.0").unwrap()));
+    for none in ["id=not.eq.1", "id=gt.1", "or=(id.eq.1,id.eq.2)", ""] {
+        assert!(bind(none).unwrap().keys().is_none(), "{none}");
+    }
+}
+
+#[test]
+fn what_cannot_be_compared_is_refused_by_name() {
+    let why = |text| bind(text).unwrap_err().to_string();
+    assert_eq!(why("urgency=eq.3"), "invalid column for filter urgency");
+    assert_eq!(why("priority=gte.high"), "\"high\" is no value for column priority of type int4");
+    assert_eq!(why("body=eq.{}"), "operator eq cannot compare values of type json");
+    assert_eq!(why("priority=like.3"), "operator like requires a text-compatible column type, got int4");
+    assert_eq!(why("title=is.true"), "is true filter requires a boolean column, got text");
+    assert_eq!(why("or=(id.eq.1,nope.eq.1)"), "invalid column for filter nope");
+}
+
+#[test]
+fn like_goes_back_to_the_last_run_only() {
+    let chars = |text: &str| text.chars().collect::<Vec<_>>();
+    let long = "a".repeat(2_000);
+    assert!(!like(&chars("%a%a%a%a%b"), &chars(&long)));
+    assert!(like(&chars("%a%a"), &chars(&long)));
+    assert!(like(&chars("100\\%"), &chars("100%")));
+    assert!(!like(&chars("100\\%"), &chars("1000")));
+    assert!(like(&chars("%"), &chars("")));
+    assert!(!like(&chars("_"), &chars("")));
+}
