@@ -89,10 +89,14 @@ impl Router {
                     tracing::info!(from = %from, "leading: hosting the agents and reading the log");
                     self.lead().await;
                 }
-                Event::Standby { reason } => {
+                Event::Standby => {
+                    self.deps.health.set("wal", PartState::Degraded, "another daemon leads: standing by");
+                    self.host.stand_by().await;
+                }
+                Event::Down { .. } => {
                     // The reason may hold the database's words, and health is public.
-                    tracing::info!(reason, "standing by");
-                    self.deps.health.set("wal", PartState::Degraded, "standing by; the log says why");
+                    let detail = "the database's log cannot be read: this daemon's own log says why";
+                    self.deps.health.set("wal", PartState::Down, detail);
                     self.host.stand_by().await;
                 }
                 Event::Gap(gap) => self.gap(gap).await,

@@ -167,7 +167,7 @@ pub enum Change {
 /// A committed transaction, or a part of a big one.
 ///
 /// The parts of one transaction come one after the other with nothing between
-/// them. When an [`Event::Standby`] or [`Event::Leading`] comes before the last
+/// them. When an [`Event::Standby`], [`Event::Down`] or [`Event::Leading`] comes before the last
 /// part, the transaction comes again from its first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batch {
@@ -207,8 +207,10 @@ pub enum Event {
         /// Everything committed after it follows.
         from: Lsn,
     },
-    /// No changes come for now: another daemon leads, or the server is away. It is tried again by itself.
-    Standby {
+    /// No changes come, because another daemon leads: this one takes over when that is gone.
+    Standby,
+    /// No changes come, because the log cannot be read. It is tried again by itself.
+    Down {
         /// Why, for people.
         reason: String,
     },

@@ -22,6 +22,13 @@ use tracing::{error, info};
 /// How often one who stands by looks whether the leader is gone.
 const STANDBY_POLL: std::ops::Range<Duration> = Duration::from_millis(300)..Duration::from_millis(600);
 
+/// Why this daemon does not stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Idle {
+    AnotherLeads,
+    Broken,
+}
+
 /// Everything that outlives a term.
 pub(super) struct Office {
     pub(super) scope: Scope,
@@ -40,7 +47,8 @@ pub(super) struct Office {
     pub(super) broken: Option<String>,
     /// Big transactions come in blocks while they run, so that they hold nobody up.
     pub(super) in_blocks: bool,
-    pub(super) standing_by: bool,
+    /// What the consumer was last told of why nothing comes.
+    pub(super) told: Option<Idle>,
 }
 
 impl Office {
@@ -56,7 +64,7 @@ impl Office {
             super::slot::check_name(&self.config.slot)?;
             let mut connection = Connection::connect(self.database.target()).await?;
             while !try_lead(&mut connection, &self.config.slot).await? {
-                self.stand_by("another daemon leads").await?;
+                self.idle(Idle::AnotherLeads, "another daemon leads").await?;
                 sleep(rand::random_range(STANDBY_POLL)).await;
             }
             let client =
@@ -77,7 +85,7 @@ impl Office {
             started = self.start(&mut connection, from) => started?,
         }
         info!(%from, "streaming the log");
-        self.standing_by = false;
+        self.told = None;
         self.metrics.leading.set(1);
         let outcome = self.lead(connection, client, from, stored).await;
         for gauge in [&self.metrics.leading, &self.metrics.lag_bytes, &self.metrics.retained_bytes] {
@@ -89,14 +97,18 @@ impl Office {
         outcome
     }
 
-    /// Tells the consumer once that nothing comes for now.
-    pub(super) async fn stand_by(&mut self, reason: &str) -> Result<(), Error> {
-        if self.standing_by {
+    /// Tells the consumer that nothing comes for now, once for each kind of reason.
+    pub(super) async fn idle(&mut self, idle: Idle, reason: &str) -> Result<(), Error> {
+        if self.told == Some(idle) {
             return Ok(());
         }
-        info!(reason, "standing by");
-        self.standing_by = true;
-        self.tell(Event::Standby { reason: reason.to_owned() }, &CancellationToken::new()).await
+        info!(reason, "no changes come");
+        self.told = Some(idle);
+        let event = match idle {
+            Idle::AnotherLeads => Event::Standby,
+            Idle::Broken => Event::Down { reason: reason.to_owned() },
+        };
+        self.tell(event, &CancellationToken::new()).await
     }
 
     async fn prepare(&self, connection: &mut Connection, client: &Client) -> Result<Prepared, Error> {

@@ -96,7 +96,7 @@ const EVENTS_MAX: usize = 16;
 
 /// Reads the log of `publications` until the scope stops; they must exist, and so must the migrated schema.
 ///
-/// Never fails: what is wrong is logged, told as [`Event::Standby`] and tried
+/// Never fails: what is wrong is logged, told as [`Event::Down`] and tried
 /// again. Transactions beyond the memory limit wait in files in `spill_dir`,
 /// which is made when it is needed. When the scope stops, what is confirmed by
 /// then is stored and Postgres told: let the consumer finish before.
@@ -126,7 +126,7 @@ pub fn start(
         stop: scope.stopping(),
         broken: None,
         in_blocks: true,
-        standing_by: false,
+        told: None,
     };
     scope.spawn("wal", OnExit::StopDaemon, |_| {
         async {

@@ -1,7 +1,7 @@
 //! Term after term, with a pause between them that fits what ended the last.
 use super::{
     error::{Class, Error},
-    leader::Office,
+    leader::{Idle, Office},
 };
 use std::{error::Error as _, time::Duration};
 use tokio::time::{Instant, sleep};
@@ -38,7 +38,7 @@ pub(super) async fn run(mut office: Office) {
         let said = explain(&error);
         troubles.log(&error, &said);
         troubles.look_for_a_way(&error, &said, &mut office);
-        if office.stand_by(&said).await.is_err() {
+        if office.idle(Idle::Broken, &said).await.is_err() {
             return;
         }
         let pause = pause(error.class(), troubles.failures);

@@ -122,7 +122,7 @@ impl Consumer {
         loop {
             match self.event().await {
                 Event::Leading { from } => return from,
-                Event::Standby { .. } => {}
+                Event::Standby | Event::Down { .. } => {}
                 other => panic!("not leading but {other:?}"),
             }
         }
@@ -133,7 +133,7 @@ impl Consumer {
         loop {
             match self.event().await {
                 Event::Gap(gap) => return gap,
-                Event::Standby { .. } => {}
+                Event::Standby | Event::Down { .. } => {}
                 other => panic!("no gap but {other:?}"),
             }
         }
@@ -146,7 +146,7 @@ impl Consumer {
                 match self.event().await {
                     Event::Gap(gap) => return gap,
                     Event::Batch(batch) => panic!("no gap but {batch:?}"),
-                    Event::Leading { .. } | Event::Standby { .. } => {}
+                    Event::Leading { .. } | Event::Standby | Event::Down { .. } => {}
                 }
             }
         };
@@ -181,7 +181,7 @@ impl Consumer {
                         return whole.unwrap();
                     }
                 }
-                Event::Leading { .. } | Event::Standby { .. } => whole = None,
+                Event::Leading { .. } | Event::Standby | Event::Down { .. } => whole = None,
                 Event::Gap(gap) => panic!("{gap:?}"),
             }
         }
