@@ -68,7 +68,7 @@ pub(super) struct Request {
     /// Repeating the request with the same key gives the same task
     #[arg(long, value_name = "KEY")]
     key: Option<String>,
-    /// Whose task it is
+    /// Whose task it is; agents of other orgs do not see it [default: default]
     #[arg(long)]
     org: Option<OrgId>,
     /// Who wins: first, cheapest, fastest, least_loaded, weighted, calibrated or requester

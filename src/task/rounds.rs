@@ -89,7 +89,7 @@ impl Plan {
         if eligible.is_empty() {
             let reason = match &policy.agent {
                 Some(agent) => format!("agent {agent}, which the policy names, is not here or cannot do it"),
-                None => "no agent that is present has the capabilities".into(),
+                None => format!("no agent of the org {} that is present has the capabilities", task.org),
             };
             return self.none(task, round, &policy, json!(reason));
         }

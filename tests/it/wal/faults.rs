@@ -108,7 +108,7 @@ async fn a_restarted_server_is_found_again_with_nothing_lost_or_doubled() {
         server.take().unwrap().stop().await.unwrap();
         println!("stopped in {:?}", began.elapsed());
         assert!(began.elapsed() < Duration::from_secs(8), "the stream held the stop up");
-        assert!(matches!(consumer.event().await, Event::Standby { .. }));
+        assert!(matches!(consumer.event().await, Event::Down { .. }));
         server = Some(private::Server::open(&options).await.unwrap());
         consumer.leading().await;
     }
