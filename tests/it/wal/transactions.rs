@@ -221,6 +221,7 @@ async fn no_crash_and_no_cut_connection_loses_doubles_or_splits_what_was_confirm
     // The slot begins here.
     rig.leader().await.stop().await;
     let finished = CancellationToken::new();
+    let moved = tokio::sync::Notify::new();
     let write = async {
         tokio::join!(write(&rig, 1, 20), write(&rig, 2, 20), write(&rig, 3, 20));
         rig.sql.execute("insert into items values (0, $1, '')", &[&END]).await.unwrap();
@@ -234,6 +235,7 @@ async fn no_crash_and_no_cut_connection_loses_doubles_or_splits_what_was_confirm
             // A life of some transactions, of which the last few are not confirmed.
             for _ in 0..rng.random_range(1..12) {
                 let batch = consumer.transaction().await;
+                moved.notify_one();
                 if writer_of(&batch) == END {
                     confirmed.append(&mut pending);
                     consumer.stop().await;
@@ -254,6 +256,8 @@ async fn no_crash_and_no_cut_connection_loses_doubles_or_splits_what_was_confirm
             if let Some(pid) = rig.walsender().await {
                 rig.sql.execute("select pg_terminate_backend($1)", &[&pid]).await.unwrap();
             }
+            // However slow the machine is, something comes through between two cuts.
+            tokio::select! { () = moved.notified() => {}, () = finished.cancelled() => {} }
             let _ = tokio::time::timeout(Duration::from_millis(300), finished.cancelled()).await;
         }
     };
