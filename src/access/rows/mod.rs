@@ -8,11 +8,24 @@
 //! changed. Never writes, never names the log's types. Fails closed and apart: a
 //! policy that raises or takes too long hides its rows from its own viewers, told
 //! as [`Failure`]; while the database is away, calls wait.
+mod check;
+mod judge;
+mod literal;
+mod memory;
+mod metrics;
+mod plan;
+mod pure;
+mod session;
 mod types;
+mod watch;
 
 pub use types::{
     Cell, Column, Failure, Image, Images, OldRow, Rights, RowChange, Security, Table, Verdict, Viewer,
 };
+
+use memory::{Catalog, Complaints, Outcomes, Rest};
+use metrics::Metrics;
+use session::Sessions;
 
 use crate::{db::Database, scope::Scope, telemetry::Registry};
 use serde::{Deserialize, Serialize};
@@ -61,14 +74,30 @@ pub struct Rows {
 #[derive(Debug)]
 struct Inner {
     config: Config,
-    database: Database,
+    sessions: Sessions,
+    catalog: Catalog,
+    outcomes: Outcomes,
+    rest: Rest,
+    complaints: Complaints,
+    metrics: Metrics,
 }
 
 impl Rows {
-    /// Opens no connection yet. `scope` gets the task that looks whether policies changed.
+    /// Opens no connection yet. `scope` gets the connections, and the task that looks whether policies
+    /// changed.
     #[must_use]
-    pub fn new(_scope: &Scope, database: Database, config: Config, _registry: &Registry) -> Self {
-        Self { inner: Arc::new(Inner { config, database }) }
+    pub fn new(scope: &Scope, database: Database, config: Config, registry: &Registry) -> Self {
+        let inner = Arc::new(Inner {
+            sessions: Sessions::new(scope, database, config.connections_max),
+            config,
+            catalog: Catalog::default(),
+            outcomes: Outcomes::default(),
+            rest: Rest::default(),
+            complaints: Complaints::default(),
+            metrics: Metrics::register(registry),
+        });
+        watch::start(scope, &inner);
+        Self { inner }
     }
 
     /// What `role` may see of `table`, whatever the row; remembered until policies or privileges change.
@@ -76,24 +105,22 @@ impl Rows {
     /// Waits while the database is away. Cancel safe.
     ///
     /// # Errors
-    /// [`Failure::UnknownRole`].
-    pub async fn rights(&self, _table: &Arc<Table>, _role: &str) -> Result<Arc<Rights>, Failure> {
-        let _ = &self.inner.database;
-        Err(Failure::UnknownRole)
+    /// [`Failure::UnknownRole`], and [`Failure::Policy`] when the catalog cannot be read.
+    pub async fn rights(&self, table: &Arc<Table>, role: &str) -> Result<Arc<Rights>, Failure> {
+        Ok(self.inner.plan(table, role).await?.rights.clone())
     }
 
     /// The verdicts about (index of a change, index of a viewer), in the order of `asked`.
     ///
-    /// One check for each viewer and table, however many changes; ask only pairs that passed their filters,
+    /// One check for each viewer and table, however many changes: ask only pairs that passed their filters,
     /// and the changes of all transactions that are there at once. Column privileges are not looked at here.
     /// An index out of range is [`Verdict::Hidden`]. Waits while the database is away. Cancel safe.
     pub async fn judge(
         &self,
-        _changes: &[RowChange],
-        _viewers: &[Arc<Viewer>],
+        changes: &[RowChange],
+        viewers: &[Arc<Viewer>],
         asked: &[(usize, usize)],
     ) -> Vec<Verdict> {
-        let _ = &self.inner.config;
-        vec![Verdict::Hidden; asked.len()]
+        judge::judge(&self.inner, changes, viewers, asked).await
     }
 }

@@ -1,7 +1,11 @@
 //! The words of row visibility: tables, images of rows, viewers, verdicts.
 use crate::auth::Claims;
 use bytes::Bytes;
-use std::sync::Arc;
+use sha2::{Digest, Sha256};
+use std::{
+    hash::{Hash, Hasher},
+    sync::Arc,
+};
 
 /// A table as the log described it when a change to it was made.
 ///
@@ -75,22 +79,36 @@ pub struct RowChange {
 }
 
 /// Whoever looks with the same role and the same claims: one viewer, however many subscribe.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug)]
 pub struct Viewer {
     pub(super) role: String,
     pub(super) sub: String,
     pub(super) claims: String,
+    /// Of the role and the claims, collisions impossible to find: what is remembered is remembered by it.
+    pub(super) fingerprint: u128,
+}
+
+impl PartialEq for Viewer {
+    fn eq(&self, other: &Self) -> bool {
+        self.fingerprint == other.fingerprint
+    }
+}
+impl Eq for Viewer {}
+impl Hash for Viewer {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.fingerprint.hash(state);
+    }
 }
 
 impl Viewer {
     /// The bearer of these claims, all of which policies see as `request.jwt.claims`.
     #[must_use]
     pub fn of(claims: &Claims) -> Self {
-        Self {
-            role: claims.role.clone(),
-            sub: claims.sub.clone().unwrap_or_default(),
-            claims: serde_json::Value::Object(claims.raw.clone()).to_string(),
-        }
+        let role = claims.role.clone();
+        let raw = serde_json::Value::Object(claims.raw.clone()).to_string();
+        let digest = Sha256::new().chain_update(&role).chain_update([0]).chain_update(&raw).finalize();
+        let fingerprint = digest.iter().take(16).fold(0, |sum, byte| sum << 8 | u128::from(*byte));
+        Self { role, sub: claims.sub.clone().unwrap_or_default(), claims: raw, fingerprint }
     }
 
     /// The database role that is looked with.
