@@ -3,6 +3,7 @@
 mod agent;
 mod api;
 mod architecture;
+mod changes;
 mod cli;
 mod config;
 mod conformance;

@@ -177,7 +177,6 @@ mod tests {
             "select id from users",
             "select now()::text",
             "select current_setting('a') -- from users",
-            "select 'it''s'",
             "select e'\\''",
             "select \"f\"()",
             "select 1",

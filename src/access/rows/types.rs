@@ -161,7 +161,7 @@ pub enum OldRow {
 }
 
 /// Whether a viewer sees a change.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// The change is shown, with this much of its old row.
     Shown(OldRow),

@@ -1,0 +1,3 @@
+//! Row changes for clients: who sees which row.
+mod rows;
+mod sight;

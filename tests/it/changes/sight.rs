@@ -1,0 +1,155 @@
+//! What the tests of row visibility share: a database with roles of its own, images of rows, and a judge.
+use crate::support::{self, TestDb};
+use bytes::Bytes;
+use convoke::{
+    access::rows::{
+        Cell, Column, Config, Failure, Image, Images, OldRow, Rights, RowChange, Rows, Table, Verdict, Viewer,
+    },
+    auth::Claims,
+    db::Database,
+    scope::Scope,
+    telemetry::Registry,
+};
+use serde_json::{Value, json};
+use std::{sync::Arc, time::Duration};
+use tokio_postgres::Client;
+
+/// Supabase's own, as far as policies use it.
+const AUTH: &str = "create schema auth; grant usage on schema auth to public; \
+    create function auth.uid() returns uuid stable language sql as $$ \
+        select coalesce(nullif(current_setting('request.jwt.claim.sub', true), ''), \
+            (nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'sub'))::uuid $$; \
+    create function auth.jwt() returns jsonb stable language sql as $$ \
+        select nullif(current_setting('request.jwt.claims', true), '')::jsonb $$;";
+
+pub const SHOWN: Verdict = Verdict::Shown(OldRow::Whole);
+pub const SHOWN_WITH_KEY: Verdict = Verdict::Shown(OldRow::Key);
+
+pub struct Sight {
+    pub sql: Client,
+    pub rows: Rows,
+    pub registry: Registry,
+    scope: Scope,
+    database: Database,
+    /// Roles are the server's: each test has its own.
+    roles: Vec<String>,
+    db: TestDb,
+}
+
+/// A database in which `schema` was run; `{role}` there is the role that [`Sight::role`] names.
+pub async fn sight(schema: &str) -> Sight {
+    sight_with(schema, Config { check_timeout: Duration::from_secs(10), ..Config::default() }).await
+}
+
+pub async fn sight_with(schema: &str, config: Config) -> Sight {
+    let db = support::database().await;
+    // The role of the shared server has the name of our schema, which would come first.
+    let alter = format!("alter database {} set search_path = public", db.name);
+    db.client().await.batch_execute(&alter).await.unwrap();
+    let sql = db.client().await;
+    let roles = vec![format!("{}_r", db.name), format!("{}_s", db.name)];
+    let make = format!("create role {}; create role {} bypassrls;", roles[0], roles[1]);
+    sql.batch_execute(&format!("{make}{AUTH}{}", schema.replace("{role}", &roles[0]))).await.unwrap();
+    let scope = Scope::default();
+    let database = db.open(&scope).await;
+    let registry = Registry::default();
+    let rows = Rows::new(&scope, database.clone(), config, &registry);
+    Sight { sql, rows, registry, scope, database, roles, db }
+}
+
+impl Sight {
+    pub fn role(&self) -> &str {
+        &self.roles[0]
+    }
+
+    pub fn bypassing(&self) -> &str {
+        &self.roles[1]
+    }
+
+    pub async fn run(&self, sql: &str) {
+        self.sql.batch_execute(&sql.replace("{role}", self.role())).await.unwrap();
+    }
+
+    /// A token's bearer with [`Sight::role`].
+    pub fn viewer(&self, claims: Value) -> Arc<Viewer> {
+        viewer(self.role(), claims)
+    }
+
+    /// The table as the log would describe it now.
+    pub async fn table(&self, name: &str) -> Arc<Table> {
+        let sql = "select c.oid, a.attname::text, a.atttypid from pg_attribute a join pg_class c on c.oid = a.attrelid \
+             where a.attrelid = $1::text::regclass and attnum > 0 and not attisdropped and attgenerated = '' order by attnum";
+        let rows = self.sql.query(sql, &[&name]).await.unwrap();
+        let column = |row: &tokio_postgres::Row| Column { name: row.get(1), type_oid: row.get(2) };
+        let (oid, columns) = (rows[0].get(0), rows.iter().map(column).collect());
+        Arc::new(Table { oid, schema: "public".into(), name: name.into(), columns })
+    }
+
+    /// The rows of `from` (a table, or values cast to its columns) as images of `table`.
+    pub async fn images(&self, table: &Table, from: &str) -> Vec<Image> {
+        let columns: Vec<_> = table.columns.iter().map(|c| format!("\"{}\"::text", c.name)).collect();
+        let sql = format!("select {} from {from}", columns.join(", "));
+        let cells = |row: &tokio_postgres::Row| {
+            let text = |at| row.get::<_, Option<String>>(at);
+            (0..row.len())
+                .map(|at| text(at).map_or(Cell::Null, |text| Cell::Text(Bytes::from(text))))
+                .collect()
+        };
+        self.sql.query(&sql, &[]).await.unwrap().iter().map(cells).collect()
+    }
+
+    /// Every row of `from` as an insert.
+    pub async fn inserts(&self, table: &Arc<Table>, from: &str) -> Vec<RowChange> {
+        let images = self.images(table, from).await;
+        images
+            .into_iter()
+            .map(|new| RowChange { table: table.clone(), images: Images::Insert { new } })
+            .collect()
+    }
+
+    /// What `viewer` sees of these changes.
+    pub async fn sees(&self, viewer: &Arc<Viewer>, changes: &[RowChange]) -> Vec<Verdict> {
+        let asked: Vec<_> = (0..changes.len()).map(|at| (at, 0)).collect();
+        self.rows.judge(changes, std::slice::from_ref(viewer), &asked).await
+    }
+
+    /// The names of the columns that the role may select.
+    pub async fn columns(&self, table: &Arc<Table>) -> Vec<String> {
+        let rights = self.rights(table).await.unwrap();
+        let named = table.columns.iter().zip(&rights.selectable).filter(|(_, may)| **may);
+        named.map(|(column, _)| column.name.clone()).collect()
+    }
+
+    pub async fn rights(&self, table: &Arc<Table>) -> Result<Arc<Rights>, Failure> {
+        self.rows.rights(table, self.role()).await
+    }
+
+    /// The value of a counter, by its name without the prefix.
+    pub fn counted(&self, name: &str) -> u64 {
+        let text = self.registry.encode().unwrap();
+        let name = format!("convoke_{name}_total ");
+        text.lines().find_map(|line| line.strip_prefix(&name)).unwrap().parse().unwrap()
+    }
+
+    pub async fn stop(self) {
+        drop(self.rows);
+        self.scope.drain(Duration::from_secs(20)).await.unwrap();
+        self.database.stop().await.unwrap();
+        for role in &self.roles {
+            self.sql.batch_execute(&format!("drop owned by {role}; drop role {role}")).await.unwrap();
+        }
+        drop(self.db);
+    }
+}
+
+pub fn viewer(role: &str, mut claims: Value) -> Arc<Viewer> {
+    claims["role"] = json!(role);
+    Arc::new(Viewer::of(&Claims {
+        role: role.into(),
+        org: None,
+        agent_id: None,
+        exp: chrono::DateTime::UNIX_EPOCH,
+        sub: claims["sub"].as_str().map(Into::into),
+        raw: claims.as_object().unwrap().clone(),
+    }))
+}
