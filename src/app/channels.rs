@@ -48,7 +48,7 @@ impl Channels {
         let keys = Keys::from_secret(&secret.into())?;
         let deps = gateway::Deps {
             keys: keys.clone(),
-            access: Access,
+            access: Access::default(),
             hub,
             tracker,
             clock: Clock::System,

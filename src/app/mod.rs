@@ -20,7 +20,7 @@ mod voice;
 pub use channels::Channels;
 
 use crate::{
-    access::Access,
+    access::{self, Access},
     agent::{self, Agents, Definition},
     api,
     auth::{self, Keys},
@@ -279,13 +279,18 @@ async fn assemble(
         env: agent::Env::process(),
     };
     let agents = Agents::start(&scope, deps, definitions, registry)?;
+    for finding in access::prepare(&database).await?.into_iter().filter(|finding| !finding.ok) {
+        let remedy = finding.remedy.unwrap_or_default();
+        tracing::warn!(what = finding.what, found = finding.found, remedy, "private channels lack something");
+    }
+    let access = Access::new(&database, &config.access, &metrics)?;
     let (said, heard) = mpsc::channel(SAID_MAX);
     let gateway = Gateway::new(
         &scope,
         config.gateway.clone(),
         gateway::Deps {
             keys: keys.clone(),
-            access: Access,
+            access,
             hub: hub.clone(),
             tracker: tracker.clone(),
             clock: clock.clone(),

@@ -17,7 +17,7 @@ pub use agents::load_agents;
 pub use layers::{Options, keys, load};
 pub use problem::{Problem, Problems};
 
-use crate::{agent, api, auth, db, gateway, task, telemetry, wal};
+use crate::{access, agent, api, auth, db, gateway, task, telemetry, wal};
 use serde::Deserialize;
 use std::path::PathBuf;
 
@@ -31,6 +31,8 @@ pub struct Config {
     pub database: db::Config,
     /// How tokens are checked.
     pub auth: auth::Config,
+    /// How the policies of private channels are asked.
+    pub access: access::Config,
     /// Where the agents are.
     pub agents: agent::Config,
     /// How the write-ahead log is read.

@@ -18,9 +18,9 @@ pub(super) const WAIT: Duration = Duration::from_secs(10);
 /// How many notifications wait for their reader before the connection is read no further.
 const NOTIFICATIONS_MAX: usize = 1024;
 
-pub(super) fn pool(config: &Config, target: &Target) -> Result<Pool, Error> {
+pub(super) fn pool(config: &Config, target: &Target, application_name: &str) -> Result<Pool, Error> {
     let mut driver = target.driver_config();
-    driver.application_name("convoke").connect_timeout(config.connect_timeout);
+    driver.application_name(application_name).connect_timeout(config.connect_timeout);
     let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
     let manager = Manager::from_config(driver, tls(&target.tls), recycling);
     let settings = format!(

@@ -87,12 +87,31 @@ impl Database {
         url: SecretString,
         private: Option<Private>,
     ) -> Result<Self, Error> {
-        let pool = connect::pool(config, &target)?;
+        let pool = connect::pool(config, &target, "convoke")?;
         let connect_timeout = config.connect_timeout;
         let database = Self { inner: Arc::new(Inner { target, url, pool, connect_timeout, private }) };
         // The first connection tells a wrong password now and not at the first request.
         drop(database.client().await?);
         Ok(database)
+    }
+
+    /// The same database with a pool of its own, for work that must not take connections from the rest. It
+    /// connects when it is first used; the server is not its to stop.
+    ///
+    /// # Errors
+    /// [`Error::Unfit`] when the pool cannot be built.
+    pub fn beside(
+        &self,
+        application_name: &str,
+        size_max: usize,
+        statement_timeout: Duration,
+    ) -> Result<Self, Error> {
+        let (target, url) = (self.inner.target.clone(), self.inner.url.clone());
+        let connect_timeout = self.inner.connect_timeout;
+        let config =
+            Config { pool_size_max: size_max, statement_timeout, connect_timeout, ..Config::default() };
+        let pool = connect::pool(&config, &target, application_name)?;
+        Ok(Self { inner: Arc::new(Inner { target, url, pool, connect_timeout, private: None }) })
     }
 
     /// A connection of the pool, with `database.statement_timeout` set; it goes back when dropped.

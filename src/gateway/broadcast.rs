@@ -3,8 +3,9 @@
 //! Topics here are without `realtime:`. A body is checked as a whole before anything is
 //! sent. Private messages need the right to write in their room: the batch skips what
 //! is not permitted, the single endpoint refuses it.
-use super::shared::Shared;
+use super::{handshake::as_json, shared::Shared};
 use crate::{
+    access::{self, Asker, Rights},
     auth::Claims,
     hub::{Message, Room},
     id::Topic,
@@ -21,7 +22,7 @@ use axum::{
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 use tokio::time::Instant;
 use tower_http::cors::{Any, CorsLayer};
 
@@ -48,10 +49,11 @@ pub(super) async fn batch(
     body: Result<Bytes, BytesRejection>,
 ) -> Response {
     let rate = shared.http.count(Instant::now(), 0);
-    rated(&shared, rate, batch_inner(&shared, &headers, body, rate))
+    let outcome = batch_inner(&shared, &headers, body, rate).await;
+    rated(&shared, rate, outcome)
 }
 
-fn batch_inner(
+async fn batch_inner(
     shared: &Shared,
     headers: &HeaderMap,
     body: Result<Bytes, BytesRejection>,
@@ -74,12 +76,33 @@ fn batch_inner(
         return Err(message(StatusCode::TOO_MANY_REQUESTS, text));
     }
     shared.http.count(Instant::now(), outgoing.len() as u64);
+    let asker = asker(claims, headers);
+    let mut known = HashMap::new();
     for (room, payload) in outgoing {
-        if shared.access.grant(&claims, &room.topic, room.private).broadcast_write {
+        let may = match known.get(&room) {
+            Some(may) => *may,
+            None => {
+                let may = write(shared, &asker, &room).await.is_ok_and(|rights| rights.broadcast);
+                known.insert(room.clone(), may);
+                may
+            }
+        };
+        if may {
             shared.hub.publish(&room, Message::relayed(payload), None);
         }
     }
     Ok(())
+}
+
+fn asker(claims: Claims, headers: &HeaderMap) -> Asker {
+    Asker { claims: Arc::new(claims), headers: as_json(headers, |_| true).into() }
+}
+
+async fn write(shared: &Shared, asker: &Asker, room: &Room) -> Result<Rights, access::Error> {
+    match shared.access.at_once(&asker.claims, room.private).and_then(|grant| grant.write) {
+        Some(rights) => Ok(rights),
+        None => shared.access.write(asker, &room.topic).await,
+    }
 }
 
 #[derive(Deserialize)]
@@ -97,13 +120,14 @@ pub(super) async fn single(
 ) -> Response {
     let rate = shared.http.count(Instant::now(), 0);
     let private = params.is_ok_and(|Query(params)| params.private.as_deref() == Some("true"));
-    let outcome = Topic::new(&topic)
-        .ok_or_else(|| message(StatusCode::NOT_FOUND, "A topic must not be empty"))
-        .and_then(|topic| single_inner(&shared, &headers, body, rate, &Room { topic, private }, &event));
+    let outcome = match Topic::new(&topic) {
+        None => Err(message(StatusCode::NOT_FOUND, "A topic must not be empty")),
+        Some(topic) => single_inner(&shared, &headers, body, rate, &Room { topic, private }, &event).await,
+    };
     rated(&shared, rate, outcome)
 }
 
-fn single_inner(
+async fn single_inner(
     shared: &Shared,
     headers: &HeaderMap,
     body: Result<Bytes, BytesRejection>,
@@ -121,12 +145,28 @@ fn single_inner(
         let errors = json!({ "errors": { "payload": [TOO_LARGE] } });
         return Err(refused(StatusCode::UNPROCESSABLE_ENTITY, errors));
     }
-    if !shared.access.grant(&claims, &room.topic, room.private).broadcast_write {
+    let rights = write(shared, &asker(claims, headers), room).await.map_err(not_asked)?;
+    if !rights.broadcast {
         return Err(message(StatusCode::FORBIDDEN, "Unauthorized"));
     }
     shared.http.count(Instant::now(), 1);
     shared.hub.publish(room, Message::user(event, encoding, data, None), None);
     Ok(())
+}
+
+/// The answer when nobody can say whether it is allowed (`reference/realtime-protocol.md` §5.3).
+fn not_asked(error: access::Error) -> Refused {
+    let (status, text) = match error {
+        access::Error::Policy => (StatusCode::UNPROCESSABLE_ENTITY, "RLS policy error"),
+        access::Error::Canceled => (StatusCode::UNPROCESSABLE_ENTITY, "Query canceled"),
+        access::Error::MissingPartition => (StatusCode::UNPROCESSABLE_ENTITY, "Missing messages partition"),
+        access::Error::Unreachable => (StatusCode::UNPROCESSABLE_ENTITY, "Tenant database unavailable"),
+        access::Error::TooManyConnections => {
+            (StatusCode::UNPROCESSABLE_ENTITY, "Tenant database has too many connections")
+        }
+        access::Error::Busy => (StatusCode::TOO_MANY_REQUESTS, "Connection pool exhausted"),
+    };
+    message(status, text)
 }
 
 fn single_payload(headers: &HeaderMap, body: Bytes) -> Result<(Encoding, Bytes), Refused> {

@@ -4,10 +4,14 @@
 //! over, come in as events, and the session performs what it asks for. While a join is
 //! checked or its refusal delayed, frames of this topic wait here, in order and
 //! bounded, and every other topic goes on (`reference/realtime-protocol.md` §3, §4, §6).
-use super::{join::Join, joined::Joined};
+use super::{
+    join::Join,
+    joined::{Asking, Joined, Unknown},
+};
 use crate::{
-    access::Grant,
+    access::{self, Grant, Rights},
     auth::Claims,
+    id::Topic,
     wire::{Inbound, Payload, Ref, text},
 };
 use serde_json::{Map, Value, json};
@@ -18,6 +22,9 @@ use tokio::time::Instant;
 const WAITING_MAX: usize = 128;
 /// Bytes that may wait with them, so that refused joins cannot be used to fill the memory.
 const WAITING_BYTES_MAX: usize = 1 << 20;
+/// The same while a member's rights are asked for; what is beyond is refused.
+const MEMBER_WAITING_MAX: usize = 4096;
+const MEMBER_WAITING_BYTES_MAX: usize = 8 << 20;
 const CHANGES_UNAVAILABLE: &str = "Postgres changes are not available on this server yet";
 
 /// What happened to a channel.
@@ -30,6 +37,8 @@ pub(super) enum Event {
     DelayOver,
     /// The answer to [`Action::Verify`].
     Renewed(Result<Admitted, String>),
+    /// The answer to [`Action::Ask`].
+    Told(Result<Told, access::Error>),
     /// The server ends this channel with this message.
     Shutdown(String),
 }
@@ -45,7 +54,11 @@ pub(super) enum Action {
     Verify {
         token: String,
         private: bool,
+        /// Whether it matters who is there.
+        presence: bool,
     },
+    /// May it say something here, or see who is here?
+    Ask(Unknown),
     /// Write a reply.
     Reply {
         join_ref: Option<Ref>,
@@ -104,6 +117,13 @@ pub(super) struct Admitted {
     pub(super) grant: Grant,
     /// For a channel that did not choose a presence key.
     pub(super) fresh_key: String,
+}
+
+/// What policies said about a joined channel.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Told {
+    pub(super) write: Option<Rights>,
+    pub(super) presence_read: Option<bool>,
 }
 
 /// A join that was not.
@@ -171,17 +191,12 @@ impl Channel {
     /// Takes an event; adds what is to be done to `out`.
     pub(super) fn on(&mut self, event: Event, limits: &Limits, now: Instant, out: &mut Vec<Action>) {
         match event {
-            Event::Frame(frame) if self.is_busy() => {
-                let bytes: usize = self.waiting.iter().map(|frame| frame.payload.size()).sum();
-                if self.waiting.len() < WAITING_MAX && bytes + frame.payload.size() <= WAITING_BYTES_MAX {
-                    self.waiting.push_back(frame);
-                }
-                return;
-            }
+            Event::Frame(frame) if self.is_busy() => return self.keep(frame, out),
             Event::Frame(frame) => self.frame(frame, limits, now, out),
             Event::Checked(outcome) => self.checked(outcome, limits, out),
             Event::DelayOver => self.refuse(out),
             Event::Renewed(outcome) => self.renewed(outcome, out),
+            Event::Told(outcome) => self.told(outcome, out),
             Event::Shutdown(message) => self.shutdown(&message, out),
         }
         while !self.is_busy() {
@@ -191,7 +206,42 @@ impl Channel {
     }
 
     fn is_busy(&self) -> bool {
-        matches!(self.phase, Phase::Checking(_) | Phase::Refusing(..))
+        match &self.phase {
+            Phase::Closed => false,
+            Phase::Checking(_) | Phase::Refusing(..) => true,
+            Phase::Joined(joined) => joined.asking.is_some(),
+        }
+    }
+
+    /// A frame waits for what is being asked.
+    fn keep(&mut self, frame: Inbound, out: &mut Vec<Action>) {
+        let bytes: usize = self.waiting.iter().map(|frame| frame.payload.size()).sum();
+        let (frames_max, bytes_max) = match &self.phase {
+            Phase::Joined(_) => (MEMBER_WAITING_MAX, MEMBER_WAITING_BYTES_MAX),
+            _ => (WAITING_MAX, WAITING_BYTES_MAX),
+        };
+        if self.waiting.len() < frames_max && bytes + frame.payload.size() <= bytes_max {
+            self.waiting.push_back(frame);
+        } else if let Phase::Joined(joined) = &self.phase {
+            joined.refuse(frame, "Too many messages wait for the database", out);
+        }
+    }
+
+    fn told(&mut self, outcome: Result<Told, access::Error>, out: &mut Vec<Action>) {
+        let Phase::Joined(joined) = &mut self.phase else { return };
+        if joined.asking != Some(Asking::Rights) {
+            return;
+        }
+        joined.asking = None;
+        match outcome {
+            // The frame that asked is the first of those that wait.
+            Ok(told) => joined.learn(told),
+            Err(error) => {
+                if let (Some(frame), Some(topic)) = (self.waiting.pop_front(), Topic::new(&self.sub_topic)) {
+                    joined.refuse(frame, &error.join_text(&topic), out);
+                }
+            }
+        }
     }
 
     fn frame(&mut self, frame: Inbound, limits: &Limits, now: Instant, out: &mut Vec<Action>) {
@@ -202,6 +252,12 @@ impl Channel {
             out.push(not_joined(frame));
             return;
         };
+        if let Some(unknown) = joined.unknown(&frame) {
+            joined.asking = Some(Asking::Rights);
+            self.waiting.push_front(frame);
+            out.push(Action::Ask(unknown));
+            return;
+        }
         match frame.event.as_str() {
             "broadcast" => joined.broadcast(frame, &self.sub_topic, limits, out),
             "presence" => {
@@ -273,7 +329,7 @@ impl Channel {
             let payload = system("postgres_changes", "error", CHANGES_UNAVAILABLE, &self.sub_topic);
             out.push(Action::Push { join_ref: push_ref.clone(), reference: None, event: "system", payload });
         }
-        if presence && grant.presence_read {
+        if presence && grant.sees_presence() {
             out.push(Action::SendState { join_ref: push_ref.clone() });
         }
         let key = if join.presence_key.is_empty() { fresh_key } else { join.presence_key };
@@ -288,7 +344,9 @@ impl Channel {
             token,
             claims,
             grant,
-            hears: Hearing { presence: hears.presence || (presence && grant.presence_read), ..hears },
+            hears: Hearing { presence: hears.presence || (presence && grant.sees_presence()), ..hears },
+            asking: None,
+            asked_for_track: false,
             calls: 0,
             calls_since: None,
         }
@@ -322,6 +380,7 @@ impl Channel {
 
     fn renewed(&mut self, outcome: Result<Admitted, String>, out: &mut Vec<Action>) {
         let Phase::Joined(joined) = &mut self.phase else { return };
+        joined.asking = None;
         let topic = &self.sub_topic;
         let refused = match outcome {
             Err(message) => Some(message),
@@ -330,8 +389,8 @@ impl Channel {
             }
             Ok(new) => {
                 let (old, now) = (joined.grant, new.grant);
-                let lost =
-                    (old.broadcast_read && !now.broadcast_read) || (old.presence_read && !now.presence_read);
+                let lost = (old.broadcast_read && !now.broadcast_read)
+                    || (old.sees_presence() && !now.sees_presence());
                 joined.accept(new, out);
                 lost.then(|| {
                     format!("You no longer have permission to read from this Channel topic: {topic}")

@@ -1,6 +1,10 @@
 //! The websocket request: who asks, in which serializer, and what a refusal looks like
 //! (`reference/realtime-protocol.md` §1.2 to §1.4).
-use super::{connection, session::Session, shared::Shared};
+use super::{
+    connection,
+    session::{Session, SocketKey},
+    shared::Shared,
+};
 use crate::{hub::Outbox, scope::OnExit, wire::Version};
 use axum::{
     extract::{Query, Request, State, rejection::QueryRejection},
@@ -47,6 +51,8 @@ pub(super) async fn websocket(
             return refusal(status, &text);
         }
     };
+    let headers = as_json(&parts.headers, |name| name.starts_with("x-")).into();
+    let key = SocketKey { apikey, headers };
     let (upgrade, accept) = match upgrade(&mut parts) {
         Ok(upgrade) => upgrade,
         Err(why) => return (StatusCode::BAD_REQUEST, why).into_response(),
@@ -56,7 +62,7 @@ pub(super) async fn websocket(
         let Ok(io) = upgrade.await else { return Ok(()) };
         let outbox = Outbox::new(shared.config.outbox_frames_max, shared.config.outbox_bytes_max);
         let outbox = Arc::new(outbox);
-        let session = Session::new(shared.clone(), version, apikey, outbox.clone());
+        let session = Session::new(shared.clone(), version, key, outbox.clone());
         let span = tracing::debug_span!("conn", id = %session.id());
         connection::serve(TokioIo::new(io), session, &outbox, &shared).instrument(span).await;
         Ok(())
@@ -116,6 +122,15 @@ fn key(
         return too_many("Too many joins per second");
     }
     Ok(apikey.into())
+}
+
+/// Headers as the policies of private channels see them: `request.headers`.
+pub(super) fn as_json(headers: &HeaderMap, wanted: impl Fn(&str) -> bool) -> String {
+    let mut object = serde_json::Map::new();
+    for (name, value) in headers.iter().filter(|(name, _)| wanted(name.as_str())) {
+        object.insert(name.to_string(), String::from_utf8_lossy(value.as_bytes()).into());
+    }
+    serde_json::Value::Object(object).to_string()
 }
 
 fn refusal(status: StatusCode, text: &str) -> Response {

@@ -1,7 +1,7 @@
 //! A joined channel: broadcasts, presence calls and new tokens of its client. Pure.
-use super::channel::{Action, Admitted, Hearing, Limits};
+use super::channel::{Action, Admitted, Hearing, Limits, Told};
 use crate::{
-    access::Grant,
+    access::{Grant, Rights},
     auth::Claims,
     wire::{Inbound, Payload, Ref, is_object, text},
 };
@@ -31,6 +31,26 @@ pub(super) struct Joined {
     pub(super) hears: Hearing,
     pub(super) calls: u32,
     pub(super) calls_since: Option<Instant>,
+    /// What is being asked about; frames wait for it.
+    pub(super) asking: Option<Asking>,
+    /// A track asked for the right to write: a denial is not kept (`reference/realtime-protocol.md` §7.5).
+    pub(super) asked_for_track: bool,
+}
+
+/// A question about a joined channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Asking {
+    /// What the first of the waiting frames needs to know.
+    Rights,
+    /// Whether a new token is good.
+    Token,
+}
+
+/// What must be asked before a frame can be dealt with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Unknown {
+    pub(super) write: bool,
+    pub(super) presence_read: bool,
 }
 
 #[derive(Deserialize)]
@@ -46,13 +66,50 @@ impl Joined {
         Action::Reply { join_ref: self.push_ref.clone(), reference, ok, response: response.to_owned() }
     }
 
+    fn may_write(&self) -> Rights {
+        self.grant.write.unwrap_or(Rights::NONE)
+    }
+
+    /// What policies must say before this frame is looked at.
+    pub(super) fn unknown(&mut self, frame: &Inbound) -> Option<Unknown> {
+        let write = self.grant.write.is_none();
+        let presence_read = self.grant.presence_read.is_none();
+        if !write && !presence_read {
+            return None;
+        }
+        let unknown = match frame.event.as_str() {
+            "broadcast" => Unknown { write, presence_read: false },
+            "presence" if is_track(&frame.payload) => Unknown { write, presence_read },
+            _ => return None,
+        };
+        self.asked_for_track = write && frame.event == "presence";
+        (unknown.write || unknown.presence_read).then_some(unknown)
+    }
+
+    pub(super) fn learn(&mut self, told: Told) {
+        self.grant.write = self.grant.write.or(told.write);
+        self.grant.presence_read = self.grant.presence_read.or(told.presence_read);
+    }
+
+    /// Answers a frame that cannot be dealt with, if its sender waits for an answer.
+    pub(super) fn refuse(&self, frame: Inbound, reason: &str, out: &mut Vec<Action>) {
+        let awaited = match frame.event.as_str() {
+            "broadcast" => self.ack,
+            "presence" => true,
+            _ => false,
+        };
+        if awaited {
+            out.push(self.reply(frame.reference, false, &text::reason(reason)));
+        }
+    }
+
     pub(super) fn broadcast(&self, frame: Inbound, sub_topic: &str, limits: &Limits, out: &mut Vec<Action>) {
         let refused = match &frame.payload {
             payload if payload.size() > limits.payload_bytes_max + ENVELOPE_BYTES => {
                 Some("\"payload_size_exceeded\"".to_owned())
             }
             Payload::Json(json) if !is_object(json) => Some(text::reason("Broadcast payload must be a map")),
-            _ if !self.grant.broadcast_write => {
+            _ if !self.may_write().broadcast => {
                 let why = "You do not have permissions to write to this Channel topic";
                 Some(text::reason(&format!("{why}: {sub_topic}")))
             }
@@ -95,6 +152,9 @@ impl Joined {
             match self.tracked(push.payload, limits)? {
                 Ok(action) => Some(action),
                 Err(response) => {
+                    if std::mem::take(&mut self.asked_for_track) && !self.may_write().presence {
+                        self.grant.write = None;
+                    }
                     out.push(self.reply(reference, false, &response));
                     return Ok(());
                 }
@@ -107,7 +167,7 @@ impl Joined {
         };
         self.count_call(limits, now)?;
         let tracks = matches!(action, Some(Action::Track { .. }));
-        if tracks && !self.hears.presence && self.grant.presence_read {
+        if tracks && !self.hears.presence && self.grant.sees_presence() {
             self.hears.presence = true;
             out.push(Action::Hear(self.hears));
         }
@@ -126,7 +186,7 @@ impl Joined {
         if json.len() > limits.payload_bytes_max + ENVELOPE_BYTES {
             return Err("Track message size exceeded");
         }
-        if !self.grant.presence_write {
+        if !self.may_write().presence {
             return Ok(Err("{}".to_owned()));
         }
         let Ok(meta) = serde_json::from_str(json) else {
@@ -147,20 +207,22 @@ impl Joined {
         Ok(())
     }
 
-    pub(super) fn access_token(&self, frame: &Inbound, out: &mut Vec<Action>) {
+    pub(super) fn access_token(&mut self, frame: &Inbound, out: &mut Vec<Action>) {
         let Payload::Json(json) = &frame.payload else { return };
         let payload: Value = serde_json::from_slice(json).unwrap_or_default();
         let Some(token) = payload.get("access_token").and_then(Value::as_str) else { return };
         if !token.starts_with("sb_") && *token != *self.token {
-            out.push(Action::Verify { token: token.to_owned(), private: self.private });
+            self.asking = Some(Asking::Token);
+            let presence = self.presence || self.grant.presence_read.is_some();
+            out.push(Action::Verify { token: token.to_owned(), private: self.private, presence });
         }
     }
 
     pub(super) fn accept(&mut self, new: Admitted, out: &mut Vec<Action>) {
-        let gained_presence = self.presence && new.grant.presence_read && !self.grant.presence_read;
+        let gained_presence = self.presence && new.grant.sees_presence() && !self.grant.sees_presence();
         let hears = Hearing {
             broadcast: new.grant.broadcast_read,
-            presence: (self.hears.presence || gained_presence) && new.grant.presence_read,
+            presence: (self.hears.presence || gained_presence) && new.grant.sees_presence(),
         };
         if hears != self.hears {
             self.hears = hears;
@@ -169,4 +231,13 @@ impl Joined {
         (self.token, self.claims, self.grant) = (new.token, new.claims, new.grant);
         out.push(Action::WatchToken);
     }
+}
+
+fn is_track(payload: &Payload) -> bool {
+    let Payload::Json(json) = payload else { return false };
+    let push = serde_json::from_slice::<PresencePush<'_>>(json);
+    push.is_ok_and(|push| {
+        push.event
+            .is_some_and(|event| event.as_str().is_some_and(|event| event.eq_ignore_ascii_case("track")))
+    })
 }

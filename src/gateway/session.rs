@@ -6,6 +6,7 @@ use super::{
     shared::{Asking, Shared},
 };
 use crate::{
+    access::Asker,
     auth::Claims,
     hub::{Hears, Message, Outbox, Room, SubscriberId, Subscription},
     id::{ConnId, Topic},
@@ -35,6 +36,13 @@ const TOKEN_CHECK_PERIOD: Duration = Duration::from_secs(300);
 /// Something asked about a channel that must be waited for.
 type Question = BoxFuture<'static, Answer>;
 
+/// With what a socket came.
+pub(super) struct SocketKey {
+    pub(super) apikey: Arc<str>,
+    /// The headers that policies see, as a JSON object.
+    pub(super) headers: Arc<str>,
+}
+
 /// What a question came to.
 pub(super) struct Answer {
     topic: String,
@@ -56,6 +64,8 @@ struct Core {
     version: Version,
     outbox: Arc<Outbox>,
     apikey: Arc<str>,
+    /// What policies see of the upgrade request, as a JSON object.
+    headers: Arc<str>,
     counted: bool,
     joined: usize,
     refusals: usize,
@@ -96,15 +106,17 @@ struct Timer {
 }
 
 impl Session {
-    pub(super) fn new(shared: Arc<Shared>, version: Version, apikey: Arc<str>, outbox: Arc<Outbox>) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, version: Version, key: SocketKey, outbox: Arc<Outbox>) -> Self {
         let conn = shared.conn_id();
         shared.metrics.connections.inc();
+        let SocketKey { apikey, headers } = key;
         let core = Core {
             shared,
             conn,
             version,
             outbox,
             apikey,
+            headers,
             counted: false,
             joined: 0,
             refusals: 0,
@@ -315,9 +327,9 @@ impl Core {
                     }
                 };
                 let (shared, conn, name) = (self.shared.clone(), self.conn, topic.to_owned());
-                let apikey = self.apikey.clone();
+                let (apikey, headers) = (self.apikey.clone(), self.headers.clone());
                 let answer = self.ask(topic, slot, async move {
-                    let outcome = shared.check(&join, &room, apikey).await;
+                    let outcome = shared.check(&join, &room, apikey, headers).await;
                     Event::Checked(outcome.inspect_err(|refusal| shared.refused_join(conn, &name, refusal)))
                 });
                 self.joining += usize::from(answer.is_none());
@@ -329,12 +341,20 @@ impl Core {
                 let due = Instant::now() + self.shared.config.join_error_delay;
                 slot.refusal_timer = self.start_timer(due, topic);
             }
-            Action::Verify { token, private } => {
+            Action::Verify { token, private, presence } => {
                 let room = Topic::new(slot.channel.sub_topic()).map(|topic| Room { topic, private })?;
-                let shared = self.shared.clone();
+                let (shared, headers) = (self.shared.clone(), self.headers.clone());
                 return self.ask(topic, slot, async move {
-                    Event::Renewed(shared.admit(token.into(), &room).await.map_err(|e| e.to_string()))
+                    let outcome = shared.admit(token.into(), &room, presence, headers).await;
+                    Event::Renewed(outcome.map_err(|e| e.system_text(&room.topic)))
                 });
+            }
+            Action::Ask(unknown) => {
+                let room = slot.entered.as_ref()?.subscription.room().clone();
+                let asker = Asker { claims: slot.channel.claims()?.clone(), headers: self.headers.clone() };
+                let shared = self.shared.clone();
+                return self
+                    .ask(topic, slot, async move { Event::Told(shared.tell(&asker, &room, unknown).await) });
             }
             Action::Enter { private, hears } => self.enter(topic, slot, private, hears),
             Action::Hear(hears) => {

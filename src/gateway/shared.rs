@@ -1,13 +1,14 @@
 //! What all sockets of a gateway share, and the checks that need it.
 use super::{
     Attendance, Config, Coordination, Deps,
-    channel::{Admitted, Limits, Refusal},
+    channel::{Admitted, Limits, Refusal, Told},
     join::Join,
+    joined::Unknown,
     limits::Meter,
     metrics::{Metrics, Why},
 };
 use crate::{
-    access::Access,
+    access::{self, Access, Asker, Grant, unauthorized},
     auth::{Claims, Keys, TokenError},
     clock::Clock,
     hub::{Hub, Room},
@@ -135,14 +136,15 @@ impl Shared {
         join: &Join,
         room: &Room,
         apikey: Arc<str>,
+        headers: Arc<str>,
     ) -> Result<Admitted, Refusal> {
-        let refuse = |reason: &str| Err(Refusal { reason: reason.to_owned(), close: None });
+        let refuse = |reason: String| Refusal { reason, close: None };
         let token = join.token.as_deref().map_or(apikey, Arc::from);
-        let admitted =
-            self.admit(token, room).await.map_err(|e| Refusal { reason: e.join_text(), close: None })?;
+        let presence = join.presence || self.limits.presence_enabled;
+        let admitted = self.admit(token, room, presence, headers).await;
+        let admitted = admitted.map_err(|e| refuse(e.join_text(&room.topic)))?;
         if !admitted.grant.may_enter() {
-            let why = "Unauthorized: You do not have permissions to read from this Channel topic";
-            return refuse(&format!("{why}: {}", room.topic));
+            return Err(refuse(unauthorized(&room.topic)));
         }
         if join.replay {
             let why = if join.private {
@@ -150,7 +152,7 @@ impl Shared {
             } else {
                 "Replay is not allowed for public channels"
             };
-            return refuse(&format!("UnableToReplayMessages: {why}"));
+            return Err(refuse(format!("UnableToReplayMessages: {why}")));
         }
         Ok(admitted)
     }
@@ -162,12 +164,66 @@ impl Shared {
         tracing::debug!(%conn, topic, reason = refusal.reason, "join refused");
     }
 
-    /// What a token may do in a room.
-    #[expect(clippy::unused_async, reason = "policies are asked here next")]
-    pub(super) async fn admit(&self, token: Arc<str>, room: &Room) -> Result<Admitted, TokenError> {
-        let claims = self.verify(&token)?;
-        let grant = self.access.grant(&claims, &room.topic, room.private);
+    /// What a token may do in a room. With `presence`, it matters who is there.
+    pub(super) async fn admit(
+        &self,
+        token: Arc<str>,
+        room: &Room,
+        presence: bool,
+        headers: Arc<str>,
+    ) -> Result<Admitted, NotAdmitted> {
+        let claims = Arc::new(self.verify(&token).map_err(NotAdmitted::Token)?);
+        let asker = Asker { claims, headers };
+        let grant = self.read(&asker, room, presence).await.map_err(NotAdmitted::Policy)?;
         let fresh_key = uuid::Uuid::new_v4().to_string();
-        Ok(Admitted { token, claims: Arc::new(claims), grant, fresh_key })
+        Ok(Admitted { token, claims: asker.claims, grant, fresh_key })
+    }
+
+    async fn read(&self, asker: &Asker, room: &Room, presence: bool) -> Result<Grant, access::Error> {
+        match self.access.at_once(&asker.claims, room.private) {
+            Some(grant) => Ok(grant),
+            None => self.access.read(asker, &room.topic, presence).await,
+        }
+    }
+
+    /// What a member of a private room may do beyond hearing.
+    pub(super) async fn tell(
+        &self,
+        asker: &Asker,
+        room: &Room,
+        unknown: Unknown,
+    ) -> Result<Told, access::Error> {
+        let mut told = Told { write: None, presence_read: None };
+        if unknown.write {
+            told.write = Some(self.access.write(asker, &room.topic).await?);
+        }
+        if unknown.presence_read {
+            told.presence_read = Some(self.access.read_presence(asker, &room.topic).await?);
+        }
+        Ok(told)
+    }
+}
+
+/// Why a token does not open a room.
+pub(super) enum NotAdmitted {
+    Token(TokenError),
+    Policy(access::Error),
+}
+
+impl NotAdmitted {
+    /// The `reason` of a refused join.
+    pub(super) fn join_text(&self, topic: &Topic) -> String {
+        match self {
+            Self::Token(e) => e.join_text(),
+            Self::Policy(e) => e.join_text(topic),
+        }
+    }
+
+    /// The message with which a live channel ends.
+    pub(super) fn system_text(&self, topic: &Topic) -> String {
+        match self {
+            Self::Token(e) => e.to_string(),
+            Self::Policy(e) => e.system_text(topic),
+        }
     }
 }

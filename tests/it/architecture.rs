@@ -30,7 +30,7 @@ const MAY_NAME: &[(&str, &str)] = &[
     ("gateway", "id wire clock auth access hub presence changes scope telemetry"),
     ("dashboard", ""),
     ("api", "id wire clock auth hub task agent gateway dashboard telemetry"),
-    ("config", "id api auth db agent wal changes gateway telemetry task"),
+    ("config", "id access api auth db agent wal changes gateway telemetry task"),
     (
         "app",
         "id clock scope telemetry wire auth db bus llm wal hub presence access changes task agent gateway \

@@ -122,7 +122,7 @@ fn a_token_that_loses_a_right_to_read_ends_the_channel() {
     let new = |presence_read, broadcast_read| {
         let token = Admitted {
             token: "new".into(),
-            ..admitted(Grant { presence_read, broadcast_read, ..Grant::ALL })
+            ..admitted(Grant { presence_read: Some(presence_read), broadcast_read, ..Grant::ALL })
         };
         Event::Renewed(Ok(token))
     };
@@ -178,7 +178,7 @@ fn presence_calls_beyond_the_limit_end_the_channel() {
 fn a_private_member_without_the_right_to_write_is_refused_and_stays() {
     let mut bench = Bench::new();
     bench.on(frame("1", "1", "phx_join", json!({"config": {"private": true, "broadcast": {"ack": true}}})));
-    let reader = Grant { broadcast_write: false, presence_write: false, ..Grant::ALL };
+    let reader = Grant { write: Some(Rights::NONE), ..Grant::ALL };
     bench.on(Event::Checked(Ok(admitted(reader))));
     assert_eq!(names(&bench.on(frame("1", "2", "broadcast", json!({})))), ["error 1/2"]);
     assert_eq!(names(&bench.on(frame("1", "3", "presence", json!({"event": "track"})))), ["error 1/3"]);
@@ -186,7 +186,7 @@ fn a_private_member_without_the_right_to_write_is_refused_and_stays() {
 }
 
 fn events() -> impl Strategy<Value = Vec<u8>> {
-    proptest::collection::vec(0u8..16, 0..60)
+    proptest::collection::vec(0u8..19, 0..60)
 }
 
 proptest! {
@@ -210,6 +210,9 @@ proptest! {
                 11 => Event::Shutdown("bye".into()),
                 12 => Event::Checked(Ok(admitted(Grant::ALL))),
                 14 => Event::Checked(Err(Refusal { reason: "no".into(), close: None })),
+                16 => Event::Told(Ok(Told { write: Some(Rights::ALL), presence_read: Some(true) })),
+                17 => Event::Told(Err(access::Error::Busy)),
+                18 => Event::Checked(Ok(admitted(Grant { presence_read: None, write: None, ..Grant::ALL }))),
                 _ => Event::DelayOver,
             };
             for action in bench.on(event) {
@@ -224,7 +227,9 @@ proptest! {
         }
         // Finish whatever still waits.
         for _ in 0..200 {
-            for event in [Event::Checked(Ok(admitted(Grant::ALL))), Event::DelayOver] {
+            let renewed = Event::Renewed(Ok(admitted(Grant::ALL)));
+            let told = Event::Told(Ok(Told { write: Some(Rights::NONE), presence_read: Some(false) }));
+            for event in [Event::Checked(Ok(admitted(Grant::ALL))), Event::DelayOver, renewed, told] {
                 for action in bench.on(event) {
                     if let Action::Reply { join_ref, reference, .. } = action {
                         replies += u32::from(join_ref == reference);

@@ -6,4 +6,5 @@ mod framing;
 mod http;
 mod join;
 mod presence;
+mod private;
 mod token;

@@ -3,9 +3,10 @@ mod clients;
 pub mod puppet;
 
 use convoke::{
-    access::Access,
+    access::{self, Access},
     auth::{Keys, MintRequest, Role, mint},
     clock::Clock,
+    db::Database,
     gateway::{Config, Coordination, Deps, Gateway, router},
     hub::{Hub, Room},
     id::Topic,
@@ -57,6 +58,16 @@ impl Server {
     }
 
     pub async fn on(addr: SocketAddr, config: Config) -> Self {
+        Self::of(addr, config, |_| Access::default()).await
+    }
+
+    /// One whose private channels are opened by the policies of a database.
+    pub async fn asking(database: &Database, config: access::Config) -> Self {
+        let access = |registry: &Registry| Access::new(database, &config, registry).unwrap();
+        Self::of("127.0.0.1:0".parse().unwrap(), quick(), access).await
+    }
+
+    async fn of(addr: SocketAddr, config: Config, access: impl FnOnce(&Registry) -> Access) -> Self {
         let listener = TcpListener::bind(addr).await.unwrap();
         let addr = listener.local_addr().unwrap();
         let (scope, registry) = (Scope::default(), Registry::default());
@@ -66,7 +77,7 @@ impl Server {
         let (said, coordination) = mpsc::channel(100);
         let deps = Deps {
             keys: keys.clone(),
-            access: Access,
+            access: access(&registry),
             hub: hub.clone(),
             tracker: tracker.clone(),
             clock: Clock::System,
