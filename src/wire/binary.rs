@@ -3,8 +3,8 @@ use super::{Dropped, Encoding, Frame, Inbound, Payload, Ref, is_json};
 use bytes::{BufMut, Bytes, BytesMut};
 
 const GENERIC_PUSH: u8 = 0;
-const USER_PUSH: u8 = 3;
-const USER_BROADCAST: u8 = 4;
+pub(super) const USER_PUSH: u8 = 3;
+pub(super) const USER_BROADCAST: u8 = 4;
 
 /// Reads a binary frame of a 2.0.0 socket; the payload is a slice of `frame`.
 ///
@@ -69,14 +69,14 @@ pub fn user_broadcast(
     Some(Frame::Binary(out.freeze()))
 }
 
-struct Cursor(Bytes);
+pub(super) struct Cursor(pub(super) Bytes);
 
 impl Cursor {
-    fn take(&mut self, size: usize) -> Result<Bytes, Dropped> {
+    pub(super) fn take(&mut self, size: usize) -> Result<Bytes, Dropped> {
         if self.0.len() < size { Err(Dropped::Truncated) } else { Ok(self.0.split_to(size)) }
     }
 
-    fn string(&mut self, size: u8, what: &'static str) -> Result<String, Dropped> {
+    pub(super) fn string(&mut self, size: u8, what: &'static str) -> Result<String, Dropped> {
         let bytes = self.take(size.into())?;
         std::str::from_utf8(&bytes).map(str::to_owned).map_err(|_| Dropped::Invalid(what))
     }

@@ -58,6 +58,16 @@ impl Ref {
     pub(super) fn from_string(text: &str) -> Self {
         Self(serde_json::Value::from(text).to_string().into())
     }
+    /// As clients make them: a count, rendered as a decimal string.
+    #[must_use]
+    pub fn from_count(count: u64) -> Self {
+        Self(format!("\"{count}\"").into())
+    }
+    /// The count that [`Ref::from_count`] made it of.
+    #[must_use]
+    pub fn count(&self) -> Option<u64> {
+        self.0.strip_prefix('"')?.strip_suffix('"')?.parse().ok()
+    }
     /// As JSON text.
     #[must_use]
     pub fn as_json(&self) -> &str {

@@ -8,6 +8,7 @@
 //! its reason, which the caller counts, because a client is never told.
 //! Follows `reference/realtime-protocol.md` §2.
 mod binary;
+pub mod client;
 mod frame;
 pub mod socket;
 pub mod text;

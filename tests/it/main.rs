@@ -5,6 +5,7 @@ mod api;
 mod architecture;
 mod changes;
 mod cli;
+mod client;
 mod config;
 mod conformance;
 mod daemon;
