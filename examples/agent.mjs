@@ -43,9 +43,9 @@ const on = {
       round: task.round,
       offer: { cost, eta_ms: 50, confidence: 0.9 },
     }),
-  // It won: it accepts, and gets the input in the answer.
-  task_assignment: ({ task_id, assignment_id, epoch }) =>
-    say("task_accept", { task_id, assignment_id, epoch }),
+  // It won: it accepts, and gets the input in the answer. (A requester gets copies of others' awards.)
+  task_assignment: ({ agent_id, task_id, assignment_id, epoch }) =>
+    agent_id === id && say("task_accept", { task_id, assignment_id, epoch }),
   async task_start({ task_id, assignment_id, epoch, input, lease_ms }) {
     const key = { task_id, assignment_id, epoch };
     const beat = setInterval(() => say("heartbeat", key), lease_ms / 3);

@@ -1,4 +1,5 @@
 //! The trait that does the work, and one piece of it.
+use super::{Handled, Message};
 use crate::{
     id::AgentId,
     task::{Failure, Progress, Start, Usage},
@@ -19,6 +20,16 @@ pub trait Agent: Send + Sync {
     /// # Errors
     /// A [`Failure`] with a line for people, and whether another attempt may do better.
     async fn run(&self, job: Job) -> Result<Finished, Failure>;
+
+    /// Hears another agent, or a person: one message at a time, in their order, also while jobs run. Unless
+    /// it says otherwise, messages are kept for its next job ([`Job::messages`]). It has 30 seconds.
+    ///
+    /// # Errors
+    /// A [`Failure`]: the message is dropped, and the log says so.
+    async fn message(&self, message: &Message) -> Result<Handled, Failure> {
+        let _ = message;
+        Ok(Handled::Keep)
+    }
 }
 
 /// How a job ended well.
@@ -52,13 +63,28 @@ pub struct Job {
     pub deadline: Instant,
     reporter: Reporter,
     stop: CancellationToken,
+    messages: Vec<Message>,
 }
 
 impl Job {
     /// A job that must end within `timeout`; `stop` asks it to end before.
     #[must_use]
     pub fn new(start: Start, agent_id: AgentId, timeout: Duration, stop: CancellationToken) -> Self {
-        Self { start, agent_id, deadline: Instant::now() + timeout, reporter: Reporter::default(), stop }
+        let (deadline, reporter) = (Instant::now() + timeout, Reporter::default());
+        Self { start, agent_id, deadline, reporter, stop, messages: Vec::new() }
+    }
+
+    /// The same with messages that came for the agent.
+    #[must_use]
+    pub fn with_messages(mut self, messages: Vec<Message>) -> Self {
+        self.messages = messages;
+        self
+    }
+
+    /// What others said to the agent since its last job, as far as it was kept.
+    #[must_use]
+    pub fn messages(&self) -> &[Message] {
+        &self.messages
     }
 
     /// What to work on.

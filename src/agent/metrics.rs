@@ -26,6 +26,10 @@ pub struct Metrics {
     pub tokens: Counter,
     /// Money spent, in microdollars.
     pub microdollars: Counter,
+    /// Messages from other agents and people that hosted agents got.
+    pub messages: Counter,
+    /// Those that found the mailbox full.
+    pub messages_dropped: Counter,
 }
 
 /// How a job ended.
@@ -51,6 +55,8 @@ impl Default for Metrics {
             run_seconds: seconds(),
             tokens: Counter::default(),
             microdollars: Counter::default(),
+            messages: Counter::default(),
+            messages_dropped: Counter::default(),
         }
     }
 }
@@ -71,6 +77,9 @@ impl Metrics {
         registry.register("agent_run_seconds", "Seconds of work", metrics.run_seconds.clone());
         registry.register("agent_tokens", "Model tokens used", metrics.tokens.clone());
         registry.register("agent_microdollars", "Money spent, in microdollars", metrics.microdollars.clone());
+        registry.register("agent_messages", "Messages that hosted agents got", metrics.messages.clone());
+        let help = "Messages for hosted agents that found the mailbox full";
+        registry.register("agent_messages_dropped", help, metrics.messages_dropped.clone());
         metrics
     }
 }

@@ -14,6 +14,7 @@ mod definition;
 mod env;
 mod job;
 pub mod kind;
+mod mail;
 mod metrics;
 mod presence;
 mod spend;
@@ -27,6 +28,7 @@ pub use definition::{
 };
 pub use env::Env;
 pub use job::{Agent, Finished, Job, Registry, Reporter};
+pub use mail::{Handled, Message};
 pub use metrics::{Ended, Metrics};
 pub use supervisor::{Agents, Deps, Error};
 pub use wake::{

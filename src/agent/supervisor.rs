@@ -3,13 +3,14 @@ use super::{
     Definition, Env, Kind, Metrics, Registry, WakeIndex,
     actor::{Actor, Command},
     kind::Parts,
+    mail::{Mailbox, Message},
     presence::{Activity, Seen},
     spend::Spend,
     work,
 };
 use crate::{
     clock::Clock,
-    id::AgentId,
+    id::{AgentId, OrgId},
     llm::Models,
     presence::Tracker,
     scope::{OnExit, Scope},
@@ -97,6 +98,7 @@ pub(super) struct Shared {
 pub(super) struct Desk {
     pub(super) definition: Arc<Definition>,
     pub(super) spend: Mutex<Spend>,
+    pub(super) mail: Mutex<Mailbox>,
     /// Whoever puts a command in holds the lock, and so does an actor that goes to sleep.
     pub(super) actor: Mutex<Option<mpsc::Sender<Command>>>,
 }
@@ -145,7 +147,8 @@ impl Agents {
                 continue;
             }
             let definition = Arc::new(definition);
-            desks.insert(id, Arc::new(Desk { definition, spend: Mutex::default(), actor: Mutex::new(None) }));
+            let (spend, mail, actor) = (Mutex::default(), Mutex::default(), Mutex::default());
+            desks.insert(id, Arc::new(Desk { definition, spend, mail, actor }));
         }
         for desk in desks.values().filter(|desk| desk.is_hosted()) {
             desk.present(&shared, &Seen::default(), Activity::Asleep);
@@ -201,6 +204,24 @@ impl Agents {
         {
             warn!(agent = %agent, task = %key.task_id, "cancel not told: the mailbox is full; the grace will end it");
         }
+    }
+
+    /// Gives a message to a hosted agent; false when its mailbox is full. What is for nobody here is for an
+    /// agent outside, who hears it in its room.
+    pub fn tell(&self, agent: &AgentId, message: Message) -> bool {
+        let desk = self.0.desks.get(agent).filter(|desk| desk.is_hosted());
+        desk.is_none_or(|desk| desk.tell(&self.0.shared, message))
+    }
+
+    /// The agents with a file, left out or not, hosted or not: whose they are.
+    pub fn orgs(&self) -> impl Iterator<Item = (AgentId, OrgId)> {
+        self.0.desks.iter().map(|(id, desk)| (id.clone(), desk.definition.org.clone()))
+    }
+
+    /// The hosted agents of an org.
+    pub fn of_org(&self, org: &OrgId) -> impl Iterator<Item = &AgentId> {
+        let of = |desk: &Arc<Desk>| desk.is_hosted() && desk.definition.org == *org;
+        self.0.desks.iter().filter(move |(_, desk)| of(desk)).map(|(id, _)| id)
     }
 
     /// Stops: awards are refused from now on, jobs get `within` to finish and are then released to

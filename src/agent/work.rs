@@ -132,7 +132,9 @@ impl Work {
         let limit = start.attempt_timeout.min(self.desk.definition.limits.timeout);
         let lease = start.lease;
         let job_stop = CancellationToken::new();
+        let messages = self.desk.mail.lock().take();
         let job = Job::new(start, self.assigned.agent_id.clone(), limit, job_stop.clone());
+        let job = job.with_messages(messages);
         let (reporter, deadline) = (job.reporter(), job.deadline);
         let run = AssertUnwindSafe(runner.run(job)).catch_unwind();
         tokio::pin!(run);

@@ -59,6 +59,8 @@ pub(super) async fn report(
     let assignment_id = id("an assignment's id", &assignment)?;
     let key = AssignmentKey { task_id: who.task_id, assignment_id, epoch: who.epoch };
     let agent = speaker(&deps, &caller, &who).await?;
+    // Whoever reports lives, also one that polls only between its jobs.
+    deps.post.touch(&agent);
     let tasks = &deps.tasks;
     Ok(match report.as_str() {
         "accept" => Json(tasks.accept(key, &agent).await?).into_response(),

@@ -82,9 +82,19 @@ impl Caller {
     }
 
     /// How the caller is named as a requester.
-    pub(super) fn name(&self) -> &str {
-        let agent = self.0.agent_id.as_ref().map(AgentId::as_str);
-        agent.or(self.0.sub.as_deref()).unwrap_or(&self.0.role)
+    pub(super) fn name(&self) -> String {
+        self.0.name()
+    }
+
+    /// Who the caller is among all callers, to count what it does.
+    pub(super) fn identity(&self) -> String {
+        let org = self.0.org.as_ref().map_or(ORG_DEFAULT, OrgId::as_str);
+        format!("{org}/{}", self.0.name())
+    }
+
+    /// What its token says.
+    pub(super) fn claims(&self) -> Claims {
+        self.0.clone()
     }
 
     /// Whether the caller may decide about this task: it asked for it, or is the service.

@@ -8,19 +8,22 @@ mod agents;
 mod assignments;
 mod caller;
 mod health;
+mod inbox;
 mod input;
+mod polls;
 mod problem;
 mod tasks;
 mod wait;
 
 pub use health::{Health, PartState};
+pub use polls::Polls;
 
-use crate::{auth::Keys, clock::Clock, task::Tasks, telemetry};
+use crate::{auth::Keys, clock::Clock, gateway::Post, task::Tasks, telemetry};
 use axum::{
     Router,
     extract::{DefaultBodyLimit, FromRef},
     http::{Method, StatusCode, Uri},
-    routing::{get, post},
+    routing::{get, post, put},
 };
 use problem::Problem;
 use serde::{Deserialize, Serialize};
@@ -58,8 +61,12 @@ pub struct Deps {
     pub health: Health,
     /// What `/metrics` says.
     pub metrics: telemetry::Registry,
+    /// Agents that are here by HTTP.
+    pub post: Post,
     /// Ends long polls when the daemon stops.
     pub stop: CancellationToken,
+    /// Who waits.
+    pub polls: Polls,
 }
 
 impl FromRef<Deps> for Health {
@@ -83,9 +90,14 @@ pub fn router(deps: Deps) -> Router {
         .route("/tasks/{id}/cancel", post(tasks::cancel))
         .route("/tasks/{id}/choose", post(tasks::choose))
         .route("/tasks/{id}/offers", post(tasks::offer))
+        .route("/tasks/{id}/decline", post(tasks::decline))
         .route("/assignments/{id}/{report}", post(assignments::report))
         .route("/agents", get(agents::list))
         .route("/agents/{id}", get(agents::show))
+        .route("/agents/{id}/presence", put(inbox::present).delete(inbox::gone))
+        .route("/agents/{id}/inbox", get(inbox::inbox))
+        .route("/agents/{id}/messages", post(inbox::message))
+        .route("/orgs/{org}/messages", post(inbox::broadcast))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         // Tokens travel in headers, never in cookies, so a page of any origin may ask.
         .layer(CorsLayer::new().allow_origin(Any).allow_headers(Any).allow_methods(Any));

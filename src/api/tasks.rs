@@ -3,6 +3,7 @@ use super::{
     Deps,
     caller::Caller,
     input::{Body, Params, id},
+    polls,
     problem::Problem,
     wait,
 };
@@ -50,7 +51,7 @@ pub(super) async fn request(
         }
         request.idempotency_key = Some(key);
     }
-    let requested = deps.tasks.request(&org, caller.name(), request).await?;
+    let requested = deps.tasks.request(&org, &caller.name(), request).await?;
     let status = if requested.replayed { StatusCode::OK } else { StatusCode::CREATED };
     let location = [("location", format!("/v1/tasks/{}", requested.task.id))];
     Ok((status, location, Json(requested)).into_response())
@@ -82,9 +83,12 @@ pub(super) async fn show(
 ) -> Result<Json<Task>, Problem> {
     let task: TaskId = id("a task's id", &task)?;
     let ask = || async { caller.visible(task, deps.tasks.get(task).await?) };
-    wait::until(query.wait, deps.tasks.changed(), &deps.stop, ask, |task| task.state.is_final())
-        .await
-        .map(Json)
+    let place = polls::place(&deps.polls, &caller, query.wait)?;
+    wait::until(query.wait, place.as_ref(), deps.tasks.changed(), &deps.stop, ask, |task| {
+        task.state.is_final()
+    })
+    .await
+    .map(Json)
 }
 
 #[derive(Deserialize)]
@@ -112,7 +116,9 @@ pub(super) async fn events(
         Ok::<(Vec<Event>, bool), Problem>((events, state.is_final()))
     };
     let done = |(events, last): &(Vec<Event>, bool)| *last || !events.is_empty();
-    let (events, last) = wait::until(query.wait, deps.tasks.changed(), &deps.stop, ask, done).await?;
+    let place = polls::place(&deps.polls, &caller, query.wait)?;
+    let (events, last) =
+        wait::until(query.wait, place.as_ref(), deps.tasks.changed(), &deps.stop, ask, done).await?;
     let next = events.last().map_or(query.after, |event| event.seq);
     let complete = last && i64::try_from(events.len()).is_ok_and(|count| count < limit);
     Ok(Json(json!({ "events": events, "next": next, "final": complete })))
@@ -179,6 +185,32 @@ pub(super) struct OfferBody {
     agent_id: Option<AgentId>,
     #[serde(flatten)]
     offer: NewOffer,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct DeclineBody {
+    /// Who declines; only the service must say.
+    agent_id: Option<AgentId>,
+    round: i32,
+    #[serde(default)]
+    reason: String,
+}
+
+/// The agent that the token names will not offer in this round, which lets it close sooner. 202.
+pub(super) async fn decline(
+    State(deps): State<Deps>,
+    caller: Caller,
+    Path(task): Path<String>,
+    Body(body): Body<DeclineBody>,
+) -> Result<StatusCode, Problem> {
+    let task: TaskId = id("a task's id", &task)?;
+    let agent = caller
+        .agent(body.agent_id)?
+        .ok_or_else(|| Problem::bad_request("say which agent declines: agent_id"))?;
+    caller.visible(task, deps.tasks.get(task).await?)?;
+    deps.tasks.decline(task, &agent, body.round, &body.reason).await?;
+    Ok(StatusCode::ACCEPTED)
 }
 
 /// An offer of the agent that the token names. 202: it takes part.

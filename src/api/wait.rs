@@ -1,5 +1,5 @@
 //! Long polls: ask, and if there is nothing yet, ask again when something was committed.
-use super::problem::Problem;
+use super::{polls::Place, problem::Problem};
 use serde::{Deserialize, Deserializer, de::Error};
 use std::{future::Future, time::Duration};
 use tokio::{
@@ -24,9 +24,11 @@ pub(super) fn parse<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Durati
         .ok_or_else(|| D::Error::custom(format!("wait={text} is not a time like 30s")))
 }
 
-/// The first answer that is `done`, or the last one when the time is up or the daemon stops.
+/// The first answer that is `done`, or the last one when the time is up or the daemon stops. Whoever waits
+/// has a `place`.
 pub(super) async fn until<T, F>(
     wait: Duration,
+    place: Option<&Place>,
     mut changed: watch::Receiver<u64>,
     stop: &CancellationToken,
     mut ask: impl FnMut() -> F,
@@ -39,7 +41,13 @@ where
     let mut pause = LOOK_INTERVAL;
     loop {
         changed.borrow_and_update();
-        let answer = ask().await?;
+        let answer = match place.filter(|_| pause > LOOK_INTERVAL) {
+            Some(place) => {
+                let _look = place.look().await;
+                ask().await?
+            }
+            None => ask().await?,
+        };
         if done(&answer) || Instant::now() >= end {
             return Ok(answer);
         }
@@ -69,8 +77,9 @@ mod tests {
         let stop = CancellationToken::new();
         let state = AtomicU64::new(0);
         let ask = || async { Ok(state.load(Ordering::Relaxed)) };
-        let poll =
-            |wanted| until(Duration::from_secs(30), changed.clone(), &stop, ask, move |n: &u64| *n == wanted);
+        let poll = |wanted| {
+            until(Duration::from_secs(30), None, changed.clone(), &stop, ask, move |n: &u64| *n == wanted)
+        };
         let started = Instant::now();
         let change = async {
             sleep(Duration::from_secs(3)).await;

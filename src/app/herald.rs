@@ -59,12 +59,12 @@ impl Herald {
     fn tell(&self, notice: &Notice) {
         match notice {
             Notice::Updated(task) => {
-                self.voice.say(
-                    voice::org_room(&task.org),
-                    "task_update",
-                    task.agent_id.as_ref(),
-                    || json!({ "task": task }),
-                );
+                let (about, members) = (task.agent_id.as_ref(), || json!({ "task": task }));
+                self.voice.say(voice::org_room(&task.org), "task_update", about, members);
+                // That it was made, the answer to the request has said.
+                if task.epoch.0 > 0 || task.state.is_final() {
+                    self.remote.copy(&task.requester, "task_update", about, members);
+                }
             }
             Notice::Announced { task, round, bids_close_at, eligible } => {
                 let (asked, others): (Vec<_>, Vec<_>) =
@@ -87,12 +87,11 @@ impl Herald {
                         "epoch": assigned.key.epoch, "confirm_by": assigned.confirm_by,
                     })
                 };
-                self.voice.say(
-                    voice::agent_room(&assigned.agent_id),
-                    "task_assignment",
-                    Some(&assigned.agent_id),
-                    members,
-                );
+                let agent = &assigned.agent_id;
+                self.voice.say(voice::agent_room(agent), "task_assignment", Some(agent), members);
+                if assigned.requester != agent.as_str() {
+                    self.remote.copy(&assigned.requester, "task_assignment", Some(agent), members);
+                }
             }
             Notice::Cancel { agent_id, key, reason } => {
                 let members = || json!({ "task_id": key.task_id, "assignment_id": key.assignment_id, "reason": reason });
@@ -110,6 +109,7 @@ impl Herald {
                 })
             };
             self.voice.say(voice::org_room(&task.org), "task_offer", Some(agent), members);
+            self.remote.copy(&task.requester, "task_offer", Some(agent), members);
         }
     }
 }

@@ -305,6 +305,7 @@ async fn assemble(
         tracker: tracker.clone(),
         voice: voice.clone(),
         attendance: gateway.attendance(),
+        post: gateway.post(),
         admission: remote::Admission::of(config.agents.remote, listen),
     };
     let remote = remote::start(&scope, remote, heard);
@@ -336,6 +337,8 @@ async fn assemble(
         clock,
         health: health.clone(),
         metrics,
+        post: gateway.post(),
+        polls: api::Polls::default(),
         stop: serving.stopping(),
     }));
     let addr = listener.local_addr()?;

@@ -8,7 +8,8 @@ use base64::{
 use chrono::{DateTime, Utc};
 use jsonwebtoken::Algorithm;
 use serde_json::{Map, Value};
-use std::borrow::Cow;
+use sha2::{Digest, Sha256};
+use std::{borrow::Cow, fmt::Write};
 
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &alphabet::URL_SAFE,
@@ -39,6 +40,25 @@ impl Claims {
     #[must_use]
     pub fn is_service(&self) -> bool {
         self.role == SERVICE_ROLE
+    }
+
+    /// How the bearer is named where it asks for something: the agent, else `sub`, else, so that two people
+    /// with tokens that say neither are not taken for one, the role and a mark of this very token. The service
+    /// is one.
+    #[must_use]
+    pub fn name(&self) -> String {
+        let named = self.agent_id.as_ref().map(|agent| agent.as_str().to_owned());
+        named.or_else(|| self.sub.clone()).unwrap_or_else(|| {
+            if self.is_service() {
+                return self.role.clone();
+            }
+            let claims = serde_json::to_vec(&self.raw).unwrap_or_default();
+            let mark = Sha256::digest(claims).iter().take(6).fold(String::new(), |mut text, byte| {
+                let _ = write!(text, "{byte:02x}");
+                text
+            });
+            format!("{}#{mark}", self.role)
+        })
     }
 
     /// Whether the token is still good at `now`; there is no leeway.

@@ -6,9 +6,9 @@
 use crate::{
     auth::Claims,
     hub::{Room, SubscriberId},
-    id::AgentId,
+    id::{AgentId, OrgId},
 };
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use serde_json::{Map, Value};
 use std::{
     collections::{HashMap, HashSet},
@@ -23,6 +23,8 @@ pub struct Attendance(Arc<Inner>);
 #[derive(Debug, Default)]
 struct Inner {
     state: Mutex<State>,
+    /// Of the agents that have a file.
+    orgs: RwLock<HashMap<AgentId, OrgId>>,
     wake: Notify,
 }
 
@@ -77,6 +79,18 @@ impl Attendance {
     #[must_use]
     pub fn agents(&self) -> Vec<AgentId> {
         self.0.state.lock().here.keys().cloned().collect()
+    }
+
+    /// Whose these agents are, wherever they are.
+    pub fn know(&self, orgs: impl IntoIterator<Item = (AgentId, OrgId)>) {
+        self.0.orgs.write().extend(orgs);
+    }
+
+    /// Whose an agent is, if it is known or here.
+    #[must_use]
+    pub fn org_of(&self, agent: &AgentId) -> Option<OrgId> {
+        let known = self.0.orgs.read().get(agent).cloned();
+        known.or_else(|| OrgId::try_from(super::coordination::org_of(&self.latest(agent)?.claims)).ok())
     }
 
     /// A channel is here from now on, until its part is dropped.

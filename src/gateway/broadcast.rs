@@ -3,7 +3,7 @@
 //! Topics here are without `realtime:`. A body is checked as a whole before anything is
 //! sent. Private messages need the right to write in their room: the batch skips what
 //! is not permitted, the single endpoint refuses it.
-use super::{handshake::as_json, shared::Shared};
+use super::{Coordination, handshake::as_json, shared::Shared};
 use crate::{
     access::{self, Asker, Rights},
     auth::Claims,
@@ -87,7 +87,7 @@ async fn batch_inner(
                 may
             }
         };
-        if may {
+        if may && shared.relays(&asker.claims, &room, Coordination::inner(&payload)) {
             shared.hub.publish(&room, Message::relayed(payload), None);
         }
     }
@@ -145,8 +145,13 @@ async fn single_inner(
         let errors = json!({ "errors": { "payload": [TOO_LARGE] } });
         return Err(refused(StatusCode::UNPROCESSABLE_ENTITY, errors));
     }
-    let rights = write(shared, &asker(claims, headers), room).await.map_err(not_asked)?;
+    let asker = asker(claims, headers);
+    let rights = write(shared, &asker, room).await.map_err(not_asked)?;
     if !rights.broadcast {
+        return Err(message(StatusCode::FORBIDDEN, "Unauthorized"));
+    }
+    let to_agents = Coordination::event(event).filter(|_| encoding == Encoding::Json);
+    if !shared.relays(&asker.claims, room, to_agents.map(|event| (event, data.clone()))) {
         return Err(message(StatusCode::FORBIDDEN, "Unauthorized"));
     }
     shared.http.count(Instant::now(), 1);

@@ -17,12 +17,14 @@ mod join;
 mod joined;
 mod limits;
 mod metrics;
+mod post;
 mod session;
 mod shared;
 
 pub use attendance::{Attendance, Attendant};
 pub use config::Config;
 pub use coordination::Coordination;
+pub use post::{Collected, LEASE, LEASE_MAX, LEASE_MIN, Mail, Post, Unsaid};
 
 use crate::{
     access::Access,
@@ -78,6 +80,12 @@ impl Gateway {
     #[must_use]
     pub fn attendance(&self) -> Attendance {
         self.0.attendance.clone()
+    }
+
+    /// Agents that are here by HTTP, and what is said to agents over it.
+    #[must_use]
+    pub fn post(&self) -> Post {
+        self.0.post.clone()
     }
 
     /// Closes every socket with 1012 after its last frames, and refuses joins from now on.

@@ -452,7 +452,9 @@ impl Core {
     fn publish(&mut self, slot: &Slot, payload: Payload, to_self: bool) {
         let Some(entered) = &slot.entered else { return };
         let room = entered.subscription.room();
-        self.pass_on(slot, room, &payload);
+        if !self.pass_on(slot, room, &payload) {
+            return;
+        }
         let message = match payload {
             Payload::Json(json) => Message::relayed(json),
             Payload::User { event, encoding, data } => Message::user(&event, encoding, data, None),
@@ -474,12 +476,13 @@ impl Core {
         }
     }
 
-    /// Gives an agent's message to the coordination of this daemon, when somebody takes it.
-    fn pass_on(&self, slot: &Slot, room: &Room, payload: &Payload) {
-        let Some(queue) = &self.shared.coordination else { return };
+    /// Gives an agent's message to the coordination of this daemon, when somebody takes it; whether the room
+    /// hears it as well.
+    fn pass_on(&self, slot: &Slot, room: &Room, payload: &Payload) -> bool {
+        let Some(queue) = &self.shared.coordination else { return true };
         let name = room.topic.as_str();
         if !name.starts_with("agent:") && !name.starts_with("org:") {
-            return;
+            return true;
         }
         let said = match payload {
             Payload::User { event, encoding: Encoding::Json, data } => {
@@ -491,13 +494,15 @@ impl Core {
         let (Some((event, payload)), Some(claims), Some(entered)) =
             (said, slot.channel.claims().cloned(), &slot.entered)
         else {
-            return;
+            return true;
         };
         let channel = entered.subscription.id();
         let said = Coordination { conn: self.conn, channel, event, claims, room: room.clone(), payload };
+        let heard = room.private || said.is_heard(&self.shared.attendance);
         if let Err(TrySendError::Full(_)) = queue.try_send(said) {
             self.shared.metrics.coordination_dropped.inc();
         }
+        heard
     }
 
     fn start_timer(&mut self, due: Instant, topic: &str) -> u64 {

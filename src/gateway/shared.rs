@@ -1,6 +1,6 @@
 //! What all sockets of a gateway share, and the checks that need it.
 use super::{
-    Attendance, Config, Coordination, Deps,
+    Attendance, Config, Coordination, Deps, Post,
     channel::{Admitted, Limits, Refusal, Told},
     join::Join,
     joined::Unknown,
@@ -11,11 +11,12 @@ use crate::{
     access::{self, Access, Asker, Grant, unauthorized},
     auth::{Claims, Keys, TokenError},
     clock::Clock,
-    hub::{Hub, Room},
+    hub::{Hub, Room, SubscriberId},
     id::{ConnId, Topic},
     presence::Tracker,
     scope::Scope,
 };
+use bytes::Bytes;
 use std::sync::{
     Arc,
     atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
@@ -38,6 +39,7 @@ pub(super) struct Shared {
     pub(super) scope: Scope,
     pub(super) coordination: Option<mpsc::Sender<Coordination>>,
     pub(super) attendance: Attendance,
+    pub(super) post: Post,
     pub(super) stopping: AtomicBool,
     /// Sockets with at least one successful join.
     pub(super) users: AtomicUsize,
@@ -65,6 +67,8 @@ impl Shared {
             presence_enabled: config.presence_enabled,
         };
         let now = Instant::now();
+        let attendance = Attendance::default();
+        let post = Post::new(&scope, hub.clone(), attendance.clone(), coordination.clone());
         Self {
             config,
             limits,
@@ -76,7 +80,8 @@ impl Shared {
             metrics: Metrics::register(&registry),
             scope,
             coordination,
-            attendance: Attendance::default(),
+            attendance,
+            post,
             stopping: AtomicBool::new(false),
             users: AtomicUsize::new(0),
             joins: Meter::new(now),
@@ -87,6 +92,29 @@ impl Shared {
 
     pub(super) fn conn_id(&self) -> ConnId {
         ConnId(self.next_conn.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Whether a broadcast that came over HTTP may be heard in its room, which agents' messages may only be
+    /// where they say truly who sends them; those are given to the coordination, too.
+    pub(super) fn relays(
+        &self,
+        claims: &Arc<Claims>,
+        room: &Room,
+        said: Option<(&'static str, Bytes)>,
+    ) -> bool {
+        let name = room.topic.as_str();
+        let (Some(queue), Some((event, payload))) = (&self.coordination, said) else { return true };
+        if room.private || (!name.starts_with("agent:") && !name.starts_with("org:")) {
+            return true;
+        }
+        let (conn, channel) = (ConnId(0), SubscriberId(0));
+        let claims = claims.clone();
+        let said = Coordination { conn, channel, event, claims, room: room.clone(), payload };
+        let heard = said.is_heard(&self.attendance);
+        if heard && event != Coordination::EVENT && queue.try_send(said).is_err() {
+            self.metrics.coordination_dropped.inc();
+        }
+        heard
     }
 
     pub(super) fn stop_token(&self) -> CancellationToken {

@@ -58,6 +58,9 @@ pub enum Error {
         /// How large it may be.
         bytes_max: usize,
     },
+    /// Something is full; try again.
+    #[error("{0}")]
+    Busy(String),
     /// The database cannot be reached, or the daemon is stopping; try again.
     #[error("the task store is not available now; try again")]
     Unavailable(#[source] Option<db::Error>),
@@ -81,7 +84,7 @@ impl Error {
             Self::IdempotencyConflict(_) => "idempotency_conflict",
             Self::Forbidden(_) => "forbidden",
             Self::TooLarge { .. } => "too_large",
-            Self::Unavailable(_) => "unavailable",
+            Self::Busy(_) | Self::Unavailable(_) => "unavailable",
             Self::Internal(_) => "internal",
         }
     }

@@ -16,7 +16,7 @@ use crate::{
     task::{Failure, Progress, Usage},
 };
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::{
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
@@ -35,7 +35,7 @@ const TERM_GRACE: Duration = Duration::from_secs(2);
 const AFTER_EXIT: Duration = Duration::from_secs(1);
 /// Longest line of standard error that is looked at, in bytes.
 const LINE_BYTES_MAX: u64 = 64 << 10;
-/// Largest checkpoint that fits into the environment, in bytes.
+/// Largest checkpoint, and most of the messages, that fits into the environment, in bytes.
 const CHECKPOINT_BYTES_MAX: usize = 100 << 10;
 /// Sets the limit on the address space, then becomes the command.
 const LIMITED: &str = "ulimit -v \"$0\" && exec \"$@\"";
@@ -164,6 +164,14 @@ fn ids(job: &Job) -> Vec<(&'static str, String)> {
     ids.extend(
         checkpoint.filter(|text| text.len() <= CHECKPOINT_BYTES_MAX).map(|text| ("CONVOKE_CHECKPOINT", text)),
     );
+    let mut messages = job.messages();
+    let mut text = json!(messages).to_string();
+    // The oldest go first where the environment has no room for all.
+    while let (true, [_, later @ ..]) = (text.len() > CHECKPOINT_BYTES_MAX, messages) {
+        messages = later;
+        text = json!(messages).to_string();
+    }
+    ids.extend((!messages.is_empty()).then_some(("CONVOKE_MESSAGES", text)));
     ids
 }
 

@@ -4,7 +4,8 @@
 //! `agent_id`, `org`, `kind`, `input`, `attempt`, `lease`, `attempt_timeout`,
 //! `checkpoint`, `result_schema`). With `secret_env` it is signed:
 //! `Convoke-Signature: sha256=<hex>` is the HMAC-SHA256 of `<timestamp>.<body>`
-//! with `Convoke-Timestamp` in Unix seconds. `Idempotency-Key` is the assignment,
+//! with `Convoke-Timestamp` in Unix seconds. `Convoke-Event` is `task`, or the event of a message from
+//! another agent, which comes by a POST of its own. `Idempotency-Key` is the assignment,
 //! so a repeat can be told. 200 with JSON is the result (what it cost may stand
 //! in `Convoke-Tokens` and `Convoke-Microdollars`); 202 means that the other side
 //! reports through `/v1/assignments` and renews the lease itself; 429, 5xx and
@@ -13,7 +14,7 @@
 use super::Parts;
 use crate::{
     agent::{
-        Agent, Definition, Finished, Job, hex,
+        Agent, Definition, Finished, Handled, Job, Message, hex,
         job::{permanent, retryable},
     },
     llm::{backoff, innermost, read_body, retry_after},
@@ -72,19 +73,26 @@ impl Http {
         body.to_string().into_bytes()
     }
 
-    async fn post(&self, job: &Job, body: &[u8]) -> Result<Result<Finished, Failure>, Again> {
-        let again = |message: String, wait| Again { failure: retryable(message), wait };
-        let client = self.parts.models.clients().for_url(&self.url).map_err(|e| again(e, None))?;
+    /// A signed POST of this body; why there can be none, one line.
+    fn request(&self, event: &str, body: &[u8]) -> Result<reqwest::RequestBuilder, String> {
+        let client = self.parts.models.clients().for_url(&self.url)?;
         let timestamp = self.parts.clock.now().timestamp();
-        let mut request = client
+        let request = client
             .post(&self.url)
             .header(CONTENT_TYPE, "application/json")
-            .header("Idempotency-Key", job.start.key.assignment_id.to_string())
+            .header("Convoke-Event", event)
             .header("Convoke-Timestamp", timestamp.to_string())
             .body(body.to_vec());
-        if let Some(secret) = &self.secret {
-            request = request.header("Convoke-Signature", signature(secret, timestamp, body));
-        }
+        Ok(match &self.secret {
+            Some(secret) => request.header("Convoke-Signature", signature(secret, timestamp, body)),
+            None => request,
+        })
+    }
+
+    async fn post(&self, job: &Job, body: &[u8]) -> Result<Result<Finished, Failure>, Again> {
+        let again = |message: String, wait| Again { failure: retryable(message), wait };
+        let request = self.request("task", body).map_err(|e| again(e, None))?;
+        let request = request.header("Idempotency-Key", job.start.key.assignment_id.to_string());
         let unreachable =
             |e: reqwest::Error| again(format!("the agent cannot be reached: {}", innermost(&e)), None);
         let response = request.send().await.map_err(unreachable)?;
@@ -168,6 +176,24 @@ impl Agent for Http {
             outcome = tries => outcome,
             // Dropping the request closes its connection, which is all that HTTP has to say stop.
             () = job.stopped() => Err(retryable("the request was stopped")),
+        }
+    }
+
+    /// Posted once: a message is a hint.
+    async fn message(&self, message: &Message) -> Result<Handled, Failure> {
+        let definition = &self.definition;
+        let mut body = json!(message);
+        if let Value::Object(members) = &mut body {
+            members.insert("agent_id".into(), json!(definition.id));
+            members.insert("org".into(), json!(definition.org));
+        }
+        let request = self.request(message.event, body.to_string().as_bytes()).map_err(retryable)?;
+        let response = request.send().await;
+        let response =
+            response.map_err(|e| retryable(format!("the agent cannot be reached: {}", innermost(&e))))?;
+        match response.status().as_u16() {
+            200..300 => Ok(Handled::Taken),
+            status => Err(retryable(format!("the agent answered {status}"))),
         }
     }
 }

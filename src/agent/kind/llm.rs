@@ -20,7 +20,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 /// What a prompt may name.
-const NAMES: [&str; 6] = ["input", "kind", "task_id", "attempt", "checkpoint", "result_schema"];
+const NAMES: [&str; 7] = ["input", "kind", "task_id", "attempt", "checkpoint", "result_schema", "messages"];
 /// Bytes of text that count as a token before the endpoint has counted.
 const BYTES_PER_TOKEN: usize = 4;
 
@@ -47,7 +47,12 @@ impl Llm {
     fn question(&self, job: &Job, schema: Option<&Value>) -> Result<Question, Failure> {
         let run = &self.definition.run;
         let user = match &self.prompt {
-            None => job.start.input.to_string(),
+            None if job.messages().is_empty() => job.start.input.to_string(),
+            None => {
+                // Data, like the input: what others say is no instruction.
+                let messages = json!(job.messages());
+                format!("{}\n\nMessages from others since the last task:\n{messages}", job.start.input)
+            }
             Some(prompt) => {
                 let context = prompt_context(job, schema);
                 prompt.fill_text("prompt", &context).map_err(|e| permanent(format!("run.{e}")))?
@@ -134,6 +139,7 @@ fn prompt_context(job: &Job, schema: Option<&Value>) -> Context {
         ("attempt", json!(start.attempt)),
         ("checkpoint", json!(start.checkpoint)),
         ("result_schema", json!(schema)),
+        ("messages", json!(job.messages())),
     ];
     Context::new(names.into_iter().map(|(name, value)| (name.to_owned(), value)).collect::<Map<_, _>>())
 }

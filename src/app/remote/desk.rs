@@ -6,8 +6,11 @@
 //! A socket with too many messages under way is told so; nothing is dropped in silence.
 use super::{Deps, words::Word};
 use crate::{
+    agent,
+    app::voice,
     auth::Claims,
     gateway::Coordination,
+    hub::Message,
     id::{AgentId, ConnId, OrgId, TaskId},
     task::{Error, Request, Task, Update},
 };
@@ -85,7 +88,7 @@ impl Desk {
         let outcome = if said.event == Coordination::EVENT {
             self.carry_out(said, &message).await
         } else {
-            self.check_sender(said, &message).map(|()| None)
+            self.pass_on(said, message.clone()).map(|()| None)
         };
         match outcome {
             Ok(None) => {}
@@ -204,37 +207,44 @@ impl Desk {
         if claims.is_service() || org(claims)? == task.org { Ok(task) } else { Err(Error::UnknownTask(id)) }
     }
 
-    /// Messages between agents say truly who sends them, and stay in their org. They have been delivered to
-    /// the room already, as the protocol has it: what is wrong is told to the sender.
-    fn check_sender(&self, said: &Coordination, message: &Value) -> Result<(), Error> {
+    /// Messages between agents that say truly who sends them, and stay in their org, go into the mailboxes of
+    /// hosted agents too; whoever is outside hears them in the room. Any other was heard by nobody.
+    fn pass_on(&self, said: &Coordination, payload: Value) -> Result<(), Error> {
+        said.check_sender(&self.deps.attendance).map_err(Error::Forbidden)?;
         let claims = &said.claims;
-        if claims.is_service() {
-            return Ok(());
-        }
-        if let Some(named) = named(message)?
-            && claims.agent_id.as_ref() != Some(&named)
-        {
-            return Err(Error::Forbidden(format!("the token is not {named}'s: nobody speaks as another")));
-        }
-        let topic = said.room.topic.as_str();
-        let to = match topic.split_once(':') {
-            Some(("org", name)) => OrgId::try_from(name).ok(),
-            Some(("agent", name)) => AgentId::try_from(name).ok().and_then(|agent| self.org_of(&agent)),
+        let from = requester(claims, named(&payload)?)?;
+        let message = agent::Message { event: said.event, from, at: self.deps.voice.clock.now(), payload };
+        let agents = &self.deps.agents;
+        let full = match said.room.topic.as_str().split_once(':') {
+            Some(("agent", name)) if said.event == Coordination::MESSAGE => {
+                let agent = AgentId::try_from(name).ok();
+                agent.filter(|agent| !agents.tell(agent, message)).map(|agent| agent.to_string())
+            }
+            Some(("org", name)) if said.event == Coordination::BROADCAST => {
+                let Ok(org) = OrgId::try_from(name) else { return Ok(()) };
+                self.to_all(&org, &message);
+                None
+            }
             _ => None,
         };
-        match to {
-            Some(to) if to != org(claims)? => {
-                Err(Error::Forbidden(format!("{topic} is of another org than the token")))
-            }
-            _ => Ok(()),
+        match full {
+            Some(agent) => Err(Error::Busy(format!("the mailbox of agent {agent} is full"))),
+            None => Ok(()),
         }
     }
 
-    /// Whose agent that is, as far as it is known without asking the database.
-    fn org_of(&self, agent: &AgentId) -> Option<OrgId> {
-        let file = self.deps.agents.definition(agent).map(|file| file.org.clone());
-        let here = || self.deps.attendance.latest(agent);
-        file.or_else(|| here().and_then(|it| org(&it.claims).ok()))
+    /// To the hosted agents of an org, and those that are here by HTTP, but the sender; a full mailbox is counted.
+    fn to_all(&self, org: &OrgId, message: &agent::Message) {
+        let deps = &self.deps;
+        for agent in deps.agents.of_org(org).filter(|agent| agent.as_str() != message.from) {
+            deps.agents.tell(agent, message.clone());
+        }
+        for (agent, channel) in deps.post.of_org(org) {
+            if agent.as_str() != message.from {
+                let copy = Message::broadcast(message.event, &message.payload);
+                deps.voice.hub.publish_to(&voice::agent_room(&agent), copy, &[channel]);
+            }
+        }
     }
 
     fn error(&self, said: &Coordination, message: &Value, code: &str, text: &str) {
@@ -295,7 +305,7 @@ fn requester(claims: &Claims, named: Option<AgentId>) -> Result<String, Error> {
         }
         return Err(Error::Forbidden(format!("the token is not {named}'s: nobody speaks as another")));
     }
-    Ok(own.map(AgentId::as_str).or(claims.sub.as_deref()).unwrap_or(&claims.role).to_owned())
+    Ok(claims.name())
 }
 
 fn org(claims: &Claims) -> Result<OrgId, Error> {

@@ -12,14 +12,14 @@ mod words;
 use super::voice::{self, Voice};
 use crate::{
     agent::{self, Agents},
-    gateway::{Attendance, Coordination},
+    gateway::{Attendance, Coordination, Post},
     id::AgentId,
     presence::Tracker,
     scope::{OnExit, Scope},
     task::{Tasks, Update},
 };
 use chrono::{DateTime, Utc};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::{net::SocketAddr, sync::Arc};
 use tokio::sync::mpsc;
 
@@ -55,6 +55,7 @@ pub(super) struct Deps {
     pub(super) tracker: Tracker,
     pub(super) voice: Voice,
     pub(super) attendance: Attendance,
+    pub(super) post: Post,
     pub(super) admission: Admission,
 }
 
@@ -70,6 +71,7 @@ struct Round {
 #[derive(Clone)]
 pub(super) struct Remote {
     attendance: Attendance,
+    voice: Voice,
     rounds: mpsc::Sender<Round>,
 }
 
@@ -77,6 +79,22 @@ impl Remote {
     /// Whether an agent is here by a socket.
     pub(super) fn is_here(&self, agent: &AgentId) -> bool {
         self.attendance.latest(agent).is_some()
+    }
+
+    /// Tells an agent outside what became of a task that it asked for, if that is who asked and it is here.
+    pub(super) fn copy(
+        &self,
+        requester: &str,
+        kind: &str,
+        about: Option<&AgentId>,
+        members: impl FnOnce() -> Value,
+    ) {
+        let Ok(agent) = AgentId::try_from(requester) else { return };
+        let channels = self.attendance.channels(&agent);
+        if !channels.is_empty() {
+            let about = about.map(AgentId::as_str);
+            self.voice.tell(&voice::agent_room(&agent), &channels, kind, about, members());
+        }
     }
 
     /// Tells agents that they may offer; never waits.
@@ -100,7 +118,8 @@ impl Remote {
 /// Starts in `scope`; `said` is what clients say to agents.
 pub(super) fn start(scope: &Scope, deps: Deps, said: mpsc::Receiver<Coordination>) -> Remote {
     let (rounds, mut cried) = mpsc::channel(ROUNDS_MAX);
-    let remote = Remote { attendance: deps.attendance.clone(), rounds };
+    deps.attendance.know(deps.agents.orgs());
+    let remote = Remote { attendance: deps.attendance.clone(), voice: deps.voice.clone(), rounds };
     let house = house::House::new(deps.clone());
     scope.spawn("remote agents", OnExit::StopDaemon, |stop| async move {
         house.serve(stop).await;

@@ -50,6 +50,12 @@ impl Example {
         Self::start(command, cost, None)
     }
 
+    fn http(rig: &Rig, id: &str, cost: u32) -> Self {
+        let mut command = Command::new(root("tests/clients/python/.venv/bin/python"));
+        command.arg(root("examples/agent_http.py")).args([rig.http(), rig.token(id)]);
+        Self::start(command, cost, None)
+    }
+
     fn start(mut command: Command, cost: u32, dir: Option<tempfile::TempDir>) -> Self {
         let command = command.env("AGENT_COST", cost.to_string()).stdout(Stdio::piped()).kill_on_drop(true);
         let mut process = command.spawn().unwrap();
@@ -57,19 +63,28 @@ impl Example {
         Self { process, lines, _dir: dir }
     }
 
+    /// Waits until it says that it is here.
+    async fn is_here(&mut self) {
+        self.says_one_of(&["SUBSCRIBED", "PRESENT"]).await;
+    }
+
     /// Waits for a line with this word.
     async fn says(&mut self, word: &str) {
+        self.says_one_of(&[word]).await;
+    }
+
+    async fn says_one_of(&mut self, words: &[&str]) {
         let mut seen = Vec::new();
         let found = tokio::time::timeout(crate::daemon::SOON, async {
             while let Some(line) = self.lines.next_line().await.unwrap() {
-                if line.contains(word) {
+                if words.iter().any(|word| line.contains(word)) {
                     return;
                 }
                 seen.push(line);
             }
             panic!("it ended");
         });
-        assert!(found.await.is_ok(), "no {word:?} in:\n{}", seen.join("\n"));
+        assert!(found.await.is_ok(), "none of {words:?} in:\n{}", seen.join("\n"));
     }
 }
 
@@ -105,14 +120,14 @@ async fn said(listener: &mut Listener, kind: &str) -> Value {
 
 async fn wins(rig: Rig, start: fn(&Rig, &str, u32) -> Example, mut inputs: mpsc::Receiver<Value>) {
     let mut dear = start(&rig, "dear", 900);
-    dear.says("SUBSCRIBED").await;
+    dear.is_here().await;
     rig.status("dear", "present").await;
     let task = rig.request(request(0)).await;
     assert_eq!(rig.end(&task).await.agent_id, "hosted".parse().ok(), "it asks for less than dear");
     assert!(inputs.recv().await.is_some());
 
     let mut words = start(&rig, "words", 10);
-    words.says("SUBSCRIBED").await;
+    words.is_here().await;
     let agent = rig.status("words", "present").await;
     assert_eq!((agent.kind.as_str(), agent.slots, agent.description.as_str()), ("remote", 2, "Counts words"));
     for _ in 0..3 {
@@ -141,6 +156,28 @@ async fn the_javascript_agent_bids_and_wins_by_its_cost() {
 async fn the_python_agent_bids_and_wins_by_its_cost() {
     let (definition, agent, inputs) = hosted();
     wins(Rig::start(vec![(definition, agent)]).await, Example::python, inputs).await;
+}
+
+#[tokio::test]
+async fn the_agent_with_http_alone_bids_and_wins_by_its_cost() {
+    let (definition, agent, inputs) = hosted();
+    wins(Rig::start(vec![(definition, agent)]).await, Example::http, inputs).await;
+}
+
+#[tokio::test]
+async fn an_agent_with_http_alone_that_is_killed_in_mid_work_is_replaced() {
+    let (definition, agent, _inputs) = hosted();
+    let rig = Rig::start(vec![(definition, agent)]).await;
+    let mut words = Example::http(&rig, "words", 10);
+    words.says("PRESENT").await;
+    rig.status("words", "present").await;
+    let task = rig.request(request(600_000)).await;
+    words.says("task_start").await;
+    words.process.start_kill().unwrap();
+    rig.status("words", "gone").await;
+    let ended = rig.end(&task).await;
+    assert_eq!((ended.agent_id, ended.attempt), ("hosted".parse().ok(), 2));
+    rig.daemon.stop().await;
 }
 
 /// Until another holds the task.
@@ -206,7 +243,7 @@ async fn a_python_agent_that_is_killed_in_mid_work_is_replaced_at_once() {
 
 #[test]
 fn each_example_is_short() {
-    for name in ["agent.mjs", "agent.py", "rust_agent.rs"] {
+    for name in ["agent.mjs", "agent.py", "agent_http.py", "rust_agent.rs"] {
         let lines = std::fs::read_to_string(root("examples").join(name)).unwrap().lines().count();
         assert!(lines < 80, "{name} has {lines} lines");
     }

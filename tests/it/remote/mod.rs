@@ -1,7 +1,9 @@
 //! Agents that work from outside: real clients against a whole daemon.
 mod errors;
 mod examples;
+mod http;
 mod life;
+mod messages;
 
 use crate::{
     daemon::{Running, config, fresh},
