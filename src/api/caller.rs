@@ -5,7 +5,7 @@
 //! | none, or `anon` | nothing under `/v1` | nothing there (the key is in web pages) |
 //! | with `agent_id` | tasks and agents of its org | request tasks, cancel its own, offer and report as itself |
 //! | other roles with `org` | tasks and agents of that org | request tasks, cancel its own |
-//! | `service_role` | everything | everything |
+//! | `service_role` | everything, and it alone the channels | everything |
 //!
 //! A token without `org` belongs to the org `default`. What a caller may not see answers as if it
 //! were not there.
@@ -69,6 +69,14 @@ impl Caller {
     /// The org whose tasks and agents are listed; nothing means all.
     pub(super) fn view(&self, asked: Option<OrgId>) -> Result<Option<OrgId>, Problem> {
         if self.0.is_service() { Ok(asked.or_else(|| self.0.org.clone())) } else { self.org(asked).map(Some) }
+    }
+
+    /// Refuses everybody but the service.
+    pub(super) fn must_be_service(&self, what: &str) -> Result<(), Problem> {
+        if self.0.is_service() {
+            return Ok(());
+        }
+        Err(Problem::forbidden(format!("only a service_role key may {what}")))
     }
 
     /// Whether what belongs to `org` is there for this caller.

@@ -7,6 +7,7 @@
 mod agents;
 mod assignments;
 mod caller;
+mod channels;
 mod health;
 mod inbox;
 mod input;
@@ -18,7 +19,13 @@ mod wait;
 pub use health::{Health, PartState};
 pub use polls::Polls;
 
-use crate::{auth::Keys, clock::Clock, gateway::Post, task::Tasks, telemetry};
+use crate::{
+    auth::Keys,
+    clock::Clock,
+    gateway::{Gateway, Post},
+    task::Tasks,
+    telemetry,
+};
 use axum::{
     Router,
     extract::{DefaultBodyLimit, FromRef},
@@ -53,6 +60,8 @@ impl Default for Config {
 pub struct Deps {
     /// The negotiation.
     pub tasks: Tasks,
+    /// The channels of clients.
+    pub gateway: Gateway,
     /// Checks tokens.
     pub keys: Keys,
     /// The time for tokens.
@@ -98,6 +107,8 @@ pub fn router(deps: Deps) -> Router {
         .route("/agents/{id}/inbox", get(inbox::inbox))
         .route("/agents/{id}/messages", post(inbox::message))
         .route("/orgs/{org}/messages", post(inbox::broadcast))
+        .route("/channels", get(channels::list))
+        .route("/channels/{topic}", get(channels::show))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         // Tokens travel in headers, never in cookies, so a page of any origin may ask.
         .layer(CorsLayer::new().allow_origin(Any).allow_headers(Any).allow_methods(Any));

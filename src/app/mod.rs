@@ -333,6 +333,7 @@ async fn assemble(
     let serving = scope.child();
     let routes = gateway::router(&gateway).merge(api::router(api::Deps {
         tasks: tasks.clone(),
+        gateway: gateway.clone(),
         keys: keys.clone(),
         clock,
         health: health.clone(),

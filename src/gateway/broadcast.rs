@@ -3,7 +3,12 @@
 //! Topics here are without `realtime:`. A body is checked as a whole before anything is
 //! sent. Private messages need the right to write in their room: the batch skips what
 //! is not permitted, the single endpoint refuses it.
-use super::{Coordination, handshake::as_json, shared::Shared};
+use super::{
+    Coordination, Refused as Note,
+    handshake::as_json,
+    limits::{HttpTooMuch, TooMuch},
+    shared::Shared,
+};
 use crate::{
     access::{self, Asker, Rights},
     auth::Claims,
@@ -48,34 +53,29 @@ pub(super) async fn batch(
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Response {
-    let rate = shared.http.count(Instant::now(), 0);
+    let rate = shared.rates.http_request(Instant::now());
     let outcome = batch_inner(&shared, &headers, body, rate).await;
-    rated(&shared, rate, outcome)
+    rated(rate, outcome)
 }
 
 async fn batch_inner(
     shared: &Shared,
     headers: &HeaderMap,
     body: Result<Bytes, BytesRejection>,
-    rate: u64,
+    rate: Requests,
 ) -> Result<(), Refused> {
     let body = body.map_err(|e| message(e.status(), &e.body_text()))?;
     let body: Value = serde_json::from_slice(&body)
         .map_err(|_| message(StatusCode::BAD_REQUEST, "The body is not valid JSON"))?;
+    not_too_often(shared, rate)?;
     let claims = authenticate(shared, headers)?;
-    let limit = u64::from(shared.config.http_messages_per_second_max);
-    if rate >= limit {
-        return Err(message(StatusCode::TOO_MANY_REQUESTS, "You have exceeded your rate limit"));
-    }
     let bytes_max = shared.config.payload_bytes_max + ENVELOPE_BYTES;
     let outgoing = read_batch(&body, bytes_max).map_err(|errors| {
         refused(StatusCode::UNPROCESSABLE_ENTITY, json!({ "errors": { "messages": errors } }))
     })?;
-    if rate + outgoing.len() as u64 > limit {
-        let text = "Too many messages to broadcast, please reduce the batch size";
-        return Err(message(StatusCode::TOO_MANY_REQUESTS, text));
-    }
-    shared.http.count(Instant::now(), outgoing.len() as u64);
+    let size = outgoing.iter().map(|(_, payload)| payload.len()).sum();
+    let count = outgoing.len() as u64;
+    shared.rates.http(Instant::now(), count, size, true).map_err(too_much)?;
     let asker = asker(claims, headers);
     let mut known = HashMap::new();
     for (room, payload) in outgoing {
@@ -88,7 +88,9 @@ async fn batch_inner(
             }
         };
         if may && shared.relays(&asker.claims, &room, Coordination::inner(&payload)) {
-            shared.hub.publish(&room, Message::relayed(payload), None);
+            publish(shared, &room, Message::relayed(payload));
+        } else {
+            denied(shared, &room);
         }
     }
     Ok(())
@@ -118,29 +120,27 @@ pub(super) async fn single(
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Response {
-    let rate = shared.http.count(Instant::now(), 0);
+    let rate = shared.rates.http_request(Instant::now());
     let private = params.is_ok_and(|Query(params)| params.private.as_deref() == Some("true"));
     let outcome = match Topic::new(&topic) {
         None => Err(message(StatusCode::NOT_FOUND, "A topic must not be empty")),
         Some(topic) => single_inner(&shared, &headers, body, rate, &Room { topic, private }, &event).await,
     };
-    rated(&shared, rate, outcome)
+    rated(rate, outcome)
 }
 
 async fn single_inner(
     shared: &Shared,
     headers: &HeaderMap,
     body: Result<Bytes, BytesRejection>,
-    rate: u64,
+    rate: Requests,
     room: &Room,
     event: &str,
 ) -> Result<(), Refused> {
     let body = body.map_err(|e| message(e.status(), &e.body_text()))?;
     let (encoding, data) = single_payload(headers, body)?;
+    not_too_often(shared, rate)?;
     let claims = authenticate(shared, headers)?;
-    if rate >= u64::from(shared.config.http_messages_per_second_max) {
-        return Err(message(StatusCode::TOO_MANY_REQUESTS, "You have exceeded your rate limit"));
-    }
     if data.len() > shared.config.payload_bytes_max + ENVELOPE_BYTES {
         let errors = json!({ "errors": { "payload": [TOO_LARGE] } });
         return Err(refused(StatusCode::UNPROCESSABLE_ENTITY, errors));
@@ -148,14 +148,16 @@ async fn single_inner(
     let asker = asker(claims, headers);
     let rights = write(shared, &asker, room).await.map_err(not_asked)?;
     if !rights.broadcast {
+        denied(shared, room);
         return Err(message(StatusCode::FORBIDDEN, "Unauthorized"));
     }
     let to_agents = Coordination::event(event).filter(|_| encoding == Encoding::Json);
     if !shared.relays(&asker.claims, room, to_agents.map(|event| (event, data.clone()))) {
+        denied(shared, room);
         return Err(message(StatusCode::FORBIDDEN, "Unauthorized"));
     }
-    shared.http.count(Instant::now(), 1);
-    shared.hub.publish(room, Message::user(event, encoding, data, None), None);
+    shared.rates.http(Instant::now(), 1, data.len(), false).map_err(too_much)?;
+    publish(shared, room, Message::user(event, encoding, data, None));
     Ok(())
 }
 
@@ -172,6 +174,40 @@ fn not_asked(error: access::Error) -> Refused {
         access::Error::Busy => (StatusCode::TOO_MANY_REQUESTS, "Connection pool exhausted"),
     };
     message(status, text)
+}
+
+/// Requests a second lately, and how many may be.
+type Requests = (u64, u64);
+
+/// The original also counts requests, whatever is in them.
+fn not_too_often(shared: &Shared, (rate, limit): Requests) -> Result<(), Refused> {
+    let often = shared.rates.cuts_off() && rate >= limit;
+    if often { Err(message(StatusCode::TOO_MANY_REQUESTS, "Too many requests")) } else { Ok(()) }
+}
+
+fn publish(shared: &Shared, room: &Room, message: Message) {
+    let receivers = shared.hub.publish(room, message, None);
+    if shared.rates.heard(Instant::now(), receivers) {
+        shared.directory.cut(room, None);
+    }
+}
+
+fn denied(shared: &Shared, room: &Room) {
+    let refused = Note::push("http", "unauthorized", "no right to write");
+    shared.refused(Some(room), room.topic.as_str(), None, refused);
+}
+
+fn too_much(why: HttpTooMuch) -> Refused {
+    let (text, retry) = match why {
+        HttpTooMuch::Batch => ("Too many messages to broadcast, please reduce the batch size", None),
+        HttpTooMuch::Now(retry) => ("You have exceeded your rate limit", retry),
+    };
+    let mut refused = message(StatusCode::TOO_MANY_REQUESTS, text);
+    if let Some(retry) = retry {
+        refused.body = json!({ "message": text, "code": "rate_limited", "retry_after_ms": retry.millis() });
+        refused.retry = Some(retry);
+    }
+    refused
 }
 
 fn single_payload(headers: &HeaderMap, body: Bytes) -> Result<(Encoding, Bytes), Refused> {
@@ -279,18 +315,18 @@ fn authenticate(shared: &Shared, headers: &HeaderMap) -> Result<Claims, Refused>
 struct Refused {
     status: StatusCode,
     body: Value,
+    retry: Option<TooMuch>,
 }
 
 fn refused(status: StatusCode, body: Value) -> Refused {
-    Refused { status, body }
+    Refused { status, body, retry: None }
 }
 
 fn message(status: StatusCode, text: &str) -> Refused {
     refused(status, json!({ "message": text }))
 }
 
-fn rated(shared: &Shared, rate: u64, outcome: Result<(), Refused>) -> Response {
-    let limit = u64::from(shared.config.http_messages_per_second_max);
+fn rated((rate, limit): Requests, outcome: Result<(), Refused>) -> Response {
     let headers = [
         ("x-rate-rolling", rate.to_string()),
         ("x-rate-limit", limit.to_string()),
@@ -298,7 +334,13 @@ fn rated(shared: &Shared, rate: u64, outcome: Result<(), Refused>) -> Response {
     ];
     let response = match outcome {
         Ok(()) => StatusCode::ACCEPTED.into_response(),
-        Err(refused) => (refused.status, axum::Json(refused.body)).into_response(),
+        Err(Refused { status, body, retry }) => {
+            let mut response = (status, axum::Json(body)).into_response();
+            if let Some(TooMuch(wait)) = retry {
+                response.headers_mut().insert(header::RETRY_AFTER, (wait.as_secs() + 1).into());
+            }
+            response
+        }
     };
     (headers, response).into_response()
 }

@@ -5,8 +5,11 @@
 //! checked or its refusal delayed, frames of this topic wait here, in order and
 //! bounded, and every other topic goes on (`reference/realtime-protocol.md` §3, §4, §6).
 use super::{
+    Refused,
     join::Join,
     joined::{Asking, Joined, Unknown},
+    limits::TooMuch,
+    refused,
 };
 use crate::{
     access::{self, Grant, Rights},
@@ -15,7 +18,7 @@ use crate::{
     wire::{Inbound, Payload, Ref, text},
 };
 use serde_json::{Map, Value, json};
-use std::{collections::VecDeque, sync::Arc};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 /// Frames that may wait for a join; later ones are dropped.
@@ -31,6 +34,11 @@ const CHANGES_UNAVAILABLE: &str = "Postgres changes are not available on this se
 #[derive(Debug)]
 pub(super) enum Event {
     Frame(Inbound),
+    /// A frame that came too fast and is not done; it may be tried again after so many milliseconds.
+    TooFast(Inbound, u64),
+    /// So many frames came too fast that nobody was told about; the last one may be tried again after so many
+    /// milliseconds.
+    Slowed(u64, u64),
     /// The answer to [`Action::Check`].
     Checked(Result<Admitted, Refusal>),
     /// The answer to [`Action::Delay`].
@@ -98,6 +106,12 @@ pub(super) enum Action {
     SendState {
         join_ref: Option<Ref>,
     },
+    /// Note that something was not done.
+    Note {
+        refused: Refused,
+        /// Whether the client knows.
+        told: bool,
+    },
     /// Close the whole socket.
     CloseSocket(u16),
 }
@@ -132,13 +146,27 @@ pub(super) struct Refusal {
     pub(super) reason: String,
     /// The socket closes with this code after the reply.
     pub(super) close: Option<u16>,
+    /// It came too fast: it is told at once, with the milliseconds after which to try again.
+    pub(super) retry_after_ms: Option<u64>,
+}
+
+impl Refusal {
+    pub(super) fn new(reason: impl Into<String>) -> Self {
+        Self { reason: reason.into(), close: None, retry_after_ms: None }
+    }
+
+    pub(super) fn too_fast(too_much: TooMuch) -> Self {
+        let retry_after_ms = Some(too_much.millis());
+        Self { reason: refused::RATE_LIMITED.to_owned(), close: None, retry_after_ms }
+    }
 }
 
 /// Limits that a channel knows.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
     pub(super) payload_bytes_max: usize,
-    pub(super) presence_calls_max: u32,
+    /// How many presence calls within what time; one more ends the channel.
+    pub(super) presence_calls: Option<(u32, Duration)>,
     pub(super) presence_enabled: bool,
 }
 
@@ -184,6 +212,14 @@ impl Channel {
         }
     }
 
+    /// The presence key and the claims of a joined channel.
+    pub(super) fn who(&self) -> Option<(Arc<str>, Arc<Claims>)> {
+        match &self.phase {
+            Phase::Joined(joined) => Some((joined.key.clone(), joined.claims.clone())),
+            _ => None,
+        }
+    }
+
     pub(super) fn sub_topic(&self) -> &str {
         &self.sub_topic
     }
@@ -193,6 +229,8 @@ impl Channel {
         match event {
             Event::Frame(frame) if self.is_busy() => return self.keep(frame, out),
             Event::Frame(frame) => self.frame(frame, limits, now, out),
+            Event::TooFast(frame, retry_after_ms) => self.too_fast(frame, retry_after_ms, out),
+            Event::Slowed(count, retry_after_ms) => self.slowed(count, retry_after_ms, out),
             Event::Checked(outcome) => self.checked(outcome, limits, out),
             Event::DelayOver => self.refuse(out),
             Event::Renewed(outcome) => self.renewed(outcome, out),
@@ -223,7 +261,9 @@ impl Channel {
         if self.waiting.len() < frames_max && bytes + frame.payload.size() <= bytes_max {
             self.waiting.push_back(frame);
         } else if let Phase::Joined(joined) = &self.phase {
-            joined.refuse(frame, "Too many messages wait for the database", out);
+            joined.refuse(frame, "crowded", "Too many messages wait for the database", out);
+        } else {
+            crowded(frame, out);
         }
     }
 
@@ -238,7 +278,7 @@ impl Channel {
             Ok(told) => joined.learn(told),
             Err(error) => {
                 if let (Some(frame), Some(topic)) = (self.waiting.pop_front(), Topic::new(&self.sub_topic)) {
-                    joined.refuse(frame, &error.join_text(&topic), out);
+                    joined.refuse(frame, "unavailable", &error.join_text(&topic), out);
                 }
             }
         }
@@ -267,8 +307,37 @@ impl Channel {
             }
             "access_token" => joined.access_token(&frame, out),
             "phx_leave" => self.leave(frame, out),
-            _ => {}
+            unknown => {
+                let refused = Refused::push("push", "unknown_event", &format!("unknown event {unknown}"));
+                out.push(Action::Note { refused, told: false });
+            }
         }
+    }
+
+    /// A push with an answer gets one; about others the client is told later, together.
+    fn too_fast(&self, frame: Inbound, retry_after_ms: u64, out: &mut Vec<Action>) {
+        let Phase::Joined(joined) = &self.phase else { return };
+        let is_broadcast = frame.event == "broadcast";
+        let told = is_broadcast && joined.ack;
+        if told {
+            out.push(joined.reply(frame.reference, false, &refused::rate_limited(retry_after_ms)));
+        }
+        let what = if is_broadcast { "broadcast" } else { "access_token" };
+        out.push(Action::Note { refused: Refused::rate(what, retry_after_ms), told });
+    }
+
+    fn slowed(&self, count: u64, retry_after_ms: u64, out: &mut Vec<Action>) {
+        let Phase::Joined(joined) = &self.phase else { return };
+        let payload = json!({
+            "extension": "system",
+            "status": "error",
+            "message": format!("rate_limited: {count} messages were refused, try again after {retry_after_ms} ms"),
+            "channel": self.sub_topic,
+            "refused": count,
+            "retry_after_ms": retry_after_ms,
+        });
+        let (join_ref, payload) = (joined.push_ref.clone(), payload.to_string());
+        out.push(Action::Push { join_ref, reference: None, event: "system", payload });
     }
 
     fn join(&mut self, frame: Inbound, out: &mut Vec<Action>) {
@@ -282,11 +351,12 @@ impl Channel {
         let Payload::Json(payload) = &frame.payload else { return };
         let (join, refused) = match Join::parse(payload, &self.sub_topic) {
             Ok(join) => (join, None),
-            Err(reason) => (Join::default(), Some(Refusal { reason, close: None })),
+            Err(reason) => (Join::default(), Some(Refusal::new(reason))),
         };
         let joining = Joining { join_ref: frame.join_ref, reference: frame.reference, join, replaced };
         self.phase = match refused {
             Some(refusal) => {
+                note_join(&refusal, out);
                 out.push(Action::Delay);
                 Phase::Refusing(joining, refusal)
             }
@@ -308,8 +378,10 @@ impl Channel {
         match outcome {
             Ok(admitted) => self.phase = Phase::Joined(Box::new(self.enter(joining, admitted, limits, out))),
             Err(refusal) => {
-                out.push(Action::Delay);
+                note_join(&refusal, out);
+                let at_once = refusal.retry_after_ms.is_some();
                 self.phase = Phase::Refusing(joining, refusal);
+                if at_once { self.refuse(out) } else { out.push(Action::Delay) }
             }
         }
     }
@@ -356,7 +428,8 @@ impl Channel {
         match std::mem::replace(&mut self.phase, Phase::Closed) {
             Phase::Refusing(joining, refusal) => {
                 let Joining { join_ref, reference, replaced, .. } = joining;
-                let response = text::reason(&refusal.reason);
+                let limited = refusal.retry_after_ms.map(refused::rate_limited);
+                let response = limited.unwrap_or_else(|| text::reason(&refusal.reason));
                 out.push(Action::Reply { join_ref, reference, ok: false, response });
                 out.extend(replaced.map(close));
                 out.extend(refusal.close.map(Action::CloseSocket));
@@ -407,6 +480,8 @@ impl Channel {
         match std::mem::replace(&mut self.phase, Phase::Closed) {
             Phase::Joined(joined) => {
                 let payload = system("system", "error", message, &self.sub_topic);
+                let refused = Refused::push("channel", "shutdown", message);
+                out.push(Action::Note { refused, told: true });
                 out.push(Action::Exit);
                 out.push(Action::Push {
                     join_ref: joined.push_ref,
@@ -424,6 +499,22 @@ impl Channel {
 /// A system message of one channel (`reference/realtime-protocol.md` §3.6).
 fn system(extension: &str, status: &str, message: &str, sub_topic: &str) -> String {
     json!({ "extension": extension, "status": status, "message": message, "channel": sub_topic }).to_string()
+}
+
+fn note_join(refusal: &Refusal, out: &mut Vec<Action>) {
+    let refused = match refusal.retry_after_ms {
+        Some(retry_after_ms) => Refused::rate("phx_join", retry_after_ms),
+        None => Refused::join(&refusal.reason),
+    };
+    out.push(Action::Note { refused, told: true });
+}
+
+/// There is no room for a frame to wait for the join before it.
+fn crowded(frame: Inbound, out: &mut Vec<Action>) {
+    const WHY: &str = "too much waits for the join";
+    out.push(Action::Note { refused: Refused::push("push", "crowded", WHY), told: true });
+    let Inbound { join_ref, reference, .. } = frame;
+    out.push(Action::Reply { join_ref, reference, ok: false, response: text::reason(WHY) });
 }
 
 fn close(join_ref: Option<Ref>) -> Action {

@@ -1,4 +1,5 @@
 //! Limits and timers of the sockets.
+use super::limits;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -23,12 +24,6 @@ pub struct Config {
     pub connections_max: usize,
     /// Channels of one socket.
     pub channels_max: usize,
-    /// Joins a second of all sockets together, on average over at most a minute.
-    pub joins_per_second_max: u32,
-    /// Messages broadcast over HTTP a second, on average over at most a minute.
-    pub http_messages_per_second_max: u32,
-    /// Presence calls of one channel within 30 s; one more closes the channel.
-    pub presence_calls_max: u32,
     /// Whether public channels are refused.
     pub private_only: bool,
     /// Whether presence is on for channels that do not ask for it.
@@ -37,6 +32,11 @@ pub struct Config {
     pub outbox_frames_max: usize,
     /// Bytes that may wait for a slow reader; more close the socket with 4008.
     pub outbox_bytes_max: usize,
+    /// A socket that wanted a channel and has had none for so long is closed with 1000.
+    #[serde(with = "humantime_serde")]
+    pub no_channel_timeout: Duration,
+    /// How much may come in over time.
+    pub limits: limits::Config,
 }
 
 impl Default for Config {
@@ -49,13 +49,12 @@ impl Default for Config {
             payload_bytes_max: 3_000_000,
             connections_max: 20_000,
             channels_max: 100,
-            joins_per_second_max: 1_000,
-            http_messages_per_second_max: 10_000,
-            presence_calls_max: 300,
             private_only: false,
             presence_enabled: false,
             outbox_frames_max: 4_096,
             outbox_bytes_max: 16 << 20,
+            no_channel_timeout: Duration::from_secs(600),
+            limits: limits::Config::default(),
         }
     }
 }

@@ -109,22 +109,27 @@ async fn read<S: AsyncRead>(
     shared: &Shared,
 ) -> Ending {
     let idle = shared.config.idle_timeout;
+    let wake = session.wake();
+    // What comes too fast is not read before this time.
+    let mut resume = None;
     let mut heard = Instant::now();
     let mut turn = 0;
     let mut decoder = Decoder::new(shared.config.message_bytes_max);
     let mut messages = Vec::new();
     let mut timer = pin!(sleep_until(heard + idle));
     loop {
-        let due = session.due().map_or(heard + idle, |due| due.min(heard + idle));
+        let due = session.due().into_iter().chain(resume).fold(heard + idle, Instant::min);
         // A timer that is early only wakes once for nothing; moving it for every message would cost more.
         if due < timer.deadline() {
             timer.as_mut().reset(due);
         }
         tokio::select! {
             biased;
-            read = read_some(input, |bytes| decode(&mut decoder, bytes, &mut messages)) => {
+            read = read_some(input, |bytes| decode(&mut decoder, bytes, &mut messages)), if resume.is_none() => {
                 let Ok(Some(decoded)) = read else { return Ending::Gone };
                 heard = Instant::now();
+                let pause = session.pace(heard, messages.len() as u64);
+                resume = (!pause.is_zero()).then(|| heard + pause);
                 for message in messages.drain(..) {
                     if let Some(ending) = handle(message, session, outbox).await {
                         return ending;
@@ -147,14 +152,19 @@ async fn read<S: AsyncRead>(
                     return Ending::Close(violation.code());
                 }
             }
+            () = wake.notified() => session.cut().await,
             answer = session.next_answer() => session.answered(answer).await,
             () = timer.as_mut() => {
                 let now = Instant::now();
                 if now >= heard + idle {
                     return Ending::Close(CLOSE_NORMAL);
                 }
+                if resume.is_some_and(|resume| resume <= now) {
+                    resume = None;
+                    heard = now;
+                }
                 session.tick(now).await;
-                timer.as_mut().reset(session.due().map_or(heard + idle, |due| due.min(heard + idle)));
+                timer.as_mut().reset(session.due().into_iter().chain(resume).fold(heard + idle, Instant::min));
             }
         }
         if let Some(code) = session.closing() {

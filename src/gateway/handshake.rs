@@ -118,7 +118,7 @@ fn key(
     if shared.users.load(Ordering::Acquire) >= shared.config.connections_max {
         return too_many("Too many connected users");
     }
-    if shared.joins.count(Instant::now(), 0) >= u64::from(shared.config.joins_per_second_max) {
+    if shared.rates.refuses_sockets(Instant::now()) {
         return too_many("Too many joins per second");
     }
     Ok(apikey.into())

@@ -1,5 +1,8 @@
 //! A joined channel: broadcasts, presence calls and new tokens of its client. Pure.
-use super::channel::{Action, Admitted, Hearing, Limits, Told};
+use super::{
+    Refused,
+    channel::{Action, Admitted, Hearing, Limits, Told},
+};
 use crate::{
     access::{Grant, Rights},
     auth::Claims,
@@ -7,10 +10,9 @@ use crate::{
 };
 use serde::Deserialize;
 use serde_json::{Value, value::RawValue};
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 use tokio::time::Instant;
 
-const PRESENCE_WINDOW: Duration = Duration::from_secs(30);
 /// What an envelope may add to the payload limit.
 const ENVELOPE_BYTES: usize = 500;
 
@@ -62,7 +64,7 @@ struct PresencePush<'a> {
 }
 
 impl Joined {
-    fn reply(&self, reference: Option<Ref>, ok: bool, response: &str) -> Action {
+    pub(super) fn reply(&self, reference: Option<Ref>, ok: bool, response: &str) -> Action {
         Action::Reply { join_ref: self.push_ref.clone(), reference, ok, response: response.to_owned() }
     }
 
@@ -92,12 +94,13 @@ impl Joined {
     }
 
     /// Answers a frame that cannot be dealt with, if its sender waits for an answer.
-    pub(super) fn refuse(&self, frame: Inbound, reason: &str, out: &mut Vec<Action>) {
-        let awaited = match frame.event.as_str() {
-            "broadcast" => self.ack,
-            "presence" => true,
-            _ => false,
+    pub(super) fn refuse(&self, frame: Inbound, code: &'static str, reason: &str, out: &mut Vec<Action>) {
+        let (what, awaited) = match frame.event.as_str() {
+            "broadcast" => ("broadcast", self.ack),
+            "presence" => ("presence", true),
+            _ => ("push", false),
         };
+        out.push(Action::Note { refused: Refused::push(what, code, reason), told: awaited });
         if awaited {
             out.push(self.reply(frame.reference, false, &text::reason(reason)));
         }
@@ -106,21 +109,30 @@ impl Joined {
     pub(super) fn broadcast(&self, frame: Inbound, sub_topic: &str, limits: &Limits, out: &mut Vec<Action>) {
         let refused = match &frame.payload {
             payload if payload.size() > limits.payload_bytes_max + ENVELOPE_BYTES => {
-                Some("\"payload_size_exceeded\"".to_owned())
+                let why = "payload_size_exceeded";
+                Some((Refused::push("broadcast", why, why), format!("\"{why}\"")))
             }
-            Payload::Json(json) if !is_object(json) => Some(text::reason("Broadcast payload must be a map")),
+            Payload::Json(json) if !is_object(json) => {
+                let why = "Broadcast payload must be a map";
+                Some((Refused::push("broadcast", "not_an_object", why), text::reason(why)))
+            }
             _ if !self.may_write().broadcast => {
                 let why = "You do not have permissions to write to this Channel topic";
-                Some(text::reason(&format!("{why}: {sub_topic}")))
+                let why = format!("{why}: {sub_topic}");
+                Some((Refused::push("broadcast", "unauthorized", &why), text::reason(&why)))
             }
             _ => None,
         };
-        let reference = frame.reference;
-        if refused.is_none() {
+        let Some((refused, response)) = refused else {
             out.push(Action::Publish { payload: frame.payload, to_self: self.to_self });
-        }
+            if self.ack {
+                out.push(self.reply(frame.reference, true, "{}"));
+            }
+            return;
+        };
+        out.push(Action::Note { refused, told: self.ack });
         if self.ack {
-            out.push(self.reply(reference, refused.is_none(), refused.as_deref().unwrap_or("{}")));
+            out.push(self.reply(frame.reference, false, &response));
         }
     }
 
@@ -137,9 +149,15 @@ impl Joined {
             Payload::Json(json) if is_object(json) => serde_json::from_slice::<PresencePush<'_>>(json).ok(),
             _ => None,
         };
+        let (join_ref, to) = (self.push_ref.clone(), reference.clone());
+        let mut refuse = |code, why: &str, response: &str| {
+            out.push(Action::Note { refused: Refused::push("presence", code, why), told: true });
+            let (join_ref, reference) = (join_ref.clone(), to.clone());
+            out.push(Action::Reply { join_ref, reference, ok: false, response: response.to_owned() });
+            Ok(())
+        };
         let Some(push) = push else {
-            out.push(self.reply(reference, false, "{}"));
-            return Ok(());
+            return refuse("not_an_object", "a presence push must be an object", "{}");
         };
         let what = match &push.event {
             None => "",
@@ -151,19 +169,17 @@ impl Joined {
         } else if what.eq_ignore_ascii_case("track") {
             match self.tracked(push.payload, limits)? {
                 Ok(action) => Some(action),
-                Err(response) => {
+                Err((code, why, response)) => {
                     if std::mem::take(&mut self.asked_for_track) && !self.may_write().presence {
                         self.grant.write = None;
                     }
-                    out.push(self.reply(reference, false, &response));
-                    return Ok(());
+                    return refuse(code, &why, &response);
                 }
             }
         } else if what.eq_ignore_ascii_case("untrack") {
             Some(Action::Untrack)
         } else {
-            out.push(self.reply(reference, false, "{}"));
-            return Ok(());
+            return refuse("unknown_event", "a presence push is track or untrack", "{}");
         };
         self.count_call(limits, now)?;
         let tracks = matches!(action, Some(Action::Track { .. }));
@@ -181,26 +197,28 @@ impl Joined {
         &self,
         payload: Option<&RawValue>,
         limits: &Limits,
-    ) -> Result<Result<Action, String>, &'static str> {
+    ) -> Result<Result<Action, (&'static str, String, String)>, &'static str> {
         let json = payload.map_or("{}", RawValue::get);
         if json.len() > limits.payload_bytes_max + ENVELOPE_BYTES {
             return Err("Track message size exceeded");
         }
         if !self.may_write().presence {
-            return Ok(Err("{}".to_owned()));
+            return Ok(Err(("unauthorized", "no right to write presence".to_owned(), "{}".to_owned())));
         }
         let Ok(meta) = serde_json::from_str(json) else {
-            return Ok(Err(text::reason("Presence track payload must be a map")));
+            let why = "Presence track payload must be a map";
+            return Ok(Err(("not_an_object", why.to_owned(), text::reason(why))));
         };
         Ok(Ok(Action::Track { key: self.key.clone(), meta }))
     }
 
     fn count_call(&mut self, limits: &Limits, now: Instant) -> Result<(), &'static str> {
-        if self.calls_since.is_none_or(|since| now.duration_since(since) >= PRESENCE_WINDOW) {
+        let Some((calls_max, window)) = limits.presence_calls else { return Ok(()) };
+        if self.calls_since.is_none_or(|since| now.duration_since(since) >= window) {
             self.calls_since = Some(now);
             self.calls = 0;
         }
-        if self.calls >= limits.presence_calls_max {
+        if self.calls >= calls_max {
             return Err("Client presence rate limit exceeded");
         }
         self.calls += 1;

@@ -10,13 +10,20 @@ pub(super) struct Why {
     pub(super) why: String,
 }
 
+/// What was refused to clients, by the event it was and a word for the reason.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct Refusal {
+    pub(super) what: &'static str,
+    pub(super) code: String,
+}
+
 pub(super) struct Metrics {
     pub(super) connections: Gauge,
     pub(super) channels: Gauge,
     pub(super) refused_handshakes: Counter,
     pub(super) joins: Counter,
-    /// By the code before the colon of the reason.
-    pub(super) refused_joins: Family<Why, Counter>,
+    pub(super) refusals: Family<Refusal, Counter>,
+    pub(super) presence_coalesced: Counter,
     pub(super) frames_in: Counter,
     pub(super) bytes_in: Counter,
     pub(super) frames_dropped: Counter,
@@ -32,7 +39,8 @@ impl Metrics {
             channels: Gauge::default(),
             refused_handshakes: Counter::default(),
             joins: Counter::default(),
-            refused_joins: Family::default(),
+            refusals: Family::default(),
+            presence_coalesced: Counter::default(),
             frames_in: Counter::default(),
             bytes_in: Counter::default(),
             frames_dropped: Counter::default(),
@@ -44,7 +52,10 @@ impl Metrics {
         let refused = new.refused_handshakes.clone();
         registry.register("gateway_refused_handshakes", "Websocket requests refused", refused);
         registry.register("gateway_joins", "Channels joined", new.joins.clone());
-        registry.register("gateway_refused_joins", "Joins refused, by reason", new.refused_joins.clone());
+        let help = "What clients asked for and did not get, by event and reason";
+        registry.register("gateway_refusals", help, new.refusals.clone());
+        let coalesced = new.presence_coalesced.clone();
+        registry.register("gateway_presence_coalesced", "Presence calls that were put together", coalesced);
         registry.register("gateway_frames_received", "Messages from clients", new.frames_in.clone());
         registry.register("gateway_received_bytes", "Bytes of messages from clients", new.bytes_in.clone());
         let dropped = new.frames_dropped.clone();

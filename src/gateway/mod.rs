@@ -12,18 +12,22 @@ mod channel;
 mod config;
 mod connection;
 mod coordination;
+mod directory;
 mod handshake;
 mod join;
 mod joined;
-mod limits;
+pub mod limits;
+mod look;
 mod metrics;
 mod post;
+mod refused;
 mod session;
 mod shared;
 
 pub use attendance::{Attendance, Attendant};
 pub use config::Config;
 pub use coordination::Coordination;
+pub use look::{MemberLook, RefusalLook, RoomLook, TopicLine, TopicLook, Topics};
 pub use post::{Collected, LEASE, LEASE_MAX, LEASE_MIN, Mail, Post, Unsaid};
 
 use crate::{
@@ -40,6 +44,7 @@ use axum::{
     http::StatusCode,
     routing::{get, post},
 };
+use refused::Refused;
 use shared::Shared;
 use std::{
     sync::{Arc, atomic::Ordering},

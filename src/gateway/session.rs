@@ -1,8 +1,12 @@
 //! One socket's channels: gives frames to the machines and performs what they ask for.
+mod brake;
+
 use super::{
     Attendant, Coordination,
     attendance::{self, Attending},
-    channel::{Action, Channel, Event, Hearing, not_joined},
+    channel::{Action, Channel, Event, Hearing, Refusal, not_joined},
+    directory::Listed,
+    limits::OfSocket,
     shared::{Asking, Shared},
 };
 use crate::{
@@ -13,6 +17,7 @@ use crate::{
     presence::{Member, StateRequest},
     wire::{self, Encoding, Inbound, PHOENIX_TOPIC, Payload, Ref, TOPIC_PREFIX, Version, text},
 };
+use brake::{Brake, Call};
 use bytes::Bytes;
 use futures_util::{
     FutureExt,
@@ -26,7 +31,10 @@ use std::{
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
-use tokio::{sync::mpsc::error::TrySendError, time::Instant};
+use tokio::{
+    sync::{Notify, mpsc::error::TrySendError},
+    time::{Instant, sleep},
+};
 
 /// Refusals that wait at once on one socket; more are told without delay, so that a flood is not kept.
 const REFUSALS_MAX: usize = 64;
@@ -76,6 +84,9 @@ struct Core {
     /// Joins among them.
     joining: usize,
     close: Option<u16>,
+    used: OfSocket,
+    /// Wakes the reader for [`Session::cut`].
+    wake: Arc<Notify>,
     /// What was said since the last [`Core::flush`], all of it to one room.
     said: Vec<Message>,
     said_to: Option<(Room, Option<SubscriberId>)>,
@@ -88,12 +99,27 @@ struct Slot {
     token_check: Option<(Instant, u64)>,
     /// The question whose answer is waited for.
     question: u64,
+    brake: Brake,
+}
+
+impl Slot {
+    fn new(sub_topic: &str) -> Self {
+        Self {
+            channel: Channel::new(sub_topic),
+            entered: None,
+            refusal_timer: 0,
+            token_check: None,
+            question: 0,
+            brake: Brake::default(),
+        }
+    }
 }
 
 /// What a joined channel holds; dropping it leaves the room.
 struct Entered {
     /// Its agent is gone before anything else of it is.
     attending: Option<Attending>,
+    listed: Listed,
     member: Member,
     subscription: Subscription,
 }
@@ -125,6 +151,8 @@ impl Session {
             questions: FuturesUnordered::new(),
             joining: 0,
             close: None,
+            used: OfSocket::default(),
+            wake: Arc::default(),
             said: Vec::new(),
             said_to: None,
         };
@@ -133,6 +161,16 @@ impl Session {
 
     pub(super) fn id(&self) -> ConnId {
         self.core.conn
+    }
+
+    /// Resolves when [`Session::cut`] has something to do. Cancel safe.
+    pub(super) fn wake(&self) -> Arc<Notify> {
+        self.core.wake.clone()
+    }
+
+    /// So many messages came: how long the socket is not read.
+    pub(super) fn pace(&self, now: Instant, frames: u64) -> Duration {
+        self.core.shared.rates.frames(&self.core.used, now, frames)
     }
 
     /// The code with which the socket shall be closed now.
@@ -181,7 +219,7 @@ impl Session {
                 slot.token_check = None;
                 self.core.check_token(&timer.topic, slot)
             } else {
-                None
+                self.core.release(&timer, slot).await
             };
             if let Some(event) = event {
                 self.run(&timer.topic, event).await;
@@ -243,11 +281,12 @@ impl Session {
                 self.core.answer(&topic, not_joined(frame));
                 return;
             };
-            let channel = Channel::new(sub_topic);
-            let slot = Slot { channel, entered: None, refusal_timer: 0, token_check: None, question: 0 };
+            let slot = Slot::new(sub_topic);
             self.channels.insert(topic.clone(), slot);
         }
-        self.run(&topic, Event::Frame(frame)).await;
+        let Some(slot) = self.channels.get(&topic) else { return };
+        let event = self.core.gate(slot, frame);
+        self.run(&topic, event).await;
     }
 
     async fn run(&mut self, topic: &str, event: Event) {
@@ -321,16 +360,19 @@ impl Core {
                 let asking = Asking { sub_topic, counted, channels };
                 let room = match self.shared.precheck(&join, &asking) {
                     Ok(room) => room,
-                    Err(refusal) => {
-                        self.shared.refused_join(self.conn, topic, &refusal);
-                        return Some(Event::Checked(Err(refusal)));
-                    }
+                    Err(refusal) => return Some(Event::Checked(Err(refusal))),
                 };
-                let (shared, conn, name) = (self.shared.clone(), self.conn, topic.to_owned());
-                let (apikey, headers) = (self.apikey.clone(), self.headers.clone());
+                let wait = match self.shared.rates.join(&self.used, Instant::now()) {
+                    Ok(wait) => wait,
+                    Err(too_much) => return Some(Event::Checked(Err(Refusal::too_fast(too_much)))),
+                };
+                let (shared, apikey, headers) =
+                    (self.shared.clone(), self.apikey.clone(), self.headers.clone());
                 let answer = self.ask(topic, slot, async move {
-                    let outcome = shared.check(&join, &room, apikey, headers).await;
-                    Event::Checked(outcome.inspect_err(|refusal| shared.refused_join(conn, &name, refusal)))
+                    if !wait.is_zero() {
+                        sleep(wait).await;
+                    }
+                    Event::Checked(shared.check(&join, &room, apikey, headers).await)
                 });
                 self.joining += usize::from(answer.is_none());
                 return answer;
@@ -366,6 +408,7 @@ impl Core {
                 self.watch_token(topic, slot);
                 let claims = slot.channel.claims()?;
                 let entered = slot.entered.as_mut()?;
+                entered.listed.renew(claims.clone());
                 let room = entered.subscription.room();
                 if entered.attending.as_ref().is_some_and(|part| !part.may_stay(room, claims)) {
                     entered.attending = None;
@@ -373,6 +416,7 @@ impl Core {
             }
             Action::Exit => {
                 slot.question = 0;
+                slot.brake.forget();
                 if let Some((_, id)) = slot.token_check.take() {
                     self.stop_timer(id);
                 }
@@ -382,16 +426,11 @@ impl Core {
                 }
             }
             Action::Publish { payload, to_self } => self.publish(slot, payload, to_self),
-            Action::Track { key, meta } => {
-                let claims = slot.channel.claims()?.clone();
-                let entered = slot.entered.as_mut()?;
-                self.attend(entered, claims, &meta);
-                entered.member.track(key, meta).await;
-            }
-            Action::Untrack => {
-                let entered = slot.entered.as_mut()?;
-                entered.attending = None;
-                entered.member.untrack();
+            Action::Track { key, meta } => self.call(topic, slot, Call::Track { key, meta }).await,
+            Action::Untrack => self.call(topic, slot, Call::Untrack).await,
+            Action::Note { refused, told } => return self.note(topic, slot, refused, told),
+            Action::SendState { .. } if self.presence_too_fast(Instant::now(), 1) => {
+                return Some(Event::Shutdown("Too many presence messages per second".into()));
             }
             Action::SendState { join_ref } => {
                 let entered = slot.entered.as_ref()?;
@@ -429,12 +468,32 @@ impl Core {
         self.counted = self.counted || self.shared.count_user();
         let (hub, tracker) = (&self.shared.hub, &self.shared.tracker);
         let subscription = hub.subscribe(room.clone(), self.version, self.outbox.clone(), to_hears(hears));
-        let member = tracker.member(room, subscription.id());
-        slot.entered = Some(Entered { attending: None, member, subscription });
+        let Some((key, claims)) = slot.channel.who() else { return };
+        let (id, ear) = (subscription.id(), (subscription.ear(), self.wake.clone()));
+        let listed = self.shared.directory.enter(room.clone(), id, self.conn, (key, claims), ear);
+        let member = tracker.member(room, id);
+        slot.entered = Some(Entered { attending: None, listed, member, subscription });
         self.joined += 1;
         self.shared.metrics.joins.inc();
         self.shared.metrics.channels.inc();
         self.watch_token(topic, slot);
+    }
+
+    /// Says what a channel says about its presence.
+    async fn say_presence(&mut self, slot: &mut Slot, call: Call) {
+        let (Some(claims), Some(entered)) = (slot.channel.claims().cloned(), slot.entered.as_mut()) else {
+            return;
+        };
+        match call {
+            Call::Track { key, meta } => {
+                self.attend(entered, claims, &meta);
+                entered.member.track(key, meta).await;
+            }
+            Call::Untrack => {
+                entered.attending = None;
+                entered.member.untrack();
+            }
+        }
     }
 
     /// An agent is here, if this is its own channel and token.
@@ -471,8 +530,9 @@ impl Core {
 
     fn flush(&mut self) {
         if let Some((room, except)) = self.said_to.take() {
-            self.shared.hub.publish_all(&room, &self.said, except);
+            let receivers = self.shared.hub.publish_all(&room, &self.said, except);
             self.said = Vec::new();
+            self.heard(&room, receivers, except);
         }
     }
 

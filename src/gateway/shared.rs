@@ -1,11 +1,12 @@
 //! What all sockets of a gateway share, and the checks that need it.
 use super::{
-    Attendance, Config, Coordination, Deps, Post,
+    Attendance, Config, Coordination, Deps, Post, Refused,
     channel::{Admitted, Limits, Refusal, Told},
+    directory::Directory,
     join::Join,
     joined::Unknown,
-    limits::Meter,
-    metrics::{Metrics, Why},
+    limits::Rates,
+    metrics::{self, Metrics},
 };
 use crate::{
     access::{self, Access, Asker, Grant, unauthorized},
@@ -43,10 +44,10 @@ pub(super) struct Shared {
     pub(super) stopping: AtomicBool,
     /// Sockets with at least one successful join.
     pub(super) users: AtomicUsize,
-    /// Attempts.
-    pub(super) joins: Meter,
-    /// Messages broadcast over HTTP.
-    pub(super) http: Meter,
+    pub(super) rates: Rates,
+    pub(super) directory: Directory,
+    /// Differences of presence that have been counted.
+    presence_heard: AtomicU64,
     pub(super) next_conn: AtomicU64,
 }
 
@@ -61,12 +62,13 @@ pub(super) struct Asking<'a> {
 impl Shared {
     pub(super) fn new(scope: Scope, config: Config, deps: Deps) -> Self {
         let Deps { keys, access, hub, tracker, clock, registry, coordination } = deps;
+        let rates = Rates::new(config.limits.clone(), Instant::now());
+        let directory = Directory::new(clock.clone());
         let limits = Limits {
             payload_bytes_max: config.payload_bytes_max,
-            presence_calls_max: config.presence_calls_max,
+            presence_calls: rates.presence_calls(),
             presence_enabled: config.presence_enabled,
         };
-        let now = Instant::now();
         let attendance = Attendance::default();
         let post = Post::new(&scope, hub.clone(), attendance.clone(), coordination.clone());
         Self {
@@ -84,8 +86,9 @@ impl Shared {
             post,
             stopping: AtomicBool::new(false),
             users: AtomicUsize::new(0),
-            joins: Meter::new(now),
-            http: Meter::new(now),
+            rates,
+            directory,
+            presence_heard: AtomicU64::new(0),
             next_conn: AtomicU64::new(1),
         }
     }
@@ -121,6 +124,19 @@ impl Shared {
         self.scope.stopping()
     }
 
+    /// Counts what was refused, and keeps it for who looks at the channel.
+    pub(super) fn refused(&self, room: Option<&Room>, topic: &str, conn: Option<ConnId>, refused: Refused) {
+        let (what, code) = (refused.what, refused.code.clone().into_owned());
+        self.metrics.refusals.get_or_create(&metrics::Refusal { what, code }).inc();
+        self.directory.note(room, topic, conn, refused);
+    }
+
+    /// How many differences of presence were heard since the last call.
+    pub(super) fn presence_heard(&self) -> u64 {
+        let heard = self.hub.presence_deliveries();
+        heard.saturating_sub(self.presence_heard.swap(heard, Ordering::AcqRel))
+    }
+
     /// The claims of a token that is good now.
     pub(super) fn verify(&self, token: &str) -> Result<Claims, TokenError> {
         self.keys.verify(token, self.clock.now())
@@ -135,7 +151,7 @@ impl Shared {
 
     /// The checks of a join that need nobody else, in the order of `reference/realtime-protocol.md` §3.2.
     pub(super) fn precheck(&self, join: &Join, asking: &Asking<'_>) -> Result<Room, Refusal> {
-        let refuse = |reason: &str, close| Err(Refusal { reason: reason.to_owned(), close });
+        let refuse = |reason: &str, close| Err(Refusal { close, ..Refusal::new(reason) });
         let Some(topic) = Topic::new(asking.sub_topic) else {
             return refuse("TopicNameRequired: You must provide a topic name", None);
         };
@@ -148,7 +164,7 @@ impl Shared {
         if !asking.counted && self.users.load(Ordering::Acquire) >= self.config.connections_max {
             return refuse("ConnectionRateLimitReached: Too many connected users", None);
         }
-        if self.joins.count(Instant::now(), 1) >= u64::from(self.config.joins_per_second_max) {
+        if self.rates.joins_too_fast(Instant::now()) {
             let reason = "ClientJoinRateLimitReached: Too many joins per second";
             return refuse(reason, Some(CLOSE_GOING_AWAY));
         }
@@ -166,13 +182,12 @@ impl Shared {
         apikey: Arc<str>,
         headers: Arc<str>,
     ) -> Result<Admitted, Refusal> {
-        let refuse = |reason: String| Refusal { reason, close: None };
         let token = join.token.as_deref().map_or(apikey, Arc::from);
         let presence = join.presence || self.limits.presence_enabled;
         let admitted = self.admit(token, room, presence, headers).await;
-        let admitted = admitted.map_err(|e| refuse(e.join_text(&room.topic)))?;
+        let admitted = admitted.map_err(|e| Refusal::new(e.join_text(&room.topic)))?;
         if !admitted.grant.may_enter() {
-            return Err(refuse(unauthorized(&room.topic)));
+            return Err(Refusal::new(unauthorized(&room.topic)));
         }
         if join.replay {
             let why = if join.private {
@@ -180,16 +195,9 @@ impl Shared {
             } else {
                 "Replay is not allowed for public channels"
             };
-            return Err(refuse(format!("UnableToReplayMessages: {why}")));
+            return Err(Refusal::new(format!("UnableToReplayMessages: {why}")));
         }
         Ok(admitted)
-    }
-
-    /// Counts a join that was refused.
-    pub(super) fn refused_join(&self, conn: ConnId, topic: &str, refusal: &Refusal) {
-        let why = refusal.reason.split(':').next().unwrap_or_default().to_owned();
-        self.metrics.refused_joins.get_or_create(&Why { why }).inc();
-        tracing::debug!(%conn, topic, reason = refusal.reason, "join refused");
     }
 
     /// What a token may do in a room. With `presence`, it matters who is there.

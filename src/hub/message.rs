@@ -60,6 +60,15 @@ impl Message {
         Self(Arc::new(Body::Text { kind: Kind::System, event: "system", payload }))
     }
 
+    /// Bytes of its payload.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        match &*self.0 {
+            Body::Text { payload, .. } => payload.len(),
+            Body::User { data, .. } => data.len(),
+        }
+    }
+
     /// What it is about.
     #[must_use]
     pub fn kind(&self) -> Kind {

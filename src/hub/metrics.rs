@@ -6,6 +6,8 @@ pub(super) struct Metrics {
     pub(super) published: Counter,
     pub(super) delivered: Counter,
     pub(super) bytes: Counter,
+    /// Those of `delivered` that were about presence.
+    pub(super) presence: Counter,
     pub(super) slow: Counter,
     pub(super) local_dropped: Counter,
 }
@@ -21,6 +23,7 @@ impl Metrics {
             published: counter("hub_messages", "Messages published to rooms"),
             delivered: counter("hub_deliveries", "Messages put into outboxes"),
             bytes: counter("hub_delivered_bytes", "Bytes put into outboxes"),
+            presence: counter("hub_presence_deliveries", "Differences of presence put into outboxes"),
             slow: counter("hub_slow_disconnects", "Connections closed because they did not read"),
             local_dropped: counter(
                 "hub_listener_drops",

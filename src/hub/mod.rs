@@ -11,10 +11,12 @@ mod message;
 mod metrics;
 mod outbox;
 mod rooms;
+mod traffic;
 
 pub use message::{Kind, Message};
 pub use outbox::{Closed, Outbox};
 pub use rooms::{Ear, Hears, Listener, SubscriberId, Subscription};
+pub use traffic::{Flow, Traffic};
 
 use crate::{
     id::Topic,
@@ -29,7 +31,7 @@ use std::sync::{
     Arc,
     atomic::{AtomicU64, Ordering},
 };
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 
 /// Where a message goes: public and private rooms of one topic are two rooms.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -92,7 +94,7 @@ impl Hub {
         let Some(kind) = messages.first().map(Message::kind) else { return 0 };
         let metrics = &self.0.metrics;
         metrics.published.inc_by(messages.len() as u64);
-        let Some(everybody) = self.0.rooms.snapshot(room) else { return 0 };
+        let Some((everybody, traffic)) = self.0.rooms.snapshot(room) else { return 0 };
         let mut chunks = Encoded { messages, topic: room.wire_topic(), v1: None, v2: None };
         let (mut delivered, mut bytes) = (0, 0);
         for subscriber in everybody.iter() {
@@ -127,6 +129,13 @@ impl Hub {
         }
         metrics.delivered.inc_by(delivered as u64);
         metrics.bytes.inc_by(bytes as u64);
+        if kind == Kind::Presence {
+            metrics.presence.inc_by(delivered as u64);
+        }
+        let bytes_in: usize = messages.iter().map(Message::size).sum();
+        let flow = [messages.len(), bytes_in, delivered, bytes].map(|count| count as f64);
+        let [messages_in, bytes_in, messages_out, bytes_out] = flow;
+        traffic.count(Instant::now(), Flow { messages_in, bytes_in, messages_out, bytes_out });
         delivered
     }
 
@@ -134,6 +143,18 @@ impl Hub {
     #[must_use]
     pub fn watchers(&self, room: &Room) -> usize {
         self.0.rooms.count(room)
+    }
+
+    /// How much is said in `room`; nothing when nobody is there.
+    #[must_use]
+    pub fn traffic(&self, room: &Room) -> Option<Traffic> {
+        self.0.rooms.traffic(room).map(|counter| counter.read(Instant::now()))
+    }
+
+    /// How many differences of presence were ever put into outboxes.
+    #[must_use]
+    pub fn presence_deliveries(&self) -> u64 {
+        self.0.metrics.presence.get()
     }
 
     /// Puts a socket's channel into a room, until the subscription is dropped.

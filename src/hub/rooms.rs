@@ -3,7 +3,7 @@
 //! Lists are changed under a lock of one of a few shards; a fan-out works on a
 //! snapshot that is made when the first message after a change needs it, so that
 //! ten thousand joins in a row cost ten thousand inserts and not their square.
-use super::{Hub, Kind, Message, Outbox, Room};
+use super::{Hub, Kind, Message, Outbox, Room, traffic::Counter};
 use crate::wire::Version;
 use parking_lot::Mutex;
 use std::{
@@ -14,7 +14,7 @@ use std::{
         atomic::{AtomicU8, Ordering},
     },
 };
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 
 const SHARDS: usize = 64;
 
@@ -107,6 +107,11 @@ impl Ear {
     pub fn set(&self, hears: Hears) {
         self.0.hears.store(hears.bits(), Ordering::Release);
     }
+    /// What it hears now.
+    #[must_use]
+    pub fn hears(&self) -> Hears {
+        Hears::from_bits(self.0.hears.load(Ordering::Acquire))
+    }
     /// From the next message on, presence is heard or not; broadcasts as before.
     pub fn set_presence(&self, heard: bool) {
         if heard {
@@ -137,10 +142,17 @@ impl Listener {
 
 type Snapshot = Arc<[Arc<Subscriber>]>;
 
-#[derive(Default)]
 struct Members {
     by_id: BTreeMap<SubscriberId, Arc<Subscriber>>,
     snapshot: Option<Snapshot>,
+    traffic: Arc<Counter>,
+}
+
+impl Members {
+    fn new() -> Self {
+        let traffic = Arc::new(Counter::new(Instant::now()));
+        Self { by_id: BTreeMap::new(), snapshot: None, traffic }
+    }
 }
 
 pub(super) struct Rooms {
@@ -159,7 +171,7 @@ impl Rooms {
         let subscriber = Arc::new(Subscriber { id, sink, hears: AtomicU8::new(hears.bits()) });
         let mut shard = self.shard(room).lock();
         if !shard.contains_key(room) {
-            shard.insert(room.clone(), Members::default());
+            shard.insert(room.clone(), Members::new());
         }
         if let Some(members) = shard.get_mut(room) {
             members.snapshot = None;
@@ -178,10 +190,16 @@ impl Rooms {
         }
     }
 
-    pub(super) fn snapshot(&self, room: &Room) -> Option<Snapshot> {
+    /// Who is there, and where to count what is said to them.
+    pub(super) fn snapshot(&self, room: &Room) -> Option<(Snapshot, Arc<Counter>)> {
         let mut shard = self.shard(room).lock();
         let members = shard.get_mut(room)?;
-        Some(members.snapshot.get_or_insert_with(|| members.by_id.values().cloned().collect()).clone())
+        let everybody = members.snapshot.get_or_insert_with(|| members.by_id.values().cloned().collect());
+        Some((everybody.clone(), members.traffic.clone()))
+    }
+
+    pub(super) fn traffic(&self, room: &Room) -> Option<Arc<Counter>> {
+        self.shard(room).lock().get(room).map(|members| members.traffic.clone())
     }
 
     pub(super) fn count(&self, room: &Room) -> usize {

@@ -152,7 +152,7 @@ pub(super) async fn connections(settings: &Settings, count: usize) -> Result<Val
 fn config(settings: &Settings) -> Result<Config, Failure> {
     let mut config = settings.load()?.config;
     config.server.listen = SocketAddr::from(([127, 0, 0, 1], 0));
-    config.gateway.joins_per_second_max = u32::MAX;
+    config.gateway.limits = config.gateway.limits.unlimited();
     config.gateway.connections_max = usize::MAX;
     config.gateway.idle_timeout = Duration::from_secs(3600);
     Ok(config)

@@ -3,7 +3,11 @@ use crate::wire::{Version, decode_text};
 use chrono::DateTime;
 use proptest::prelude::*;
 
-const LIMITS: Limits = Limits { payload_bytes_max: 1000, presence_calls_max: 5, presence_enabled: false };
+const LIMITS: Limits = Limits {
+    payload_bytes_max: 1000,
+    presence_calls: Some((5, Duration::from_secs(30))),
+    presence_enabled: false,
+};
 
 fn frame(join_ref: &str, reference: &str, event: &str, payload: Value) -> Event {
     let text = json!([join_ref, reference, "realtime:den", event, payload]).to_string();
@@ -44,7 +48,7 @@ impl Bench {
     }
 }
 
-/// A short name of each action, with its refs where it has them.
+/// A short name of each action but notes, with its refs where it has them.
 fn names(actions: &[Action]) -> Vec<String> {
     let refs = |join: &Option<Ref>, own: &Option<Ref>| {
         let text = |r: &Option<Ref>| r.as_ref().map_or("-".to_owned(), |r| r.as_json().replace('"', ""));
@@ -57,7 +61,7 @@ fn names(actions: &[Action]) -> Vec<String> {
         Action::Push { join_ref, reference, event, .. } => format!("{event} {}", refs(join_ref, reference)),
         other => format!("{other:?}").split([' ', '(']).next().unwrap_or_default().to_owned(),
     };
-    actions.iter().map(name).collect()
+    actions.iter().filter(|action| !matches!(action, Action::Note { .. })).map(name).collect()
 }
 
 #[test]
@@ -78,7 +82,7 @@ fn a_second_join_ends_the_first_even_when_it_fails() {
     assert_eq!(names(&out), ["ok 5/5", "phx_close 1/1", "Enter"]);
 
     bench.on(frame("6", "6", "phx_join", json!({"config": {}})));
-    let refusal = Refusal { reason: "No: no".into(), close: None };
+    let refusal = Refusal::new("No: no");
     assert_eq!(names(&bench.on(Event::Checked(Err(refusal)))), ["Delay"]);
     assert_eq!(names(&bench.on(Event::DelayOver)), ["error 6/6", "phx_close 5/5"]);
     assert!(bench.channel.is_idle());
@@ -102,7 +106,7 @@ fn a_join_without_a_ref_of_its_own_lends_its_ref_to_pushes() {
 fn a_join_beyond_the_rate_closes_the_socket_after_its_reply() {
     let mut bench = Bench::new();
     bench.on(frame("1", "1", "phx_join", json!({"config": {}})));
-    bench.on(Event::Checked(Err(Refusal { reason: "no".into(), close: Some(1001) })));
+    bench.on(Event::Checked(Err(Refusal { close: Some(1001), ..Refusal::new("no") })));
     let out = bench.on(Event::DelayOver);
     assert_eq!(
         (names(&out[..1]), &out[1..]),
@@ -209,7 +213,7 @@ proptest! {
                 10 => Event::Renewed(Ok(admitted(Grant::ALL))),
                 11 => Event::Shutdown("bye".into()),
                 12 => Event::Checked(Ok(admitted(Grant::ALL))),
-                14 => Event::Checked(Err(Refusal { reason: "no".into(), close: None })),
+                14 => Event::Checked(Err(Refusal::new("no"))),
                 16 => Event::Told(Ok(Told { write: Some(Rights::ALL), presence_read: Some(true) })),
                 17 => Event::Told(Err(access::Error::Busy)),
                 18 => Event::Checked(Ok(admitted(Grant { presence_read: None, write: None, ..Grant::ALL }))),

@@ -1,4 +1,6 @@
 //! The HTTP edge of a whole daemon: rights, errors, and a task's life over `/v1`.
+mod channels;
+
 use crate::support::{self, TestDb};
 use convoke::{
     agent::{Definition, Kind},

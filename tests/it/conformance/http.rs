@@ -1,6 +1,9 @@
 //! Broadcast over HTTP: statements 109 to 128, without row security and the rate limit over time.
 use crate::realtime::{Server, http, quick};
-use convoke::{auth::Role, gateway::Config};
+use convoke::{
+    auth::Role,
+    gateway::{Config, limits},
+};
 use reqwest::{Method, RequestBuilder, Response};
 use serde_json::{Value, json};
 
@@ -169,7 +172,8 @@ async fn other_types_and_sizes_are_refused() {
 /// 116
 #[tokio::test]
 async fn a_batch_larger_than_the_rate_is_refused() {
-    let server = Server::with(Config { http_messages_per_second_max: 2, ..quick() }).await;
+    let server =
+        Server::with(super::slow(limits::Config { messages_http: 2, ..limits::Config::default() })).await;
     let three = json!({"messages": [one("den"), one("den"), one("den")]});
     let text = "Too many messages to broadcast, please reduce the batch size";
     assert_eq!(batch(&server, three).await, (429, json!({ "message": text })));

@@ -153,18 +153,6 @@ async fn a_socket_holds_only_so_many_channels() {
     socket.join("c", json!({})).await.ok();
 }
 
-/// 65
-#[tokio::test]
-async fn too_many_joins_close_the_socket() {
-    let server = Server::with(Config { joins_per_second_max: 0, ..quick() }).await;
-    let (status, _, body) = crate::realtime::get(
-        &server.http(&format!("/socket/websocket?apikey={}", server.anon())),
-        &crate::realtime::UPGRADE,
-    )
-    .await;
-    assert_eq!((status, body.as_str()), (429, r#"{"error":"Too many joins per second"}"#));
-}
-
 /// 66, 67
 #[tokio::test]
 async fn a_second_join_replaces_the_first_even_when_it_fails() {

@@ -1,6 +1,6 @@
 //! Presence: statements 129 to 148, as far as public channels go.
 use crate::realtime::{Got, Server, Socket, quick, room};
-use convoke::gateway::Config;
+use convoke::gateway::{Config, limits::Supabase};
 use serde_json::{Value, json};
 
 fn enabled(key: &str) -> Value {
@@ -143,7 +143,7 @@ async fn what_is_no_presence_call_is_refused_and_the_channel_stays() {
 /// 146
 #[tokio::test]
 async fn one_call_more_than_allowed_ends_the_channel() {
-    let server = Server::with(Config { presence_calls_max: 5, ..quick() }).await;
+    let server = Server::with(super::supabase(Supabase::default())).await;
     let mut socket = member(&server, "ada").await;
     for _ in 0..5 {
         socket.ask("den", "presence", json!({"event": "untrack"})).await.ok();

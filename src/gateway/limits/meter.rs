@@ -1,4 +1,4 @@
-//! Counting against the limits that all sockets share.
+//! Counting as the original counts: an average that is looked at, not a bucket that is emptied.
 use parking_lot::Mutex;
 use std::{collections::VecDeque, time::Duration};
 use tokio::time::Instant;
@@ -8,7 +8,7 @@ const BUCKETS: usize = 12;
 
 /// An average per second over at most a minute, in buckets of 5 s (`reference/realtime-protocol.md` §4.6).
 #[derive(Debug)]
-pub(super) struct Meter(Mutex<State>);
+pub(in crate::gateway) struct Meter(Mutex<State>);
 
 #[derive(Debug)]
 struct State {
@@ -18,12 +18,12 @@ struct State {
 }
 
 impl Meter {
-    pub(super) fn new(now: Instant) -> Self {
+    pub(in crate::gateway) fn new(now: Instant) -> Self {
         Self(Mutex::new(State { bucket_ends: now + TICK, current: 0, buckets: VecDeque::from([0]) }))
     }
 
     /// Counts `events`; gives the average before them.
-    pub(super) fn count(&self, now: Instant, events: u64) -> u64 {
+    pub(in crate::gateway) fn count(&self, now: Instant, events: u64) -> u64 {
         let mut state = self.0.lock();
         let mut ticks = 0;
         while now >= state.bucket_ends && ticks < BUCKETS {

@@ -1,0 +1,130 @@
+//! The settings of the limits over time.
+use super::bucket::Rate;
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+
+/// How much may come in over time, and what happens to what is more.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Config {
+    /// What happens to what is more.
+    pub mode: Mode,
+    /// Each limit can be used up for this long at once after a rest.
+    #[serde(with = "humantime_serde")]
+    pub burst: Duration,
+    /// Broadcasts a second on one channel of a socket.
+    pub messages_per_channel: u64,
+    /// Broadcasts a second on all channels of a socket.
+    pub messages_per_connection: u64,
+    /// Broadcasts a second of all sockets, and of HTTP.
+    pub messages_total: u64,
+    /// Broadcasts a second over HTTP.
+    pub messages_http: u64,
+    /// Bytes of broadcasts a second of a socket.
+    pub bytes_per_connection: u64,
+    /// Bytes of broadcasts a second of all sockets, and of HTTP.
+    pub bytes_total: u64,
+    /// Joins and new tokens a second of a socket.
+    pub joins_per_connection: u64,
+    /// Joins and new tokens a second of all sockets.
+    pub joins_total: u64,
+    /// Presence calls a second of one channel of a socket that are told to others.
+    pub presence_per_channel: u64,
+    /// Presence calls a second of a socket that are told to others.
+    pub presence_per_connection: u64,
+    /// Presence calls a second of all sockets that are told to others.
+    pub presence_total: u64,
+    /// Messages of any kind a second of a socket; a faster one is read only so fast.
+    pub frames_per_connection: u64,
+    /// The limits of `mode = "supabase"`, which knows none of those above.
+    pub supabase: Supabase,
+}
+
+/// What happens to what is more than a limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// It is refused with `rate_limited`, waits, or is put together; the channel and the socket live on.
+    #[default]
+    SlowDown,
+    /// Exactly what the original does: channels and sockets are closed.
+    Supabase,
+}
+
+/// The limits of the original (`reference/realtime-protocol.md` §4.6, §6.4, §8.1); averages are over at most a minute.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Supabase {
+    /// Joins a second of all sockets.
+    pub joins_per_second: u32,
+    /// Broadcasts said and heard a second, of all sockets and HTTP.
+    pub events_per_second: u32,
+    /// Presence changes, states and differences heard a second, of all sockets.
+    pub presence_per_second: u32,
+    /// Presence calls of one channel within the window.
+    pub presence_calls: u32,
+    /// From the first call on.
+    #[serde(with = "humantime_serde")]
+    pub presence_window: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            mode: Mode::SlowDown,
+            burst: Duration::from_secs(5),
+            messages_per_channel: 5_000,
+            messages_per_connection: 10_000,
+            messages_total: 100_000,
+            messages_http: 10_000,
+            bytes_per_connection: 20_000_000,
+            bytes_total: 200_000_000,
+            joins_per_connection: 100,
+            joins_total: 1_000,
+            presence_per_channel: 10,
+            presence_per_connection: 200,
+            presence_total: 5_000,
+            frames_per_connection: 20_000,
+            supabase: Supabase::default(),
+        }
+    }
+}
+
+impl Default for Supabase {
+    fn default() -> Self {
+        Self {
+            joins_per_second: 100,
+            events_per_second: 100,
+            presence_per_second: 1_000,
+            presence_calls: 5,
+            presence_window: Duration::from_secs(30),
+        }
+    }
+}
+
+impl Config {
+    /// The same with limits that nobody reaches, for measurements of what the machine can do.
+    #[must_use]
+    pub fn unlimited(self) -> Self {
+        const MANY: u64 = u32::MAX as u64;
+        Self {
+            messages_per_channel: MANY,
+            messages_per_connection: MANY,
+            messages_total: MANY,
+            messages_http: MANY,
+            bytes_per_connection: u64::MAX,
+            bytes_total: u64::MAX,
+            joins_per_connection: MANY,
+            joins_total: MANY,
+            presence_per_channel: MANY,
+            presence_per_connection: MANY,
+            presence_total: MANY,
+            frames_per_connection: MANY,
+            ..self
+        }
+    }
+
+    pub(super) fn rate(&self, per_second: u64) -> Rate {
+        Rate { per_second, burst: self.burst }
+    }
+}
