@@ -71,6 +71,19 @@ impl Outbox {
         self.push_chunk(Chunk { bytes: bytes.freeze(), frames: 1 })
     }
 
+    /// Puts a text frame in whose payload is shared with others; never waits. What stands before and after it is
+    /// this frame's own.
+    ///
+    /// # Errors
+    /// As of [`Outbox::push`].
+    pub fn push_around(&self, before: &[u8], payload: Bytes, after: Bytes) -> Result<(), Closed> {
+        let size = before.len() + payload.len() + after.len();
+        let mut first = BytesMut::with_capacity(before.len() + socket::HEADER_BYTES_MAX);
+        socket::put_text_header(&mut first, size);
+        first.extend_from_slice(before);
+        self.put(1, [first.freeze(), payload, after])
+    }
+
     /// Puts a websocket frame in that is no message, such as a pong, with its header; never waits.
     ///
     /// # Errors
@@ -80,17 +93,22 @@ impl Outbox {
     }
 
     pub(super) fn push_chunk(&self, chunk: Chunk) -> Result<(), Closed> {
+        self.put(chunk.frames, [chunk.bytes])
+    }
+
+    /// So many whole frames, in parts that nothing may come between.
+    fn put<const N: usize>(&self, frames: usize, parts: [Bytes; N]) -> Result<(), Closed> {
         let mut state = self.state.lock();
         if let Some(closed) = state.closed {
             return Err(closed);
         }
-        let bytes = state.bytes + chunk.bytes.len();
-        let frames = state.frames + chunk.frames;
+        let bytes = state.bytes + parts.iter().map(Bytes::len).sum::<usize>();
+        let frames = state.frames + frames;
         let fits = frames <= self.frames_max && bytes <= self.bytes_max;
         let mut watcher = None;
         let outcome = if fits || state.chunks.is_empty() {
             (state.bytes, state.frames) = (bytes, frames);
-            state.chunks.push_back(chunk.bytes);
+            state.chunks.extend(parts);
             Ok(())
         } else {
             state.closed = Some(Closed::Slow { first: false });

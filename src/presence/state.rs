@@ -46,6 +46,9 @@ struct Meta {
 }
 
 /// Who is in one room.
+///
+/// A state-based CRDT: what nodes exchange is the state, and [`State::merge`] is a join. Only the node that made a
+/// meta adds and removes it, so a dot that a node's state has seen and does not hold is over, for everybody.
 #[derive(Clone, Debug, Default)]
 pub struct State {
     metas: BTreeMap<Dot, Meta>,
@@ -63,6 +66,13 @@ impl PartialEq for State {
 }
 
 impl State {
+    /// An empty room on a node that has made so many metas, none of which is in it (any more): what other nodes
+    /// still hold of them is over.
+    #[must_use]
+    pub fn since(last: Dot) -> Self {
+        Self { seen: BTreeMap::from([(last.replica, last.counter)]), ..Self::default() }
+    }
+
     /// Says `meta` for `owner` under `key`, in place of what it said before. `dot` must be new.
     ///
     /// The difference is empty, and nothing changes, when it says the same again.
@@ -75,12 +85,12 @@ impl State {
             if *said.key == *key && same(&said.json, &meta) {
                 return diff;
             }
-            diff.leaves.push((old, said.clone()));
+            diff.leaves.insert(old, said.clone());
             self.metas.remove(&old);
         }
         let json = Value::Object(meta).to_string().into();
         let meta = Meta { key: key.into(), prev: old, json };
-        diff.joins.push((dot, meta.clone()));
+        diff.joins.insert(dot, meta.clone());
         self.metas.insert(dot, meta);
         self.saw(dot);
         self.owned.insert(owner, dot);
@@ -90,7 +100,7 @@ impl State {
     /// Takes back what `owner` said; empty when it said nothing.
     pub fn untrack(&mut self, owner: &Owner) -> Diff {
         let meta = self.owned.remove(owner).and_then(|dot| Some((dot, self.metas.remove(&dot)?)));
-        Diff { joins: Vec::new(), leaves: meta.into_iter().collect() }
+        Diff { joins: BTreeMap::new(), leaves: meta.into_iter().collect() }
     }
 
     /// Takes over what another node knows. Merging is commutative, associative and idempotent, and a meta
@@ -103,20 +113,36 @@ impl State {
         self.metas.retain(|dot, meta| {
             let stays = other.metas.contains_key(dot) || unknown(&other.seen, dot);
             if !stays {
-                diff.leaves.push((*dot, meta.clone()));
+                diff.leaves.insert(*dot, meta.clone());
             }
             stays
         });
         for (dot, meta) in &other.metas {
             if unknown(&self.seen, dot) {
                 self.metas.insert(*dot, meta.clone());
-                diff.joins.push((*dot, meta.clone()));
+                diff.joins.insert(*dot, meta.clone());
             }
         }
         for (&replica, &counter) in &other.seen {
             self.saw(Dot { replica, counter });
         }
         diff
+    }
+
+    /// A node is dead: what it made leaves, and does not come back with what others still know of it. Its next
+    /// life has another name.
+    pub fn forget(&mut self, replica: u32) -> Diff {
+        let range = Dot { replica, counter: 0 }..=Dot { replica, counter: u64::MAX };
+        let dots: Vec<_> = self.metas.range(range).map(|(dot, _)| *dot).collect();
+        let leaves = dots.into_iter().filter_map(|dot| Some((dot, self.metas.remove(&dot)?))).collect();
+        self.owned.retain(|_, dot| dot.replica != replica);
+        Diff { joins: BTreeMap::new(), leaves }
+    }
+
+    /// How many metas there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.metas.len()
     }
 
     /// Whether nobody says anything.
@@ -142,8 +168,8 @@ impl State {
 /// Who came and who went.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Diff {
-    joins: Vec<(Dot, Meta)>,
-    leaves: Vec<(Dot, Meta)>,
+    joins: BTreeMap<Dot, Meta>,
+    leaves: BTreeMap<Dot, Meta>,
 }
 
 impl Diff {
@@ -153,10 +179,14 @@ impl Diff {
         self.joins.is_empty() && self.leaves.is_empty()
     }
 
-    /// Adds what happened after it.
+    /// Adds what happened after it. Who came and went in between was never there.
     pub fn extend(&mut self, later: Self) {
+        for (dot, meta) in later.leaves {
+            if self.joins.remove(&dot).is_none() {
+                self.leaves.insert(dot, meta);
+            }
+        }
         self.joins.extend(later.joins);
-        self.leaves.extend(later.leaves);
     }
 
     /// The payload of `presence_diff`: `{"joins":…,"leaves":…}`.
@@ -293,7 +323,63 @@ mod tests {
         a
     }
 
+    /// A difference applied to what was known before, as a client does it.
+    fn applied(mut metas: BTreeMap<Dot, Meta>, diff: &Diff) -> BTreeMap<Dot, Meta> {
+        metas.extend(diff.joins.clone());
+        metas.retain(|dot, _| !diff.leaves.contains_key(dot));
+        metas
+    }
+
     proptest! {
+        #[test]
+        fn a_dead_node_takes_its_own_with_it_and_nobody_brings_it_back(nodes in nodes(), dead in 0u32..3) {
+            let [a, b, c] = &nodes[..] else { unreachable!() };
+            let all = merged(&merged(a, b), c);
+            let mut left = all.clone();
+            let diff = left.forget(dead);
+            prop_assert!(diff.joins.is_empty() && diff.leaves.keys().all(|dot| dot.replica == dead));
+            prop_assert!(left.metas.keys().all(|dot| dot.replica != dead));
+            prop_assert_eq!(applied(all.metas.clone(), &diff), left.metas.clone());
+            prop_assert!(left.forget(dead).is_empty());
+            // What others still know of it does not count, in whatever order it comes.
+            for other in [a, b, c, &all, a] {
+                left.merge(other);
+                prop_assert!(left.metas.keys().all(|dot| dot.replica != dead));
+            }
+            // Those who hear of the death from another agree with those who saw it themselves.
+            let (mut saw, heard) = (all.clone(), merged(&all, &left));
+            saw.forget(dead);
+            prop_assert_eq!(saw, heard);
+        }
+
+        #[test]
+        fn a_room_that_was_forgotten_does_not_come_back_with_what_others_remember(nodes in nodes()) {
+            let mut again = State::since(Dot { replica: 0, counter: 1000 });
+            for other in &nodes {
+                again.merge(other);
+            }
+            prop_assert!(again.metas.keys().all(|dot| dot.replica != 0));
+        }
+
+        #[test]
+        fn many_differences_told_as_one_come_to_the_same(
+            steps in proptest::collection::vec((0u64..4, 0u8..3), 0..30), told in 0usize..30,
+        ) {
+            let (mut state, mut pending, mut known) = (State::default(), Diff::default(), BTreeMap::new());
+            for (at, (who, what)) in steps.into_iter().enumerate() {
+                let owner = Owner::Channel(who);
+                pending.extend(match what {
+                    0 => state.untrack(&owner),
+                    n => state.track(dot(at as u64 + 1), owner, "k", meta(json!({ "n": n }))),
+                });
+                if at == told {
+                    known = applied(known, &std::mem::take(&mut pending));
+                }
+            }
+            prop_assert!(pending.leaves.keys().all(|dot| known.contains_key(dot)), "only who was there leaves");
+            prop_assert_eq!(applied(known, &pending), state.metas);
+        }
+
         #[test]
         fn merging_is_commutative_associative_and_idempotent(nodes in nodes()) {
             let [a, b, c] = &nodes[..] else { unreachable!() };
@@ -309,7 +395,7 @@ mod tests {
             let mut after = before.clone();
             let diff = after.merge(&nodes[1]);
             let mut applied: BTreeMap<_, _> = before.metas;
-            for (dot, _) in &diff.leaves {
+            for dot in diff.leaves.keys() {
                 prop_assert!(applied.remove(dot).is_some());
             }
             for (dot, meta) in diff.joins {

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 use serde_json::{Map, Value};
 use std::{
-    collections::{HashMap, VecDeque, hash_map::Entry},
+    collections::{HashMap, HashSet, VecDeque, hash_map::Entry},
     sync::Arc,
     time::Duration,
 };
@@ -20,6 +20,14 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
+
+/// A room of so many listeners hears its differences at most so often: telling one costs a visit to each, so
+/// thousands who come at once are told together, and presence takes a small part of the time. A room of a few
+/// hears each at once.
+const PERIOD_PER_LISTENER: Duration = Duration::from_micros(25);
+const PERIOD_MAX: Duration = Duration::from_millis(500);
+/// What is shorter is no wait at all.
+const PERIOD_MIN: Duration = Duration::from_millis(2);
 
 /// Shortest time between two differences of hosted agents.
 pub const HOSTED_PERIOD: Duration = Duration::from_millis(50);
@@ -76,6 +84,7 @@ impl Tracker {
         let actor = Actor {
             hub,
             rooms: HashMap::new(),
+            untold: HashSet::new(),
             replica: rand::random(),
             counter: 0,
             diffs: Counter::default(),
@@ -168,43 +177,63 @@ impl Drop for Member {
 
 struct Actor {
     hub: Hub,
-    rooms: HashMap<Room, State>,
+    rooms: HashMap<Room, Place>,
+    /// Rooms with something that has not been told.
+    untold: HashSet<Room>,
     replica: u32,
     counter: u64,
     diffs: Counter,
     room_count: Gauge,
 }
 
+/// One room.
+#[derive(Default)]
+struct Place {
+    state: State,
+    /// What has happened since it was last told.
+    pending: Diff,
+    /// Who gets the state after that, and hears every later difference.
+    newcomers: Vec<StateRequest>,
+    told: Option<Instant>,
+    /// The payload of the state, until it changes.
+    payload: Option<Bytes>,
+}
+
 impl Actor {
     async fn run(mut self, shared: Arc<Shared>, stop: CancellationToken) -> anyhow::Result<()> {
         let mut hosted_due = Instant::now();
         while !stop.is_cancelled() {
-            let mut wait = false;
+            let mut wait = None;
             if Instant::now() >= hosted_due {
                 let said = std::mem::take(&mut *shared.hosted.lock());
                 if !said.is_empty() {
                     self.hosted(said);
                     hosted_due = Instant::now() + HOSTED_PERIOD;
                 }
-            } else {
-                wait = !shared.hosted.lock().is_empty();
+            } else if !shared.hosted.lock().is_empty() {
+                wait = Some(hosted_due);
             }
             let batch: Vec<_> = {
                 let mut commands = shared.commands.lock();
                 let size = commands.len().min(BATCH);
                 commands.drain(..size).collect()
             };
-            if !batch.is_empty() {
+            let busy = !batch.is_empty();
+            if busy {
                 shared.space.notify_waiters();
                 batch.into_iter().for_each(|command| self.handle(command));
+            }
+            let due = self.tell_due(Instant::now());
+            if busy {
                 tokio::task::yield_now().await;
                 continue;
             }
+            wait = wait.into_iter().chain(due).min();
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
                 () = shared.wake.notified() => {}
-                () = sleep_until(hosted_due), if wait => {}
+                () = sleep_until(wait.unwrap_or_else(Instant::now)), if wait.is_some() => {}
             }
         }
         Ok(())
@@ -213,74 +242,136 @@ impl Actor {
     fn handle(&mut self, command: Command) {
         match command {
             Command::Track { room, id, key, meta } => {
-                let diff = self.track(&room, Owner::Channel(id.0), &key, meta);
-                self.tell(&room, &diff);
+                self.track(&room, Owner::Channel(id.0), &key, meta);
+                self.tell_now_or_later(room);
             }
             Command::Untrack { room, id } => {
-                let diff = self.untrack(&room, &Owner::Channel(id.0));
-                self.tell(&room, &diff);
+                self.untrack(&room, &Owner::Channel(id.0));
+                self.tell_now_or_later(room);
             }
             Command::Send { room, request } => {
-                let payload = self.payload(&room);
-                let (join_ref, topic) = (request.join_ref.as_ref(), room.wire_topic());
-                let frame = text::encode(request.version, join_ref, None, &topic, "presence_state", &payload);
-                // Nothing is published between the two: this actor is the only one that tells differences.
-                let _closed = request.outbox.push(&frame);
-                request.ear.set_presence(true);
+                self.place(&room).newcomers.push(request);
+                self.tell_now_or_later(room);
             }
             Command::Look { room, answer } => {
-                let _gone = answer.send(self.payload(&room));
+                let payload = self.rooms.get_mut(&room).map(Place::payload);
+                let _gone = answer.send(payload.unwrap_or(Bytes::from_static(b"{}")));
             }
         }
     }
 
     fn hosted(&mut self, said: Hosted) {
-        let mut diffs: HashMap<Room, Diff> = HashMap::new();
+        let mut rooms = HashSet::new();
         for ((room, key), meta) in said {
             let owner = Owner::Hosted(key.clone());
-            let diff = match meta {
+            match meta {
                 Some(meta) => self.track(&room, owner, &key, meta),
                 None => self.untrack(&room, &owner),
-            };
-            diffs.entry(room).or_default().extend(diff);
+            }
+            rooms.insert(room);
         }
-        diffs.iter().for_each(|(room, diff)| self.tell(room, diff));
+        rooms.into_iter().for_each(|room| self.tell_now_or_later(room));
     }
 
-    fn track(&mut self, room: &Room, owner: Owner, key: &str, meta: Map<String, Value>) -> Diff {
+    fn track(&mut self, room: &Room, owner: Owner, key: &str, meta: Map<String, Value>) {
+        let dot = Dot { replica: self.replica, counter: self.counter + 1 };
+        let place = self.place(room);
+        let diff = place.state.track(dot, owner, key, meta);
+        place.changed(diff);
         self.counter += 1;
-        let dot = Dot { replica: self.replica, counter: self.counter };
-        let state = match self.rooms.entry(room.clone()) {
-            Entry::Occupied(state) => state.into_mut(),
+    }
+
+    fn untrack(&mut self, room: &Room, owner: &Owner) {
+        if let Some(place) = self.rooms.get_mut(room) {
+            let diff = place.state.untrack(owner);
+            place.changed(diff);
+        }
+    }
+
+    fn place(&mut self, room: &Room) -> &mut Place {
+        let last = Dot { replica: self.replica, counter: self.counter };
+        match self.rooms.entry(room.clone()) {
+            Entry::Occupied(place) => place.into_mut(),
             Entry::Vacant(vacant) => {
                 self.room_count.inc();
-                vacant.insert(State::default())
+                vacant.insert(Place { state: State::since(last), ..Place::default() })
             }
-        };
-        state.track(dot, owner, key, meta)
-    }
-
-    fn untrack(&mut self, room: &Room, owner: &Owner) -> Diff {
-        let Some(state) = self.rooms.get_mut(room) else { return Diff::default() };
-        let diff = state.untrack(owner);
-        if state.is_empty() {
-            self.rooms.remove(room);
-            self.room_count.dec();
         }
-        diff
     }
 
-    fn payload(&self, room: &Room) -> Bytes {
-        self.rooms.get(room).map_or(Bytes::from_static(b"{}"), State::payload)
+    /// At once when the room is small or has been told nothing for a while.
+    fn tell_now_or_later(&mut self, room: Room) {
+        if self.due(&room) <= Instant::now() {
+            self.tell(&room);
+        } else {
+            self.untold.insert(room);
+        }
     }
 
-    fn tell(&self, room: &Room, diff: &Diff) {
+    /// When the room may be told something.
+    fn due(&self, room: &Room) -> Instant {
+        let now = Instant::now();
+        let told = self.rooms.get(room).and_then(|place| place.told);
+        let listeners = u32::try_from(self.hub.watchers(room)).unwrap_or(u32::MAX);
+        let period = PERIOD_PER_LISTENER.saturating_mul(listeners).min(PERIOD_MAX);
+        told.filter(|_| period >= PERIOD_MIN).map_or(now, |told| told + period)
+    }
+
+    /// Tells what is due; gives when the next is.
+    fn tell_due(&mut self, now: Instant) -> Option<Instant> {
+        let mut next: Option<Instant> = None;
+        for room in std::mem::take(&mut self.untold) {
+            let due = self.due(&room);
+            if due <= now {
+                self.tell(&room);
+            } else {
+                next = Some(next.map_or(due, |next| next.min(due)));
+                self.untold.insert(room);
+            }
+        }
+        next
+    }
+
+    /// First the difference to all who know the state before it, then the state to those who are new: every
+    /// difference that they hear applies to it.
+    fn tell(&mut self, room: &Room) {
+        let Some(place) = self.rooms.get_mut(room) else { return };
+        let diff = std::mem::take(&mut place.pending);
         if !diff.is_empty() {
             self.diffs.inc();
             if self.hub.watchers(room) > 0 {
                 self.hub.publish(room, Message::presence_diff(diff.payload()), None);
             }
+            place.told = Some(Instant::now());
         }
+        if !place.newcomers.is_empty() {
+            let (payload, topic) = (place.payload(), room.wire_topic());
+            for StateRequest { ear, outbox, version, join_ref } in std::mem::take(&mut place.newcomers) {
+                let (before, after) =
+                    text::envelope(version, join_ref.as_ref(), None, &topic, "presence_state");
+                // A closed outbox means that the socket is going.
+                let _closed = outbox.push_around(&before, payload.clone(), after);
+                ear.set_presence(true);
+            }
+            place.told = Some(Instant::now());
+        }
+        if place.state.is_empty() {
+            self.rooms.remove(room);
+            self.room_count.dec();
+        }
+    }
+}
+
+impl Place {
+    fn changed(&mut self, diff: Diff) {
+        if !diff.is_empty() {
+            self.payload = None;
+            self.pending.extend(diff);
+        }
+    }
+
+    fn payload(&mut self) -> Bytes {
+        self.payload.get_or_insert_with(|| self.state.payload()).clone()
     }
 }
 
@@ -372,6 +463,105 @@ mod tests {
         }
         assert_eq!(Value::Object(known.unwrap()), truth);
         assert_eq!(truth.as_object().unwrap().len(), 40);
+    }
+
+    /// A member with a socket: hears presence from its state on, as a channel does.
+    fn member(b: &Bench, outbox: &Arc<Outbox>) -> (crate::hub::Subscription, Member) {
+        let hears = Hears { broadcast: true, presence: false };
+        let subscription = b.hub.subscribe(b.room.clone(), Version::V2, outbox.clone(), hears);
+        let member = b.tracker.member(b.room.clone(), subscription.id());
+        let (ear, outbox) = (subscription.ear(), outbox.clone());
+        member.send_state(StateRequest { ear, outbox, version: Version::V2, join_ref: None });
+        (subscription, member)
+    }
+
+    /// What a client knows after these frames, and how many there were; it must never hear of one who leaves
+    /// without having come, or comes twice.
+    async fn known(outbox: &Outbox) -> (std::collections::BTreeMap<String, String>, usize) {
+        let frames = outbox.frames().await.unwrap();
+        let mut known: Option<std::collections::BTreeMap<String, String>> = None;
+        let metas = |value: &Value| -> Vec<(String, String)> {
+            let all = value.as_object().unwrap().iter();
+            let refs = all.flat_map(|(key, value)| {
+                let metas = value["metas"].as_array().unwrap().iter();
+                metas.map(move |meta| (meta["phx_ref"].as_str().unwrap().to_owned(), key.clone()))
+            });
+            refs.collect()
+        };
+        for frame in &frames {
+            let Frame::Text(text) = frame else { panic!("binary") };
+            let frame: Value = serde_json::from_slice(text).unwrap();
+            match (frame[3].as_str().unwrap(), &mut known) {
+                ("presence_state", None) => known = Some(metas(&frame[4]).into_iter().collect()),
+                ("presence_diff", Some(known)) => {
+                    for (reference, key) in metas(&frame[4]["joins"]) {
+                        assert_eq!(known.insert(reference, key), None, "came twice");
+                    }
+                    for (reference, key) in metas(&frame[4]["leaves"]) {
+                        assert_eq!(known.remove(&reference), Some(key), "left without having come");
+                    }
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        (known.unwrap(), frames.len())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn ten_thousand_who_come_and_go_at_once_are_told_together_and_everybody_knows_the_same() {
+        const MEMBERS: usize = 10_000;
+        let b = bench();
+        let (mut members, mut outboxes) = (Vec::new(), Vec::new());
+        for n in 0..MEMBERS {
+            let outbox = Arc::new(Outbox::new(100_000, usize::MAX));
+            let (subscription, mut member) = member(&b, &outbox);
+            member.track(format!("key-{n}").into(), meta(0)).await;
+            members.push((subscription, member));
+            outboxes.push(outbox);
+        }
+        // Some say something else, some go, some come back: all of it while others are still being told.
+        for (n, (_, member)) in members.iter_mut().enumerate().take(3000) {
+            member.track(format!("key-{n}").into(), meta(1)).await;
+        }
+        for (_, member) in members.iter_mut().skip(2000).take(2000) {
+            member.untrack();
+        }
+        tokio::time::sleep(PERIOD_MAX * 2).await;
+        let truth: Value = serde_json::from_slice(&b.tracker.look(b.room.clone()).await).unwrap();
+        assert_eq!(truth.as_object().unwrap().len(), MEMBERS - 2000);
+        let mut frames = 0;
+        for outbox in outboxes.iter().step_by(1499) {
+            let (known, count) = known(outbox).await;
+            frames = frames.max(count);
+            let keys: std::collections::BTreeSet<_> = known.into_values().collect();
+            assert_eq!(keys.len(), MEMBERS - 2000);
+            assert!(keys.iter().all(|key| truth.get(key).is_some()));
+        }
+        // One by one, the first would have heard 17,000 differences.
+        assert!(frames < 200, "{frames}");
+        assert!(b.tracker.look(b.room.clone()).await.len() < MEMBERS * 80);
+        // And when all sockets close, the room is forgotten.
+        drop(members);
+        tokio::time::sleep(PERIOD_MAX * 2).await;
+        assert_eq!(&b.tracker.look(b.room.clone()).await[..], b"{}");
+        b.scope.drain(Duration::from_secs(1)).await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_large_room_that_was_quiet_hears_at_once() {
+        let b = bench();
+        let outbox = Arc::new(Outbox::new(100_000, usize::MAX));
+        let mut members: Vec<_> = (0..1000).map(|_| member(&b, &outbox)).collect();
+        tokio::time::sleep(PERIOD_MAX).await;
+        outbox.frames().await.unwrap();
+        let before = Instant::now();
+        members[0].1.track("ada".into(), meta(1)).await;
+        assert_eq!(outbox.frames().await.unwrap().len(), 1000);
+        assert_eq!(before.elapsed(), Duration::ZERO);
+        members[0].1.track("ada".into(), meta(2)).await;
+        members[0].1.track("ada".into(), meta(3)).await;
+        assert_eq!(outbox.frames().await.unwrap().len(), 1000, "told together");
+        assert_eq!(before.elapsed().as_millis(), 25);
     }
 
     #[tokio::test(start_paused = true)]

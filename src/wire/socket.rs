@@ -54,9 +54,19 @@ fn control(opcode: u8, payload: &[u8]) -> Bytes {
     out.freeze()
 }
 
+/// Appends the header of a server's text frame with a payload of `size` bytes, which follow from elsewhere.
+pub fn put_text_header(out: &mut BytesMut, size: usize) {
+    put_header(out, TEXT, size);
+}
+
 fn put(out: &mut BytesMut, opcode: u8, payload: &[u8]) {
+    put_header(out, opcode, payload.len());
+    out.put_slice(payload);
+}
+
+fn put_header(out: &mut BytesMut, opcode: u8, size: usize) {
     out.put_u8(0x80 | opcode);
-    match u16::try_from(payload.len()) {
+    match u16::try_from(size) {
         Ok(size) if size < 126 => out.put_u8(u8::try_from(size).unwrap_or_default()),
         Ok(size) => {
             out.put_u8(126);
@@ -64,10 +74,9 @@ fn put(out: &mut BytesMut, opcode: u8, payload: &[u8]) {
         }
         Err(_) => {
             out.put_u8(127);
-            out.put_u64(payload.len() as u64);
+            out.put_u64(size as u64);
         }
     }
-    out.put_slice(payload);
 }
 
 /// What a client sent.

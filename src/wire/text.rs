@@ -42,35 +42,47 @@ pub fn encode(
     event: &str,
     payload: &[u8],
 ) -> Frame {
-    let mut out = BytesMut::with_capacity(payload.len() + topic.len() + event.len() + 64);
-    let reference = reference.map_or("null", Ref::as_json).as_bytes();
+    let (before, after) = envelope(version, join_ref, reference, topic, event);
+    let mut out = BytesMut::with_capacity(before.len() + payload.len() + after.len());
+    out.put_slice(&before);
+    out.put_slice(payload);
+    out.put_slice(&after);
+    Frame::Text(out.freeze())
+}
+
+/// What stands before and after the payload of [`encode`], for a large one that many frames share.
+#[must_use]
+pub fn envelope(
+    version: Version,
+    join_ref: Option<&Ref>,
+    reference: Option<&Ref>,
+    topic: &str,
+    event: &str,
+) -> (BytesMut, Bytes) {
+    let mut before = BytesMut::with_capacity(topic.len() + event.len() + 64);
+    let reference = reference.map_or("null", Ref::as_json);
     match version {
         Version::V1 => {
-            out.put_slice(b"{\"topic\":");
-            put_string(&mut out, topic);
-            out.put_slice(b",\"event\":");
-            put_string(&mut out, event);
-            out.put_slice(b",\"payload\":");
-            out.put_slice(payload);
-            out.put_slice(b",\"ref\":");
-            out.put_slice(reference);
-            out.put_u8(b'}');
+            before.put_slice(b"{\"topic\":");
+            put_string(&mut before, topic);
+            before.put_slice(b",\"event\":");
+            put_string(&mut before, event);
+            before.put_slice(b",\"payload\":");
+            (before, Bytes::from(format!(",\"ref\":{reference}}}")))
         }
         Version::V2 => {
-            out.put_u8(b'[');
-            out.put_slice(join_ref.map_or("null", Ref::as_json).as_bytes());
-            out.put_u8(b',');
-            out.put_slice(reference);
-            out.put_u8(b',');
-            put_string(&mut out, topic);
-            out.put_u8(b',');
-            put_string(&mut out, event);
-            out.put_u8(b',');
-            out.put_slice(payload);
-            out.put_u8(b']');
+            before.put_u8(b'[');
+            before.put_slice(join_ref.map_or("null", Ref::as_json).as_bytes());
+            before.put_u8(b',');
+            before.put_slice(reference.as_bytes());
+            before.put_u8(b',');
+            put_string(&mut before, topic);
+            before.put_u8(b',');
+            put_string(&mut before, event);
+            before.put_u8(b',');
+            (before, Bytes::from_static(b"]"))
         }
     }
-    Frame::Text(out.freeze())
 }
 
 /// The payload of a `phx_reply`; `response` is JSON.
