@@ -52,7 +52,8 @@ impl Herald {
         match notice {
             Notice::Assigned(assigned) => self.agents.assigned(assigned.clone()),
             Notice::Cancel { agent_id, key, reason } => self.agents.cancel(*key, agent_id, reason),
-            Notice::Updated(_) | Notice::Announced { .. } | Notice::Offered { .. } => {}
+            Notice::Updated(_) | Notice::Announced { .. } | Notice::Offered { .. } | Notice::Nudge { .. } => {
+            }
         }
     }
 
@@ -92,6 +93,14 @@ impl Herald {
                 if assigned.requester != agent.as_str() {
                     self.remote.copy(&assigned.requester, "task_assignment", Some(agent), members);
                 }
+            }
+            Notice::Nudge { agent_id, key } => {
+                let members = || {
+                    json!({
+                        "task_id": key.task_id, "assignment_id": key.assignment_id, "epoch": key.epoch,
+                    })
+                };
+                self.voice.say(voice::agent_room(agent_id), "task_nudge", Some(agent_id), members);
             }
             Notice::Cancel { agent_id, key, reason } => {
                 let members = || json!({ "task_id": key.task_id, "assignment_id": key.assignment_id, "reason": reason });

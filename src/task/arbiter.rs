@@ -8,8 +8,8 @@ use super::desk::{self, Act, Command};
 use super::rounds::{Candidate, Plan};
 use super::score::{Measured, Offer};
 use super::store::{self, run, sql};
-use super::{Error, Incarnation, Shared, TaskId, awards, lane::BATCH_MAX, register, told};
-use crate::db;
+use super::{Error, Incarnation, Shared, TaskId, awards, depend, lane::BATCH_MAX, register, release, told};
+use crate::{db, fault};
 use deadpool_postgres::Transaction;
 use std::{
     collections::HashMap,
@@ -223,18 +223,26 @@ impl Arbiter {
         let (due, late) =
             futures_util::future::try_join(run(&tx, sql!("due"), &[]), run(&tx, sql!("past_deadline"), &[]))
                 .await?;
-        let mut ids: Vec<Uuid> = due.iter().chain(&late).map(|row| row.get("id")).collect();
-        ids.sort();
-        ids.dedup();
-        if ids.is_empty() {
+        let ends = depend::ends(&tx).await?;
+        let mut commands: HashMap<TaskId, Command> =
+            ends.commands.iter().map(|command| (command.task, command.clone())).collect();
+        for row in due.iter().chain(&late) {
+            let task = TaskId::from(row.get::<_, Uuid>("id"));
+            commands.entry(task).or_insert(Command { task, holder: None, act: Act::Timer });
+        }
+        if commands.is_empty() && ends.is_empty() {
             return Ok(false);
         }
-        let commands: Vec<Command> =
-            ids.into_iter().map(|id| Command { task: id.into(), holder: None, act: Act::Timer }).collect();
+        let commands: Vec<Command> = commands.into_values().collect();
         let mut outcome = desk::carry_out(&self.shared, &tx, &commands).await?;
+        ends.unmark(&tx).await?;
         for (command, answer) in commands.iter().zip(&outcome.answers) {
-            if let Err(error) = answer {
-                tracing::warn!(task = %command.task, %error, "a timer could not be carried out");
+            match answer {
+                // It ended by itself meanwhile.
+                Ok(_) | Err(Error::Conflict { .. }) => {}
+                Err(error) => {
+                    tracing::warn!(task = %command.task, %error, "a timer could not be carried out");
+                }
             }
         }
         let broken: Vec<(TaskId, i64)> = commands
@@ -245,12 +253,20 @@ impl Arbiter {
             .collect();
         store::rearm(&tx, &broken).await?;
         let closing = std::mem::take(&mut outcome.closing);
+        // Before the rounds are closed: whoever lost its award has a slot for the next.
+        let shared = self.shared.clone();
+        let doubt = shared.doubt();
+        release(&shared, &outcome.freed);
         if closing.is_empty() {
             tx.commit().await.map_err(db::Error::from)?;
         } else {
             self.close(tx, &closing).await?;
         }
-        told(&self.shared, &outcome.freed, outcome.notices);
+        doubt.dispel();
+        if !ends.is_empty() {
+            fault::point("task.followed");
+        }
+        told(&self.shared, &[], outcome.notices);
         Ok(true)
     }
 
@@ -288,6 +304,7 @@ fn candidate(row: &Row) -> Candidate {
         policy: row.get("policy"),
         requester: row.get("requester"),
         tried: row.get("tried"),
+        prefer: row.get("prefer"),
     }
 }
 
@@ -304,6 +321,7 @@ impl From<store::Locked> for Candidate {
             policy: row.policy,
             requester: row.requester,
             tried: row.tried,
+            prefer: None,
         }
     }
 }

@@ -14,10 +14,12 @@ pub const INVARIANTS: &[(&str, &str)] = &[
              where a.task_id = t.id and a.epoch = t.epoch and a.state = 'finished')",
     ),
     (
-        "I3: nothing happens after the end but orphan results",
+        "I3: nothing happens after the end but orphan results and a requeue",
         "select e.task_id::text from convoke.events e join convoke.events last on last.task_id = e.task_id
              and last.seq < e.seq and last.body ->> 'state' in ('completed', 'failed', 'canceled')
-         where e.type <> 'orphan_result'",
+         where e.type not in ('orphan_result', 'requeued') and not exists (
+             select 1 from convoke.events r where r.task_id = e.task_id and r.type = 'requeued'
+                 and r.seq > last.seq and r.seq < e.seq)",
     ),
     (
         "I4: what is reserved and spent is within the limit",
@@ -30,19 +32,34 @@ pub const INVARIANTS: &[(&str, &str)] = &[
         "I5: slots used are live assignments and not more than there are",
         "select g.id from convoke.agents g where g.slots_used <> (
              select count(*) from convoke.assignments a where a.agent_id = g.id
-                 and a.state in ('awarded', 'running', 'waiting') and a.incarnation = g.incarnation)
+                 and a.state in ('awarded', 'running') and a.incarnation = g.incarnation)
              or g.slots_used > g.slots",
     ),
     (
-        "I6: every task that is not final has a due time, is ready, or has a live owner",
+        "I6: every task that is not final has a due time, is ready, or waits for a task that will wake it",
         "select t.id::text from convoke.tasks t
-         where t.state not in ('completed', 'failed', 'canceled', 'open') and t.due_at is null",
+         where t.state not in ('completed', 'failed', 'canceled', 'open') and t.due_at is null
+             and not exists (select 1 from convoke.tasks d
+                 where (d.id = any(t.depends_on) or d.id = t.verifier_id) and d.followed
+                     and t.state in ('blocked', 'verifying'))",
     ),
     (
-        "state: a task is awarded, running or canceling exactly while it has a live assignment",
+        "I7: no part outlives a task that was canceled or failed, unless it is detached",
+        "select c.id::text from convoke.tasks c join convoke.tasks p on p.id = c.parent_id
+         where p.state in ('failed', 'canceled') and not p.has_children and not c.detached
+             and c.state not in ('canceling', 'completed', 'failed', 'canceled')",
+    ),
+    (
+        "state: a task has a live assignment exactly while it is with an agent or waits for an answer to one",
         "select t.id::text from convoke.tasks t
-         where (t.state in ('awarded', 'running', 'canceling')) <> exists (
+         where (t.state in ('awarded', 'running', 'waiting', 'verifying', 'canceling')) <> exists (
              select 1 from convoke.assignments a
              where a.task_id = t.id and a.state in ('awarded', 'running', 'waiting'))",
+    ),
+    (
+        "state: the live assignment of a task that waits holds no slot",
+        "select t.id::text from convoke.tasks t join convoke.assignments a on a.task_id = t.id
+         where a.state in ('awarded', 'running', 'waiting')
+             and (t.state in ('waiting', 'verifying')) <> (a.state = 'waiting')",
     ),
 ];

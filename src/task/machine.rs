@@ -2,8 +2,8 @@
 //!
 //! It reads no clock and no database. The store locks the row, asks here what an
 //! event makes of it, and writes exactly that. It fails by refusing: a final state
-//! stays final, and only a live assignment can be reported on.
-use super::TaskState;
+//! stays final unless someone requeues it, and only a live assignment can be reported on.
+use super::{TaskState, WaitFor};
 
 /// State of an assignment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,7 +12,7 @@ pub enum AssignmentState {
     Awarded,
     /// Its agent works.
     Running,
-    /// Its agent waits for a person or for budget.
+    /// A person, budget or a verifier is waited for; it holds no slot and no lease.
     Waiting,
     /// Its result was accepted.
     Finished,
@@ -20,6 +20,8 @@ pub enum AssignmentState {
     Refused,
     /// Its agent did not answer in time.
     ConfirmTimeout,
+    /// Its agent confirmed and did not start in time.
+    StartTimeout,
     /// Its agent died, or was silent for longer than the lease.
     LeaseLost,
     /// Its agent lived but showed no work.
@@ -45,6 +47,7 @@ impl AssignmentState {
             Self::Finished => "finished",
             Self::Refused => "refused",
             Self::ConfirmTimeout => "confirm_timeout",
+            Self::StartTimeout => "start_timeout",
             Self::LeaseLost => "lease_lost",
             Self::Stalled => "stalled",
             Self::Released => "released",
@@ -116,6 +119,13 @@ pub struct Facts {
 /// What happens to a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
+    /// All that it depends on has ended as it needs.
+    Unblocked {
+        /// Whether its `run_at` is still to come.
+        later: bool,
+    },
+    /// Something that it depends on has failed or was canceled.
+    DependencyFailed,
     /// Its `run_at` has come.
     RunAt,
     /// A back-off is over.
@@ -126,15 +136,34 @@ pub enum Event {
     RoundsExhausted,
     /// The request itself cannot be carried out.
     Unworkable,
+    /// The winner confirms and starts later.
+    Confirm,
     /// The winner accepts and starts.
     Accept,
     /// The winner refuses.
     Refuse,
     /// The winner did not answer in time.
     ConfirmTimeout,
+    /// The winner confirmed and did not start in time.
+    StartTimeout,
+    /// The assignee needs a person or budget.
+    Wait(WaitFor),
+    /// What it waited for has come.
+    Answer,
+    /// What it waited for did not come in time.
+    AnswerTimeout {
+        /// Whether it was budget.
+        budget: bool,
+    },
     /// The assignee delivers.
     Finish,
-    /// The assignee delivers what does not pass the check.
+    /// The assignee delivers what a verifier has to look at.
+    FinishToVerify,
+    /// The verifier accepts the result.
+    Verified,
+    /// The verifier could not say anything.
+    VerifierFailed,
+    /// The assignee delivered what does not pass the check.
     Reject,
     /// The assignee fails.
     Fail {
@@ -155,6 +184,11 @@ pub enum Event {
     GraceOver,
     /// The deadline has come.
     Deadline,
+    /// Someone wants it tried again after its end.
+    Requeue {
+        /// Whether it depends on others.
+        blocked: bool,
+    },
 }
 
 /// What to do with a task that is open again.
@@ -168,6 +202,8 @@ pub enum Next {
     Standby,
     /// A new round after the back-off, unless another agent can take it at once.
     RetryLater,
+    /// A new round in which the same agent is asked first.
+    Same,
 }
 
 /// What an event makes of a task.
@@ -181,6 +217,8 @@ pub struct Step {
     pub assignment: Option<AssignmentState>,
     /// What comes then.
     pub next: Next,
+    /// Whether the attempt that ends with this was none: its continuation is the same attempt.
+    pub attempt_goes_on: bool,
 }
 
 /// A task in this state does not take this event.
@@ -199,151 +237,84 @@ impl Facts {
     pub fn next(self, event: Event) -> Result<Step, Refused> {
         use AssignmentState as A;
         use TaskState as S;
-        let to = |state, assignment, next| Step { state, reason: None, assignment, next };
-        let failed = |reason, assignment| Step {
-            state: S::Failed,
-            reason: Some(reason),
-            assignment,
-            next: Next::Rest,
-        };
-        let again = |assignment, next| {
+        let to =
+            |state, assignment, next| Step { state, reason: None, assignment, next, attempt_goes_on: false };
+        let because =
+            |state, reason, assignment| Step { reason: Some(reason), ..to(state, assignment, Next::Rest) };
+        let failed = |reason, assignment| because(S::Failed, reason, assignment);
+        let again_or = |reason, assignment, next| {
             if self.attempt < self.attempts_max {
                 to(S::Open, Some(assignment), next)
             } else {
-                failed("attempts_exhausted", Some(assignment))
+                failed(reason, Some(assignment))
             }
         };
+        let again = |assignment, next| again_or("attempts_exhausted", assignment, next);
         let live = match self.state {
             S::Awarded | S::Running | S::Waiting | S::Verifying | S::Canceling => Some(A::Canceled),
             _ => None,
         };
         Ok(match (self.state, event) {
+            (S::Blocked, Event::Unblocked { later: true }) => to(S::Scheduled, None, Next::Rest),
+            (S::Blocked, Event::Unblocked { later: false }) => to(S::Open, None, Next::Round),
+            (S::Blocked, Event::DependencyFailed) => because(S::Canceled, "dependency", None),
             (S::Scheduled, Event::RunAt) | (S::Open, Event::BackOffOver) => to(S::Open, None, Next::Round),
             (S::Open, Event::Award) => to(S::Awarded, Some(A::Awarded), Next::Rest),
-            (S::Open, Event::RoundsExhausted) => failed("unallocatable", None),
-            (S::Open, Event::Unworkable) => failed("bad_request", None),
+            (S::Open, Event::RoundsExhausted | Event::Unworkable) => failed("unallocatable", None),
+            (S::Awarded, Event::Confirm) => to(S::Awarded, None, Next::Rest),
             (S::Awarded, Event::Accept) => to(S::Running, Some(A::Running), Next::Rest),
             (S::Awarded, Event::Refuse) => to(S::Open, Some(A::Refused), Next::Standby),
             (S::Awarded, Event::ConfirmTimeout) => to(S::Open, Some(A::ConfirmTimeout), Next::Standby),
+            (S::Awarded, Event::StartTimeout) => to(S::Open, Some(A::StartTimeout), Next::Standby),
             (S::Awarded, Event::LeaseLost) => to(S::Open, Some(A::LeaseLost), Next::Standby),
-            (S::Running, Event::Finish) => to(S::Completed, Some(A::Finished), Next::Rest),
-            (S::Running, Event::Reject) => again(A::Rejected, Next::RetryLater),
-            (S::Running, Event::Fail { retryable: true }) => again(A::Failed, Next::RetryLater),
-            (S::Running, Event::Fail { retryable: false }) => failed("not_retryable", Some(A::Failed)),
+            (S::Running, Event::Wait(what)) => because(S::Waiting, what.as_str(), Some(A::Waiting)),
+            (S::Waiting, Event::Answer) => {
+                Step { attempt_goes_on: true, ..to(S::Open, Some(A::Released), Next::Same) }
+            }
+            (S::Waiting, Event::AnswerTimeout { budget: true }) => failed("budget", live),
+            (S::Waiting, Event::AnswerTimeout { budget: false }) => failed("deadline", live),
+            (S::Running | S::Waiting, Event::Finish) => to(S::Completed, Some(A::Finished), Next::Rest),
+            (S::Running | S::Waiting, Event::FinishToVerify) => {
+                to(S::Verifying, Some(A::Waiting), Next::Rest)
+            }
+            (S::Verifying, Event::Verified) => to(S::Completed, Some(A::Finished), Next::Rest),
+            (S::Verifying, Event::VerifierFailed) => failed("verification", Some(A::Released)),
+            (S::Running | S::Waiting | S::Verifying, Event::Reject) => {
+                again_or("verification", A::Rejected, Next::Same)
+            }
+            (S::Running | S::Waiting, Event::Fail { retryable: true }) => again(A::Failed, Next::RetryLater),
+            (S::Running | S::Waiting, Event::Fail { retryable: false }) => {
+                failed("attempts_exhausted", Some(A::Failed))
+            }
             (S::Running | S::Waiting, Event::Release) => again(A::Released, Next::RetryLater),
-            (S::Running | S::Waiting, Event::LeaseLost) => again(A::LeaseLost, Next::Round),
+            (S::Running, Event::LeaseLost) => again(A::LeaseLost, Next::Round),
             (S::Running, Event::AttemptTimeout) => again(A::Canceled, Next::Round),
-            (S::Running, Event::Stall) => again(A::Stalled, Next::Round),
-            (S::Blocked | S::Scheduled | S::Open | S::Awarded, Event::Cancel) => {
+            (S::Running, Event::Stall) => again(A::Stalled, Next::RetryLater),
+            // Nobody works on it, so nobody has to be given time to stop.
+            (S::Blocked | S::Scheduled | S::Open | S::Awarded | S::Waiting | S::Verifying, Event::Cancel) => {
                 to(S::Canceled, live, Next::Rest)
             }
-            (S::Running | S::Waiting | S::Verifying, Event::Cancel) => to(S::Canceling, None, Next::Rest),
+            (S::Running, Event::Cancel) => to(S::Canceling, None, Next::Rest),
             (
                 S::Canceling,
                 Event::GraceOver
                 | Event::Finish
+                | Event::FinishToVerify
                 | Event::Reject
+                | Event::Wait(_)
                 | Event::Fail { .. }
                 | Event::Release
                 | Event::LeaseLost
-                | Event::AttemptTimeout,
+                | Event::AttemptTimeout
+                | Event::Deadline,
             ) => to(S::Canceled, live, Next::Rest),
             (state, Event::Deadline) if !state.is_final() => failed("deadline", live),
+            (S::Failed | S::Canceled, Event::Requeue { blocked: true }) => to(S::Blocked, None, Next::Rest),
+            (S::Failed | S::Canceled, Event::Requeue { blocked: false }) => to(S::Open, None, Next::Round),
             (state, _) => return Err(Refused { state }),
         })
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    const EVENTS: [Event; 19] = [
-        Event::RunAt,
-        Event::BackOffOver,
-        Event::Award,
-        Event::RoundsExhausted,
-        Event::Unworkable,
-        Event::Accept,
-        Event::Refuse,
-        Event::ConfirmTimeout,
-        Event::Finish,
-        Event::Reject,
-        Event::Fail { retryable: true },
-        Event::Fail { retryable: false },
-        Event::Release,
-        Event::LeaseLost,
-        Event::AttemptTimeout,
-        Event::Stall,
-        Event::Cancel,
-        Event::GraceOver,
-        Event::Deadline,
-    ];
-
-    fn facts(state: TaskState, attempt: i32) -> Facts {
-        Facts { state, attempt, attempts_max: 3 }
-    }
-
-    #[test]
-    fn a_final_state_takes_no_event() {
-        for state in TaskState::ALL.into_iter().filter(|state| state.is_final()) {
-            for event in EVENTS {
-                assert_eq!(facts(state, 1).next(event), Err(Refused { state }), "{event:?}");
-            }
-        }
-    }
-
-    #[test]
-    fn the_last_attempt_that_fails_ends_the_task() {
-        for event in [Event::Fail { retryable: true }, Event::LeaseLost, Event::Stall, Event::Release] {
-            let step = facts(TaskState::Running, 3).next(event).unwrap();
-            assert_eq!(
-                (step.state, step.reason),
-                (TaskState::Failed, Some("attempts_exhausted")),
-                "{event:?}"
-            );
-            assert_eq!(facts(TaskState::Running, 2).next(event).unwrap().state, TaskState::Open, "{event:?}");
-        }
-    }
-
-    #[test]
-    fn a_death_before_the_start_is_no_attempt() {
-        for event in [Event::Refuse, Event::ConfirmTimeout, Event::LeaseLost] {
-            let step = facts(TaskState::Awarded, 3).next(event).unwrap();
-            assert_eq!((step.state, step.next), (TaskState::Open, Next::Standby));
-        }
-    }
-
-    #[test]
-    fn a_word_reads_as_it_is_written() {
-        for state in TaskState::ALL {
-            assert_eq!(TaskState::parse(state.as_str()), Some(state));
-        }
-        assert_eq!(TaskState::parse("done"), None);
-    }
-
-    proptest! {
-        /// Any sequence: a live assignment exists exactly in the states that need one, a failed
-        /// state has a reason, and a task that can never end does not exist.
-        #[test]
-        fn no_sequence_of_events_breaks_a_task(events in prop::collection::vec(0..EVENTS.len(), 0..60)) {
-            let mut now = facts(TaskState::Open, 0);
-            let mut live = false;
-            for event in events.into_iter().map(|at| EVENTS[at]) {
-                let Ok(step) = now.next(event) else { continue };
-                match step.assignment {
-                    Some(AssignmentState::Awarded) => { prop_assert!(!live); live = true; }
-                    Some(AssignmentState::Running) => { prop_assert!(live); now.attempt += 1; }
-                    Some(_) => { prop_assert!(live); live = false; }
-                    None => {}
-                }
-                now.state = step.state;
-                let needs = matches!(now.state, TaskState::Awarded | TaskState::Running | TaskState::Canceling);
-                prop_assert_eq!(live, needs, "{:?} after {:?}", now.state, event);
-                prop_assert_eq!(now.state == TaskState::Failed, step.reason.is_some());
-                prop_assert!(now.attempt <= now.attempts_max);
-            }
-        }
-    }
-}
+mod tests;

@@ -9,12 +9,17 @@
 //! It never names an agent's code, a channel or the log: it fails by refusing a
 //! command, and by `Unavailable` while the database is away.
 mod arbiter;
+mod asks;
 mod awards;
+mod decide;
+mod depend;
 mod desk;
 mod error;
 mod invariants;
+mod kin;
 pub mod machine;
 mod offer;
+mod policy;
 mod query;
 mod register;
 mod request;
@@ -23,13 +28,16 @@ mod rounds;
 pub mod score;
 mod store;
 mod types;
+mod waits;
 mod wake;
 mod why;
 
 mod lane;
 pub use error::Error;
 pub use invariants::INVARIANTS;
+pub use policy::*;
 pub use types::*;
+pub use waits::*;
 pub use wake::Wake;
 
 use crate::{
@@ -47,7 +55,7 @@ use roster::Roster;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::{
-    collections::HashSet,
+    collections::{BTreeMap, HashMap, HashSet},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -60,6 +68,10 @@ use tokio_postgres::types::ToSql;
 pub const INPUT_BYTES_MAX: usize = 1 << 20;
 /// Largest result of a task, in bytes of JSON.
 pub const RESULT_BYTES_MAX: usize = 1 << 20;
+/// Tasks that one task may depend on.
+pub const DEPENDS_ON_MAX: usize = 100;
+/// Longest question, in bytes.
+pub const QUESTION_BYTES_MAX: usize = 4000;
 /// How much of an input is shown before a task is accepted, in characters.
 pub const PREVIEW_CHARS_MAX: i32 = 500;
 /// Notices that may wait to be told; more are dropped and counted, since they are hints.
@@ -71,6 +83,8 @@ const NOTICES_MAX: usize = 16_384;
 pub struct Config {
     /// Award, timers and attempts.
     pub policy: Policy,
+    /// What differs from it for tasks of a kind.
+    pub kinds: BTreeMap<String, serde_json::Map<String, Value>>,
 }
 
 impl Config {
@@ -79,7 +93,17 @@ impl Config {
     /// # Errors
     /// The member and the reason, in one line.
     pub fn check(&self) -> Result<(), String> {
-        self.policy.check()
+        self.policy.check()?;
+        for (kind, patch) in &self.kinds {
+            self.policy.with(patch).map_err(|e| format!("kinds.{kind}: {e}"))?;
+        }
+        Ok(())
+    }
+
+    /// The policies of the kinds that have one of their own.
+    fn of_kinds(&self) -> HashMap<String, Policy> {
+        let of = |(kind, patch): (&String, _)| Some((kind.clone(), self.policy.with(patch).ok()?));
+        self.kinds.iter().filter_map(of).collect()
     }
 }
 
@@ -118,6 +142,7 @@ struct Shared {
     database: Database,
     node: NodeId,
     defaults: Policy,
+    kinds: HashMap<String, Policy>,
     roster: Mutex<Roster>,
     poke: Notify,
     changed: watch::Sender<u64>,
@@ -141,10 +166,15 @@ impl Shared {
         Ok(())
     }
 
-    /// The policy of a task from the patch in its row.
-    fn policy(&self, patch: &Value) -> Result<Policy, String> {
+    /// The policy of tasks of this kind that say nothing of their own.
+    fn policy_for(&self, kind: &str) -> &Policy {
+        self.kinds.get(kind).unwrap_or(&self.defaults)
+    }
+
+    /// The policy of a task from its kind and the patch in its row.
+    fn policy(&self, kind: &str, patch: &Value) -> Result<Policy, String> {
         match patch {
-            Value::Object(patch) => self.defaults.with(patch),
+            Value::Object(patch) => self.policy_for(kind).with(patch),
             _ => Err("policy is not an object".into()),
         }
     }
@@ -226,6 +256,7 @@ impl Tasks {
             database,
             node,
             defaults: config.policy.clone(),
+            kinds: config.of_kinds(),
             roster: Mutex::default(),
             poke: Notify::new(),
             changed: watch::Sender::new(0),
@@ -302,6 +333,10 @@ impl Tasks {
     /// used for another request.
     pub async fn request(&self, org: &OrgId, requester: &str, request: Request) -> Result<Requested, Error> {
         let new = request::New::check(&self.shared, org, requester, request)?;
+        self.send_request(new).await
+    }
+
+    async fn send_request(&self, new: request::New) -> Result<Requested, Error> {
         self.requests.send(new).await
     }
 
@@ -446,9 +481,10 @@ async fn carry_out(shared: Arc<Shared>, batch: Vec<Command>) -> Result<Vec<Resul
     }
     fault::point("task.desk.before_commit");
     tx.commit().await.map_err(db::Error::from)?;
-    if outcome.soon {
+    if outcome.soon || outcome.look {
         shared.poke.notify_one();
     }
+    release(&shared, &outcome.freed);
     told(&shared, &outcome.freed, outcome.notices);
     if batch.iter().all(|command| matches!(command.act, Act::Accept)) {
         fault::point("task.accepted");
@@ -465,16 +501,18 @@ fn reopens(notice: &Notice) -> bool {
     matches!(notice, Notice::Updated(update) if matches!(update.state, TaskState::Open | TaskState::Canceling))
 }
 
-/// Tells what a commit did.
-fn told(shared: &Shared, freed: &[AgentId], notices: Vec<Notice>) {
+/// Gives back the slots of assignments that ended.
+fn release(shared: &Shared, freed: &[AgentId]) {
     shared.metrics.ended.inc_by(freed.len() as u64);
-    let reopened = notices.iter().any(reopens);
-    {
-        let mut roster = shared.roster.lock();
-        for agent in freed {
-            roster.freed(agent);
-        }
+    let mut roster = shared.roster.lock();
+    for agent in freed {
+        roster.freed(agent);
     }
+}
+
+/// Tells what a commit did; `freed`: whose slots it gave back.
+fn told(shared: &Shared, freed: &[AgentId], notices: Vec<Notice>) {
+    let reopened = notices.iter().any(reopens);
     shared.committed(notices, reopened || !freed.is_empty());
 }
 

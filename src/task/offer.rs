@@ -26,7 +26,7 @@ impl Tasks {
         if !(0.0..=1.0).contains(&offer.confidence) {
             return Err(Error::BadRequest("confidence is not between 0 and 1".into()));
         }
-        self.answer(task, agent, offer, "open").await
+        self.respond(task, agent, offer, "open").await
     }
 
     /// Will not offer in this round: lets it close early.
@@ -42,10 +42,10 @@ impl Tasks {
     ) -> Result<(), Error> {
         let note = Some(reason.to_owned()).filter(|text| !text.is_empty());
         let offer = NewOffer { round, cost_microdollars: 0, eta_ms: 0, confidence: 0.0, note };
-        self.answer(task, agent, offer, "declined").await
+        self.respond(task, agent, offer, "declined").await
     }
 
-    async fn answer(
+    async fn respond(
         &self,
         task: TaskId,
         agent: &AgentId,
@@ -56,7 +56,7 @@ impl Tasks {
         let mut client = shared.database.client().await?;
         let tx = client.transaction().await.map_err(db::Error::from)?;
         let row = store::lock(&tx, &[task]).await?.pop().ok_or(Error::UnknownTask(task))?;
-        let policy = shared.policy(&row.policy).map_err(Error::BadRequest)?;
+        let policy = shared.policy(&row.kind, &row.policy).map_err(Error::BadRequest)?;
         let (incarnation, able) = {
             let roster = shared.roster.lock();
             let mut eligible = roster.eligible(&row.org, &row.requires);
@@ -137,7 +137,7 @@ impl Tasks {
         let mut client = shared.database.client().await?;
         let tx = client.transaction().await.map_err(db::Error::from)?;
         let row = store::lock(&tx, &[task]).await?.pop().ok_or(Error::UnknownTask(task))?;
-        let policy = shared.policy(&row.policy).map_err(Error::BadRequest)?;
+        let policy = shared.policy(&row.kind, &row.policy).map_err(Error::BadRequest)?;
         if policy.award != Award::Requester {
             let award = policy.award.as_str();
             return Err(Error::BadRequest(format!(

@@ -38,6 +38,11 @@ pub(super) fn task(row: &Row) -> Option<Task> {
         created_at: row.get("created_at"),
         updated_at: row.get("updated_at"),
         deadline_at: row.get("deadline_at"),
+        run_at: row.get("run_at"),
+        parent_id: row.get::<_, Option<Uuid>>("parent_id").map(TaskId::from),
+        root_id: Some(TaskId::from(row.get::<_, Uuid>("root_id"))),
+        depends_on: row.get::<_, Vec<Uuid>>("depends_on").into_iter().map(TaskId::from).collect(),
+        question: row.get("question"),
     })
 }
 

@@ -187,6 +187,7 @@ async fn end_earlier_lives(shared: &Shared, of: Option<&AgentId>) -> Result<bool
     let outcome = desk::carry_out(shared, &tx, &commands).await?;
     tx.commit().await.map_err(db::Error::from)?;
     let ended = outcome.freed.len();
+    super::release(shared, &outcome.freed);
     told(shared, &outcome.freed, outcome.notices);
     Ok(ended > 0)
 }

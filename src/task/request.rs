@@ -1,8 +1,12 @@
 //! Requests: checked before they reach the database, inserted together, repeated safely.
 use super::awards;
+use super::kin;
 use super::rounds::Candidate;
 use super::store::{self, run, sql};
-use super::{Error, INPUT_BYTES_MAX, Notice, Request, Requested, Shared, Task, TaskState, Update};
+use super::{
+    AgentId, AssignmentKey, DEPENDS_ON_MAX, Error, INPUT_BYTES_MAX, Notice, Request, Requested, Shared, Task,
+    TaskState, Update,
+};
 use crate::{
     db, fault,
     id::{Epoch, OrgId, TaskId},
@@ -22,12 +26,14 @@ const REQUIRES_MAX: usize = 50;
 /// A request that passed its checks.
 #[derive(Clone, Debug)]
 pub(super) struct New {
-    id: TaskId,
-    org: OrgId,
+    pub(super) id: TaskId,
+    pub(super) org: OrgId,
     requester: String,
-    request: Request,
+    pub(super) request: Request,
     attempts_max: i32,
     hash: Vec<u8>,
+    /// The assignment that it is a part of the work of.
+    pub(super) holder: Option<(AssignmentKey, AgentId)>,
 }
 
 impl New {
@@ -50,8 +56,14 @@ impl New {
         if let Some(key) = &request.idempotency_key {
             word("idempotency_key", key)?;
         }
+        if request.depends_on.len() > DEPENDS_ON_MAX {
+            let count = request.depends_on.len();
+            return Err(Error::BadRequest(format!(
+                "depends_on has {count} members; use at most {DEPENDS_ON_MAX}"
+            )));
+        }
         check_json("input", &request.input, INPUT_BYTES_MAX)?;
-        let policy = shared.defaults.with(&request.policy).map_err(Error::BadRequest)?;
+        let policy = shared.policy_for(&request.kind).with(&request.policy).map_err(Error::BadRequest)?;
         check_json("policy", &Value::Object(request.policy.clone()), INPUT_BYTES_MAX)?;
         let hash = Sha256::digest(serde_json::to_vec(&request).unwrap_or_default()).to_vec();
         Ok(Self {
@@ -61,7 +73,13 @@ impl New {
             attempts_max: i32::try_from(policy.attempts_max).unwrap_or(i32::MAX),
             request,
             hash,
+            holder: None,
         })
+    }
+
+    /// It is requested by the holder of its parent, and only while that holds it.
+    pub(super) fn held_by(&mut self, key: AssignmentKey, agent: AgentId) {
+        self.holder = Some((key, agent));
     }
 
     fn candidate(&self) -> Candidate {
@@ -76,10 +94,12 @@ impl New {
             policy: Value::Object(self.request.policy.clone()),
             requester: self.requester.clone(),
             tried: Vec::new(),
+            prefer: None,
         }
     }
 
-    fn task(&self, state: TaskState, created_at: DateTime<Utc>) -> Task {
+    fn task(&self, made: &Made) -> Task {
+        let &Made { state, created_at, .. } = made;
         Task {
             id: self.id,
             org: self.org.clone(),
@@ -101,6 +121,11 @@ impl New {
             created_at,
             updated_at: created_at,
             deadline_at: self.request.deadline,
+            run_at: self.request.run_at,
+            parent_id: self.request.parent_id,
+            root_id: Some(made.root),
+            depends_on: self.request.depends_on.clone(),
+            question: None,
         }
     }
 }
@@ -110,6 +135,7 @@ struct Made {
     state: TaskState,
     created_at: DateTime<Utc>,
     class: i64,
+    root: TaskId,
 }
 
 /// 1 to 200 bytes without control characters.
@@ -156,7 +182,8 @@ pub(super) async fn make(
 ) -> Result<Vec<Result<Requested, Error>>, Error> {
     let mut client = shared.database.client().await?;
     let tx = client.transaction().await.map_err(db::Error::from)?;
-    let ((), made) = futures_util::future::try_join(store::relax(&tx), insert(&tx, &batch)).await?;
+    let ((), (made, mut refused)) =
+        futures_util::future::try_join(store::relax(&tx), insert(&tx, &batch)).await?;
     let doubt = shared.doubt();
     let open = batch.iter().filter_map(|new| {
         let made = made.get(&new.id).filter(|made| made.state == TaskState::Open)?;
@@ -166,20 +193,22 @@ pub(super) async fn make(
     let mut answers = Vec::with_capacity(batch.len());
     let mut notices = Vec::new();
     for new in &batch {
-        if let Some(Made { state, created_at, .. }) = made.get(&new.id) {
+        if let Some(found) = made.get(&new.id) {
             notices.push(Notice::Updated(Update {
                 id: new.id,
                 org: new.org.clone(),
                 kind: new.request.kind.clone(),
-                state: *state,
+                state: found.state,
                 state_reason: None,
                 epoch: Epoch(0),
                 agent_id: None,
                 requester: new.requester.clone(),
             }));
-            answers.push(Ok(Requested { task: new.task(*state, *created_at), replayed: false }));
+            answers.push(Ok(Requested { task: new.task(found), replayed: false }));
         } else {
-            answers.push(earlier(&tx, new).await);
+            // What was requested before is answered, even if it could not be requested now.
+            let unmade = || Err(refused.remove(&new.id).unwrap_or(Error::Unavailable(None)));
+            answers.push(earlier(&tx, new).await.and_then(|found| found.map_or_else(unmade, Ok)));
         }
     }
     shared.call_arbiter(&tx).await?;
@@ -193,8 +222,14 @@ pub(super) async fn make(
     Ok(answers)
 }
 
-async fn insert(tx: &Transaction<'_>, batch: &[New]) -> Result<HashMap<TaskId, Made>, Error> {
-    let keyed: Vec<&New> = batch.iter().filter(|new| new.request.idempotency_key.is_some()).collect();
+/// Makes the tasks; gives those that were made, and why others cannot be.
+async fn insert(
+    tx: &Transaction<'_>,
+    batch: &[New],
+) -> Result<(HashMap<TaskId, Made>, HashMap<TaskId, Error>), Error> {
+    let hung = kin::hang(tx, batch).await?;
+    let batch: Vec<&New> = batch.iter().filter(|new| !hung.refused.contains_key(&new.id)).collect();
+    let keyed: Vec<&&New> = batch.iter().filter(|new| new.request.idempotency_key.is_some()).collect();
     if !keyed.is_empty() {
         let orgs: Vec<&str> = keyed.iter().map(|new| new.org.as_str()).collect();
         let requesters: Vec<&str> = keyed.iter().map(|new| new.requester.as_str()).collect();
@@ -217,6 +252,7 @@ async fn insert(tx: &Transaction<'_>, batch: &[New]) -> Result<HashMap<TaskId, M
     let deadlines: Vec<Option<DateTime<Utc>>> = batch.iter().map(|new| new.request.deadline).collect();
     let policies: Vec<Value> = batch.iter().map(|new| Value::Object(new.request.policy.clone())).collect();
     let attempts: Vec<i32> = batch.iter().map(|new| new.attempts_max).collect();
+    let more: Vec<Option<&Value>> = batch.iter().map(|new| hung.more.get(&new.id)).collect();
     let rows = run(
         tx,
         sql!("request"),
@@ -235,30 +271,32 @@ async fn insert(tx: &Transaction<'_>, batch: &[New]) -> Result<HashMap<TaskId, M
             &deadlines,
             &policies,
             &attempts,
+            &more,
         ],
     )
     .await?;
     let made = rows.iter().filter_map(|row| {
         let state = TaskState::parse(row.get("state"))?;
-        let made = Made { state, created_at: row.get("created_at"), class: row.get("class") };
+        let root = TaskId::from(row.get::<_, Uuid>("root_id"));
+        let made = Made { state, created_at: row.get("created_at"), class: row.get("class"), root };
         Some((TaskId::from(row.get::<_, Uuid>("id")), made))
     });
-    Ok(made.collect())
+    Ok((made.collect(), hung.refused))
 }
 
 /// The task that an earlier request with the same key (or this very one, before a lost answer) made.
-async fn earlier(tx: &Transaction<'_>, new: &New) -> Result<Requested, Error> {
+async fn earlier(tx: &Transaction<'_>, new: &New) -> Result<Option<Requested>, Error> {
     let key = new.request.idempotency_key.as_deref();
     let found =
         run(tx, sql!("earlier"), &[&new.id.as_uuid(), &new.org.as_str(), &new.requester, &key]).await?;
-    let Some(row) = found.first() else { return Err(Error::Unavailable(None)) };
+    let Some(row) = found.first() else { return Ok(None) };
     let id = TaskId::from(row.get::<_, Uuid>("id"));
     if row.get::<_, Option<Vec<u8>>>("request_hash").as_deref() != Some(new.hash.as_slice()) {
         return Err(Error::IdempotencyConflict(id));
     }
     let rows = run(tx, sql!("get"), &[&id.as_uuid()]).await?;
     let task = rows.first().and_then(super::query::task).ok_or(Error::UnknownTask(id))?;
-    Ok(Requested { task, replayed: id != new.id })
+    Ok(Some(Requested { task, replayed: id != new.id }))
 }
 
 #[cfg(test)]

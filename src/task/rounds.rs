@@ -32,6 +32,8 @@ pub(super) struct Candidate {
     pub(super) policy: Value,
     pub(super) requester: String,
     pub(super) tried: Vec<String>,
+    /// Who is asked first: it was answered, or its result was rejected.
+    pub(super) prefer: Option<String>,
 }
 
 /// A round that waits for agents to speak for themselves.
@@ -79,7 +81,7 @@ impl Plan {
 
     /// Begins a round for a task that is ready.
     fn open(&mut self, shared: &Shared, roster: &mut Roster, task: &Candidate) {
-        let policy = match shared.policy(&task.policy) {
+        let policy = match shared.policy(&task.kind, &task.policy) {
             Ok(policy) => policy,
             Err(reason) => return self.unworkable(task, &reason),
         };
@@ -94,6 +96,10 @@ impl Plan {
             return self.none(task, round, &policy, json!(reason));
         }
         let computed: Vec<Offer> = eligible.iter().filter_map(|id| roster.offer(id, &task.kind)).collect();
+        // The one that goes on is asked alone while it has a free slot; it may refuse like any other.
+        if let Some(offer) = first_asked(roster, task) {
+            return self.award(roster, task, round, &policy, vec![offer], false);
+        }
         let now = Instant::now();
         let speaks = |roster: &mut Roster, id: &&AgentId| {
             roster.members.get(*id).is_some_and(Member::is_asked) && roster.may_bid(id, now)
@@ -131,7 +137,7 @@ impl Plan {
         standing: Vec<Offer>,
     ) {
         roster.round_over(task.id);
-        let policy = match shared.policy(&task.policy) {
+        let policy = match shared.policy(&task.kind, &task.policy) {
             Ok(policy) => policy,
             Err(reason) => return self.unworkable(task, &reason),
         };
@@ -228,13 +234,22 @@ impl Plan {
             due_ms: None,
             standby: false,
             tried: false,
+            holds_slot: false,
             tokens: 0,
             microdollars: 0,
             event: if event == Event::Unworkable { "unworkable" } else { "unallocatable" },
             body: json!({ "state": step.state, "error": error }),
             checkpoint: None,
+            more: None,
         });
     }
+}
+
+/// What is written for the agent that is asked before all others, if it can take the task now.
+fn first_asked(roster: &Roster, task: &Candidate) -> Option<Offer> {
+    let agent = AgentId::try_from(task.prefer.as_deref()?).ok()?;
+    roster.members.get(&agent).filter(|member| member.can(&task.org, &task.requires))?;
+    roster.fallback(&agent, &task.kind)
 }
 
 /// How long a winner has to accept. One that works from outside gets [`CONFIRM_REMOTE`] at the least, unless

@@ -61,7 +61,11 @@ pub(super) struct Live {
     pub(super) key: AssignmentKey,
     pub(super) agent: AgentId,
     pub(super) running: bool,
+    pub(super) waiting: bool,
+    pub(super) confirmed: bool,
     pub(super) confirm_late: bool,
+    pub(super) start_late: bool,
+    pub(super) nudged: bool,
     pub(super) lease_late: bool,
     pub(super) attempt_late: bool,
     pub(super) silent_ms: i64,
@@ -84,7 +88,11 @@ pub(super) struct Locked {
     pub(super) policy: Value,
     pub(super) tried: Vec<String>,
     pub(super) agent: Option<AgentId>,
-    pub(super) run_at_came: bool,
+    /// Until its `run_at`; 0 or less when that has come or there is none.
+    pub(super) run_in_ms: i64,
+    pub(super) run_anyway: bool,
+    pub(super) depends: bool,
+    pub(super) answers: i32,
     pub(super) deadline_came: bool,
     pub(super) bidding: bool,
     pub(super) live: Option<Live>,
@@ -120,7 +128,11 @@ fn locked(row: &Row) -> Option<Locked> {
             },
             agent: agent_of(row, "assignee")?,
             running: row.get::<_, &str>("assignment_state") == AssignmentState::Running.as_str(),
+            waiting: row.get::<_, &str>("assignment_state") == AssignmentState::Waiting.as_str(),
+            confirmed: row.get::<_, Option<bool>>("confirmed").unwrap_or(false),
             confirm_late: row.get("confirm_late"),
+            start_late: row.get::<_, Option<bool>>("start_late").unwrap_or(false),
+            nudged: row.get("nudged"),
             lease_late: row.get::<_, Option<bool>>("lease_late").unwrap_or(false),
             attempt_late: row.get::<_, Option<bool>>("attempt_late").unwrap_or(false),
             silent_ms: row.get::<_, Option<i64>>("silent_ms").unwrap_or(0),
@@ -145,7 +157,10 @@ fn locked(row: &Row) -> Option<Locked> {
         policy: row.get("policy"),
         tried: row.get("tried"),
         agent: agent_of(row, "agent_id"),
-        run_at_came: row.get("run_at_came"),
+        run_in_ms: row.get("run_in_ms"),
+        run_anyway: row.get("run_anyway"),
+        depends: row.get("depends"),
+        answers: row.get("answers"),
         deadline_came: row.get("deadline_came"),
         bidding: row.get("bidding"),
         live,
@@ -174,11 +189,15 @@ pub(super) struct Settled {
     pub(super) due_ms: Option<i64>,
     pub(super) standby: bool,
     pub(super) tried: bool,
+    /// Whether the assignment that ends held a slot.
+    pub(super) holds_slot: bool,
     pub(super) tokens: i64,
     pub(super) microdollars: i64,
     pub(super) event: &'static str,
     pub(super) body: Value,
     pub(super) checkpoint: Option<Value>,
+    /// What few transitions write: `question`, `answer`, `prefer`, `rejected`, `verifier_id`, `attempt_goes_on`.
+    pub(super) more: Option<Value>,
 }
 
 /// Moves tasks and ends assignments; gives the rows that moved.
@@ -204,7 +223,9 @@ pub(super) async fn settle(tx: &Transaction<'_>, settled: &[Settled]) -> Result<
     let events: Vec<&str> = settled.iter().map(|s| s.event).collect();
     let bodies = column(|s| Some(s.body.clone()));
     let checkpoints = column(|s| s.checkpoint.clone());
-    let params: [&(dyn ToSql + Sync); 15] = [
+    let slots: Vec<bool> = settled.iter().map(|s| s.holds_slot).collect();
+    let more = column(|s| s.more.clone());
+    let params: [&(dyn ToSql + Sync); 17] = [
         &tasks,
         &assignments,
         &ends,
@@ -220,6 +241,8 @@ pub(super) async fn settle(tx: &Transaction<'_>, settled: &[Settled]) -> Result<
         &events,
         &bodies,
         &checkpoints,
+        &slots,
+        &more,
     ];
     let (_, rows) =
         futures_util::future::try_join(lock_agents(tx, agents), run(tx, sql!("settle"), &params)).await?;

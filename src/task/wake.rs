@@ -109,7 +109,7 @@ impl Tasks {
         let attempts: Vec<i32> = (0..wakes.len())
             .map(|at| {
                 good(at)
-                    .and_then(|request| self.shared.defaults.with(&request.policy).ok())
+                    .and_then(|request| self.shared.policy_for(&request.kind).with(&request.policy).ok())
                     .map_or(1, |policy| i32::try_from(policy.attempts_max).unwrap_or(i32::MAX))
             })
             .collect();
@@ -158,6 +158,7 @@ fn candidate(row: &Row) -> Candidate {
         policy: row.get("policy"),
         requester: row.get("requester"),
         tried: Vec::new(),
+        prefer: None,
     }
 }
 

@@ -51,11 +51,9 @@ impl RequestTemplate {
             requires: request.requires.clone(),
             input: self.input.fill("input", context)?,
             priority: request.priority,
-            idempotency_key: None,
-            run_at: None,
             deadline: after.and_then(|after| commit.committed_at.checked_add_signed(after)),
-            parent_id: None,
             policy: request.policy.clone(),
+            ..Request::default()
         })
     }
 }

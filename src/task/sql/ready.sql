@@ -1,7 +1,7 @@
 select t.* from unnest($1::bigint[], $2::bigint[]) as c(class, most)
 cross join lateral (
     select t.id, t.org, t.kind, t.requires, t.class, t.round, t.rounds_empty, t.epoch, t.attempt, t.policy, t.tried,
-        t.requester
+        t.requester, t.prefer
     from convoke.tasks t
     where t.class = c.class and t.state = 'open' and t.due_at is null
         -- Nor must one that waits for the agent that it names.

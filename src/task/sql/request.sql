@@ -3,29 +3,37 @@ with input as (
         coalesce(i.run_at > clock_timestamp(), false) as later
     from (
         select id, org, kind, array(select jsonb_array_elements_text(requires)) as requires, input, requester,
-            parent_id, idempotency_key, request_hash, priority, run_at, deadline_at, policy, attempts_max
+            parent_id, idempotency_key, request_hash, priority, run_at, deadline_at, policy, attempts_max,
+            more
         from unnest($1::uuid[], $2::text[], $3::text[], $4::jsonb[], $5::jsonb[], $6::text[], $7::uuid[],
             $8::text[], $9::bytea[], $10::smallint[], $11::timestamptz[], $12::timestamptz[], $13::jsonb[],
-            $14::integer[])
+            $14::integer[], $15::jsonb[])
         as u(id, org, kind, requires, input, requester, parent_id, idempotency_key, request_hash, priority,
-            run_at, deadline_at, policy, attempts_max)
+            run_at, deadline_at, policy, attempts_max, more)
     ) i
 ),
 made as (
     insert into convoke.tasks (id, org, kind, requires, class, input, requester, parent_id, root_id,
-        idempotency_key, request_hash, priority, state, run_at, due_at, deadline_at, policy, attempts_max)
+        idempotency_key, request_hash, priority, state, run_at, due_at, deadline_at, policy, attempts_max,
+        detached, run_anyway, depends_on)
     select i.id, i.org, i.kind, i.requires, i.class, i.input, i.requester, i.parent_id,
         coalesce(parent.root_id, i.id), i.idempotency_key, i.request_hash, i.priority,
-        case when i.later then 'scheduled' else 'open' end, i.run_at, case when i.later then i.run_at end,
-        i.deadline_at, i.policy, i.attempts_max
+        case when i.more ? 'blocked' then 'blocked' when i.later then 'scheduled' else 'open' end, i.run_at,
+        case when i.more ->> 'blocked' = 'due' then clock_timestamp()
+            when i.later and not coalesce(i.more ? 'blocked', false) then i.run_at end,
+        i.deadline_at, i.policy, i.attempts_max, coalesce(i.more ? 'detached', false),
+        coalesce(i.more ? 'run_anyway', false),
+        array(select d::uuid from jsonb_array_elements_text(i.more -> 'depends_on') as d)
     from input i left join convoke.tasks parent on parent.id = i.parent_id
     on conflict do nothing
-    returning id, org, kind, requires, requester, priority, state, created_at, class
+    returning id, org, kind, requires, requester, priority, state, created_at, class, parent_id, depends_on, root_id
 ),
 logged as (
     insert into convoke.events (org, task_id, epoch, type, body)
     select org, id, 0, 'requested', jsonb_build_object('kind', kind, 'requires', to_jsonb(requires),
         'requester', requester, 'priority', priority)
+        || case when parent_id is null then '{}' else jsonb_build_object('parent_id', parent_id) end
+        || case when depends_on = '{}' then '{}' else jsonb_build_object('depends_on', to_jsonb(depends_on)) end
     from made
 )
-select id, state, created_at, class from made
+select id, state, created_at, class, root_id from made

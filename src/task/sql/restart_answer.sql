@@ -1,5 +1,5 @@
-select t.id, t.input, t.attempt, (
+select t.id, t.input, t.attempt, t.deadline_at, t.answers, t.rejected, (
     select a.checkpoint from convoke.assignments a
-    where a.task_id = t.id and a.checkpoint is not null order by a.epoch desc limit 1
+    where a.task_id = t.id and a.checkpoint is not null and a.epoch < $2 order by a.epoch desc limit 1
 ) as checkpoint
 from convoke.tasks t where t.id = $1

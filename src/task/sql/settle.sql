@@ -1,22 +1,40 @@
 with input as (
     select * from unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::jsonb[], $7::jsonb[],
         $8::bigint[], $9::boolean[], $10::boolean[], $11::bigint[], $12::bigint[], $13::text[], $14::jsonb[],
-        $15::jsonb[])
+        $15::jsonb[], $16::boolean[], $17::jsonb[])
     as i(task_id, assignment_id, assignment_state, task_state, reason, result, error, due_ms, standby, tried,
-        tokens, microdollars, event, body, checkpoint)
+        tokens, microdollars, event, body, checkpoint, holds_slot, more)
 ),
 ended as (
-    update convoke.assignments a set state = i.assignment_state, ended_at = clock_timestamp(),
+    update convoke.assignments a set state = i.assignment_state,
+        ended_at = case when i.assignment_state <> 'waiting' then clock_timestamp() end,
+        waiting_since = case when i.assignment_state = 'waiting' and i.holds_slot then clock_timestamp()
+            else a.waiting_since end,
+        lease_until = case when i.assignment_state = 'waiting' then null else a.lease_until end,
         checkpoint = coalesce(i.checkpoint, a.checkpoint),
         outcome = jsonb_build_object('tokens', i.tokens, 'microdollars', i.microdollars, 'body', i.body)
     from input i
     where a.id = i.assignment_id and a.state in ('awarded', 'running', 'waiting')
     returning a.id, a.task_id, a.agent_id, a.incarnation, a.epoch, a.state, i.microdollars,
-        a.eta_ms, least(9, floor(a.confidence * 10))::integer as tenth, extract(epoch from a.ended_at - a.started_at) * 1000 as took_ms
+        i.holds_slot, a.eta_ms, least(9, floor(a.confidence * 10))::integer as tenth,
+        extract(epoch from coalesce(a.waiting_since, a.ended_at) - a.started_at) * 1000 as took_ms
 ),
 moved as (
     update convoke.tasks t set state = i.task_state, state_reason = i.reason,
-        result = coalesce(i.result, t.result), error = coalesce(i.error, t.error),
+        result = case when i.task_state in ('completed', 'verifying') then coalesce(i.result, t.result) end,
+        -- Why it failed before says more than that its time is over.
+        error = case when t.error is not null and i.event in ('deadline', 'unallocatable', 'unanswered')
+            then i.error || jsonb_build_object('last', t.error - 'last')
+            else coalesce(i.error, t.error) end,
+        question = case when i.task_state = 'waiting'
+            then i.more -> 'question' || jsonb_build_object('asked_at', clock_timestamp()) end,
+        answers = case when i.more ? 'answer' then coalesce(t.answers, '[]') || jsonb_build_array(
+            jsonb_build_object('question', t.question -> 'question', 'at', clock_timestamp()) || (i.more -> 'answer'))
+            else t.answers end,
+        prefer = i.more ->> 'prefer', rejected = i.more ->> 'rejected',
+        verifier_id = coalesce((i.more ->> 'verifier_id')::uuid, t.verifier_id),
+        has_children = t.has_children or coalesce(i.more ? 'verifier_id', false),
+        attempt = t.attempt - coalesce(i.more ? 'attempt_goes_on', false)::integer,
         due_at = clock_timestamp() + i.due_ms * interval '1 ms',
         bids_close_at = case when i.standby then clock_timestamp() end,
         agent_id = case when i.task_state = 'open' then null else t.agent_id end,
@@ -28,11 +46,14 @@ moved as (
     from input i left join ended e on e.id = i.assignment_id
     where t.id = i.task_id and t.state not in ('completed', 'failed', 'canceled')
     returning t.id, t.org, t.kind, t.state, t.requester, t.round, t.epoch, t.class, t.agent_id, i.event, i.body,
-        e.agent_id as assignee, e.state as assignment_state, t.updated_at
+        e.agent_id as assignee, e.state as assignment_state, e.holds_slot, t.updated_at,
+        (t.followed and t.state in ('completed', 'failed', 'canceled'))
+            or (t.has_children and t.state in ('canceling', 'failed', 'canceled')) as leads_on
 ),
 freed as (
     update convoke.agents g set slots_used = greatest(0, g.slots_used - n.slots)
-    from (select agent_id, incarnation, count(*)::integer as slots from ended group by agent_id, incarnation) n
+    from (select agent_id, incarnation, count(*)::integer as slots from ended
+        where holds_slot group by agent_id, incarnation) n
     where g.id = n.agent_id and g.incarnation = n.incarnation
 ),
 counted as (
@@ -40,7 +61,7 @@ counted as (
         succeeded_at, weight, latency_ms_sum, cost_microdollars_sum)
     select e.agent_id, m.kind, count(*) filter (where e.state = 'finished'),
         count(*) filter (where e.state in ('failed', 'rejected', 'lease_lost', 'stalled')),
-        count(*) filter (where e.state in ('refused', 'confirm_timeout')),
+        count(*) filter (where e.state in ('refused', 'confirm_timeout', 'start_timeout')),
         count(*) filter (where e.state = 'finished' and e.took_ms > 2 * e.eta_ms + 1000),
         convoke.tenths(array_agg(e.tenth)
             filter (where e.state in ('finished', 'failed', 'rejected', 'lease_lost', 'stalled'))),
@@ -49,6 +70,7 @@ counted as (
         coalesce(sum(e.took_ms) filter (where e.state = 'finished'), 0),
         coalesce(sum(e.microdollars) filter (where e.state = 'finished'), 0)
     from ended e join moved m on m.id = e.task_id
+    where e.state not in ('waiting', 'released')
     group by e.agent_id, m.kind
     on conflict (agent_id, kind) do update set
         completed = s.completed + excluded.completed,
@@ -75,4 +97,6 @@ logged as (
     insert into convoke.events (org, task_id, agent_id, epoch, type, body)
     select org, id, coalesce(assignee, agent_id), epoch, event, body from moved
 )
-select id, org, kind, state, requester, epoch, class, assignee, coalesce(agent_id, assignee) as agent_id from moved
+select id, org, kind, state, requester, epoch, class, case when holds_slot then assignee end as assignee, leads_on,
+    coalesce(agent_id, assignee) as agent_id
+from moved

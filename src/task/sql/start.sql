@@ -1,6 +1,6 @@
 with input as (
-    select * from unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::bigint[])
-    as i(task_id, assignment_id, lease_ms, attempt_ms)
+    select * from unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::bigint[], $5::bigint[])
+    as i(task_id, assignment_id, lease_ms, attempt_ms, look_ms)
 ),
 started as (
     update convoke.assignments a set state = 'running', started_at = now.at, progress_at = now.at,
@@ -8,13 +8,14 @@ started as (
         attempt_deadline_at = now.at + i.attempt_ms * interval '1 ms'
     from input i cross join (select clock_timestamp() as at) now
     where a.id = i.assignment_id and a.state = 'awarded'
-    returning a.task_id, a.id, a.agent_id, a.epoch, least(a.lease_until, a.attempt_deadline_at) as due_at
+    returning a.task_id, a.id, a.agent_id, a.epoch, now.at + i.look_ms * interval '1 ms' as due_at
 ),
 moved as (
     update convoke.tasks t set state = 'running', attempt = t.attempt + 1, rounds_empty = 0, due_at = s.due_at,
         updated_at = clock_timestamp(), version = t.version + 1
     from started s where t.id = s.task_id
-    returning t.id, t.org, t.kind, t.round, t.epoch, t.attempt, t.input, s.agent_id, s.id as assignment_id
+    returning t.id, t.org, t.kind, t.round, t.epoch, t.attempt, t.input, t.deadline_at,
+        t.answers, t.rejected, s.agent_id, s.id as assignment_id
 ),
 confirmed as (
     update convoke.offers o set state = 'confirmed' from moved m
@@ -26,8 +27,8 @@ logged as (
         'attempt', attempt)
     from moved
 )
-select m.id, m.input, m.attempt, (
+select m.id, m.input, m.attempt, m.deadline_at, m.answers, m.rejected, (
     select a.checkpoint from convoke.assignments a
-    where a.task_id = m.id and a.checkpoint is not null and m.attempt > 1 order by a.epoch desc limit 1
+    where a.task_id = m.id and a.checkpoint is not null and m.epoch > 1 order by a.epoch desc limit 1
 ) as checkpoint
 from moved m

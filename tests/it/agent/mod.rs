@@ -37,6 +37,9 @@ pub fn start(input: Value) -> Start {
         lease: Duration::from_secs(30),
         attempt_timeout: Duration::from_secs(600),
         checkpoint: None,
+        deadline: None,
+        answers: Vec::new(),
+        rejected: None,
         result_schema: None,
     }
 }

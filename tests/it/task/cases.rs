@@ -66,7 +66,10 @@ async fn a_failure_that_cannot_be_mended_ends_the_task_at_once() {
     let failure = Failure { message: "never".into(), retryable: false, usage: Usage::default() };
     world.tasks.fail(start.key, &agent, failure).await.unwrap();
     let failed = world.tasks.get(task).await.unwrap();
-    assert_eq!((failed.state, failed.state_reason.as_deref()), (TaskState::Failed, Some("not_retryable")));
+    assert_eq!(
+        (failed.state, failed.state_reason.as_deref()),
+        (TaskState::Failed, Some("attempts_exhausted"))
+    );
     world.check().await;
 }
 

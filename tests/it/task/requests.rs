@@ -86,7 +86,7 @@ async fn a_policy_that_sql_let_through_ends_the_task_with_the_reason() {
     let made: uuid::Uuid = client.query_one(call, &[]).await.unwrap().get(0);
     world.tasks.poke();
     let failed = world.in_state(made.into(), TaskState::Failed).await;
-    assert_eq!(failed.state_reason.as_deref(), Some("bad_request"));
+    assert_eq!(failed.state_reason.as_deref(), Some("unallocatable"));
     assert!(failed.error.unwrap()["message"].as_str().unwrap().contains("policy"));
     drop(client);
     world.check().await;

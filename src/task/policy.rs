@@ -1,0 +1,237 @@
+//! How tasks are awarded, timed and retried: the settings, what a kind or a request says instead, and its limits.
+use super::{OnInputTimeout, Verifier};
+use crate::id::AgentId;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::time::Duration;
+
+/// How a task is awarded, timed and retried. Every member has a default.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Policy {
+    /// Who wins.
+    pub award: Award,
+    /// `weighted`: how much each part counts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weights: Option<Weights>,
+    /// `direct`: the one agent that is asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub agent: Option<AgentId>,
+    /// `requester`: how long the requester has to choose.
+    #[serde(with = "humantime_serde")]
+    pub choose_within: Duration,
+    /// `requester`: who wins when nothing was chosen in time.
+    pub fallback: Award,
+    /// Attempts before `failed(attempts_exhausted)`.
+    pub attempts_max: u32,
+    /// Rounds of offers before `failed(unallocatable)`.
+    pub rounds_max: u32,
+    /// How long a round collects offers when an eligible agent must be asked.
+    #[serde(with = "humantime_serde")]
+    pub bid_window: Duration,
+    /// A round with offers closes this long after the last one.
+    #[serde(with = "humantime_serde")]
+    pub quiet_gap: Duration,
+    /// A round closes early with this many offers.
+    pub offers_min: Option<u32>,
+    /// How long the winner has to accept.
+    #[serde(with = "humantime_serde")]
+    pub confirm: Duration,
+    /// How long a winner that confirms without starting has to start.
+    #[serde(with = "humantime_serde")]
+    pub start: Duration,
+    /// How long an assignment lives without a heartbeat.
+    #[serde(with = "humantime_serde")]
+    pub lease: Duration,
+    /// How long an attempt may take.
+    #[serde(with = "humantime_serde")]
+    pub attempt: Duration,
+    /// How long a cancelled assignee has to stop by itself.
+    #[serde(with = "humantime_serde")]
+    pub cancel_grace: Duration,
+    /// An assignee without evidence of work for this long is nudged, and after twice as long stalled.
+    #[serde(with = "humantime_serde")]
+    pub progress: Duration,
+    /// How long a question waits for its answer.
+    #[serde(with = "humantime_serde")]
+    pub input: Duration,
+    /// What happens when nobody has answered by then.
+    pub on_input_timeout: OnInputTimeout,
+    /// The pause before the second round when there was no offer; it doubles up to a minute.
+    #[serde(with = "humantime_serde")]
+    pub backoff: Duration,
+    /// How long an offer can be awarded.
+    #[serde(with = "humantime_serde")]
+    pub offer_validity: Duration,
+    /// JSON schema that a result must satisfy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub result_schema: Option<Value>,
+    /// The task that looks at each result before it counts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub verifier: Option<Verifier>,
+}
+
+impl Policy {
+    /// This policy with the members of `patch` in place of its own.
+    ///
+    /// # Errors
+    /// What is wrong with the patch: an unknown member, a wrong type, a number out of range.
+    pub fn with(&self, patch: &serde_json::Map<String, Value>) -> Result<Self, String> {
+        if patch.is_empty() {
+            return Ok(self.clone());
+        }
+        let Ok(Value::Object(mut members)) = serde_json::to_value(self) else {
+            return Err("policy is not an object".into());
+        };
+        members.extend(patch.clone());
+        let policy: Self =
+            serde_json::from_value(Value::Object(members)).map_err(|e| format!("policy: {e}"))?;
+        policy.check()?;
+        Ok(policy)
+    }
+
+    pub(super) fn check(&self) -> Result<(), String> {
+        for (name, count) in [("attempts_max", self.attempts_max), ("rounds_max", self.rounds_max)] {
+            if !(1..=9999).contains(&count) {
+                return Err(format!("policy.{name} is {count}; use 1 to 9999"));
+            }
+        }
+        if (self.award == Award::Direct) != self.agent.is_some() {
+            return Err("policy.agent and policy.award = \"direct\" belong together: name the agent".into());
+        }
+        if self.weights.is_some_and(|weights| !weights.are_good()) {
+            return Err("policy.weights must be numbers from 0 to 1000, and one of them more than 0".into());
+        }
+        if matches!(self.fallback, Award::Direct | Award::Requester) {
+            return Err("policy.fallback must be a policy that decides by itself".into());
+        }
+        let week = Duration::from_secs(7 * 24 * 3600);
+        for (name, time) in [
+            ("bid_window", self.bid_window),
+            ("choose_within", self.choose_within),
+            ("quiet_gap", self.quiet_gap),
+            ("confirm", self.confirm),
+            ("start", self.start),
+            ("lease", self.lease),
+            ("attempt", self.attempt),
+            ("progress", self.progress),
+            ("offer_validity", self.offer_validity),
+            ("cancel_grace", self.cancel_grace),
+            ("backoff", self.backoff),
+        ] {
+            if time.is_zero() || time > week {
+                return Err(format!("policy.{name} is {time:?}; use more than 0 and at most 7 days"));
+            }
+        }
+        if self.input.is_zero() || self.input > week * 52 {
+            return Err(format!("policy.input is {:?}; use more than 0 and at most 364 days", self.input));
+        }
+        if let Some(schema) = &self.result_schema {
+            jsonschema::validator_for(schema).map_err(|e| format!("policy.result_schema: {e}"))?;
+        }
+        self.verifier.as_ref().map_or(Ok(()), Verifier::check)
+    }
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            award: Award::default(),
+            weights: None,
+            agent: None,
+            choose_within: Duration::from_secs(60),
+            fallback: Award::default(),
+            attempts_max: 3,
+            rounds_max: 5,
+            bid_window: Duration::from_millis(250),
+            quiet_gap: Duration::from_millis(100),
+            offers_min: None,
+            confirm: Duration::from_secs(1),
+            start: Duration::from_secs(15),
+            lease: Duration::from_secs(30),
+            attempt: Duration::from_secs(600),
+            cancel_grace: Duration::from_secs(10),
+            progress: Duration::from_secs(300),
+            input: Duration::from_secs(7 * 24 * 3600),
+            on_input_timeout: OnInputTimeout::Fail,
+            backoff: Duration::from_secs(1),
+            offer_validity: Duration::from_secs(60),
+            result_schema: None,
+            verifier: None,
+        }
+    }
+}
+
+/// Who wins a round. Ties go to the agent that has waited longest, then by agent id.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Award {
+    /// The offer that came first.
+    First,
+    /// The lowest cost.
+    Cheapest,
+    /// The lowest time to finish.
+    Fastest,
+    /// The agent with the most free slots for its size.
+    LeastLoaded,
+    /// Cost, time, confidence, load and reputation together.
+    #[default]
+    Weighted,
+    /// The highest confidence, times how often the agent was right when it was so sure.
+    Calibrated,
+    /// The agent that `policy.agent` names, and nobody else.
+    Direct,
+    /// The offer that the requester chooses; `policy.fallback` if it chooses none within `choose_within`.
+    Requester,
+}
+
+impl Award {
+    /// The word in a policy.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::First => "first",
+            Self::Cheapest => "cheapest",
+            Self::Fastest => "fastest",
+            Self::LeastLoaded => "least_loaded",
+            Self::Weighted => "weighted",
+            Self::Calibrated => "calibrated",
+            Self::Direct => "direct",
+            Self::Requester => "requester",
+        }
+    }
+}
+
+/// How much each part of a score counts for `weighted`, as parts of their sum; what is left out counts nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Weights {
+    /// A low cost.
+    #[serde(default)]
+    pub cost: u16,
+    /// A short time.
+    #[serde(default)]
+    pub speed: u16,
+    /// Confidence.
+    #[serde(default)]
+    pub confidence: u16,
+    /// Free slots.
+    #[serde(default)]
+    pub load: u16,
+    /// Earlier outcomes.
+    #[serde(default)]
+    pub reputation: u16,
+}
+
+impl Weights {
+    fn are_good(&self) -> bool {
+        let all = [self.cost, self.speed, self.confidence, self.load, self.reputation];
+        all.iter().all(|weight| *weight <= 1000) && all.iter().any(|weight| *weight > 0)
+    }
+}
+
+impl Default for Weights {
+    fn default() -> Self {
+        Self { cost: 20, speed: 20, confidence: 30, load: 10, reputation: 20 }
+    }
+}
