@@ -1,0 +1,132 @@
+//! The timers of `reference/negotiation.md` §4 that are not those of the straight way (cases 8, 10, 13).
+use super::{World, profile, request};
+use convoke::{
+    clock::Clock,
+    task::{Error, Failure, Notice, Progress, TaskState, Usage},
+};
+use serde_json::json;
+
+#[tokio::test]
+async fn a_winner_that_confirms_has_time_to_start_and_no_more() {
+    let mut world = World::new(vec![profile("a", 1), profile("b", 1)]).await;
+    let task = world.ask(request(json!({ "start": "100ms", "confirm": "5s" }))).await;
+    let first = world.assigned(task).await;
+    for _ in 0..2 {
+        let update = world.tasks.confirm(first.key, &first.agent_id).await.unwrap();
+        assert_eq!(update.state, TaskState::Awarded);
+    }
+    let second = world.assigned(task).await;
+    assert_ne!(first.agent_id, second.agent_id);
+    let late = world.tasks.accept(first.key, &first.agent_id).await;
+    assert!(matches!(late, Err(Error::Fenced)), "{late:?}");
+    world.tasks.confirm(second.key, &second.agent_id).await.unwrap();
+    let start = world.tasks.accept(second.key, &second.agent_id).await;
+    // It may have been too slow for its 100 ms; then it is fenced like the first.
+    if let Ok(start) = start {
+        assert_eq!(start.attempt, 1, "who did not start has not tried");
+    }
+    let types = world.event_types(task).await;
+    assert_eq!(types[..4], ["requested", "awarded", "confirmed", "start_timeout"]);
+    world.check().await;
+}
+
+#[tokio::test]
+async fn who_shows_no_work_is_nudged_and_then_loses_the_task() {
+    let mut world = World::new(vec![profile("a", 1), profile("b", 1)]).await;
+    let task = world.ask(request(json!({ "progress": "150ms", "lease": "1h" }))).await;
+    let (start, stuck) = world.started(task).await;
+    let nudged = world
+        .hear(|notice| match notice {
+            Notice::Nudge { agent_id, key } => Some((agent_id.clone(), *key)),
+            _ => None,
+        })
+        .await;
+    assert_eq!(nudged, (stuck.clone(), start.key));
+    let (again, other) = world.started(task).await;
+    assert_ne!(stuck, other);
+    assert_eq!(again.attempt, 2);
+    world.tasks.finish(again.key, &other, json!(1), Usage::default()).await.unwrap();
+    let types = world.event_types(task).await;
+    let stuck = types.iter().filter(|each| *each == "nudged" || *each == "stalled").collect::<Vec<_>>();
+    assert_eq!(stuck[..2], ["nudged", "stalled"]);
+    world.check().await;
+}
+
+#[tokio::test]
+async fn a_sign_of_work_after_a_nudge_keeps_the_task() {
+    let mut world = World::new(vec![profile("a", 1)]).await;
+    let task = world.ask(request(json!({ "progress": "1s" }))).await;
+    let (start, agent) = world.started(task).await;
+    let nudge = |notice: &Notice| matches!(notice, Notice::Nudge { .. }).then_some(());
+    for at in 0..2 {
+        world.hear(nudge).await;
+        let progress = Progress { activity: Some(format!("step {at}")), ..Progress::default() };
+        world.tasks.progress(start.key, &agent, progress).await.unwrap();
+    }
+    world.tasks.finish(start.key, &agent, json!(1), Usage::default()).await.unwrap();
+    assert_eq!(world.tasks.get(task).await.unwrap().attempt, 1);
+    world.check().await;
+}
+
+#[tokio::test]
+async fn who_stalls_is_kept_off_the_task_for_a_while_even_if_nobody_else_can_do_it() {
+    let mut world = World::new(vec![profile("a", 1)]).await;
+    let task = world.ask(request(json!({ "progress": "50ms", "lease": "1h" }))).await;
+    world.started(task).await;
+    let open = world.in_state(task, TaskState::Open).await;
+    assert_eq!(open.error.unwrap()["message"], "the agent lived but showed no work");
+    let client = world.database.client().await.unwrap();
+    let row = client
+        .query_one("select due_at - updated_at > interval '50 s' from convoke.tasks", &[])
+        .await
+        .unwrap();
+    assert!(row.get::<_, bool>(0));
+    drop(client);
+    world.check().await;
+}
+
+#[tokio::test]
+async fn a_deadline_while_it_is_being_canceled_cancels_it_and_one_after_a_failure_keeps_the_reason() {
+    let mut world = World::new(vec![profile("a", 2)]).await;
+    let soon = || Some(Clock::System.now() + chrono::TimeDelta::milliseconds(1500));
+    let mut wish = request(json!({ "cancel_grace": "1h" }));
+    wish.deadline = soon();
+    let canceled = world.ask(wish).await;
+    world.started(canceled).await;
+    world.tasks.cancel(canceled, "enough").await.unwrap();
+    let mut wish = request(json!({ "attempts_max": 100 }));
+    wish.deadline = soon();
+    let failing = world.ask(wish).await;
+    let (start, agent) = world.started(failing).await;
+    let failure = Failure { message: "the model answered 429".into(), retryable: true, usage: Usage::default() };
+    world.tasks.fail(start.key, &agent, failure).await.unwrap();
+    let ended = world.in_state(canceled, TaskState::Canceled).await;
+    assert_eq!(ended.state_reason.as_deref(), Some("enough"));
+    let failed = world.in_state(failing, TaskState::Failed).await;
+    assert_eq!(failed.state_reason.as_deref(), Some("deadline"));
+    assert_eq!(failed.error.unwrap()["last"]["message"], "the model answered 429");
+    world.check().await;
+}
+
+#[tokio::test]
+async fn progress_without_end_does_not_fill_the_log() {
+    let mut world = World::new(vec![profile("a", 1)]).await;
+    let task = world.ask(request(json!({}))).await;
+    let (start, agent) = world.started(task).await;
+    let checkpoint = json!("x".repeat(10_000));
+    for at in 0..20_u8 {
+        let progress = Progress {
+            progress: Some(f32::from(at) / 20.0),
+            activity: None,
+            checkpoint: Some(checkpoint.clone()),
+        };
+        world.tasks.progress(start.key, &agent, progress).await.unwrap();
+    }
+    let events = world.tasks.events(task, 0, 1000).await.unwrap();
+    let told: Vec<_> = events.iter().filter(|event| event.event_type == "progress").collect();
+    assert!((1..20).contains(&told.len()), "{}", told.len());
+    assert_eq!(told[0].body["checkpoint_bytes"], 10_002);
+    assert!(events.iter().all(|event| event.body.to_string().len() < 2_000));
+    assert_eq!(world.tasks.get(task).await.unwrap().progress, Some(0.95), "the row knows the latest");
+    world.check().await;
+}
