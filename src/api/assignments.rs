@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     id::{AgentId, Epoch, TaskId},
-    task::{AssignmentKey, Failure, Progress, Usage},
+    task::{AssignmentKey, Failure, Progress, Question, Request, Usage, WaitFor},
 };
 use axum::{
     Json,
@@ -47,8 +47,23 @@ struct GivenUp {
     checkpoint: Option<Value>,
 }
 
-/// `accept` answers what to work on; `result`, `failure` and `release` answer the task as it is
-/// after them; `refuse`, `progress` and `heartbeat` answer nothing. An old epoch is `fenced`.
+#[derive(Deserialize)]
+struct Asked {
+    question: String,
+    #[serde(rename = "for", default)]
+    wait_for: WaitFor,
+    checkpoint: Option<Value>,
+    #[serde(default)]
+    usage: Usage,
+}
+
+#[derive(Deserialize)]
+struct Wished {
+    task: Request,
+}
+
+/// `accept` answers what to work on; `confirm`, `question`, `result`, `failure` and `release` answer the
+/// task as it is after them; `request` answers the part that it requests as `POST /v1/tasks` does; `refuse`, `progress` and `heartbeat` answer nothing. An old epoch is `fenced`.
 pub(super) async fn report(
     State(deps): State<Deps>,
     caller: Caller,
@@ -64,6 +79,22 @@ pub(super) async fn report(
     let tasks = &deps.tasks;
     Ok(match report.as_str() {
         "accept" => Json(tasks.accept(key, &agent).await?).into_response(),
+        "confirm" => Json(tasks.confirm(key, &agent).await?).into_response(),
+        "question" => {
+            let Asked { question, wait_for, checkpoint, usage } = part(&body)?;
+            let question = Question { wait_for, question, checkpoint, usage };
+            Json(tasks.ask(key, &agent, question).await?).into_response()
+        }
+        "request" => {
+            let Wished { task } = part(&body)?;
+            let org = tasks.get(key.task_id).await?.org;
+            if !caller.sees(&org) {
+                return Err(crate::task::Error::UnknownTask(key.task_id).into());
+            }
+            let requested = tasks.request_part(&org, key, &agent, task).await?;
+            let status = if requested.replayed { StatusCode::OK } else { StatusCode::CREATED };
+            (status, Json(requested)).into_response()
+        }
         "refuse" => {
             let GivenUp { reason, .. } = part(&body)?;
             tasks.refuse(key, &agent, &reason).await?;
@@ -93,7 +124,8 @@ pub(super) async fn report(
         }
         other => {
             let detail = format!(
-                "there is no report {other:?}: use accept, refuse, progress, heartbeat, result, failure or release"
+                "there is no report {other:?}: use accept, confirm, refuse, progress, heartbeat, request, \
+                 question, result, failure or release"
             );
             return Err(Problem::new(StatusCode::NOT_FOUND, "not_found", detail));
         }

@@ -98,6 +98,8 @@ pub fn router(deps: Deps) -> Router {
         .route("/tasks/{id}/why", get(tasks::why))
         .route("/tasks/{id}/cancel", post(tasks::cancel))
         .route("/tasks/{id}/choose", post(tasks::choose))
+        .route("/tasks/{id}/answer", post(tasks::answer))
+        .route("/tasks/{id}/requeue", post(tasks::requeue))
         .route("/tasks/{id}/offers", post(tasks::offer))
         .route("/tasks/{id}/decline", post(tasks::decline))
         .route("/assignments/{id}/{report}", post(assignments::report))

@@ -180,6 +180,37 @@ pub(super) async fn choose(
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct AnswerBody {
+    answer: Value,
+}
+
+/// Answers what a task waits for; it goes on. One that does not wait is told as `conflict`.
+pub(super) async fn answer(
+    State(deps): State<Deps>,
+    caller: Caller,
+    Path(task): Path<String>,
+    Body(body): Body<AnswerBody>,
+) -> Result<Json<Update>, Problem> {
+    let id: TaskId = id("a task's id", &task)?;
+    let task = caller.visible(id, deps.tasks.get(id).await?)?;
+    caller.may_command("answer", &task)?;
+    Ok(Json(deps.tasks.answer(id, caller.name(), body.answer).await?))
+}
+
+/// Tries a task again that has failed or was canceled; any other is told as `conflict`.
+pub(super) async fn requeue(
+    State(deps): State<Deps>,
+    caller: Caller,
+    Path(task): Path<String>,
+) -> Result<Json<Update>, Problem> {
+    let id: TaskId = id("a task's id", &task)?;
+    let task = caller.visible(id, deps.tasks.get(id).await?)?;
+    caller.may_command("requeue", &task)?;
+    Ok(Json(deps.tasks.requeue(id, caller.name()).await?))
+}
+
+#[derive(Deserialize)]
 pub(super) struct OfferBody {
     /// Who offers; only the service must say.
     agent_id: Option<AgentId>,

@@ -42,6 +42,18 @@ pub(super) enum Command {
         /// Whose offer
         agent: AgentId,
     },
+    /// Answer what a task waits for: input, an approval, budget.
+    Answer {
+        /// The task's id
+        id: TaskId,
+        /// The answer: JSON, or else a text; @FILE, or - for standard input
+        answer: String,
+    },
+    /// Try a task again that has failed or was canceled.
+    Requeue {
+        /// The task's id
+        id: TaskId,
+    },
     /// Cancel a task.
     Cancel {
         /// The task's id
@@ -77,6 +89,18 @@ pub(super) struct Request {
     /// This agent and no other gets it
     #[arg(long, value_name = "AGENT", conflicts_with = "award")]
     agent: Option<AgentId>,
+    /// Wait until this task is completed (may be repeated)
+    #[arg(long, value_name = "TASK")]
+    after: Vec<TaskId>,
+    /// Run even if what it waits for fails
+    #[arg(long, requires = "after")]
+    anyway: bool,
+    /// Do not start before this time, like 2030-01-01T09:00:00Z
+    #[arg(long, value_name = "TIME")]
+    at: Option<chrono::DateTime<chrono::Utc>>,
+    /// The task that this one is a part of, and is canceled with
+    #[arg(long, value_name = "TASK")]
+    parent: Option<TaskId>,
     /// Give up when it is not done within this time, like 5m
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     deadline: Option<Duration>,
@@ -128,17 +152,27 @@ pub(super) async fn run(settings: &Settings, command: Command) -> Outcome {
             }
             Ok(())
         }
+        Command::Answer { id, answer } => {
+            let body = json!({ "answer": read_answer(&answer)? });
+            moved(settings, &daemon.post(&format!("/v1/tasks/{id}/answer"), &[], &body).await?)
+        }
+        Command::Requeue { id } => {
+            moved(settings, &daemon.post(&format!("/v1/tasks/{id}/requeue"), &[], &json!({})).await?)
+        }
         Command::Cancel { id, reason } => {
             let body = reason.map_or_else(|| json!({}), |reason| json!({ "reason": reason }));
-            let task = daemon.post(&format!("/v1/tasks/{id}/cancel"), &[], &body).await?;
-            if settings.json {
-                screen::json(&task);
-            } else {
-                screen::line(format!("{id} is {}", screen::text(&task["state"])));
-            }
-            Ok(())
+            moved(settings, &daemon.post(&format!("/v1/tasks/{id}/cancel"), &[], &body).await?)
         }
     }
+}
+
+fn moved(settings: &Settings, task: &Value) -> Outcome {
+    if settings.json {
+        screen::json(task);
+    } else {
+        screen::line(format!("{} is {}", screen::text(&task["id"]), screen::text(&task["state"])));
+    }
+    Ok(())
 }
 
 async fn request(daemon: &Daemon, settings: &Settings, args: Request) -> Outcome {
@@ -150,6 +184,14 @@ async fn request(daemon: &Daemon, settings: &Settings, args: Request) -> Outcome
     body.extend(args.key.map(|key| ("idempotency_key".to_owned(), Value::from(key))));
     body.extend(args.award.map(|award| ("policy".to_owned(), json!({ "award": award }))));
     body.extend(args.agent.map(|agent| ("policy".to_owned(), json!({ "award": "direct", "agent": agent }))));
+    if !args.after.is_empty() {
+        body.insert("depends_on".into(), json!(args.after));
+    }
+    if args.anyway {
+        body.insert("on_dependency_failure".into(), "run".into());
+    }
+    body.extend(args.at.map(|at| ("run_at".to_owned(), json!(at))));
+    body.extend(args.parent.map(|parent| ("parent_id".to_owned(), json!(parent))));
     if let Some(deadline) = args.deadline {
         let deadline =
             TimeDelta::from_std(deadline).ok().and_then(|d| Clock::System.now().checked_add_signed(d));
@@ -183,7 +225,18 @@ async fn request(daemon: &Daemon, settings: &Settings, args: Request) -> Outcome
 }
 
 fn read_input(given: &str) -> Result<Value, Failure> {
-    let text = match given.strip_prefix('@') {
+    let text = read_text(given)?;
+    serde_json::from_str(&text).map_err(|e| Failure::Usage(format!("--input is not JSON: {e}")))
+}
+
+/// What is no JSON is the text that a person wrote.
+fn read_answer(given: &str) -> Result<Value, Failure> {
+    let text = read_text(given)?;
+    Ok(serde_json::from_str(&text).unwrap_or_else(|_| text.trim_end().into()))
+}
+
+fn read_text(given: &str) -> Result<String, Failure> {
+    Ok(match given.strip_prefix('@') {
         Some(file) => std::fs::read_to_string(file).with_context(|| format!("cannot read {file}"))?,
         None if given == "-" => {
             let mut text = String::new();
@@ -191,8 +244,7 @@ fn read_input(given: &str) -> Result<Value, Failure> {
             text
         }
         None => given.to_owned(),
-    };
-    serde_json::from_str(&text).map_err(|e| Failure::Usage(format!("--input is not JSON: {e}")))
+    })
 }
 
 async fn list(daemon: &Daemon, settings: &Settings, args: List) -> Outcome {

@@ -12,7 +12,7 @@ use crate::{
     gateway::Coordination,
     hub::Message,
     id::{AgentId, ConnId, OrgId, TaskId},
-    task::{Error, Request, Task, Update},
+    task::{Error, Request, Requested, Task, Update},
 };
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use serde_json::{Value, json};
@@ -135,6 +135,13 @@ impl Desk {
                 tasks.refuse(key, &agent, &reason).await?;
                 None
             }
+            Word::Part { key, request } => {
+                let request = keyed(*request, message)?;
+                let org = org(claims)?;
+                Some(("task_update", made(&tasks.request_part(&org, key, &agent, request).await?)))
+            }
+            Word::Confirm(key) => moved(tasks.confirm(key, &agent).await?),
+            Word::Ask { key, question } => moved(tasks.ask(key, &agent, *question).await?),
             Word::Accept(key) => {
                 let start = tasks.accept(key, &agent).await?;
                 let lease_ms = u64::try_from(start.lease.as_millis()).unwrap_or(u64::MAX);
@@ -157,7 +164,11 @@ impl Desk {
             Word::Release { key, reason, checkpoint } => {
                 moved(tasks.release(key, &agent, &reason, checkpoint).await?)
             }
-            Word::Request(_) | Word::Cancel { .. } | Word::Choose { .. } => None,
+            Word::Request(_)
+            | Word::Cancel { .. }
+            | Word::Choose { .. }
+            | Word::Answer { .. }
+            | Word::Requeue(_) => None,
         })
     }
 
@@ -174,10 +185,17 @@ impl Desk {
             Word::Request(request) => {
                 let request = keyed(*request, message)?;
                 let requested = self.deps.tasks.request(&org(claims)?, &name, request).await?;
-                let mut task = serde_json::to_value(&requested.task).unwrap_or_default();
-                // Whoever asked knows what it asked for.
-                task.as_object_mut().map(|task| task.remove("input"));
-                Ok(Some(("task_update", json!({ "task": task, "replayed": requested.replayed }))))
+                Ok(Some(("task_update", made(&requested))))
+            }
+            Word::Answer { task, answer } => {
+                self.commanded(claims, &name, "answer", task).await?;
+                let update = self.deps.tasks.answer(task, &name, answer).await?;
+                Ok(Some(("task_update", json!({ "task": update }))))
+            }
+            Word::Requeue(task) => {
+                self.commanded(claims, &name, "requeue", task).await?;
+                let update = self.deps.tasks.requeue(task, &name).await?;
+                Ok(Some(("task_update", json!({ "task": update }))))
             }
             Word::Cancel { task, reason } => {
                 self.commanded(claims, &name, "cancel", task).await?;
@@ -260,6 +278,14 @@ impl Desk {
         let channel = [said.channel];
         self.deps.voice.tell(&said.room, &channel, kind, to, members);
     }
+}
+
+/// The answer to a request.
+fn made(requested: &Requested) -> Value {
+    let mut task = serde_json::to_value(&requested.task).unwrap_or_default();
+    // Whoever asked knows what it asked for.
+    task.as_object_mut().map(|task| task.remove("input"));
+    json!({ "task": task, "replayed": requested.replayed })
 }
 
 fn command_id(message: &Value) -> Value {

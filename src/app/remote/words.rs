@@ -1,7 +1,7 @@
 //! What agents and requesters say to the daemon, read from JSON: `reference/negotiation.md` §6. Pure.
 use crate::{
     id::{AgentId, AssignmentId, Epoch, TaskId},
-    task::{AssignmentKey, Failure, NewOffer, Progress, Request, Usage},
+    task::{AssignmentKey, Failure, NewOffer, Progress, Question, Request, Usage, WaitFor},
 };
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
@@ -10,17 +10,80 @@ use serde_json::Value;
 #[derive(Clone, Debug)]
 pub(super) enum Word {
     Request(Box<Request>),
-    Offer { task: TaskId, offer: NewOffer },
-    Decline { task: TaskId, round: i32, reason: String },
-    Refuse { key: AssignmentKey, reason: String },
+    /// A part of what the speaker works on.
+    Part {
+        key: AssignmentKey,
+        request: Box<Request>,
+    },
+    Offer {
+        task: TaskId,
+        offer: NewOffer,
+    },
+    Decline {
+        task: TaskId,
+        round: i32,
+        reason: String,
+    },
+    Refuse {
+        key: AssignmentKey,
+        reason: String,
+    },
+    Confirm(AssignmentKey),
     Accept(AssignmentKey),
+    Ask {
+        key: AssignmentKey,
+        question: Box<Question>,
+    },
     Progress(AssignmentKey, Progress),
     Heartbeat(AssignmentKey),
-    Finish { key: AssignmentKey, result: Value, usage: Usage },
-    Fail { key: AssignmentKey, failure: Failure },
-    Release { key: AssignmentKey, reason: String, checkpoint: Option<Value> },
-    Cancel { task: TaskId, reason: String },
-    Choose { task: TaskId, chosen: AgentId },
+    Finish {
+        key: AssignmentKey,
+        result: Value,
+        usage: Usage,
+    },
+    Fail {
+        key: AssignmentKey,
+        failure: Failure,
+    },
+    Release {
+        key: AssignmentKey,
+        reason: String,
+        checkpoint: Option<Value>,
+    },
+    Cancel {
+        task: TaskId,
+        reason: String,
+    },
+    Choose {
+        task: TaskId,
+        chosen: AgentId,
+    },
+    Answer {
+        task: TaskId,
+        answer: Value,
+    },
+    Requeue(TaskId),
+}
+
+#[derive(Deserialize)]
+struct Asks {
+    question: String,
+    #[serde(rename = "for", default)]
+    wait_for: WaitFor,
+    checkpoint: Option<Value>,
+    #[serde(default)]
+    usage: Usage,
+}
+
+#[derive(Deserialize)]
+struct Answers {
+    task_id: TaskId,
+    answer: Value,
+}
+
+#[derive(Deserialize)]
+struct Named {
+    task_id: TaskId,
 }
 
 #[derive(Deserialize)]
@@ -103,6 +166,9 @@ impl Word {
         let Some(kind) = message.get("type") else { return Err("the message has no type".into()) };
         let part = Reader { message };
         Ok(match kind.as_str().unwrap_or_default() {
+            "task_request" if message.get("assignment_id").is_some() => {
+                Self::Part { key: part.key()?, request: Box::new(part.read::<Requests>()?.task) }
+            }
             "task_request" => Self::Request(Box::new(part.read::<Requests>()?.task)),
             "task_offer" => {
                 let Offers { task_id, round, offer } = part.read()?;
@@ -115,7 +181,13 @@ impl Word {
                 Self::Decline { task: task_id, round, reason }
             }
             "task_refuse" => Self::Refuse { key: part.key()?, reason: part.read::<Reason>()?.reason },
+            "task_confirm" => Self::Confirm(part.key()?),
             "task_accept" => Self::Accept(part.key()?),
+            "task_question" => {
+                let Asks { question, wait_for, checkpoint, usage } = part.read()?;
+                let question = Box::new(Question { wait_for, question, checkpoint, usage });
+                Self::Ask { key: part.key()?, question }
+            }
             "task_progress" => Self::Progress(part.key()?, part.read()?),
             "heartbeat" => Self::Heartbeat(part.key()?),
             "task_result" => {
@@ -139,10 +211,16 @@ impl Word {
                 let Chooses { task_id, chosen } = part.read()?;
                 Self::Choose { task: task_id, chosen }
             }
+            "task_answer" => {
+                let Answers { task_id, answer } = part.read()?;
+                Self::Answer { task: task_id, answer }
+            }
+            "task_requeue" => Self::Requeue(part.read::<Named>()?.task_id),
             _ => {
                 return Err(format!(
-                    "{kind} is no type that the daemon takes: use task_request, task_choose, task_cancel, task_offer, \
-                     task_refuse, task_accept, task_progress, heartbeat, task_result, task_failure or task_release"
+                    "{kind} is no type that the daemon takes: use task_request, task_choose, task_cancel, task_answer, \
+                     task_requeue, task_offer, task_refuse, task_confirm, task_accept, task_progress, heartbeat, \
+                     task_question, task_result, task_failure or task_release"
                 ));
             }
         })
@@ -150,7 +228,14 @@ impl Word {
 
     /// Whether an agent says it of itself; else a requester says it.
     pub(super) fn is_agents(&self) -> bool {
-        !matches!(self, Self::Request(_) | Self::Cancel { .. } | Self::Choose { .. })
+        !matches!(
+            self,
+            Self::Request(_)
+                | Self::Cancel { .. }
+                | Self::Choose { .. }
+                | Self::Answer { .. }
+                | Self::Requeue(_)
+        )
     }
 }
 
@@ -194,6 +279,12 @@ mod tests {
         assert!(matches!(key("task_failure", json!({ "error": { "message": "m" } })), Ok(Word::Fail { .. })));
         assert!(matches!(key("task_release", json!({ "reason": "r" })), Ok(Word::Release { .. })));
         assert!(matches!(key("task_refuse", json!({})), Ok(Word::Refuse { .. })));
+        assert!(matches!(key("task_confirm", json!({})), Ok(Word::Confirm(_))));
+        let asks = key("task_question", json!({ "question": "?", "for": "approval" }));
+        assert!(matches!(asks, Ok(Word::Ask { question, .. }) if question.wait_for == WaitFor::Approval));
+        assert!(matches!(key("task_request", json!({ "task": { "kind": "k" } })), Ok(Word::Part { .. })));
+        assert!(matches!(key("task_answer", json!({ "answer": 1 })), Ok(Word::Answer { .. })));
+        assert!(matches!(key("task_requeue", json!({})), Ok(Word::Requeue(_))));
         let decline = json!({ "type": "task_refuse", "task_id": ID, "round": 1 });
         assert!(matches!(Word::read(&decline), Ok(Word::Decline { .. })));
         let offer = json!({ "type": "task_offer", "task_id": ID, "round": 1, "offer": { "cost": 7 } });

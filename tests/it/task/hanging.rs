@@ -169,7 +169,9 @@ impl World {
     async fn review(&mut self) -> (Start, AgentId) {
         let task = self
             .hear(|notice| match notice {
-                convoke::task::Notice::Assigned(won) if won.agent_id.as_str() == "reviewer" => Some(won.clone()),
+                convoke::task::Notice::Assigned(won) if won.agent_id.as_str() == "reviewer" => {
+                    Some(won.clone())
+                }
                 _ => None,
             })
             .await;

@@ -1,8 +1,11 @@
 //! The negotiation on a real database, without agents' code: the test plays the agents.
 mod cases;
+mod hanging;
 mod policies;
 mod requests;
 mod rounds;
+mod timers;
+mod waiting;
 
 use crate::support::{TestDb, database};
 use convoke::{
@@ -127,6 +130,16 @@ impl World {
             Ok(task) => task,
             Err(_) => panic!("never {state:?}: {:?}", self.tasks.get(task).await),
         }
+    }
+
+    /// Waits for an event of this type, whose commit the store tells nobody of.
+    pub async fn event(&self, task: TaskId, event_type: &str) {
+        let came = tokio::time::timeout(SOON, async {
+            while !self.event_types(task).await.iter().any(|each| each == event_type) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        });
+        came.await.unwrap_or_else(|_| panic!("there is no event {event_type}"));
     }
 
     pub async fn event_types(&self, task: TaskId) -> Vec<String> {

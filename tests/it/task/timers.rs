@@ -98,7 +98,8 @@ async fn a_deadline_while_it_is_being_canceled_cancels_it_and_one_after_a_failur
     wish.deadline = soon();
     let failing = world.ask(wish).await;
     let (start, agent) = world.started(failing).await;
-    let failure = Failure { message: "the model answered 429".into(), retryable: true, usage: Usage::default() };
+    let failure =
+        Failure { message: "the model answered 429".into(), retryable: true, usage: Usage::default() };
     world.tasks.fail(start.key, &agent, failure).await.unwrap();
     let ended = world.in_state(canceled, TaskState::Canceled).await;
     assert_eq!(ended.state_reason.as_deref(), Some("enough"));

@@ -150,11 +150,8 @@ async fn a_failed_task_is_tried_again_with_fresh_attempts_and_a_higher_epoch() {
     let mut world = World::new(vec![profile("a", 1)]).await;
     let task = world.ask(request(json!({ "attempts_max": 1 }))).await;
     let (start, agent) = world.started(task).await;
-    let failure = convoke::task::Failure {
-        message: "no luck".into(),
-        retryable: true,
-        usage: Usage::default(),
-    };
+    let failure =
+        convoke::task::Failure { message: "no luck".into(), retryable: true, usage: Usage::default() };
     world.tasks.fail(start.key, &agent, failure).await.unwrap();
     assert_eq!(world.tasks.get(task).await.unwrap().state, TaskState::Failed);
     assert_eq!(world.tasks.requeue(task, "boss").await.unwrap().state, TaskState::Open);
