@@ -195,7 +195,7 @@ pub(super) async fn answer(
     let id: TaskId = id("a task's id", &task)?;
     let task = caller.visible(id, deps.tasks.get(id).await?)?;
     caller.may_command("answer", &task)?;
-    Ok(Json(deps.tasks.answer(id, caller.name(), body.answer).await?))
+    Ok(Json(deps.tasks.answer(id, &caller.name(), body.answer).await?))
 }
 
 /// Tries a task again that has failed or was canceled; any other is told as `conflict`.
@@ -207,7 +207,7 @@ pub(super) async fn requeue(
     let id: TaskId = id("a task's id", &task)?;
     let task = caller.visible(id, deps.tasks.get(id).await?)?;
     caller.may_command("requeue", &task)?;
-    Ok(Json(deps.tasks.requeue(id, caller.name()).await?))
+    Ok(Json(deps.tasks.requeue(id, &caller.name()).await?))
 }
 
 #[derive(Deserialize)]
