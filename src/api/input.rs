@@ -21,7 +21,12 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
         let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|e| {
             let path = e.path().to_string();
             let place = if path == "." { String::new() } else { format!("{path}: ") };
-            Problem::bad_request(format!("the body is not as expected: {place}{}", e.into_inner()))
+            let hint = if path == "org" {
+                ": the org is the token's, or the service says it in the query, ?org=…"
+            } else {
+                ""
+            };
+            Problem::bad_request(format!("the body is not as expected: {place}{}{hint}", e.into_inner()))
         })?;
         deserializer
             .end()
@@ -50,6 +55,16 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Params<T> {
             let reason = std::error::Error::source(&e).map_or_else(|| e.to_string(), ToString::to_string);
             Problem::bad_request(format!("the query is not as expected: {reason}"))
         })
+    }
+}
+
+/// A number of rows: at least one.
+pub(super) fn limit(asked: Option<i64>) -> Result<Option<i64>, Problem> {
+    match asked {
+        Some(count) if count < 1 => {
+            Err(Problem::bad_request(format!("limit is {count}: ask for at least 1")))
+        }
+        asked => Ok(asked),
     }
 }
 

@@ -13,6 +13,7 @@ mod inbox;
 mod input;
 mod polls;
 mod problem;
+mod stream;
 mod tasks;
 mod wait;
 

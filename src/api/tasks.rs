@@ -2,10 +2,10 @@
 use super::{
     Deps,
     caller::Caller,
-    input::{Body, Params, id},
+    input::{self, Body, Params, id},
     polls,
     problem::Problem,
-    wait,
+    stream, wait,
 };
 use crate::{
     id::{AgentId, OrgId, TaskId},
@@ -26,6 +26,7 @@ const IDEMPOTENCY_KEY: &str = "idempotency-key";
 const EVENTS_MAX: i64 = 1000;
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct RequestQuery {
     org: Option<OrgId>,
 }
@@ -63,12 +64,14 @@ pub(super) async fn list(
     caller: Caller,
     Params(mut filter): Params<Filter>,
 ) -> Result<Json<Value>, Problem> {
+    input::limit(filter.limit)?;
     filter.org = caller.view(filter.org)?;
     let tasks = deps.tasks.list(&filter).await?;
     Ok(Json(json!({ "tasks": tasks })))
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct WaitQuery {
     #[serde(default, deserialize_with = "wait::parse")]
     wait: Duration,
@@ -92,6 +95,7 @@ pub(super) async fn show(
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct EventsQuery {
     #[serde(default)]
     after: i64,
@@ -100,15 +104,23 @@ pub(super) struct EventsQuery {
     wait: Duration,
 }
 
-/// `{events: […], next: seq, final: bool}` after `?after=`; with `?wait=`, waits for the first one.
+/// `{events: […], next: seq, final: bool}` after `?after=`; with `?wait=`, waits for the first one. To whoever
+/// accepts `text/event-stream`, a stream of them until the task has ended, after `Last-Event-ID` or `?after=`.
 pub(super) async fn events(
     State(deps): State<Deps>,
     caller: Caller,
     Path(task): Path<String>,
     Params(query): Params<EventsQuery>,
-) -> Result<Json<Value>, Problem> {
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
     let task: TaskId = id("a task's id", &task)?;
-    let limit = query.limit.unwrap_or(EVENTS_MAX).clamp(1, EVENTS_MAX);
+    let limit = input::limit(query.limit)?.unwrap_or(EVENTS_MAX).min(EVENTS_MAX);
+    if accepts_stream(&headers) {
+        caller.visible(task, deps.tasks.get(task).await?)?;
+        let last = headers.get("last-event-id").and_then(|id| id.to_str().ok()?.trim().parse().ok());
+        let place = polls::place(&deps.polls, &caller, Duration::MAX)?;
+        return Ok(stream::of(deps.tasks, task, last.unwrap_or(query.after), place, deps.stop));
+    }
     let ask = || async {
         // The state is read first: a task that is final then has all its events now.
         let state = caller.visible(task, deps.tasks.get(task).await?)?.state;
@@ -121,7 +133,14 @@ pub(super) async fn events(
         wait::until(query.wait, place.as_ref(), deps.tasks.changed(), &deps.stop, ask, done).await?;
     let next = events.last().map_or(query.after, |event| event.seq);
     let complete = last && i64::try_from(events.len()).is_ok_and(|count| count < limit);
-    Ok(Json(json!({ "events": events, "next": next, "final": complete })))
+    Ok(Json(json!({ "events": events, "next": next, "final": complete })).into_response())
+}
+
+fn accepts_stream(headers: &HeaderMap) -> bool {
+    let accept = headers.get("accept").and_then(|accept| accept.to_str().ok()).unwrap_or_default();
+    accept
+        .split(',')
+        .any(|kind| kind.split(';').next().is_some_and(|kind| kind.trim() == "text/event-stream"))
 }
 
 /// Who offered what in each round, how it was scored, and why others did not offer.

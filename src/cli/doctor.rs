@@ -6,7 +6,7 @@ use crate::{
     config::{Config, load_agents},
     db::{self, Database},
     scope::Scope,
-    task::INVARIANTS,
+    task::{INVARIANTS, Replayed, replay},
 };
 use serde::Serialize;
 use serde_json::json;
@@ -25,11 +25,11 @@ struct Finding {
     remedy: Option<String>,
 }
 
-pub(super) async fn run(settings: &Settings) -> Outcome {
+pub(super) async fn run(settings: &Settings, replays: bool) -> Outcome {
     let config = settings.load()?.config;
     let scope = Scope::default();
     let (database, running) = open(&config, &scope).await?;
-    let looked = look(&config, &database).await;
+    let looked = look(&config, &database, replays).await;
     let (url, shown) = (database.url(), database.url_redacted());
     if !running {
         database.stop().await?;
@@ -85,7 +85,7 @@ pub(super) async fn missing_tables(
     Ok(named.map(|((agent, at, schema, table), _)| (agent, at, format!("{schema}.{table}"))).collect())
 }
 
-async fn look(config: &Config, database: &Database) -> Result<Vec<Finding>, Failure> {
+async fn look(config: &Config, database: &Database, replays: bool) -> Result<Vec<Finding>, Failure> {
     let definitions = load_agents(&config.agents.dir)?;
     let server = db::inspect(database).await?.into_iter();
     let mut findings: Vec<_> = server
@@ -122,7 +122,31 @@ async fn look(config: &Config, database: &Database) -> Result<Vec<Finding>, Fail
             .then(|| "this is a bug: report it with `select * from convoke.events` of the task".into());
         findings.push(Finding { name: name.into(), ok: broken == 0, found, remedy });
     }
+    drop(client);
+    if replays {
+        findings.push(replayed(database).await?);
+    }
     Ok(findings)
+}
+
+/// I8: makes the rows again from the events.
+async fn replayed(database: &Database) -> Result<Finding, Failure> {
+    let Replayed { tasks, events, without_beginning, differences } =
+        replay(database).await.map_err(anyhow::Error::new)?;
+    let mut found = format!("{tasks} tasks made again from {events} events");
+    if without_beginning > 0 {
+        found.push_str(&format!("; of {without_beginning} the first events are gone"));
+    }
+    let ok = differences.is_empty();
+    let remedy = (!ok).then(|| {
+        format!("this is a bug: report it with the events of these tasks: {}", differences.join("; "))
+    });
+    let found = if ok {
+        format!("{found}: the same as the rows")
+    } else {
+        format!("{found}: {} differences", differences.len())
+    };
+    Ok(Finding { name: "I8".into(), ok, found, remedy })
 }
 
 fn slot(config: &Config, row: &tokio_postgres::Row) -> Result<Finding, Failure> {

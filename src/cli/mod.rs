@@ -59,7 +59,11 @@ enum Command {
     /// Bring the database to this program's version.
     Migrate,
     /// Look at the database, the daemon and the invariants; say what to mend.
-    Doctor,
+    Doctor {
+        /// Also make every row again from the events and compare (reads everything)
+        #[arg(long)]
+        replay: bool,
+    },
     /// Make a key for a client, a service or an agent.
     Token(token::Args),
 }
@@ -94,7 +98,7 @@ fn run(Cli { settings, command }: Cli) -> Outcome {
             Command::Agent(command) => agent::run(&settings, command).await,
             Command::Bench(command) => bench::run(&settings, command).await,
             Command::Migrate => migrate::run(&settings).await,
-            Command::Doctor => doctor::run(&settings).await,
+            Command::Doctor { replay } => doctor::run(&settings, replay).await,
             Command::Token(args) => token::run(&settings, &args),
         }
     })

@@ -450,6 +450,7 @@ pub struct AgentStatus {
 
 /// Which tasks to list, newest first.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Filter {
     /// Only this org's.
     pub org: Option<OrgId>,

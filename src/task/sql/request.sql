@@ -26,12 +26,15 @@ made as (
         array(select d::uuid from jsonb_array_elements_text(i.more -> 'depends_on') as d)
     from input i left join convoke.tasks parent on parent.id = i.parent_id
     on conflict do nothing
-    returning id, org, kind, requires, requester, priority, state, created_at, class, parent_id, depends_on, root_id
+    returning id, org, kind, requires, requester, priority, state, created_at, class, parent_id, depends_on, root_id,
+        input, policy, attempts_max
 ),
 logged as (
     insert into convoke.events (org, task_id, epoch, type, body)
     select org, id, 0, 'requested', jsonb_build_object('kind', kind, 'requires', to_jsonb(requires),
-        'requester', requester, 'priority', priority)
+        'requester', requester, 'priority', priority,
+        'row', jsonb_build_object('state', state, 'input', input, 'policy', policy,
+            'attempts_max', attempts_max, 'root_id', root_id))
         || case when parent_id is null then '{}' else jsonb_build_object('parent_id', parent_id) end
         || case when depends_on = '{}' then '{}' else jsonb_build_object('depends_on', to_jsonb(depends_on)) end
     from made

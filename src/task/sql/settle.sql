@@ -45,7 +45,12 @@ moved as (
         updated_at = clock_timestamp(), version = t.version + 1
     from input i left join ended e on e.id = i.assignment_id
     where t.id = i.task_id and t.state not in ('completed', 'failed', 'canceled')
-    returning t.id, t.org, t.kind, t.state, t.requester, t.round, t.epoch, t.class, t.agent_id, i.event, i.body,
+    returning t.id, t.org, t.kind, t.state, t.requester, t.round, t.epoch, t.class, t.agent_id, i.event,
+        -- What the row is after this, so that the events alone can make it again.
+        i.body || jsonb_build_object('row', jsonb_build_object('reason', t.state_reason, 'agent_id', t.agent_id,
+            'attempt', t.attempt)
+            || case when i.result is null then '{}' else jsonb_build_object('result', t.result) end
+            || case when i.error is null then '{}' else jsonb_build_object('error', t.error) end) as body,
         e.agent_id as assignee, e.state as assignment_state, e.holds_slot, t.updated_at,
         (t.followed and t.state in ('completed', 'failed', 'canceled'))
             or (t.has_children and t.state in ('canceling', 'failed', 'canceled')) as leads_on

@@ -11,9 +11,11 @@ made as (
         'verify:' || t.id, t.id, t.root_id, t.priority, 'open', t.deadline_at, i.policy, i.attempts_max, true,
         array[t.agent_id]
     from input i join convoke.tasks t on t.id = i.of
-    returning id, org, kind, requires, requester, priority, parent_id
+    returning id, org, kind, requires, requester, priority, parent_id, state, input, policy, attempts_max, root_id
 )
 insert into convoke.events (org, task_id, epoch, type, body)
 select org, id, 0, 'requested', jsonb_build_object('kind', kind, 'requires', to_jsonb(requires), 'requester', requester,
-    'priority', priority, 'parent_id', parent_id)
+    'priority', priority, 'parent_id', parent_id,
+        'row', jsonb_build_object('state', state, 'input', input, 'policy', policy,
+            'attempts_max', attempts_max, 'root_id', root_id))
 from made

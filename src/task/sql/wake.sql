@@ -21,12 +21,14 @@ made as (
     select task_id, org, kind, requires, convoke.task_class(org, requires), input, 'wake:' || trigger, task_id,
         priority, 'open', deadline_at, policy, attempts_max
     from new where error is null
-    returning id, org, kind, requires, requester, priority, class, policy
+    returning id, org, kind, requires, requester, priority, class, policy, state, input, attempts_max, root_id
 ),
 logged as (
     insert into convoke.events (org, task_id, epoch, type, body)
     select org, id, 0, 'requested', jsonb_build_object('kind', kind, 'requires', to_jsonb(requires),
-        'requester', requester, 'priority', priority)
+        'requester', requester, 'priority', priority,
+        'row', jsonb_build_object('state', state, 'input', input, 'policy', policy,
+            'attempts_max', attempts_max, 'root_id', root_id))
     from made
     union all
     select org, null, null, 'wake_failed', jsonb_build_object('trigger', trigger, 'error', error,

@@ -268,6 +268,10 @@ async fn what_is_wrong_with_a_request_is_told() {
         (Method::GET, "/v1/tasks/seven", "", 400, "not a task's id"),
         (Method::GET, "/v1/tasks?state=lost", "", 400, "unknown variant `lost`"),
         (Method::GET, "/v1/tasks?limit=all", "", 400, "limit"),
+        (Method::GET, "/v1/tasks?limit=-1", "", 400, "limit is -1"),
+        (Method::GET, "/v1/tasks?limti=1", "", 400, "limti"),
+        (Method::GET, "/v1/agents?state=x", "", 400, "state"),
+        (Method::POST, "/v1/tasks", "{\"kind\": \"x\", \"org\": \"demo\"}", 400, "?org="),
         (Method::GET, "/v1/tasks/01a20acd-4c14-776f-94bc-2f5e3bf869ee", "", 404, "there is no task"),
         (Method::GET, "/v1/tasks/01a20acd-4c14-776f-94bc-2f5e3bf869ee?wait=soon", "", 400, "not a time"),
         (Method::GET, "/v1/agents/Near", "", 400, "not an agent's id"),
@@ -287,6 +291,38 @@ async fn what_is_wrong_with_a_request_is_told() {
     let large = format!("{{\"kind\": \"x\", \"input\": \"{}\"}}", "x".repeat(2 << 20));
     let (status, problem) = edge.send(As::Service, Method::POST, "/v1/tasks", large).await;
     assert_eq!((status.as_u16(), &problem["code"]), (413, &json!("too_large")));
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn events_come_as_a_stream_that_can_be_taken_up_again() {
+    let edge = Edge::start().await;
+    let task = edge.request(As::User("demo")).await;
+    let open = |last: Option<String>| {
+        let url = format!("http://{}/v1/tasks/{task}/events", edge.parts.addr);
+        let request = edge.http.get(url).header("accept", "text/event-stream");
+        let request = request.bearer_auth(edge.token(As::User("demo")).unwrap());
+        last.map_or_else(
+            || request.try_clone().unwrap(),
+            |id| request.try_clone().unwrap().header("last-event-id", id),
+        )
+    };
+    let mut stream = open(None).send().await.unwrap();
+    assert_eq!(stream.headers()["content-type"], "text/event-stream");
+    let mut text = String::new();
+    while !text.contains("event: announced") {
+        let chunk = tokio::time::timeout(Duration::from_secs(10), stream.chunk()).await.unwrap().unwrap();
+        text.push_str(std::str::from_utf8(&chunk.expect("the task has not ended")).unwrap());
+    }
+    assert!(text.contains("event: requested"), "{text}");
+    let first = text.lines().find_map(|line| line.strip_prefix("id: ")).unwrap().to_owned();
+    edge.post(As::User("demo"), &format!("/v1/tasks/{task}/cancel"), &json!({})).await;
+    // It may not be its own canceler: tokens of users without a name are nobody twice.
+    edge.post(As::Service, &format!("/v1/tasks/{task}/cancel"), &json!({})).await;
+    let rest = tokio::time::timeout(Duration::from_secs(10), stream.text()).await.unwrap().unwrap();
+    assert!(rest.trim_end().ends_with("event: end\ndata: {\"state\":\"canceled\"}"), "{rest}");
+    let again = open(Some(first)).send().await.unwrap().text().await.unwrap();
+    assert!(!again.contains("event: requested") && again.contains("event: announced"), "{again}");
     edge.stop().await;
 }
 

@@ -154,6 +154,8 @@ impl World {
             assert!(rows.is_empty(), "{name} is broken by {rows:?}");
         }
         drop(client);
+        let replayed = convoke::task::replay(&self.database).await.unwrap();
+        assert!(replayed.differences.is_empty(), "I8 is broken: {:#?}", replayed.differences);
         self.scope.drain(SOON).await.unwrap();
     }
 }
