@@ -12,7 +12,7 @@ use super::{Error, Incarnation, Shared, TaskId, awards, depend, lane::BATCH_MAX,
 use crate::{db, fault};
 use deadpool_postgres::Transaction;
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -23,8 +23,10 @@ use uuid::Uuid;
 
 /// Longest time without a look.
 pub(super) const LOOK_EVERY: Duration = Duration::from_secs(5);
-/// Under load, timers are looked at this often.
-const TIMERS_EVERY: Duration = Duration::from_millis(20);
+/// Under load, timers are looked at after this many batches of awards, which take some milliseconds each.
+const TIMERS_AFTER: u32 = 4;
+/// How soon what is due and held by someone else is looked at again.
+const HELD_PAUSE: Duration = Duration::from_millis(20);
 /// How long the roster is trusted without reading it again.
 const ROSTER_EVERY: Duration = Duration::from_secs(1);
 /// After a wake-up by the log: the first and, doubled each time, the last wait for another look.
@@ -37,23 +39,17 @@ const RETRY_PAUSE: Duration = Duration::from_millis(200);
 /// Classes that are remembered between looks.
 const CLASSES_MAX: usize = 1000;
 
-struct Arbiter {
+/// One who looks and awards; see [`Tasks::arbiter`](super::Tasks::arbiter).
+pub struct Arbiter {
     shared: Arc<Shared>,
     /// Org and capabilities of the classes that had ready tasks.
-    classes: HashMap<i64, (String, Vec<String>)>,
+    classes: BTreeMap<i64, (String, Vec<String>)>,
     roster_read: Option<Instant>,
-    timers_read: Instant,
     forgot: Option<Instant>,
 }
 
 pub(super) async fn serve(shared: Arc<Shared>, stop: CancellationToken) -> anyhow::Result<()> {
-    let mut arbiter = Arbiter {
-        shared: shared.clone(),
-        classes: HashMap::new(),
-        roster_read: None,
-        timers_read: Instant::now(),
-        forgot: None,
-    };
+    let mut arbiter = Arbiter::new(shared.clone());
     let mut wait = Duration::ZERO;
     let mut echo = ECHO_MAX;
     loop {
@@ -85,10 +81,24 @@ pub(super) async fn serve(shared: Arc<Shared>, stop: CancellationToken) -> anyho
     }
 }
 
+impl std::fmt::Debug for Arbiter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Arbiter").field("node", &self.shared.node).finish_non_exhaustive()
+    }
+}
+
 impl Arbiter {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared, classes: BTreeMap::new(), roster_read: None, forgot: None }
+    }
+
     /// Moves all that is ready or due; gives the time until something comes due.
-    async fn look(&mut self) -> Result<Duration, Error> {
+    ///
+    /// # Errors
+    /// `Unavailable` while the database is away; what was not committed is there for the next look.
+    pub async fn look(&mut self) -> Result<Duration, Error> {
         self.forget().await?;
+        let mut batches = 0_u32;
         loop {
             let doubted = self.shared.roster_doubted.swap(false, Ordering::Relaxed);
             if doubted || self.roster_read.is_none_or(|at| at.elapsed() > ROSTER_EVERY) {
@@ -96,15 +106,15 @@ impl Arbiter {
                 self.roster_read = Some(Instant::now());
             }
             let more = self.award().await?;
-            if more && self.timers_read.elapsed() < TIMERS_EVERY {
+            batches += 1;
+            if more && !batches.is_multiple_of(TIMERS_AFTER) {
                 continue;
             }
-            self.timers_read = Instant::now();
             let wait = self.next_due().await?;
             if wait.is_zero() {
                 if !self.timers().await? && !more {
                     // Someone else holds the rows that are due.
-                    return Ok(TIMERS_EVERY);
+                    return Ok(HELD_PAUSE);
                 }
             } else if !more {
                 return Ok(wait.min(LOOK_EVERY));

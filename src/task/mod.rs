@@ -34,6 +34,7 @@ mod wake;
 mod why;
 
 mod lane;
+pub use arbiter::Arbiter;
 pub use error::Error;
 pub use invariants::INVARIANTS;
 pub use policy::*;
@@ -303,6 +304,14 @@ impl Tasks {
         self.shared.arbitrates.store(true, Ordering::Relaxed);
         let shared = self.shared.clone();
         scope.spawn("arbiter", OnExit::StopDaemon, |stop| arbiter::serve(shared, stop));
+    }
+
+    /// An arbiter that looks only when it is told to: for simulations, and tools that keep their own time.
+    /// Instead of [`Tasks::arbitrate`].
+    #[must_use]
+    pub fn arbiter(&self) -> Arbiter {
+        self.shared.arbitrates.store(true, Ordering::Relaxed);
+        Arbiter::new(self.shared.clone())
     }
 
     /// Another node arbitrates from now on; the scope of [`Tasks::arbitrate`] has stopped.

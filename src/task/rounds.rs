@@ -9,7 +9,6 @@ use super::roster::{Member, Roster};
 use super::score::{Offer, Score, rank};
 use super::store::{Settled, StoredOffer, Winner, millis};
 use super::{AgentId, AssignmentId, Award, Policy, Shared, TaskId, TaskState};
-use rand::RngExt as _;
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, time::Duration};
 use tokio::time::Instant;
@@ -210,9 +209,8 @@ impl Plan {
             let error = json!({ "message": "no agent made an offer", "reasons": reasons });
             return self.end(task, Event::RoundsExhausted, error);
         }
-        // 1 s · 2^round, at most 60 s, plus or minus a fifth so that many do not come back together.
-        let base = (1_000_i64 << (rounds.clamp(1, 7) - 1)).min(60_000);
-        let backoff_ms = base * rand::rng().random_range(80..=120) / 100;
+        // 1 s · 2^round, at most 60 s; the statement varies it by a fifth.
+        let backoff_ms = (1_000_i64 << (rounds.clamp(1, 7) - 1)).min(60_000);
         self.empty.push(Empty { task: task.id, round, backoff_ms, reasons });
     }
 

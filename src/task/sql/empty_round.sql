@@ -4,7 +4,8 @@ with input as (
 ),
 moved as (
     update convoke.tasks t set round = i.round, rounds_empty = t.rounds_empty + 1, bids_close_at = null,
-        due_at = clock_timestamp() + i.backoff_ms * interval '1 ms', updated_at = clock_timestamp(),
+        -- Plus or minus a fifth, so that many do not come back together.
+        due_at = clock_timestamp() + i.backoff_ms * (0.8 + 0.4 * random()) * interval '1 ms', updated_at = clock_timestamp(),
         version = t.version + 1
     from input i where t.id = i.task_id and t.state = 'open'
     returning t.id, t.org, t.epoch, t.due_at, i.round, i.reasons

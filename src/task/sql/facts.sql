@@ -17,3 +17,4 @@ from convoke.tasks t
 cross join (select clock_timestamp() as at) now
 left join convoke.assignments a on a.task_id = t.id and a.state in ('awarded', 'running', 'waiting')
 where t.id = any($1)
+order by t.priority desc, t.id

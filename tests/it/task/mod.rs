@@ -4,6 +4,7 @@ mod hanging;
 mod policies;
 mod requests;
 mod rounds;
+mod simulation;
 mod timers;
 mod waiting;
 
