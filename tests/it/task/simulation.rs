@@ -73,9 +73,13 @@ struct Held {
 #[derive(Clone, Copy, Debug)]
 enum End {
     Finish,
-    Fail { retryable: bool },
+    Fail {
+        retryable: bool,
+    },
     Release,
     Die,
+    /// It needs a person's word.
+    Ask,
 }
 
 impl End {
@@ -85,6 +89,7 @@ impl End {
             Self::Fail { .. } => "failed",
             Self::Release => "released",
             Self::Die => "died",
+            Self::Ask => "asked a person",
         }
     }
 
@@ -98,6 +103,10 @@ impl End {
             }
             Self::Release => tasks.release(key, agent, "chance", Some(json!({ "was": key.epoch }))).await?,
             Self::Die => tasks.lost(key, agent).await?,
+            Self::Ask => {
+                let question = serde_json::from_value(json!({ "question": "May I?" })).unwrap();
+                tasks.ask(key, agent, question).await?
+            }
         };
         Ok(update.state)
     }
@@ -135,6 +144,8 @@ struct Simulation {
     /// Assignments that are over, as far as their agents know; they report all the same.
     ghosts: Vec<Held>,
     bids: Vec<(TaskId, i32, AgentId)>,
+    /// Tasks that wait for a person.
+    asked: Vec<TaskId>,
     /// What was accepted as a task's result.
     accepted: HashMap<TaskId, (AssignmentKey, Value)>,
     finals: HashMap<TaskId, TaskState>,
@@ -202,6 +213,7 @@ impl Simulation {
             held: Vec::new(),
             ghosts: Vec::new(),
             bids: Vec::new(),
+            asked: Vec::new(),
             accepted: HashMap::new(),
             finals: HashMap::new(),
             counts: BTreeMap::new(),
@@ -243,7 +255,9 @@ impl Simulation {
         if requesting {
             self.request().await;
             self.cancel().await;
+            self.requeue().await;
         }
+        self.care().await;
         // A wake-up may be lost, or come twice.
         for _ in 0..*[0, 1, 1, 1, 2].choose(&mut self.rng).unwrap() {
             self.look().await;
@@ -297,6 +311,27 @@ impl Simulation {
             if self.chance(10) {
                 request.run_at = Some(self.now + skew + TimeDelta::seconds(self.rng.random_range(0..60)));
             }
+            if self.chance(10) {
+                let among: Vec<TaskId> = self.tasks.iter().rev().take(100).copied().collect();
+                request.depends_on = among.sample(&mut self.rng, 2).copied().collect();
+            }
+            if self.chance(10) {
+                request.parent_id = self
+                    .tasks
+                    .iter()
+                    .rev()
+                    .take(100)
+                    .copied()
+                    .collect::<Vec<_>>()
+                    .choose(&mut self.rng)
+                    .copied();
+                request.detached = self.chance(30);
+            }
+            if self.chance(10) {
+                // What the agents deliver does not satisfy it until the second epoch.
+                let schema = json!({ "properties": { "epoch": { "minimum": 2 } } });
+                request.policy.insert("result_schema".into(), schema);
+            }
             if self.chance(20) {
                 request.idempotency_key = Some(format!("key-{}", self.rng.random_range(0..500)));
             }
@@ -316,7 +351,7 @@ impl Simulation {
                 }
                 Ok(_) => self.count("request replayed"),
                 Err(Error::IdempotencyConflict(_)) => self.count("request conflicts"),
-                Err(Error::BadRequest(_)) => self.count("request refused"),
+                Err(Error::BadRequest(_) | Error::Conflict { .. }) => self.count("request refused"),
                 Err(error) => panic!("request: {error}"),
             }
         }
@@ -337,6 +372,38 @@ impl Simulation {
         }
     }
 
+    /// People answer what agents asked.
+    async fn care(&mut self) {
+        for task in std::mem::take(&mut self.asked) {
+            if self.chance(60) {
+                self.asked.push(task);
+                continue;
+            }
+            let tasks = self.any();
+            match tasks.answer(task, "person", json!({ "answer": true })).await {
+                Ok(_) => self.count("answered"),
+                Err(Error::Conflict { .. }) => self.count("answered too late"),
+                Err(error) => panic!("answer: {error}"),
+            }
+        }
+    }
+
+    /// People try again what has failed.
+    async fn requeue(&mut self) {
+        if !self.tasks.is_empty() && self.chance(20) {
+            let task = *self.tasks.choose(&mut self.rng).unwrap();
+            let tasks = self.any();
+            match tasks.requeue(task, "person").await {
+                Ok(_) => {
+                    self.finals.remove(&task);
+                    self.count("requeued");
+                }
+                Err(Error::Conflict { .. }) => self.count("requeue refused"),
+                Err(error) => panic!("requeue: {error}"),
+            }
+        }
+    }
+
     /// Agents hear what happened: not always, and sometimes twice.
     fn hear(&mut self) {
         let mut notices = Vec::new();
@@ -352,7 +419,7 @@ impl Simulation {
             Notice::Assigned(assigned) => (0, number[&assigned.key.task_id], assigned.key.epoch.0),
             Notice::Announced { task, round, .. } => (1, number[&task.id], i64::from(*round)),
             Notice::Cancel { key, .. } => (2, number[&key.task_id], key.epoch.0),
-            Notice::Updated(_) | Notice::Offered { .. } => (3, 0, 0),
+            Notice::Nudge { .. } | Notice::Updated(_) | Notice::Offered { .. } => (3, 0, 0),
         });
         for notice in notices {
             for _ in 0..*[0, 1, 1, 1, 1, 1, 1, 2].choose(&mut self.rng).unwrap() {
@@ -381,7 +448,7 @@ impl Simulation {
                     self.ghosts.push(held);
                 }
             }
-            Notice::Updated(_) | Notice::Offered { .. } => {}
+            Notice::Nudge { .. } | Notice::Updated(_) | Notice::Offered { .. } => {}
         }
     }
 
@@ -495,6 +562,11 @@ impl Simulation {
                 ends.push((tasks, held, End::Release));
             } else if falls(nature.dies) {
                 ends.push((tasks, held, End::Die));
+            } else if self.chance(5) {
+                ends.push((tasks, held, End::Ask));
+            } else if self.chance(4) {
+                self.part(&tasks, &held).await;
+                self.held.push(held);
             } else if self.chance(80) {
                 let progress = self.chance(50);
                 reports.push((tasks, held, progress));
@@ -520,10 +592,28 @@ impl Simulation {
         self.ghosts.drain(..surplus);
     }
 
+    /// An agent gives a part of its work to others.
+    async fn part(&mut self, tasks: &Tasks, held: &Held) {
+        let mut request = request(json!({ "lease": "10s", "attempt": "60s", "progress": "15s" }));
+        request.input = json!({ "number": self.tasks.len() });
+        let org = self.org.clone();
+        match tasks.request_part(&org, held.key, &held.agent, request).await {
+            Ok(requested) => {
+                self.tasks.push(requested.task.id);
+                self.count("part requested");
+            }
+            Err(Error::Fenced | Error::BadRequest(_) | Error::Conflict { .. }) => self.count("part refused"),
+            Err(error) => panic!("part: {error}"),
+        }
+    }
+
     fn ended(&mut self, held: &Held, end: End, answer: Result<TaskState, Error>) {
         match answer {
             Ok(state) => {
                 self.count(end.word());
+                if matches!(end, End::Ask) {
+                    self.asked.push(held.key.task_id);
+                }
                 if matches!(end, End::Finish) && state == TaskState::Completed {
                     let before = self.accepted.insert(held.key.task_id, (held.key, result_of(held)));
                     if let Some((key, _)) = before {
