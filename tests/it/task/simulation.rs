@@ -39,6 +39,8 @@ const VIRTUAL_CLOCK: &str = "create schema sim;
 const WIDTH: usize = 40;
 /// Tasks that are not final at the same time.
 const OPEN_MAX: usize = 400;
+/// Offers that agents think about at the same time.
+const BIDS_MAX: usize = 30;
 const NODES: usize = 2;
 
 /// How an agent behaves; chances in percent.
@@ -454,6 +456,8 @@ impl Simulation {
 
     async fn bid(&mut self) {
         let mut now = Vec::new();
+        // Each offer is a commit of its own: without a limit there would be little else.
+        self.bids.truncate(BIDS_MAX);
         for bid in std::mem::take(&mut self.bids) {
             // Some answer in the next tick or never.
             match self.rng.random_range(0..10) {
@@ -462,7 +466,6 @@ impl Simulation {
                 _ => {}
             }
         }
-        self.bids.truncate(1000);
         for (task, round, agent) in now {
             let tasks = self.any();
             let answer = if self.chance(15) {
