@@ -71,5 +71,12 @@ fn check(config: &Config) -> Vec<(&'static str, String, &'static str)> {
     if config.database.pool_size_max == 0 {
         wrong.push(("database.pool_size_max", "0 connections are too few".into(), "use 2 or more, like 8"));
     }
+    for key in config.gateway.limits.zeros() {
+        wrong.push((
+            key,
+            "0 would let nothing through".into(),
+            "use 1 or more, or a very large number for no limit",
+        ));
+    }
     wrong
 }

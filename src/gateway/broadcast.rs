@@ -67,6 +67,7 @@ async fn batch_inner(
     let body = body.map_err(|e| message(e.status(), &e.body_text()))?;
     let body: Value = serde_json::from_slice(&body)
         .map_err(|_| message(StatusCode::BAD_REQUEST, "The body is not valid JSON"))?;
+    takes_json(headers)?;
     not_too_often(shared, rate)?;
     let claims = authenticate(shared, headers)?;
     let bytes_max = shared.config.payload_bytes_max + ENVELOPE_BYTES;
@@ -138,6 +139,7 @@ async fn single_inner(
     event: &str,
 ) -> Result<(), Refused> {
     let body = body.map_err(|e| message(e.status(), &e.body_text()))?;
+    takes_json(headers)?;
     let (encoding, data) = single_payload(headers, body)?;
     not_too_often(shared, rate)?;
     let claims = authenticate(shared, headers)?;
@@ -174,6 +176,15 @@ fn not_asked(error: access::Error) -> Refused {
         access::Error::Busy => (StatusCode::TOO_MANY_REQUESTS, "Connection pool exhausted"),
     };
     message(status, text)
+}
+
+/// Answers are JSON; who says that it cannot take that is told.
+fn takes_json(headers: &HeaderMap) -> Result<(), Refused> {
+    let Some(accept) = headers.get(header::ACCEPT) else { return Ok(()) };
+    let kinds = accept.to_str().unwrap_or_default().split(',');
+    let mut kinds = kinds.map(|kind| kind.split(';').next().unwrap_or_default().trim());
+    let takes = kinds.any(|kind| matches!(kind, "*/*" | "application/*" | "application/json" | ""));
+    if takes { Ok(()) } else { Err(message(StatusCode::NOT_ACCEPTABLE, "The answer is JSON")) }
 }
 
 /// Requests a second lately, and how many may be.

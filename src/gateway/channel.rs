@@ -36,6 +36,8 @@ pub(super) enum Event {
     Frame(Inbound),
     /// A frame that came too fast and is not done; it may be tried again after so many milliseconds.
     TooFast(Inbound, u64),
+    /// A presence call that would pass for an agent, and why it may not.
+    Impostor(Inbound, String),
     /// So many frames came too fast that nobody was told about; the last one may be tried again after so many
     /// milliseconds.
     Slowed(u64, u64),
@@ -230,6 +232,11 @@ impl Channel {
             Event::Frame(frame) if self.is_busy() => return self.keep(frame, out),
             Event::Frame(frame) => self.frame(frame, limits, now, out),
             Event::TooFast(frame, retry_after_ms) => self.too_fast(frame, retry_after_ms, out),
+            Event::Impostor(frame, why) => {
+                if let Phase::Joined(joined) = &self.phase {
+                    joined.refuse(frame, "impostor", &why, out);
+                }
+            }
             Event::Slowed(count, retry_after_ms) => self.slowed(count, retry_after_ms, out),
             Event::Checked(outcome) => self.checked(outcome, limits, out),
             Event::DelayOver => self.refuse(out),
@@ -379,6 +386,8 @@ impl Channel {
             Ok(admitted) => self.phase = Phase::Joined(Box::new(self.enter(joining, admitted, limits, out))),
             Err(refusal) => {
                 note_join(&refusal, out);
+                // What it wanted need not be kept while the refusal waits.
+                let joining = Joining { join: Join::default(), ..joining };
                 let at_once = refusal.retry_after_ms.is_some();
                 self.phase = Phase::Refusing(joining, refusal);
                 if at_once { self.refuse(out) } else { out.push(Action::Delay) }

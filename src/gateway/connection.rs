@@ -11,6 +11,7 @@ use crate::{
     wire::socket::{self, Decoder, Incoming, Violation},
 };
 use bytes::{Buf, Bytes};
+use prometheus_client::metrics::counter::Counter;
 use std::{
     collections::VecDeque,
     future::poll_fn,
@@ -59,7 +60,7 @@ where
     let stop = shared.stop_token();
     let ending = {
         let reader = pin!(read(&mut input, &mut session, outbox, shared));
-        let writer = pin!(write(&mut output, outbox, &mut unsent));
+        let writer = pin!(write(&mut output, outbox, &mut unsent, &shared.metrics.bytes_out));
         tokio::select! {
             biased;
             () = outbox.too_slow() => Ending::Close(CLOSE_SLOW),
@@ -80,7 +81,7 @@ where
     tracing::debug!(conn = %session.id(), code, "websocket ends");
     // What the client said last is still passed on, and presence and subscriptions end now, not when the
     // client has answered.
-    session.flush();
+    session.flush(Instant::now());
     outbox.close();
     drop(session);
     let farewell = async {
@@ -91,9 +92,9 @@ where
             Ending::Gone => return Ok(()),
         };
         // What was said before the end is written before the last frame.
-        let _ = write(&mut output, outbox, &mut unsent).await;
+        let _ = write(&mut output, outbox, &mut unsent, &shared.metrics.bytes_out).await;
         unsent.push_back(last);
-        write_all(&mut output, &mut unsent).await?;
+        write_all(&mut output, &mut unsent, &shared.metrics.bytes_out).await?;
         output.shutdown().await?;
         // Reading on until the client has closed too keeps the close frame from being reset away.
         while read_some(&mut input, |_| ()).await?.is_some() {}
@@ -140,11 +141,11 @@ async fn read<S: AsyncRead>(
                     turn += 1;
                     if turn >= MESSAGES_A_TURN {
                         turn = 0;
-                        session.flush();
+                        session.flush(heard);
                         tokio::task::yield_now().await;
                     }
                 }
-                session.flush();
+                session.flush(heard);
                 // An idle socket keeps nothing.
                 messages = Vec::new();
                 if let Err(violation) = decoded {
@@ -216,9 +217,10 @@ async fn write<S: AsyncWrite>(
     output: &mut WriteHalf<S>,
     outbox: &Outbox,
     unsent: &mut VecDeque<Bytes>,
+    bytes_out: &Counter,
 ) -> Ending {
     loop {
-        if write_all(output, unsent).await.is_err() {
+        if write_all(output, unsent, bytes_out).await.is_err() {
             return Ending::Gone;
         }
         match outbox.take(unsent).await {
@@ -229,12 +231,17 @@ async fn write<S: AsyncWrite>(
     }
 }
 
-async fn write_all<S: AsyncWrite>(output: &mut WriteHalf<S>, unsent: &mut VecDeque<Bytes>) -> io::Result<()> {
+async fn write_all<S: AsyncWrite>(
+    output: &mut WriteHalf<S>,
+    unsent: &mut VecDeque<Bytes>,
+    bytes_out: &Counter,
+) -> io::Result<()> {
     while !unsent.is_empty() {
         let mut written = poll_fn(|cx| poll_write(output, unsent, cx)).await?;
         if written == 0 {
             return Err(io::ErrorKind::WriteZero.into());
         }
+        bytes_out.inc_by(written as u64);
         while let Some(first) = unsent.front_mut() {
             if written < first.len() {
                 first.advance(written);

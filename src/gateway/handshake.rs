@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{hub::Outbox, scope::OnExit, wire::Version};
 use axum::{
-    extract::{Query, Request, State, rejection::QueryRejection},
+    extract::{ConnectInfo, Query, Request, State, rejection::QueryRejection},
     http::{HeaderMap, HeaderValue, Method, StatusCode, header, request::Parts},
     response::{IntoResponse, Response},
 };
@@ -16,7 +16,10 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use sha1::{Digest, Sha1};
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering},
+};
 use tokio::time::{Instant, sleep};
 use tracing::Instrument;
 
@@ -57,13 +60,17 @@ pub(super) async fn websocket(
         Ok(upgrade) => upgrade,
         Err(why) => return (StatusCode::BAD_REQUEST, why).into_response(),
     };
+    let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(peer)| *peer);
     let scope = shared.scope.clone();
     scope.spawn("connection", OnExit::Log, |_| async move {
         let Ok(io) = upgrade.await else { return Ok(()) };
         let outbox = Outbox::new(shared.config.outbox_frames_max, shared.config.outbox_bytes_max);
         let outbox = Arc::new(outbox);
         let session = Session::new(shared.clone(), version, key, outbox.clone());
-        let span = tracing::debug_span!("conn", id = %session.id());
+        let span = tracing::debug_span!("conn", id = %session.id(), ip = tracing::field::Empty);
+        if let Some(peer) = peer {
+            span.record("ip", tracing::field::display(peer.ip()));
+        }
         connection::serve(TokioIo::new(io), session, &outbox, &shared).instrument(span).await;
         Ok(())
     });

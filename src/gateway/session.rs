@@ -1,9 +1,10 @@
 //! One socket's channels: gives frames to the machines and performs what they ask for.
 mod brake;
+mod say;
 
 use super::{
-    Attendant, Coordination,
-    attendance::{self, Attending},
+    Refused,
+    attendance::Attending,
     channel::{Action, Channel, Event, Hearing, Refusal, not_joined},
     directory::Listed,
     limits::OfSocket,
@@ -11,11 +12,10 @@ use super::{
 };
 use crate::{
     access::Asker,
-    auth::Claims,
     hub::{Hears, Message, Outbox, Room, SubscriberId, Subscription},
     id::{ConnId, Topic},
     presence::{Member, StateRequest},
-    wire::{self, Encoding, Inbound, PHOENIX_TOPIC, Payload, Ref, TOPIC_PREFIX, Version, text},
+    wire::{self, Inbound, PHOENIX_TOPIC, Ref, TOPIC_PREFIX, Version, text},
 };
 use brake::{Brake, Call};
 use bytes::Bytes;
@@ -24,7 +24,7 @@ use futures_util::{
     future::BoxFuture,
     stream::{FuturesUnordered, StreamExt},
 };
-use serde_json::{Map, Value};
+use say::Tally;
 use std::{
     cmp::Reverse,
     collections::{BinaryHeap, HashMap, VecDeque},
@@ -32,12 +32,19 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    sync::{Notify, mpsc::error::TrySendError},
+    sync::Notify,
     time::{Instant, sleep},
 };
+use tracing::{Instrument, Span};
 
 /// Refusals that wait at once on one socket; more are told without delay, so that a flood is not kept.
 const REFUSALS_MAX: usize = 64;
+/// Topic, event and refs of a frame together.
+const ENVELOPE_BYTES_MAX: usize = 4096;
+/// Payload of a join or a new token: some of it is kept while the channel is.
+const JOIN_BYTES_MAX: usize = 64 << 10;
+/// The socket wanted a channel and has had none for long.
+const CLOSE_NORMAL: u16 = 1000;
 /// A live channel's token is looked at least so often.
 const TOKEN_CHECK_PERIOD: Duration = Duration::from_secs(300);
 
@@ -84,6 +91,9 @@ struct Core {
     /// Joins among them.
     joining: usize,
     close: Option<u16>,
+    /// Since when a socket that wanted a channel has none.
+    empty_since: Option<Instant>,
+    tally: Tally,
     used: OfSocket,
     /// Wakes the reader for [`Session::cut`].
     wake: Arc<Notify>,
@@ -100,6 +110,7 @@ struct Slot {
     /// The question whose answer is waited for.
     question: u64,
     brake: Brake,
+    span: Span,
 }
 
 impl Slot {
@@ -111,6 +122,7 @@ impl Slot {
             token_check: None,
             question: 0,
             brake: Brake::default(),
+            span: tracing::debug_span!("channel", topic = sub_topic),
         }
     }
 }
@@ -151,6 +163,8 @@ impl Session {
             questions: FuturesUnordered::new(),
             joining: 0,
             close: None,
+            empty_since: None,
+            tally: Tally::default(),
             used: OfSocket::default(),
             wake: Arc::default(),
             said: Vec::new(),
@@ -180,13 +194,16 @@ impl Session {
 
     /// When [`Session::tick`] has something to do.
     pub(super) fn due(&self) -> Option<Instant> {
-        self.core.timers.peek().map(|Reverse(timer)| timer.due)
+        let timer = self.core.timers.peek().map(|Reverse(timer)| timer.due);
+        timer.into_iter().chain(self.core.swept_at()).min()
     }
 
     /// Passes on what was said. To be called after the messages that came together, before more are waited
     /// for: those who hear them are visited once for all.
-    pub(super) fn flush(&mut self) {
-        self.core.flush();
+    ///
+    /// `heard`: when the first of them was read.
+    pub(super) fn flush(&mut self, heard: Instant) {
+        self.core.settle(Some(heard));
     }
 
     /// A text message from the client.
@@ -225,6 +242,9 @@ impl Session {
                 self.run(&timer.topic, event).await;
             }
         }
+        if self.core.swept_at().is_some_and(|at| at <= now) {
+            self.core.close = Some(CLOSE_NORMAL);
+        }
     }
 
     /// Tells every channel that the server goes; the socket is closed after it.
@@ -257,13 +277,19 @@ impl Session {
     }
 
     async fn received(&mut self, size: usize, decoded: Result<Inbound, wire::Dropped>) {
-        let metrics = &self.core.shared.metrics;
-        metrics.frames_in.inc();
-        metrics.bytes_in.inc_by(size as u64);
+        let tally = &mut self.core.tally;
+        tally.frames_in += 1;
+        tally.bytes_in += size as u64;
         let frame = match decoded {
+            // Names that fill the memory are rubbish, too.
+            Ok(frame) if size - frame.payload.size().min(size) > ENVELOPE_BYTES_MAX => {
+                tally.dropped += 1;
+                tracing::debug!(conn = %self.core.conn, size, "frame dropped: its names are too long");
+                return;
+            }
             Ok(frame) => frame,
             Err(why) => {
-                metrics.frames_dropped.inc();
+                tally.dropped += 1;
                 tracing::debug!(conn = %self.core.conn, %why, "frame dropped");
                 return;
             }
@@ -272,6 +298,13 @@ impl Session {
         if topic == PHOENIX_TOPIC && frame.event == "heartbeat" {
             self.core.flush();
             self.core.write(None, frame.reference.as_ref(), &topic, "phx_reply", &text::reply(true, "{}"));
+            return;
+        }
+        if matches!(frame.event.as_str(), "phx_join" | "access_token")
+            && frame.payload.size() > JOIN_BYTES_MAX
+        {
+            self.core.flush();
+            self.core.oversized(&topic, frame);
             return;
         }
         if !self.channels.contains_key(&topic) {
@@ -283,6 +316,7 @@ impl Session {
             };
             let slot = Slot::new(sub_topic);
             self.channels.insert(topic.clone(), slot);
+            self.core.empty_since = None;
         }
         let Some(slot) = self.channels.get(&topic) else { return };
         let event = self.core.gate(slot, frame);
@@ -290,6 +324,12 @@ impl Session {
     }
 
     async fn run(&mut self, topic: &str, event: Event) {
+        let Some(slot) = self.channels.get(topic) else { return };
+        let span = slot.span.clone();
+        self.work(topic, event).instrument(span).await;
+    }
+
+    async fn work(&mut self, topic: &str, event: Event) {
         let Some(slot) = self.channels.get_mut(topic) else { return };
         let mut actions = std::mem::take(&mut self.actions);
         let mut next = VecDeque::from([event]);
@@ -302,13 +342,16 @@ impl Session {
         self.actions = actions;
         if slot.channel.is_idle() {
             self.channels.remove(topic);
+            if self.channels.is_empty() {
+                self.core.empty_since = Some(Instant::now());
+            }
         }
     }
 }
 
 impl Drop for Session {
     fn drop(&mut self) {
-        self.core.flush();
+        self.core.settle(None);
         let shared = &self.core.shared;
         shared.metrics.connections.dec();
         shared.metrics.channels.dec_by(i64::try_from(self.core.joined).unwrap_or_default());
@@ -319,6 +362,21 @@ impl Drop for Session {
 }
 
 impl Core {
+    /// When the socket is closed for having no channel.
+    fn swept_at(&self) -> Option<Instant> {
+        self.empty_since.map(|since| since + self.shared.config.no_channel_timeout)
+    }
+
+    /// Refuses a join or token that is too large to be looked at.
+    fn oversized(&self, topic: &str, frame: Inbound) {
+        let what = if frame.event == "phx_join" { "phx_join" } else { "access_token" };
+        let why = format!("UnknownErrorOnChannel: {what} is larger than {JOIN_BYTES_MAX} bytes");
+        let sub_topic = topic.strip_prefix(TOPIC_PREFIX).unwrap_or(topic);
+        self.shared.refused(None, sub_topic, Some(self.conn), Refused::push(what, "too_large", &why));
+        let Inbound { join_ref, reference, .. } = frame;
+        self.answer(topic, Action::Reply { join_ref, reference, ok: false, response: text::reason(&why) });
+    }
+
     fn write(
         &self,
         join_ref: Option<&Ref>,
@@ -327,6 +385,7 @@ impl Core {
         event: &str,
         payload: &[u8],
     ) {
+        self.tally.frames_out.set(self.tally.frames_out.get() + 1);
         // A closed outbox means that the socket is going; nobody is left to read the reply.
         let _closed =
             self.outbox.push(&text::encode(self.version, join_ref, reference, topic, event, payload));
@@ -477,92 +536,6 @@ impl Core {
         self.shared.metrics.joins.inc();
         self.shared.metrics.channels.inc();
         self.watch_token(topic, slot);
-    }
-
-    /// Says what a channel says about its presence.
-    async fn say_presence(&mut self, slot: &mut Slot, call: Call) {
-        let (Some(claims), Some(entered)) = (slot.channel.claims().cloned(), slot.entered.as_mut()) else {
-            return;
-        };
-        match call {
-            Call::Track { key, meta } => {
-                self.attend(entered, claims, &meta);
-                entered.member.track(key, meta).await;
-            }
-            Call::Untrack => {
-                entered.attending = None;
-                entered.member.untrack();
-            }
-        }
-    }
-
-    /// An agent is here, if this is its own channel and token.
-    fn attend(&self, entered: &mut Entered, claims: Arc<Claims>, meta: &Map<String, Value>) {
-        let Some(agent) = attendance::agent_of(entered.subscription.room(), &claims) else { return };
-        let channel = entered.subscription.id();
-        let attendant = Attendant { channel, claims, meta: Arc::new(meta.clone()) };
-        match &entered.attending {
-            // In place: an agent that says something new has not been away.
-            Some(part) => part.say(attendant),
-            None => entered.attending = Some(self.shared.attendance.attend(agent, attendant)),
-        }
-    }
-
-    fn publish(&mut self, slot: &Slot, payload: Payload, to_self: bool) {
-        let Some(entered) = &slot.entered else { return };
-        let room = entered.subscription.room();
-        if !self.pass_on(slot, room, &payload) {
-            return;
-        }
-        let message = match payload {
-            Payload::Json(json) => Message::relayed(json),
-            Payload::User { event, encoding, data } => Message::user(&event, encoding, data, None),
-        };
-        let except = (!to_self).then(|| entered.subscription.id());
-        let together = self.said_to.as_ref().is_some_and(|(to, without)| to == room && *without == except);
-        if !together {
-            let to = (room.clone(), except);
-            self.flush();
-            self.said_to = Some(to);
-        }
-        self.said.push(message);
-    }
-
-    fn flush(&mut self) {
-        if let Some((room, except)) = self.said_to.take() {
-            let receivers = self.shared.hub.publish_all(&room, &self.said, except);
-            self.said = Vec::new();
-            self.heard(&room, receivers, except);
-        }
-    }
-
-    /// Gives an agent's message to the coordination of this daemon, when somebody takes it; whether the room
-    /// hears it as well.
-    fn pass_on(&self, slot: &Slot, room: &Room, payload: &Payload) -> bool {
-        let Some(queue) = &self.shared.coordination else { return true };
-        let name = room.topic.as_str();
-        if !name.starts_with("agent:") && !name.starts_with("org:") {
-            return true;
-        }
-        let said = match payload {
-            Payload::User { event, encoding: Encoding::Json, data } => {
-                Coordination::event(event).map(|event| (event, data.clone()))
-            }
-            Payload::Json(json) => Coordination::inner(json),
-            Payload::User { .. } => None,
-        };
-        let (Some((event, payload)), Some(claims), Some(entered)) =
-            (said, slot.channel.claims().cloned(), &slot.entered)
-        else {
-            return true;
-        };
-        let channel = entered.subscription.id();
-        let said = Coordination { conn: self.conn, channel, event, claims, room: room.clone(), payload };
-        let heard = room.private || said.is_heard(&self.shared.attendance);
-        if let Err(TrySendError::Full(_)) = queue.try_send(said) {
-            self.shared.metrics.coordination_dropped.inc();
-        }
-        heard
     }
 
     fn start_timer(&mut self, due: Instant, topic: &str) -> u64 {

@@ -13,7 +13,7 @@ use crate::{
     auth::{Claims, Keys, TokenError},
     clock::Clock,
     hub::{Hub, Room, SubscriberId},
-    id::{ConnId, Topic},
+    id::{AgentId, ConnId, Topic},
     presence::Tracker,
     scope::Scope,
 };
@@ -129,6 +129,34 @@ impl Shared {
         let (what, code) = (refused.what, refused.code.clone().into_owned());
         self.metrics.refusals.get_or_create(&metrics::Refusal { what, code }).inc();
         self.directory.note(room, topic, conn, refused);
+    }
+
+    /// Whether the daemon itself says in this room who is present: `agent:<id>` and `org:<org>`.
+    pub(super) fn is_of_agents(room: &Room) -> bool {
+        let topic = room.topic.as_str();
+        !room.private && (topic.starts_with("agent:") || topic.starts_with("org:"))
+    }
+
+    /// Why somebody with these claims may not be present in a room under this key, as this agent: in the rooms of
+    /// agents, `agent_id` and the keys of agents are for who has their token, and for the service.
+    pub(super) fn impostor(
+        &self,
+        room: &Room,
+        claims: &Claims,
+        key: &str,
+        agent: Option<&str>,
+    ) -> Option<String> {
+        if !Self::is_of_agents(room) || claims.is_service() {
+            return None;
+        }
+        let own = claims.agent_id.as_ref().map(AgentId::as_str);
+        if let Some(agent) = agent.filter(|agent| Some(*agent) != own) {
+            return Some(format!("agent_id {agent:?} may be said here only with that agent's token"));
+        }
+        let taken =
+            room.topic.as_str().strip_prefix("agent:") == Some(key) || self.tracker.is_hosted(room, key);
+        (taken && own != Some(key))
+            .then(|| format!("the presence key {key:?} is an agent's and needs that agent's token"))
     }
 
     /// How many differences of presence were heard since the last call.

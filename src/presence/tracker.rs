@@ -48,6 +48,8 @@ struct Shared {
     commands: Mutex<VecDeque<Command>>,
     /// What hosted agents last said: the last value wins, so it is bounded by the number of agents.
     hosted: Mutex<Hosted>,
+    /// The keys under which hosted agents are in their rooms.
+    hosted_keys: Mutex<HashSet<(Room, Arc<str>)>>,
     wake: Notify,
     space: Notify,
 }
@@ -78,6 +80,7 @@ impl Tracker {
         let shared = Arc::new(Shared {
             commands: Mutex::default(),
             hosted: Mutex::default(),
+            hosted_keys: Mutex::default(),
             wake: Notify::new(),
             space: Notify::new(),
         });
@@ -100,14 +103,24 @@ impl Tracker {
     /// Says what the hosted agent `key` does in `room`, in place of what it said before. Never waits; what is
     /// said within one [`HOSTED_PERIOD`] is told once, and saying the same again is not told.
     pub fn set(&self, room: Room, key: &str, meta: Map<String, Value>) {
-        self.0.hosted.lock().insert((room, key.into()), Some(meta));
+        let place: (Room, Arc<str>) = (room, key.into());
+        self.0.hosted_keys.lock().insert(place.clone());
+        self.0.hosted.lock().insert(place, Some(meta));
         self.0.wake.notify_one();
     }
 
     /// The hosted agent `key` is no longer in `room`. Never waits.
     pub fn clear(&self, room: Room, key: &str) {
-        self.0.hosted.lock().insert((room, key.into()), None);
+        let place: (Room, Arc<str>) = (room, key.into());
+        self.0.hosted_keys.lock().remove(&place);
+        self.0.hosted.lock().insert(place, None);
         self.0.wake.notify_one();
+    }
+
+    /// Whether a hosted agent is in `room` under this key.
+    #[must_use]
+    pub fn is_hosted(&self, room: &Room, key: &str) -> bool {
+        self.0.hosted_keys.lock().contains(&(room.clone(), key.into()))
     }
 
     /// The `presence_state` payload of a room as it is now.

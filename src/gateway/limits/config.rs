@@ -124,6 +124,27 @@ impl Config {
         }
     }
 
+    /// The settings that would let nothing through, or have no meaning at 0.
+    #[must_use]
+    pub fn zeros(&self) -> Vec<&'static str> {
+        let all = [
+            ("gateway.limits.messages_per_channel", self.messages_per_channel),
+            ("gateway.limits.messages_per_connection", self.messages_per_connection),
+            ("gateway.limits.messages_total", self.messages_total),
+            ("gateway.limits.messages_http", self.messages_http),
+            ("gateway.limits.bytes_per_connection", self.bytes_per_connection),
+            ("gateway.limits.bytes_total", self.bytes_total),
+            ("gateway.limits.joins_per_connection", self.joins_per_connection),
+            ("gateway.limits.joins_total", self.joins_total),
+            ("gateway.limits.presence_per_channel", self.presence_per_channel),
+            ("gateway.limits.presence_per_connection", self.presence_per_connection),
+            ("gateway.limits.presence_total", self.presence_total),
+            ("gateway.limits.frames_per_connection", self.frames_per_connection),
+            ("gateway.limits.burst", u64::try_from(self.burst.as_millis()).unwrap_or(u64::MAX)),
+        ];
+        all.into_iter().filter(|(_, value)| *value == 0).map(|(key, _)| key).collect()
+    }
+
     pub(super) fn rate(&self, per_second: u64) -> Rate {
         Rate { per_second, burst: self.burst }
     }

@@ -6,8 +6,13 @@ use crate::gateway::{
     channel::Event,
     limits::{OfChannel, TooMuch},
     refused::RATE_LIMITED,
+    shared::Shared,
 };
-use crate::{hub::SubscriberId, wire::Inbound};
+use crate::{
+    hub::SubscriberId,
+    wire::{Inbound, Payload},
+};
+use serde::Deserialize;
 use serde_json::{Map, Value};
 use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
@@ -30,6 +35,17 @@ struct Late {
     /// While it is set, the client is told nothing: its timer, and what was refused meanwhile.
     notice: Option<(u64, u64)>,
     retry_after_ms: u64,
+}
+
+/// Who a presence call says that it is.
+#[derive(Deserialize)]
+struct Claimed {
+    payload: Option<ClaimedAgent>,
+}
+
+#[derive(Deserialize)]
+struct ClaimedAgent {
+    agent_id: Option<Value>,
 }
 
 /// What a channel wants to say about its presence; the last word counts.
@@ -57,6 +73,9 @@ impl Core {
             return Event::Frame(frame);
         }
         let (rates, now) = (&self.shared.rates, Instant::now());
+        if let Some(why) = self.impostor(slot, &frame) {
+            return Event::Impostor(frame, why);
+        }
         let allowed = match frame.event.as_str() {
             "broadcast" => rates.broadcast(&self.used, &slot.brake.used, now, frame.payload.size()),
             "access_token" => rates.token(&self.used, now),
@@ -73,6 +92,21 @@ impl Core {
             Ok(()) => Event::Frame(frame),
             Err(too_much) => Event::TooFast(frame, too_much.millis()),
         }
+    }
+
+    /// Why a presence call may not be done in a room of agents.
+    fn impostor(&self, slot: &Slot, frame: &Inbound) -> Option<String> {
+        let entered = slot.entered.as_ref().filter(|_| frame.event == "presence")?;
+        let room = entered.subscription.room();
+        if !Shared::is_of_agents(room) {
+            return None;
+        }
+        let Payload::Json(json) = &frame.payload else { return None };
+        // What cannot be read is refused by the machine.
+        let agent = serde_json::from_slice::<Claimed>(json).ok().and_then(|it| it.payload?.agent_id);
+        let agent = agent.as_ref().map(|agent| agent.as_str().unwrap_or_default());
+        let (key, claims) = slot.channel.who()?;
+        self.shared.impostor(room, &claims, &key, agent)
     }
 
     /// In the original's way: whether so many presence events more are too many, with those that were heard

@@ -123,3 +123,12 @@ fn a_slot_that_cannot_have_its_name_is_told_before_the_daemon_starts() {
     let problem = told(load("[wal]\nslot = \"Bad Slot\"\n", &[], &[]));
     assert!(problem.starts_with("convoke.toml:2: wal.slot: \"Bad Slot\" is no slot name"), "{problem}");
 }
+
+#[test]
+fn a_limit_of_nothing_is_refused_by_its_key() {
+    let told = told(load("[gateway.limits]\nmessages_total = 0\nburst = \"0s\"\n", &[], &[]));
+    for key in ["gateway.limits.messages_total", "gateway.limits.burst"] {
+        assert!(told.contains(key), "{told}");
+    }
+    assert!(load("[gateway.limits]\nmode = \"supabase\"\n", &[], &[]).is_ok());
+}

@@ -275,3 +275,51 @@ async fn bad_framing_is_closed_with_its_code() {
         assert_eq!(raw(&server, &bytes).await, [&[0x88, 2][..], &code.to_be_bytes()].concat());
     }
 }
+
+/// A socket that wanted a channel and has none for long is closed; one that never wanted any is not.
+#[tokio::test]
+async fn a_socket_without_channels_is_swept_and_one_that_never_wanted_any_is_not() {
+    let timeout = Duration::from_secs(1);
+    let server = Server::with(Config { no_channel_timeout: timeout, ..quick() }).await;
+    let (mut never, mut left, mut refused) = (server.v2().await, server.v2().await, server.v2().await);
+    let mut stays = server.joined("den", json!({})).await;
+    left.join("den", json!({})).await.ok();
+    left.send(json!("1"), json!("2"), "realtime:den", "phx_leave", json!({})).await;
+    refused.join("den", json!({"private": "?"})).await.reason();
+    assert_eq!(left.close_code().await, Some(1000));
+    assert_eq!(refused.close_code().await, Some(1000));
+    assert!(never.so_far().await.is_empty());
+    assert!(stays.so_far().await.is_empty());
+}
+
+/// Connections, joins, messages, bytes, drops, refusals and latency are counted.
+#[tokio::test]
+async fn what_a_gateway_does_is_counted() {
+    let server = Server::start().await;
+    let mut one = server.joined("den", json!({"broadcast": {"ack": true}})).await;
+    let mut two = server.joined("den", json!({})).await;
+    one.message("rubbish").await;
+    one.ask("den", "broadcast", json!({"event": "e"})).await.ok();
+    two.next().await;
+    one.ask("den", "broadcast", json!([])).await.reason();
+    one.join("den", json!({"private": "?"})).await.reason();
+    one.so_far().await;
+    one.so_far().await;
+    let text = server.registry.encode().unwrap();
+    let value = |name: &str| -> f64 {
+        let line = text.lines().find(|line| line.starts_with(name) && line[name.len()..].starts_with(' '));
+        line.unwrap_or_else(|| panic!("no {name} in {text}")).rsplit(' ').next().unwrap().parse().unwrap()
+    };
+    assert_eq!(value("convoke_gateway_connections"), 2.0);
+    assert_eq!(value("convoke_gateway_joins_total"), 2.0);
+    assert_eq!(value("convoke_gateway_frames_dropped_total"), 1.0);
+    assert_eq!(value("convoke_hub_deliveries_total"), 1.0);
+    assert_eq!(value("convoke_gateway_relay_seconds_count"), 1.0);
+    assert!(value("convoke_gateway_frames_received_total") >= 6.0);
+    assert!(value("convoke_gateway_received_bytes_total") > 100.0);
+    assert!(value("convoke_gateway_frames_sent_total") >= 5.0);
+    assert!(value("convoke_gateway_sent_bytes_total") > 300.0);
+    let refusals = "convoke_gateway_refusals_total";
+    assert_eq!(value(&format!("{refusals}{{what=\"broadcast\",code=\"not_an_object\"}}")), 1.0);
+    assert_eq!(value(&format!("{refusals}{{what=\"phx_join\",code=\"UnknownErrorOnChannel\"}}")), 1.0);
+}

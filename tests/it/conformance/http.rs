@@ -198,3 +198,19 @@ async fn a_browser_may_ask_first() {
         );
     }
 }
+
+/// Answers are JSON, and who cannot take that is told before anything is sent.
+#[tokio::test]
+async fn who_takes_no_json_is_told() {
+    let server = Server::start().await;
+    let mut socket = server.joined("den", json!({})).await;
+    let send = async |accept: &str| {
+        let request = post(&server, "/api/broadcast/den/events/e", &server.anon()).header("accept", accept);
+        request.send().await.unwrap().status().as_u16()
+    };
+    assert_eq!(send("text/html").await, 406);
+    assert!(socket.so_far().await.is_empty());
+    for accept in ["*/*", "text/html, application/json;q=0.9", "application/*"] {
+        assert_eq!(send(accept).await, 202);
+    }
+}

@@ -3,11 +3,13 @@
 mod broadcast;
 mod connect;
 mod framing;
+mod hostile;
 mod http;
 mod join;
 mod limits;
 mod presence;
 mod private;
+mod table;
 mod token;
 
 use crate::realtime::quick;

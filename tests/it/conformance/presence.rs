@@ -181,3 +181,43 @@ async fn hosted_agents_are_seen_as_they_work() {
     assert_eq!(diff.payload["joins"]["triage"]["metas"][0]["activity_type"], "working");
     assert_eq!(diff.payload["leaves"]["triage"], state.payload["triage"], "the client's own meta stays");
 }
+
+/// In the rooms of agents nobody passes for an agent without its token; anything else may be said there.
+#[tokio::test]
+async fn nobody_is_present_as_an_agent_without_its_token() {
+    let server = Server::start().await;
+    let meta = json!({"agent_id": "triage"}).as_object().cloned().unwrap();
+    server.tracker.set(room("org:demo"), "triage", meta);
+    let exp = convoke::clock::Clock::System.now().timestamp() + 60;
+    let own = server.sign(&json!({"role": "authenticated", "exp": exp, "agent_id": "triage"}));
+    let join = |key: &str, token: Option<&str>| json!({"config": enabled(key), "access_token": token});
+    let track = |payload: Value| json!({"type": "presence", "event": "Track", "payload": payload});
+    for topic in ["org:demo", "agent:triage"] {
+        let mut anon = server.v2().await;
+        anon.join_with(topic, join("triage", None)).await.ok();
+        anon.until("presence_state").await;
+        let reply = anon.ask(topic, "presence", track(json!({"n": 1}))).await;
+        assert!(reply.reason().contains("presence key \"triage\""), "{reply:?}");
+        anon.join_with(topic, join("me", None)).await.ok();
+        anon.until("presence_state").await;
+        for claimed in [json!("triage"), json!("another"), json!(7)] {
+            let reply = anon.ask(topic, "presence", track(json!({ "agent_id": claimed }))).await;
+            assert!(reply.reason().starts_with("agent_id "), "{reply:?}");
+        }
+        anon.push(topic, "presence", track(json!({"agent_id": null, "n": 1}))).await;
+        assert!(
+            anon.until("presence_diff").await.payload["joins"]["me"].is_object(),
+            "what is honest is told"
+        );
+
+        let mut agent = server.v2().await;
+        agent.join_with(topic, join("triage", Some(&own))).await.ok();
+        agent.until("presence_state").await;
+        agent.push(topic, "presence", track(json!({"agent_id": "triage", "n": 2}))).await;
+        assert_eq!(anon.until("presence_diff").await.payload["joins"]["triage"]["metas"][0]["n"], 2);
+    }
+    let look = server.gateway.topic(&convoke::id::Topic::new("org:demo").unwrap(), 10).unwrap();
+    // Whether the room is still there depends on how fast sockets end.
+    let mut refusals = look.rooms.iter().flat_map(|room| &room.refusals).chain(&look.refusals);
+    assert!(refusals.any(|refusal| refusal.code == "impostor"));
+}
