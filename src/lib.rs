@@ -35,6 +35,8 @@ pub mod gateway;
 pub mod hub;
 pub mod id;
 #[cfg(feature = "daemon")]
+pub mod journal;
+#[cfg(feature = "daemon")]
 pub mod llm;
 #[cfg(feature = "daemon")]
 pub mod presence;

@@ -1,8 +1,9 @@
 //! What is said to a room, before it is frames.
 use crate::wire::{self, Encoding, Frame, Version, text};
-use bytes::Bytes;
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use serde::Serialize;
-use std::sync::Arc;
+use serde_json::{Map, Value, value::RawValue};
+use std::{collections::BTreeMap, sync::Arc};
 
 /// What a message is about: a subscriber may hear one kind and not another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,7 +90,7 @@ impl Message {
     }
 
     /// The frame for receivers of `version` on `topic` (with prefix), or nothing when they cannot have it.
-    pub(super) fn encode(&self, version: Version, topic: &str) -> Option<Frame> {
+    pub(in crate::hub) fn encode(&self, version: Version, topic: &str) -> Option<Frame> {
         let user = match &*self.0 {
             Body::Text { event, payload, .. } => {
                 return Some(text::encode(version, None, None, topic, event, payload));
@@ -104,6 +105,109 @@ impl Message {
     }
 }
 
+/// How a kept message begins: what it is.
+const TEXT: u8 = 0;
+const USER_JSON: u8 = 1;
+const USER_BYTES: u8 = 2;
+
+impl Message {
+    /// Appends a broadcast as it is kept.
+    pub(super) fn put(&self, out: &mut BytesMut) {
+        match &*self.0 {
+            Body::Text { payload, .. } => {
+                out.put_u8(TEXT);
+                out.put_slice(payload);
+            }
+            Body::User { event, encoding, data, meta } => {
+                out.put_u8(if *encoding == Encoding::Json { USER_JSON } else { USER_BYTES });
+                for part in [event.as_bytes(), meta.as_deref().unwrap_or_default()] {
+                    out.put_u32_le(u32::try_from(part.len()).unwrap_or(u32::MAX));
+                    out.put_slice(part);
+                }
+                out.put_slice(data);
+            }
+        }
+    }
+
+    /// About how many bytes it takes.
+    pub(super) fn size(&self) -> usize {
+        match &*self.0 {
+            Body::Text { payload, .. } => payload.len(),
+            Body::User { event, data, meta, .. } => {
+                event.len() + data.len() + meta.as_ref().map_or(0, Bytes::len)
+            }
+        }
+    }
+
+    /// Reads what [`Message::put`] wrote.
+    pub(super) fn get(mut bytes: Bytes) -> Option<Self> {
+        let encoding = match bytes.try_get_u8().ok()? {
+            TEXT => return Some(Self::relayed(bytes)),
+            USER_JSON => Encoding::Json,
+            USER_BYTES => Encoding::Binary,
+            _ => return None,
+        };
+        let mut part = || {
+            let size = bytes.try_get_u32_le().ok()? as usize;
+            (size <= bytes.len()).then(|| bytes.split_to(size))
+        };
+        let (event, meta) = (part()?, part()?);
+        let event = std::str::from_utf8(&event).ok()?;
+        Some(Self::user(event, encoding, bytes, Some(meta).filter(|meta| !meta.is_empty())))
+    }
+
+    /// The same broadcast with `meta.id`, unless it has one, and `meta.replayed` when it is said again.
+    #[must_use]
+    pub(super) fn numbered(&self, id: u64, replayed: bool) -> Self {
+        match &*self.0 {
+            Body::User { event, encoding, data, meta } => {
+                let meta = meta_of(meta.as_deref(), id, replayed);
+                Self::user(event, *encoding, data.clone(), Some(meta))
+            }
+            Body::Text { kind: Kind::Broadcast, payload, .. } => {
+                Self::relayed(payload_with_meta(payload, id, replayed))
+            }
+            Body::Text { .. } => self.clone(),
+        }
+    }
+}
+
+fn meta_of(meta: Option<&[u8]>, id: u64, replayed: bool) -> Bytes {
+    let given = meta.and_then(|meta| serde_json::from_slice::<Map<String, Value>>(meta).ok());
+    let Some(mut meta) = given else {
+        let replayed = if replayed { ",\"replayed\":true" } else { "" };
+        return format!("{{\"id\":\"{id}\"{replayed}}}").into();
+    };
+    meta.entry("id").or_insert_with(|| id.to_string().into());
+    meta.remove("replayed");
+    if replayed {
+        meta.insert("replayed".to_owned(), true.into());
+    }
+    Value::Object(meta).to_string().into()
+}
+
+/// Puts `meta` into a JSON object without touching anything else in it, unless it has one already.
+fn payload_with_meta(payload: &[u8], id: u64, replayed: bool) -> Bytes {
+    const NAME: &[u8] = b"\"meta\"";
+    if payload.windows(NAME.len()).any(|part| part == NAME)
+        && let Ok(mut object) = serde_json::from_slice::<BTreeMap<String, &RawValue>>(payload)
+        && let Some(meta) = object.get("meta")
+    {
+        let meta = meta_of(Some(meta.get().as_bytes()), id, replayed);
+        let meta = std::str::from_utf8(&meta).ok().and_then(|meta| serde_json::from_str(meta).ok());
+        object.extend(meta.map(|meta| ("meta".to_owned(), meta)));
+        return serde_json::to_vec(&object).map_or_else(|_| Bytes::copy_from_slice(payload), Bytes::from);
+    }
+    let trimmed = payload.trim_ascii_end();
+    let inner = trimmed.strip_suffix(b"}").unwrap_or(trimmed).trim_ascii_end();
+    let mut out = BytesMut::with_capacity(payload.len() + 64);
+    out.put_slice(inner);
+    out.put_slice(if inner.ends_with(b"{") { b"\"meta\":" } else { b",\"meta\":" });
+    out.put_slice(&meta_of(None, id, replayed));
+    out.put_u8(b'}');
+    out.freeze()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -116,5 +220,44 @@ mod tests {
         assert!(text.ends_with(br#","broadcast",{"type":"broadcast","event":"e","payload":[1]}]"#));
         let bytes = Message::user("e", Encoding::Binary, Bytes::from_static(b"1"), None);
         assert_eq!(bytes.encode(Version::V2, &topic), None);
+    }
+
+    #[test]
+    fn what_is_kept_comes_back_as_it_was() {
+        let user = |encoding, data: &'static [u8], meta: Option<&'static [u8]>| {
+            Message::user("é", encoding, Bytes::from_static(data), meta.map(Bytes::from_static))
+        };
+        for message in [
+            Message::relayed(Bytes::from_static(b"{}")),
+            user(Encoding::Json, b"[1]", None),
+            user(Encoding::Binary, b"\xff\x00", Some(b"{\"id\":\"a\"}")),
+            user(Encoding::Binary, b"", None),
+        ] {
+            let mut out = BytesMut::new();
+            message.put(&mut out);
+            let bytes = out.freeze();
+            let again = Message::get(bytes.clone()).unwrap();
+            assert_eq!(format!("{again:?}"), format!("{message:?}"));
+            for end in 0..bytes.len().min(8) {
+                let _ = Message::get(bytes.slice(..end));
+            }
+        }
+    }
+
+    #[test]
+    fn ids_are_added_and_nothing_else_is_touched() {
+        for (payload, replayed, expected) in [
+            ("{}", false, r#"{"meta":{"id":"7"}}"#),
+            (r#"{"b":"meta", "a":[1] } "#, true, r#"{"b":"meta", "a":[1],"meta":{"id":"7","replayed":true}}"#),
+            (r#"{"x":1,"meta":{"id":"own"}}"#, true, r#"{"meta":{"id":"own","replayed":true},"x":1}"#),
+            (r#"{"meta":{"replayed":true,"y":2}}"#, false, r#"{"meta":{"id":"7","y":2}}"#),
+            (r#"{"meta":5}"#, false, r#"{"meta":{"id":"7"}}"#),
+        ] {
+            let message = Message::relayed(Bytes::from_static(payload.as_bytes())).numbered(7, replayed);
+            assert_eq!(message.object().unwrap(), expected, "{payload}");
+        }
+        let user = Message::user("e", Encoding::Json, Bytes::from_static(b"1"), None).numbered(7, true);
+        let expected = r#"{"type":"broadcast","event":"e","payload":1,"meta":{"id":"7","replayed":true}}"#;
+        assert_eq!(user.object().unwrap(), expected);
     }
 }

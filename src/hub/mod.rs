@@ -7,12 +7,14 @@
 //! never slows anyone else. No lock is held across a fan-out. The order of one
 //! publisher in one room is kept; nothing is stored.
 //! Frames follow `reference/realtime-protocol.md` §4.2.
+pub mod history;
 mod message;
 mod metrics;
 mod outbox;
 mod rooms;
 mod traffic;
 
+pub use history::{By, History};
 pub use message::{Kind, Message};
 pub use outbox::{Closed, Outbox};
 pub use rooms::{Ear, Hears, Listener, SubscriberId, Subscription};
@@ -26,9 +28,9 @@ use crate::{
 use bytes::BytesMut;
 use metrics::Metrics;
 use outbox::Chunk;
-use rooms::{Rooms, Sink};
+use rooms::{Rooms, Sink, Subscriber};
 use std::sync::{
-    Arc,
+    Arc, OnceLock,
     atomic::{AtomicU64, Ordering},
 };
 use tokio::{sync::mpsc, time::Instant};
@@ -63,6 +65,7 @@ struct Inner {
     rooms: Rooms,
     next_id: AtomicU64,
     metrics: Metrics,
+    history: OnceLock<History>,
 }
 
 impl Hub {
@@ -70,7 +73,35 @@ impl Hub {
     #[must_use]
     pub fn new(registry: &telemetry::Registry) -> Self {
         let metrics = Metrics::register(registry);
-        Self(Arc::new(Inner { rooms: Rooms::default(), next_id: AtomicU64::new(1), metrics }))
+        let (rooms, next_id, history) = (Rooms::default(), AtomicU64::new(1), OnceLock::new());
+        Self(Arc::new(Inner { rooms, next_id, metrics, history }))
+    }
+
+    /// From now on rooms have the histories that it keeps; the first one counts.
+    fn keep(&self, history: History) {
+        let _the_first_counts = self.0.history.set(history);
+    }
+
+    /// The history, when broadcasts in this room are kept.
+    #[must_use]
+    pub fn history(&self, room: &Room) -> Option<&History> {
+        self.0.history.get().filter(|history| history.keeps(room))
+    }
+
+    /// Resolves when whoever says much should say more: at once, unless the rooms with a history have got
+    /// more than they can write. Cancel safe.
+    pub async fn has_room(&self) {
+        if let Some(history) = self.0.history.get().filter(|history| history.is_crowded()) {
+            history.heard().await;
+        }
+    }
+
+    /// Resolves when everything that was said in rooms with a history is kept and on its way: what outlives
+    /// this, outlives the daemon. Cancel safe.
+    pub async fn settled(&self) {
+        if let Some(history) = self.0.history.get() {
+            history.heard().await;
+        }
     }
 
     /// Says `message` to everybody in `room` but `except`; never waits. Gives how many it was put out for.
@@ -79,18 +110,40 @@ impl Hub {
     }
 
     /// Says several messages of one kind, in order, as [`Hub::publish`] says one: each outbox is visited,
-    /// and its writer woken, once for all of them. Gives how many frames were put out.
+    /// and its writer woken, once for all of them. Gives how many frames were put out. In a room with a history
+    /// they are written first, and put out later: the number is how many listen.
     pub fn publish_all(&self, room: &Room, messages: &[Message], except: Option<SubscriberId>) -> usize {
-        self.deliver(room, messages, |id| Some(id) != except)
+        self.publish_by(room, messages, By { except, ..By::default() })
+    }
+
+    /// As [`Hub::publish_all`], by somebody of whom more is known.
+    pub fn publish_by(&self, room: &Room, messages: &[Message], by: By) -> usize {
+        let is_kept = messages.first().is_some_and(|message| message.kind() == Kind::Broadcast);
+        if let Some(history) = self.history(room).filter(|_| is_kept) {
+            history.say(room, messages.iter().cloned(), by);
+            return self.watchers(room);
+        }
+        let delivered = self.deliver(room, messages, |it| Some(it.id) != by.except);
+        for (outbox, frame) in by.then {
+            // A closed outbox means that nobody is left to be told.
+            let _closed = outbox.push(&frame);
+        }
+        delivered
     }
 
     /// Says `message` to these subscribers of `room` alone, of those that are there; never waits. Gives how
     /// many it was put out for.
     pub fn publish_to(&self, room: &Room, message: Message, only: &[SubscriberId]) -> usize {
-        self.deliver(room, &[message], |id| only.contains(&id))
+        self.deliver(room, &[message], |it| only.contains(&it.id))
     }
 
-    fn deliver(&self, room: &Room, messages: &[Message], wanted: impl Fn(SubscriberId) -> bool) -> usize {
+    /// Puts out messages that are written, or that cannot be, with their numbers.
+    fn deliver_kept(&self, room: &Room, messages: &[(u64, Message)], except: Option<SubscriberId>) {
+        let frames: Vec<_> = messages.iter().map(|(id, message)| message.numbered(*id, false)).collect();
+        self.deliver(room, &frames, |it| Some(it.id) != except && !it.hold(messages));
+    }
+
+    fn deliver(&self, room: &Room, messages: &[Message], wanted: impl Fn(&Subscriber) -> bool) -> usize {
         let Some(kind) = messages.first().map(Message::kind) else { return 0 };
         let metrics = &self.0.metrics;
         metrics.published.inc_by(messages.len() as u64);
@@ -98,7 +151,7 @@ impl Hub {
         let mut chunks = Encoded { messages, topic: room.wire_topic(), v1: None, v2: None };
         let (mut delivered, mut bytes) = (0, 0);
         for subscriber in everybody.iter() {
-            if !wanted(subscriber.id) || !subscriber.hears(kind) {
+            if !subscriber.hears(kind) || !wanted(subscriber) {
                 continue;
             }
             match &subscriber.sink {

@@ -52,6 +52,8 @@ struct State {
     writer: Option<Waker>,
     /// Of [`Outbox::too_slow`]: a writer that waits for the socket is not woken by every frame.
     watcher: Option<Waker>,
+    /// Of [`Outbox::emptied`].
+    waiting: Vec<Waker>,
 }
 
 impl Outbox {
@@ -115,6 +117,7 @@ impl Outbox {
             state.chunks = VecDeque::new();
             (state.bytes, state.frames) = (0, 0);
             watcher = state.watcher.take();
+            state.waiting.drain(..).for_each(Waker::wake);
             Err(Closed::Slow { first: true })
         };
         let writer = state.writer.take();
@@ -127,6 +130,7 @@ impl Outbox {
     pub fn close(&self) {
         let mut state = self.state.lock();
         state.closed.get_or_insert(Closed::Done);
+        state.waiting.drain(..).for_each(Waker::wake);
         let writer = state.writer.take();
         drop(state);
         if let Some(writer) = writer {
@@ -156,6 +160,28 @@ impl Outbox {
         .await;
     }
 
+    /// Resolves when nothing waits, because the writer took everything: whoever has much to say says it in
+    /// pieces. Cancel safe.
+    ///
+    /// # Errors
+    /// [`Closed`].
+    pub async fn emptied(&self) -> Result<(), Closed> {
+        poll_fn(|cx| {
+            let mut state = self.state.lock();
+            if let Some(closed) = state.closed {
+                return Poll::Ready(Err(closed));
+            }
+            if state.chunks.is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            if !state.waiting.iter().any(|waker| waker.will_wake(cx.waker())) {
+                state.waiting.push(cx.waker().clone());
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
     fn poll_take(&self, cx: &mut Context<'_>, into: &mut VecDeque<Bytes>) -> Poll<Result<(), Closed>> {
         let mut state = self.state.lock();
         if !state.chunks.is_empty() {
@@ -163,6 +189,7 @@ impl Outbox {
             // The empty one stays here, so that nothing is allocated while a socket keeps up.
             into.shrink_to(CHUNKS_KEPT);
             std::mem::swap(&mut state.chunks, into);
+            state.waiting.drain(..).for_each(Waker::wake);
             return Poll::Ready(Ok(()));
         }
         if let Some(closed) = state.closed {

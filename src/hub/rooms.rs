@@ -3,7 +3,7 @@
 //! Lists are changed under a lock of one of a few shards; a fan-out works on a
 //! snapshot that is made when the first message after a change needs it, so that
 //! ten thousand joins in a row cost ten thousand inserts and not their square.
-use super::{Hub, Kind, Message, Outbox, Room, traffic::Counter};
+use super::{Hub, Kind, Message, Outbox, Room, history::Gate, traffic::Counter};
 use crate::wire::Version;
 use parking_lot::Mutex;
 use std::{
@@ -54,7 +54,11 @@ pub(super) struct Subscriber {
     pub(super) id: SubscriberId,
     pub(super) sink: Sink,
     hears: AtomicU8,
+    gate: Mutex<Gate>,
 }
+
+/// Among the bits of what is heard: the gate is not open.
+const GATED: u8 = 4;
 
 impl Subscriber {
     pub(super) fn hears(&self, kind: Kind) -> bool {
@@ -64,6 +68,11 @@ impl Subscriber {
             Kind::Presence => hears.presence,
             Kind::System => true,
         }
+    }
+
+    /// Whether the messages are behind a gate that takes care of them.
+    pub(super) fn hold(&self, messages: &[(u64, Message)]) -> bool {
+        self.hears.load(Ordering::Acquire) & GATED != 0 && self.gate.lock().take(messages)
     }
 }
 
@@ -105,7 +114,20 @@ pub struct Ear(Arc<Subscriber>);
 impl Ear {
     /// From the next message on.
     pub fn set(&self, hears: Hears) {
-        self.0.hears.store(hears.bits(), Ordering::Release);
+        let with_gate = |bits: u8| Some(hears.bits() | bits & GATED);
+        let _never_fails = self.0.hears.fetch_update(Ordering::AcqRel, Ordering::Acquire, with_gate);
+    }
+    /// Changes what becomes of live messages of rooms with a history; `change` sees what it was.
+    pub(super) fn set_gate<T>(&self, change: impl FnOnce(&mut Gate) -> T) -> T {
+        let mut gate = self.0.gate.lock();
+        let outcome = change(&mut gate);
+        // Under the lock: who sees the bit and finds the gate open puts messages behind those let out.
+        if matches!(*gate, Gate::Open) {
+            self.0.hears.fetch_and(!GATED, Ordering::AcqRel);
+        } else {
+            self.0.hears.fetch_or(GATED, Ordering::AcqRel);
+        }
+        outcome
     }
     /// What it hears now.
     #[must_use]
@@ -168,7 +190,7 @@ impl Default for Rooms {
 
 impl Rooms {
     pub(super) fn insert(&self, room: &Room, id: SubscriberId, sink: Sink, hears: Hears) -> Arc<Subscriber> {
-        let subscriber = Arc::new(Subscriber { id, sink, hears: AtomicU8::new(hears.bits()) });
+        let subscriber = Arc::new(Subscriber { id, sink, hears: AtomicU8::new(hears.bits()), gate: Mutex::default() });
         let mut shard = self.shard(room).lock();
         if !shard.contains_key(room) {
             shard.insert(room.clone(), Members::new());

@@ -1,0 +1,259 @@
+//! Up to where each client has got each topic, for certain.
+//!
+//! A position belongs to one client in one room and moves only forward, when its present holder
+//! proves it. Who joins with the same client takes it over; when the one before turns out to be
+//! alive as well, nobody knows what either has got, and the position is contested until a client
+//! has been told. Bounded: an owner (a user, or all that are nobody in particular) may have a
+//! part of all positions, and the one that was used longest ago goes first. Pure.
+use crate::journal::Key;
+use std::collections::{BTreeSet, HashMap, HashSet};
+
+/// The part of all positions that one owner may have is one in so many.
+const OWNER_PART: usize = 4;
+const VALUE_BYTES: usize = 17;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Position {
+    number: u64,
+    owner: u64,
+    /// Microseconds; of the last use.
+    touched: u64,
+    holder: u64,
+    contested: bool,
+}
+
+/// What a client that comes finds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Found {
+    pub(super) number: u64,
+    pub(super) contested: bool,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Positions {
+    max: usize,
+    by_key: HashMap<Key, Position>,
+    by_owner: HashMap<u64, BTreeSet<(u64, Key)>>,
+    changed: HashSet<Key>,
+    holder: u64,
+}
+
+impl Positions {
+    pub(super) fn new(max: usize) -> Self {
+        Self { max, ..Self::default() }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.by_key.len()
+    }
+
+    /// The largest number of all.
+    pub(super) fn last(&self) -> u64 {
+        self.by_key.values().map(|position| position.number).max().unwrap_or_default()
+    }
+
+    /// A client is here. Gives what is known of it and what it holds its position by from now on.
+    pub(super) fn begin(&mut self, key: Key, now: u64) -> (Option<Found>, u64) {
+        self.holder += 1;
+        let holder = self.holder;
+        let Some(position) = self.by_key.get(&key).copied() else { return (None, holder) };
+        self.put(key, Position { holder, touched: now, ..position });
+        (Some(Found { number: position.number, contested: position.contested }), holder)
+    }
+
+    /// The holder is at `number` and has been told what it has to know; gives whether it is still the holder.
+    pub(super) fn set(&mut self, key: Key, owner: u64, holder: u64, number: u64, now: u64) -> bool {
+        if self.by_key.get(&key).is_some_and(|position| position.holder > holder) {
+            return false;
+        }
+        self.put(key, Position { number, owner, touched: now, holder, contested: false });
+        self.changed.insert(key);
+        self.bound(owner, key);
+        true
+    }
+
+    /// The holder has got everything up to `number`; gives whether it is still the holder.
+    pub(super) fn prove(&mut self, key: Key, holder: u64, number: u64, now: u64) -> bool {
+        let Some(position) = self.by_key.get(&key).copied() else { return false };
+        if position.holder != holder {
+            if !position.contested {
+                self.put(key, Position { contested: true, ..position });
+                self.changed.insert(key);
+            }
+            return false;
+        }
+        let number = number.max(position.number);
+        if number > position.number {
+            self.changed.insert(key);
+        }
+        self.put(key, Position { number, touched: now, ..position });
+        true
+    }
+
+    /// The holder knows that its position was contested.
+    pub(super) fn settle(&mut self, key: Key, holder: u64) {
+        let position = self.by_key.get_mut(&key).filter(|position| position.holder == holder);
+        if let Some(position) = position.filter(|position| position.contested) {
+            position.contested = false;
+            self.changed.insert(key);
+        }
+    }
+
+    /// The holder has left for good.
+    pub(super) fn forget(&mut self, key: Key, holder: u64) {
+        if self.by_key.get(&key).is_some_and(|position| position.holder == holder) {
+            self.remove(key);
+        }
+    }
+
+    /// Forgets what was not used since `before`.
+    pub(super) fn expire(&mut self, before: u64) {
+        let old = |set: &BTreeSet<(u64, Key)>| -> Vec<Key> {
+            set.iter().take_while(|(touched, _)| *touched < before).map(|(_, key)| *key).collect()
+        };
+        let old: Vec<Key> = self.by_owner.values().flat_map(old).collect();
+        old.into_iter().for_each(|key| self.remove(key));
+    }
+
+    /// What changed since the last time, as it is to be written; an empty value is a position that is gone.
+    pub(super) fn take_changed(&mut self) -> Vec<(Key, Vec<u8>)> {
+        let changed = std::mem::take(&mut self.changed);
+        changed.into_iter().map(|key| (key, self.by_key.get(&key).map_or_else(Vec::new, encode))).collect()
+    }
+
+    /// What was taken as changed and is not written.
+    pub(super) fn unwritten(&mut self, keys: impl Iterator<Item = Key>) {
+        self.changed.extend(keys);
+    }
+
+    /// Everything, as it is to be written.
+    pub(super) fn all(&self) -> Vec<(Key, Vec<u8>)> {
+        self.by_key.iter().map(|(key, position)| (*key, encode(position))).collect()
+    }
+
+    /// Takes in what was written; what is no position is skipped.
+    pub(super) fn load(&mut self, key: Key, value: &[u8], now: u64) {
+        let number = |at: usize| {
+            let bytes = value.get(at..at + 8).and_then(|b| b.try_into().ok());
+            bytes.map(u64::from_le_bytes)
+        };
+        match (number(0), number(8), value.get(16)) {
+            (Some(owner), Some(number), Some(flags)) => {
+                let contested = *flags != 0;
+                self.put(key, Position { number, owner, touched: now, holder: 0, contested });
+            }
+            _ => self.remove(key),
+        }
+        self.changed.remove(&key);
+    }
+
+    fn put(&mut self, key: Key, position: Position) {
+        if let Some(old) = self.by_key.insert(key, position) {
+            self.unlist(key, old);
+        }
+        self.by_owner.entry(position.owner).or_default().insert((position.touched, key));
+    }
+
+    fn remove(&mut self, key: Key) {
+        if let Some(old) = self.by_key.remove(&key) {
+            self.unlist(key, old);
+            self.changed.insert(key);
+        }
+    }
+
+    fn unlist(&mut self, key: Key, old: Position) {
+        if let Some(set) = self.by_owner.get_mut(&old.owner) {
+            set.remove(&(old.touched, key));
+            if set.is_empty() {
+                self.by_owner.remove(&old.owner);
+            }
+        }
+    }
+
+    /// Makes room for `key` of `owner`: first in its own part, then where most is.
+    fn bound(&mut self, owner: u64, key: Key) {
+        let own = self.by_owner.get(&owner).map_or(0, BTreeSet::len);
+        let crowded = if own > (self.max / OWNER_PART).max(1) {
+            Some(owner)
+        } else if self.len() > self.max {
+            self.by_owner.iter().max_by_key(|(_, set)| set.len()).map(|(owner, _)| *owner)
+        } else {
+            None
+        };
+        let set = crowded.and_then(|owner| self.by_owner.get(&owner));
+        let oldest = set.and_then(|set| set.iter().map(|(_, key)| *key).find(|other| *other != key));
+        oldest.into_iter().for_each(|key| self.remove(key));
+    }
+}
+
+fn encode(position: &Position) -> Vec<u8> {
+    let mut value = Vec::with_capacity(VALUE_BYTES);
+    value.extend_from_slice(&position.owner.to_le_bytes());
+    value.extend_from_slice(&position.number.to_le_bytes());
+    value.push(position.contested.into());
+    value
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(n: u8) -> Key {
+        [n; 16]
+    }
+
+    #[test]
+    fn a_position_moves_forward_and_comes_back_from_the_disk() {
+        let mut positions = Positions::new(10);
+        let (none, holder) = positions.begin(key(1), 1);
+        assert_eq!(none, None);
+        assert!(positions.set(key(1), 7, holder, 100, 1));
+        assert!(positions.prove(key(1), holder, 150, 2));
+        assert!(positions.prove(key(1), holder, 120, 3), "an older proof proves nothing new");
+        let mut again = Positions::new(10);
+        for (key, value) in positions.take_changed() {
+            again.load(key, &value, 5);
+        }
+        assert!(positions.take_changed().is_empty() && again.take_changed().is_empty());
+        assert_eq!(again.begin(key(1), 9).0, Some(Found { number: 150, contested: false }));
+        assert_eq!(again.last(), 150);
+    }
+
+    #[test]
+    fn two_that_are_alive_with_one_id_are_found_out() {
+        let mut positions = Positions::new(10);
+        let (_, first) = positions.begin(key(1), 1);
+        positions.set(key(1), 7, first, 100, 1);
+        let (found, second) = positions.begin(key(1), 2);
+        assert_eq!(found, Some(Found { number: 100, contested: false }));
+        assert!(!positions.prove(key(1), first, 200, 3), "the first is no holder any more");
+        assert!(positions.prove(key(1), second, 110, 4));
+        assert_eq!(positions.begin(key(1), 5).0, Some(Found { number: 110, contested: true }));
+        positions.forget(key(1), second);
+        assert_eq!(positions.len(), 1, "only the holder can leave");
+        let (_, third) = positions.begin(key(1), 6);
+        positions.settle(key(1), third);
+        assert_eq!(positions.begin(key(1), 7).0, Some(Found { number: 110, contested: false }));
+    }
+
+    #[test]
+    fn an_owner_cannot_push_others_out() {
+        let mut positions = Positions::new(8);
+        for (n, owner) in [(1, 1), (2, 1), (3, 2)] {
+            let (_, holder) = positions.begin(key(n), n.into());
+            positions.set(key(n), owner, holder, 1, n.into());
+        }
+        for n in 10..100 {
+            let (_, holder) = positions.begin(key(n), n.into());
+            positions.set(key(n), 3, holder, 1, n.into());
+        }
+        assert_eq!(positions.len(), 5, "a quarter of eight, and the others");
+        for kept in [1, 2, 3, 98, 99] {
+            assert!(positions.begin(key(kept), 200).0.is_some(), "{kept}");
+        }
+        positions.expire(200);
+        assert_eq!(positions.len(), 5);
+        positions.expire(201);
+        assert_eq!((positions.len(), positions.take_changed().iter().all(|(_, v)| v.is_empty())), (0, true));
+    }
+}
