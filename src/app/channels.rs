@@ -2,9 +2,11 @@
 //! without agents.
 //!
 //! For measurements and for programs that want only channels. Owns its scopes; keeps
-//! nothing; the secret lives in memory, so tokens end with it.
+//! nothing but the histories that the settings name; without a secret in the settings one is
+//! made in memory, so tokens end with it.
 use crate::{
     access::Access,
+    api::Health,
     auth::{Keys, MintRequest, Role, mint},
     clock::Clock,
     config::Config,
@@ -25,6 +27,10 @@ const STOP_WITHIN: Duration = Duration::from_secs(5);
 pub struct Channels {
     /// Where they listen.
     pub addr: SocketAddr,
+    /// Their rooms.
+    pub hub: Hub,
+    /// Their metrics.
+    pub registry: Registry,
     keys: Keys,
     gateway: Gateway,
     scope: Scope,
@@ -32,10 +38,10 @@ pub struct Channels {
 }
 
 impl Channels {
-    /// Serves channels with the `server` and `gateway` settings.
+    /// Serves channels with the settings of `server`, `gateway`, `channels`, `history` and the secret of `auth`.
     ///
     /// # Errors
-    /// When the address cannot be listened on, or there is no randomness for a secret.
+    /// When the address cannot be listened on, the history cannot be kept, or the secret cannot be used.
     pub async fn start(config: &Config) -> anyhow::Result<Self> {
         let listen = config.server.listen;
         let listener =
@@ -43,16 +49,17 @@ impl Channels {
         let addr = listener.local_addr()?;
         let (scope, registry) = (Scope::default(), Registry::default());
         let hub = Hub::new(&registry);
+        super::history::start(&scope, &hub, config, &Clock::System, &registry, &Health::default())?;
         let tracker = Tracker::start(&scope, hub.clone(), &registry);
-        let secret = format!("{}{}", uuid::Uuid::new_v4(), uuid::Uuid::new_v4());
-        let keys = Keys::from_secret(&secret.into())?;
+        let made = || format!("{}{}", uuid::Uuid::new_v4(), uuid::Uuid::new_v4()).into();
+        let keys = Keys::from_secret(&config.auth.jwt_secret.clone().unwrap_or_else(made))?;
         let deps = gateway::Deps {
             keys: keys.clone(),
             access: Access::default(),
-            hub,
+            hub: hub.clone(),
             tracker,
             clock: Clock::System,
-            registry,
+            registry: registry.clone(),
             coordination: None,
         };
         let gateway = Gateway::new(&scope, config.gateway.clone(), deps);
@@ -65,7 +72,7 @@ impl Channels {
             axum::serve(listener, app).with_graceful_shutdown(stop.cancelled_owned()).await?;
             Ok(())
         });
-        Ok(Self { addr, keys, gateway, scope, http })
+        Ok(Self { addr, hub, registry, keys, gateway, scope, http })
     }
 
     /// A key with which anybody may connect.

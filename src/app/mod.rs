@@ -11,6 +11,7 @@
 mod channels;
 mod health;
 mod herald;
+mod history;
 mod host;
 mod publications;
 mod remote;
@@ -264,6 +265,7 @@ async fn assemble(
     let (tasks, notices) =
         Tasks::start(&scope, database.clone(), node, &config.task, task::Metrics::register(&metrics));
     let hub = Hub::new(&metrics);
+    history::start(&scope, &hub, &config, &clock, &metrics, &health)?;
     let tracker = Tracker::start(&scope, hub.clone(), &metrics);
     let mut definitions = match definitions {
         Some(definitions) => definitions,

@@ -26,7 +26,7 @@ impl Voice {
         agent: Option<&AgentId>,
         members: impl FnOnce() -> Value,
     ) {
-        if self.hub.watchers(&room) == 0 {
+        if self.hub.watchers(&room) == 0 && self.hub.history(&room).is_none() {
             return;
         }
         let message = self.message(kind, agent.map(AgentId::as_str), members());

@@ -40,13 +40,15 @@ pub fn load(options: &Options) -> Result<Loaded, Problems> {
         None => Source::parse("", ""),
     };
     let layers = Layers { source, variables: variables(options), flags: options.flags.clone() };
-    let Reading { value: config, mut faults, .. } = layers.read();
-    for (key, message, remedy) in config.iter().flat_map(check) {
-        let path = Path::parse(key);
+    let reading = layers.read();
+    let mut faults = reading.faults.clone();
+    for (key, message, remedy) in reading.value.iter().flat_map(check) {
+        let path = reading.original(&Path::parse(&key));
         if !faults.iter().any(|fault| fault.path == path) {
-            faults.push(Fault { path, message, remedy: Some(remedy.to_owned()) });
+            faults.push(Fault { path, message, remedy: Some(remedy) });
         }
     }
+    let config = reading.value;
     // What is left of a file that is no TOML says nothing about what was meant.
     let whole = problems.is_empty();
     let told = faults.into_iter().map(|fault| layers.problem(fault));

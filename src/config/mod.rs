@@ -17,7 +17,7 @@ pub use agents::load_agents;
 pub use layers::{Options, keys, load};
 pub use problem::{Problem, Problems};
 
-use crate::{access, agent, api, auth, db, gateway, task, telemetry, wal};
+use crate::{access, agent, api, auth, db, gateway, hub::history, task, telemetry, wal};
 use serde::Deserialize;
 use std::path::PathBuf;
 
@@ -39,6 +39,10 @@ pub struct Config {
     pub wal: wal::Config,
     /// What websocket clients may do.
     pub gateway: gateway::Config,
+    /// Which topics keep what is said in them.
+    pub channels: Vec<history::Rule>,
+    /// How much of it.
+    pub history: history::Config,
     /// How tasks are negotiated when a request does not say.
     pub task: task::Config,
     /// What is logged and how.
@@ -55,8 +59,8 @@ pub struct Loaded {
 }
 
 /// What no type can say about the settings: dotted key, what is wrong, what to do.
-fn check(config: &Config) -> Vec<(&'static str, String, &'static str)> {
-    let mut wrong = Vec::new();
+fn check(config: &Config) -> Vec<(String, String, String)> {
+    let mut wrong: Vec<(&str, String, &str)> = Vec::new();
     if let Err(e) = telemetry::check_filter(&config.telemetry.log) {
         let message = e.to_string().replacen("telemetry.log = ", "", 1);
         wrong.push(("telemetry.log", message, "use a level like \"info\", or \"convoke=debug\""));
@@ -78,5 +82,13 @@ fn check(config: &Config) -> Vec<(&'static str, String, &'static str)> {
             "use 1 or more, or a very large number for no limit",
         ));
     }
+    let mut wrong: Vec<_> =
+        wrong.into_iter().map(|(key, what, remedy)| (key.to_owned(), what, remedy.to_owned())).collect();
+    let rules = history::check(&config.channels);
+    wrong.extend(
+        rules.into_iter().map(|(at, key, what, remedy)| (format!("channels.{at}.{key}"), what, remedy)),
+    );
+    let limits = config.history.check();
+    wrong.extend(limits.map(|(key, what, remedy)| (format!("history.{key}"), what, remedy.to_owned())));
     wrong
 }

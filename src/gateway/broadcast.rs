@@ -55,6 +55,8 @@ pub(super) async fn batch(
 ) -> Response {
     let rate = shared.rates.http_request(Instant::now());
     let outcome = batch_inner(&shared, &headers, body, rate).await;
+    // 202 means, in a room with a history, that it is kept.
+    shared.hub.settled().await;
     rated(rate, outcome)
 }
 
@@ -127,6 +129,7 @@ pub(super) async fn single(
         None => Err(message(StatusCode::NOT_FOUND, "A topic must not be empty")),
         Some(topic) => single_inner(&shared, &headers, body, rate, &Room { topic, private }, &event).await,
     };
+    shared.hub.settled().await;
     rated(rate, outcome)
 }
 

@@ -94,6 +94,8 @@ pub(super) enum Action {
     Hear(Hearing),
     /// Unsubscribe and leave presence.
     Exit,
+    /// The client goes of its own will, and does not want what it will miss.
+    Forget,
     /// Say it in the room.
     Publish {
         payload: Payload,
@@ -218,6 +220,14 @@ impl Channel {
     pub(super) fn who(&self) -> Option<(Arc<str>, Arc<Claims>)> {
         match &self.phase {
             Phase::Joined(joined) => Some((joined.key.clone(), joined.claims.clone())),
+            _ => None,
+        }
+    }
+
+    /// Whether a joined channel hears its own words, and the join_ref of what it is told.
+    pub(super) fn terms(&self) -> Option<(bool, Option<Ref>)> {
+        match &self.phase {
+            Phase::Joined(joined) => Some((joined.to_self, joined.push_ref.clone())),
             _ => None,
         }
     }
@@ -455,6 +465,7 @@ impl Channel {
         let (join_ref, push_ref) = (joined.join_ref.clone(), joined.push_ref.clone());
         self.phase = Phase::Closed;
         let (reference, response) = (frame.reference, "{}".to_owned());
+        out.push(Action::Forget);
         out.push(Action::Exit);
         out.push(Action::Reply { join_ref: push_ref, reference, ok: true, response });
         out.push(close(join_ref));
@@ -506,7 +517,7 @@ impl Channel {
 }
 
 /// A system message of one channel (`reference/realtime-protocol.md` §3.6).
-fn system(extension: &str, status: &str, message: &str, sub_topic: &str) -> String {
+pub(super) fn system(extension: &str, status: &str, message: &str, sub_topic: &str) -> String {
     json!({ "extension": extension, "status": status, "message": message, "channel": sub_topic }).to_string()
 }
 

@@ -190,7 +190,7 @@ async fn handle(message: Incoming, session: &mut Session, outbox: &Outbox) -> Op
             // A closed outbox means that the socket is going.
             let _closed = outbox.push_control(socket::pong(&payload));
         }
-        Incoming::Pong => {}
+        Incoming::Pong => session.ponged(),
         Incoming::Close(code) => return Some(Ending::ByClient(code)),
     }
     None

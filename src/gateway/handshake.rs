@@ -27,6 +27,8 @@ use tracing::Instrument;
 pub(super) struct Params {
     apikey: Option<String>,
     vsn: Option<String>,
+    /// Which client it is, over connections: what it missed can be said again.
+    client_id: Option<String>,
 }
 
 /// `GET …/websocket`.
@@ -36,7 +38,7 @@ pub(super) async fn websocket(
     request: Request,
 ) -> Response {
     let (mut parts, _) = request.into_parts();
-    let Query(params) = params.unwrap_or(Query(Params { apikey: None, vsn: None }));
+    let Query(params) = params.unwrap_or(Query(Params { apikey: None, vsn: None, client_id: None }));
     let Some(version) = Version::from_vsn(params.vsn.as_deref()) else {
         shared.metrics.refused_handshakes.inc();
         return StatusCode::FORBIDDEN.into_response();
@@ -55,7 +57,8 @@ pub(super) async fn websocket(
         }
     };
     let headers = as_json(&parts.headers, |name| name.starts_with("x-")).into();
-    let key = SocketKey { apikey, headers };
+    let client = params.client_id.filter(|id| !id.is_empty());
+    let key = SocketKey { apikey, headers, client };
     let (upgrade, accept) = match upgrade(&mut parts) {
         Ok(upgrade) => upgrade,
         Err(why) => return (StatusCode::BAD_REQUEST, why).into_response(),

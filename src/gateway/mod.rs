@@ -21,6 +21,8 @@ mod look;
 mod metrics;
 mod post;
 mod refused;
+mod resume;
+mod said;
 mod session;
 mod shared;
 

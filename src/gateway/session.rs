@@ -1,18 +1,21 @@
 //! One socket's channels: gives frames to the machines and performs what they ask for.
 mod brake;
+mod room;
 mod say;
 
 use super::{
     Refused,
     attendance::Attending,
-    channel::{Action, Channel, Event, Hearing, Refusal, not_joined},
+    channel::{Action, Channel, Event, Refusal, not_joined},
     directory::Listed,
     limits::OfSocket,
+    resume::{self, Proof},
+    said::Said,
     shared::{Asking, Shared},
 };
 use crate::{
     access::Asker,
-    hub::{Hears, Message, Outbox, Room, SubscriberId, Subscription},
+    hub::{Outbox, Room, Subscription, history::Place},
     id::{ConnId, Topic},
     presence::{Member, StateRequest},
     wire::{self, Inbound, PHOENIX_TOPIC, Ref, TOPIC_PREFIX, Version, text},
@@ -24,6 +27,7 @@ use futures_util::{
     future::BoxFuture,
     stream::{FuturesUnordered, StreamExt},
 };
+use room::to_hears;
 use say::Tally;
 use std::{
     cmp::Reverse,
@@ -56,6 +60,8 @@ pub(super) struct SocketKey {
     pub(super) apikey: Arc<str>,
     /// The headers that policies see, as a JSON object.
     pub(super) headers: Arc<str>,
+    /// The client's own name for itself.
+    pub(super) client: Option<String>,
 }
 
 /// What a question came to.
@@ -97,9 +103,12 @@ struct Core {
     used: OfSocket,
     /// Wakes the reader for [`Session::cut`].
     wake: Arc<Notify>,
-    /// What was said since the last [`Core::flush`], all of it to one room.
-    said: Vec<Message>,
-    said_to: Option<(Room, Option<SubscriberId>)>,
+    /// What was said since the last [`Core::flush`].
+    said: Said,
+    /// The client's own name for itself.
+    client: Option<String>,
+    /// What its heartbeats prove.
+    proof: Proof,
 }
 
 struct Slot {
@@ -132,6 +141,8 @@ struct Entered {
     /// Its agent is gone before anything else of it is.
     attending: Option<Attending>,
     listed: Listed,
+    /// Of a client that can come back, in a room with a history.
+    place: Option<Place>,
     member: Member,
     subscription: Subscription,
 }
@@ -147,7 +158,7 @@ impl Session {
     pub(super) fn new(shared: Arc<Shared>, version: Version, key: SocketKey, outbox: Arc<Outbox>) -> Self {
         let conn = shared.conn_id();
         shared.metrics.connections.inc();
-        let SocketKey { apikey, headers } = key;
+        let SocketKey { apikey, headers, client } = key;
         let core = Core {
             shared,
             conn,
@@ -167,8 +178,9 @@ impl Session {
             tally: Tally::default(),
             used: OfSocket::default(),
             wake: Arc::default(),
-            said: Vec::new(),
-            said_to: None,
+            said: Said::default(),
+            client,
+            proof: Proof::default(),
         };
         Self { core, channels: HashMap::new(), actions: Vec::new() }
     }
@@ -209,6 +221,7 @@ impl Session {
     /// A text message from the client.
     pub(super) async fn text(&mut self, frame: Bytes) {
         self.received(frame.len(), wire::decode_text(self.core.version, &frame)).await;
+        self.core.wait_for_room().await;
     }
 
     /// A binary message from the client.
@@ -218,6 +231,7 @@ impl Session {
             Version::V2 => wire::decode_binary(&frame),
         };
         self.received(frame.len(), decoded).await;
+        self.core.wait_for_room().await;
     }
 
     /// Performs what is due.
@@ -297,7 +311,11 @@ impl Session {
         let topic = frame.topic.clone();
         if topic == PHOENIX_TOPIC && frame.event == "heartbeat" {
             self.core.flush();
+            let ping = self.core.client.is_some() && self.proved(frame.reference.is_some());
             self.core.write(None, frame.reference.as_ref(), &topic, "phx_reply", &text::reply(true, "{}"));
+            if ping {
+                let _closed = self.core.outbox.push_control(wire::socket::ping());
+            }
             return;
         }
         if matches!(frame.event.as_str(), "phx_join" | "access_token")
@@ -407,12 +425,14 @@ impl Core {
     async fn perform(&mut self, topic: &str, slot: &mut Slot, action: Action) -> Option<Event> {
         match &action {
             Action::Publish { .. } => {}
-            // Nobody can tell whether the others heard it before the reply or after.
-            Action::Reply { .. } if matches!(self.said_to, None | Some((_, Some(_)))) => {}
+            Action::Reply { join_ref, reference, ok, response } => {
+                self.reply(topic, slot, join_ref.as_ref(), reference.as_ref(), &text::reply(*ok, response));
+                return None;
+            }
             _ => self.flush(),
         }
         match action {
-            Action::Reply { .. } | Action::Push { .. } => self.answer(topic, action),
+            Action::Push { .. } | Action::Reply { .. } => self.answer(topic, action),
             Action::Check(join) => {
                 let sub_topic = slot.channel.sub_topic();
                 let (counted, channels) = (self.counted, self.joined + self.joining);
@@ -469,6 +489,12 @@ impl Core {
                 let entered = slot.entered.as_mut()?;
                 entered.listed.renew(claims.clone());
                 let room = entered.subscription.room();
+                if let (Some(place), Some(id)) = (&mut entered.place, &self.client) {
+                    // Another user may not move the position of this one.
+                    if place.client() != resume::client(id, claims, room) {
+                        place.give_up();
+                    }
+                }
                 if entered.attending.as_ref().is_some_and(|part| !part.may_stay(room, claims)) {
                     entered.attending = None;
                 }
@@ -483,6 +509,10 @@ impl Core {
                     self.joined = self.joined.saturating_sub(1);
                     self.shared.metrics.channels.dec();
                 }
+            }
+            Action::Forget => {
+                let place = slot.entered.as_mut().and_then(|entered| entered.place.take());
+                place.into_iter().for_each(Place::leave);
             }
             Action::Publish { payload, to_self } => self.publish(slot, payload, to_self),
             Action::Track { key, meta } => self.call(topic, slot, Call::Track { key, meta }).await,
@@ -520,24 +550,6 @@ impl Core {
         None
     }
 
-    fn enter(&mut self, topic: &str, slot: &mut Slot, private: bool, hears: Hearing) {
-        let Some(name) = Topic::new(slot.channel.sub_topic()) else { return };
-        let room = Room { topic: name, private };
-        // A user more than the limit, when two join at once, is not worth undoing a join.
-        self.counted = self.counted || self.shared.count_user();
-        let (hub, tracker) = (&self.shared.hub, &self.shared.tracker);
-        let subscription = hub.subscribe(room.clone(), self.version, self.outbox.clone(), to_hears(hears));
-        let Some((key, claims)) = slot.channel.who() else { return };
-        let (id, ear) = (subscription.id(), (subscription.ear(), self.wake.clone()));
-        let listed = self.shared.directory.enter(room.clone(), id, self.conn, (key, claims), ear);
-        let member = tracker.member(room, id);
-        slot.entered = Some(Entered { attending: None, listed, member, subscription });
-        self.joined += 1;
-        self.shared.metrics.joins.inc();
-        self.shared.metrics.channels.inc();
-        self.watch_token(topic, slot);
-    }
-
     fn start_timer(&mut self, due: Instant, topic: &str) -> u64 {
         self.timer_id += 1;
         self.timers.push(Reverse(Timer { due, id: self.timer_id, topic: topic.to_owned() }));
@@ -572,8 +584,4 @@ impl Core {
             }
         }
     }
-}
-
-fn to_hears(hears: Hearing) -> Hears {
-    Hears { broadcast: hears.broadcast, presence: hears.presence }
 }

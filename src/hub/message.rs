@@ -129,16 +129,6 @@ impl Message {
         }
     }
 
-    /// About how many bytes it takes.
-    pub(super) fn size(&self) -> usize {
-        match &*self.0 {
-            Body::Text { payload, .. } => payload.len(),
-            Body::User { event, data, meta, .. } => {
-                event.len() + data.len() + meta.as_ref().map_or(0, Bytes::len)
-            }
-        }
-    }
-
     /// Reads what [`Message::put`] wrote.
     pub(super) fn get(mut bytes: Bytes) -> Option<Self> {
         let encoding = match bytes.try_get_u8().ok()? {
@@ -248,7 +238,11 @@ mod tests {
     fn ids_are_added_and_nothing_else_is_touched() {
         for (payload, replayed, expected) in [
             ("{}", false, r#"{"meta":{"id":"7"}}"#),
-            (r#"{"b":"meta", "a":[1] } "#, true, r#"{"b":"meta", "a":[1],"meta":{"id":"7","replayed":true}}"#),
+            (
+                r#"{"b":"meta", "a":[1] } "#,
+                true,
+                r#"{"b":"meta", "a":[1],"meta":{"id":"7","replayed":true}}"#,
+            ),
             (r#"{"x":1,"meta":{"id":"own"}}"#, true, r#"{"meta":{"id":"own","replayed":true},"x":1}"#),
             (r#"{"meta":{"replayed":true,"y":2}}"#, false, r#"{"meta":{"id":"7","y":2}}"#),
             (r#"{"meta":5}"#, false, r#"{"meta":{"id":"7"}}"#),

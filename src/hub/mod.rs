@@ -121,7 +121,7 @@ impl Hub {
         let is_kept = messages.first().is_some_and(|message| message.kind() == Kind::Broadcast);
         if let Some(history) = self.history(room).filter(|_| is_kept) {
             history.say(room, messages.iter().cloned(), by);
-            return self.watchers(room);
+            return self.watchers(room) * messages.len();
         }
         let delivered = self.deliver(room, messages, |it| Some(it.id) != by.except);
         for (outbox, frame) in by.then {

@@ -190,7 +190,8 @@ impl Default for Rooms {
 
 impl Rooms {
     pub(super) fn insert(&self, room: &Room, id: SubscriberId, sink: Sink, hears: Hears) -> Arc<Subscriber> {
-        let subscriber = Arc::new(Subscriber { id, sink, hears: AtomicU8::new(hears.bits()), gate: Mutex::default() });
+        let subscriber =
+            Arc::new(Subscriber { id, sink, hears: AtomicU8::new(hears.bits()), gate: Mutex::default() });
         let mut shard = self.shard(room).lock();
         if !shard.contains_key(room) {
             shard.insert(room.clone(), Members::new());

@@ -36,6 +36,12 @@ pub fn pong(payload: &[u8]) -> Bytes {
     control(PONG, payload)
 }
 
+/// Asks the other end for a pong, which comes after it has read what was written before.
+#[must_use]
+pub fn ping() -> Bytes {
+    control(PING, b"")
+}
+
 /// A close frame; nothing: without a code.
 #[must_use]
 pub fn close(code: Option<u16>, reason: &str) -> Bytes {

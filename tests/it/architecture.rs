@@ -21,7 +21,8 @@ const MAY_NAME: &[(&str, &str)] = &[
     ("bus", "id scope telemetry"),
     ("llm", "clock telemetry"),
     ("wal", "id db clock scope telemetry"),
-    ("hub", "id wire bus scope telemetry"),
+    ("journal", ""),
+    ("hub", "id clock wire bus journal scope telemetry"),
     ("presence", "id wire clock hub bus scope telemetry"),
     ("access", "id auth db hub scope telemetry"),
     ("changes", "id wire db filter wal hub access scope telemetry"),
@@ -30,7 +31,7 @@ const MAY_NAME: &[(&str, &str)] = &[
     ("gateway", "id wire clock auth access hub presence changes scope telemetry"),
     ("dashboard", ""),
     ("api", "id wire clock auth hub task agent gateway dashboard telemetry"),
-    ("config", "id access api auth db agent wal changes gateway telemetry task"),
+    ("config", "id access api auth db agent wal hub changes gateway telemetry task"),
     (
         "app",
         "id clock scope telemetry wire auth db bus llm wal hub presence access changes task agent gateway \

@@ -12,6 +12,7 @@ mod daemon;
 mod db;
 mod realtime;
 mod remote;
+mod resume;
 mod support;
 mod task;
 mod wal;

@@ -82,6 +82,9 @@ pub(super) enum Command {
         #[arg(long, default_value_t = 5000, value_parser = at_least_one)]
         count: usize,
     },
+    /// Channels alone, until they are told to stop; tests kill them.
+    #[command(hide = true)]
+    Channels,
     /// The clients of `fanout` and `connections`, which start it themselves.
     #[command(hide = true)]
     Client(client::Options),
@@ -104,6 +107,10 @@ pub(super) async fn run(settings: &Settings, command: Command) -> Outcome {
             fanout::fanout(settings, wish).await?
         }
         Command::Connections { count } => fanout::connections(settings, count).await?,
+        Command::Channels => {
+            channels(&settings.load()?.config).await?;
+            return Ok(());
+        }
         Command::Client(options) => {
             let clients = std::thread::spawn(|| client::run(options)).join();
             return Ok(clients.map_err(|_| anyhow!("the clients panicked"))??);
@@ -117,6 +124,15 @@ pub(super) async fn run(settings: &Settings, command: Command) -> Outcome {
         }
     }
     Ok(())
+}
+
+/// Serves channels, says where on the standard output, and ends in order on SIGTERM.
+async fn channels(config: &Config) -> anyhow::Result<()> {
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    let channels = crate::app::Channels::start(config).await?;
+    println!("{}", serde_json::json!({ "addr": channels.addr, "anon_key": channels.anon_key()? }));
+    terminate.recv().await;
+    channels.stop().await
 }
 
 /// A daemon for a measurement, with everything it leaves behind in a folder that goes with it.

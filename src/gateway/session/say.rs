@@ -89,20 +89,18 @@ impl Core {
             Payload::User { event, encoding, data } => Message::user(&event, encoding, data, None),
         };
         let except = (!to_self).then(|| entered.subscription.id());
-        let together = self.said_to.as_ref().is_some_and(|(to, without)| to == room && *without == except);
-        if !together {
-            let to = (room.clone(), except);
+        let client = entered.place.as_ref().map(|place| place.client().id);
+        if !self.said.is_together(room, except) {
+            let room = room.clone();
             self.flush();
-            self.said_to = Some(to);
+            self.said.begin(&self.shared.hub, room, except, client);
         }
-        self.said.push(message);
+        self.said.add(message);
     }
 
     pub(super) fn flush(&mut self) {
-        if let Some((room, except)) = self.said_to.take() {
-            let receivers = self.shared.hub.publish_all(&room, &self.said, except);
+        if let Some((room, receivers, except)) = self.said.flush(&self.shared.hub, &self.outbox) {
             self.tally.published = true;
-            self.said = Vec::new();
             self.heard(&room, receivers, except);
         }
     }

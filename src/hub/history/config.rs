@@ -44,9 +44,8 @@ impl Config {
             let what = format!("{} bytes are too few", self.bytes_max);
             return Some(("bytes_max", what, "use 1_048_576 or more"));
         }
-        (self.positions_max == 0).then(|| {
-            ("positions_max", "no client could be remembered".into(), "use 1 or more, like 100_000")
-        })
+        (self.positions_max == 0)
+            .then(|| ("positions_max", "no client could be remembered".into(), "use 1 or more, like 100_000"))
     }
 }
 
@@ -90,7 +89,11 @@ pub fn check(rules: &[Rule]) -> Vec<(usize, &'static str, String, String)> {
         } else if !rule.resume && !rule.history.is_zero() {
             tell("resume", "nobody could ask for this history".into(), "add resume = true, or leave it out");
         } else if rule.history > HISTORY_MAX {
-            tell("history", "more than 7 days".into(), "use at most \"7d\"; keep older messages in the database");
+            tell(
+                "history",
+                "more than 7 days".into(),
+                "use at most \"7d\"; keep older messages in the database",
+            );
         }
         // A pattern that takes the text of another with its stars takes all that the other takes.
         let earlier = rules.iter().take(at).find(|earlier| matches(&earlier.topic, &rule.topic));
@@ -137,9 +140,14 @@ mod tests {
         ] {
             assert!(matches(pattern, topic), "{pattern} {topic}");
         }
-        for (pattern, topic) in
-            [("chat:*", "chat"), ("*:log", "a:logs"), ("ab*ba", "aba"), ("a.c", "abc"), ("den", "Den"), ("a*b*c", "acb")]
-        {
+        for (pattern, topic) in [
+            ("chat:*", "chat"),
+            ("*:log", "a:logs"),
+            ("ab*ba", "aba"),
+            ("a.c", "abc"),
+            ("den", "Den"),
+            ("a*b*c", "acb"),
+        ] {
             assert!(!matches(pattern, topic), "{pattern} {topic}");
         }
     }

@@ -59,6 +59,7 @@ pub struct Place {
     /// What it has got when the reply to the last heartbeat was said.
     mark: Option<u64>,
     proved: bool,
+    given_up: bool,
     stop: CancellationToken,
 }
 
@@ -82,7 +83,12 @@ impl History {
             let now = micros(&self.0.clock);
             self.0.state.lock().positions.begin(who.client.key, now)
         };
-        let at = Arc::new(Mutex::new(At { holder, number: found.map(|found| found.number), live: false, settles: false }));
+        let at = Arc::new(Mutex::new(At {
+            holder,
+            number: found.map(|found| found.number),
+            live: false,
+            settles: false,
+        }));
         let stop = CancellationToken::new();
         let place = Place {
             history: self.clone(),
@@ -90,6 +96,7 @@ impl History {
             at: at.clone(),
             mark: None,
             proved: false,
+            given_up: false,
             stop: stop.clone(),
         };
         let replay = Replay { history: self.clone(), who, at };
@@ -107,6 +114,9 @@ impl Place {
     /// last one. False when another connection of the same client has taken over.
     #[must_use]
     pub fn heartbeat(&mut self) -> bool {
+        if self.given_up {
+            return true;
+        }
         let holds = self.mark.is_none_or(|mark| self.prove(mark));
         self.proved |= self.mark.is_some();
         let at = *self.at.lock();
@@ -135,6 +145,11 @@ impl Place {
             let holder = self.at.lock().holder;
             self.history.0.state.lock().positions.forget(self.client.key, holder);
         }
+    }
+
+    /// From now on it proves nothing more; what is being replayed still is.
+    pub fn give_up(&mut self) {
+        (self.given_up, self.proved) = (true, false);
     }
 
     /// Whose place it is.
@@ -287,7 +302,7 @@ impl Replay {
         for (number, payload) in records {
             let Some((by, message)) = body::said(payload) else { continue };
             // Who has lost the right to read does not get what it has not got by now.
-            if (by == client.id && !to_self) || !ear.hears_broadcasts() {
+            if (by == client.id && !to_self) || !ear.hears().broadcast {
                 continue;
             }
             chunk.add(&message.numbered(*number, true), *version, &topic);
@@ -309,7 +324,7 @@ impl Replay {
             let Gate::Holding(held) = gate else { return false };
             let mut chunk = Chunks::default();
             for (number, message) in held.iter().filter(|(number, _)| *number > position) {
-                if ear.hears_broadcasts() {
+                if ear.hears().broadcast {
                     chunk.add(&message.numbered(*number, false), *version, &topic);
                 }
             }
@@ -338,7 +353,8 @@ impl Replay {
                 ("ok", "No earlier position of this client is known: it begins here", gap)
             }
             Some(Gap::Expired { after, until }) => {
-                let gap = json!({ "reason": "expired", "after": after.to_string(), "until": until.to_string() });
+                let gap =
+                    json!({ "reason": "expired", "after": after.to_string(), "until": until.to_string() });
                 ("error", "Messages may be missing: the history does not reach back far enough", gap)
             }
             Some(Gap::Contested { after }) => {

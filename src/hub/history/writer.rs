@@ -196,8 +196,8 @@ impl Writer {
         }
         for said in said {
             let Some(history) = shared.rules.history(&said.room.topic) else { continue };
-            let old = micros(&shared.clock)
-                .saturating_sub(u64::try_from(history.as_micros()).unwrap_or(u64::MAX));
+            let old =
+                micros(&shared.clock).saturating_sub(u64::try_from(history.as_micros()).unwrap_or(u64::MAX));
             state.index.expire(&said.room, old);
         }
     }
@@ -294,7 +294,10 @@ impl Writer {
     fn degrade(&mut self, why: &str) {
         self.retry_at = Instant::now() + RETRY_PAUSE;
         if !*self.history.0.degraded.borrow() {
-            tracing::error!(why, "the history is not written: messages go on, and clients that come back are told");
+            tracing::error!(
+                why,
+                "the history is not written: messages go on, and clients that come back are told"
+            );
         }
         self.set_degraded(true);
     }

@@ -22,16 +22,16 @@ fn what_was_appended_is_found_and_read_again() {
     assert_eq!((floor, last, whole, found.len()), (0, 0, true, 0));
     let mut places = log.append(&[record(5, b"five"), record(9, b"")]).unwrap();
     places.extend(log.append(&[record(10, b"ten")]).unwrap());
-    let read = |log: &Log, place: Place| {
-        log.reader(place.segment).unwrap().read(place.offset, place.size).unwrap()
-    };
+    let read =
+        |log: &Log, place: Place| log.reader(place.segment).unwrap().read(place.offset, place.size).unwrap();
     assert_eq!(read(&log, places[0]), (5, Bytes::from_static(b"five")));
     assert_eq!(read(&log, places[2]), (10, Bytes::from_static(b"ten")));
     drop(log);
     let (opened, found) = open(folder.path(), ROOMY);
     assert_eq!((opened.last, opened.whole), (10, true), "a kill loses nothing");
     let expected = [(5, &b"five"[..]), (9, b""), (10, b"ten")];
-    let expected = expected.iter().zip(&places).map(|((number, payload), place)| (*number, *place, payload.to_vec()));
+    let expected =
+        expected.iter().zip(&places).map(|((number, payload), place)| (*number, *place, payload.to_vec()));
     assert_eq!(found, expected.collect::<Vec<_>>());
 }
 

@@ -234,7 +234,7 @@ impl Got {
 pub struct Socket {
     ws: WebSocketStream<MaybeTlsStream<TcpStream>>,
     v2: bool,
-    refs: u32,
+    pub refs: u32,
 }
 
 impl Socket {

@@ -1,0 +1,46 @@
+//! The histories of the rooms that the settings name, and how they are, on `/health`.
+use crate::{
+    api::{Health, PartState},
+    clock::Clock,
+    config::Config,
+    hub::{
+        Hub,
+        history::{self, Rules},
+    },
+    scope::{OnExit, Scope},
+    telemetry::Registry,
+};
+use anyhow::Context;
+
+/// Opens what is kept, when any topic has a history.
+pub(super) fn start(
+    scope: &Scope,
+    hub: &Hub,
+    config: &Config,
+    clock: &Clock,
+    metrics: &Registry,
+    health: &Health,
+) -> anyhow::Result<()> {
+    let rules = Rules::new(config.channels.clone());
+    if rules.longest().is_none() {
+        return Ok(());
+    }
+    let dir = config.database.data_dir.join("history");
+    let opened = history::start(scope, hub, &dir, rules, &config.history, clock.clone(), metrics);
+    let kept = opened.with_context(|| format!("cannot keep the history of channels in {}", dir.display()))?;
+    let (mut degraded, health) = (kept.degraded(), health.clone());
+    scope.spawn("history health", OnExit::Log, |stop| async move {
+        loop {
+            if *degraded.borrow_and_update() {
+                health.set("history", PartState::Degraded, "not written; the log says why");
+            } else {
+                health.set("history", PartState::Ready, "kept");
+            }
+            tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                changed = degraded.changed() => if changed.is_err() { return Ok(()) },
+            }
+        }
+    });
+    Ok(())
+}

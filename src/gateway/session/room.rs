@@ -1,0 +1,116 @@
+//! How a session enters the room of a channel, and takes the place there that its client had.
+use super::{Core, Entered, Session, Slot};
+use crate::{
+    gateway::{
+        channel::{Hearing, system},
+        resume::{self, Beat},
+    },
+    hub::{
+        Hears, Room, Subscription,
+        history::{Place, Returning},
+    },
+    id::Topic,
+    scope::OnExit,
+    wire::{Ref, text},
+};
+use tokio::time::Instant;
+
+impl Session {
+    /// A pong came.
+    pub(in crate::gateway) fn ponged(&mut self) {
+        self.core.proof.pong(Instant::now());
+    }
+
+    /// What a heartbeat proves of a client that can come back; before its reply is written, because the next
+    /// one proves what is written by now. Gives whether a ping must follow the reply.
+    pub(super) fn proved(&mut self, waits_for_replies: bool) -> bool {
+        let beat = self.core.proof.beat(waits_for_replies, Instant::now());
+        if beat == Beat::Nothing {
+            return false;
+        }
+        for (topic, slot) in &mut self.channels {
+            let Some(place) = slot.entered.as_mut().and_then(|entered| entered.place.as_mut()) else {
+                continue;
+            };
+            if !place.heartbeat() {
+                place.give_up();
+                let payload = system("resume", "error", resume::NOT_RESUMED, slot.channel.sub_topic());
+                self.core.write(None, None, topic, "system", payload.as_bytes());
+            }
+        }
+        beat == Beat::ProvesWithPing
+    }
+}
+
+impl Core {
+    pub(super) fn enter(&mut self, topic: &str, slot: &mut Slot, private: bool, hears: Hearing) {
+        let Some(name) = Topic::new(slot.channel.sub_topic()) else { return };
+        let room = Room { topic: name, private };
+        // A user more than the limit, when two join at once, is not worth undoing a join.
+        self.counted = self.counted || self.shared.count_user();
+        let (hub, tracker) = (&self.shared.hub, &self.shared.tracker);
+        let place_is_kept = self.client.is_some() && hears.broadcast && hub.history(&room).is_some();
+        // Nothing is heard before what was missed.
+        let first = Hearing { broadcast: hears.broadcast && !place_is_kept, ..hears };
+        let subscription = hub.subscribe(room.clone(), self.version, self.outbox.clone(), to_hears(first));
+        let place = if place_is_kept { self.take_place(slot, &subscription) } else { None };
+        subscription.ear().set(to_hears(hears));
+        let Some((key, claims)) = slot.channel.who() else { return };
+        let (id, ear) = (subscription.id(), (subscription.ear(), self.wake.clone()));
+        let listed = self.shared.directory.enter(room.clone(), id, self.conn, (key, claims), ear);
+        let member = tracker.member(room, id);
+        slot.entered = Some(Entered { attending: None, listed, place, member, subscription });
+        self.joined += 1;
+        self.shared.metrics.joins.inc();
+        self.shared.metrics.channels.inc();
+        self.watch_token(topic, slot);
+    }
+
+    /// Lets a client that may have been here before go on where it was.
+    fn take_place(&self, slot: &Slot, subscription: &Subscription) -> Option<Place> {
+        let (to_self, join_ref) = slot.channel.terms()?;
+        let room = subscription.room().clone();
+        let client = resume::client(self.client.as_ref()?, slot.channel.claims()?, &room);
+        let (ear, outbox, version) = (subscription.ear(), self.outbox.clone(), self.version);
+        let history = self.shared.hub.history(&room)?;
+        let who = Returning { room: room.clone(), client, ear, outbox, version, join_ref, to_self };
+        let (place, replay) = history.admit(who);
+        self.shared.scope.spawn("replay", OnExit::Log, |_| async move {
+            replay.await;
+            Ok(())
+        });
+        Some(place)
+    }
+
+    /// Writes a reply; one to what was said in a room with a history waits until that is kept.
+    pub(super) fn reply(
+        &mut self,
+        topic: &str,
+        slot: &Slot,
+        join_ref: Option<&Ref>,
+        reference: Option<&Ref>,
+        payload: &[u8],
+    ) {
+        self.tally.frames_out.set(self.tally.frames_out.get() + 1);
+        let room = slot.entered.as_ref().map(|entered| entered.subscription.room());
+        let frame = text::encode(self.version, join_ref, reference, topic, "phx_reply", payload);
+        if let Some(frame) = self.said.hold(room, frame) {
+            if !self.said.lets_replies_pass() {
+                self.flush();
+            }
+            // A closed outbox means that the socket is going; nobody is left to read the reply.
+            let _closed = self.outbox.push(&frame);
+        }
+    }
+
+    /// A publisher that says more than can be kept is read more slowly.
+    pub(super) async fn wait_for_room(&mut self) {
+        if self.said.take_kept() {
+            self.shared.hub.has_room().await;
+        }
+    }
+}
+
+pub(super) fn to_hears(hears: Hearing) -> Hears {
+    Hears { broadcast: hears.broadcast, presence: hears.presence }
+}
