@@ -51,7 +51,7 @@ async fn a_client_that_comes_back_gets_what_it_missed_in_order_and_then_what_is_
     loop {
         speaker.say(n).await;
         let (heard, replayed) = hear(&mut socket).await;
-        assert_eq!(heard, n.into());
+        assert_eq!(heard, u64::from(n));
         if !replayed {
             break;
         }
