@@ -2,7 +2,7 @@
 use super::{Handled, Message};
 use crate::{
     id::AgentId,
-    task::{Failure, Progress, Start, Usage},
+    task::{AssignmentKey, Failure, Progress, Short, Start, Tasks, Usage},
 };
 use parking_lot::Mutex;
 use serde_json::Value;
@@ -64,6 +64,46 @@ pub struct Job {
     reporter: Reporter,
     stop: CancellationToken,
     messages: Vec<Message>,
+    purse: Option<Purse>,
+}
+
+/// What the work of a job is paid from, where there is a limit. Clones are the same purse.
+#[derive(Clone, Debug)]
+pub(crate) struct Purse(Arc<Held>);
+
+#[derive(Debug)]
+struct Held {
+    tasks: Tasks,
+    key: AssignmentKey,
+    agent: AgentId,
+    per_hour: Option<u64>,
+    short: Mutex<Option<Short>>,
+}
+
+impl Purse {
+    pub(crate) fn new(tasks: Tasks, key: AssignmentKey, agent: AgentId, per_hour: Option<u64>) -> Self {
+        Self(Arc::new(Held { tasks, key, agent, per_hour, short: Mutex::default() }))
+    }
+
+    /// Reserves the most that the next step may use. A failure ends the job: the task waits for more, or goes
+    /// to another agent.
+    pub(crate) async fn reserve(&self, most: Usage) -> Result<(), Failure> {
+        let Held { tasks, key, agent, per_hour, short } = &*self.0;
+        match tasks.reserve(*key, agent, most, *per_hour).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(lacks)) => {
+                let message = lacks.to_string();
+                *short.lock() = Some(lacks);
+                Err(retryable(message))
+            }
+            Err(error) => Err(retryable(error.to_string())),
+        }
+    }
+
+    /// Why nothing could be reserved, if that is why the job has ended.
+    pub(crate) fn short(&self) -> Option<Short> {
+        self.0.short.lock().clone()
+    }
 }
 
 impl Job {
@@ -71,7 +111,7 @@ impl Job {
     #[must_use]
     pub fn new(start: Start, agent_id: AgentId, timeout: Duration, stop: CancellationToken) -> Self {
         let (deadline, reporter) = (Instant::now() + timeout, Reporter::default());
-        Self { start, agent_id, deadline, reporter, stop, messages: Vec::new() }
+        Self { start, agent_id, deadline, reporter, stop, messages: Vec::new(), purse: None }
     }
 
     /// The same with messages that came for the agent.
@@ -79,6 +119,18 @@ impl Job {
     pub fn with_messages(mut self, messages: Vec<Message>) -> Self {
         self.messages = messages;
         self
+    }
+
+    /// The same, paid from this.
+    #[must_use]
+    pub(crate) fn with_purse(mut self, purse: Option<Purse>) -> Self {
+        self.purse = purse;
+        self
+    }
+
+    /// What it is paid from, where there is a limit.
+    pub(crate) fn purse(&self) -> Option<&Purse> {
+        self.purse.as_ref()
     }
 
     /// What others said to the agent since its last job, as far as it was kept.

@@ -37,7 +37,7 @@ pub struct Metrics {
 pub struct Ended {
     /// `llm`, `command`, `http`, `rust`.
     pub kind: &'static str,
-    /// `finished`, `failed`, `timeout`, `canceled`, `released`, `fenced`, `refused`, `lost`.
+    /// `finished`, `failed`, `timeout`, `canceled`, `released`, `fenced`, `refused`, `unpaid`, `lost`.
     pub outcome: &'static str,
 }
 

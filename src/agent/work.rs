@@ -6,16 +6,16 @@
 //! task is released with its last checkpoint). A result that the database does
 //! not take because it is away is handed in again until it answers.
 use super::{
-    Agent, Finished, Job, Reporter,
+    Agent, Finished, Job, Kind, Reporter,
     actor::Command,
-    job::{one_line, permanent, retryable},
+    job::{Purse, one_line, permanent, retryable},
     metrics::Ended,
     supervisor::{Desk, Shared},
 };
 use crate::{
     fault,
     scope::OnExit,
-    task::{Assigned, Error, Failure, Start, TaskState, Usage},
+    task::{Assigned, Error, Failure, Short, Start, TaskState, Usage, wanting},
 };
 use futures_util::FutureExt;
 use serde_json::Value;
@@ -129,12 +129,26 @@ impl Work {
             Ok(runner) => runner,
             Err(reason) => return self.failed(permanent(reason.clone())).await,
         };
+        let budgeted = start.budgeted;
         let limit = start.attempt_timeout.min(self.desk.definition.limits.timeout);
         let lease = start.lease;
         let job_stop = CancellationToken::new();
         let messages = self.desk.mail.lock().take();
         let job = Job::new(start, self.assigned.agent_id.clone(), limit, job_stop.clone());
-        let job = job.with_messages(messages);
+        let per_hour = self.desk.definition.limits.microdollars_per_hour;
+        let (tasks, key, agent) = (&self.shared.tasks, self.assigned.key, &self.assigned.agent_id);
+        let purse =
+            (budgeted || per_hour.is_some()).then(|| Purse::new(tasks.clone(), key, agent.clone(), per_hour));
+        // A model reserves for each question what that may cost; all others what their file says.
+        if let Some(purse) = purse.as_ref().filter(|_| self.desk.definition.run.kind != Kind::Llm) {
+            let most = Usage { tokens: 0, microdollars: self.desk.definition.offer.cost_microdollars };
+            if purse.reserve(most).await.is_err()
+                && let Some(short) = purse.short()
+            {
+                return self.unpaid(&short, None).await;
+            }
+        }
+        let job = job.with_messages(messages).with_purse(purse.clone());
         let (reporter, deadline) = (job.reporter(), job.deadline);
         let run = AssertUnwindSafe(runner.run(job)).catch_unwind();
         tokio::pin!(run);
@@ -154,7 +168,29 @@ impl Work {
             late = timeout(STOP_GRACE, &mut run).await.ok().and_then(Result::ok);
         }
         fault::point("agent.worked");
+        if let (End::Done(Err(_)), Some(short)) = (&end, purse.and_then(|purse| purse.short())) {
+            return self.unpaid(&short, reporter.last_checkpoint()).await;
+        }
         self.end(end, late, limit, deadline, &reporter).await
+    }
+
+    /// The task waits for more budget, or goes to an agent that may still spend.
+    async fn unpaid(&self, short: &Short, checkpoint: Option<Value>) -> &'static str {
+        let (tasks, key, agent) = (&self.shared.tasks, self.assigned.key, &self.assigned.agent_id);
+        let until = Instant::now() + DELIVER_WITHIN;
+        let told = match short {
+            Short::Task(..) => {
+                again(until, || tasks.ask(key, agent, wanting(short, checkpoint.clone()))).await
+            }
+            Short::Agent => {
+                let reason = short.to_string();
+                again(until, || tasks.release(key, agent, &reason, checkpoint.clone())).await
+            }
+        };
+        match told {
+            Ok(_) => "unpaid",
+            Err(error) => undelivered(&error),
+        }
     }
 
     async fn end(

@@ -98,6 +98,7 @@ pub fn router(deps: Deps) -> Router {
         .route("/tasks/{id}/events", get(tasks::events))
         .route("/tasks/{id}/why", get(tasks::why))
         .route("/tasks/{id}/cancel", post(tasks::cancel))
+        .route("/tasks/{id}/budget", post(tasks::budget))
         .route("/tasks/{id}/choose", post(tasks::choose))
         .route("/tasks/{id}/answer", post(tasks::answer))
         .route("/tasks/{id}/requeue", post(tasks::requeue))

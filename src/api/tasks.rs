@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     id::{AgentId, OrgId, TaskId},
-    task::{Event, Filter, NewOffer, Request, Task, Update},
+    task::{Budget, Event, Filter, NewOffer, Request, Task, Update},
 };
 use axum::{
     Json,
@@ -175,6 +175,19 @@ pub(super) async fn cancel(
     let task = caller.visible(id, deps.tasks.get(id).await?)?;
     caller.may_command("cancel", &task)?;
     Ok(Json(deps.tasks.cancel(id, &body.reason).await?))
+}
+
+/// Gives a task, or with `tree` the tree under it, other limits, and lets it go on if it waits for budget.
+pub(super) async fn budget(
+    State(deps): State<Deps>,
+    caller: Caller,
+    Path(task): Path<String>,
+    Body(budget): Body<Budget>,
+) -> Result<Json<Update>, Problem> {
+    let id: TaskId = id("a task's id", &task)?;
+    let task = caller.visible(id, deps.tasks.get(id).await?)?;
+    caller.may_command("give a budget to", &task)?;
+    Ok(Json(deps.tasks.set_budget(id, &caller.name(), budget).await?))
 }
 
 #[derive(Deserialize)]

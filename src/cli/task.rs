@@ -35,6 +35,20 @@ pub(super) enum Command {
         /// The task's id
         id: TaskId,
     },
+    /// Say what a task may use; one that waits for budget goes on.
+    Budget {
+        /// The task's id
+        id: TaskId,
+        /// Model tokens, in and out
+        #[arg(long)]
+        tokens: Option<u64>,
+        /// Money, in millionths of a dollar
+        #[arg(long)]
+        microdollars: Option<u64>,
+        /// For the task and all its parts together
+        #[arg(long)]
+        tree: bool,
+    },
     /// Take an agent's offer on a task whose award is requester.
     Choose {
         /// The task's id
@@ -104,6 +118,9 @@ pub(super) struct Request {
     /// Give up when it is not done within this time, like 5m
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     deadline: Option<Duration>,
+    /// What it may cost, in millionths of a dollar; over it, it waits for more
+    #[arg(long, value_name = "MICRODOLLARS")]
+    budget: Option<u64>,
     /// Wait for the end and print the result
     #[arg(long)]
     wait: bool,
@@ -141,6 +158,19 @@ pub(super) async fn run(settings: &Settings, command: Command) -> Outcome {
                 screen::json(&answer);
             } else {
                 why::print(&answer);
+            }
+            Ok(())
+        }
+        Command::Budget { id, tokens, microdollars, tree } => {
+            let mut amount = Map::new();
+            amount.extend(tokens.map(|most| ("tokens".to_owned(), most.into())));
+            amount.extend(microdollars.map(|most| ("microdollars".to_owned(), most.into())));
+            let body = if tree { json!({ "tree": amount }) } else { amount.into() };
+            let task = daemon.post(&format!("/v1/tasks/{id}/budget"), &[], &body).await?;
+            if settings.json {
+                screen::json(&task);
+            } else {
+                screen::line(format!("{id} is {}", screen::text(&task["state"])));
             }
             Ok(())
         }
@@ -192,6 +222,7 @@ async fn request(daemon: &Daemon, settings: &Settings, args: Request) -> Outcome
     }
     body.extend(args.at.map(|at| ("run_at".to_owned(), json!(at))));
     body.extend(args.parent.map(|parent| ("parent_id".to_owned(), json!(parent))));
+    body.extend(args.budget.map(|most| ("budget".to_owned(), json!({ "microdollars": most }))));
     if let Some(deadline) = args.deadline {
         let deadline =
             TimeDelta::from_std(deadline).ok().and_then(|d| Clock::System.now().checked_add_signed(d));

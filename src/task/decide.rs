@@ -2,6 +2,7 @@
 //!
 //! Reads no clock: what has come due stands in the row as the database saw it. Fails by refusing: `Fenced`
 //! for a holder whose assignment is over, `Conflict` for a state that does not take the command.
+use super::budget;
 use super::depend::{Outlook, Verdict, Verification};
 use super::desk::{Act, Command};
 use super::machine::{AssignmentState, Event, Next, Step};
@@ -336,6 +337,7 @@ fn step(
             holds_slot: ends.is_some_and(|live| !live.waiting),
             tokens: store::to_i64(usage.tokens),
             microdollars: store::to_i64(usage.microdollars),
+            usage_known: budget::is_known(&command.act),
             event: event_name(event),
             body: Value::Object(body),
             checkpoint,

@@ -5,6 +5,7 @@
 //! under load and nobody waits for a batch to fill. What a command may do is
 //! decided by the pure machine on the locked row: first the fence, then the state.
 use super::arbiter::LOOK_EVERY;
+use super::budget;
 use super::decide::{Effect, decide};
 use super::depend::{self, Verification};
 use super::store::{self, Live, Locked, Settled, run, sql};
@@ -201,6 +202,7 @@ fn answer_start(
                 .and_then(|answers| answers.as_array().cloned())
                 .unwrap_or_default(),
             rejected: row.get("rejected"),
+            budgeted: row.get("budgeted"),
         };
         if let Some(answer) = outcome.answers.get_mut(*at) {
             *answer = Ok(Done::Started(Box::new(start)));
@@ -405,6 +407,7 @@ async fn settle_fenced(
         } else if !body.is_null() {
             let (tokens, money) = (store::to_i64(usage.tokens), store::to_i64(usage.microdollars));
             run(tx, sql!("orphan"), &[&task, &assignment, &agent.as_str(), &tokens, &money, &body]).await?;
+            budget::settle_late(tx, assignment, usage).await?;
         }
     }
     Ok(())

@@ -23,10 +23,9 @@ pub const INVARIANTS: &[(&str, &str)] = &[
     ),
     (
         "I4: what is reserved and spent is within the limit",
-        "select t.id::text from convoke.tasks t where t.budget is not null
-             and coalesce((t.budget -> 'reserved' ->> 'microdollars')::bigint, 0)
-                 + coalesce((t.budget -> 'spent' ->> 'microdollars')::bigint, 0)
-                 > (t.budget -> 'limit' ->> 'microdollars')::bigint",
+        "select b.task_id::text from convoke.budgets b
+         where b.tokens_reserved + b.tokens_spent > b.tokens_max
+             or b.microdollars_reserved + b.microdollars_spent > b.microdollars_max",
     ),
     (
         "I5: slots used are live assignments and not more than there are",

@@ -11,6 +11,7 @@
 mod arbiter;
 mod asks;
 mod awards;
+mod budget;
 mod decide;
 mod depend;
 mod desk;
@@ -35,6 +36,8 @@ mod why;
 
 mod lane;
 pub use arbiter::Arbiter;
+pub(crate) use budget::wanting;
+pub use budget::{Amount, Budget, Short};
 pub use error::Error;
 pub use invariants::INVARIANTS;
 pub use policy::*;
@@ -351,13 +354,19 @@ impl Tasks {
         self.requests.send(new).await
     }
 
-    /// Accepts an award and starts the work; a repeat gets the same answer.
+    /// Accepts an award and starts the work; a repeat gets the same answer. Of a task with a budget, what was
+    /// offered is reserved; one that has not so much left waits for more.
     ///
     /// # Errors
-    /// `Fenced` when the award is over.
+    /// `Fenced` when the award is over, `Conflict` when the task waits for budget now.
     pub async fn accept(&self, key: AssignmentKey, agent: &AgentId) -> Result<Start, Error> {
         match self.command(key, agent, Act::Accept).await? {
-            Done::Started(start) => Ok(*start),
+            Done::Started(start) => {
+                if start.budgeted {
+                    self.afford(key, agent).await?;
+                }
+                Ok(*start)
+            }
             Done::Moved(_) | Done::Nothing => Err(Error::Fenced),
         }
     }

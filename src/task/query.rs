@@ -38,6 +38,7 @@ pub(super) fn task(row: &Row) -> Option<Task> {
         created_at: row.get("created_at"),
         updated_at: row.get("updated_at"),
         deadline_at: row.get("deadline_at"),
+        budget: row.get("budget"),
         run_at: row.get("run_at"),
         parent_id: row.get::<_, Option<Uuid>>("parent_id").map(TaskId::from),
         root_id: Some(TaskId::from(row.get::<_, Uuid>("root_id"))),

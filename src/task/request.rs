@@ -1,5 +1,6 @@
 //! Requests: checked before they reach the database, inserted together, repeated safely.
 use super::awards;
+use super::budget;
 use super::kin;
 use super::rounds::Candidate;
 use super::store::{self, run, sql};
@@ -63,6 +64,7 @@ impl New {
             )));
         }
         check_json("input", &request.input, INPUT_BYTES_MAX)?;
+        request.budget.map_or(Ok(()), |budget| budget.check(request.parent_id.is_some()))?;
         let policy = shared.policy_for(&request.kind).with(&request.policy).map_err(Error::BadRequest)?;
         check_json("policy", &Value::Object(request.policy.clone()), INPUT_BYTES_MAX)?;
         let hash = Sha256::digest(serde_json::to_vec(&request).unwrap_or_default()).to_vec();
@@ -124,6 +126,7 @@ impl New {
             run_at: self.request.run_at,
             parent_id: self.request.parent_id,
             root_id: Some(made.root),
+            budget: None,
             depends_on: self.request.depends_on.clone(),
             question: None,
         }
@@ -184,6 +187,9 @@ pub(super) async fn make(
     let tx = client.transaction().await.map_err(db::Error::from)?;
     let ((), (made, mut refused)) =
         futures_util::future::try_join(store::relax(&tx), insert(&tx, &batch)).await?;
+    let budgets = batch.iter().filter(|new| made.contains_key(&new.id));
+    let budgets: Vec<_> = budgets.filter_map(|new| Some((new.id, new.request.budget?))).collect();
+    budget::set(&tx, &budgets).await?;
     let doubt = shared.doubt();
     let open = batch.iter().filter_map(|new| {
         let made = made.get(&new.id).filter(|made| made.state == TaskState::Open)?;

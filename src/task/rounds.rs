@@ -235,6 +235,7 @@ impl Plan {
             holds_slot: false,
             tokens: 0,
             microdollars: 0,
+            usage_known: false,
             event: if event == Event::Unworkable { "unworkable" } else { "unallocatable" },
             body: json!({ "state": step.state, "error": error }),
             checkpoint: None,

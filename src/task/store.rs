@@ -193,6 +193,8 @@ pub(super) struct Settled {
     pub(super) holds_slot: bool,
     pub(super) tokens: i64,
     pub(super) microdollars: i64,
+    /// Whether these say what was used; else what was reserved counts as used.
+    pub(super) usage_known: bool,
     pub(super) event: &'static str,
     pub(super) body: Value,
     pub(super) checkpoint: Option<Value>,
@@ -244,8 +246,12 @@ pub(super) async fn settle(tx: &Transaction<'_>, settled: &[Settled]) -> Result<
         &slots,
         &more,
     ];
-    let (_, rows) =
-        futures_util::future::try_join(lock_agents(tx, agents), run(tx, sql!("settle"), &params)).await?;
+    let (_, rows, ()) = futures_util::future::try_join3(
+        lock_agents(tx, agents),
+        run(tx, sql!("settle"), &params),
+        super::budget::settle(tx, settled),
+    )
+    .await?;
     Ok(rows)
 }
 

@@ -44,6 +44,9 @@ pub struct Request {
     /// When one of them fails or is canceled: run all the same once all have ended, or `canceled(dependency)`.
     #[serde(default, skip_serializing_if = "OnDependencyFailure::is_cancel")]
     pub on_dependency_failure: OnDependencyFailure,
+    /// What it may use.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget: Option<super::Budget>,
     /// Members of [`Policy`] that differ from the daemon's defaults.
     #[serde(default)]
     pub policy: serde_json::Map<String, Value>,
@@ -135,6 +138,10 @@ pub struct Task {
     /// What is waited for: `{for, question, agent_id, asked_at}`.
     #[serde(default)]
     pub question: Option<Value>,
+    /// What it and, for a root, its tree may use, has reserved and has spent: `{task, tree}`, each with `tokens`
+    /// and `microdollars` as `{max, reserved, spent}`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget: Option<Value>,
 }
 
 /// The answer to a request.
@@ -248,6 +255,9 @@ pub struct Start {
     /// Why the last result was rejected.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rejected: Option<String>,
+    /// Whether it counts to a budget.
+    #[serde(skip)]
+    pub budgeted: bool,
 }
 
 /// Evidence of work; also renews the lease.

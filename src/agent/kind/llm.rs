@@ -23,6 +23,10 @@ use tokio::time::Instant;
 const NAMES: [&str; 7] = ["input", "kind", "task_id", "attempt", "checkpoint", "result_schema", "messages"];
 /// Bytes of text that count as a token before the endpoint has counted.
 const BYTES_PER_TOKEN: usize = 4;
+/// Most tokens of an answer that counts to a budget, where `limits.tokens_per_task` does not say.
+const ANSWER_TOKENS_MAX: u32 = 4_096;
+/// Tokens that an endpoint puts around a question.
+const FRAME_TOKENS: u64 = 64;
 
 /// An agent that is a model with instructions.
 pub(crate) struct Llm {
@@ -97,6 +101,21 @@ impl Llm {
         }
     }
 
+    /// The most that asking may use: no tokenizer makes more tokens than there are bytes.
+    fn most(&self, question: &Question, answer_tokens: u32) -> Usage {
+        let schema = match &question.format {
+            Format::JsonSchema(schema) => schema.to_string().len(),
+            Format::Text | Format::JsonObject => 0,
+        };
+        let bytes = question.system.len() + question.user.len() + schema;
+        let input = u64::try_from(bytes).unwrap_or(u64::MAX).saturating_add(FRAME_TOKENS);
+        let microdollars = match self.definition.run.price {
+            Some(price) => price.of(input, u64::from(answer_tokens)),
+            None => self.definition.offer.cost_microdollars,
+        };
+        Usage { tokens: input.saturating_add(u64::from(answer_tokens)), microdollars }
+    }
+
     fn usage(&self, answer: &Answer) -> Usage {
         let microdollars = match self.definition.run.price {
             Some(price) => price.of(answer.input_tokens, answer.output_tokens),
@@ -160,7 +179,12 @@ fn failure(error: Error) -> Failure {
 impl Agent for Llm {
     async fn run(&self, job: Job) -> Result<Finished, Failure> {
         let schema = job.start.result_schema.as_ref().or(self.definition.run.result_schema.as_ref());
-        let question = self.question(&job, schema)?;
+        let mut question = self.question(&job, schema)?;
+        if let Some(purse) = job.purse() {
+            // What nobody limits cannot be reserved.
+            let answer = *question.max_tokens.get_or_insert(ANSWER_TOKENS_MAX);
+            purse.reserve(self.most(&question, answer)).await?;
+        }
         let answer = tokio::select! {
             answer = self.provider.ask(&question, job.deadline) => answer.map_err(failure)?,
             () = job.stopped() => return Err(retryable("the request to the model was stopped")),

@@ -15,7 +15,14 @@ moved as (
         updated_at = clock_timestamp(), version = t.version + 1
     from started s where t.id = s.task_id
     returning t.id, t.org, t.kind, t.round, t.epoch, t.attempt, t.input, t.deadline_at,
-        t.answers, t.rejected, s.agent_id, s.id as assignment_id
+        t.answers, t.rejected, t.root_id, s.agent_id, s.id as assignment_id
+),
+-- Of a task with a budget everything is charged, from its start on.
+charged as (
+    insert into convoke.charges (assignment_id, task_id, root_id, agent_id, state, tokens, microdollars)
+    select m.assignment_id, m.id, m.root_id, m.agent_id, 'reserved', 0, 0 from moved m
+    where exists (select from convoke.budgets b where (b.task_id = m.id and not b.tree) or (b.task_id = m.root_id and b.tree))
+    returning task_id
 ),
 confirmed as (
     update convoke.offers o set state = 'confirmed' from moved m
@@ -27,7 +34,8 @@ logged as (
         'attempt', attempt)
     from moved
 )
-select m.id, m.input, m.attempt, m.deadline_at, m.answers, m.rejected, (
+select m.id, m.input, m.attempt, m.deadline_at, m.answers, m.rejected,
+    exists (select from charged where task_id = m.id) as budgeted, (
     select a.checkpoint from convoke.assignments a
     where a.task_id = m.id and a.checkpoint is not null and m.epoch > 1 order by a.epoch desc limit 1
 ) as checkpoint

@@ -25,6 +25,7 @@ pub fn definition(text: &str) -> Definition {
 /// The start of a job with this input.
 pub fn start(input: Value) -> Start {
     Start {
+        budgeted: false,
         key: AssignmentKey {
             task_id: TaskId::generate(),
             assignment_id: AssignmentId::generate(),

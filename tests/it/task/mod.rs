@@ -1,4 +1,5 @@
 //! The negotiation on a real database, without agents' code: the test plays the agents.
+mod budgets;
 mod cases;
 mod hanging;
 mod policies;
