@@ -334,12 +334,14 @@ impl Channel {
     /// A push with an answer gets one; about others the client is told later, together.
     fn too_fast(&self, frame: Inbound, retry_after_ms: u64, out: &mut Vec<Action>) {
         let Phase::Joined(joined) = &self.phase else { return };
-        let is_broadcast = frame.event == "broadcast";
-        let told = is_broadcast && joined.ack;
+        let (what, told) = match frame.event.as_str() {
+            "broadcast" => ("broadcast", joined.ack),
+            "presence" => ("presence", true),
+            _ => ("access_token", false),
+        };
         if told {
             out.push(joined.reply(frame.reference, false, &refused::rate_limited(retry_after_ms)));
         }
-        let what = if is_broadcast { "broadcast" } else { "access_token" };
         out.push(Action::Note { refused: Refused::rate(what, retry_after_ms), told });
     }
 

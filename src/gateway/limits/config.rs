@@ -20,9 +20,9 @@ pub struct Config {
     pub messages_total: u64,
     /// Broadcasts a second over HTTP.
     pub messages_http: u64,
-    /// Bytes of broadcasts a second of a socket.
+    /// Bytes of broadcasts and presence calls a second of a socket.
     pub bytes_per_connection: u64,
-    /// Bytes of broadcasts a second of all sockets, and of HTTP.
+    /// Bytes of broadcasts and presence calls a second of all sockets, and of HTTP.
     pub bytes_total: u64,
     /// Joins and new tokens a second of a socket.
     pub joins_per_connection: u64,

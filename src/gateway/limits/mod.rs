@@ -168,6 +168,17 @@ impl Rates {
         Bucket::take_all(self.nanos(now), [own, all]).map_err(TooMuch)
     }
 
+    /// A presence call of `size` bytes comes in: however seldom, it costs what a broadcast of so many bytes costs.
+    pub(super) fn presence_bytes(&self, socket: &OfSocket, now: Instant, size: usize) -> Result<(), TooMuch> {
+        if self.cuts_off() {
+            return Ok(());
+        }
+        let config = &self.config;
+        let own = (&socket.bytes, config.rate(config.bytes_per_connection), size as u64);
+        let all = (&self.bytes, config.rate(config.bytes_total), size as u64);
+        Bucket::take_all(self.nanos(now), [own, all]).map_err(TooMuch)
+    }
+
     /// A presence call is to be told: now, or after this time.
     pub(super) fn presence(
         &self,

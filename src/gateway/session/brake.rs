@@ -82,7 +82,8 @@ impl Core {
             "presence" if self.presence_too_fast(now, 1) => {
                 return Event::Shutdown("Too many presence messages per second".into());
             }
-            "presence" | "phx_join" | "phx_leave" => Ok(()),
+            "presence" => rates.presence_bytes(&self.used, now, frame.payload.size()),
+            "phx_join" | "phx_leave" => Ok(()),
             _ => {
                 rates.unknown_event(now);
                 Ok(())

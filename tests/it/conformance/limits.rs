@@ -157,6 +157,9 @@ async fn bytes_have_a_limit_of_their_own() {
     assert_eq!(sender.ask("den", "broadcast", large.clone()).await.reason(), "rate_limited");
     server.joined("den", ack()).await.ask("den", "broadcast", large.clone()).await.ok();
     assert_eq!(sender.next().await.payload, large, "another socket is not concerned");
+    // Presence costs bytes, too, and says so.
+    let track = json!({"event": "track", "payload": {"x": "y".repeat(30_000)}});
+    assert_eq!(sender.ask("den", "presence", track).await.reason(), "rate_limited");
 }
 
 /// Presence calls beyond the limit are put together: each is answered with ok, and the last word is told.
