@@ -2,7 +2,7 @@
 //!
 //! The first byte says how little memory there is before transactions go to
 //! disk; then come messages, each after its length in one byte, or in three
-//! when the first is 255. Run: `cargo +nightly fuzz run pgoutput`.
+//! when the first is 255. Run: `fuzz/run.sh pgoutput 600`.
 #![no_main]
 use bytes::Bytes;
 use convoke::{

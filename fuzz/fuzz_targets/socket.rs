@@ -1,7 +1,7 @@
 //! Any bytes as what a client sends on a websocket, in any pieces: the pieces do not matter, and a message
 //! is never larger than the limit.
 //!
-//! The first byte is the size of the pieces. Run: `cargo +nightly fuzz run socket`.
+//! The first byte is the size of the pieces. Run: `fuzz/run.sh socket 600`.
 #![no_main]
 use convoke::wire::socket::{Decoder, Incoming, Violation};
 use libfuzzer_sys::fuzz_target;

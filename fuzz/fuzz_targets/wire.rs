@@ -1,6 +1,6 @@
 //! Any bytes as a frame of either serializer: what is taken can be encoded and is taken again.
 //!
-//! The first byte chooses text or binary and the serializer. Run: `cargo +nightly fuzz run wire`.
+//! The first byte chooses text or binary and the serializer. Run: `fuzz/run.sh wire 600`.
 #![no_main]
 use bytes::Bytes;
 use convoke::wire::{

@@ -16,6 +16,8 @@ mod connection;
 mod endpoint;
 mod error;
 mod event;
+#[cfg(any(test, fuzzing))]
+mod fuzz;
 mod line;
 mod manager;
 mod presence;
@@ -30,6 +32,8 @@ pub use changes::{Change, ChangeFilter, ChangeKind, Column};
 pub use channel::{Channel, ChannelBuilder};
 pub use error::Error;
 pub use event::{Broadcast, Event, Listener, Missed, Payload, Status};
+#[cfg(fuzzing)]
+pub use fuzz::fuzz;
 pub use manager::{Lease, Manager};
 pub use presence::{Meta, PresenceChange, PresenceState, PresenceSync};
 

@@ -648,3 +648,10 @@ async fn no_secret_is_in_what_a_program_may_print() {
     let printed = format!("{client:?} {channel:?} {:?}", client.channel("x"));
     assert!(!printed.contains("hush") && !printed.contains("\"key\""), "{printed}");
 }
+
+proptest::proptest! {
+    #[test]
+    fn whatever_a_server_says_in_whatever_state_nothing_breaks(data in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..400)) {
+        super::fuzz::fuzz(&data);
+    }
+}

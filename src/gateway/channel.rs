@@ -558,5 +558,10 @@ pub(super) fn not_joined(frame: Inbound) -> Action {
     Action::Reply { join_ref: None, reference: frame.reference, ok: false, response }
 }
 
+#[cfg(any(test, fuzzing))]
+mod drive;
+#[cfg(fuzzing)]
+pub use drive::fuzz;
+
 #[cfg(test)]
 mod tests;

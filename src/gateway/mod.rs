@@ -27,6 +27,8 @@ mod session;
 mod shared;
 
 pub use attendance::{Attendance, Attendant};
+#[cfg(fuzzing)]
+pub use channel::fuzz as fuzz_channel;
 pub use config::Config;
 pub use coordination::Coordination;
 pub use look::{MemberLook, RefusalLook, RoomLook, TopicLine, TopicLook, Topics};

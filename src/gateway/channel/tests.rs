@@ -245,3 +245,10 @@ proptest! {
         prop_assert!(replies >= joins, "{replies} replies to {joins} joins");
     }
 }
+
+proptest! {
+    #[test]
+    fn any_frames_and_answers_in_any_state_keep_the_order_of_things(data in proptest::collection::vec(any::<u8>(), 0..400)) {
+        super::drive::fuzz(&data);
+    }
+}
