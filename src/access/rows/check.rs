@@ -7,19 +7,24 @@ use super::{
 };
 use crate::db;
 use futures_util::future::{join, join_all};
-use std::{collections::VecDeque, ops::Range, sync::Arc};
+use std::{collections::VecDeque, ops::Range, sync::Arc, time::Duration};
 use tokio_postgres::{Error, Statement, error::SqlState, types::ToSql};
 
 /// Questions of one transaction; few enough for [`join_all`] to send them in their order.
 const PIECES_MAX: usize = 12;
-/// Rows of one statement.
+/// Rows of one statement, and their bytes.
 const ROWS_MAX: usize = 500;
+const BYTES_MAX: usize = 4 << 20;
 /// Rows of a statement that took too long with more; if it does with these, the policy is too slow.
 const ROWS_SLOW_MAX: usize = 16;
 /// How often one question's rows are divided to find those that a policy fails on.
 const SPLITS_MAX: usize = 64;
 /// How often a question may lose its connection before it is taken for the cause.
-const LOSSES_MAX: usize = 3;
+const LOSSES_MAX: u32 = 10;
+/// How long the server may take over an answer beyond the time that checks have.
+const GRACE: Duration = Duration::from_secs(5);
+/// Pause after a loss; it grows with each.
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// One viewer's look at rows of one table.
 pub(super) struct Job<'a> {
@@ -36,7 +41,7 @@ pub(super) type Answers = Vec<Result<bool, Failure>>;
 struct Piece {
     job: usize,
     rows: Range<usize>,
-    losses: usize,
+    losses: u32,
     /// Prepared again already, after a right was lacking.
     renewed: bool,
 }
@@ -57,17 +62,28 @@ pub(super) async fn run(inner: &Inner, jobs: &[Job<'_>]) -> Vec<Answers> {
         jobs.iter().map(|job| vec![Err(Failure::Policy); job.rows.len()]).collect();
     let mut splits = vec![0; jobs.len()];
     let mut pieces: VecDeque<Piece> = VecDeque::new();
-    for (job, rows) in jobs.iter().map(|job| job.rows.len()).enumerate() {
-        for from in (0..rows).step_by(ROWS_MAX) {
-            pieces.push_back(Piece { job, rows: from..rows.min(from + ROWS_MAX), losses: 0, renewed: false });
-        }
+    for (at, job) in jobs.iter().enumerate() {
+        pieces.extend(cut(&job.rows).into_iter().map(|rows| Piece {
+            job: at,
+            rows,
+            losses: 0,
+            renewed: false,
+        }));
     }
     while !pieces.is_empty() {
-        let alone = pieces.front().is_some_and(|piece| piece.losses > 0);
-        let count = if alone { 1 } else { PIECES_MAX.min(pieces.len()) };
+        // A piece that lost its connection is asked alone, so that it takes no other with it.
+        let losses = pieces.front().map_or(0, |piece| piece.losses);
+        let count = if losses > 0 { 1 } else { PIECES_MAX.min(pieces.len()) };
+        if losses > 0 {
+            tokio::time::sleep(PAUSE * losses).await;
+        }
         let batch: Vec<Piece> = pieces.drain(..count).collect();
         let mut lent = inner.sessions.lend().await;
-        let outcomes = ask(inner, &mut lent.session, jobs, &batch).await;
+        let within = inner.config.check_timeout * u32::try_from(count).unwrap_or(1) + GRACE;
+        let asked = tokio::time::timeout(within, ask(inner, &mut lent.session, jobs, &batch)).await;
+        // A connection that says nothing any more is as lost as one that is cut.
+        let silent = || batch.iter().map(|_| Outcome::Lost).collect();
+        let outcomes = asked.unwrap_or_else(|_| silent());
         let lost = outcomes.iter().any(|outcome| matches!(outcome, Outcome::Lost));
         let mut put_off = Vec::new();
         for (mut piece, outcome) in batch.into_iter().zip(outcomes) {
@@ -134,6 +150,20 @@ pub(super) async fn run(inner: &Inner, jobs: &[Job<'_>]) -> Vec<Answers> {
         pieces.extend(put_off);
     }
     answers
+}
+
+/// Parts that a statement can take.
+fn cut(rows: &[&str]) -> Vec<Range<usize>> {
+    let (mut parts, mut from, mut bytes) = (Vec::new(), 0, 0);
+    for (at, row) in rows.iter().enumerate() {
+        if at > from && (at - from >= ROWS_MAX || bytes + row.len() > BYTES_MAX) {
+            parts.push(from..at);
+            (from, bytes) = (at, 0);
+        }
+        bytes += row.len();
+    }
+    parts.push(from..rows.len());
+    parts
 }
 
 fn halves(piece: &Piece, least: usize) -> Option<[Piece; 2]> {
@@ -238,5 +268,18 @@ async fn look(session: &Session, job: &Job<'_>, statement: &Statement, piece: &P
 impl Outcome {
     fn of(error: Error) -> Self {
         if error.is_closed() || db::is_transient(&error) { Self::Lost } else { Self::Failed(error) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_cut_by_number_and_by_bytes() {
+        let short = vec!["()"; 1_001];
+        assert_eq!(cut(&short), [0..500, 500..1_000, 1_000..1_001]);
+        let long = "x".repeat(3 << 20);
+        assert_eq!(cut(&[&long, "()", &long, &long]), [0..2, 2..3, 3..4]);
     }
 }

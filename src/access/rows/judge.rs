@@ -11,11 +11,15 @@ use futures_util::future::join_all;
 use std::{
     collections::{HashMap, hash_map::Entry},
     sync::Arc,
+    time::Duration,
 };
 use tokio::time::Instant;
 
 /// Fewer jobs than this are not worth a second connection.
 const JOBS_APART_MIN: usize = 4;
+
+/// How long the catalog may take over its answers.
+pub(super) const CATALOG_WITHIN: Duration = Duration::from_secs(15);
 
 /// Which image of a change.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -225,13 +229,14 @@ impl Inner {
                 Err(generation) => generation,
             };
             let lent = self.sessions.lend().await;
-            let begun = lent.session.client.batch_execute(
-                "begin read only; set local search_path = ''; set local statement_timeout = '10s'",
-            );
-            let read = match begun.await {
-                Ok(()) => Plan::read(&lent.session.client, table, role).await,
-                Err(error) => Err(error.into()),
+            let read = async {
+                let begin =
+                    "begin read only; set local search_path = ''; set local statement_timeout = '10s'";
+                lent.session.client.batch_execute(begin).await?;
+                Plan::read(&lent.session.client, table, role).await
             };
+            // A connection that says nothing any more is dropped.
+            let Ok(read) = tokio::time::timeout(CATALOG_WITHIN, read).await else { continue };
             let known = match read {
                 Ok(plan) => Ok(Arc::new(plan)),
                 Err(NoPlan::UnknownRole) => Err(Failure::UnknownRole),

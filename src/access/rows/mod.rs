@@ -9,6 +9,7 @@
 //! policy that raises or takes too long hides its rows from its own viewers, told
 //! as [`Failure`]; while the database is away, calls wait.
 mod check;
+mod inspect;
 mod judge;
 mod literal;
 mod memory;
@@ -19,6 +20,7 @@ mod session;
 mod types;
 mod watch;
 
+pub use inspect::inspect;
 pub use types::{
     Cell, Column, Failure, Image, Images, OldRow, Rights, RowChange, Security, Table, Verdict, Viewer,
 };

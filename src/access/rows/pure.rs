@@ -59,6 +59,9 @@ const WORDS: [&str; 17] = [
     "varchar",
 ];
 
+/// What settings are read through by other functions.
+const JWT: &str = "auth.jwt()";
+
 /// Oids that an expression names.
 #[derive(Default)]
 struct Named {
@@ -83,19 +86,32 @@ pub(super) async fn functions<'a>(
     let converted_to = list(named.converted_to);
     let rows =
         client.query(include_str!("sql/functions.sql"), &[&functions, &operators, &converted_to]).await?;
-    let mut known = Vec::new();
+    let (mut known, mut jwt, mut asks_jwt) = (Vec::new(), None, false);
     for row in rows {
         let name: String = row.try_get("name")?;
         let source: Option<String> = row.try_get("source")?;
+        let oid: Oid = row.try_get("oid")?;
+        if row.try_get("is_jwt")? && source.as_deref().is_some_and(|s| reads_settings(s) == Some(false)) {
+            jwt = Some(oid);
+        }
+        if !row.try_get::<_, bool>("asked")? {
+            continue;
+        }
         let pure = if row.try_get("builtin")? {
             row.try_get("immutable")? || name == "current_setting"
         } else {
-            source.is_some_and(|source| reads_settings(&source))
+            let reads = source.and_then(|source| reads_settings(&source));
+            asks_jwt |= reads == Some(true);
+            reads.is_some()
         };
         if !pure {
             return Ok(None);
         }
-        known.push(row.try_get("oid")?);
+        known.push(oid);
+    }
+    if asks_jwt {
+        let Some(jwt) = jwt else { return Ok(None) };
+        known.push(jwt);
     }
     Ok(Some(known))
 }
@@ -127,8 +143,13 @@ impl Named {
     }
 }
 
-/// Whether the body of an SQL function is an expression of settings alone.
-fn reads_settings(source: &str) -> bool {
+/// Whether the body of an SQL function asks `auth.jwt()`; nothing when it is no expression of settings alone.
+fn reads_settings(source: &str) -> Option<bool> {
+    let asks_jwt = source.contains(JWT);
+    is_of_settings(&source.replace(JWT, "null")).then_some(asks_jwt)
+}
+
+fn is_of_settings(source: &str) -> bool {
     let mut rest = source.trim();
     if !rest.get(..6).is_some_and(|word| word.eq_ignore_ascii_case("select")) {
         return false;
@@ -171,7 +192,7 @@ mod tests {
              (nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'sub'))::uuid",
             "\n  SELECT current_setting('request.jwt.claims', true)::jsonb -> 'app' ->> 'org';\n",
         ] {
-            assert!(reads_settings(pure), "{pure}");
+            assert_eq!(reads_settings(pure), Some(false), "{pure}");
         }
         for other in [
             "select id from users",
@@ -184,8 +205,10 @@ mod tests {
             "select $1",
             "",
         ] {
-            assert!(!reads_settings(other), "{other}");
+            assert_eq!(reads_settings(other), None, "{other}");
         }
+        assert_eq!(reads_settings("select (auth.jwt() ->> 'sub')::uuid"), Some(true));
+        assert_eq!(reads_settings("select public.jwt()"), None);
     }
 
     #[test]

@@ -76,6 +76,11 @@ impl Sessions {
         Lent { session, sessions: self, _permit: permit }
     }
 
+    /// Lets go of the connections that nobody uses: the scope cannot end before them.
+    pub(super) fn close(&self) {
+        self.free.lock().clear();
+    }
+
     async fn connect(&self) -> Session {
         let mut pause = PAUSE;
         let mut told = false;
@@ -133,8 +138,10 @@ impl Lent<'_> {
     /// Ends the transaction and lets others use the connection.
     pub(super) fn give_back(self) {
         self.session.roll_back();
-        if !self.session.client.is_closed() {
-            self.sessions.free.lock().push(self.session);
+        // Under the lock: after a stop none is added behind the back of `close`.
+        let mut free = self.sessions.free.lock();
+        if !self.sessions.scope.stopping().is_cancelled() && !self.session.client.is_closed() {
+            free.push(self.session);
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! A change to a table's policies also makes the log describe the table anew, which takes effect at once
 //! (see [`super::Table`]); privileges, roles and functions only show here.
-use super::{Inner, memory::Watched, session::Session};
+use super::{Inner, judge::CATALOG_WITHIN, memory::Watched, session::Session};
 use crate::scope::{OnExit, Scope};
 use std::{
     sync::{Arc, Weak},
@@ -17,7 +17,10 @@ pub(super) fn start(scope: &Scope, inner: &Arc<Inner>) {
     scope.spawn("row security watch", OnExit::Log, |stop| async move {
         tokio::select! {
             () = stop.cancelled() => {}
-            () = watch(inner) => {}
+            () = watch(inner.clone()) => {}
+        }
+        if let Some(inner) = inner.upgrade() {
+            inner.sessions.close();
         }
         Ok(())
     });
@@ -30,7 +33,8 @@ async fn watch(inner: Weak<Inner>) {
         let Some(inner) = inner.upgrade() else { return };
         let Some(watched) = inner.catalog.watched() else { continue };
         let lent = inner.sessions.lend().await;
-        let Ok(found) = fingerprint(&lent.session, &watched).await else {
+        let found = tokio::time::timeout(CATALOG_WITHIN, fingerprint(&lent.session, &watched)).await;
+        let Ok(Ok(found)) = found else {
             // Lost, or at odds with the catalog: what is known may be old.
             inner.catalog.forget();
             continue;
