@@ -47,12 +47,12 @@ begin
     if mend and not pg_catalog.pg_has_role(me, role_name, member_option) then
       begin
         execute format('grant %I to %I', role_name, me);
-      exception when others then lacks := sqlerrm;
+      exception when others then null; -- it is told below
       end;
     end if;
     what := 'role ' || role_name;
     ok := pg_catalog.pg_has_role(me, role_name, member_option);
-    seen := case when ok then 'there' else coalesce(lacks, format('%I may not act as it', me)) end;
+    seen := case when ok then 'there' else format('%I may not act as it', me) end;
     remedy := case when not ok then format('grant %I to %I', role_name, me) end;
     return next;
   end loop;

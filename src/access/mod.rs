@@ -10,11 +10,14 @@
 mod error;
 mod grant;
 mod probe;
+mod replay;
 pub mod rows;
 mod schema;
+pub mod upkeep;
 
 pub use error::{Error, no_right_to_read, unauthorized};
 pub use grant::{Grant, Rights};
+pub use replay::{Payload, Recorded, Replay, Stored};
 pub use schema::{Finding, inspect, prepare};
 
 use crate::{
@@ -39,7 +42,7 @@ const WAIT: Duration = Duration::from_secs(6);
 /// How often one kind of failure is logged.
 const TOLD_EVERY: Duration = Duration::from_secs(60);
 
-/// How policies of private channels are asked.
+/// How policies of private channels are asked, and how long messages are kept.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Config {
@@ -48,11 +51,18 @@ pub struct Config {
     /// How long one statement of a policy may take.
     #[serde(with = "humantime_serde")]
     pub policy_timeout: Duration,
+    /// How long messages of the database are kept for replays; whole days are dropped.
+    #[serde(with = "humantime_serde")]
+    pub messages_retention: Duration,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { connections_max: 4, policy_timeout: Duration::from_secs(2) }
+        Self {
+            connections_max: 4,
+            policy_timeout: Duration::from_secs(2),
+            messages_retention: Duration::from_secs(72 * 3600),
+        }
     }
 }
 

@@ -32,7 +32,7 @@ impl FromRequestParts<Deps> for Caller {
         let token = token(&parts.headers).ok_or_else(|| {
             Problem::unauthorized("send a token: `Authorization: Bearer …` (`convoke token` makes one)")
         })?;
-        let claims = deps.keys.verify(token, deps.clock.now());
+        let claims = deps.keys.verify_fresh(token, deps.clock.now()).await;
         let claims = claims.map_err(|e| Problem::unauthorized(format!("the token is refused: {e}")))?;
         if claims.role == ANON {
             let detail = "an anon key cannot see or request tasks: use an agent, user or service token";

@@ -13,6 +13,7 @@ mod health;
 mod herald;
 mod history;
 mod host;
+mod messages;
 mod publications;
 mod remote;
 mod router;
@@ -257,6 +258,7 @@ async fn assemble(
     let metrics = Registry::default();
     let node = NodeId::generate();
     let keys = Keys::load_or_generate(&config.auth, &config.database.data_dir)?;
+    keys.keep_fresh(&scope);
     let health = api::Health::default();
     for part in ["database", "wal", "agents"] {
         health.set(part, api::PartState::Down, "starting");
@@ -286,6 +288,9 @@ async fn assemble(
         tracing::warn!(what = finding.what, found = finding.found, remedy, "private channels lack something");
     }
     let access = Access::new(&database, &config.access, &metrics)?;
+    let (messages, streaming) =
+        messages::Messages::new(hub.clone(), access.clone(), config.gateway.payload_bytes_max, &metrics);
+    access::upkeep::start(&scope, &database, config.access.messages_retention);
     let (said, heard) = mpsc::channel(SAID_MAX);
     let gateway = Gateway::new(
         &scope,
@@ -298,6 +303,7 @@ async fn assemble(
             clock: clock.clone(),
             registry: metrics.clone(),
             coordination: Some(said),
+            streaming: Some(streaming),
         },
     );
     let voice = voice::Voice { hub: hub.clone(), clock: clock.clone() };
@@ -327,7 +333,7 @@ async fn assemble(
     router::start(
         &log,
         stream,
-        router::Deps { tasks: tasks.clone(), wakes: agents.wakes(), health: health.clone() },
+        router::Deps { tasks: tasks.clone(), wakes: agents.wakes(), health: health.clone(), messages },
         host,
     );
     health::start(&scope, database.clone(), health.clone());

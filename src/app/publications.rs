@@ -19,7 +19,13 @@ pub(super) async fn start(scope: &Scope, database: &Database, agents: &Agents) -
     let client = database.client().await?;
     wal::ensure_publication(&**client, CLIENTS_PUBLICATION).await?;
     drop(client);
-    let mut wanted = Wanted { tables: agents.wakes().tables(), warned: BTreeSet::new() };
+    let mut tables = agents.wakes().tables();
+    // Messages of the database come through ours, if the table is ours to publish.
+    let sql = include_str!("sql/messages_publishable.sql");
+    if database.client().await?.query_one(sql, &[]).await?.try_get::<_, bool>(0)? {
+        tables.push(("realtime".to_owned(), "messages".to_owned()));
+    }
+    let mut wanted = Wanted { tables, warned: BTreeSet::new() };
     if wanted.publish(database).await? {
         return Ok(());
     }

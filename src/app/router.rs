@@ -4,7 +4,10 @@
 //! only then confirms. Every wake is keyed by log position and change, so a change
 //! that comes again starts nothing. A record that fails is tried until the database
 //! is back: Postgres keeps the log meanwhile.
-use super::host::Host;
+use super::{
+    host::Host,
+    messages::{Messages, NOT_SENT_PREFIX, Said},
+};
 use crate::{
     agent::{Commit, Hit, WakeIndex},
     api::{Health, PartState},
@@ -19,6 +22,8 @@ use tokio_util::sync::CancellationToken;
 
 /// Wakes that one transaction records.
 const WAKES_MAX: usize = 500;
+/// Messages that are said at once.
+const SAID_MAX: usize = 500;
 /// Pause after a record that failed.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
 
@@ -29,6 +34,7 @@ pub(super) struct Deps {
     pub(super) tasks: Tasks,
     pub(super) wakes: Arc<WakeIndex>,
     pub(super) health: Health,
+    pub(super) messages: Messages,
 }
 
 pub(super) fn start(scope: &Scope, stream: wal::Stream, deps: Deps, host: Host) {
@@ -49,6 +55,7 @@ struct Router {
 #[derive(Default)]
 struct Work {
     wakes: Vec<Wake>,
+    said: Vec<Said>,
     /// Up to where whole transactions have been seen.
     end: Option<Lsn>,
     asked: bool,
@@ -73,7 +80,7 @@ impl Router {
                 Event::Batch(batch) => {
                     let mut work = Work::default();
                     self.collect(batch, &mut work);
-                    while work.wakes.len() < WAKES_MAX {
+                    while work.wakes.len() < WAKES_MAX && work.said.len() < SAID_MAX {
                         match events.try_recv() {
                             Ok(Event::Batch(batch)) => self.collect(batch, &mut work),
                             Ok(other) => {
@@ -86,17 +93,20 @@ impl Router {
                     self.carry_out(work).await;
                 }
                 Event::Leading { from } => {
+                    self.deps.messages.streams(true);
                     tracing::info!(from = %from, "leading: hosting the agents and reading the log");
                     self.lead().await;
                 }
                 Event::Standby => {
                     self.deps.health.set("wal", PartState::Degraded, "another daemon leads: standing by");
+                    self.deps.messages.streams(false);
                     self.host.stand_by().await;
                 }
                 Event::Down { .. } => {
                     // The reason may hold the database's words, and health is public.
                     let detail = "the database's log cannot be read: this daemon's own log says why";
                     self.deps.health.set("wal", PartState::Down, detail);
+                    self.deps.messages.streams(false);
                     self.host.stand_by().await;
                 }
                 Event::Gap(gap) => self.gap(gap).await,
@@ -115,13 +125,19 @@ impl Router {
         self.deps.health.set("wal", PartState::Ready, "streaming");
     }
 
-    fn collect(&self, batch: Batch, work: &mut Work) {
+    fn collect(&mut self, batch: Batch, work: &mut Work) {
         let commit = Commit { lsn: batch.commit_lsn, committed_at: batch.committed_at };
         for (index, change) in (batch.first_index..).zip(&batch.changes) {
             let hits = match change {
-                Change::Row(row) => self.deps.wakes.matches(row, &commit),
+                Change::Row(row) => {
+                    work.said.extend(self.deps.messages.said(batch.commit_lsn, index, row));
+                    self.deps.wakes.matches(row, &commit)
+                }
                 Change::Truncate(relations) => self.deps.wakes.truncated(relations, &commit),
-                Change::Message { prefix, .. } => {
+                Change::Message { prefix, content } => {
+                    if prefix == NOT_SENT_PREFIX {
+                        self.deps.messages.not_sent(content);
+                    }
                     work.asked |= prefix == MESSAGE_PREFIX;
                     continue;
                 }
@@ -145,6 +161,13 @@ impl Router {
         if work.asked {
             self.deps.tasks.poke_by_log();
         }
+        while let Err(error) = self.deps.messages.record(&work.said).await {
+            tracing::error!(%error, messages = work.said.len(), "messages wait for their order to be kept");
+            if self.paused().await {
+                return;
+            }
+        }
+        self.deps.messages.publish(work.said);
         for wakes in work.wakes.chunks(WAKES_MAX) {
             fault::point("wake.received");
             while let Err(error) = self.deps.tasks.wake(wakes).await {

@@ -1,4 +1,10 @@
-//! The signing secret and where it comes from.
+//! The keys that tokens are checked with, and where they come from.
+use super::{
+    keyset::KeySet,
+    opaque::{ApiKey, Opaque},
+    source::{Place, Source},
+};
+use crate::scope::Scope;
 use jsonwebtoken::{DecodingKey, EncodingKey};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
@@ -22,11 +28,29 @@ const SECRET_BYTES_MAX: u64 = 64 * 1024;
 pub struct Config {
     /// The shared secret of HS256/384/512 tokens, at least 32 bytes; generated in `data_dir` when absent.
     pub jwt_secret: Option<SecretString>,
+    /// A JSON Web Key Set, `{"keys":[…]}`: the public keys of other issuers.
+    pub jwks: Option<String>,
+    /// A file with one, read again when it changes.
+    pub jwks_file: Option<PathBuf>,
+    /// An `https://` URL of one, like the issuer's `/.well-known/jwks.json`; read again every ten minutes, and
+    /// for a key id that is not known.
+    pub jwks_url: Option<String>,
+    /// Claims that must have exactly this value in every token that has them, like `aud` or `iss`.
+    pub claims: serde_json::Map<String, serde_json::Value>,
+    /// Opaque keys (`sb_publishable_…`, `sb_secret_…`) and the roles that they stand for.
+    pub api_keys: Vec<ApiKey>,
 }
 
 impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Config").field("jwt_secret", &self.jwt_secret.as_ref().map(|_| "…")).finish()
+        f.debug_struct("Config")
+            .field("jwt_secret", &self.jwt_secret.as_ref().map(|_| "…"))
+            .field("jwks", &self.jwks.as_ref().map(|_| "…"))
+            .field("jwks_file", &self.jwks_file)
+            .field("jwks_url", &self.jwks_url)
+            .field("claims", &self.claims)
+            .field("api_keys", &self.api_keys)
+            .finish()
     }
 }
 
@@ -40,6 +64,22 @@ pub enum Error {
         origin: String,
         /// How long it is.
         bytes: usize,
+    },
+    /// A key set cannot be used.
+    #[error("{origin} cannot be used: {reason}")]
+    KeySet {
+        /// `auth.jwks`, `auth.jwks_file` or `auth.jwks_url`.
+        origin: &'static str,
+        /// Why, without any of it.
+        reason: String,
+    },
+    /// An opaque key cannot be used.
+    #[error("auth.api_keys[{at}] {reason}")]
+    ApiKey {
+        /// Which one, from 0.
+        at: usize,
+        /// Why, without the key.
+        reason: String,
     },
     /// The file of the generated secret cannot be read or made.
     #[error("cannot {action} the token secret {}", path.display())]
@@ -61,6 +101,12 @@ pub struct Keys(Arc<Inner>);
 pub(super) struct Inner {
     pub(super) encoding: EncodingKey,
     pub(super) decoding: DecodingKey,
+    /// Of the settings.
+    pub(super) fixed: KeySet,
+    /// A file and a URL.
+    pub(super) sources: Vec<Source>,
+    pub(super) claims: serde_json::Map<String, serde_json::Value>,
+    pub(super) opaque: Opaque,
 }
 
 impl fmt::Debug for Keys {
@@ -75,7 +121,12 @@ impl Keys {
     /// # Errors
     /// [`Error::TooShort`] under 32 bytes.
     pub fn from_secret(secret: &SecretString) -> Result<Self, Error> {
-        Self::checked(secret.expose_secret().as_bytes(), || "auth.jwt_secret".to_owned())
+        Self::checked(secret.expose_secret().as_bytes(), || "auth.jwt_secret".to_owned(), &Config::default())
+    }
+
+    /// Reads again what may change: at once, and then from time to time, in `scope`.
+    pub fn keep_fresh(&self, scope: &Scope) {
+        self.0.sources.iter().for_each(|source| source.keep_fresh(scope));
     }
 
     /// The configured secret, else the one in `data_dir/jwt.secret`, made there (mode 0600, with the folder)
@@ -87,12 +138,13 @@ impl Keys {
     /// [`Error`] says which file or setting is wrong.
     pub fn load_or_generate(config: &Config, data_dir: &Path) -> Result<Self, Error> {
         if let Some(secret) = &config.jwt_secret {
-            return Self::from_secret(secret);
+            let secret = secret.expose_secret().as_bytes();
+            return Self::checked(secret, || "auth.jwt_secret".to_owned(), config);
         }
         let path = data_dir.join(SECRET_FILE);
         let origin = || path.display().to_string();
         match read(&path) {
-            Ok(secret) => return Self::checked(secret.trim().as_bytes(), origin),
+            Ok(secret) => return Self::checked(secret.trim().as_bytes(), origin, config),
             Err(e) if e.kind() == ErrorKind::NotFound => {}
             Err(source) => return Err(Error::File { action: "read", path, source }),
         }
@@ -103,15 +155,34 @@ impl Keys {
         })?;
         let secret =
             read(&path).map_err(|source| Error::File { action: "read", path: path.clone(), source })?;
-        Self::checked(secret.trim().as_bytes(), origin)
+        Self::checked(secret.trim().as_bytes(), origin, config)
     }
 
-    fn checked(secret: &[u8], origin: impl FnOnce() -> String) -> Result<Self, Error> {
+    fn checked(secret: &[u8], origin: impl FnOnce() -> String, config: &Config) -> Result<Self, Error> {
         if secret.len() < SECRET_BYTES_MIN {
             return Err(Error::TooShort { origin: origin(), bytes: secret.len() });
         }
         let (encoding, decoding) = (EncodingKey::from_secret(secret), DecodingKey::from_secret(secret));
-        Ok(Self(Arc::new(Inner { encoding, decoding })))
+        let bad = |origin: &'static str| move |reason: String| Error::KeySet { origin, reason };
+        let fixed = config.jwks.as_ref().map(|json| KeySet::parse(json.as_bytes()));
+        let fixed = fixed.transpose().map_err(bad("auth.jwks"))?.unwrap_or_default();
+        let mut sources = Vec::new();
+        if let Some(path) = &config.jwks_file {
+            let json =
+                fs::read(path).map_err(|e| bad("auth.jwks_file")(format!("{}: {e}", path.display())))?;
+            let keys = KeySet::parse(&json).map_err(bad("auth.jwks_file"))?;
+            sources.push(Source::new(Place::File(path.clone()), keys));
+        }
+        if let Some(url) = &config.jwks_url {
+            if !url.starts_with("https://") && !url.starts_with("http://") {
+                return Err(bad("auth.jwks_url")("it must begin with https://".to_owned()));
+            }
+            // An issuer that is away when the daemon starts is asked again.
+            sources.push(Source::new(Place::Url(url.clone()), KeySet::default()));
+        }
+        let opaque = Opaque::new(&config.api_keys)?;
+        let claims = config.claims.clone();
+        Ok(Self(Arc::new(Inner { encoding, decoding, fixed, sources, claims, opaque })))
     }
 
     pub(super) fn inner(&self) -> &Inner {
@@ -172,7 +243,7 @@ mod tests {
 
     #[test]
     fn a_short_secret_is_refused_by_name() {
-        let config = Config { jwt_secret: Some("short".into()) };
+        let config = Config { jwt_secret: Some("short".into()), ..Config::default() };
         let refused = Keys::load_or_generate(&config, Path::new("/nonexistent")).unwrap_err();
         assert_eq!(refused.to_string(), "auth.jwt_secret has 5 bytes: an HS256 secret needs at least 32");
         assert!(!format!("{config:?}").contains("short"));

@@ -29,6 +29,9 @@ pub enum TokenError {
     /// A claim has the wrong type.
     #[error("Claim {0} is invalid")]
     BadClaim(&'static str),
+    /// A claim has another value than the settings want.
+    #[error("Claim {0} is not the expected one")]
+    OtherClaim(String),
 }
 
 impl TokenError {
@@ -37,7 +40,7 @@ impl TokenError {
     pub fn handshake_text(&self) -> String {
         match self {
             Self::Expired { .. } => "Token has expired".to_owned(),
-            Self::BadClaim(_) => "Error connecting to Realtime".to_owned(),
+            Self::BadClaim(_) | Self::OtherClaim(_) => "Error connecting to Realtime".to_owned(),
             known => known.to_string(),
         }
     }
@@ -50,7 +53,7 @@ impl TokenError {
             Self::NoSigner | Self::UnknownKey(_) => "JwtSignerError",
             Self::BadSignature => "JwtSignatureError",
             Self::Expired { .. } | Self::MissingFields => "InvalidJWTToken",
-            Self::BadClaim(_) => return "Unknown Error on Channel".to_owned(),
+            Self::BadClaim(_) | Self::OtherClaim(_) => return "Unknown Error on Channel".to_owned(),
         };
         format!("{code}: {self}")
     }

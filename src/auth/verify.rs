@@ -1,12 +1,12 @@
 //! From a token to its claims (`reference/realtime-protocol.md` §7.1, §7.2).
-use super::{Keys, TokenError};
+use super::{Keys, OPAQUE_PREFIX, TokenError, keyset};
 use crate::id::{AgentId, OrgId};
 use base64::{
     Engine, alphabet,
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
 };
 use chrono::{DateTime, Utc};
-use jsonwebtoken::Algorithm;
+use jsonwebtoken::{Algorithm, DecodingKey};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use std::{borrow::Cow, fmt::Write};
@@ -78,19 +78,68 @@ impl Keys {
     /// [`TokenError`], the first that applies: shape, key, signature, expiry, required fields.
     pub fn verify(&self, token: &str, now: DateTime<Utc>) -> Result<Claims, TokenError> {
         let token = tidy(token);
+        if token.starts_with(OPAQUE_PREFIX) {
+            return self.inner().opaque.claims(&token).ok_or(TokenError::Malformed);
+        }
         let (message, signature) = token.rsplit_once('.').ok_or(TokenError::Malformed)?;
         let (header, claims) = message.split_once('.').ok_or(TokenError::Malformed)?;
         if claims.contains('.') {
             return Err(TokenError::Malformed);
         }
         let (header, claims) = (object(header)?, object(claims)?);
-        let algorithm = algorithm(&header)?;
-        let genuine =
-            jsonwebtoken::crypto::verify(signature, message.as_bytes(), &self.inner().decoding, algorithm);
-        if !genuine.unwrap_or(false) {
+        let genuine = self.check(&header, message, signature)?;
+        if !genuine {
             return Err(TokenError::BadSignature);
         }
-        read(claims, now)
+        let claims = read(claims, now)?;
+        let wanted = self.inner().claims.iter();
+        let mut other = wanted.filter(|(name, value)| claims.raw.get(*name).is_some_and(|own| own != *value));
+        match other.next() {
+            Some((name, _)) => Err(TokenError::OtherClaim(name.clone())),
+            None => Ok(claims),
+        }
+    }
+
+    /// As [`Keys::verify`], but a key id that is not known is looked for where keys come from, if that was not
+    /// done a few seconds ago. Cancel safe.
+    ///
+    /// # Errors
+    /// [`TokenError`].
+    pub async fn verify_fresh(&self, token: &str, now: DateTime<Utc>) -> Result<Claims, TokenError> {
+        let outcome = self.verify(token, now);
+        if !matches!(outcome, Err(TokenError::UnknownKey(_))) || self.inner().sources.is_empty() {
+            return outcome;
+        }
+        for source in &self.inner().sources {
+            source.refresh().await;
+        }
+        self.verify(token, now)
+    }
+
+    /// Whether the signature is that of the key which the header names.
+    fn check(&self, header: &Map<String, Value>, message: &str, signature: &str) -> Result<bool, TokenError> {
+        let alg = header.get("alg").and_then(Value::as_str).ok_or(TokenError::NoSigner)?;
+        let kid = header.get("kid").and_then(Value::as_str);
+        let algorithm = keyset::algorithm(alg, kid)?;
+        let inner = self.inner();
+        let genuine = |key: &DecodingKey| {
+            jsonwebtoken::crypto::verify(signature, message.as_bytes(), key, algorithm).unwrap_or(false)
+        };
+        if let Some(kid) = kid {
+            if let Some(key) = inner.fixed.find(kid, algorithm, alg) {
+                return Ok(genuine(key));
+            }
+            for source in &inner.sources {
+                let keys = source.keys();
+                if let Some(key) = keys.find(kid, algorithm, alg) {
+                    return Ok(genuine(key));
+                }
+            }
+        }
+        match algorithm {
+            Algorithm::HS256 | Algorithm::HS384 | Algorithm::HS512 => Ok(genuine(&inner.decoding)),
+            _ => Err(kid.map_or(TokenError::NoSigner, |kid| TokenError::UnknownKey(kid.to_owned()))),
+        }
     }
 }
 
@@ -117,20 +166,6 @@ fn tidy(token: &str) -> Cow<'_, str> {
 fn object(part: &str) -> Result<Map<String, Value>, TokenError> {
     let bytes = BASE64.decode(part).map_err(|_| TokenError::Malformed)?;
     serde_json::from_slice(&bytes).map_err(|_| TokenError::Malformed)
-}
-
-/// The algorithm of the shared secret, or the refusal of one that needs a key set.
-fn algorithm(header: &Map<String, Value>) -> Result<Algorithm, TokenError> {
-    match header.get("alg").and_then(Value::as_str) {
-        Some("HS256") => Ok(Algorithm::HS256),
-        Some("HS384") => Ok(Algorithm::HS384),
-        Some("HS512") => Ok(Algorithm::HS512),
-        Some("RS256" | "RS384" | "RS512" | "ES256" | "ES384" | "ES512" | "EdDSA" | "Ed25519" | "Ed448") => {
-            let kid = header.get("kid").and_then(Value::as_str);
-            Err(kid.map_or(TokenError::NoSigner, |kid| TokenError::UnknownKey(kid.to_owned())))
-        }
-        _ => Err(TokenError::NoSigner),
-    }
 }
 
 fn read(raw: Map<String, Value>, now: DateTime<Utc>) -> Result<Claims, TokenError> {
@@ -185,7 +220,9 @@ mod tests {
     fn sign(header: &Value, claims: &Value) -> String {
         let part = |json: &Value| URL_SAFE_NO_PAD.encode(json.to_string());
         let message = format!("{}.{}", part(header), part(claims));
-        let alg = algorithm(header.as_object().unwrap()).unwrap_or(Algorithm::HS256);
+        let alg = header["alg"].as_str().and_then(|alg| keyset::algorithm(alg, None).ok());
+        let hmac = [Algorithm::HS256, Algorithm::HS384, Algorithm::HS512];
+        let alg = alg.filter(|alg| hmac.contains(alg)).unwrap_or(Algorithm::HS256);
         let signature =
             jsonwebtoken::crypto::sign(message.as_bytes(), &keys().inner().encoding, alg).unwrap();
         format!("{message}.{signature}")

@@ -71,7 +71,7 @@ async fn batch_inner(
         .map_err(|_| message(StatusCode::BAD_REQUEST, "The body is not valid JSON"))?;
     takes_json(headers)?;
     not_too_often(shared, rate)?;
-    let claims = authenticate(shared, headers)?;
+    let claims = authenticate(shared, headers).await?;
     let bytes_max = shared.config.payload_bytes_max + ENVELOPE_BYTES;
     let outgoing = read_batch(&body, bytes_max).map_err(|errors| {
         refused(StatusCode::UNPROCESSABLE_ENTITY, json!({ "errors": { "messages": errors } }))
@@ -145,7 +145,7 @@ async fn single_inner(
     takes_json(headers)?;
     let (encoding, data) = single_payload(headers, body)?;
     not_too_often(shared, rate)?;
-    let claims = authenticate(shared, headers)?;
+    let claims = authenticate(shared, headers).await?;
     if data.len() > shared.config.payload_bytes_max + ENVELOPE_BYTES {
         let errors = json!({ "errors": { "payload": [TOO_LARGE] } });
         return Err(refused(StatusCode::UNPROCESSABLE_ENTITY, errors));
@@ -315,14 +315,14 @@ fn read_message(message: &Value, bytes_max: usize) -> Result<(Room, Bytes), Map<
 }
 
 /// A bearer token, else the `apikey` header.
-fn authenticate(shared: &Shared, headers: &HeaderMap) -> Result<Claims, Refused> {
+async fn authenticate(shared: &Shared, headers: &HeaderMap) -> Result<Claims, Refused> {
     let text = |name: &str| headers.get(name).map(|value| value.to_str().unwrap_or_default());
     let bearer = text("authorization").and_then(|value| {
         let (scheme, token) = value.split_once(' ')?;
         scheme.eq_ignore_ascii_case("bearer").then_some(token)
     });
     let token = bearer.or_else(|| text("apikey")).unwrap_or_default();
-    shared.verify(token).map_err(|_| message(StatusCode::UNAUTHORIZED, "Unauthorized"))
+    shared.verify(token).await.map_err(|_| message(StatusCode::UNAUTHORIZED, "Unauthorized"))
 }
 
 /// An answer other than 202.

@@ -6,7 +6,7 @@
 //! bounded, and every other topic goes on (`reference/realtime-protocol.md` §3, §4, §6).
 use super::{
     Refused,
-    join::Join,
+    join::{AskedReplay, Join},
     joined::{Asking, Joined, Unknown},
     limits::TooMuch,
     refused,
@@ -49,6 +49,8 @@ pub(super) enum Event {
     Renewed(Result<Admitted, String>),
     /// The answer to [`Action::Ask`].
     Told(Result<Told, access::Error>),
+    /// The answer to [`Action::AwaitReplication`]: whether messages of the database come.
+    Streams(bool),
     /// The server ends this channel with this message.
     Shutdown(String),
 }
@@ -88,6 +90,12 @@ pub(super) enum Action {
         private: bool,
         hears: Hearing,
     },
+    /// Say what was read for it, then what was said meanwhile.
+    Replay {
+        join_ref: Option<Ref>,
+    },
+    /// Wait until messages of the database come.
+    AwaitReplication,
     /// Check the new token when it ends.
     WatchToken,
     /// Hear otherwise from now on.
@@ -252,6 +260,7 @@ impl Channel {
             Event::DelayOver => self.refuse(out),
             Event::Renewed(outcome) => self.renewed(outcome, out),
             Event::Told(outcome) => self.told(outcome, out),
+            Event::Streams(streams) => self.streams(streams, out),
             Event::Shutdown(message) => self.shutdown(&message, out),
         }
         while !self.is_busy() {
@@ -418,9 +427,15 @@ impl Channel {
         // A channel that gets the state hears differences from the state on.
         let hears = Hearing { broadcast: grant.broadcast_read, presence: !join.private && !presence };
         out.push(Action::Enter { private: join.private, hears });
+        if matches!(join.replay, AskedReplay::Yes(_)) {
+            out.push(Action::Replay { join_ref: push_ref.clone() });
+        }
         if !join.changes.is_empty() {
             let payload = system("postgres_changes", "error", CHANGES_UNAVAILABLE, &self.sub_topic);
             out.push(Action::Push { join_ref: push_ref.clone(), reference: None, event: "system", payload });
+        }
+        if join.when_ready {
+            out.push(Action::AwaitReplication);
         }
         if presence && grant.sees_presence() {
             out.push(Action::SendState { join_ref: push_ref.clone() });
@@ -457,6 +472,20 @@ impl Channel {
             }
             other => self.phase = other,
         }
+    }
+
+    fn streams(&mut self, streams: bool, out: &mut Vec<Action>) {
+        let Phase::Joined(joined) = &self.phase else { return };
+        if !streams {
+            return self.shutdown("Replication connection was not established in time", out);
+        }
+        let payload = system("system", "ok", "Replication connection established", &self.sub_topic);
+        out.push(Action::Push {
+            join_ref: joined.push_ref.clone(),
+            reference: None,
+            event: "system",
+            payload,
+        });
     }
 
     fn leave(&mut self, frame: Inbound, out: &mut Vec<Action>) {

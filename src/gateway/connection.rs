@@ -154,7 +154,10 @@ async fn read<S: AsyncRead>(
                 }
             }
             () = wake.notified() => session.cut().await,
-            answer = session.next_answer() => session.answered(answer).await,
+            answer = session.next_answer() => {
+                session.answered(answer).await;
+                session.flush(heard);
+            }
             () = timer.as_mut() => {
                 let now = Instant::now();
                 if now >= heard + idle {

@@ -47,7 +47,7 @@ pub(super) async fn websocket(
         // A socket that is closed as soon as it is open confuses clients more than one they do not get.
         return refusal(StatusCode::SERVICE_UNAVAILABLE, "Realtime is restarting, please standby");
     }
-    let apikey = match key(&shared, &parts.headers, params.apikey) {
+    let apikey = match key(&shared, &parts.headers, params.apikey).await {
         Ok(apikey) => apikey,
         Err((status, text)) => {
             shared.metrics.refused_handshakes.inc();
@@ -114,7 +114,7 @@ fn upgrade(parts: &mut Parts) -> Result<(OnUpgrade, HeaderValue), &'static str> 
 }
 
 /// The key of a socket, when it is good and there is room for one more.
-fn key(
+async fn key(
     shared: &Shared,
     headers: &HeaderMap,
     query: Option<String>,
@@ -123,7 +123,7 @@ fn key(
     let unauthorized = |text: &str| (StatusCode::UNAUTHORIZED, text.to_owned());
     let apikey = header.or(query).filter(|key| !key.is_empty());
     let apikey = apikey.ok_or_else(|| unauthorized("API key is missing"))?;
-    shared.verify(&apikey).map_err(|e| unauthorized(&e.handshake_text()))?;
+    shared.verify(&apikey).await.map_err(|e| unauthorized(&e.handshake_text()))?;
     let too_many = |text: &str| Err((StatusCode::TOO_MANY_REQUESTS, text.to_owned()));
     if shared.users.load(Ordering::Acquire) >= shared.config.connections_max {
         return too_many("Too many connected users");

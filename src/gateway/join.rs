@@ -1,4 +1,5 @@
 //! What a client asks for when it joins (`reference/realtime-protocol.md` §3.1). Pure.
+use crate::access::Replay;
 use serde_json::{Map, Value};
 use std::collections::HashSet;
 
@@ -10,7 +11,9 @@ pub(super) struct Join {
     pub(super) to_self: bool,
     pub(super) ack: bool,
     /// Missed messages were asked for.
-    pub(super) replay: bool,
+    pub(super) replay: AskedReplay,
+    /// To be told when messages of the database come.
+    pub(super) when_ready: bool,
     pub(super) presence: bool,
     /// Empty: a fresh one is made.
     pub(super) presence_key: String,
@@ -45,7 +48,8 @@ impl Join {
             private,
             to_self: flag(broadcast.get("self")),
             ack: flag(broadcast.get("ack")),
-            replay: broadcast.get("replay").is_some_and(|replay| !replay.is_null()),
+            replay: AskedReplay::of(broadcast.get("replay"), private),
+            when_ready: broadcast.get("replication_ready").is_some_and(|v| !v.is_null() && *v != false),
             presence: flag(presence.get("enabled")),
             presence_key: match presence.get("key") {
                 None | Some(Value::Null) => String::new(),
@@ -60,6 +64,32 @@ impl Join {
     /// The `response` of the ok reply.
     pub(super) fn response(&self) -> String {
         serde_json::json!({ "postgres_changes": self.changes }).to_string()
+    }
+}
+
+/// Whether old messages are wanted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum AskedReplay {
+    #[default]
+    No,
+    /// In a way that is refused, with this reason.
+    Bad(&'static str),
+    Yes(Replay),
+}
+
+impl AskedReplay {
+    fn of(value: Option<&Value>, private: bool) -> Self {
+        match value {
+            None => Self::No,
+            Some(_) if !private => {
+                Self::Bad("UnableToReplayMessages: Replay is not allowed for public channels")
+            }
+            Some(value @ Value::Object(_)) => {
+                let bad = Self::Bad("UnableToReplayMessages: Replay params are not valid");
+                Replay::parse(value).map_or(bad, Self::Yes)
+            }
+            Some(_) => Self::No,
+        }
     }
 }
 

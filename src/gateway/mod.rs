@@ -21,6 +21,7 @@ mod look;
 mod metrics;
 mod post;
 mod refused;
+mod replay;
 mod resume;
 mod said;
 mod session;
@@ -54,7 +55,7 @@ use std::{
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 /// What a gateway works with.
 pub struct Deps {
@@ -72,6 +73,8 @@ pub struct Deps {
     pub registry: Registry,
     /// Who hears what clients say to agents; what finds the queue full is dropped and counted.
     pub coordination: Option<mpsc::Sender<Coordination>>,
+    /// Whether messages of the database come; nothing when there is none.
+    pub streaming: Option<watch::Receiver<bool>>,
 }
 
 /// All websockets of a daemon. Clones name the same ones.

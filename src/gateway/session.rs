@@ -1,32 +1,30 @@
 //! One socket's channels: gives frames to the machines and performs what they ask for.
 mod brake;
+mod questions;
 mod room;
 mod say;
 
 use super::{
     Refused,
     attendance::Attending,
-    channel::{Action, Channel, Event, Refusal, not_joined},
+    channel::{Action, Channel, Event, not_joined},
     directory::Listed,
     limits::OfSocket,
+    replay,
     resume::{self, Proof},
     said::Said,
-    shared::{Asking, Shared},
+    shared::Shared,
 };
 use crate::{
-    access::Asker,
-    hub::{Outbox, Room, Subscription, history::Place},
-    id::{ConnId, Topic},
+    hub::{Outbox, Subscription, history::Place},
+    id::ConnId,
     presence::{Member, StateRequest},
     wire::{self, Inbound, PHOENIX_TOPIC, Ref, TOPIC_PREFIX, Version, text},
 };
 use brake::{Brake, Call};
 use bytes::Bytes;
-use futures_util::{
-    FutureExt,
-    future::BoxFuture,
-    stream::{FuturesUnordered, StreamExt},
-};
+use futures_util::stream::FuturesUnordered;
+use questions::Question;
 use room::to_hears;
 use say::Tally;
 use std::{
@@ -35,10 +33,7 @@ use std::{
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
-use tokio::{
-    sync::Notify,
-    time::{Instant, sleep},
-};
+use tokio::{sync::Notify, time::Instant};
 use tracing::{Instrument, Span};
 
 /// Refusals that wait at once on one socket; more are told without delay, so that a flood is not kept.
@@ -52,9 +47,6 @@ const CLOSE_NORMAL: u16 = 1000;
 /// A live channel's token is looked at least so often.
 const TOKEN_CHECK_PERIOD: Duration = Duration::from_secs(300);
 
-/// Something asked about a channel that must be waited for.
-type Question = BoxFuture<'static, Answer>;
-
 /// With what a socket came.
 pub(super) struct SocketKey {
     pub(super) apikey: Arc<str>,
@@ -62,14 +54,6 @@ pub(super) struct SocketKey {
     pub(super) headers: Arc<str>,
     /// The client's own name for itself.
     pub(super) client: Option<String>,
-}
-
-/// What a question came to.
-pub(super) struct Answer {
-    topic: String,
-    /// Which question of the channel: what came too late is not heard.
-    id: u64,
-    event: Event,
 }
 
 /// One socket, from its handshake to its end. Dropping it leaves every channel.
@@ -119,6 +103,12 @@ struct Slot {
     /// The question whose answer is waited for.
     question: u64,
     brake: Brake,
+    /// The question whether messages of the database come.
+    readiness: u64,
+    /// Where a join that wants old messages leaves them.
+    held: Option<replay::Place>,
+    /// What is to be said before anything else.
+    old: Option<replay::Old>,
     span: Span,
 }
 
@@ -131,6 +121,9 @@ impl Slot {
             token_check: None,
             question: 0,
             brake: Brake::default(),
+            readiness: 0,
+            held: None,
+            old: None,
             span: tracing::debug_span!("channel", topic = sub_topic),
         }
     }
@@ -269,25 +262,6 @@ impl Session {
                 self.core.write(None, None, topic, "system", payload);
             }
         }
-    }
-
-    /// The next answer to something that was asked for a channel; never, while nothing is. Cancel safe.
-    pub(super) async fn next_answer(&mut self) -> Answer {
-        match self.core.questions.next().await {
-            Some(answer) => answer,
-            None => std::future::pending().await,
-        }
-    }
-
-    /// Goes on with what waited for `answer`.
-    pub(super) async fn answered(&mut self, answer: Answer) {
-        let Answer { topic, id, event } = answer;
-        if matches!(event, Event::Checked(_)) {
-            self.core.joining = self.core.joining.saturating_sub(1);
-        }
-        let Some(slot) = self.channels.get_mut(&topic).filter(|slot| slot.question == id) else { return };
-        slot.question = 0;
-        self.run(&topic, event).await;
     }
 
     async fn received(&mut self, size: usize, decoded: Result<Inbound, wire::Dropped>) {
@@ -433,29 +407,7 @@ impl Core {
         }
         match action {
             Action::Push { .. } | Action::Reply { .. } => self.answer(topic, action),
-            Action::Check(join) => {
-                let sub_topic = slot.channel.sub_topic();
-                let (counted, channels) = (self.counted, self.joined + self.joining);
-                let asking = Asking { sub_topic, counted, channels };
-                let room = match self.shared.precheck(&join, &asking) {
-                    Ok(room) => room,
-                    Err(refusal) => return Some(Event::Checked(Err(refusal))),
-                };
-                let wait = match self.shared.rates.join(&self.used, Instant::now()) {
-                    Ok(wait) => wait,
-                    Err(too_much) => return Some(Event::Checked(Err(Refusal::too_fast(too_much)))),
-                };
-                let (shared, apikey, headers) =
-                    (self.shared.clone(), self.apikey.clone(), self.headers.clone());
-                let answer = self.ask(topic, slot, async move {
-                    if !wait.is_zero() {
-                        sleep(wait).await;
-                    }
-                    Event::Checked(shared.check(&join, &room, apikey, headers).await)
-                });
-                self.joining += usize::from(answer.is_none());
-                return answer;
-            }
+            Action::Check(join) => return self.ask_join(topic, slot, join),
             Action::Delay if self.refusals >= REFUSALS_MAX => return Some(Event::DelayOver),
             Action::Delay => {
                 self.refusals += 1;
@@ -463,26 +415,23 @@ impl Core {
                 slot.refusal_timer = self.start_timer(due, topic);
             }
             Action::Verify { token, private, presence } => {
-                let room = Topic::new(slot.channel.sub_topic()).map(|topic| Room { topic, private })?;
-                let (shared, headers) = (self.shared.clone(), self.headers.clone());
-                return self.ask(topic, slot, async move {
-                    let outcome = shared.admit(token.into(), &room, presence, headers).await;
-                    Event::Renewed(outcome.map_err(|e| e.system_text(&room.topic)))
-                });
+                return self.ask_token(topic, slot, token, (private, presence));
             }
-            Action::Ask(unknown) => {
-                let room = slot.entered.as_ref()?.subscription.room().clone();
-                let asker = Asker { claims: slot.channel.claims()?.clone(), headers: self.headers.clone() };
-                let shared = self.shared.clone();
-                return self
-                    .ask(topic, slot, async move { Event::Told(shared.tell(&asker, &room, unknown).await) });
-            }
+            Action::Ask(unknown) => return self.ask_rights(topic, slot, unknown),
             Action::Enter { private, hears } => self.enter(topic, slot, private, hears),
             Action::Hear(hears) => {
                 if let Some(entered) = &slot.entered {
                     entered.subscription.ear().set(to_hears(hears));
                 }
             }
+            Action::Replay { join_ref } => {
+                let (entered, old) = (slot.entered.as_ref()?, slot.old.take()?);
+                if !old.say(&entered.subscription, self.version, join_ref.as_ref()) {
+                    let payload = replay::incomplete(slot.channel.sub_topic());
+                    self.write(join_ref.as_ref(), None, topic, "system", payload.as_bytes());
+                }
+            }
+            Action::AwaitReplication => self.ask_replication(topic, slot),
             Action::WatchToken => {
                 self.watch_token(topic, slot);
                 let claims = slot.channel.claims()?;
@@ -500,7 +449,8 @@ impl Core {
                 }
             }
             Action::Exit => {
-                slot.question = 0;
+                (slot.question, slot.readiness) = (0, 0);
+                (slot.held, slot.old) = (None, None);
                 slot.brake.forget();
                 if let Some((_, id)) = slot.token_check.take() {
                     self.stop_timer(id);
@@ -528,25 +478,6 @@ impl Core {
             }
             Action::CloseSocket(code) => self.close = Some(code),
         }
-        None
-    }
-
-    /// What `question` comes to, if that is known at once; else it comes as an [`Answer`], and whoever asked
-    /// must be ready to wait.
-    fn ask(
-        &mut self,
-        topic: &str,
-        slot: &mut Slot,
-        question: impl Future<Output = Event> + Send + 'static,
-    ) -> Option<Event> {
-        let mut question = Box::pin(question);
-        if let Some(event) = question.as_mut().now_or_never() {
-            return Some(event);
-        }
-        self.timer_id += 1;
-        let (topic, id) = (topic.to_owned(), self.timer_id);
-        slot.question = id;
-        self.questions.push(Box::pin(async move { Answer { topic, id, event: question.await } }));
         None
     }
 

@@ -3,7 +3,7 @@ use super::{
     Attendance, Config, Coordination, Deps, Post, Refused,
     channel::{Admitted, Limits, Refusal, Told},
     directory::Directory,
-    join::Join,
+    join::{AskedReplay, Join},
     joined::Unknown,
     limits::Rates,
     metrics::{self, Metrics},
@@ -18,13 +18,21 @@ use crate::{
     scope::Scope,
 };
 use bytes::Bytes;
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Duration,
 };
-use tokio::{sync::mpsc, time::Instant};
+use tokio::{
+    sync::{mpsc, watch},
+    time::{Instant, timeout},
+};
 use tokio_util::sync::CancellationToken;
 
+/// How long a channel waits for messages of the database to come (`reference/realtime-protocol.md` §3.5).
+const REPLICATION_WITHIN: Duration = Duration::from_secs(60);
 /// Joins are refused for good on this socket.
 const CLOSE_GOING_AWAY: u16 = 1001;
 
@@ -39,6 +47,8 @@ pub(super) struct Shared {
     pub(super) metrics: Metrics,
     pub(super) scope: Scope,
     pub(super) coordination: Option<mpsc::Sender<Coordination>>,
+    /// Whether messages of the database come.
+    pub(super) streaming: Option<watch::Receiver<bool>>,
     pub(super) attendance: Attendance,
     pub(super) post: Post,
     pub(super) stopping: AtomicBool,
@@ -61,7 +71,7 @@ pub(super) struct Asking<'a> {
 
 impl Shared {
     pub(super) fn new(scope: Scope, config: Config, deps: Deps) -> Self {
-        let Deps { keys, access, hub, tracker, clock, registry, coordination } = deps;
+        let Deps { keys, access, hub, tracker, clock, registry, coordination, streaming } = deps;
         let rates = Rates::new(config.limits.clone(), Instant::now());
         let directory = Directory::new(clock.clone());
         let limits = Limits {
@@ -82,6 +92,7 @@ impl Shared {
             metrics: Metrics::register(&registry),
             scope,
             coordination,
+            streaming,
             attendance,
             post,
             stopping: AtomicBool::new(false),
@@ -166,8 +177,8 @@ impl Shared {
     }
 
     /// The claims of a token that is good now.
-    pub(super) fn verify(&self, token: &str) -> Result<Claims, TokenError> {
-        self.keys.verify(token, self.clock.now())
+    pub(super) async fn verify(&self, token: &str) -> Result<Claims, TokenError> {
+        self.keys.verify_fresh(token, self.clock.now()).await
     }
 
     /// Whether another socket may become a user, and be one from now on.
@@ -217,15 +228,17 @@ impl Shared {
         if !admitted.grant.may_enter() {
             return Err(Refusal::new(unauthorized(&room.topic)));
         }
-        if join.replay {
-            let why = if join.private {
-                "Realtime was unable to replay messages"
-            } else {
-                "Replay is not allowed for public channels"
-            };
-            return Err(Refusal::new(format!("UnableToReplayMessages: {why}")));
+        if let AskedReplay::Bad(reason) = join.replay {
+            return Err(Refusal::new(reason));
         }
         Ok(admitted)
+    }
+
+    /// Waits until messages of the database come; false when they do not in time.
+    pub(super) async fn streams(&self) -> bool {
+        let Some(mut streaming) = self.streaming.clone() else { return false };
+        let ready = timeout(REPLICATION_WITHIN, streaming.wait_for(|streams| *streams));
+        ready.await.is_ok_and(|ready| ready.is_ok())
     }
 
     /// What a token may do in a room. With `presence`, it matters who is there.
@@ -236,7 +249,7 @@ impl Shared {
         presence: bool,
         headers: Arc<str>,
     ) -> Result<Admitted, NotAdmitted> {
-        let claims = Arc::new(self.verify(&token).map_err(NotAdmitted::Token)?);
+        let claims = Arc::new(self.verify(&token).await.map_err(NotAdmitted::Token)?);
         let asker = Asker { claims, headers };
         let grant = self.read(&asker, room, presence).await.map_err(NotAdmitted::Policy)?;
         let fresh_key = uuid::Uuid::new_v4().to_string();

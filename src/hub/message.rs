@@ -89,6 +89,19 @@ impl Message {
         }
     }
 
+    /// The `meta.id` of a user broadcast: messages that come from the database have one.
+    #[must_use]
+    pub fn id(&self) -> Option<String> {
+        #[derive(serde::Deserialize)]
+        struct Meta {
+            id: String,
+        }
+        match &*self.0 {
+            Body::User { meta: Some(meta), .. } => Some(serde_json::from_slice::<Meta>(meta).ok()?.id),
+            _ => None,
+        }
+    }
+
     /// The frame for receivers of `version` on `topic` (with prefix), or nothing when they cannot have it.
     pub(in crate::hub) fn encode(&self, version: Version, topic: &str) -> Option<Frame> {
         let user = match &*self.0 {

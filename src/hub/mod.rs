@@ -7,6 +7,7 @@
 //! never slows anyone else. No lock is held across a fan-out. The order of one
 //! publisher in one room is kept; nothing is stored.
 //! Frames follow `reference/realtime-protocol.md` §4.2.
+mod aside;
 pub mod history;
 mod message;
 mod metrics;
@@ -154,6 +155,10 @@ impl Hub {
             if !subscriber.hears(kind) || !wanted(subscriber) {
                 continue;
             }
+            if subscriber.takes_aside(messages, &chunks.topic) {
+                delivered += messages.len();
+                continue;
+            }
             match &subscriber.sink {
                 Sink::Socket { version, outbox } => {
                     let Some(chunk) = chunks.get(*version) else { continue };
@@ -213,18 +218,30 @@ impl Hub {
     /// Puts a socket's channel into a room, until the subscription is dropped.
     #[must_use]
     pub fn subscribe(&self, room: Room, version: Version, outbox: Arc<Outbox>, hears: Hears) -> Subscription {
-        self.enter(room, Sink::Socket { version, outbox }, hears)
+        self.enter(room, Sink::Socket { version, outbox }, (hears, false))
+    }
+
+    /// As [`Hub::subscribe`], but what is said is held back until [`Subscription::release`].
+    #[must_use]
+    pub fn subscribe_held(
+        &self,
+        room: Room,
+        version: Version,
+        outbox: Arc<Outbox>,
+        hears: Hears,
+    ) -> Subscription {
+        self.enter(room, Sink::Socket { version, outbox }, (hears, true))
     }
 
     /// Hears a room from inside the daemon; messages beyond `capacity` unread ones are dropped and counted.
     #[must_use]
     pub fn listen(&self, room: Room, capacity: usize) -> Listener {
         let (sender, queue) = mpsc::channel(capacity.max(1));
-        let subscription = self.enter(room, Sink::Local(sender), Hears::all());
+        let subscription = self.enter(room, Sink::Local(sender), (Hears::all(), false));
         Listener { queue, subscription }
     }
 
-    fn enter(&self, room: Room, sink: Sink, hears: Hears) -> Subscription {
+    fn enter(&self, room: Room, sink: Sink, hears: (Hears, bool)) -> Subscription {
         let id = SubscriberId(self.0.next_id.fetch_add(1, Ordering::Relaxed));
         let subscriber = self.0.rooms.insert(&room, id, sink, hears);
         Subscription { hub: self.clone(), room, subscriber }
@@ -343,5 +360,24 @@ mod tests {
         assert_eq!(hub.publish(&room(false), message(), None), 0, "full: dropped");
         let (from, _) = listener.recv().await.unwrap();
         assert_eq!(from, room(false));
+    }
+
+    #[tokio::test]
+    async fn what_is_said_while_old_messages_are_read_comes_after_them_and_once() {
+        let hub = Hub::new(&telemetry::Registry::default());
+        let outbox = socket();
+        let held = hub.subscribe_held(room(false), Version::V1, outbox.clone(), Hears::all());
+        let message = |id: &str| {
+            let meta = format!("{{\"id\":\"{id}\"}}").into();
+            Message::user(id, crate::wire::Encoding::Json, Bytes::from_static(b"{}"), Some(meta))
+        };
+        let frame = |id: &str| message(id).encode(Version::V1, "realtime:den").unwrap();
+        hub.publish(&room(false), message("b"), None);
+        hub.publish(&room(false), message("c"), None);
+        held.ear().set(Hears::all());
+        assert!(held.release(&[frame("a"), frame("b")], ["a", "b"].map(str::to_owned).into()));
+        hub.publish_all(&room(false), &[message("b"), message("d")], None);
+        hub.publish(&room(false), message("e"), None);
+        assert_eq!(outbox.frames().await.unwrap(), ["a", "b", "c", "d", "e"].map(frame));
     }
 }

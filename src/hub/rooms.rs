@@ -3,11 +3,11 @@
 //! Lists are changed under a lock of one of a few shards; a fan-out works on a
 //! snapshot that is made when the first message after a change needs it, so that
 //! ten thousand joins in a row cost ten thousand inserts and not their square.
-use super::{Hub, Kind, Message, Outbox, Room, history::Gate, traffic::Counter};
-use crate::wire::Version;
+use super::{Hub, Kind, Message, Outbox, Room, aside::Aside, history::Gate, traffic::Counter};
+use crate::wire::{Frame, Version};
 use parking_lot::Mutex;
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     hash::{BuildHasher, RandomState},
     sync::{
         Arc,
@@ -17,6 +17,9 @@ use std::{
 use tokio::{sync::mpsc, time::Instant};
 
 const SHARDS: usize = 64;
+
+/// Beside the bits of [`Hears`]: the subscriber gets something otherwise than as it comes.
+const ASIDE: u8 = 8;
 
 /// One listener of one room, unique in this run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -55,6 +58,7 @@ pub(super) struct Subscriber {
     pub(super) sink: Sink,
     hears: AtomicU8,
     gate: Mutex<Gate>,
+    aside: Aside,
 }
 
 /// Among the bits of what is heard: the gate is not open.
@@ -73,6 +77,11 @@ impl Subscriber {
     /// Whether the messages are behind a gate that takes care of them.
     pub(super) fn hold(&self, messages: &[(u64, Message)]) -> bool {
         self.hears.load(Ordering::Acquire) & GATED != 0 && self.gate.lock().take(messages)
+    }
+
+    /// Whether the messages were taken care of otherwise; one look at a bit for nearly everybody.
+    pub(super) fn takes_aside(&self, messages: &[Message], topic: &str) -> bool {
+        self.hears.load(Ordering::Acquire) & ASIDE != 0 && self.aside.take(messages, &self.sink, topic)
     }
 }
 
@@ -94,6 +103,17 @@ impl Subscription {
     pub fn room(&self) -> &Room {
         &self.room
     }
+    /// Lets go what [`Hub::subscribe_held`] held back: `first`, then what was said since, but for broadcasts
+    /// whose `meta.id` is in `said`, now and later. False when more was said than could be held.
+    pub fn release(&self, first: &[Frame], said: HashSet<String>) -> bool {
+        let skips = !said.is_empty();
+        let Subscriber { aside, sink, hears, .. } = &*self.subscriber;
+        let complete = aside.release(first, said, sink, &self.room.wire_topic());
+        if !skips {
+            hears.fetch_and(!ASIDE, Ordering::AcqRel);
+        }
+        complete
+    }
     /// A handle that changes what it hears, and writes to it, while the subscription lives elsewhere.
     #[must_use]
     pub fn ear(&self) -> Ear {
@@ -114,8 +134,8 @@ pub struct Ear(Arc<Subscriber>);
 impl Ear {
     /// From the next message on.
     pub fn set(&self, hears: Hears) {
-        let with_gate = |bits: u8| Some(hears.bits() | bits & GATED);
-        let _never_fails = self.0.hears.fetch_update(Ordering::AcqRel, Ordering::Acquire, with_gate);
+        let others_kept = |bits: u8| Some(hears.bits() | bits & !3);
+        let _never_fails = self.0.hears.fetch_update(Ordering::AcqRel, Ordering::Acquire, others_kept);
     }
     /// Changes what becomes of live messages of rooms with a history; `change` sees what it was.
     pub(super) fn set_gate<T>(&self, change: impl FnOnce(&mut Gate) -> T) -> T {
@@ -189,9 +209,16 @@ impl Default for Rooms {
 }
 
 impl Rooms {
-    pub(super) fn insert(&self, room: &Room, id: SubscriberId, sink: Sink, hears: Hears) -> Arc<Subscriber> {
-        let subscriber =
-            Arc::new(Subscriber { id, sink, hears: AtomicU8::new(hears.bits()), gate: Mutex::default() });
+    pub(super) fn insert(
+        &self,
+        room: &Room,
+        id: SubscriberId,
+        sink: Sink,
+        (hears, held): (Hears, bool),
+    ) -> Arc<Subscriber> {
+        let (aside, bit) = if held { (Aside::holding(), ASIDE) } else { (Aside::default(), 0) };
+        let (hears, gate) = (AtomicU8::new(hears.bits() | bit), Mutex::default());
+        let subscriber = Arc::new(Subscriber { id, sink, hears, gate, aside });
         let mut shard = self.shard(room).lock();
         if !shard.contains_key(room) {
             shard.insert(room.clone(), Members::new());

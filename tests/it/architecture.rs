@@ -15,7 +15,7 @@ const MAY_NAME: &[(&str, &str)] = &[
     ("telemetry", ""),
     ("wire", "id"),
     ("client", "scope wire"),
-    ("auth", "id clock telemetry"),
+    ("auth", "id clock scope telemetry"),
     ("db", "clock scope telemetry"),
     ("filter", ""),
     ("bus", "id scope telemetry"),

@@ -10,6 +10,8 @@ mod config;
 mod conformance;
 mod daemon;
 mod db;
+mod keys;
+mod messages;
 mod realtime;
 mod remote;
 mod resume;

@@ -3,6 +3,7 @@ use super::{Core, Entered, Session, Slot};
 use crate::{
     gateway::{
         channel::{Hearing, system},
+        replay,
         resume::{self, Beat},
     },
     hub::{
@@ -52,7 +53,14 @@ impl Core {
         let place_is_kept = self.client.is_some() && hears.broadcast && hub.history(&room).is_some();
         // Nothing is heard before what was missed.
         let first = Hearing { broadcast: hears.broadcast && !place_is_kept, ..hears };
-        let subscription = hub.subscribe(room.clone(), self.version, self.outbox.clone(), to_hears(first));
+        let subscription = match slot.held.take().and_then(|place| place.lock().take()) {
+            Some(replay::Held { subscription, old }) => {
+                slot.old = Some(old);
+                subscription.ear().set(to_hears(first));
+                subscription
+            }
+            None => hub.subscribe(room.clone(), self.version, self.outbox.clone(), to_hears(first)),
+        };
         let place = if place_is_kept { self.take_place(slot, &subscription) } else { None };
         subscription.ear().set(to_hears(hears));
         let Some((key, claims)) = slot.channel.who() else { return };

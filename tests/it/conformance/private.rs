@@ -337,7 +337,11 @@ async fn a_denied_track_may_be_tried_again_when_policies_changed() {
 /// Heartbeats and other topics go on while a policy takes its time, which is limited.
 #[tokio::test]
 async fn a_slow_policy_stops_only_its_own_topic() {
-    let config = access::Config { policy_timeout: Duration::from_millis(300), connections_max: 1 };
+    let config = access::Config {
+        policy_timeout: Duration::from_millis(300),
+        connections_max: 1,
+        ..access::Config::default()
+    };
     let den = Den::with(
         "create policy slow on realtime.messages for select to authenticated using (pg_sleep(60) is null);",
         config,
