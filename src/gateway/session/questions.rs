@@ -93,7 +93,7 @@ impl Core {
             Event::Checked(outcome)
         });
         self.joining += usize::from(answer.is_none());
-        return answer;
+        answer
     }
 
     /// Is this token good for this room, and what may it do there?
