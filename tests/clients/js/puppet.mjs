@@ -6,7 +6,8 @@ import WebSocket from "ws";
 const [name, url, key, vsn] = process.argv.slice(2);
 const { createClient } = await import(name);
 const say = (event) => process.stdout.write(JSON.stringify(event) + "\n");
-const realtime = { transport: WebSocket, reconnectAfterMs: () => 50, ...(vsn ? { vsn } : {}) };
+const realtime = { transport: WebSocket, reconnectAfterMs: () => 50, ...(vsn ? { vsn } : {}),
+  ...(process.env.CLIENT_ID ? { params: { client_id: process.env.CLIENT_ID } } : {}) };
 const auth = { persistSession: false, autoRefreshToken: false };
 const client = createClient(url, key, { realtime, auth });
 const channels = new Map();
@@ -21,7 +22,7 @@ const commands = {
     const channel = client.channel(topic, { config });
     channels.set(topic, channel);
     channel.on("broadcast", { event: "*" }, (message) =>
-      say({ event: "broadcast", topic, name: message.event, ...wire(message.payload) }));
+      say({ event: "broadcast", topic, name: message.event, meta: message.meta, ...wire(message.payload) }));
     channel.on("presence", { event: "sync" }, () =>
       say({ event: "sync", topic, state: channel.presenceState() }));
     channel.on("system", {}, (message) => say({ event: "system", topic, message: message.message }));

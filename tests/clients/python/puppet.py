@@ -6,6 +6,7 @@ usage: python puppet.py <websocket url> <key>
 import asyncio
 import json
 import logging
+import os
 import sys
 
 from realtime import AsyncRealtimeClient
@@ -19,17 +20,23 @@ def say(**event):
 
 class Puppet:
     def __init__(self, url, key):
-        self.client = AsyncRealtimeClient(url, key, max_retries=100, initial_backoff=0.05)
+        client_id = os.environ.get("CLIENT_ID")
+        params = {"client_id": client_id} if client_id else {}
+        self.client = AsyncRealtimeClient(url, key, params=params, max_retries=100, initial_backoff=0.05)
         self.channels = {}
 
     async def join(self, topic, config):
         channel = self.client.channel(topic, {"config": config})
         self.channels[topic] = channel
-        for name in ("coordination", "ping"):
+        for name in ("coordination", "ping", "m"):
             channel.on_broadcast(
                 name,
                 lambda message: say(
-                    event="broadcast", topic=topic, name=message["event"], payload=message["payload"]
+                    event="broadcast",
+                    topic=topic,
+                    name=message["event"],
+                    payload=message["payload"],
+                    meta=message.get("meta"),
                 ),
             )
         channel.on_presence_sync(lambda: say(event="sync", topic=topic, state=channel.presence_state()))

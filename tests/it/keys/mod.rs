@@ -274,8 +274,8 @@ async fn real_clients_use_private_channels_with_tokens_of_an_issuer() {
     }
     let mut python = Puppet::python(&ws, &ec.token("authenticated", 600)).await;
     python.join("den", replay).await;
-    house.send(json!({"n": 4}), "live", "den", true).await;
-    python.until("broadcast", |it| it["name"] == "live").await;
+    house.send(json!({"n": 4}), "m", "den", true).await;
+    python.until("broadcast", |it| it["name"] == "m" && it["payload"]["n"] == 4).await;
     let mut stranger = Puppet::python(&ws, publishable).await;
     stranger.tell("join", json!({"topic": "den", "config": private})).await;
     stranger.until("status", |it| it["status"] == "CHANNEL_ERROR").await;

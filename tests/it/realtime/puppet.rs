@@ -34,19 +34,37 @@ fn installed(stamp: &str) {
 
 impl Puppet {
     pub async fn js(package: &str, http_url: &str, key: &str, vsn: Option<&str>) -> Self {
+        Self::js_as(package, http_url, key, vsn, None).await
+    }
+
+    /// With a `client_id`.
+    pub async fn js_as(
+        package: &str,
+        http_url: &str,
+        key: &str,
+        vsn: Option<&str>,
+        client_id: Option<&str>,
+    ) -> Self {
         installed("js/node_modules/.installed");
         // What the set-up installs where the machine's own is too old.
         let own = clients().join("node/node_modules/.bin/node");
         let mut command = Command::new(if own.exists() { own } else { "node".into() });
         command.arg("puppet.mjs").args([package, http_url, key]).args(vsn).current_dir(clients().join("js"));
+        command.envs(client_id.map(|id| ("CLIENT_ID", id)));
         Self::start(command).await
     }
 
     pub async fn python(ws_url: &str, key: &str) -> Self {
+        Self::python_as(ws_url, key, None).await
+    }
+
+    /// With a `client_id`.
+    pub async fn python_as(ws_url: &str, key: &str, client_id: Option<&str>) -> Self {
         installed("python/.venv/.installed");
         let folder = clients().join("python");
         let mut command = Command::new(folder.join(".venv/bin/python"));
         command.arg("puppet.py").args([ws_url, key]).current_dir(folder);
+        command.envs(client_id.map(|id| ("CLIENT_ID", id)));
         Self::start(command).await
     }
 

@@ -1,6 +1,7 @@
 //! Channels with a history: what a client missed, it gets; what it cannot get, it is told.
 mod clients;
 mod kept;
+mod soak;
 mod told;
 
 use crate::realtime::{Got, Socket};
