@@ -61,8 +61,16 @@ impl Core {
             }
             None => hub.subscribe(room.clone(), self.version, self.outbox.clone(), to_hears(first)),
         };
-        let place = if place_is_kept { self.take_place(slot, &subscription) } else { None };
+        let place = place_is_kept.then(|| self.take_place(slot, &subscription)).flatten();
+        let (place, replay) = place.unzip();
         subscription.ear().set(to_hears(hears));
+        // Only now: what is replayed is for who may hear.
+        if let Some(replay) = replay {
+            self.shared.scope.spawn("replay", OnExit::Log, |_| async move {
+                replay.await;
+                Ok(())
+            });
+        }
         let Some((key, claims)) = slot.channel.who() else { return };
         let (id, ear) = (subscription.id(), (subscription.ear(), self.wake.clone()));
         let listed = self.shared.directory.enter(room.clone(), id, self.conn, (key, claims), ear);
@@ -75,19 +83,18 @@ impl Core {
     }
 
     /// Lets a client that may have been here before go on where it was.
-    fn take_place(&self, slot: &Slot, subscription: &Subscription) -> Option<Place> {
+    fn take_place(
+        &self,
+        slot: &Slot,
+        subscription: &Subscription,
+    ) -> Option<(Place, impl Future<Output = ()> + use<>)> {
         let (to_self, join_ref) = slot.channel.terms()?;
         let room = subscription.room().clone();
         let client = resume::client(self.client.as_ref()?, slot.channel.claims()?, &room);
         let (ear, outbox, version) = (subscription.ear(), self.outbox.clone(), self.version);
         let history = self.shared.hub.history(&room)?;
         let who = Returning { room: room.clone(), client, ear, outbox, version, join_ref, to_self };
-        let (place, replay) = history.admit(who);
-        self.shared.scope.spawn("replay", OnExit::Log, |_| async move {
-            replay.await;
-            Ok(())
-        });
-        Some(place)
+        Some(history.admit(who))
     }
 
     /// Writes a reply; one to what was said in a room with a history waits until that is kept.

@@ -8,6 +8,7 @@ use futures_util::{SinkExt, StreamExt};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use serde_json::{Value, json};
 use std::{
+    fmt::Write,
     path::Path,
     process::Stdio,
     sync::{
@@ -152,6 +153,7 @@ impl Soak {
             let _ = ws.send(Message::text(join.to_string())).await;
             let (mut beats, mut live, mut answered) = (0_u64, false, true);
             let mut beat_at = Instant::now();
+            let mut so_far = String::new();
             loop {
                 let over = self.over.load(SeqCst);
                 if over && known && expected == self.said.load(SeqCst) && expected > 0 {
@@ -174,6 +176,7 @@ impl Soak {
                     Ok(Some(Ok(Message::Close(_)) | Err(_)) | None) => break,
                     Ok(Some(Ok(_))) => continue,
                 };
+                let _ = writeln!(so_far, "{frame}");
                 match frame[3].as_str().unwrap() {
                     "phx_reply" if frame[2] == "phoenix" => {
                         answered = true;
@@ -194,7 +197,10 @@ impl Soak {
                         if expected == 0 {
                             expected = n;
                         }
-                        assert!(n <= expected, "client {which}, seed {seed}: lost {expected} to {n}");
+                        assert!(
+                            n <= expected,
+                            "client {which}, seed {seed}: lost {expected} to {n}: {frame}, {so_far}"
+                        );
                         if n == expected {
                             expected += 1;
                         } else {
