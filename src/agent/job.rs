@@ -1,8 +1,9 @@
 //! The trait that does the work, and one piece of it.
+use super::Pass;
 use super::{Handled, Message};
 use crate::{
     id::AgentId,
-    task::{AssignmentKey, Failure, Progress, Short, Start, Tasks, Usage},
+    task::{AssignmentKey, Error, Failure, Progress, Question, Request, Requested, Short, Start, Tasks, Usage},
 };
 use parking_lot::Mutex;
 use serde_json::Value;
@@ -42,6 +43,9 @@ pub enum Finished {
         /// What it used.
         usage: Usage,
     },
+    /// It cannot go on without an answer: a person's word or consent, or budget. With the answer the task comes
+    /// again, to this agent first, with the checkpoint and the answers in its start.
+    Waits(Question),
     /// Someone else has taken it over and reports through `/v1/assignments`; the slot stays taken until then.
     Elsewhere,
 }
@@ -65,6 +69,8 @@ pub struct Job {
     stop: CancellationToken,
     messages: Vec<Message>,
     purse: Option<Purse>,
+    tasks: Option<Tasks>,
+    pass: Option<Pass>,
 }
 
 /// What the work of a job is paid from, where there is a limit. Clones are the same purse.
@@ -111,7 +117,17 @@ impl Job {
     #[must_use]
     pub fn new(start: Start, agent_id: AgentId, timeout: Duration, stop: CancellationToken) -> Self {
         let (deadline, reporter) = (Instant::now() + timeout, Reporter::default());
-        Self { start, agent_id, deadline, reporter, stop, messages: Vec::new(), purse: None }
+        Self {
+            start,
+            agent_id,
+            deadline,
+            reporter,
+            stop,
+            messages: Vec::new(),
+            purse: None,
+            tasks: None,
+            pass: None,
+        }
     }
 
     /// The same with messages that came for the agent.
@@ -131,6 +147,28 @@ impl Job {
     /// What it is paid from, where there is a limit.
     pub(crate) fn purse(&self) -> Option<&Purse> {
         self.purse.as_ref()
+    }
+
+    /// The same where parts can be requested, and with what lets it act as its agent.
+    #[must_use]
+    pub fn in_daemon(mut self, tasks: Tasks, pass: Option<Pass>) -> Self {
+        (self.tasks, self.pass) = (Some(tasks), pass);
+        self
+    }
+
+    /// Where the daemon is, and a token that speaks as this agent while the job lasts.
+    #[must_use]
+    pub fn pass(&self) -> Option<&Pass> {
+        self.pass.as_ref()
+    }
+
+    /// Requests a task that is a part of this one: canceled with it, unless it is detached.
+    ///
+    /// # Errors
+    /// As [`Tasks::request_part`]; `Unavailable` where there is no daemon.
+    pub async fn request(&self, request: Request) -> Result<Requested, Error> {
+        let tasks = self.tasks.as_ref().ok_or(Error::Unavailable(None))?;
+        tasks.request_part(&self.start.org, self.start.key, &self.agent_id, request).await
     }
 
     /// What others said to the agent since its last job, as far as it was kept.

@@ -16,20 +16,24 @@ mod job;
 pub mod kind;
 mod mail;
 mod metrics;
+mod pass;
 mod presence;
+mod schedule;
 mod spend;
 mod supervisor;
 mod wake;
 mod work;
 
 pub use definition::{
-    Definition, Kind, Limits, Offer, OfferBy, Price, Problem, ResponseFormat, Run, Wake, WakeEvent,
-    WakeRequest, check, check_all, check_in,
+    Definition, Kind, Limits, Missed, Offer, OfferBy, Price, Problem, ResponseFormat, Run, Schedule,
+    ScheduleRequest, Wake, WakeEvent, WakeRequest, check, check_all, check_in,
 };
 pub use env::Env;
 pub use job::{Agent, Finished, Job, Registry, Reporter};
 pub use mail::{Handled, Message};
 pub use metrics::{Ended, Metrics};
+pub use pass::{Pass, Passes};
+pub use schedule::{Clockwork, clockworks};
 pub use supervisor::{Agents, Deps, Error};
 pub use wake::{
     BadFilter, BadTemplate, Commit, Filter, Hit, Keyword, Order, Segment, Test, Unbindable, WakeIndex,

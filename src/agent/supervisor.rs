@@ -1,10 +1,12 @@
 //! The hosted agents: who they are, and the actors of those that have something to do.
 use super::{
-    Definition, Env, Kind, Metrics, Registry, WakeIndex,
+    Clockwork, Definition, Env, Kind, Metrics, Registry, WakeIndex,
     actor::{Actor, Command},
     kind::Parts,
     mail::{Mailbox, Message},
+    pass::Passes,
     presence::{Activity, Seen},
+    schedule::clockworks,
     spend::Spend,
     work,
 };
@@ -49,6 +51,8 @@ pub struct Deps {
     pub models: Models,
     /// Where names of variables in their files are looked up.
     pub env: Env,
+    /// What lets their jobs act as them.
+    pub passes: Passes,
 }
 
 /// Why the agents cannot be hosted. Nothing was started.
@@ -75,6 +79,7 @@ struct House {
     desks: HashMap<AgentId, Arc<Desk>>,
     unavailable: Vec<(AgentId, String)>,
     wakes: Arc<WakeIndex>,
+    clockworks: Arc<Vec<Clockwork>>,
     shared: Arc<Shared>,
 }
 
@@ -85,6 +90,7 @@ pub(super) struct Shared {
     pub(super) clock: Clock,
     pub(super) metrics: Metrics,
     pub(super) parts: Parts,
+    pub(super) passes: Passes,
     pub(super) registry: Registry,
     /// Of the actors.
     actors: Scope,
@@ -116,6 +122,7 @@ impl Agents {
         registry: Registry,
     ) -> Result<Self, Error> {
         let wakes = Arc::new(WakeIndex::new(&definitions, &deps.metrics));
+        let clockworks = Arc::new(clockworks(&definitions));
         let parts = Parts { env: deps.env, models: deps.models, clock: deps.clock.clone() };
         let shared = Arc::new(Shared {
             tasks: deps.tasks,
@@ -123,6 +130,7 @@ impl Agents {
             clock: deps.clock,
             metrics: deps.metrics,
             parts,
+            passes: deps.passes,
             registry,
             actors: scope.child(),
             jobs: scope.child(),
@@ -153,7 +161,7 @@ impl Agents {
         for desk in desks.values().filter(|desk| desk.is_hosted()) {
             desk.present(&shared, &Seen::default(), Activity::Asleep);
         }
-        Ok(Self(Arc::new(House { desks, unavailable, wakes, shared })))
+        Ok(Self(Arc::new(House { desks, unavailable, wakes, clockworks, shared })))
     }
 
     /// What the hosted agents are to the negotiation, for `Tasks::register`. Those of kind `remote` are not
@@ -174,6 +182,12 @@ impl Agents {
     #[must_use]
     pub fn unavailable(&self) -> &[(AgentId, String)] {
         &self.0.unavailable
+    }
+
+    /// The schedules of all definitions, those of agents that were left out too.
+    #[must_use]
+    pub fn clockworks(&self) -> Arc<Vec<Clockwork>> {
+        self.0.clockworks.clone()
     }
 
     /// The wakes of all definitions, those of agents that were left out too.

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     fault,
     scope::OnExit,
-    task::{Assigned, Error, Failure, Short, Start, TaskState, Usage, wanting},
+    task::{Assigned, Error, Failure, Question, Short, Start, TaskState, Usage, wanting},
 };
 use futures_util::FutureExt;
 use serde_json::Value;
@@ -36,6 +36,12 @@ const DELIVER_WITHIN: Duration = Duration::from_secs(900);
 const INTERNAL_WITHIN: Duration = Duration::from_secs(10);
 const PAUSE_FIRST: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(2);
+/// How long before the deadline of its task a job must be over, so that what it says still counts.
+const DEADLINE_MARGIN: chrono::TimeDelta = chrono::TimeDelta::milliseconds(200);
+/// How long a job's token is good beyond its time.
+const PASS_MARGIN: Duration = Duration::from_secs(60);
+/// Between two signs of life while an outcome is handed in.
+const BEAT_EVERY: Duration = Duration::from_secs(5);
 /// Between two looks at a task that is done elsewhere.
 const LOOK_MIN: Duration = Duration::from_millis(250);
 const LOOK_MAX: Duration = Duration::from_secs(5);
@@ -131,6 +137,11 @@ impl Work {
         };
         let budgeted = start.budgeted;
         let limit = start.attempt_timeout.min(self.desk.definition.limits.timeout);
+        // What a job knows of its failure counts only if it says so before the task's own deadline.
+        let left = start.deadline.map(|deadline| deadline - self.shared.clock.now());
+        let limit =
+            left.map_or(limit, |left| limit.min((left - DEADLINE_MARGIN).to_std().unwrap_or_default()));
+        let pass = self.shared.passes.issue(&self.assigned.agent_id, &start.org, limit + PASS_MARGIN);
         let lease = start.lease;
         let job_stop = CancellationToken::new();
         let messages = self.desk.mail.lock().take();
@@ -148,7 +159,7 @@ impl Work {
                 return self.unpaid(&short, None).await;
             }
         }
-        let job = job.with_messages(messages).with_purse(purse.clone());
+        let job = job.with_messages(messages).with_purse(purse.clone()).in_daemon(self.shared.tasks.clone(), pass);
         let (reporter, deadline) = (job.reporter(), job.deadline);
         let run = AssertUnwindSafe(runner.run(job)).catch_unwind();
         tokio::pin!(run);
@@ -203,12 +214,14 @@ impl Work {
     ) -> &'static str {
         let usage = late.map(|late| match late {
             Ok(Finished::Result { usage, .. }) => usage,
+            Ok(Finished::Waits(question)) => question.usage,
             Ok(Finished::Elsewhere) => Usage::default(),
             Err(failure) => failure.usage,
         });
         let usage = usage.unwrap_or_default();
         match end {
             End::Done(Ok(Finished::Result { result, usage })) => self.finished(result, usage).await,
+            End::Done(Ok(Finished::Waits(question))) => self.waits(question).await,
             End::Done(Ok(Finished::Elsewhere)) => self.elsewhere(limit, deadline).await,
             End::Done(Err(failure)) => self.failed(failure).await,
             End::Fenced => {
@@ -270,13 +283,40 @@ impl Work {
         self.spent(usage);
         let tasks = &self.shared.tasks;
         let until = Instant::now() + DELIVER_WITHIN;
-        let delivered = again(until, || tasks.finish(key, agent, result.clone(), usage)).await;
+        let delivered = tokio::select! {
+            delivered = again(until, || tasks.finish(key, agent, result.clone(), usage)) => delivered,
+            () = self.beat() => return "lost",
+        };
         match delivered {
             Ok(_) => "finished",
             Err(error @ (Error::BadRequest(_) | Error::TooLarge { .. })) => {
                 self.report(Failure { usage, ..retryable(error.to_string()) }).await
             }
             Err(error) => undelivered(&error),
+        }
+    }
+
+    /// Hands in what it needs; the answer brings the task again.
+    async fn waits(&self, question: Question) -> &'static str {
+        self.spent(question.usage);
+        let (key, agent) = (self.assigned.key, &self.assigned.agent_id);
+        let until = Instant::now() + DELIVER_WITHIN;
+        match again(until, || self.shared.tasks.ask(key, agent, question.clone())).await {
+            Ok(_) => "waiting",
+            Err(error @ (Error::BadRequest(_) | Error::TooLarge { .. })) => {
+                self.report(permanent(error.to_string())).await
+            }
+            Err(error) => undelivered(&error),
+        }
+    }
+
+    /// Signs of life while an outcome is handed in again and again; never ends.
+    async fn beat(&self) {
+        let mut beat = interval_at(Instant::now() + BEAT_EVERY, BEAT_EVERY);
+        loop {
+            beat.tick().await;
+            let (key, agent) = (self.assigned.key, &self.assigned.agent_id);
+            let _ = self.shared.tasks.heartbeat(key, agent).await;
         }
     }
 
@@ -311,7 +351,9 @@ impl Work {
             match self.shared.tasks.get(key.task_id).await {
                 Ok(task) if task.epoch != key.epoch => return "fenced",
                 Ok(task) => match task.state {
-                    TaskState::Running | TaskState::Waiting | TaskState::Canceling => {}
+                    TaskState::Running | TaskState::Canceling => {}
+                    TaskState::Waiting => return "waiting",
+                    TaskState::Verifying => return "finished",
                     TaskState::Completed => return "finished",
                     _ => return "failed",
                 },

@@ -3,6 +3,7 @@
 //! Leading follows the log's leader lock. A leader that was away for a moment (the
 //! database restarted, say) goes on with its agents as they are, so that no running
 //! job is lost; when another node hosted them meanwhile, they begin a new life.
+use super::clockwork;
 use crate::{
     agent::Agents,
     api::{Health, PartState},
@@ -44,6 +45,7 @@ impl Host {
         }
         let arbiter = self.scope.child();
         self.tasks.arbitrate(&arbiter);
+        clockwork::start(&arbiter, self.tasks.clone(), self.agents.clockworks());
         self.arbiter = Some(arbiter);
         let count = self.lives.as_ref().map_or(0, HashMap::len);
         self.health.set("agents", PartState::Ready, format!("{count} hosted here"));

@@ -9,11 +9,13 @@
 //! log → accept. Stop, each phase with its limit: stop accepting → agents finish or
 //! let go → sockets get their close → the log's last confirmation → the database.
 mod channels;
+mod clockwork;
 mod health;
 mod herald;
 mod history;
 mod host;
 mod messages;
+mod observers;
 mod publications;
 mod remote;
 mod router;
@@ -41,7 +43,12 @@ use crate::{
 };
 use anyhow::Context;
 use axum::serve::ListenerExt;
-use std::{fmt::Write, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    fmt::Write,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 use tokio::{net::TcpListener, sync::mpsc};
 use tokio_util::sync::CancellationToken;
 
@@ -242,6 +249,23 @@ async fn able_to_stream(database: &Database) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What lets the jobs of hosted agents request parts over HTTP: a token of their agent that ends with them.
+fn passes(addr: SocketAddr, keys: &Keys, clock: &Clock) -> agent::Passes {
+    let ip = match addr.ip() {
+        ip if ip.is_unspecified() && ip.is_ipv4() => IpAddr::from(Ipv4Addr::LOCALHOST),
+        ip if ip.is_unspecified() => IpAddr::from(Ipv6Addr::LOCALHOST),
+        ip => ip,
+    };
+    let (url, keys, clock) =
+        (format!("http://{}", SocketAddr::new(ip, addr.port())), keys.clone(), clock.clone());
+    agent::Passes::new(move |agent, org, ttl| {
+        let (org, agent_id) = (Some(org.clone()), Some(agent.clone()));
+        let wish = auth::MintRequest { role: auth::Role::Authenticated, org, agent_id, ttl };
+        let token = auth::mint(&keys, &wish, clock.now()).ok()?;
+        Some(agent::Pass { url: url.clone(), token })
+    })
+}
+
 async fn assemble(
     builder: Builder,
     scope: Scope,
@@ -281,6 +305,7 @@ async fn assemble(
         metrics: agent::Metrics::registered(&metrics),
         models: models.unwrap_or_else(|| Models::new(clock.clone())),
         env: agent::Env::process(),
+        passes: passes(listener.local_addr()?, &keys, &clock),
     };
     let agents = Agents::start(&scope, deps, definitions, registry)?;
     for finding in access::prepare(&database).await?.into_iter().filter(|finding| !finding.ok) {
@@ -319,6 +344,8 @@ async fn assemble(
     let remote = remote::start(&scope, remote, heard);
     herald::start(&scope, notices, voice, agents.clone(), remote);
     publications::start(&scope, &database, &agents).await?;
+    let observed = config.task.observed.then_some(CLIENTS_PUBLICATION);
+    observers::admit(&database, observed).await?;
 
     let log = Scope::default();
     let stream = wal::start(

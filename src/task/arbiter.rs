@@ -5,6 +5,7 @@
 //! first, and the tasks whose time has come. It never waits for a batch to fill, and
 //! without any wake-up it looks at the next due time, at the latest every few seconds.
 use super::desk::{self, Act, Command};
+use super::fair::{Want, share};
 use super::rounds::{Candidate, Plan};
 use super::score::{Measured, Offer};
 use super::store::{self, run, sql};
@@ -36,7 +37,9 @@ const ECHO_MAX: Duration = Duration::from_millis(500);
 const FORGET_EVERY: Duration = Duration::from_secs(600);
 /// Pause after a look that failed.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
-/// Classes that are remembered between looks.
+/// Tasks that one look opens rounds for.
+const TASKS_MAX: u32 = 400;
+/// Classes that are found at once, and remembered between looks.
 const CLASSES_MAX: usize = 1000;
 
 /// One who looks and awards; see [`Tasks::arbiter`](super::Tasks::arbiter).
@@ -44,6 +47,12 @@ pub struct Arbiter {
     shared: Arc<Shared>,
     /// Org and capabilities of the classes that had ready tasks.
     classes: BTreeMap<i64, (String, Vec<String>)>,
+    /// The last class that was found; the next look goes on after it when there were too many.
+    last_class: i64,
+    /// Who begins when not all orgs can have something.
+    turn: usize,
+    /// Whether the database was away at the last look.
+    was_away: bool,
     roster_read: Option<Instant>,
     forgot: Option<Instant>,
 }
@@ -66,6 +75,7 @@ pub(super) async fn serve(shared: Arc<Shared>, stop: CancellationToken) -> anyho
             Ok(next) => next,
             Err(Error::Unavailable(cause)) => {
                 tracing::warn!(cause = ?cause, "the arbiter cannot reach the database");
+                arbiter.was_away = true;
                 RETRY_PAUSE
             }
             Err(error) => {
@@ -89,7 +99,15 @@ impl std::fmt::Debug for Arbiter {
 
 impl Arbiter {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, classes: BTreeMap::new(), roster_read: None, forgot: None }
+        Self {
+            shared,
+            classes: BTreeMap::new(),
+            last_class: i64::MIN,
+            turn: 0,
+            was_away: false,
+            roster_read: None,
+            forgot: None,
+        }
     }
 
     /// Moves all that is ready or due; gives the time until something comes due.
@@ -98,6 +116,12 @@ impl Arbiter {
     /// `Unavailable` while the database is away; what was not committed is there for the next look.
     pub async fn look(&mut self) -> Result<Duration, Error> {
         self.forget().await?;
+        if self.was_away {
+            // Nobody could renew a lease meanwhile: whoever lives gets the time to.
+            let client = self.shared.database.client().await?;
+            client.execute(sql!("grace"), &[]).await.map_err(db::Error::from)?;
+            self.was_away = false;
+        }
         let mut batches = 0_u32;
         loop {
             let doubted = self.shared.roster_doubted.swap(false, Ordering::Relaxed);
@@ -127,6 +151,9 @@ impl Arbiter {
         if self.forgot.is_none_or(|at| at.elapsed() > FORGET_EVERY) {
             let client = self.shared.database.client().await?;
             client.execute(sql!("forget_wakes"), &[]).await.map_err(db::Error::from)?;
+            // For those who request with SQL.
+            let attempts_max = i32::try_from(self.shared.defaults.attempts_max).unwrap_or(i32::MAX);
+            client.execute(sql!("defaults"), &[&attempts_max]).await.map_err(db::Error::from)?;
             self.forgot = Some(Instant::now());
         }
         Ok(())
@@ -143,15 +170,18 @@ impl Arbiter {
     /// Opens rounds for tasks that are ready; true when there may be more.
     async fn award(&mut self) -> Result<bool, Error> {
         let (classes, limits) = self.limits();
+        let after = self.last_class;
         let mut client = self.shared.database.client().await?;
         let tx = client.transaction().await.map_err(db::Error::from)?;
         let ((), found, rows) = futures_util::future::try_join3(
             store::relax(&tx),
-            run(&tx, sql!("classes"), &[]),
+            run(&tx, sql!("classes"), &[&after]),
             run(&tx, sql!("ready"), &[&classes, &limits]),
         )
         .await?;
         let fresh = self.remember(&found);
+        let page = found.len() >= CLASSES_MAX;
+        self.last_class = found.last().filter(|_| page).map_or(i64::MIN, |row| row.get("class"));
         self.note_backlog(&found, &classes, &limits, &rows);
         let candidates: Vec<Candidate> = rows.iter().map(candidate).collect();
         if candidates.is_empty() {
@@ -180,12 +210,14 @@ impl Arbiter {
     }
 
     /// How many ready tasks of each known class could find an agent now.
-    fn limits(&self) -> (Vec<i64>, Vec<i64>) {
+    /// Orgs get as much as each other, so that none waits behind the flood of another.
+    fn limits(&mut self) -> (Vec<i64>, Vec<i64>) {
         let roster = self.shared.roster.lock();
         let most = BATCH_MAX as u32;
-        self.classes
+        let wants = self
+            .classes
             .iter()
-            .filter_map(|(class, (org, requires))| {
+            .map(|(class, (org, requires))| {
                 let mut members = roster.members.values().filter(|m| m.can(org, requires)).peekable();
                 // With nobody eligible, the round is empty, and that must be found out too.
                 let limit = if members.peek().is_none() {
@@ -193,9 +225,13 @@ impl Arbiter {
                 } else {
                     members.map(|m| m.free()).sum::<u32>().min(most)
                 };
-                (limit > 0).then_some((*class, i64::from(limit)))
+                Want { class: *class, org: org.clone(), most: limit }
             })
-            .unzip()
+            .collect();
+        drop(roster);
+        let shares = share(wants, TASKS_MAX, self.turn);
+        self.turn = self.turn.wrapping_add(1);
+        shares.into_iter().map(|(class, share)| (class, i64::from(share))).unzip()
     }
 
     /// Which classes have more ready tasks than could be looked at: new ones must queue behind them.

@@ -16,6 +16,8 @@ mod decide;
 mod depend;
 mod desk;
 mod error;
+mod fair;
+mod fire;
 mod invariants;
 mod kin;
 pub mod machine;
@@ -25,6 +27,7 @@ mod query;
 mod register;
 mod replay;
 mod request;
+mod retention;
 mod roster;
 mod rounds;
 pub mod score;
@@ -39,6 +42,7 @@ pub use arbiter::Arbiter;
 pub(crate) use budget::wanting;
 pub use budget::{Amount, Budget, Short};
 pub use error::Error;
+pub use fire::Schedule;
 pub use invariants::INVARIANTS;
 pub use policy::*;
 pub use replay::{Replayed, replay};
@@ -66,8 +70,9 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio_postgres::types::ToSql;
 
 /// Largest input of a task, in bytes of JSON.
@@ -80,17 +85,37 @@ pub const DEPENDS_ON_MAX: usize = 100;
 pub const QUESTION_BYTES_MAX: usize = 4000;
 /// How much of an input is shown before a task is accepted, in characters.
 pub const PREVIEW_CHARS_MAX: i32 = 500;
+/// A retention of this and more keeps everything: a thousand years.
+pub const FOREVER: Duration = Duration::from_secs(1000 * 365 * 24 * 3600);
+/// Tasks are kept for at least as long as their idempotency keys.
+const RETENTION_MIN: Duration = Duration::from_secs(24 * 3600);
+/// Requests of one org that may be under way: what is more waits, and holds up no other org.
+const REQUESTS_EACH_MAX: usize = 512;
+/// Orgs whose requests are counted; those that have none under way are forgotten beyond it.
+const ORGS_MAX: usize = 1000;
 /// Notices that may wait to be told; more are dropped and counted, since they are hints.
 const NOTICES_MAX: usize = 16_384;
 
 /// How tasks are negotiated when a request does not say.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Config {
     /// Award, timers and attempts.
     pub policy: Policy,
     /// What differs from it for tasks of a kind.
     pub kinds: BTreeMap<String, serde_json::Map<String, Value>>,
+    /// How long a task is kept after its end, with its events; [`FOREVER`] and more is for ever.
+    #[serde(with = "humantime_serde")]
+    pub retention: Duration,
+    /// Whether `postgres_changes` shows the tables of the negotiation: their changes go through the log then.
+    pub observed: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let retention = Duration::from_secs(30 * 24 * 3600);
+        Self { policy: Policy::default(), kinds: BTreeMap::new(), retention, observed: false }
+    }
 }
 
 impl Config {
@@ -100,6 +125,12 @@ impl Config {
     /// The member and the reason, in one line.
     pub fn check(&self) -> Result<(), String> {
         self.policy.check()?;
+        if self.retention < RETENTION_MIN {
+            return Err(format!(
+                "retention is {:?}; keep tasks for at least {RETENTION_MIN:?}",
+                self.retention
+            ));
+        }
         for (kind, patch) in &self.kinds {
             self.policy.with(patch).map_err(|e| format!("kinds.{kind}: {e}"))?;
         }
@@ -149,6 +180,8 @@ struct Shared {
     node: NodeId,
     defaults: Policy,
     kinds: HashMap<String, Policy>,
+    retention: Option<Duration>,
+    turns: Mutex<HashMap<OrgId, Arc<Semaphore>>>,
     roster: Mutex<Roster>,
     poke: Notify,
     changed: watch::Sender<u64>,
@@ -183,6 +216,15 @@ impl Shared {
             Value::Object(patch) => self.policy_for(kind).with(patch),
             _ => Err("policy is not an object".into()),
         }
+    }
+
+    /// What bounds the requests of an org.
+    fn turn_of(&self, org: &OrgId) -> Arc<Semaphore> {
+        let mut turns = self.turns.lock();
+        if turns.len() > ORGS_MAX {
+            turns.retain(|_, turn| Arc::strong_count(turn) > 1);
+        }
+        turns.entry(org.clone()).or_insert_with(|| Arc::new(Semaphore::new(REQUESTS_EACH_MAX))).clone()
     }
 
     fn doubt(&self) -> Doubt<'_> {
@@ -263,6 +305,8 @@ impl Tasks {
             node,
             defaults: config.policy.clone(),
             kinds: config.of_kinds(),
+            retention: Some(config.retention).filter(|keep| *keep < FOREVER),
+            turns: Mutex::default(),
             roster: Mutex::default(),
             poke: Notify::new(),
             changed: watch::Sender::new(0),
@@ -307,6 +351,8 @@ impl Tasks {
         self.shared.arbitrates.store(true, Ordering::Relaxed);
         let shared = self.shared.clone();
         scope.spawn("arbiter", OnExit::StopDaemon, |stop| arbiter::serve(shared, stop));
+        let shared = self.shared.clone();
+        scope.spawn("task retention", OnExit::Log, |stop| retention::serve(shared, stop));
     }
 
     /// An arbiter that looks only when it is told to: for simulations, and tools that keep their own time.
@@ -351,6 +397,8 @@ impl Tasks {
     }
 
     async fn send_request(&self, new: request::New) -> Result<Requested, Error> {
+        let turn = self.shared.turn_of(&new.org);
+        let _turn = turn.acquire().await.map_err(|_| Error::Unavailable(None))?;
         self.requests.send(new).await
     }
 

@@ -134,7 +134,7 @@ impl New {
 }
 
 /// What the database made of a request.
-struct Made {
+pub(super) struct Made {
     state: TaskState,
     created_at: DateTime<Utc>,
     class: i64,
@@ -229,7 +229,7 @@ pub(super) async fn make(
 }
 
 /// Makes the tasks; gives those that were made, and why others cannot be.
-async fn insert(
+pub(super) async fn insert(
     tx: &Transaction<'_>,
     batch: &[New],
 ) -> Result<(HashMap<TaskId, Made>, HashMap<TaskId, Error>), Error> {

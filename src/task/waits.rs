@@ -62,7 +62,7 @@ pub enum OnInputTimeout {
 
 /// What an assignee needs before it can go on. Asking ends its run: the slot is free, the lease is
 /// suspended, and with the answer the task is awarded again, to the same agent first, with the checkpoint.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Question {
     /// What is needed.

@@ -4,6 +4,7 @@ use crate::{
     agent::{
         Env,
         kind::{llm, program},
+        schedule::Clockwork,
         wake::{Filter, RequestTemplate},
     },
     task::{INPUT_BYTES_MAX, Policy},
@@ -63,6 +64,14 @@ pub fn check_in(definition: &Definition, env: &Env) -> Vec<Problem> {
     }
     for (at, wake) in definition.wake.iter().enumerate() {
         check_wake(&format!("wake.{at}"), wake, &mut found);
+    }
+    for (at, schedule) in definition.schedule.iter().enumerate() {
+        let place = format!("schedule.{at}");
+        if let Err((key, message)) = Clockwork::read(definition, at, schedule) {
+            found.add(format!("{place}.{key}"), message);
+        }
+        let request = &schedule.request;
+        check_request(&place, &request.kind, &request.policy, &mut found);
     }
     found.0
 }
@@ -214,6 +223,21 @@ fn model(definition: &Definition, env: &Env, found: &mut Found) {
     }
     if !run.tools.is_empty() {
         found.add_with("run.tools", "tools are not supported yet", "leave the key out");
+    }
+}
+
+/// What is wrong with the task that something requests.
+fn check_request(
+    place: &str,
+    kind: &str,
+    policy: &serde_json::Map<String, serde_json::Value>,
+    found: &mut Found,
+) {
+    if kind.is_empty() || kind.len() > 200 {
+        found.add(format!("{place}.request.kind"), "the kind of a task has 1 to 200 bytes");
+    }
+    if let Err(e) = Policy::default().with(policy) {
+        found.add(format!("{place}.request.policy"), e);
     }
 }
 

@@ -10,11 +10,13 @@
 mod check;
 mod limits;
 mod run;
+mod schedule;
 mod wake;
 
 pub use check::{Problem, check, check_all, check_in};
 pub use limits::{Limits, Offer, OfferBy};
 pub use run::{Kind, Price, ResponseFormat, Run};
+pub use schedule::{Missed, Schedule, ScheduleRequest};
 pub use wake::{Wake, WakeEvent, WakeRequest};
 
 use super::Env;
@@ -54,6 +56,9 @@ pub struct Definition {
     /// The row changes that request a task.
     #[serde(default)]
     pub wake: Vec<Wake>,
+    /// The times that request a task.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub schedule: Vec<Schedule>,
     /// What one task may use.
     #[serde(default)]
     pub limits: Limits,
@@ -87,6 +92,7 @@ impl Definition {
             run: Run::new(kind),
             offer: Offer::default(),
             wake: Vec::new(),
+            schedule: Vec::new(),
             limits: Limits::default(),
             folder: None,
         }

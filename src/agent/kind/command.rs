@@ -2,7 +2,9 @@
 //!
 //! The input comes as JSON on standard input, the result is the one JSON value on
 //! standard output, lines on standard error like `{"progress": 0.5, "activity":
-//! "reading"}` are progress. No shell reads the command line, and the environment
+//! "reading"}` are progress; a `{"question": "…", "for": "input"}` (or `"approval"`)
+//! before a good end asks instead of answering, and the task comes again with the answer in
+//! `CONVOKE_ANSWERS` and the last `{"checkpoint": …}` in `CONVOKE_CHECKPOINT`. No shell reads the command line, and the environment
 //! holds what the file lists and `CONVOKE_*`, nothing else. The process leads its
 //! own group, which is asked to end (SIGTERM) on cancel and timeout and killed
 //! two seconds later, and killed in any case when the process has ended. A
@@ -13,7 +15,7 @@ use crate::{
         Agent, Definition, Env, Finished, Job, Reporter,
         job::{one_line, permanent, retryable},
     },
-    task::{Failure, Progress, Usage},
+    task::{Failure, Progress, Question, Usage, WaitFor},
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -78,6 +80,14 @@ struct Ended {
     status: ExitStatus,
     output: Result<Vec<u8>, TooMuch>,
     last_line: Option<String>,
+    question: Option<Asked>,
+    checkpoint: Option<Value>,
+}
+
+/// What it asked on standard error before it ended.
+struct Asked {
+    wait_for: WaitFor,
+    question: String,
 }
 
 /// More output than the limit.
@@ -140,6 +150,10 @@ impl Command {
                 None => how,
             }));
         }
+        if let Some(Asked { wait_for, question }) = ended.question {
+            let usage = Usage { tokens: 0, microdollars: self.definition.offer.cost_microdollars };
+            return Ok(Finished::Waits(Question { wait_for, question, checkpoint: ended.checkpoint, usage }));
+        }
         let result: Value = serde_json::from_slice(&output).map_err(|e| match output.trim_ascii() {
             [] => retryable("result is no JSON: the command wrote nothing on standard output"),
             _ => retryable(format!("result is no JSON: line {} column {}", e.line(), e.column())),
@@ -172,6 +186,14 @@ fn ids(job: &Job) -> Vec<(&'static str, String)> {
         text = json!(messages).to_string();
     }
     ids.extend((!messages.is_empty()).then_some(("CONVOKE_MESSAGES", text)));
+    let answers = (!start.answers.is_empty()).then(|| json!(start.answers).to_string());
+    ids.extend(
+        answers.filter(|text| text.len() <= CHECKPOINT_BYTES_MAX).map(|text| ("CONVOKE_ANSWERS", text)),
+    );
+    ids.extend(start.rejected.clone().map(|reason| ("CONVOKE_REJECTED", reason)));
+    if let Some(pass) = job.pass() {
+        ids.extend([("CONVOKE_URL", pass.url.clone()), ("CONVOKE_TOKEN", pass.token.clone())]);
+    }
     ids
 }
 
@@ -183,7 +205,8 @@ impl Agent for Command {
         let input = job.start.input.to_string();
         let feed = feed(stdin, input);
         let output = read_output(stdout, self.definition.limits.output_bytes, &group);
-        let lines = read_lines(stderr, job.reporter());
+        let reporter = job.reporter();
+        let lines = read_lines(stderr, reporter.clone());
         let work = async {
             let streams = async { tokio::join!(feed, output, lines) };
             tokio::pin!(streams);
@@ -211,9 +234,10 @@ impl Agent for Command {
             }
         };
         let status = status.map_err(|e| retryable(format!("the command was lost: {}", e.kind())))?;
-        let ((), output, last_line) =
+        let ((), output, (last_line, question)) =
             seen.ok_or_else(|| retryable("a process that the command left behind keeps its output open"))?;
-        self.result(Ended { status, output, last_line })
+        let checkpoint = reporter.last_checkpoint();
+        self.result(Ended { status, output, last_line, question, checkpoint })
     }
 }
 
@@ -248,27 +272,32 @@ async fn read_output(
 /// A line of progress on standard error.
 #[derive(Deserialize)]
 struct Line {
+    question: Option<String>,
+    #[serde(rename = "for", default)]
+    wait_for: WaitFor,
     progress: Option<f32>,
     activity: Option<String>,
     checkpoint: Option<Value>,
 }
 
-/// Reports what is progress, and gives the last line that is none.
-async fn read_lines(stderr: Option<ChildStderr>, reporter: Reporter) -> Option<String> {
-    let mut stderr = BufReader::new(stderr?);
-    let (mut line, mut last) = (Vec::new(), None);
+/// Reports what is progress, and gives the last line that is none, and the last question.
+async fn read_lines(stderr: Option<ChildStderr>, reporter: Reporter) -> (Option<String>, Option<Asked>) {
+    let Some(stderr) = stderr else { return (None, None) };
+    let mut stderr = BufReader::new(stderr);
+    let (mut line, mut last, mut asked) = (Vec::new(), None, None);
     loop {
         line.clear();
         match (&mut stderr).take(LINE_BYTES_MAX).read_until(b'\n', &mut line).await {
-            Ok(0) | Err(_) => return last,
+            Ok(0) | Err(_) => return (last, asked),
             Ok(_) => {}
         }
         let told =
             line.trim_ascii_start().starts_with(b"{").then(|| serde_json::from_slice::<Line>(&line).ok());
         match told.flatten() {
-            Some(Line { progress, activity, checkpoint })
-                if progress.is_some() || activity.is_some() || checkpoint.is_some() =>
+            Some(Line { question, wait_for, progress, activity, checkpoint })
+                if question.is_some() || progress.is_some() || activity.is_some() || checkpoint.is_some() =>
             {
+                asked = question.map(|question| Asked { wait_for, question }).or(asked);
                 reporter.report(Progress { progress, activity, checkpoint });
             }
             _ => {

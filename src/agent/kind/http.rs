@@ -6,7 +6,8 @@
 //! `Convoke-Signature: sha256=<hex>` is the HMAC-SHA256 of `<timestamp>.<body>`
 //! with `Convoke-Timestamp` in Unix seconds. `Convoke-Event` is `task`, or the event of a message from
 //! another agent, which comes by a POST of its own. `Idempotency-Key` is the assignment,
-//! so a repeat can be told. 200 with JSON is the result (what it cost may stand
+//! so a repeat can be told. Where there is a secret, `Convoke-Url` and `Convoke-Token`
+//! say where and with what the agent may request parts and report. 200 with JSON is the result (what it cost may stand
 //! in `Convoke-Tokens` and `Convoke-Microdollars`); 202 means that the other side
 //! reports through `/v1/assignments` and renews the lease itself; 429, 5xx and
 //! broken connections are tried again while the attempt lasts; redirects are not
@@ -93,6 +94,11 @@ impl Http {
         let again = |message: String, wait| Again { failure: retryable(message), wait };
         let request = self.request("task", body).map_err(|e| again(e, None))?;
         let request = request.header("Idempotency-Key", job.start.key.assignment_id.to_string());
+        // Only to a side that shares a secret: the token speaks as the agent.
+        let request = match job.pass().filter(|_| self.secret.is_some()) {
+            Some(pass) => request.header("Convoke-Url", &pass.url).header("Convoke-Token", &pass.token),
+            None => request,
+        };
         let unreachable =
             |e: reqwest::Error| again(format!("the agent cannot be reached: {}", innermost(&e)), None);
         let response = request.send().await.map_err(unreachable)?;

@@ -20,7 +20,8 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 /// What a prompt may name.
-const NAMES: [&str; 7] = ["input", "kind", "task_id", "attempt", "checkpoint", "result_schema", "messages"];
+const NAMES: [&str; 9] =
+    ["input", "kind", "task_id", "attempt", "checkpoint", "result_schema", "messages", "answers", "rejected"];
 /// Bytes of text that count as a token before the endpoint has counted.
 const BYTES_PER_TOKEN: usize = 4;
 /// Most tokens of an answer that counts to a budget, where `limits.tokens_per_task` does not say.
@@ -61,6 +62,13 @@ impl Llm {
                 let context = prompt_context(job, schema);
                 prompt.fill_text("prompt", &context).map_err(|e| permanent(format!("run.{e}")))?
             }
+        };
+        let user = match &job.start.rejected {
+            // Data, like the input: it may hold words of a verifier.
+            Some(reason) if self.prompt.is_none() => {
+                format!("{user}\n\nThe last result was rejected:\n{}", json!(reason))
+            }
+            _ => user,
         };
         let wanted = run.response_format.unwrap_or(match schema {
             Some(_) => ResponseFormat::JsonSchema,
@@ -159,6 +167,8 @@ fn prompt_context(job: &Job, schema: Option<&Value>) -> Context {
         ("checkpoint", json!(start.checkpoint)),
         ("result_schema", json!(schema)),
         ("messages", json!(job.messages())),
+        ("answers", json!(start.answers)),
+        ("rejected", json!(start.rejected)),
     ];
     Context::new(names.into_iter().map(|(name, value)| (name.to_owned(), value)).collect::<Map<_, _>>())
 }

@@ -1,5 +1,6 @@
+-- The next thousand classes that have ready tasks, after the last one that was looked at.
 with recursive ready as (
-    (select class, org, requires from convoke.tasks where state = 'open' and due_at is null
+    (select class, org, requires from convoke.tasks where state = 'open' and due_at is null and class > $1
         order by class limit 1)
     union all
     select following.* from ready cross join lateral (

@@ -1,6 +1,9 @@
 //! `kind = "command"` with real processes.
 use super::{Bench, definition, result, start};
-use convoke::agent::Definition;
+use convoke::{
+    agent::{Definition, Finished},
+    task::WaitFor,
+};
 use serde_json::{Value, json};
 use std::{path::Path, time::Duration};
 
@@ -67,6 +70,22 @@ async fn lines_of_standard_error_that_are_progress_are_reported() {
     let told = told.unwrap();
     assert_eq!((told.progress, told.activity.as_deref()), (Some(0.5), Some("reading")));
     assert_eq!(told.checkpoint, Some(json!({ "page": 7 })));
+}
+
+#[tokio::test]
+async fn a_command_may_ask_instead_of_answering_and_hears_the_answers() {
+    let script = r#"if [ -n "$CONVOKE_ANSWERS" ]; then echo "$CONVOKE_ANSWERS"; exit 0; fi
+        echo '{"checkpoint": {"page": 7}}' >&2
+        echo '{"question": "may I?", "for": "approval"}' >&2"#;
+    let Ok(Finished::Waits(asked)) = Bench::new(shell(script)).run(start(json!({}))).await else {
+        panic!("it did not ask");
+    };
+    assert_eq!((asked.question.as_str(), asked.wait_for), ("may I?", WaitFor::Approval));
+    assert_eq!(asked.checkpoint, Some(json!({ "page": 7 })));
+    let mut answered = start(json!({}));
+    answered.answers = vec![json!({ "question": "may I?", "answer": true })];
+    let expected = json!([{ "question": "may I?", "answer": true }]);
+    assert_eq!(result(Bench::new(shell(script)).run(answered).await), expected);
 }
 
 #[tokio::test]

@@ -84,6 +84,6 @@ impl Bench {
 pub fn result(outcome: Result<Finished, Failure>) -> Value {
     match outcome.unwrap() {
         Finished::Result { result, .. } => result,
-        Finished::Elsewhere => panic!("it is done elsewhere"),
+        Finished::Waits(_) | Finished::Elsewhere => panic!("it is done elsewhere"),
     }
 }

@@ -5,7 +5,7 @@ use super::{
 };
 use crate::support::{TestDb, database};
 use convoke::{
-    agent::{Agent, Agents, Definition, Deps, Env, Finished, Job, Metrics, Registry},
+    agent::{Agent, Agents, Definition, Deps, Env, Finished, Job, Metrics, Passes, Registry},
     clock::Clock,
     db::{self, Database, Target},
     hub::{Hub, Room},
@@ -65,6 +65,7 @@ async fn house_on(
         metrics: metrics.clone(),
         models: Models::new(Clock::System),
         env,
+        passes: Passes::default(),
     };
     let agents = Agents::start(&scope, deps, definitions, registry).unwrap();
     tasks.register(agents.profiles()).await.unwrap();
@@ -385,6 +386,7 @@ async fn code_that_nobody_registered_is_named() {
         metrics: Metrics::default(),
         models: Models::default(),
         env: Env::of([]),
+        passes: Passes::default(),
     };
     let error = Agents::start(&scope, deps, vec![worker("")], Registry::default()).err().unwrap();
     assert_eq!(error.to_string(), "agent worker: no Rust agent is registered as \"code\"");

@@ -170,3 +170,67 @@ async fn killed_after_a_request_its_key_finds_the_same_task() {
     assert_eq!(answer.json::<Value>().await.unwrap()["replayed"], true);
     check(&db, 1).await;
 }
+
+/// The same agent, and every second one task of its own.
+const TICKING: &str = r#"
+[[schedule]]
+cron = "* * * * * *"
+missed = "all"
+request = { kind = "support.triage", requires = ["support.triage"], input = { at = "{{ scheduled_at }}" } }
+"#;
+
+/// Killed while a schedule fires: every time has one task, none is left out.
+async fn ticks_through(point: &str) {
+    let (db, folder) = prepared().await;
+    std::fs::write(folder.path().join("agents/clerk.toml"), format!("{AGENT}{TICKING}")).unwrap();
+    Up::start(&db, folder.path(), Some(point)).await.dies_at(point).await;
+    let _second = Up::start(&db, folder.path(), None).await;
+    let client = db.client().await;
+    let done = "select count(*) from convoke.tasks where state = 'completed'";
+    soon("six firings", async {
+        while client.query_one(done, &[]).await.unwrap().get::<_, i64>(0) < 6 {
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    })
+    .await;
+    let row = client
+        .query_one(
+            "select count(*), count(distinct input ->> 'at'),
+                 extract(epoch from max((input ->> 'at')::timestamptz) - min((input ->> 'at')::timestamptz))::bigint + 1
+             from convoke.tasks",
+            &[],
+        )
+        .await
+        .unwrap();
+    let (tasks, times, seconds): (i64, i64, i64) = (row.get(0), row.get(1), row.get(2));
+    assert_eq!((tasks, times), (seconds, seconds), "{point}: one task for each second");
+}
+
+#[tokio::test]
+async fn killed_before_a_firing_commits() {
+    ticks_through("schedule.before_commit:2").await;
+}
+
+#[tokio::test]
+async fn killed_after_a_firing() {
+    ticks_through("schedule.fired:2").await;
+}
+
+/// A chain of tasks by SQL: the second waits for the first.
+#[tokio::test]
+async fn killed_when_others_have_been_moved_by_an_end() {
+    let (db, folder) = prepared().await;
+    let point = "task.followed";
+    let first = Up::start(&db, folder.path(), Some(point)).await;
+    let client = db.client().await;
+    let chain = "select convoke.request_task('support.triage', requires => '{support.triage}', org => 'demo',
+                     run_at => clock_timestamp() + interval '2 s')";
+    let row = client.query_one(chain, &[]).await.unwrap();
+    let one: uuid::Uuid = row.get(0);
+    let after = "select convoke.request_task('support.triage', requires => '{support.triage}', org => 'demo',
+                     depends_on => array[$1])";
+    client.query_one(after, &[&one]).await.unwrap();
+    first.dies_at(point).await;
+    let _second = Up::start(&db, folder.path(), None).await;
+    check(&db, 2).await;
+}

@@ -2,10 +2,14 @@
 mod budgets;
 mod cases;
 mod hanging;
+mod observers;
 mod policies;
 mod requests;
+mod retention;
 mod rounds;
+mod schedules;
 mod simulation;
+mod sql;
 mod timers;
 mod waiting;
 

@@ -1,0 +1,68 @@
+//! Old tasks are forgotten with all that belongs to them, and nothing that is still needed.
+use super::SOON;
+use crate::support::database;
+use convoke::{
+    id::NodeId,
+    scope::Scope,
+    task::{Config, Metrics, Tasks},
+};
+use std::time::Duration;
+
+/// Tasks that were made and ended on the first day of 1970: the ids begin with the time.
+const OLD: &str = "
+    insert into convoke.tasks (id, org, kind, class, requester, root_id, state, depends_on, updated_at, followed)
+    select ('00000000-0000-7000-8000-0000000000' || lpad(n::text, 2, '0'))::uuid, 'demo', 'k', 1, 'test',
+        gen_random_uuid(), state, depends_on::uuid[], at, followed
+    from (values
+        (1, 'completed', '{}', timestamptz 'epoch', false),
+        (2, 'failed', '{}', timestamptz 'epoch', false),
+        (3, 'completed', '{}', clock_timestamp(), false),
+        (4, 'completed', '{}', timestamptz 'epoch', false),
+        (5, 'blocked', '{00000000-0000-7000-8000-000000000004,00000000-0000-7000-8000-000000000006}', timestamptz 'epoch',
+            false),
+        (6, 'waiting', '{}', timestamptz 'epoch', true)
+    ) as t(n, state, depends_on, at, followed);
+    insert into convoke.events (at, org, task_id, type) select timestamptz 'epoch', org, id, 'requested' from convoke.tasks;
+    insert into convoke.events (at, org, type) values (timestamptz 'epoch', 'demo', 'wal_gap');
+    insert into convoke.offers (task_id, round, agent_id, incarnation, state, valid_until)
+    select id, 1, 'a', 1, 'lost', timestamptz 'epoch' from convoke.tasks;";
+
+#[tokio::test]
+async fn what_ended_long_ago_and_is_not_needed_goes_with_its_offers_and_events() {
+    let (db, scope) = (database().await, Scope::default());
+    let store = db.open(&scope).await;
+    let client = store.client().await.unwrap();
+    client.batch_execute(OLD).await.unwrap();
+    let (tasks, _notices) =
+        Tasks::start(&scope, store.clone(), NodeId::generate(), &Config::default(), Metrics::default());
+    tasks.register(vec![]).await.unwrap();
+    tasks.arbitrate(&scope);
+    let left = "select right(id::text, 1)::integer from convoke.tasks order by 1";
+    let expected = [3, 4, 5, 6];
+    let gone = async {
+        loop {
+            let rows = client.query(left, &[]).await.unwrap();
+            let ids: Vec<i32> = rows.iter().map(|row| row.get(0)).collect();
+            if ids == expected {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(SOON, gone).await.expect("it is never forgotten");
+    for (table, count) in [("events", 4), ("offers", 4)] {
+        let row = client.query_one(&format!("select count(*) from convoke.{table}"), &[]).await.unwrap();
+        assert_eq!(row.get::<_, i64>(0), count, "{table}");
+    }
+    let kept = client.execute("delete from convoke.events", &[]).await.unwrap_err();
+    assert!(kept.as_db_error().unwrap().message().contains("append-only"));
+    drop(client);
+    scope.drain(SOON).await.unwrap();
+}
+
+#[test]
+fn tasks_are_kept_for_as_long_as_their_keys() {
+    let config = Config { retention: Duration::from_secs(60), ..Config::default() };
+    assert!(config.check().unwrap_err().starts_with("retention is 60s"));
+    assert!(Config::default().check().is_ok());
+}

@@ -1,0 +1,86 @@
+//! `convoke.request_task`: what SQL may request, and what it is told.
+use super::{World, profile, request};
+use convoke::{
+    id::TaskId,
+    task::{Request, TaskState, Usage},
+};
+use serde_json::json;
+use uuid::Uuid;
+
+#[tokio::test]
+async fn sql_requests_parts_and_dependencies_of_its_own_org_only() {
+    let mut world = World::new(vec![profile("a", 2)]).await;
+    let first = world.ask(request(json!({}))).await;
+    let client = world.database.client().await.unwrap();
+    let made = "select convoke.request_task('test', requires => '{work}', org => $1, parent_id => $2, \
+                depends_on => array[$2])";
+    let row = client.query_one(made, &[&"demo", &first.as_uuid()]).await.unwrap();
+    let part = TaskId::from(row.get::<_, Uuid>(0));
+    let found = world.tasks.get(part).await.unwrap();
+    assert_eq!((found.state, found.parent_id, found.root_id), (TaskState::Blocked, Some(first), Some(first)));
+    let other = client.query_one(made, &[&"other", &first.as_uuid()]).await.unwrap_err();
+    assert!(other.as_db_error().unwrap().message().contains("no such task in org other"), "{other:?}");
+    let (start, agent) = world.started(first).await;
+    world.tasks.finish(start.key, &agent, json!(1), Usage::default()).await.unwrap();
+    // The test's own session writes no log that this store reads: it is asked to look.
+    world.tasks.poke();
+    world.started(part).await;
+    let late = client.query_one(made, &[&"demo", &first.as_uuid()]).await.unwrap_err();
+    assert!(late.as_db_error().unwrap().message().contains("the parent is completed"), "{late:?}");
+    drop(client);
+    world.check().await;
+}
+
+#[tokio::test]
+async fn sql_has_the_limits_and_the_defaults_of_every_other_request() {
+    let world = World::new(vec![]).await;
+    let client = world.database.client().await.unwrap();
+    for (wish, words) in [
+        ("'k', requires => array_fill('x'::text, array[51])", "requires has 51 members"),
+        ("'k', requires => array[repeat('x', 201)]", "each of requires has 1 to 200 bytes"),
+        ("'k', requires => array[E'a\\nb']", "no control characters"),
+        ("repeat('k', 201)", "kind has 1 to 200 bytes"),
+        ("'k', depends_on => array[gen_random_uuid()]", "no such task in org default"),
+        ("'k', on_dependency_failure => 'hope'", "on_dependency_failure is cancel or run"),
+        ("'k', idempotency_key => ''", "idempotency_key has 1 to 200 bytes"),
+    ] {
+        let refused =
+            client.query_one(&format!("select convoke.request_task({wish})"), &[]).await.unwrap_err();
+        let told = refused.as_db_error().unwrap().message();
+        assert!(told.contains(words), "{wish}: {told}");
+    }
+    client.execute("update convoke.task_defaults set attempts_max = 7", &[]).await.unwrap();
+    let row =
+        client.query_one("select convoke.request_task('k', idempotency_key => 'once')", &[]).await.unwrap();
+    let made = TaskId::from(row.get::<_, Uuid>(0));
+    assert_eq!(world.tasks.get(made).await.unwrap().attempts_max, 7);
+    let row =
+        client.query_one("select convoke.request_task('k', idempotency_key => 'once')", &[]).await.unwrap();
+    assert_eq!(TaskId::from(row.get::<_, Uuid>(0)), made);
+    drop(client);
+    world.check().await;
+}
+
+#[tokio::test]
+async fn an_org_with_a_flood_of_tasks_leaves_the_others_their_turn() {
+    let mut quiet = profile("quiet", 1);
+    quiet.org = "quiet".try_into().unwrap();
+    let mut world = World::new(vec![profile("loud", 1), quiet]).await;
+    let client = world.database.client().await.unwrap();
+    // More kinds of needs than one look knows, all of one org and all without an agent.
+    client
+        .execute(
+            "select convoke.request_task('flood', requires => array['need' || n], org => 'demo',
+                policy => '{\"rounds_max\": 1, \"backoff\": \"1h\"}') from generate_series(1, 2500) n",
+            &[],
+        )
+        .await
+        .unwrap();
+    drop(client);
+    let wish = Request { requires: vec!["work".into()], ..request(json!({})) };
+    let org = "quiet".try_into().unwrap();
+    let task = world.tasks.request(&org, "test", wish).await.unwrap().task.id;
+    world.tasks.poke();
+    world.started(task).await;
+    world.check().await;
+}
