@@ -12,6 +12,7 @@ mod arbiter;
 mod asks;
 mod awards;
 mod budget;
+mod config;
 mod decide;
 mod depend;
 mod desk;
@@ -41,6 +42,7 @@ mod lane;
 pub use arbiter::Arbiter;
 pub(crate) use budget::wanting;
 pub use budget::{Amount, Budget, Short};
+pub use config::{Config, FOREVER};
 pub use error::Error;
 pub use fire::Schedule;
 pub use invariants::INVARIANTS;
@@ -85,64 +87,12 @@ pub const DEPENDS_ON_MAX: usize = 100;
 pub const QUESTION_BYTES_MAX: usize = 4000;
 /// How much of an input is shown before a task is accepted, in characters.
 pub const PREVIEW_CHARS_MAX: i32 = 500;
-/// A retention of this and more keeps everything: a thousand years.
-pub const FOREVER: Duration = Duration::from_secs(1000 * 365 * 24 * 3600);
-/// Tasks are kept for at least as long as their idempotency keys.
-const RETENTION_MIN: Duration = Duration::from_secs(24 * 3600);
 /// Requests of one org that may be under way: what is more waits, and holds up no other org.
 const REQUESTS_EACH_MAX: usize = 512;
 /// Orgs whose requests are counted; those that have none under way are forgotten beyond it.
 const ORGS_MAX: usize = 1000;
 /// Notices that may wait to be told; more are dropped and counted, since they are hints.
 const NOTICES_MAX: usize = 16_384;
-
-/// How tasks are negotiated when a request does not say.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Config {
-    /// Award, timers and attempts.
-    pub policy: Policy,
-    /// What differs from it for tasks of a kind.
-    pub kinds: BTreeMap<String, serde_json::Map<String, Value>>,
-    /// How long a task is kept after its end, with its events; [`FOREVER`] and more is for ever.
-    #[serde(with = "humantime_serde")]
-    pub retention: Duration,
-    /// Whether `postgres_changes` shows the tables of the negotiation: their changes go through the log then.
-    pub observed: bool,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        let retention = Duration::from_secs(30 * 24 * 3600);
-        Self { policy: Policy::default(), kinds: BTreeMap::new(), retention, observed: false }
-    }
-}
-
-impl Config {
-    /// What is wrong with the settings, if anything.
-    ///
-    /// # Errors
-    /// The member and the reason, in one line.
-    pub fn check(&self) -> Result<(), String> {
-        self.policy.check()?;
-        if self.retention < RETENTION_MIN {
-            return Err(format!(
-                "retention is {:?}; keep tasks for at least {RETENTION_MIN:?}",
-                self.retention
-            ));
-        }
-        for (kind, patch) in &self.kinds {
-            self.policy.with(patch).map_err(|e| format!("kinds.{kind}: {e}"))?;
-        }
-        Ok(())
-    }
-
-    /// The policies of the kinds that have one of their own.
-    fn of_kinds(&self) -> HashMap<String, Policy> {
-        let of = |(kind, patch): (&String, _)| Some((kind.clone(), self.policy.with(patch).ok()?));
-        self.kinds.iter().filter_map(of).collect()
-    }
-}
 
 /// What the task store counts.
 #[derive(Clone, Debug, Default)]

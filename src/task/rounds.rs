@@ -209,8 +209,10 @@ impl Plan {
             let error = json!({ "message": "no agent made an offer", "reasons": reasons });
             return self.end(task, Event::RoundsExhausted, error);
         }
-        // 1 s · 2^round, at most 60 s; the statement varies it by a fifth.
-        let backoff_ms = (1_000_i64 << (rounds.clamp(1, 7) - 1)).min(60_000);
+        // The policy's back-off · 2^round, at most a minute unless it is longer itself; the statement varies it
+        // by a fifth.
+        let first = millis(policy.backoff);
+        let backoff_ms = first.saturating_mul(1 << (rounds.clamp(1, 7) - 1)).min(first.max(60_000));
         self.empty.push(Empty { task: task.id, round, backoff_ms, reasons });
     }
 

@@ -178,6 +178,47 @@ async fn a_task_lives_its_life_over_http() {
 }
 
 #[tokio::test]
+async fn a_question_is_asked_and_answered_and_a_failure_requeued_over_http() {
+    let edge = Edge::start().await;
+    let task = edge.request(As::User("demo")).await;
+    let (path, report) = edge.win(&task).await;
+    assert_eq!(edge.post(NEAR, &format!("{path}/confirm"), &report).await.0, 200);
+    assert_eq!(edge.post(NEAR, &format!("{path}/accept"), &report).await.0, 200);
+    let wish = with(&report, "task", json!({ "kind": "part", "requires": ["nobody"] }));
+    let (status, part) = edge.post(NEAR, &format!("{path}/request"), &wish).await;
+    assert_eq!((status, &part["task"]["parent_id"]), (201, &json!(task)), "{part}");
+    let question = with(&with(&report, "question", json!("may I?")), "for", json!("approval"));
+    let (status, asked) = edge.post(NEAR, &format!("{path}/question"), &question).await;
+    assert_eq!((status, &asked["state"]), (200, &json!("waiting")), "{asked}");
+    let (_, shown) = edge.get(As::User("demo"), &format!("/v1/tasks/{task}")).await;
+    assert_eq!(shown["question"]["question"], "may I?");
+    let answer = json!({ "answer": { "ok": true } });
+    let (status, own) = edge.post(NEAR, &format!("/v1/tasks/{task}/answer"), &answer).await;
+    assert_eq!((status, &own["code"]), (403, &json!("forbidden")), "{own}");
+    let other = edge.post(As::User("elsewhere"), &format!("/v1/tasks/{task}/answer"), &answer).await;
+    assert_eq!((other.0, &other.1["code"]), (404, &json!("unknown_task")), "{}", other.1);
+    let (status, answered) = edge.post(As::User("demo"), &format!("/v1/tasks/{task}/answer"), &answer).await;
+    assert_eq!((status, &answered["state"]), (200, &json!("open")), "{answered}");
+    let (status, again) = edge.post(As::User("demo"), &format!("/v1/tasks/{task}/requeue"), &json!({})).await;
+    assert_eq!((status, &again["code"]), (409, &json!("conflict")), "{again}");
+    let (status, _) = edge.post(As::User("demo"), &format!("/v1/tasks/{task}/cancel"), &json!({})).await;
+    assert_eq!(status, 200);
+    edge.event(part["task"]["id"].as_str().unwrap(), "cancel").await;
+    let canceled = async {
+        loop {
+            let (_, now) = edge.get(As::Service, &format!("/v1/tasks/{task}?wait=10s")).await;
+            if now["state"] == "canceled" {
+                break;
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), canceled).await.unwrap();
+    let (status, open) = edge.post(As::User("demo"), &format!("/v1/tasks/{task}/requeue"), &json!({})).await;
+    assert_eq!((status, &open["state"]), (200, &json!("open")), "{open}");
+    edge.stop().await;
+}
+
+#[tokio::test]
 async fn a_failure_is_tried_again_and_a_cancel_ends_it() {
     let edge = Edge::start().await;
     let task = edge.request(As::Service).await;

@@ -131,3 +131,26 @@ async fn progress_without_end_does_not_fill_the_log() {
     assert_eq!(world.tasks.get(task).await.unwrap().progress, Some(0.95), "the row knows the latest");
     world.check().await;
 }
+
+#[tokio::test]
+async fn an_offer_that_is_too_old_at_the_close_is_expired_and_wins_nothing() {
+    let speaker = |name: &str| {
+        let mut one = profile(name, 1);
+        one.terms.computed = false;
+        one
+    };
+    let mut world = World::new(vec![speaker("s"), speaker("t")]).await;
+    let policy =
+        json!({ "bid_window": "500ms", "quiet_gap": "1h", "offer_validity": "20ms", "backoff": "1h" });
+    let task = world.ask(request(policy)).await;
+    let announced = |notice: &Notice| matches!(notice, Notice::Announced { .. }).then_some(());
+    world.hear(announced).await;
+    let offer =
+        convoke::task::NewOffer { round: 1, cost_microdollars: 1, eta_ms: 1, confidence: 0.5, note: None };
+    world.tasks.offer(task, &super::id("s"), offer).await.unwrap();
+    world.event(task, "no_offers").await;
+    let why = world.tasks.why(task).await.unwrap();
+    assert_eq!(why["rounds"][0]["offers"][0]["state"], "expired");
+    assert_eq!(world.tasks.get(task).await.unwrap().state, TaskState::Open);
+    world.check().await;
+}
