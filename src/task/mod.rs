@@ -64,10 +64,10 @@ use lane::{Lane, lane};
 use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
 use roster::Roster;
-use serde::{Deserialize, Serialize};
+
 use serde_json::Value;
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{HashMap, HashSet},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},

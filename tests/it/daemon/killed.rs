@@ -228,7 +228,7 @@ async fn killed_when_others_have_been_moved_by_an_end() {
     let row = client.query_one(chain, &[]).await.unwrap();
     let one: uuid::Uuid = row.get(0);
     let after = "select convoke.request_task('support.triage', requires => '{support.triage}', org => 'demo',
-                     depends_on => array[$1])";
+                     depends_on => array[$1::uuid])";
     client.query_one(after, &[&one]).await.unwrap();
     first.dies_at(point).await;
     let _second = Up::start(&db, folder.path(), None).await;

@@ -12,8 +12,8 @@ async fn sql_requests_parts_and_dependencies_of_its_own_org_only() {
     let mut world = World::new(vec![profile("a", 2)]).await;
     let first = world.ask(request(json!({}))).await;
     let client = world.database.client().await.unwrap();
-    let made = "select convoke.request_task('test', requires => '{work}', org => $1, parent_id => $2, \
-                depends_on => array[$2])";
+    let made = "select convoke.request_task('test', requires => '{work}', org => $1, parent_id => $2::uuid, \
+                depends_on => array[$2::uuid])";
     let row = client.query_one(made, &[&"demo", &first.as_uuid()]).await.unwrap();
     let part = TaskId::from(row.get::<_, Uuid>(0));
     let found = world.tasks.get(part).await.unwrap();
