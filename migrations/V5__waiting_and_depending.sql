@@ -179,7 +179,7 @@ begin
                 request_task.org using errcode = 'foreign_key_violation';
         end if;
         update convoke.tasks as t set followed = t.followed or t.id = any(after),
-                has_children = t.has_children or (t.id = request_task.parent_id and not request_task.detached)
+                has_children = t.has_children or (t.id is not distinct from request_task.parent_id and not request_task.detached)
             where t.id = request_task.parent_id or t.id = any(after);
     end if;
     insert into convoke.tasks as t (id, org, kind, requires, class, input, requester, parent_id, root_id,

@@ -3,7 +3,9 @@ use super::Pass;
 use super::{Handled, Message};
 use crate::{
     id::AgentId,
-    task::{AssignmentKey, Error, Failure, Progress, Question, Request, Requested, Short, Start, Tasks, Usage},
+    task::{
+        AssignmentKey, Error, Failure, Progress, Question, Request, Requested, Short, Start, Tasks, Usage,
+    },
 };
 use parking_lot::Mutex;
 use serde_json::Value;

@@ -16,6 +16,7 @@ mod job;
 pub mod kind;
 mod mail;
 mod metrics;
+mod offer;
 mod pass;
 mod presence;
 mod schedule;

@@ -16,7 +16,7 @@ use crate::{
     llm::Models,
     presence::Tracker,
     scope::{OnExit, Scope},
-    task::{Assigned, AssignmentKey, Profile, Tasks},
+    task::{Assigned, AssignmentKey, Profile, Tasks, Update},
 };
 use parking_lot::Mutex;
 use std::{
@@ -104,6 +104,8 @@ pub(super) struct Shared {
 pub(super) struct Desk {
     pub(super) definition: Arc<Definition>,
     pub(super) spend: Mutex<Spend>,
+    /// What its hook for offers has cost; counts to `spend` too.
+    pub(super) thoughts: Mutex<Spend>,
     pub(super) mail: Mutex<Mailbox>,
     /// Whoever puts a command in holds the lock, and so does an actor that goes to sleep.
     pub(super) actor: Mutex<Option<mpsc::Sender<Command>>>,
@@ -155,8 +157,9 @@ impl Agents {
                 continue;
             }
             let definition = Arc::new(definition);
-            let (spend, mail, actor) = (Mutex::default(), Mutex::default(), Mutex::default());
-            desks.insert(id, Arc::new(Desk { definition, spend, mail, actor }));
+            let (spend, thoughts) = (Mutex::default(), Mutex::default());
+            let (mail, actor) = (Mutex::default(), Mutex::default());
+            desks.insert(id, Arc::new(Desk { definition, spend, thoughts, mail, actor }));
         }
         for desk in desks.values().filter(|desk| desk.is_hosted()) {
             desk.present(&shared, &Seen::default(), Activity::Asleep);
@@ -217,6 +220,16 @@ impl Agents {
             && actor.try_send(Command::Cancel { key, reason: reason.to_owned() }).is_err()
         {
             warn!(agent = %agent, task = %key.task_id, "cancel not told: the mailbox is full; the grace will end it");
+        }
+    }
+
+    /// A round began: those of these agents whose offers are made by a hook think about it.
+    pub fn announced(&self, task: &Update, round: i32, agents: &[AgentId]) {
+        if self.0.shared.stopping.load(Ordering::Relaxed) {
+            return;
+        }
+        for desk in agents.iter().filter_map(|agent| self.0.desks.get(agent)) {
+            desk.asked(&self.0.shared, task.clone(), round);
         }
     }
 

@@ -159,7 +159,8 @@ impl Work {
                 return self.unpaid(&short, None).await;
             }
         }
-        let job = job.with_messages(messages).with_purse(purse.clone()).in_daemon(self.shared.tasks.clone(), pass);
+        let job =
+            job.with_messages(messages).with_purse(purse.clone()).in_daemon(self.shared.tasks.clone(), pass);
         let (reporter, deadline) = (job.reporter(), job.deadline);
         let run = AssertUnwindSafe(runner.run(job)).catch_unwind();
         tokio::pin!(run);

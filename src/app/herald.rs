@@ -52,8 +52,8 @@ impl Herald {
         match notice {
             Notice::Assigned(assigned) => self.agents.assigned(assigned.clone()),
             Notice::Cancel { agent_id, key, reason } => self.agents.cancel(*key, agent_id, reason),
-            Notice::Updated(_) | Notice::Announced { .. } | Notice::Offered { .. } | Notice::Nudge { .. } => {
-            }
+            Notice::Announced { task, round, eligible, .. } => self.agents.announced(task, *round, eligible),
+            Notice::Updated(_) | Notice::Offered { .. } | Notice::Nudge { .. } => {}
         }
     }
 

@@ -100,6 +100,8 @@ impl Tasks {
         if bids {
             let until = Instant::now() + policy.offer_validity.max(policy.bid_window);
             shared.roster.lock().bid(agent, task, until);
+        } else {
+            shared.roster.lock().declined(agent, task);
         }
         let told = update(&row).filter(|_| state == "open").map(|task| Notice::Offered {
             task,

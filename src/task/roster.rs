@@ -131,6 +131,13 @@ impl Roster {
         self.bids.entry(id.clone()).or_default().insert(task, until);
     }
 
+    /// It was asked and declined.
+    pub(super) fn declined(&mut self, id: &AgentId, task: TaskId) {
+        if let Some(bids) = self.bids.get_mut(id) {
+            bids.remove(&task);
+        }
+    }
+
     /// The round of a task is over: what was offered in it is under way no more.
     pub(super) fn round_over(&mut self, task: TaskId) {
         self.bids.retain(|_, bids| {

@@ -116,12 +116,20 @@ impl Plan {
         let part: Vec<AgentId> =
             eligible.into_iter().filter(|id| speakers.contains(id) || offered(id)).collect();
         let valid_ms = validity_ms(&policy);
+        let window_ms = window_ms(&policy, &task.policy, roster, &speakers);
+        // Thinking costs: who thinks is asked about no more tasks at once than it may offer on.
+        let until = now + Duration::from_millis(u64::try_from(window_ms).unwrap_or(0));
+        for id in &speakers {
+            if roster.members.get(id).is_some_and(|member| member.terms.thinks.is_some()) {
+                roster.bid(id, task.id, until);
+            }
+        }
         self.offers
             .extend(computed.iter().map(|offer| stored(task.id, round, offer, "open", valid_ms, None)));
         self.announced.push(Announced {
             task: task.id,
             round,
-            window_ms: window_ms(&policy, &task.policy, roster, &speakers),
+            window_ms,
             silent: silent(&able, &part, &policy, &task.tried),
             eligible: part,
         });

@@ -111,16 +111,7 @@ fn general(definition: &Definition, found: &mut Found) {
         found.add("idle_timeout", "it must be 10ms or more");
     }
     found.bounds("offer.confidence", definition.offer.confidence, 0.0, 1.0);
-    let by = match definition.offer.by {
-        OfferBy::Runtime => None,
-        OfferBy::Model => Some("model"),
-        OfferBy::Command => Some("command"),
-        OfferBy::Http => Some("http"),
-    };
-    if let Some(by) = by {
-        let message = format!("offer.by = \"{by}\" is not supported yet");
-        found.add_with("offer.by", message, "leave it out, or say \"runtime\"");
-    }
+    check_hook(definition, found);
     let limits = &definition.limits;
     if limits.timeout < Duration::from_millis(10) {
         found.add("limits.timeout", "it must be 10ms or more");
@@ -141,6 +132,38 @@ fn general(definition: &Definition, found: &mut Found) {
         if kind != Kind::Llm {
             found.add("limits.tokens_per_task", "only kind = \"llm\" uses tokens that can be limited");
         }
+    }
+}
+
+fn check_hook(definition: &Definition, found: &mut Found) {
+    let offer = &definition.offer;
+    found.bounds("offer.tokens", offer.tokens, 1, 100_000);
+    if offer.timeout < Duration::from_millis(10) || offer.timeout > Duration::from_secs(600) {
+        found.add("offer.timeout", "it must be 10ms to 10m");
+    }
+    let kind = definition.run.kind;
+    match offer.by {
+        OfferBy::Runtime => {}
+        _ if kind == Kind::Remote => {
+            found.add("offer.by", "an agent of kind = \"remote\" makes its offers itself");
+        }
+        OfferBy::Model if kind != Kind::Llm => {
+            found.add("offer.by", "only kind = \"llm\" has a model that could think about it");
+        }
+        OfferBy::Command if offer.argv.as_ref().is_none_or(Vec::is_empty) => {
+            found.add("offer.argv", "argv is missing: there is no command that makes the offers");
+        }
+        OfferBy::Http => match &offer.url {
+            None => found.add("offer.url", "url is missing: there is nowhere to POST"),
+            Some(url) => url_problem("offer.url", url, found),
+        },
+        OfferBy::Model | OfferBy::Command => {}
+    }
+    if offer.argv.is_some() && offer.by != OfferBy::Command {
+        found.add("offer.argv", "argv belongs to by = \"command\"");
+    }
+    if offer.url.is_some() && offer.by != OfferBy::Http {
+        found.add("offer.url", "url belongs to by = \"http\"");
     }
 }
 
@@ -318,7 +341,7 @@ mod tests {
             [
                 "slots: 0 is not in 1 to 1000",
                 "offer.confidence: 1.5 is not in 0 to 1",
-                "offer.by: offer.by = \"model\" is not supported yet",
+                "offer.by: only kind = \"llm\" has a model that could think about it",
                 "limits.output_bytes: 0 is not in 1 to 1048576",
                 "limits.tokens_per_task: only kind = \"llm\" uses tokens that can be limited",
                 "run.model: model belongs to kind = \"llm\", not to \"command\"",

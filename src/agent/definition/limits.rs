@@ -8,6 +8,21 @@ use std::time::Duration;
 pub struct Offer {
     /// Who makes the offers.
     pub by: OfferBy,
+    /// `command`: the program and its arguments; as `run.argv`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub argv: Option<Vec<String>>,
+    /// `http`: where to POST; signed with `run.secret_env`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+    /// `model`, `command`, `http`: how long it may think; 15 seconds unless said.
+    #[serde(with = "humantime_serde")]
+    pub timeout: Duration,
+    /// `model`: most tokens of its answer; 300 unless said.
+    pub tokens: u32,
+    /// `model`, `command`, `http`: what thinking may cost in any 60 minutes; over it, the runtime offers. No
+    /// limit unless said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub microdollars_per_hour: Option<u64>,
     /// What a task costs, until measurements say otherwise; 0 unless said.
     pub cost_microdollars: u64,
     /// How sure it is of its results, 0 to 1; 0.6 unless said.
@@ -19,7 +34,17 @@ pub struct Offer {
 
 impl Default for Offer {
     fn default() -> Self {
-        Self { by: OfferBy::Runtime, cost_microdollars: 0, confidence: 0.6, eta: Duration::from_secs(1) }
+        Self {
+            by: OfferBy::Runtime,
+            argv: None,
+            url: None,
+            timeout: Duration::from_secs(15),
+            tokens: 300,
+            microdollars_per_hour: None,
+            cost_microdollars: 0,
+            confidence: 0.6,
+            eta: Duration::from_secs(1),
+        }
     }
 }
 
@@ -30,11 +55,11 @@ pub enum OfferBy {
     /// The daemon, from the file and from what it measured.
     #[default]
     Runtime,
-    /// The model thinks about it (not supported yet).
+    /// The model of `kind = "llm"` thinks about it.
     Model,
-    /// A command says it (not supported yet).
+    /// The command `argv` says it.
     Command,
-    /// An HTTP hook says it (not supported yet).
+    /// A POST to `url` says it.
     Http,
 }
 

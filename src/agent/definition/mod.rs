@@ -78,6 +78,9 @@ fn five_minutes() -> Duration {
     Duration::from_secs(300)
 }
 
+/// What a round waits longer for a hook than the hook may think, so that its replacement is not late.
+const HOOK_GRACE: Duration = Duration::from_millis(500);
+
 impl Definition {
     /// A definition of this kind with every default: a start for agents made by a program.
     #[must_use]
@@ -139,8 +142,8 @@ impl Definition {
             slots: self.slots.max(1),
             definition_hash: self.hash(),
             terms: Terms {
-                thinks: None,
-                computed: self.run.kind != Kind::Remote,
+                thinks: (self.offer.by != OfferBy::Runtime).then_some(self.offer.timeout + HOOK_GRACE),
+                computed: self.run.kind != Kind::Remote && self.offer.by == OfferBy::Runtime,
                 cost_microdollars: self.offer.cost_microdollars,
                 confidence: self.offer.confidence,
                 eta: self.offer.eta,

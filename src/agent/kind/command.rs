@@ -91,7 +91,7 @@ struct Asked {
 }
 
 /// More output than the limit.
-struct TooMuch;
+pub(super) struct TooMuch;
 
 impl Command {
     pub(crate) fn new(definition: Arc<Definition>, env: Env) -> Self {
@@ -99,35 +99,16 @@ impl Command {
     }
 
     fn spawn(&self, job: &Job) -> Result<(Child, Group), Failure> {
-        let (run, folder) = (&self.definition.run, self.definition.folder.as_deref());
-        let (name, arguments) =
-            run.argv.as_deref().and_then(<[_]>::split_first).ok_or_else(|| permanent("argv is missing"))?;
-        let program = program(name, folder, &self.env).map_err(permanent)?;
-        let mut command = match self.definition.limits.memory_bytes {
-            None => tokio::process::Command::new(&program),
-            Some(bytes) => {
-                let mut shell = tokio::process::Command::new("/bin/sh");
-                shell.args(["-c", LIMITED]).arg((bytes / 1024).to_string()).arg(&program);
-                shell
+        let argv = self.definition.run.argv.as_deref().unwrap_or_default();
+        let mut command = process(&self.definition, argv, &self.env).map_err(permanent)?;
+        let child = command.envs(ids(job)).spawn().map_err(|e| {
+            let name = argv.first().map_or("", String::as_str);
+            match e.kind() {
+                std::io::ErrorKind::NotFound | std::io::ErrorKind::PermissionDenied => {
+                    permanent(format!("{name} cannot be run: {}", e.kind()))
+                }
+                kind => retryable(format!("{name} cannot be run: {kind}")),
             }
-        };
-        let cwd = match (folder, &run.cwd) {
-            (Some(folder), Some(cwd)) => Some(folder.join(cwd)),
-            (folder, cwd) => cwd.clone().or_else(|| folder.map(Path::to_owned)),
-        };
-        if let Some(cwd) = cwd.filter(|cwd| !cwd.as_os_str().is_empty()) {
-            command.current_dir(cwd);
-        }
-        command.args(arguments).env_clear();
-        command.envs(run.env.iter().filter_map(|name| Some((name, self.env.get(name)?))));
-        command.envs(&run.env_set).envs(ids(job));
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        command.process_group(0).kill_on_drop(true);
-        let child = command.spawn().map_err(|e| match e.kind() {
-            std::io::ErrorKind::NotFound | std::io::ErrorKind::PermissionDenied => {
-                permanent(format!("{name} cannot be run: {}", e.kind()))
-            }
-            kind => retryable(format!("{name} cannot be run: {kind}")),
         })?;
         let group = Group::of(child.id());
         Ok((child, group))
@@ -161,6 +142,41 @@ impl Command {
         let usage = Usage { tokens: 0, microdollars: self.definition.offer.cost_microdollars };
         Ok(Finished::Result { result, usage })
     }
+}
+
+/// The process of a command line of this agent: with pipes, in a group of its own, in the folder, with the
+/// environment and the limit on memory that its file says.
+///
+/// # Errors
+/// One line: what is missing.
+pub(super) fn process(
+    definition: &Definition,
+    argv: &[String],
+    env: &Env,
+) -> Result<tokio::process::Command, String> {
+    let (run, folder) = (&definition.run, definition.folder.as_deref());
+    let (name, arguments) = argv.split_first().ok_or("argv is missing")?;
+    let program = program(name, folder, env)?;
+    let mut command = match definition.limits.memory_bytes {
+        None => tokio::process::Command::new(&program),
+        Some(bytes) => {
+            let mut shell = tokio::process::Command::new("/bin/sh");
+            shell.args(["-c", LIMITED]).arg((bytes / 1024).to_string()).arg(&program);
+            shell
+        }
+    };
+    let cwd = match (folder, &run.cwd) {
+        (Some(folder), Some(cwd)) => Some(folder.join(cwd)),
+        (folder, cwd) => cwd.clone().or_else(|| folder.map(Path::to_owned)),
+    };
+    if let Some(cwd) = cwd.filter(|cwd| !cwd.as_os_str().is_empty()) {
+        command.current_dir(cwd);
+    }
+    command.args(arguments).env_clear();
+    command.envs(run.env.iter().filter_map(|name| Some((name, env.get(name)?)))).envs(&run.env_set);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.process_group(0).kill_on_drop(true);
+    Ok(command)
 }
 
 fn ids(job: &Job) -> Vec<(&'static str, String)> {
@@ -241,7 +257,7 @@ impl Agent for Command {
     }
 }
 
-async fn feed(stdin: Option<ChildStdin>, input: String) {
+pub(super) async fn feed(stdin: Option<ChildStdin>, input: String) {
     if let Some(mut stdin) = stdin {
         // A command that does not read its input closes the pipe, which is its right.
         let _ = stdin.write_all(input.as_bytes()).await;
@@ -250,7 +266,7 @@ async fn feed(stdin: Option<ChildStdin>, input: String) {
 }
 
 /// All of the output. The group is killed once it is too much: it would write for ever.
-async fn read_output(
+pub(super) async fn read_output(
     stdout: Option<ChildStdout>,
     bytes_max: usize,
     group: &Group,

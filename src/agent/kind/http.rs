@@ -52,14 +52,7 @@ struct Again {
 impl Http {
     pub(crate) fn new(definition: Arc<Definition>, parts: Parts) -> Result<Self, String> {
         let url = definition.run.url.clone().ok_or("url is missing")?;
-        let secret = match &definition.run.secret_env {
-            None => None,
-            Some(name) => {
-                let secret =
-                    parts.env.get(name).ok_or_else(|| format!("{name} is not set in the environment"))?;
-                Some(SecretString::from(secret))
-            }
-        };
+        let secret = secret(&definition, &parts)?;
         Ok(Self { definition, url, secret, parts })
     }
 
@@ -74,20 +67,8 @@ impl Http {
         body.to_string().into_bytes()
     }
 
-    /// A signed POST of this body; why there can be none, one line.
     fn request(&self, event: &str, body: &[u8]) -> Result<reqwest::RequestBuilder, String> {
-        let client = self.parts.models.clients().for_url(&self.url)?;
-        let timestamp = self.parts.clock.now().timestamp();
-        let request = client
-            .post(&self.url)
-            .header(CONTENT_TYPE, "application/json")
-            .header("Convoke-Event", event)
-            .header("Convoke-Timestamp", timestamp.to_string())
-            .body(body.to_vec());
-        Ok(match &self.secret {
-            Some(secret) => request.header("Convoke-Signature", signature(secret, timestamp, body)),
-            None => request,
-        })
+        request(&self.parts, &self.url, self.secret.as_ref(), event, body)
     }
 
     async fn post(&self, job: &Job, body: &[u8]) -> Result<Result<Finished, Failure>, Again> {
@@ -139,6 +120,35 @@ impl Http {
             microdollars: number("Convoke-Microdollars").unwrap_or(self.definition.offer.cost_microdollars),
         }
     }
+}
+
+/// The secret that an agent's file names for its signatures.
+pub(super) fn secret(definition: &Definition, parts: &Parts) -> Result<Option<SecretString>, String> {
+    let Some(name) = &definition.run.secret_env else { return Ok(None) };
+    let secret = parts.env.get(name).ok_or_else(|| format!("{name} is not set in the environment"))?;
+    Ok(Some(SecretString::from(secret)))
+}
+
+/// A POST of this body, signed where there is a secret; why there can be none, one line.
+pub(super) fn request(
+    parts: &Parts,
+    url: &str,
+    secret: Option<&SecretString>,
+    event: &str,
+    body: &[u8],
+) -> Result<reqwest::RequestBuilder, String> {
+    let client = parts.models.clients().for_url(url)?;
+    let timestamp = parts.clock.now().timestamp();
+    let request = client
+        .post(url)
+        .header(CONTENT_TYPE, "application/json")
+        .header("Convoke-Event", event)
+        .header("Convoke-Timestamp", timestamp.to_string())
+        .body(body.to_vec());
+    Ok(match secret {
+        Some(secret) => request.header("Convoke-Signature", signature(secret, timestamp, body)),
+        None => request,
+    })
 }
 
 /// `sha256=` and the HMAC-SHA256 of `<timestamp>.<body>` in hexadecimal.

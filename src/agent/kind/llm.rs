@@ -27,7 +27,7 @@ const BYTES_PER_TOKEN: usize = 4;
 /// Most tokens of an answer that counts to a budget, where `limits.tokens_per_task` does not say.
 const ANSWER_TOKENS_MAX: u32 = 4_096;
 /// Tokens that an endpoint puts around a question.
-const FRAME_TOKENS: u64 = 64;
+pub(super) const FRAME_TOKENS: u64 = 64;
 
 /// An agent that is a model with instructions.
 pub(crate) struct Llm {
@@ -174,7 +174,7 @@ fn prompt_context(job: &Job, schema: Option<&Value>) -> Context {
 }
 
 /// The text without the fence that models like to put around JSON.
-fn without_fence(text: &str) -> &str {
+pub(super) fn without_fence(text: &str) -> &str {
     let text = text.trim();
     let inside = text.strip_prefix("```").and_then(|rest| rest.strip_suffix("```"));
     let inside = inside.map(|rest| rest.strip_prefix("json").unwrap_or(rest).trim());

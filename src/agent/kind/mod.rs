@@ -1,6 +1,7 @@
 //! The kinds of agents that are hosted here, each an implementation of [`Agent`].
 pub(crate) mod command;
 mod group;
+pub(crate) mod hook;
 pub(crate) mod http;
 pub(crate) mod llm;
 

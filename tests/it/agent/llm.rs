@@ -11,7 +11,7 @@ use convoke::{
 use serde_json::{Value, json};
 use std::time::Duration;
 
-fn completion(text: &str) -> Reply {
+pub fn completion(text: &str) -> Reply {
     let body = json!({
         "id": "c1", "object": "chat.completion", "created": 1, "model": "m",
         "choices": [{ "index": 0, "message": { "role": "assistant", "content": text }, "finish_reason": "stop" }],

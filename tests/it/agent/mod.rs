@@ -1,7 +1,7 @@
 //! Agents: each kind of work against real processes and servers, and whole jobs against a real database.
 mod command;
-mod http;
-mod llm;
+pub mod http;
+pub mod llm;
 mod supervisor;
 mod wakes;
 

@@ -1,6 +1,7 @@
 //! The whole daemon in this process: rows, the log, agents, channels and HTTP together.
 mod killed;
 mod line;
+mod offers;
 mod parts;
 
 use crate::support::{TestDb, database};

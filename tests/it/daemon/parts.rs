@@ -10,8 +10,8 @@ use serde_json::json;
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
-struct Hosted {
-    parts: Parts,
+pub struct Hosted {
+    pub parts: Parts,
     stop: CancellationToken,
     running: tokio::task::JoinHandle<anyhow::Result<()>>,
     db: crate::support::TestDb,
@@ -20,7 +20,7 @@ struct Hosted {
 
 impl Hosted {
     #[expect(clippy::disallowed_methods, reason = "the daemon under test runs beside the test")]
-    async fn start(definitions: Vec<Definition>, code: Vec<(Definition, Arc<dyn Agent>)>) -> Self {
+    pub async fn start(definitions: Vec<Definition>, code: Vec<(Definition, Arc<dyn Agent>)>) -> Self {
         let (db, data) = fresh().await;
         let builder = Daemon::builder(config(&db, data.path())).definitions(definitions);
         let builder = code.into_iter().fold(builder, |builder, (d, agent)| builder.agent(d, agent));
@@ -31,13 +31,13 @@ impl Hosted {
         Self { parts, stop, running, db, _data: data }
     }
 
-    async fn request(&self, requires: &str) -> TaskId {
+    pub async fn request(&self, requires: &str) -> TaskId {
         let wish = Request { kind: "k".into(), requires: vec![requires.into()], ..Request::default() };
         let org = OrgId::try_from("demo").unwrap();
         self.parts.tasks.request(&org, "test", wish).await.unwrap().task.id
     }
 
-    async fn in_state(&self, id: TaskId, state: TaskState) -> Task {
+    pub async fn in_state(&self, id: TaskId, state: TaskState) -> Task {
         let mut changed = self.parts.tasks.changed();
         soon("the state", async {
             loop {
@@ -52,7 +52,7 @@ impl Hosted {
         .await
     }
 
-    async fn stop(self) {
+    pub async fn stop(self) {
         let client = self.db.client().await;
         for (name, query) in convoke::task::INVARIANTS {
             let rows = client.query(*query, &[]).await.unwrap();
@@ -63,7 +63,7 @@ impl Hosted {
     }
 }
 
-fn command(id: &str, capability: &str, script: &str, more: &str) -> Definition {
+pub fn command(id: &str, capability: &str, script: &str, more: &str) -> Definition {
     let text = format!(
         "id = \"{id}\"\norg = \"demo\"\ncapabilities = [\"{capability}\"]\n[run]\nkind = \"command\"\nenv = [\"PATH\"]\n{more}"
     );
