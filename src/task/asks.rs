@@ -8,6 +8,7 @@ use super::{
 };
 use crate::{db, fault};
 use serde_json::Value;
+use uuid::Uuid;
 
 /// Largest answer to a question, in bytes of JSON.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
@@ -98,16 +99,30 @@ impl Tasks {
     /// epoch that rises on, and no deadline that has passed. What it depends on is asked for again.
     ///
     /// # Errors
-    /// `UnknownTask`; `Conflict` with the state when it has not failed and was not canceled.
+    /// `UnknownTask`; `Conflict` with the state when it has not failed and was not canceled; `ParentEnded` for
+    /// a part of a task that ended without it, which nobody would use.
     pub async fn requeue(&self, task: TaskId, by: &str) -> Result<Update, Error> {
         let shared = &self.shared;
         let mut client = shared.database.client().await?;
         let tx = client.transaction().await.map_err(db::Error::from)?;
-        let row = store::lock(&tx, &[task]).await?.pop().ok_or(Error::UnknownTask(task))?;
+        let parent = run(&tx, sql!("parent"), &[&task.as_uuid()]).await?;
+        let parent = parent.first().map(|row| TaskId::from(row.get::<_, Uuid>("parent_id")));
+        let ids: Vec<TaskId> = parent.into_iter().chain([task]).collect();
+        let mut rows = store::lock(&tx, &ids).await?;
+        let at = rows.iter().position(|row| row.id == task).ok_or(Error::UnknownTask(task))?;
+        let row = rows.swap_remove(at);
+        let parent = rows.pop();
+        if let Some(ended) = parent.as_ref().filter(|parent| {
+            matches!(parent.facts.state, TaskState::Canceling | TaskState::Canceled | TaskState::Failed)
+        }) {
+            return Err(Error::ParentEnded { parent: ended.id, state: ended.facts.state });
+        }
         let event = Event::Requeue { blocked: row.depends };
         let step = row.facts.next(event).map_err(|refused| Error::Conflict { state: refused.state })?;
         let by = request::one_line(by, 200);
         let rows = run(&tx, sql!("requeue"), &[&task.as_uuid(), &step.state.as_str(), &by]).await?;
+        let parents: Vec<Uuid> = parent.iter().map(|parent| parent.id.as_uuid()).collect();
+        run(&tx, sql!("mark"), &[&Vec::<Uuid>::new(), &parents]).await?;
         shared.call_arbiter(&tx).await?;
         let row = rows.first().ok_or(Error::Conflict { state: row.facts.state })?;
         let update = Update {

@@ -39,6 +39,14 @@ pub enum Error {
         /// Where it is.
         state: TaskState,
     },
+    /// What the task is a part of takes no parts any more.
+    #[error("its parent {parent} is {}", state.as_str())]
+    ParentEnded {
+        /// The parent.
+        parent: TaskId,
+        /// Where that is.
+        state: TaskState,
+    },
     /// The assignment is over; what its holder reports no longer counts.
     #[error("the assignment is over: the task was given to another, canceled or ended")]
     Fenced,
@@ -79,7 +87,7 @@ impl Error {
             Self::UnknownAgent(_) => "unknown_agent",
             Self::NotEligible(_) | Self::Overbid { .. } => "not_eligible",
             Self::Late => "late",
-            Self::Conflict { .. } => "conflict",
+            Self::Conflict { .. } | Self::ParentEnded { .. } => "conflict",
             Self::Fenced => "fenced",
             Self::IdempotencyConflict(_) => "idempotency_conflict",
             Self::Forbidden(_) => "forbidden",

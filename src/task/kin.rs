@@ -70,7 +70,7 @@ impl New {
         };
         let mut more = Map::new();
         if let Some(parent) = self.request.parent_id {
-            let parent = of(parent)?;
+            let (id, parent) = (parent, of(parent)?);
             if let Some((key, agent)) = &self.holder {
                 let held = (key.assignment_id.as_uuid(), key.epoch.0, agent.to_string());
                 if parent.live.as_ref() != Some(&held) {
@@ -78,7 +78,7 @@ impl New {
                 }
             }
             if parent.state.is_final() || parent.state == TaskState::Canceling {
-                return Err(Error::Conflict { state: parent.state });
+                return Err(Error::ParentEnded { parent: id, state: parent.state });
             }
             if self.request.detached {
                 more.insert("detached".into(), true.into());

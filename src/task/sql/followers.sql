@@ -9,4 +9,5 @@ select * from (
     where c.parent_id = any($2) and not c.detached
         and c.state not in ('canceling', 'completed', 'failed', 'canceled')
 ) found
-order by id limit $3
+-- Of two reasons for one task the last counts: nothing follows in a task that is canceled.
+order by id, child limit $3

@@ -87,7 +87,8 @@ async fn a_task_may_depend_only_on_what_is_there_and_its_orgs() {
     world.tasks.cancel(canceled, "no").await.unwrap();
     let late = Request { parent_id: Some(canceled), ..request(json!({})) };
     let late = world.tasks.request(&world.org, "test", late).await;
-    assert!(matches!(late, Err(Error::Conflict { state: TaskState::Canceled })), "{late:?}");
+    let ended = Error::ParentEnded { parent: canceled, state: TaskState::Canceled };
+    assert_eq!(late.unwrap_err().to_string(), ended.to_string());
     world.check().await;
 }
 
@@ -131,6 +132,49 @@ async fn the_parts_of_a_canceled_task_are_canceled_with_it_unless_they_are_detac
     world.in_state(whole, TaskState::Canceling).await;
     let failure = Failure { message: "stopped".into(), retryable: true, usage: Usage::default() };
     let _ = world.tasks.fail(start.key, &agent, failure).await;
+    world.in_state(whole, TaskState::Canceled).await;
+    world.check().await;
+}
+
+#[tokio::test]
+async fn a_part_is_canceled_with_its_parent_even_where_it_would_run_after_a_failure_of_it() {
+    let mut world = World::new(vec![profile("a", 4)]).await;
+    let whole = world.ask(request(json!({}))).await;
+    let (start, agent) = world.started(whole).await;
+    let mut wish = after(&[whole]);
+    wish.on_dependency_failure = convoke::task::OnDependencyFailure::Run;
+    let part = world.part(&start, &agent, wish).await.unwrap();
+    let failure = Failure { message: "no".into(), retryable: true, usage: Usage::default() };
+    world.tasks.cancel(whole, "enough").await.unwrap();
+    let _ = world.tasks.fail(start.key, &agent, failure).await;
+    world.in_state(whole, TaskState::Canceled).await;
+    world.in_state(part, TaskState::Canceled).await;
+    world.check().await;
+}
+
+#[tokio::test]
+async fn a_part_is_tried_again_only_after_its_parent_and_ends_with_it_again() {
+    let mut world = World::new(vec![profile("a", 4)]).await;
+    let whole = world.ask(request(json!({}))).await;
+    let (start, agent) = world.started(whole).await;
+    let mut far = request(json!({}));
+    far.requires = vec!["magic".into()];
+    let part = world.part(&start, &agent, far).await.unwrap();
+    let failure = || Failure { message: "stopped".into(), retryable: true, usage: Usage::default() };
+    world.tasks.cancel(whole, "enough").await.unwrap();
+    let _ = world.tasks.fail(start.key, &agent, failure()).await;
+    world.in_state(whole, TaskState::Canceled).await;
+    world.in_state(part, TaskState::Canceled).await;
+
+    let early = world.tasks.requeue(part, "boss").await;
+    let ended = Error::ParentEnded { parent: whole, state: TaskState::Canceled };
+    assert_eq!(early.unwrap_err().to_string(), ended.to_string());
+    world.tasks.requeue(whole, "boss").await.unwrap();
+    assert_eq!(world.tasks.requeue(part, "boss").await.unwrap().state, TaskState::Open);
+    let (start, agent) = world.started(whole).await;
+    world.tasks.cancel(whole, "enough again").await.unwrap();
+    let _ = world.tasks.fail(start.key, &agent, failure()).await;
+    world.in_state(part, TaskState::Canceled).await;
     world.in_state(whole, TaskState::Canceled).await;
     world.check().await;
 }

@@ -400,7 +400,7 @@ impl Simulation {
                     self.finals.remove(&task);
                     self.count("requeued");
                 }
-                Err(Error::Conflict { .. }) => self.count("requeue refused"),
+                Err(Error::Conflict { .. } | Error::ParentEnded { .. }) => self.count("requeue refused"),
                 Err(error) => panic!("requeue: {error}"),
             }
         }
@@ -684,7 +684,14 @@ impl Simulation {
         let client = self.database.client().await.unwrap();
         for (name, query) in INVARIANTS {
             let rows = client.query(*query, &[]).await.unwrap();
-            assert!(rows.is_empty(), "after {} steps {name} is broken by {rows:?}", self.steps);
+            let Some(broken) = rows.first() else { continue };
+            let history = "select concat_ws(' ', e.at, e.task_id, e.epoch, e.type, e.body) from convoke.events e \
+                where e.task_id::text = $1 or e.task_id = (select parent_id from convoke.tasks where id::text = $1) \
+                order by e.seq";
+            let subject: String = broken.get(0);
+            let events = client.query(history, &[&subject]).await.unwrap();
+            let events: Vec<String> = events.iter().map(|event| event.get(0)).collect();
+            panic!("after {} steps {name} is broken by {subject}:\n{}", self.steps, events.join("\n"));
         }
         let rows = client.query("select id, state, epoch, result from convoke.tasks", &[]).await.unwrap();
         for row in rows {
