@@ -353,7 +353,7 @@ impl Simulation {
                 }
                 Ok(_) => self.count("request replayed"),
                 Err(Error::IdempotencyConflict(_)) => self.count("request conflicts"),
-                Err(Error::BadRequest(_) | Error::Conflict { .. }) => self.count("request refused"),
+                Err(Error::BadRequest(_) | Error::ParentEnded { .. }) => self.count("request refused"),
                 Err(error) => panic!("request: {error}"),
             }
         }
@@ -605,7 +605,7 @@ impl Simulation {
                 self.tasks.push(requested.task.id);
                 self.count("part requested");
             }
-            Err(Error::Fenced | Error::BadRequest(_) | Error::Conflict { .. }) => self.count("part refused"),
+            Err(Error::Fenced | Error::BadRequest(_) | Error::ParentEnded { .. }) => self.count("part refused"),
             Err(error) => panic!("part: {error}"),
         }
     }
