@@ -270,7 +270,7 @@ impl Arbiter {
             futures_util::future::try_join(run(&tx, sql!("due"), &[]), run(&tx, sql!("past_deadline"), &[]))
                 .await?;
         let ends = depend::ends(&tx).await?;
-        let mut commands: HashMap<TaskId, Command> =
+        let mut commands: BTreeMap<TaskId, Command> =
             ends.commands.iter().map(|command| (command.task, command.clone())).collect();
         for row in due.iter().chain(&late) {
             let task = TaskId::from(row.get::<_, Uuid>("id"));

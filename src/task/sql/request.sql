@@ -2,14 +2,14 @@ with input as (
     select i.*, convoke.task_class(i.org, i.requires) as class,
         coalesce(i.run_at > clock_timestamp(), false) as later
     from (
-        select id, org, kind, array(select jsonb_array_elements_text(requires)) as requires, input, requester,
+        select at, id, org, kind, array(select jsonb_array_elements_text(requires)) as requires, input, requester,
             parent_id, idempotency_key, request_hash, priority, run_at, deadline_at, policy, attempts_max,
             more
         from unnest($1::uuid[], $2::text[], $3::text[], $4::jsonb[], $5::jsonb[], $6::text[], $7::uuid[],
             $8::text[], $9::bytea[], $10::smallint[], $11::timestamptz[], $12::timestamptz[], $13::jsonb[],
-            $14::integer[], $15::jsonb[])
+            $14::integer[], $15::jsonb[]) with ordinality
         as u(id, org, kind, requires, input, requester, parent_id, idempotency_key, request_hash, priority,
-            run_at, deadline_at, policy, attempts_max, more)
+            run_at, deadline_at, policy, attempts_max, more, at)
     ) i
 ),
 made as (
@@ -25,6 +25,8 @@ made as (
         coalesce(i.more ? 'run_anyway', false),
         array(select d::uuid from jsonb_array_elements_text(i.more -> 'depends_on') as d)
     from input i left join convoke.tasks parent on parent.id = i.parent_id
+    -- Of two with one key, the first.
+    order by i.at
     on conflict do nothing
     returning id, org, kind, requires, requester, priority, state, created_at, class, parent_id, depends_on, root_id,
         input, policy, attempts_max

@@ -243,6 +243,7 @@ impl Simulation {
     async fn pass(&mut self, time: TimeDelta) {
         self.now += time;
         self.admin.execute("update sim.clock set now = $1", &[&self.now]).await.unwrap();
+        tokio::time::advance(time.to_std().unwrap()).await;
         self.count("time passes");
     }
 
@@ -283,6 +284,7 @@ impl Simulation {
     async fn request(&mut self) {
         let open = self.tasks.len() - self.finals.len();
         let room = OPEN_MAX.saturating_sub(open).min(WIDTH);
+        let tasks = self.any();
         let mut wanted = Vec::new();
         for _ in 0..self.rng.random_range(0..=room) {
             let award = ["first", "cheapest", "fastest", "least_loaded", "weighted", "calibrated"]
@@ -337,14 +339,10 @@ impl Simulation {
             if self.chance(20) {
                 request.idempotency_key = Some(format!("key-{}", self.rng.random_range(0..500)));
             }
-            let tasks = self.any();
-            wanted.push((tasks, request));
+            wanted.push(request);
         }
         let org = self.org.clone();
-        let answers = join_all(wanted.into_iter().map(|(tasks, request)| {
-            let org = org.clone();
-            async move { tasks.request(&org, "sim", request).await }
-        }));
+        let answers = join_all(wanted.into_iter().map(|request| tasks.request(&org, "sim", request)));
         for answer in answers.await {
             match answer {
                 Ok(requested) if !requested.replayed => {
@@ -493,18 +491,18 @@ impl Simulation {
     /// Agents answer their awards.
     async fn answer(&mut self) {
         let (mut accepts, mut refusals, mut waiting) = (Vec::new(), Vec::new(), Vec::new());
+        let tasks = self.any();
         for held in std::mem::take(&mut self.held) {
             let nature = character(&held.agent);
-            let tasks = self.any();
             if held.started {
                 waiting.push(held);
-            } else if accepts.iter().any(|(_, known): &(Tasks, Held)| known.key.task_id == held.key.task_id) {
+            } else if accepts.iter().any(|known: &Held| known.key.task_id == held.key.task_id) {
                 // The award was heard twice.
                 waiting.push(held);
             } else if self.chance(nature.accepts) {
-                accepts.push((tasks, held));
+                accepts.push(held);
             } else if self.chance(nature.refuses) {
-                refusals.push((tasks, held));
+                refusals.push(held);
             } else if self.chance(90) {
                 waiting.push(held);
             } else {
@@ -512,8 +510,8 @@ impl Simulation {
             }
         }
         self.held = waiting;
-        let answers = join_all(accepts.iter().map(|(tasks, held)| tasks.accept(held.key, &held.agent))).await;
-        for ((_, held), answer) in accepts.into_iter().zip(answers) {
+        let answers = join_all(accepts.iter().map(|held| tasks.accept(held.key, &held.agent))).await;
+        for (held, answer) in accepts.into_iter().zip(answers) {
             match answer {
                 Ok(_) => {
                     self.count("accepted");
@@ -528,9 +526,8 @@ impl Simulation {
                 Err(error) => panic!("accept: {error}"),
             }
         }
-        let answers =
-            join_all(refusals.iter().map(|(tasks, held)| tasks.refuse(held.key, &held.agent, "no"))).await;
-        for ((_, held), answer) in refusals.into_iter().zip(answers) {
+        let answers = join_all(refusals.iter().map(|held| tasks.refuse(held.key, &held.agent, "no"))).await;
+        for (held, answer) in refusals.into_iter().zip(answers) {
             match answer {
                 Ok(()) => self.count("refused"),
                 Err(Error::Fenced | Error::Conflict { .. }) => self.count("refused too late"),
@@ -543,13 +540,13 @@ impl Simulation {
     /// Agents work, and end their work.
     async fn work(&mut self) {
         let (mut ends, mut reports) = (Vec::new(), Vec::new());
+        let tasks = self.any();
         for held in std::mem::take(&mut self.held) {
             if !held.started {
                 self.held.push(held);
                 continue;
             }
             let nature = character(&held.agent);
-            let tasks = self.any();
             let mut dice = self.rng.random_range(0..100);
             let mut falls = |chance| {
                 let fell = (0..chance).contains(&dice);
@@ -557,22 +554,22 @@ impl Simulation {
                 fell
             };
             if falls(nature.finishes) {
-                ends.push((tasks, held, End::Finish));
+                ends.push((held, End::Finish));
             } else if falls(nature.fails) {
                 let retryable = self.chance(80);
-                ends.push((tasks, held, End::Fail { retryable }));
+                ends.push((held, End::Fail { retryable }));
             } else if falls(nature.releases) {
-                ends.push((tasks, held, End::Release));
+                ends.push((held, End::Release));
             } else if falls(nature.dies) {
-                ends.push((tasks, held, End::Die));
+                ends.push((held, End::Die));
             } else if self.chance(5) {
-                ends.push((tasks, held, End::Ask));
+                ends.push((held, End::Ask));
             } else if self.chance(4) {
                 self.part(&tasks, &held).await;
                 self.held.push(held);
             } else if self.chance(80) {
                 let progress = self.chance(50);
-                reports.push((tasks, held, progress));
+                reports.push((held, progress));
             } else if self.chance(95) {
                 // Says nothing.
                 self.held.push(held);
@@ -581,14 +578,13 @@ impl Simulation {
                 self.ghosts.push(held);
             }
         }
-        let answers = join_all(ends.iter().map(|(tasks, held, end)| end.tell(tasks, held))).await;
-        for ((_, held, end), answer) in ends.into_iter().zip(answers) {
+        let answers = join_all(ends.iter().map(|(held, end)| end.tell(&tasks, held))).await;
+        for ((held, end), answer) in ends.into_iter().zip(answers) {
             self.ended(&held, end, answer);
             self.ghosts.push(held);
         }
-        let answers =
-            join_all(reports.iter().map(|(tasks, held, progress)| report(tasks, held, *progress))).await;
-        for ((_, held, _), answer) in reports.into_iter().zip(answers) {
+        let answers = join_all(reports.iter().map(|(held, progress)| report(&tasks, held, *progress))).await;
+        for ((held, _), answer) in reports.into_iter().zip(answers) {
             if self.alive(answer) { self.held.push(held) } else { self.ghosts.push(held) }
         }
         let surplus = self.ghosts.len().saturating_sub(2000);
@@ -605,7 +601,9 @@ impl Simulation {
                 self.tasks.push(requested.task.id);
                 self.count("part requested");
             }
-            Err(Error::Fenced | Error::BadRequest(_) | Error::ParentEnded { .. }) => self.count("part refused"),
+            Err(Error::Fenced | Error::BadRequest(_) | Error::ParentEnded { .. }) => {
+                self.count("part refused")
+            }
             Err(error) => panic!("part: {error}"),
         }
     }
@@ -753,8 +751,18 @@ impl Simulation {
     }
 }
 
+/// From here on the runtime's time moves only when it is told to, until this is dropped: a paused clock would
+/// run on by itself whenever all wait for the database, but not while a blocking task runs.
+fn virtual_time() -> std::sync::mpsc::Sender<()> {
+    tokio::time::pause();
+    let (held, over) = std::sync::mpsc::channel();
+    tokio::task::spawn_blocking(move || over.recv());
+    held
+}
+
 /// Runs a seed for this many steps, and then to the end.
 async fn simulate(seed: u64, steps: u64) -> String {
+    let _held = virtual_time();
     let mut simulation = Simulation::new(seed).await;
     let mut checked = 0;
     while simulation.steps < steps {
@@ -778,6 +786,7 @@ async fn simulate(seed: u64, steps: u64) -> String {
         simulation.tasks.len(),
         simulation.counts
     );
+    tokio::time::resume();
     drop(simulation.nodes);
     simulation.scope.drain(Duration::from_secs(10)).await.unwrap();
     history
