@@ -23,9 +23,11 @@ pub(super) fn pool(config: &Config, target: &Target, application_name: &str) -> 
     driver.application_name(application_name).connect_timeout(config.connect_timeout);
     let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
     let manager = Manager::from_config(driver, tls(&target.tls), recycling);
+    // Statements are planned once a connection, on tables that may be empty then and have millions of rows
+    // later: reading a table from end to end is only for where no index will do.
     let settings = format!(
         "set statement_timeout = {0}; set idle_in_transaction_session_timeout = {0}; \
-         set plan_cache_mode = force_generic_plan; set jit = off",
+         set plan_cache_mode = force_generic_plan; set enable_seqscan = off; set jit = off",
         config.statement_timeout.as_millis()
     );
     let set = Hook::async_fn(move |client: &mut deadpool_postgres::ClientWrapper, _| {

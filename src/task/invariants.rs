@@ -31,7 +31,7 @@ pub const INVARIANTS: &[(&str, &str)] = &[
         "I5: slots used are live assignments and not more than there are",
         "select g.id from convoke.agents g where g.slots_used <> (
              select count(*) from convoke.assignments a where a.agent_id = g.id
-                 and a.state in ('awarded', 'running') and a.incarnation = g.incarnation)
+                 and a.ended_at is null and a.state in ('awarded', 'running') and a.incarnation = g.incarnation)
              or g.slots_used > g.slots",
     ),
     (
@@ -53,12 +53,12 @@ pub const INVARIANTS: &[(&str, &str)] = &[
         "select t.id::text from convoke.tasks t
          where (t.state in ('awarded', 'running', 'waiting', 'verifying', 'canceling')) <> exists (
              select 1 from convoke.assignments a
-             where a.task_id = t.id and a.state in ('awarded', 'running', 'waiting'))",
+             where a.task_id = t.id and a.ended_at is null)",
     ),
     (
         "state: the live assignment of a task that waits holds no slot",
         "select t.id::text from convoke.tasks t join convoke.assignments a on a.task_id = t.id
-         where a.state in ('awarded', 'running', 'waiting')
+         where a.ended_at is null
              and (t.state in ('waiting', 'verifying')) <> (a.state = 'waiting')",
     ),
 ];

@@ -1,2 +1,2 @@
 update convoke.assignments set lease_until = greatest(lease_until, clock_timestamp() + least(lease_ms, 15000) * interval '1 ms')
-where state = 'running'
+where ended_at is null and state = 'running'

@@ -15,9 +15,16 @@ ended as (
         outcome = jsonb_build_object('tokens', i.tokens, 'microdollars', i.microdollars, 'body', i.body)
     from input i
     where a.id = i.assignment_id and a.state in ('awarded', 'running', 'waiting')
-    returning a.id, a.task_id, a.agent_id, a.incarnation, a.epoch, a.state, i.microdollars,
-        i.holds_slot, a.eta_ms, least(9, floor(a.confidence * 10))::integer as tenth,
+    returning i.*, a.agent_id as assignee, a.incarnation, a.state as ended_as, a.eta_ms,
+        least(9, floor(a.confidence * 10))::integer as tenth,
         extract(epoch from coalesce(a.waiting_since, a.ended_at) - a.started_at) * 1000 as took_ms
+),
+-- With their assignments, and not by a join with them: the planner expects one row of each and would compare all
+-- with all.
+steps as (
+    select * from ended
+    union all
+    select i.*, null, null, null, null, null, null from input i where i.assignment_id is null
 ),
 moved as (
     update convoke.tasks t set state = i.task_state, state_reason = i.reason,
@@ -38,12 +45,12 @@ moved as (
         due_at = clock_timestamp() + i.due_ms * interval '1 ms',
         bids_close_at = case when i.standby then clock_timestamp() end,
         agent_id = case when i.task_state = 'open' then null else t.agent_id end,
-        tried = case when i.tried and e.agent_id is not null and not e.agent_id = any(t.tried)
-            then t.tried || e.agent_id else t.tried end,
+        tried = case when i.tried and i.assignee is not null and not i.assignee = any(t.tried)
+            then t.tried || i.assignee else t.tried end,
         cancel_requested_at = case when i.task_state = 'canceling' then clock_timestamp()
             else t.cancel_requested_at end,
         updated_at = clock_timestamp(), version = t.version + 1
-    from input i left join ended e on e.id = i.assignment_id
+    from steps i
     where t.id = i.task_id and t.state not in ('completed', 'failed', 'canceled')
     returning t.id, t.org, t.kind, t.state, t.requester, t.round, t.epoch, t.class, t.agent_id, i.event,
         -- What the row is after this, so that the events alone can make it again.
@@ -51,32 +58,32 @@ moved as (
             'attempt', t.attempt)
             || case when i.result is null then '{}' else jsonb_build_object('result', t.result) end
             || case when i.error is null then '{}' else jsonb_build_object('error', t.error) end) as body,
-        e.agent_id as assignee, e.state as assignment_state, e.holds_slot, t.updated_at,
+        i.assignee, i.ended_as, i.holds_slot, i.eta_ms, i.tenth, i.took_ms, i.microdollars,
         (t.followed and t.state in ('completed', 'failed', 'canceled'))
             or (t.has_children and t.state in ('canceling', 'failed', 'canceled')) as leads_on
 ),
 freed as (
     update convoke.agents g set slots_used = greatest(0, g.slots_used - n.slots)
-    from (select agent_id, incarnation, count(*)::integer as slots from ended
-        where holds_slot group by agent_id, incarnation) n
-    where g.id = n.agent_id and g.incarnation = n.incarnation
+    from (select assignee, incarnation, count(*)::integer as slots from ended
+        where holds_slot group by assignee, incarnation) n
+    where g.id = n.assignee and g.incarnation = n.incarnation
 ),
 counted as (
     insert into convoke.statistics as s (agent_id, kind, completed, failed, refused, late, ended_at,
         succeeded_at, weight, latency_ms_sum, cost_microdollars_sum)
-    select e.agent_id, m.kind, count(*) filter (where e.state = 'finished'),
-        count(*) filter (where e.state in ('failed', 'rejected', 'lease_lost', 'stalled')),
-        count(*) filter (where e.state in ('refused', 'confirm_timeout', 'start_timeout')),
-        count(*) filter (where e.state = 'finished' and e.took_ms > 2 * e.eta_ms + 1000),
-        convoke.tenths(array_agg(e.tenth)
-            filter (where e.state in ('finished', 'failed', 'rejected', 'lease_lost', 'stalled'))),
-        convoke.tenths(array_agg(e.tenth) filter (where e.state = 'finished')),
-        count(*) filter (where e.state = 'finished'),
-        coalesce(sum(e.took_ms) filter (where e.state = 'finished'), 0),
-        coalesce(sum(e.microdollars) filter (where e.state = 'finished'), 0)
-    from ended e join moved m on m.id = e.task_id
-    where e.state not in ('waiting', 'released')
-    group by e.agent_id, m.kind
+    select m.assignee, m.kind, count(*) filter (where m.ended_as = 'finished'),
+        count(*) filter (where m.ended_as in ('failed', 'rejected', 'lease_lost', 'stalled')),
+        count(*) filter (where m.ended_as in ('refused', 'confirm_timeout', 'start_timeout')),
+        count(*) filter (where m.ended_as = 'finished' and m.took_ms > 2 * m.eta_ms + 1000),
+        convoke.tenths(array_agg(m.tenth)
+            filter (where m.ended_as in ('finished', 'failed', 'rejected', 'lease_lost', 'stalled'))),
+        convoke.tenths(array_agg(m.tenth) filter (where m.ended_as = 'finished')),
+        count(*) filter (where m.ended_as = 'finished'),
+        coalesce(sum(m.took_ms) filter (where m.ended_as = 'finished'), 0),
+        coalesce(sum(m.microdollars) filter (where m.ended_as = 'finished'), 0)
+    from moved m
+    where m.ended_as not in ('waiting', 'released')
+    group by m.assignee, m.kind
     on conflict (agent_id, kind) do update set
         completed = s.completed + excluded.completed,
         failed = s.failed + excluded.failed,
@@ -96,7 +103,7 @@ answered as (
     where o.task_id = m.id and (
         (o.state = 'open' and m.state in ('completed', 'failed', 'canceled'))
         or (o.state = 'awarded' and o.round = m.round and o.agent_id = m.assignee
-            and m.assignment_state in ('refused', 'confirm_timeout', 'start_timeout', 'lease_lost', 'canceled')))
+            and m.ended_as in ('refused', 'confirm_timeout', 'start_timeout', 'lease_lost', 'canceled')))
 ),
 logged as (
     insert into convoke.events (org, task_id, agent_id, epoch, type, body)

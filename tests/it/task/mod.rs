@@ -3,6 +3,7 @@ mod budgets;
 mod cases;
 mod hanging;
 mod observers;
+mod plans;
 mod policies;
 mod requests;
 mod retention;
