@@ -178,6 +178,13 @@ impl Bound {
         self.0.iter().any(Node::needs_oracle)
     }
 
+    /// What it asks Postgres, with whether the literal is a pattern.
+    pub fn probes(&self) -> impl Iterator<Item = (&Arc<Probe>, bool)> {
+        let mut all = Vec::new();
+        gather(&self.0, &mut all);
+        all.into_iter()
+    }
+
     /// A column and the values of which a row must have one to pass: what an index can find it by.
     #[must_use]
     pub fn keys(&self) -> Option<(usize, Vec<Key>)> {
@@ -189,6 +196,19 @@ impl Bound {
             },
             _ => None,
         })
+    }
+}
+
+fn gather<'a>(nodes: &'a [Node], all: &mut Vec<(&'a Arc<Probe>, bool)>) {
+    for node in nodes {
+        match node {
+            Node::All(nodes, _) | Node::Any(nodes, _) => gather(nodes, all),
+            Node::Test(asked) => match &asked.question {
+                Question::Probe(operator, probe) => all.push((probe, operator.is_pattern())),
+                Question::AnyProbe(probes, _) => all.extend(probes.iter().map(|probe| (probe, false))),
+                _ => {}
+            },
+        }
     }
 }
 

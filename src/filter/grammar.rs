@@ -110,19 +110,18 @@ impl Operator {
         }
     }
 
-    /// As SQL writes it.
+    /// The operator's name in Postgres.
     #[must_use]
-    pub fn sql(self) -> &'static str {
+    pub fn sign(self) -> &'static str {
         match self {
             Self::Equal => "=",
-            Self::NotEqual => "<>",
+            Self::NotEqual | Self::IsDistinct => "<>",
             Self::Less => "<",
             Self::LessOrEqual => "<=",
             Self::Greater => ">",
             Self::GreaterOrEqual => ">=",
-            Self::IsDistinct => "is distinct from",
-            Self::Like => "like",
-            Self::ILike => "ilike",
+            Self::Like => "~~",
+            Self::ILike => "~~*",
             Self::Match => "~",
             Self::IMatch => "~*",
         }

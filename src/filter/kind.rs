@@ -47,6 +47,8 @@ pub struct Kind {
     pub textual: bool,
     /// The type as a statement names it, quoted; the base type of a domain.
     pub sql_type: String,
+    /// The schema of the type's operators, quoted: found there whatever the search path is.
+    pub operators: String,
     /// A collation other than the type's own as a statement names it, quoted.
     pub collation: Option<String>,
     /// The type as people name it: `integer`.
@@ -80,7 +82,8 @@ impl Kind {
         };
         let textual = matches!(name, "text" | "varchar" | "bpchar" | "name" | "char" | "bytea" | "citext");
         let sql_type = format!("pg_catalog.\"{name}\"");
-        Self { class, ordered, textual, sql_type, collation: None, type_name: name.to_owned() }
+        let operators = "pg_catalog".to_owned();
+        Self { class, ordered, textual, sql_type, operators, collation: None, type_name: name.to_owned() }
     }
 
     /// Whether equality of what is read is equality in Postgres.
@@ -116,12 +119,17 @@ impl Kind {
     /// The question `operator` as SQL over `p.v`, the value of a row, and `p.l`, the literal: both texts.
     #[must_use]
     pub fn expression(&self, operator: Operator) -> String {
-        let Self { sql_type, collation, .. } = self;
+        let Self { sql_type, operators, collation, .. } = self;
         let collate = collation.as_ref().map(|name| format!(" collate {name}")).unwrap_or_default();
         let right = match operator.is_pattern() && !sql_type.ends_with(".\"bytea\"") {
             true => "pg_catalog.text",
             false => sql_type,
         };
-        format!("(p.v::{sql_type}){collate} {} (p.l::{right})", operator.sql())
+        // Neither side is NULL, so that distinct is no more than unequal, which not every type has a sign for.
+        let (not, sign) = match operator {
+            Operator::IsDistinct | Operator::NotEqual => ("not ", "="),
+            other => ("", other.sign()),
+        };
+        format!("{not}((p.v::{sql_type}){collate} operator({operators}.{sign}) (p.l::{right}))")
     }
 }

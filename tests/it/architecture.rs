@@ -17,7 +17,7 @@ const MAY_NAME: &[(&str, &str)] = &[
     ("client", "scope wire"),
     ("auth", "id clock scope telemetry"),
     ("db", "clock scope telemetry"),
-    ("filter", ""),
+    ("filter", "db"),
     ("bus", "id scope telemetry"),
     ("llm", "clock telemetry"),
     ("wal", "id db clock scope telemetry"),

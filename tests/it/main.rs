@@ -10,6 +10,7 @@ mod config;
 mod conformance;
 mod daemon;
 mod db;
+mod filter;
 mod keys;
 mod messages;
 mod realtime;

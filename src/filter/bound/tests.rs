@@ -127,7 +127,7 @@ fn what_only_postgres_knows_is_asked_and_only_when_it_matters() {
     let bound = bind("title=gt.a,priority=eq.3").unwrap();
     assert!(bound.needs_oracle() && !bind("title=eq.a").unwrap().needs_oracle());
     assert_eq!(bound.test(&|at| found(ROW[at]), &mut oracle), Truth::Unknown);
-    let question = "(Printer on fire::pg_catalog.\"text\") > (a::pg_catalog.\"text\")";
+    let question = "((Printer on fire::pg_catalog.\"text\") operator(pg_catalog.>) (a::pg_catalog.\"text\"))";
     assert_eq!(oracle.1, [question]);
     oracle.0.insert(question.into(), true);
     assert_eq!(bound.test(&|at| found(ROW[at]), &mut oracle), Truth::True);
