@@ -4,6 +4,7 @@ mod agent;
 mod api;
 mod architecture;
 mod changes;
+mod chaos;
 mod cli;
 mod client;
 mod config;

@@ -196,6 +196,8 @@ impl Simulation {
         let joint = if db.url.contains('?') { '&' } else { '?' };
         let url = format!("{}{joint}options=-csearch_path%3Dsim,pg_catalog,public", db.url);
         config.url = Some(url.into());
+        // The machine may stop the whole run for as long as it likes: real time decides nothing here.
+        config.statement_timeout = Duration::from_secs(3600);
         let database = Database::open(&config, &scope).await.unwrap();
         db::migrate(&database).await.unwrap();
         let mut nodes = Vec::new();
