@@ -31,6 +31,12 @@ fn root(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
+fn built(example: &str) -> PathBuf {
+    let path = Path::new(env!("CARGO_BIN_EXE_convoke")).with_file_name("examples").join(example);
+    assert!(path.exists(), "{} is not there: cargo build --examples", path.display());
+    path
+}
+
 impl Example {
     /// `agent.mjs`, beside the packages of the tests: Node looks for them from the file's own folder.
     fn js(rig: &Rig, id: &str, cost: u32) -> Self {
@@ -53,6 +59,13 @@ impl Example {
     fn http(rig: &Rig, id: &str, cost: u32) -> Self {
         let mut command = Command::new(root("tests/clients/python/.venv/bin/python"));
         command.arg(root("examples/agent_http.py")).args([rig.http(), rig.token(id)]);
+        Self::start(command, cost, None)
+    }
+
+    /// `rust_agent.rs`, as cargo has built it beside the daemon.
+    fn rust(rig: &Rig, id: &str, cost: u32) -> Self {
+        let mut command = Command::new(built("rust_agent"));
+        command.args([rig.http(), rig.token(id)]);
         Self::start(command, cost, None)
     }
 
@@ -159,6 +172,30 @@ async fn the_python_agent_bids_and_wins_by_its_cost() {
 }
 
 #[tokio::test]
+async fn the_rust_agent_bids_and_wins_by_its_cost() {
+    let (definition, agent, inputs) = hosted();
+    wins(Rig::start(vec![(definition, agent)]).await, Example::rust, inputs).await;
+}
+
+#[tokio::test]
+async fn a_rust_agent_that_is_killed_in_mid_work_is_replaced_at_once() {
+    let (definition, agent, _inputs) = hosted();
+    let rig = Rig::start(vec![(definition, agent)]).await;
+    let words = Example::rust(&rig, "words", 10);
+    dies(rig, words, "rust_agent.rs").await;
+}
+
+#[tokio::test]
+async fn the_hosted_agent_is_a_daemon_that_does_its_own_task() {
+    let dir = tempfile::tempdir().unwrap();
+    let ran = Command::new(built("hosted_agent")).env("TMPDIR", dir.path()).kill_on_drop(true).output();
+    let ran = tokio::time::timeout(std::time::Duration::from_secs(60), ran).await.unwrap().unwrap();
+    let said = String::from_utf8(ran.stdout).unwrap();
+    assert!(ran.status.success(), "{said}\n{}", String::from_utf8_lossy(&ran.stderr));
+    assert!(said.contains("words did it: {\"words\":10}"), "{said}");
+}
+
+#[tokio::test]
 async fn the_agent_with_http_alone_bids_and_wins_by_its_cost() {
     let (definition, agent, inputs) = hosted();
     wins(Rig::start(vec![(definition, agent)]).await, Example::http, inputs).await;
@@ -243,7 +280,7 @@ async fn a_python_agent_that_is_killed_in_mid_work_is_replaced_at_once() {
 
 #[test]
 fn each_example_is_short() {
-    for name in ["agent.mjs", "agent.py", "agent_http.py", "rust_agent.rs"] {
+    for name in ["agent.mjs", "agent.py", "agent_http.py", "rust_agent.rs", "hosted_agent.rs"] {
         let lines = std::fs::read_to_string(root("examples").join(name)).unwrap().lines().count();
         assert!(lines < 80, "{name} has {lines} lines");
     }
