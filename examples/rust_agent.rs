@@ -1,11 +1,7 @@
 //! A complete remote agent in Rust, on the client of the channels: it bids for tasks, works and reports.
 //! `cargo run --example rust_agent -- http://127.0.0.1:7700 "$(convoke token --role agent --agent words --org demo)"`
 //! Its id is the agent_id of its token. AGENT_COST: what it asks for a task, in microdollars.
-#![expect(
-    clippy::disallowed_methods,
-    clippy::indexing_slicing,
-    reason = "no scopes here; what JSON lacks is null"
-)]
+#![expect(clippy::disallowed_methods, clippy::indexing_slicing, reason = "a small program")]
 use anyhow::Context;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use convoke::client::{Channel, Client, Error};
