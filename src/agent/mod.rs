@@ -36,9 +36,7 @@ pub use metrics::{Ended, Metrics};
 pub use pass::{Pass, Passes};
 pub use schedule::{Clockwork, clockworks};
 pub use supervisor::{Agents, Deps, Error};
-pub use wake::{
-    BadFilter, BadTemplate, Commit, Filter, Hit, Keyword, Order, Segment, Test, Unbindable, WakeIndex,
-};
+pub use wake::{BadTemplate, Commit, Placed, WakeIndex};
 
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;

@@ -360,7 +360,13 @@ async fn assemble(
     router::start(
         &log,
         stream,
-        router::Deps { tasks: tasks.clone(), wakes: agents.wakes(), health: health.clone(), messages },
+        router::Deps {
+            database: database.clone(),
+            tasks: tasks.clone(),
+            wakes: agents.wakes(),
+            health: health.clone(),
+            messages,
+        },
         host,
     );
     health::start(&scope, database.clone(), health.clone());

@@ -9,12 +9,13 @@ use super::{
     messages::{Messages, NOT_SENT_PREFIX, Said},
 };
 use crate::{
-    agent::{Commit, Hit, WakeIndex},
+    agent::{Commit, Placed, WakeIndex},
     api::{Health, PartState},
+    db::Database,
     fault,
     id::Lsn,
     scope::{OnExit, Scope},
-    task::{Tasks, Wake},
+    task::Tasks,
     wal::{self, Batch, Change, Event, Gap},
 };
 use std::{sync::Arc, time::Duration};
@@ -22,6 +23,8 @@ use tokio_util::sync::CancellationToken;
 
 /// Wakes that one transaction records.
 const WAKES_MAX: usize = 500;
+/// Changes that are looked at together.
+const CHANGES_MAX: usize = 2_000;
 /// Messages that are said at once.
 const SAID_MAX: usize = 500;
 /// Pause after a record that failed.
@@ -31,6 +34,7 @@ const RETRY_PAUSE: Duration = Duration::from_millis(200);
 const MESSAGE_PREFIX: &str = "convoke";
 
 pub(super) struct Deps {
+    pub(super) database: Database,
     pub(super) tasks: Tasks,
     pub(super) wakes: Arc<WakeIndex>,
     pub(super) health: Health,
@@ -54,7 +58,8 @@ struct Router {
 /// What some batches come to.
 #[derive(Default)]
 struct Work {
-    wakes: Vec<Wake>,
+    batches: Vec<Batch>,
+    changes: usize,
     said: Vec<Said>,
     /// Up to where whole transactions have been seen.
     end: Option<Lsn>,
@@ -80,7 +85,7 @@ impl Router {
                 Event::Batch(batch) => {
                     let mut work = Work::default();
                     self.collect(batch, &mut work);
-                    while work.wakes.len() < WAKES_MAX && work.said.len() < SAID_MAX {
+                    while work.changes < CHANGES_MAX && work.said.len() < SAID_MAX {
                         match events.try_recv() {
                             Ok(Event::Batch(batch)) => self.collect(batch, &mut work),
                             Ok(other) => {
@@ -126,35 +131,25 @@ impl Router {
     }
 
     fn collect(&mut self, batch: Batch, work: &mut Work) {
-        let commit = Commit { lsn: batch.commit_lsn, committed_at: batch.committed_at };
         for (index, change) in (batch.first_index..).zip(&batch.changes) {
-            let hits = match change {
+            match change {
                 Change::Row(row) => {
                     work.said.extend(self.deps.messages.said(batch.commit_lsn, index, row));
-                    self.deps.wakes.matches(row, &commit)
                 }
-                Change::Truncate(relations) => self.deps.wakes.truncated(relations, &commit),
                 Change::Message { prefix, content } => {
                     if prefix == NOT_SENT_PREFIX {
                         self.deps.messages.not_sent(content);
                     }
                     work.asked |= prefix == MESSAGE_PREFIX;
-                    continue;
                 }
-            };
-            let wake = |hit: Hit| Wake {
-                trigger: hit.trigger,
-                agent: hit.agent,
-                org: hit.org,
-                lsn: batch.commit_lsn,
-                index,
-                request: hit.request,
-            };
-            work.wakes.extend(hits.into_iter().map(wake));
+                Change::Truncate(_) => {}
+            }
         }
         if batch.last {
             work.end = Some(batch.end_lsn);
         }
+        work.changes += batch.changes.len();
+        work.batches.push(batch);
     }
 
     async fn carry_out(&self, work: Work) {
@@ -168,7 +163,19 @@ impl Router {
             }
         }
         self.deps.messages.publish(work.said);
-        for wakes in work.wakes.chunks(WAKES_MAX) {
+        let changes: Vec<Placed<'_>> = work.batches.iter().flat_map(placed).collect();
+        let wakes = loop {
+            match self.deps.wakes.wakes(&self.deps.database, &changes).await {
+                Ok(wakes) => break wakes,
+                Err(error) => {
+                    tracing::error!(%error, changes = changes.len(), "changes wait for the database to say what they wake");
+                    if self.paused().await {
+                        return;
+                    }
+                }
+            }
+        };
+        for wakes in wakes.chunks(WAKES_MAX) {
             fault::point("wake.received");
             while let Err(error) = self.deps.tasks.wake(wakes).await {
                 tracing::error!(%error, wakes = wakes.len(), "wakes are not recorded yet");
@@ -180,7 +187,7 @@ impl Router {
         }
         if let Some(end) = work.end {
             self.confirm.confirm(end);
-            if !work.wakes.is_empty() {
+            if !wakes.is_empty() {
                 fault::point("wake.confirmed");
             }
         }
@@ -205,4 +212,9 @@ impl Router {
     async fn paused(&self) -> bool {
         tokio::time::timeout(RETRY_PAUSE, self.stop.cancelled()).await.is_ok()
     }
+}
+
+fn placed(batch: &Batch) -> impl Iterator<Item = Placed<'_>> {
+    let commit = Commit { lsn: batch.commit_lsn, committed_at: batch.committed_at };
+    (batch.first_index..).zip(&batch.changes).map(move |(index, change)| Placed { commit, index, change })
 }

@@ -2,8 +2,8 @@
 //! rows obey the invariants of `reference/negotiation.md` §7. Changes nothing.
 use super::{Outcome, daemon, failure::Failure, screen, settings::Settings};
 use crate::{
-    agent::Definition,
-    config::{Config, load_agents},
+    agent::{Definition, Metrics, WakeIndex},
+    config::{Config, Problem, load_agents, locate},
     db::{self, Database},
     scope::Scope,
     task::{INVARIANTS, Replayed, replay},
@@ -85,6 +85,17 @@ pub(super) async fn missing_tables(
     Ok(named.map(|((agent, at, schema, table), _)| (agent, at, format!("{schema}.{table}"))).collect())
 }
 
+/// Where wakes do not fit tables that are there: unknown columns, values that are none of their columns' types.
+pub(super) async fn misfits(
+    config: &Config,
+    database: &Database,
+    definitions: &[Definition],
+) -> anyhow::Result<Vec<Problem>> {
+    let mut found = WakeIndex::new(definitions, &Metrics::default()).check(database).await?;
+    found.retain(|(_, problem)| !problem.key.ends_with(".table"));
+    Ok(locate(&config.agents.dir, &found)?)
+}
+
 async fn look(config: &Config, database: &Database, replays: bool) -> Result<Vec<Finding>, Failure> {
     let definitions = load_agents(&config.agents.dir)?;
     let server = db::inspect(database).await?.into_iter();
@@ -97,6 +108,11 @@ async fn look(config: &Config, database: &Database, replays: bool) -> Result<Vec
             "create the table, or correct the agent's file; the agent wakes when it is there".to_owned(),
         );
         findings.push(Finding { name: "wakes".into(), ok: false, found, remedy });
+    }
+    for problem in misfits(config, database, &definitions).await? {
+        let remedy =
+            Some("correct the agent's file, or the table; until then the wake is never met".to_owned());
+        findings.push(Finding { name: "wakes".into(), ok: false, found: problem.to_string(), remedy });
     }
     let client = database.client().await?;
     let row = client.query_one(include_str!("sql/replication.sql"), &[&config.wal.slot]).await?;

@@ -1,7 +1,7 @@
 //! `convoke up`: the daemon.
 use super::{
     Outcome, daemon,
-    doctor::missing_tables,
+    doctor::{misfits, missing_tables},
     screen,
     serve::{absent, again, anon_key, build, javascript, until_signal},
     settings::Settings,
@@ -27,6 +27,8 @@ pub(super) async fn run(settings: &Settings) -> Outcome {
     let parts = daemon.parts();
     let mut notes: Vec<_> = absent.iter().map(|(id, why)| format!("{id} is not here: {why}")).collect();
     notes.extend(waiting(missing_tables(&parts.database, &definitions).await?));
+    let misfits = misfits(&config, &parts.database, &definitions).await?;
+    notes.extend(misfits.iter().map(ToString::to_string));
     let key = anon_key(parts)?;
     let url = daemon::http_url(parts.addr);
     let told = if settings.json {

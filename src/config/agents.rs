@@ -52,6 +52,25 @@ pub fn load_agents(folder: &FilePath) -> Result<Vec<Definition>, Problems> {
     if problems.is_empty() { Ok(definitions) } else { Err(Problems(problems)) }
 }
 
+/// The same problems with the file and line of each: what the database told of agents that were loaded from `folder`.
+///
+/// # Errors
+/// When the folder or a file of it cannot be read any more.
+pub fn locate(folder: &FilePath, found: &[(AgentId, agent::Problem)]) -> Result<Vec<Problem>, Problems> {
+    let mut problems = Vec::new();
+    for file in files(folder)? {
+        let (source, _) = read_file(&file)?;
+        let Some(definition) = definition(&source, folder).0 else { continue };
+        for (_, told) in found.iter().filter(|(id, _)| *id == definition.id) {
+            let (key, message, remedy) = (told.key.clone(), told.message.clone(), told.remedy.clone());
+            let line = source.line(&Path::parse(&key));
+            problems.push(Problem { file: source.file.clone(), line, key, message, remedy });
+        }
+    }
+    problems.sort();
+    Ok(problems)
+}
+
 /// What a file says, as far as it can be read, and all that is wrong with it.
 fn definition(source: &Source, folder: &FilePath) -> (Option<Definition>, Vec<Problem>) {
     let mut reading = read::read::<Definition>(&source.tree);

@@ -13,7 +13,7 @@ mod read;
 mod source;
 mod words;
 
-pub use agents::load_agents;
+pub use agents::{load_agents, locate};
 pub use layers::{Options, keys, load};
 pub use problem::{Problem, Problems};
 

@@ -126,7 +126,12 @@ impl RowChange {
     /// does not have it either the answer is [`Cell::Unchanged`].
     #[must_use]
     pub fn cell(&self, name: &str) -> Option<&Cell> {
-        let at = self.relation.position(name)?;
+        self.cell_at(self.relation.position(name)?)
+    }
+
+    /// As [`Self::cell`], by the column's place in the relation.
+    #[must_use]
+    pub fn cell_at(&self, at: usize) -> Option<&Cell> {
         match &self.new {
             Some(new) => self.completed(new, at),
             None => self.old_cell(at),

@@ -5,8 +5,9 @@ use crate::{
         Env,
         kind::{llm, program},
         schedule::Clockwork,
-        wake::{Filter, RequestTemplate},
+        wake::RequestTemplate,
     },
+    filter::Filter,
     task::{INPUT_BYTES_MAX, Policy},
 };
 use std::{collections::HashMap, fmt::Display, time::Duration};
@@ -275,7 +276,7 @@ fn check_wake(place: &str, wake: &Wake, found: &mut Found) {
     }
     match Filter::parse(wake.filter.as_deref().unwrap_or_default()) {
         Err(e) => found.add(format!("{place}.filter"), e.to_string()),
-        Ok(filter) if !filter.segments.is_empty() && wake.events.contains(&WakeEvent::Truncate) => {
+        Ok(filter) if !filter.conditions.is_empty() && wake.events.contains(&WakeEvent::Truncate) => {
             let remedy = "make it a [[wake]] of its own without filter";
             found.add_with(
                 format!("{place}.filter"),
@@ -348,7 +349,7 @@ mod tests {
                 "run.argv: there is no command convoke-no-such-program on PATH",
                 "run.cwd: /no/such/folder is no folder",
                 "wake.0.events: no event: it would never wake",
-                "wake.0.filter: \"priority>3\" is not of the form column=operator.value",
+                "wake.0.filter: [\"priority>3\"] is no condition of the form column=operator.value",
                 "wake.0.request.kind: the kind of a task has 1 to 200 bytes",
                 "wake.0.request.idempotency_key: idempotency_key is not supported in a wake yet: each change \
                  requests one task",

@@ -1,13 +1,18 @@
 //! The wakes of all agents, found by table.
-use super::{Context, Filter, RequestTemplate, bound::Bound};
+use super::{
+    Context, RequestTemplate,
+    fit::{ASK_WITHIN, Fit, Wants, kinds_of},
+};
 use crate::{
     agent::{
         definition::{Definition, WakeEvent},
         metrics::Metrics,
     },
+    db::{self, Database},
+    filter::{Answers, Filter, Kinds, Truth},
     id::{AgentId, Lsn, OrgId},
-    task::Request,
-    wal::{Op, Relation, RowChange},
+    task::Wake,
+    wal::{Change, Op, Relation, RowChange},
 };
 use chrono::{DateTime, SecondsFormat, Utc};
 use parking_lot::Mutex;
@@ -27,42 +32,56 @@ pub struct Commit {
     pub committed_at: DateTime<Utc>,
 }
 
-/// A change that wakes an agent.
-#[derive(Debug)]
-pub struct Hit {
-    /// `<agent>#<index of its [[wake]]>`, which with the place in the log names the effect.
-    pub trigger: String,
-    /// Whose wake it is.
-    pub agent: AgentId,
-    /// Whose task it becomes.
-    pub org: OrgId,
-    /// The task, or why it could not be made: one line without values of the row.
-    pub request: Result<Request, String>,
+/// A change, and its place in the log.
+#[derive(Clone, Copy, Debug)]
+pub struct Placed<'a> {
+    /// The commit that it belongs to.
+    pub commit: Commit,
+    /// Its place in that commit.
+    pub index: u32,
+    /// What was done.
+    pub change: &'a Change,
 }
 
 /// The wakes of all agents. Built once for a set of definitions; shared by reference.
 #[derive(Debug, Default)]
 pub struct WakeIndex {
-    tables: HashMap<String, HashMap<String, Vec<Entry>>>,
+    tables: HashMap<String, HashMap<String, Table>>,
     metrics: Metrics,
+}
+
+/// The wakes that name one table.
+#[derive(Debug, Default)]
+struct Table {
+    entries: Vec<Entry>,
+    /// Fitted to the version of the table that was seen last.
+    fitted: Mutex<Option<Arc<Fitted>>>,
 }
 
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) agent: AgentId,
     pub(super) at: usize,
+    pub(super) wants: Wants,
     org: OrgId,
     events: Vec<WakeEvent>,
-    pub(super) filter: Filter,
     request: RequestTemplate,
-    /// The filter for the version of the table that was seen last; nothing where it does not fit.
-    bound: Mutex<Option<Seen>>,
 }
 
+/// The entries of a table, each fitted to one version of it; nothing for one that does not fit.
 #[derive(Debug)]
-struct Seen {
+struct Fitted {
     relation: Arc<Relation>,
-    bound: Option<Arc<Bound>>,
+    fits: Vec<Option<Fit>>,
+}
+
+/// A row's change and those that may care.
+struct Look<'a> {
+    placed: &'a Placed<'a>,
+    row: &'a RowChange,
+    event: WakeEvent,
+    entries: &'a [Entry],
+    fitted: Arc<Fitted>,
 }
 
 impl WakeIndex {
@@ -87,14 +106,13 @@ impl WakeIndex {
                 };
                 let (schema, table) = wake.table_name();
                 let tables = index.tables.entry(schema.to_owned()).or_default();
-                tables.entry(table.to_owned()).or_default().push(Entry {
+                tables.entry(table.to_owned()).or_default().entries.push(Entry {
                     agent: definition.id.clone(),
                     at,
+                    wants: Wants { filter },
                     org: definition.org.clone(),
                     events: wake.events.clone(),
-                    filter,
                     request,
-                    bound: Mutex::new(None),
                 });
             }
         }
@@ -108,94 +126,167 @@ impl WakeIndex {
         names.collect::<BTreeSet<_>>().into_iter().collect()
     }
 
-    /// What a row's change wakes, in the order of agents and of their wakes. Never waits.
-    #[must_use]
-    pub fn matches(&self, change: &RowChange, commit: &Commit) -> Vec<Hit> {
-        let event = match change.op {
-            Op::Insert => WakeEvent::Insert,
-            Op::Update => WakeEvent::Update,
-            Op::Delete => WakeEvent::Delete,
-        };
-        let relation = &change.relation;
-        let mut hits = Vec::new();
-        let mut context = None;
-        for entry in self.of(relation) {
-            if entry.events.contains(&event) && entry.passes(change, &self.metrics) {
-                let context = context.get_or_insert_with(|| {
-                    let new = change.new.as_ref().map(|_| Value::Object(change.new_json()));
-                    let old = change.old.as_ref().map(|_| Value::Object(change.old_json()));
-                    context_of(relation, event, commit, new, old)
-                });
-                hits.push(entry.hit(commit, context, &self.metrics));
+    /// What these changes wake, in their order and that of the agents and their wakes.
+    ///
+    /// Asks the database only what it alone can say: the catalog when a table is seen for the first time or has
+    /// changed, and the questions of filters about all these rows at once. A question that it takes for an
+    /// error about a row makes a wake that says so in place of its request.
+    ///
+    /// # Errors
+    /// When the database is away; try again.
+    pub async fn wakes(&self, database: &Database, changes: &[Placed<'_>]) -> Result<Vec<Wake>, db::Error> {
+        let mut looks = Vec::new();
+        for placed in changes {
+            let Change::Row(row) = placed.change else { continue };
+            let Some(table) = self.of(&row.relation) else { continue };
+            let fitted = match table.fitted_to(&row.relation) {
+                Some(fitted) => fitted,
+                None => table.fit(database, &row.relation).await?,
+            };
+            looks.push(Look { placed, row, event: event_of(row.op), entries: &table.entries, fitted });
+        }
+        let mut answers = Answers::default();
+        loop {
+            looks.iter().for_each(|look| look.ask(&mut answers));
+            if !answers.lack() {
+                break;
+            }
+            answers.fetch(&mut database.client().await?, ASK_WITHIN).await?;
+        }
+        let mut looks = looks.iter().peekable();
+        let mut wakes = Vec::new();
+        for placed in changes {
+            if let Some(look) = looks.next_if(|look| std::ptr::eq(look.placed, placed)) {
+                look.wakes(&mut answers, &self.metrics, &mut wakes);
+            } else if let Change::Truncate(relations) = placed.change {
+                self.truncated(placed, relations, &mut wakes);
             }
         }
-        hits
+        Ok(wakes)
     }
 
     /// What a `TRUNCATE` wakes: those that list the event; `new` and `old` are null.
-    #[must_use]
-    pub fn truncated(&self, relations: &[Arc<Relation>], commit: &Commit) -> Vec<Hit> {
-        let mut hits = Vec::new();
+    fn truncated(&self, placed: &Placed<'_>, relations: &[Arc<Relation>], wakes: &mut Vec<Wake>) {
         for relation in relations {
-            let context = context_of(relation, WakeEvent::Truncate, commit, None, None);
-            let woken = self.of(relation).iter().filter(|entry| entry.events.contains(&WakeEvent::Truncate));
-            hits.extend(woken.map(|entry| entry.hit(commit, &context, &self.metrics)));
+            let Some(table) = self.of(relation) else { continue };
+            let context = context_of(relation, WakeEvent::Truncate, &placed.commit, None, None);
+            let woken = table.entries.iter().filter(|entry| entry.events.contains(&WakeEvent::Truncate));
+            wakes.extend(woken.map(|entry| entry.wake(placed, &context, &self.metrics)));
         }
-        hits
     }
 
-    fn of(&self, relation: &Relation) -> &[Entry] {
-        let tables = self.tables.get(&relation.schema);
-        tables.and_then(|tables| tables.get(&relation.name)).map(Vec::as_slice).unwrap_or_default()
+    fn of(&self, relation: &Relation) -> Option<&Table> {
+        self.tables.get(&relation.schema)?.get(&relation.name)
     }
 
     pub(super) fn entries(&self) -> impl Iterator<Item = (&str, &str, &Entry)> {
         self.tables.iter().flat_map(|(schema, tables)| {
-            tables.iter().flat_map(move |(table, entries)| {
-                entries.iter().map(move |entry| (schema.as_str(), table.as_str(), entry))
+            tables.iter().flat_map(move |(name, table)| {
+                table.entries.iter().map(move |entry| (schema.as_str(), name.as_str(), entry))
             })
         })
     }
 }
 
-impl Entry {
-    fn passes(&self, change: &RowChange, metrics: &Metrics) -> bool {
-        if self.filter.segments.is_empty() {
-            return true;
+impl Table {
+    fn fitted_to(&self, relation: &Arc<Relation>) -> Option<Arc<Fitted>> {
+        self.fitted.lock().as_ref().filter(|fitted| Arc::ptr_eq(&fitted.relation, relation)).cloned()
+    }
+
+    async fn fit(&self, database: &Database, relation: &Arc<Relation>) -> Result<Arc<Fitted>, db::Error> {
+        let mut fits = Vec::new();
+        if self.entries.iter().all(|entry| entry.wants.nothing()) {
+            fits.extend(self.entries.iter().map(|_| Some(Fit::default())));
+        } else {
+            let mut client = database.client().await?;
+            let kinds = kinds_of(relation, &Kinds::read(&**client, &[relation.oid]).await?);
+            for entry in &self.entries {
+                let fit = Fit::verified(&mut client, relation, &kinds, &entry.wants).await?;
+                fits.push(fit.map_err(|misfit| entry.complain(relation, misfit)).ok());
+            }
         }
-        match self.bound_to(&change.relation) {
-            Some(bound) => bound.matches(change),
-            None => {
-                metrics.wakes_unfit.inc();
-                false
+        Ok(self.keep(relation, fits))
+    }
+
+    fn keep(&self, relation: &Arc<Relation>, fits: Vec<Option<Fit>>) -> Arc<Fitted> {
+        let fitted = Arc::new(Fitted { relation: relation.clone(), fits });
+        *self.fitted.lock() = Some(fitted.clone());
+        fitted
+    }
+}
+
+impl Look<'_> {
+    /// Those that want to hear of such an event; nothing in place of the fit of one that does not fit.
+    fn concerned(&self) -> impl Iterator<Item = (&Entry, Option<&Fit>)> {
+        let pairs = self.entries.iter().zip(&self.fitted.fits).map(|(entry, fit)| (entry, fit.as_ref()));
+        pairs.filter(|(entry, _)| entry.events.contains(&self.event))
+    }
+
+    /// Asks what has to be asked of Postgres.
+    fn ask(&self, answers: &mut Answers) {
+        for fit in self.concerned().filter_map(|(_, fit)| fit).filter(|fit| fit.asks()) {
+            fit.test(self.row, answers);
+        }
+    }
+
+    fn wakes(&self, answers: &mut Answers, metrics: &Metrics, wakes: &mut Vec<Wake>) {
+        let mut context = None;
+        for (entry, fit) in self.concerned() {
+            let outcome = fit.map(|fit| fit.test(self.row, answers));
+            match outcome {
+                None => drop(metrics.wakes_unfit.inc()),
+                Some(Truth::False | Truth::Null) => {}
+                Some(Truth::Unknown) => {
+                    let reason = "filter: the database takes the question about this row for an error";
+                    metrics.wakes_unfit.inc();
+                    wakes.push(Wake { request: Err(reason.to_owned()), ..entry.bare(self.placed) });
+                }
+                Some(Truth::True) => {
+                    let context = context.get_or_insert_with(|| {
+                        let new = self.row.new.as_ref().map(|_| Value::Object(self.row.new_json()));
+                        let old = self.row.old.as_ref().map(|_| Value::Object(self.row.old_json()));
+                        context_of(&self.row.relation, self.event, &self.placed.commit, new, old)
+                    });
+                    wakes.push(entry.wake(self.placed, context, metrics));
+                }
             }
         }
     }
+}
 
-    fn bound_to(&self, relation: &Arc<Relation>) -> Option<Arc<Bound>> {
-        let mut bound = self.bound.lock();
-        if let Some(seen) = &*bound
-            && Arc::ptr_eq(&seen.relation, relation)
-        {
-            return seen.bound.clone();
-        }
-        let fresh = Bound::new(&self.filter, relation).map(Arc::new);
-        if let Err(e) = &fresh {
-            error!(agent = %self.agent, wake = self.at, error = %e, "the filter of a wake does not fit its table");
-        }
-        let fresh = fresh.ok();
-        *bound = Some(Seen { relation: relation.clone(), bound: fresh.clone() });
-        fresh
+impl Entry {
+    fn complain(&self, relation: &Relation, misfit: super::fit::Misfit) {
+        let table = format!("{}.{}", relation.schema, relation.name);
+        let key = format!("wake.{}.{}", self.at, misfit.key);
+        error!(agent = %self.agent, key, table, error = misfit.message, "a wake does not fit its table");
     }
 
-    fn hit(&self, commit: &Commit, context: &Context, metrics: &Metrics) -> Hit {
-        let request = self.request.fill(commit, context).map_err(|e| e.to_string());
+    fn wake(&self, placed: &Placed<'_>, context: &Context, metrics: &Metrics) -> Wake {
+        let request = self.request.fill(&placed.commit, context).map_err(|e| e.to_string());
         if request.is_err() {
             metrics.wakes_unfit.inc();
         }
         metrics.wakes.inc();
-        let trigger = format!("{}#{}", self.agent, self.at);
-        Hit { trigger, agent: self.agent.clone(), org: self.org.clone(), request }
+        Wake { request, ..self.bare(placed) }
+    }
+
+    fn bare(&self, placed: &Placed<'_>) -> Wake {
+        Wake {
+            trigger: format!("{}#{}", self.agent, self.at),
+            agent: self.agent.clone(),
+            org: self.org.clone(),
+            lsn: placed.commit.lsn,
+            index: placed.index,
+            request: Err(String::new()),
+        }
+    }
+}
+
+fn event_of(op: Op) -> WakeEvent {
+    match op {
+        Op::Insert => WakeEvent::Insert,
+        Op::Update => WakeEvent::Update,
+        Op::Delete => WakeEvent::Delete,
     }
 }
 
@@ -219,82 +310,4 @@ fn context_of(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::bound::tests::{insert, table};
-    use super::*;
-
-    const AGENT: &str = r#"
-        id = "triage"
-        org = "demo"
-        [run]
-        kind = "remote"
-        [[wake]]
-        table = "tickets"
-        events = ["INSERT"]
-        filter = "priority=gte.3"
-        request = { kind = "triage", priority = 2, deadline_after = "1m",
-                    input = { ticket = "{{ new }}", at = "{{ commit_lsn }}", n = [1, "{{ event }}"] } }
-        [[wake]]
-        table = "public.tickets"
-        events = ["UPDATE", "DELETE", "TRUNCATE"]
-        request = { kind = "audit", input = { was = "{{ old.title }}" } }
-    "#;
-
-    fn index(text: &str) -> WakeIndex {
-        WakeIndex::new([&toml::from_str::<Definition>(text).unwrap()], &Metrics::default())
-    }
-    fn commit() -> Commit {
-        Commit { lsn: Lsn(0x10), committed_at: DateTime::from_timestamp(1_000, 0).unwrap() }
-    }
-    fn tickets() -> Arc<Relation> {
-        table(&[("id", "int8"), ("priority", "int4"), ("title", "text")])
-    }
-
-    #[test]
-    fn a_row_that_passes_requests_the_task_of_the_wake() {
-        let (index, tickets) = (index(AGENT), tickets());
-        assert_eq!(index.tables(), [("public".to_owned(), "tickets".to_owned())]);
-        let hits = index.matches(&insert(&tickets, &["7", "3", "Fire"]), &commit());
-        assert_eq!(hits.len(), 1);
-        assert_eq!((hits[0].trigger.as_str(), hits[0].org.as_str()), ("triage#0", "demo"));
-        let request = hits[0].request.as_ref().unwrap();
-        assert_eq!(request.deadline.unwrap().timestamp(), 1_060);
-        let ticket = json!({ "id": 7, "priority": 3, "title": "Fire" });
-        assert_eq!(request.input, json!({ "ticket": ticket, "at": "0/10", "n": [1, "INSERT"] }));
-        assert!(index.matches(&insert(&tickets, &["7", "2", "Fire"]), &commit()).is_empty());
-    }
-
-    #[test]
-    fn a_table_of_the_same_name_elsewhere_wakes_nobody() {
-        let other = Arc::new(Relation { schema: "other".into(), ..(*tickets()).clone() });
-        assert!(index(AGENT).matches(&insert(&other, &["7", "3", "Fire"]), &commit()).is_empty());
-    }
-
-    #[test]
-    fn a_template_that_cannot_be_filled_in_is_told() {
-        let (index, tickets) = (index(AGENT), tickets());
-        let mut change = insert(&tickets, &["7", "1", "Fire"]);
-        change.op = Op::Delete;
-        change.old = change.new.take();
-        change.old_is_key_only = true;
-        let hits = index.matches(&change, &commit());
-        assert_eq!(hits[0].request.as_ref().unwrap_err(), "input.was: there is no old.title");
-        change.old_is_key_only = false;
-        assert_eq!(
-            index.matches(&change, &commit())[0].request.as_ref().unwrap().input,
-            json!({ "was": "Fire" })
-        );
-        let hits = index.truncated(&[tickets], &commit());
-        assert_eq!((hits.len(), hits[0].trigger.as_str()), (1, "triage#1"));
-        assert!(hits[0].request.is_err());
-    }
-
-    #[test]
-    fn a_filter_that_no_longer_fits_matches_nothing_until_the_table_fits_again() {
-        let index = index(AGENT);
-        let renamed = table(&[("id", "int8"), ("urgency", "int4"), ("title", "text")]);
-        assert!(index.matches(&insert(&renamed, &["7", "3", "Fire"]), &commit()).is_empty());
-        assert_eq!(index.metrics.wakes_unfit.get(), 1);
-        assert_eq!(index.matches(&insert(&tickets(), &["7", "3", "Fire"]), &commit()).len(), 1);
-    }
-}
+mod tests;

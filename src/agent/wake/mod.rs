@@ -1,23 +1,20 @@
 //! Wakes: which row change requests which task.
 //!
-//! Owns the filters, the templates and the index over them. A change is looked
-//! up by schema and table, so a table without wakes costs two failed look-ups.
-//! Filters and templates do no I/O and read no clock; only [`WakeIndex::check`]
-//! asks the database, whether the named tables and columns exist. It decides
-//! nothing about exactly-once: a hit names its trigger, and whoever records it
-//! keys it by log position. Fails loudly: a template that cannot be filled in is
-//! a [`Hit`] with the reason in place of the request, a filter that a table no
-//! longer fits is logged once for each version of the table and counted.
-mod bound;
+//! Owns the templates and the index over the wakes of all agents; the filters are
+//! [`crate::filter`]'s, the same as those of clients. A change is looked up by schema
+//! and table, so a table without wakes costs two failed look-ups. The database is asked
+//! only what it alone can say ([`WakeIndex::wakes`]), for many changes at once. It
+//! decides nothing about exactly-once: a wake names its trigger and its place in the
+//! log, and whoever records it keys it by these. Fails loudly: a template that cannot be
+//! filled in, and a question that the database takes for an error, is a wake with the
+//! reason in place of the request; what does not fit a table is logged once for each
+//! version of the table and counted.
 mod check;
-mod filter;
+mod fit;
 mod index;
 mod template;
-mod value;
 
-pub use bound::Unbindable;
-pub use filter::{BadFilter, Filter, Keyword, Order, Segment, Test};
-pub use index::{Commit, Hit, WakeIndex};
+pub use index::{Commit, Placed, WakeIndex};
 pub use template::BadTemplate;
 pub(crate) use template::{Context, Template};
 

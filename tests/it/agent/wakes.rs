@@ -1,37 +1,164 @@
-//! Wakes against the tables of a real database.
+//! Wakes against the tables and rows of a real database.
 use super::definition;
 use crate::support::empty_database;
-use convoke::agent::{Metrics, WakeIndex};
+use bytes::Bytes;
+use chrono::DateTime;
+use convoke::{
+    agent::{Commit, Metrics, Placed, WakeIndex},
+    db::Database,
+    id::Lsn,
+    scope::Scope,
+    task::Wake,
+    wal::{Cell, Change, Column, Op, Relation, RowChange},
+};
+use std::sync::Arc;
+
+const TABLES: &str = "
+    create type mood as enum ('sad', 'glad'); create domain level as int4;
+    create table tickets (id int8 primary key, priority int4, feeling mood, depth level, body json, title text)";
+
+fn wake(table: &str, filter: &str) -> String {
+    format!("[[wake]]\ntable = \"{table}\"\nfilter = '{filter}'\nrequest = {{ kind = \"k\" }}\n")
+}
+
+fn index(wakes: &[String], metrics: &Metrics) -> WakeIndex {
+    let text = format!("id = \"a\"\n[run]\nkind = \"remote\"\n{}", wakes.concat());
+    WakeIndex::new([&definition(&text)], metrics)
+}
 
 #[tokio::test]
 async fn wakes_are_held_against_the_tables_of_the_database() {
     let db = empty_database().await;
-    let client = db.client().await;
-    let tables = "create type mood as enum ('sad', 'glad'); create domain level as int4;
-        create table tickets (id int8 primary key, priority int4, feeling mood, depth level, body jsonb)";
-    client.batch_execute(tables).await.unwrap();
-    let wake = |table: &str, filter: &str| {
-        format!("[[wake]]\ntable = \"{table}\"\nfilter = \"{filter}\"\nrequest = {{ kind = \"k\" }}\n")
-    };
-    let text = [
-        "id = \"a\"\n[run]\nkind = \"remote\"\n".to_owned(),
-        wake("public.tickets", "priority=gte.3,feeling=eq.sad,depth=gt.2,body=is.null"),
+    db.client().await.batch_execute(TABLES).await.unwrap();
+    let scope = Scope::default();
+    let database = db.open(&scope).await;
+    let wakes = [
+        wake("public.tickets", "priority=gte.3,feeling=gt.sad,depth=gt.2,body=is.null,title=imatch.^fire"),
         wake("tickets", "urgency=eq.1"),
         wake("tickets", "priority=gte.high"),
         wake("tickets", "body=eq.1"),
+        wake("tickets", "title=match.("),
         wake("orders", ""),
     ];
-    let index = WakeIndex::new([&definition(&text.concat())], &Metrics::default());
-    let problems = index.check(&client).await.unwrap();
+    let problems = index(&wakes, &Metrics::default()).check(&database).await.unwrap();
     let told: Vec<_> =
         problems.iter().map(|(_, problem)| format!("{}: {}", problem.key, problem.message)).collect();
     assert_eq!(
         told,
         [
-            "wake.1.filter: column urgency is not among the published columns of public.tickets",
-            "wake.2.filter: \"high\" is no value for column priority of type int4",
-            "wake.3.filter: column body of type jsonb cannot be compared with eq",
-            "wake.4.table: there is no table public.orders in the database",
+            "wake.1.filter: public.tickets: invalid column for filter urgency",
+            "wake.2.filter: public.tickets: \"high\" is no value for column priority of type integer",
+            "wake.3.filter: public.tickets: operator eq cannot compare values of type json",
+            "wake.4.filter: public.tickets: invalid regular expression: parentheses () not balanced \
+             (SQLSTATE 2201B)",
+            "wake.5.table: there is no table public.orders in the database",
         ]
     );
+}
+
+/// The table as the log tells of it, with its columns as they are now.
+async fn relation(database: &Database) -> Arc<Relation> {
+    let sql = "select a.attname::text, a.atttypid, t.typname::text, a.attrelid from pg_attribute a
+        join pg_type t on t.oid = a.atttypid where a.attrelid = 'tickets'::regclass and a.attnum > 0
+        and not a.attisdropped order by a.attnum";
+    let rows = database.client().await.unwrap().query(sql, &[]).await.unwrap();
+    let column = |row: &tokio_postgres::Row| Column::new(row.get(0), row.get(1), -1, false, row.get(2));
+    Arc::new(Relation {
+        oid: rows[0].get(3),
+        schema: "public".into(),
+        name: "tickets".into(),
+        replica_identity: 'd',
+        columns: rows.iter().map(column).collect(),
+    })
+}
+
+fn insert(relation: &Arc<Relation>, values: &[&'static str]) -> Change {
+    let cell = |text: &&'static str| match *text {
+        "NULL" => Cell::Null,
+        text => Cell::Text(Bytes::from_static(text.as_bytes())),
+    };
+    let new = Some(values.iter().map(cell).collect());
+    Change::Row(RowChange {
+        relation: relation.clone(),
+        op: Op::Insert,
+        new,
+        old: None,
+        old_is_key_only: false,
+    })
+}
+
+async fn woken(index: &WakeIndex, database: &Database, changes: &[Change]) -> Vec<Wake> {
+    let commit = Commit { lsn: Lsn(0x10), committed_at: DateTime::from_timestamp(1_000, 0).unwrap() };
+    let placed: Vec<_> = (0..).zip(changes).map(|(index, change)| Placed { commit, index, change }).collect();
+    index.wakes(database, &placed).await.unwrap()
+}
+
+fn places(wakes: &[Wake]) -> Vec<(&str, u32)> {
+    wakes.iter().map(|wake| (wake.trigger.as_str(), wake.index)).collect()
+}
+
+#[tokio::test]
+async fn what_only_postgres_can_compare_wakes_as_where_would_say() {
+    let db = empty_database().await;
+    db.client().await.batch_execute(TABLES).await.unwrap();
+    let scope = Scope::default();
+    let database = db.open(&scope).await;
+    let tickets = relation(&database).await;
+    let wakes = [
+        wake("tickets", "title=ilike.%FIRE%"),
+        wake("tickets", "or=(title.match.^P,feeling.gt.sad)"),
+        wake("tickets", "priority=gt.1"),
+    ];
+    let index = index(&wakes, &Metrics::default());
+    let rows = [
+        insert(&tickets, &["1", "1", "sad", "1", "{}", "Printer on fire"]),
+        insert(&tickets, &["2", "2", "glad", "1", "{}", "water"]),
+        insert(&tickets, &["3", "1", "sad", "1", "{}", "water"]),
+        insert(&tickets, &["4", "2", "NULL", "1", "{}", "NULL"]),
+    ];
+    let woken = woken(&index, &database, &rows).await;
+    assert_eq!(places(&woken), [("a#0", 0), ("a#1", 0), ("a#1", 1), ("a#2", 1), ("a#2", 3)]);
+    assert!(woken.iter().all(|wake| wake.request.is_ok()));
+}
+
+#[tokio::test]
+async fn a_question_that_the_database_refuses_is_told_in_place_of_the_task_and_disturbs_no_other() {
+    let db = empty_database().await;
+    db.client().await.batch_execute(TABLES).await.unwrap();
+    let scope = Scope::default();
+    let database = db.open(&scope).await;
+    let client = db.client().await;
+    client.batch_execute("alter table tickets add span int4range").await.unwrap();
+    let tickets = relation(&database).await;
+    let metrics = Metrics::default();
+    let index = index(&[wake("tickets", "span=gt.\"[1,6)\""), wake("tickets", "title=ilike.x")], &metrics);
+    // Not a value that the log can have; the type may have been made anew since the row was written.
+    let rows = [
+        insert(&tickets, &["1", "1", "sad", "1", "{}", "X", "broken"]),
+        insert(&tickets, &["2", "1", "sad", "1", "{}", "y", "[2,9)"]),
+    ];
+    let woken = woken(&index, &database, &rows).await;
+    assert_eq!(places(&woken), [("a#0", 0), ("a#1", 0), ("a#0", 1)]);
+    let why = woken[0].request.as_ref().unwrap_err();
+    assert_eq!(why, "filter: the database takes the question about this row for an error");
+    assert!(woken[1].request.is_ok() && woken[2].request.is_ok());
+    assert_eq!(metrics.wakes_unfit.get(), 1);
+}
+
+#[tokio::test]
+async fn versions_of_a_table_among_the_same_changes_are_each_fitted() {
+    let db = empty_database().await;
+    db.client().await.batch_execute(TABLES).await.unwrap();
+    let scope = Scope::default();
+    let database = db.open(&scope).await;
+    let before = relation(&database).await;
+    let alter = "alter table tickets rename priority to urgency";
+    db.client().await.batch_execute(alter).await.unwrap();
+    let after = relation(&database).await;
+    let metrics = Metrics::default();
+    let index = index(&[wake("tickets", "priority=gt.1")], &metrics);
+    let row = |relation| insert(relation, &["1", "2", "sad", "1", "{}", "x"]);
+    let rows = [row(&before), row(&after), row(&before)];
+    assert_eq!(places(&woken(&index, &database, &rows).await), [("a#0", 0), ("a#0", 2)]);
+    assert_eq!(metrics.wakes_unfit.get(), 1);
 }

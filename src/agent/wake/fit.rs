@@ -1,0 +1,96 @@
+//! What a wake wants of a row, fitted to one version of its table: columns found, values read, questions tried.
+use crate::{
+    db,
+    filter::{Answers, Bound, Filter, Found, Kind, Kinds, Truth},
+    wal::{Cell, Relation, RowChange},
+};
+use deadpool_postgres::Client;
+use std::time::Duration;
+
+/// How long Postgres may take over one question, which is about at most five hundred rows.
+pub(super) const ASK_WITHIN: Duration = Duration::from_secs(5);
+/// Types from here on are made by users.
+const FIRST_USER_OID: u32 = 16_384;
+
+/// What a wake says about rows.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Wants {
+    pub(super) filter: Filter,
+}
+
+impl Wants {
+    /// Whether any row will do, whatever its columns.
+    pub(super) fn nothing(&self) -> bool {
+        self.filter.conditions.is_empty()
+    }
+}
+
+/// Why a wake does not fit a table: the key of the agent's file, and what is wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Misfit {
+    pub(super) key: &'static str,
+    pub(super) message: String,
+}
+
+/// A wake's wants, ready to be asked of rows of one version of a table.
+#[derive(Debug, Default)]
+pub(super) struct Fit {
+    bound: Bound,
+    asks: bool,
+}
+
+/// How the columns compare, by their places; as far as the catalog does not know them any more, by the names of
+/// their types.
+pub(super) fn kinds_of(relation: &Relation, kinds: &Kinds) -> Vec<Kind> {
+    let of = |column: &crate::wal::Column| {
+        let known = kinds.of(relation.oid, &column.name, column.type_oid).cloned();
+        known.unwrap_or_else(|| Kind::builtin(&column.type_name, column.type_oid >= FIRST_USER_OID))
+    };
+    relation.columns.iter().map(of).collect()
+}
+
+impl Fit {
+    /// Finds the columns and reads the values.
+    pub(super) fn new(relation: &Relation, kinds: &[Kind], wants: &Wants) -> Result<Self, Misfit> {
+        let column = |name: &str| {
+            let at = relation.position(name)?;
+            Some((at, kinds.get(at)?))
+        };
+        let bound = Bound::new(&wants.filter, column)
+            .map_err(|e| Misfit { key: "filter", message: e.to_string() })?;
+        Ok(Self { asks: bound.needs_oracle(), bound })
+    }
+
+    /// The same, once Postgres takes the questions that only it can answer.
+    pub(super) async fn verified(
+        client: &mut Client,
+        relation: &Relation,
+        kinds: &[Kind],
+        wants: &Wants,
+    ) -> Result<Result<Self, Misfit>, db::Error> {
+        let fit = match Self::new(relation, kinds, wants) {
+            Ok(fit) => fit,
+            Err(misfit) => return Ok(Err(misfit)),
+        };
+        let verified = Answers::verify(client, &fit.bound, ASK_WITHIN).await?;
+        Ok(match verified {
+            Ok(()) => Ok(fit),
+            Err(refused) => Err(Misfit { key: "filter", message: refused.to_string() }),
+        })
+    }
+
+    /// Whether Postgres is asked about rows.
+    pub(super) fn asks(&self) -> bool {
+        self.asks
+    }
+
+    /// Whether the row after the change, or before it for a delete, passes.
+    pub(super) fn test(&self, change: &RowChange, answers: &mut Answers) -> Truth {
+        let cell = |at: usize| match change.cell_at(at) {
+            None | Some(Cell::Unchanged) => Found::Absent,
+            Some(Cell::Null) => Found::Null,
+            Some(cell @ Cell::Text(_)) => cell.text().map_or(Found::Absent, Found::Text),
+        };
+        self.bound.test(&cell, answers)
+    }
+}
