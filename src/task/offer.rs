@@ -17,7 +17,7 @@ const NOTE_BYTES_MAX: usize = 500;
 
 impl Tasks {
     /// Offers to do a task; a second offer in the round replaces the first. The round closes early
-    /// once every eligible agent has answered, or `offers_min` came.
+    /// once every eligible agent has answered, this one is `good_enough`, or `offers_min` came.
     ///
     /// # Errors
     /// `Late` when the round is over (the offer is kept as late), `NotEligible`, `Overbid` when the agent has
@@ -29,7 +29,7 @@ impl Tasks {
         self.respond(task, agent, offer, "open").await
     }
 
-    /// Will not offer in this round: lets it close early.
+    /// Will not offer in this round, or withdraws what it has offered: lets the round close early.
     ///
     /// # Errors
     /// As [`Tasks::offer`].
@@ -82,7 +82,10 @@ impl Tasks {
         if !late {
             let counts = run(&tx, sql!("answered"), &[&task.as_uuid(), &row.round, &able]).await?;
             let count = |name| counts.first().map_or(0, |row| row.get::<_, i64>(name));
-            let enough = policy.offers_min.is_some_and(|min| count("offered") >= i64::from(min));
+            let good = policy.good_enough.is_some_and(|enough| {
+                bids && enough.is_met_by(offer.cost_microdollars, offer.eta_ms, offer.confidence)
+            });
+            let enough = good || policy.offers_min.is_some_and(|min| count("offered") >= i64::from(min));
             let wait_ms = if policy.award == Award::Requester {
                 // Only the requester ends it, or its time.
                 None

@@ -34,6 +34,9 @@ pub struct Policy {
     pub quiet_gap: Duration,
     /// A round closes early with this many offers.
     pub offers_min: Option<u32>,
+    /// A round closes early with one offer like this.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub good_enough: Option<GoodEnough>,
     /// How long the winner has to accept.
     #[serde(with = "humantime_serde")]
     pub confirm: Duration,
@@ -99,6 +102,9 @@ impl Policy {
         if (self.award == Award::Direct) != self.agent.is_some() {
             return Err("policy.agent and policy.award = \"direct\" belong together: name the agent".into());
         }
+        if self.good_enough.is_some_and(|enough| !enough.is_sense()) {
+            return Err("policy.good_enough needs cost, eta_ms or confidence (0 to 1)".into());
+        }
         if self.weights.is_some_and(|weights| !weights.are_good()) {
             return Err("policy.weights must be numbers from 0 to 1000, and one of them more than 0".into());
         }
@@ -146,6 +152,7 @@ impl Default for Policy {
             bid_window: Duration::from_millis(250),
             quiet_gap: Duration::from_millis(100),
             offers_min: None,
+            good_enough: None,
             confirm: Duration::from_secs(1),
             start: Duration::from_secs(15),
             lease: Duration::from_secs(30),
@@ -199,6 +206,34 @@ impl Award {
             Self::Direct => "direct",
             Self::Requester => "requester",
         }
+    }
+}
+
+/// An offer that nobody needs to wait any longer for: all that is named must hold.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GoodEnough {
+    /// It costs no more microdollars than this.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cost: Option<u64>,
+    /// It takes no longer, in milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eta_ms: Option<u64>,
+    /// It is at least so sure, from 0 to 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub confidence: Option<f32>,
+}
+
+impl GoodEnough {
+    fn is_sense(self) -> bool {
+        let one = self.cost.is_some() || self.eta_ms.is_some() || self.confidence.is_some();
+        one && self.confidence.is_none_or(|confidence| (0.0..=1.0).contains(&confidence))
+    }
+
+    pub(super) fn is_met_by(self, cost_microdollars: u64, eta_ms: u64, confidence: f32) -> bool {
+        self.cost.is_none_or(|most| cost_microdollars <= most)
+            && self.eta_ms.is_none_or(|most| eta_ms <= most)
+            && self.confidence.is_none_or(|least| confidence >= least)
     }
 }
 

@@ -105,7 +105,11 @@ impl Plan {
         };
         let speakers: Vec<AgentId> = eligible.iter().filter(|id| speaks(roster, id)).cloned().collect();
         let chooses = policy.award == Award::Requester && !computed.is_empty();
-        if speakers.is_empty() && !chooses {
+        let good = policy.award != Award::Requester
+            && policy.good_enough.is_some_and(|enough| {
+                computed.iter().any(|it| enough.is_met_by(it.cost_microdollars, it.eta_ms, it.confidence))
+            });
+        if good || (speakers.is_empty() && !chooses) {
             if !computed.is_empty() {
                 self.award(roster, task, round, &policy, computed, false);
             }

@@ -5,8 +5,10 @@
 //! machines are noisy. The cluster lives in a folder of its own and is removed afterwards.
 mod bare;
 mod client;
+mod death;
 mod fanout;
 mod frames;
+mod history;
 mod process;
 mod tasks;
 mod wake;
@@ -48,8 +50,11 @@ pub(super) enum Command {
         /// Tasks at once of each agent.
         #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
         slots: u32,
+        /// Measures again with so many finished tasks in the tables; needs a private PostgreSQL.
+        #[arg(long, default_value_t = 0)]
+        finished: u64,
     },
-    /// Announcement to award of one task at a time.
+    /// Announcement to award of one task at a time, and the death of a winner to the next award.
     Award {
         /// Tasks that are measured.
         #[arg(long, default_value_t = 500)]
@@ -57,6 +62,9 @@ pub(super) enum Command {
         /// Agents that bid on every task.
         #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..))]
         bidders: u32,
+        /// Winners with a socket that are killed while they work.
+        #[arg(long, default_value_t = 20)]
+        deaths: u32,
     },
     /// One message to many sockets: deliveries a second, what they cost, and how late they are.
     Fanout {
@@ -88,6 +96,9 @@ pub(super) enum Command {
     /// The clients of `fanout` and `connections`, which start it themselves.
     #[command(hide = true)]
     Client(client::Options),
+    /// The agent that `award` kills, and starts itself.
+    #[command(hide = true)]
+    Victim(death::Options),
 }
 
 fn at_least_one(text: &str) -> Result<usize, String> {
@@ -98,10 +109,20 @@ fn at_least_one(text: &str) -> Result<usize, String> {
 pub(super) async fn run(settings: &Settings, command: Command) -> Outcome {
     let figures = match command {
         Command::Wake { commits, rate } => wake::run(settings, commits, rate).await?,
-        Command::Tasks { tasks, requesters, bidders, slots } => {
-            tasks::life_cycles(settings, tasks, requesters, bidders, slots).await?
+        Command::Tasks { tasks, requesters, bidders, slots, finished } => {
+            let wish = tasks::Backlog { tasks, requesters, bidders, slots };
+            tasks::life_cycles(settings, &wish, finished).await?
         }
-        Command::Award { tasks, bidders } => tasks::award(settings, tasks, bidders).await?,
+        Command::Award { tasks, bidders, deaths } => {
+            let (mut figures, deaths) = (
+                tasks::award(settings, tasks, bidders).await?,
+                death::deaths(settings, deaths, bidders).await?,
+            );
+            if let (Some(all), Value::Object(more)) = (figures.as_object_mut(), deaths) {
+                all.extend(more);
+            }
+            figures
+        }
         Command::Fanout { subscribers, in_flight, bytes, seconds, rate } => {
             let wish = fanout::Fanout { subscribers, in_flight, bytes, seconds, rate };
             fanout::fanout(settings, wish).await?
@@ -111,6 +132,7 @@ pub(super) async fn run(settings: &Settings, command: Command) -> Outcome {
             channels(&settings.load()?.config).await?;
             return Ok(());
         }
+        Command::Victim(options) => return Ok(death::victim(options).await?),
         Command::Client(options) => {
             let clients = std::thread::spawn(|| client::run(options)).join();
             return Ok(clients.map_err(|_| anyhow!("the clients panicked"))??);
@@ -149,6 +171,16 @@ impl Bench {
         agents: Vec<(Definition, Arc<dyn Agent>)>,
         schema: &str,
     ) -> Result<Self, Failure> {
+        Self::with_history(settings, agents, schema, 0).await
+    }
+
+    /// With so many tasks that are done already; an offer of each agent on each.
+    async fn with_history(
+        settings: &Settings,
+        agents: Vec<(Definition, Arc<dyn Agent>)>,
+        schema: &str,
+        finished: u64,
+    ) -> Result<Self, Failure> {
         let mut config: Config = settings.load()?.config;
         let folder = if config.database.url.is_none() {
             let folder = std::env::temp_dir().join(format!("convoke-bench-{}", std::process::id()));
@@ -160,6 +192,10 @@ impl Bench {
         config.server.listen.set_port(0);
         config.wal.slot = "convoke_bench".into();
         prepare(&config, schema).await?;
+        if finished > 0 {
+            history::fill(&config.database, finished, u32::try_from(agents.len()).unwrap_or(u32::MAX))
+                .await?;
+        }
         let builder = Daemon::builder(config).definitions(Vec::new());
         let builder =
             agents.into_iter().fold(builder, |builder, (definition, agent)| builder.agent(definition, agent));

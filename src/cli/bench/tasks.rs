@@ -12,7 +12,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 /// Does nothing, so that what is measured is the negotiation.
-struct Idle;
+pub(super) struct Idle;
 
 #[async_trait::async_trait]
 impl Agent for Idle {
@@ -35,14 +35,42 @@ fn request() -> anyhow::Result<Request> {
     }))?)
 }
 
+/// What is asked for.
+pub(super) struct Backlog {
+    pub(super) tasks: u32,
+    pub(super) requesters: u32,
+    pub(super) bidders: u32,
+    pub(super) slots: u32,
+}
+
+/// Life-cycles a second; with `finished`, once more on tables with so many finished tasks, and what share of the
+/// first that is.
 pub(super) async fn life_cycles(
     settings: &Settings,
-    tasks: u32,
-    requesters: u32,
-    bidders: u32,
-    slots: u32,
+    wish: &Backlog,
+    finished: u64,
 ) -> Result<Value, Failure> {
-    let bench = Bench::start(settings, agents(bidders, slots)?, "").await?;
+    let mut figures = Map::new();
+    figures.insert("tasks".into(), json!(wish.tasks));
+    figures.insert("bidders".into(), json!(wish.bidders));
+    let alone = measure(settings, wish, 0, "", &mut figures).await?;
+    if finished > 0 {
+        figures.insert("finished".into(), json!(finished));
+        let beside = measure(settings, wish, finished, "with_finished_", &mut figures).await?;
+        figures.insert("with_finished_share".into(), json!((beside / alone * 1000.0).round() / 1000.0));
+    }
+    Ok(figures.into())
+}
+
+async fn measure(
+    settings: &Settings,
+    wish: &Backlog,
+    finished: u64,
+    name: &str,
+    figures: &mut Map<String, Value>,
+) -> Result<f64, Failure> {
+    let &Backlog { tasks, requesters, bidders, slots } = wish;
+    let bench = Bench::with_history(settings, agents(bidders, slots)?, "", finished).await?;
     let org = "bench".try_into()?;
     let wish = request()?;
     let started = Instant::now();
@@ -64,6 +92,8 @@ pub(super) async fn life_cycles(
     };
     tokio::time::timeout(Duration::from_secs(300), finished).await.context("some tasks were not done")??;
     let took = started.elapsed();
+    // These read everything.
+    client.batch_execute("set enable_seqscan = on; set statement_timeout = 0").await?;
     for (name, query) in INVARIANTS {
         if !client.query(*query, &[]).await?.is_empty() {
             return Err(anyhow!("{name}: broken").into());
@@ -71,13 +101,12 @@ pub(super) async fn life_cycles(
     }
     drop(client);
     bench.stop().await?;
-    Ok(json!({
-        "tasks": tasks,
-        "bidders": bidders,
-        "life_cycles_per_second": (f64::from(tasks) / took.as_secs_f64()).round(),
-        "requests_per_second": (f64::from(tasks) / requested.as_secs_f64()).round(),
-        "seconds": (took.as_secs_f64() * 100.0).round() / 100.0,
-    }))
+    let per_second = f64::from(tasks) / took.as_secs_f64();
+    let mut note = |figure: &str, value: f64| figures.insert(format!("{name}{figure}"), json!(value));
+    note("life_cycles_per_second", per_second.round());
+    note("requests_per_second", (f64::from(tasks) / requested.as_secs_f64()).round());
+    note("seconds", (took.as_secs_f64() * 100.0).round() / 100.0);
+    Ok(per_second)
 }
 
 pub(super) async fn award(settings: &Settings, tasks: u32, bidders: u32) -> Result<Value, Failure> {

@@ -5,7 +5,7 @@ select (
     where e.task_id = $1 and e.type = 'announced' and e.body -> 'round' = to_jsonb($2::integer)
         and asked.agent_id = any($3) and not exists (
             select from convoke.offers o where o.task_id = $1 and o.round = $2 and o.agent_id = asked.agent_id
-                and o.state in ('open', 'declined'))
+                and o.state in ('open', 'declined', 'withdrawn'))
 ) as silent, (
     select count(*)::bigint from convoke.offers where task_id = $1 and round = $2 and state = 'open'
 ) as offered

@@ -5,12 +5,16 @@ select i.task_id, i.round, i.agent_id, i.incarnation, i.state, i.cost, i.eta_ms,
 from unnest($1::uuid[], $2::integer[], $3::text[], $4::bigint[], $5::text[], $6::bigint[], $7::bigint[],
     $8::real[], $9::text[], $10::bigint[], $11::jsonb[])
     as i(task_id, round, agent_id, incarnation, state, cost, eta_ms, confidence, note, valid_ms, score)
--- A score is given to an offer that stands: it stays as it was made.
-on conflict (task_id, round, agent_id) do update set incarnation = excluded.incarnation, state = excluded.state,
-    cost_microdollars = excluded.cost_microdollars, eta_ms = excluded.eta_ms, confidence = excluded.confidence,
+-- A score is given to an offer that stands: it stays as it was made. So does one that is withdrawn.
+on conflict (task_id, round, agent_id) do update set incarnation = excluded.incarnation,
+    state = case when excluded.state = 'declined' and o.state <> 'declined' then 'withdrawn' else excluded.state end,
+    cost_microdollars = case when excluded.state = 'declined' then o.cost_microdollars
+        else excluded.cost_microdollars end,
+    eta_ms = case when excluded.state = 'declined' then o.eta_ms else excluded.eta_ms end,
+    confidence = case when excluded.state = 'declined' then o.confidence else excluded.confidence end,
     score = excluded.score,
     note = case when excluded.score is null then excluded.note else o.note end,
     valid_until = case when excluded.score is null then excluded.valid_until else o.valid_until end,
     offered_at = case when excluded.score is null then clock_timestamp() else o.offered_at end,
     chosen = o.chosen and excluded.score is not null
-where o.state in ('open', 'declined') and excluded.state <> 'late'
+where o.state in ('open', 'declined', 'withdrawn') and excluded.state <> 'late'

@@ -1,4 +1,4 @@
-//! Every case of `reference/negotiation.md` §5 that the store carries so far.
+//! Cases of `reference/negotiation.md` §5, from the award to the end.
 use super::{SOON, World, id, profile, request};
 use convoke::task::{Error, Failure, Notice, Progress, TaskState, Usage};
 use serde_json::json;
@@ -116,7 +116,7 @@ async fn a_refusal_goes_to_the_next_standby_offer_and_is_no_attempt() {
 #[tokio::test]
 async fn a_lease_that_runs_out_gives_the_task_to_another_and_fences_the_first() {
     let mut world = World::new(vec![profile("a", 1), profile("b", 1)]).await;
-    let task = world.ask(request(json!({ "lease": "80ms" }))).await;
+    let task = world.ask(request(json!({ "lease": "1s" }))).await;
     let (first, dead) = world.started(task).await;
     let (second, alive) = world.started(task).await;
     assert_ne!(dead, alive);
@@ -139,10 +139,10 @@ async fn a_lease_that_runs_out_gives_the_task_to_another_and_fences_the_first() 
 #[tokio::test]
 async fn heartbeats_keep_a_lease_alive_past_its_length() {
     let mut world = World::new(vec![profile("a", 1)]).await;
-    let task = world.ask(request(json!({ "lease": "150ms" }))).await;
+    let task = world.ask(request(json!({ "lease": "1s" }))).await;
     let (start, agent) = world.started(task).await;
-    let until = tokio::time::Instant::now() + Duration::from_millis(500);
-    let mut beat = tokio::time::interval(Duration::from_millis(40));
+    let until = tokio::time::Instant::now() + Duration::from_millis(1500);
+    let mut beat = tokio::time::interval(Duration::from_millis(100));
     while tokio::time::Instant::now() < until {
         beat.tick().await;
         world.tasks.heartbeat(start.key, &agent).await.unwrap();
@@ -285,5 +285,67 @@ async fn a_long_poll_answers_at_the_end_of_the_task() {
     };
     let (ended, ()) = tokio::join!(waiting, working);
     assert_eq!(ended.state, TaskState::Completed);
+    world.check().await;
+}
+
+#[tokio::test]
+async fn who_dies_before_it_starts_costs_no_attempt() {
+    let mut world = World::new(vec![profile("a", 1), profile("b", 1)]).await;
+    let task = world.ask(request(json!({ "confirm": "1h", "attempts_max": 1 }))).await;
+    let first = world.assigned(task).await;
+    world.tasks.lost(first.key, &first.agent_id).await.unwrap();
+    let second = world.assigned(task).await;
+    assert_ne!(first.agent_id, second.agent_id);
+    let start = world.tasks.accept(second.key, &second.agent_id).await.unwrap();
+    assert_eq!(start.attempt, 1);
+    world.tasks.finish(start.key, &second.agent_id, json!(1), Usage::default()).await.unwrap();
+    assert_eq!(world.tasks.get(task).await.unwrap().state, TaskState::Completed);
+    world.check().await;
+}
+
+#[tokio::test]
+async fn who_dies_while_it_works_leaves_its_checkpoint_to_the_next() {
+    let mut world = World::new(vec![profile("a", 1), profile("b", 1)]).await;
+    let task = world.ask(request(json!({}))).await;
+    let (start, agent) = world.started(task).await;
+    let half = Progress { progress: Some(0.5), activity: None, checkpoint: Some(json!({ "page": 7 })) };
+    world.tasks.progress(start.key, &agent, half).await.unwrap();
+    world.tasks.lost(start.key, &agent).await.unwrap();
+    let (next, other) = world.started(task).await;
+    assert_ne!(agent, other);
+    assert_eq!((next.attempt, next.checkpoint), (2, Some(json!({ "page": 7 }))));
+    // Whatever the first still says, it is over for it.
+    assert!(matches!(world.tasks.heartbeat(start.key, &agent).await, Err(Error::Fenced)));
+    let failure = Failure { message: "late".into(), retryable: true, usage: Usage::default() };
+    assert!(matches!(world.tasks.fail(start.key, &agent, failure).await, Err(Error::Fenced)));
+    world.check().await;
+}
+
+#[tokio::test]
+async fn of_a_cancel_and_a_finish_at_once_one_wins_and_the_other_is_told_how_it_ended() {
+    let mut world = World::new(vec![profile("a", 20)]).await;
+    let (mut completed, mut canceled) = (0, 0);
+    for _ in 0..20 {
+        let task = world.ask(request(json!({ "cancel_grace": "1h" }))).await;
+        let (start, agent) = world.started(task).await;
+        let (finish, cancel) = tokio::join!(
+            world.tasks.finish(start.key, &agent, json!(1), Usage::default()),
+            world.tasks.cancel(task, "no longer needed"),
+        );
+        let ended = world.tasks.get(task).await.unwrap().state;
+        match (finish, cancel) {
+            (Ok(_), Err(Error::Conflict { state: TaskState::Completed })) => {
+                assert_eq!(ended, TaskState::Completed);
+                completed += 1;
+            }
+            // The finish tells the daemon that the agent has stopped: nobody waits for the grace.
+            (Err(Error::Conflict { state: TaskState::Canceled }), Ok(_)) => {
+                assert_eq!(ended, TaskState::Canceled);
+                canceled += 1;
+            }
+            other => panic!("{other:?} and {ended:?}"),
+        }
+    }
+    assert_eq!(completed + canceled, 20);
     world.check().await;
 }

@@ -2,6 +2,14 @@
 use super::{World, profile, request};
 use serde_json::json;
 
+/// Makes the roles of tokens where the server has none, and lets them in.
+const ROLES: &str = "do $$ begin
+         perform pg_advisory_xact_lock(4711);
+         if not exists (select from pg_roles where rolname = 'anon') then create role anon nologin; end if;
+         if not exists (select from pg_roles where rolname = 'authenticated') then create role authenticated nologin; end if;
+     end $$;
+     select convoke.admit_observers()";
+
 /// How many rows of a table a token with these claims sees.
 async fn seen(client: &deadpool_postgres::Object, role: &str, claims: &str, table: &str) -> i64 {
     let batch = format!("begin; set local role {role}; set local request.jwt.claims to '{claims}'");
@@ -17,16 +25,7 @@ async fn each_org_sees_its_own_rows_and_nobody_writes() {
     let task = world.ask(request(json!({}))).await;
     world.started(task).await;
     let client = world.database.client().await.unwrap();
-    client.batch_execute(
-        "do $$ begin
-             perform pg_advisory_xact_lock(4711);
-             if not exists (select from pg_roles where rolname = 'anon') then create role anon nologin; end if;
-             if not exists (select from pg_roles where rolname = 'authenticated') then create role authenticated nologin; end if;
-         end $$;
-         select convoke.admit_observers()",
-    )
-    .await
-    .unwrap();
+    client.batch_execute(ROLES).await.unwrap();
     for table in ["tasks", "offers", "assignments", "agents"] {
         for (role, claims, count) in [
             ("authenticated", r#"{"role": "authenticated", "org": "demo"}"#, 1),
@@ -66,6 +65,76 @@ async fn the_tables_can_be_watched_once_they_are_published() {
         .unwrap();
     let names: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
     assert_eq!(names, ["agents", "assignments", "offers", "tasks"]);
+    drop(client);
+    world.check().await;
+}
+
+#[tokio::test]
+async fn what_another_org_gave_and_got_never_shows_whatever_is_asked() {
+    let mut far = profile("far", 1);
+    far.org = "else".try_into().unwrap();
+    let mut world = World::new(vec![profile("a", 1), far]).await;
+    for (org, secret) in [("demo", "ours"), ("else", "theirs")] {
+        let mut wish = request(json!({}));
+        wish.input = json!({ "secret": secret });
+        let org = org.try_into().unwrap();
+        let task = world.tasks.request(&org, secret, wish).await.unwrap().task.id;
+        let (start, agent) = world.started(task).await;
+        let done = json!({ "result": secret });
+        world.tasks.finish(start.key, &agent, done, Default::default()).await.unwrap();
+    }
+    let client = world.database.client().await.unwrap();
+    client.batch_execute(ROLES).await.unwrap();
+    for (role, org, sees) in
+        [("authenticated", "demo", "ours"), ("authenticated", "else", "theirs"), ("anon", "demo", "ours")]
+    {
+        let claims = json!({ "role": role, "org": org });
+        let batch = format!("begin; set local role {role}; set local request.jwt.claims to '{claims}'");
+        client.batch_execute(&batch).await.unwrap();
+        let everything = "select (select string_agg(t::text, ' ') from convoke.tasks t)
+            || (select string_agg(o::text, ' ') from convoke.offers o)
+            || (select string_agg(a::text, ' ') from convoke.assignments a)
+            || (select string_agg(g::text, ' ') from convoke.agents g)";
+        let told: String = client.query_one(everything, &[]).await.unwrap().get(0);
+        let other = if sees == "ours" { ["theirs", "far"] } else { ["ours", "demo"] };
+        assert!(
+            told.contains(sees) && !other.iter().any(|word| told.contains(word)),
+            "{role} of {org}: {told}"
+        );
+        // Nor by a condition that tells what it is shown before the row is refused.
+        let spy = "create function pg_temp.spy(text) returns boolean language plpgsql cost 0.0001 as
+                'begin perform set_config(''spy.saw'', concat(current_setting(''spy.saw'', true), $1), true); return true; end';
+            select count(*) from convoke.tasks where pg_temp.spy(input::text)";
+        client.batch_execute(spy).await.unwrap();
+        let saw = "select current_setting('spy.saw')";
+        let saw: String = client.query_one(saw, &[]).await.unwrap().get(0);
+        assert!(saw.contains(sees) && !other.iter().any(|word| saw.contains(word)), "{role} of {org}: {saw}");
+        client.batch_execute("rollback").await.unwrap();
+    }
+    drop(client);
+    world.check().await;
+}
+
+#[tokio::test]
+async fn nothing_of_the_negotiation_runs_or_reads_with_more_rights_than_the_token_has() {
+    let world = World::new(vec![]).await;
+    let client = world.database.client().await.unwrap();
+    client.batch_execute(ROLES).await.unwrap();
+    let rights = "select p.proname::text from pg_proc p join pg_namespace n on n.oid = p.pronamespace
+        cross join (values ('anon'), ('authenticated')) as r(role)
+        where n.nspname = 'convoke' and p.prosecdef and has_function_privilege(r.role, p.oid, 'execute')";
+    let open: Vec<String> = client.query(rights, &[]).await.unwrap().iter().map(|row| row.get(0)).collect();
+    assert_eq!(open, Vec::<String>::new(), "functions that run as their owner");
+    let readable =
+        "select distinct c.relname::text from pg_class c join pg_namespace n on n.oid = c.relnamespace
+        cross join (values ('anon'), ('authenticated')) as r(role)
+        where n.nspname = 'convoke' and c.relkind in ('r', 'v', 'm', 'S', 'p')
+            and has_table_privilege(r.role, c.oid, 'select, insert, update, delete, truncate') order by 1";
+    let open: Vec<String> = client.query(readable, &[]).await.unwrap().iter().map(|row| row.get(0)).collect();
+    assert_eq!(open, ["agents", "assignments", "offers", "tasks"]);
+    let secured = "select count(*) from pg_class c join pg_namespace n on n.oid = c.relnamespace
+        where n.nspname = 'convoke' and c.relname = any($1) and c.relrowsecurity";
+    assert_eq!(client.query_one(secured, &[&open]).await.unwrap().get::<_, i64>(0), 4);
     drop(client);
     world.check().await;
 }

@@ -1,6 +1,9 @@
 //! Requesting, from Rust and from SQL.
 use super::{World, id, profile, request};
-use convoke::task::{Error, Filter, Request, TaskState, Wake};
+use convoke::{
+    id::TaskId,
+    task::{Error, Filter, Request, TaskState, Usage, Wake},
+};
 use serde_json::json;
 
 #[tokio::test]
@@ -22,6 +25,24 @@ async fn the_same_key_gives_the_same_task_and_another_body_is_a_conflict() {
     assert!(matches!(refused, Err(Error::IdempotencyConflict(of)) if of == first.task.id), "{refused:?}");
     let elsewhere = world.tasks.request(&world.org, "someone", wish).await.unwrap();
     assert_ne!(elsewhere.task.id, first.task.id, "a key belongs to its requester");
+    world.check().await;
+}
+
+#[tokio::test]
+async fn a_key_may_be_used_again_a_day_after_the_end_and_not_before() {
+    let world = World::new(vec![]).await;
+    let keyed =
+        |input: i32| Request { idempotency_key: Some("k".into()), input: json!(input), ..request(json!({})) };
+    let first = world.ask(keyed(1)).await;
+    world.tasks.cancel(first, "done with it").await.unwrap();
+    let client = world.database.client().await.unwrap();
+    let ended = "update convoke.tasks set updated_at = clock_timestamp() - $1::text::interval where id = $2";
+    client.execute(ended, &[&"23 h", &first.as_uuid()]).await.unwrap();
+    let early = world.tasks.request(&world.org, "test", keyed(2)).await;
+    assert!(matches!(early, Err(Error::IdempotencyConflict(of)) if of == first), "{early:?}");
+    client.execute(ended, &[&"25 h", &first.as_uuid()]).await.unwrap();
+    assert_ne!(world.ask(keyed(2)).await, first);
+    drop(client);
     world.check().await;
 }
 
@@ -191,5 +212,18 @@ async fn a_list_of_large_tasks_is_short() {
     assert_eq!(tasks.len(), 16);
     let before = tasks.last().map(|task| task.id);
     assert_eq!(world.tasks.list(&Filter { before, ..Filter::default() }).await.unwrap().len(), 4);
+    world.check().await;
+}
+
+#[tokio::test]
+async fn without_the_log_a_task_requested_in_sql_is_found_by_the_periodic_look() {
+    // Nobody reads the log here.
+    let mut world = World::new(vec![profile("a", 1)]).await;
+    let client = world.database.client().await.unwrap();
+    let call = "select convoke.request_task('test', requires => '{work}', org => 'demo')";
+    let task = TaskId::from(client.query_one(call, &[]).await.unwrap().get::<_, uuid::Uuid>(0));
+    let (start, agent) = world.started(task).await;
+    world.tasks.finish(start.key, &agent, json!(1), Usage::default()).await.unwrap();
+    drop(client);
     world.check().await;
 }

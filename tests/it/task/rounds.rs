@@ -1,7 +1,10 @@
 //! Who is asked, who wins, and what happens when nobody can.
 use super::{World, id, profile, request};
-use convoke::task::{Error, Failure, NewOffer, Notice, Profile, TaskState, Usage};
-use serde_json::json;
+use convoke::{
+    id::TaskId,
+    task::{Error, Failure, NewOffer, Notice, Profile, Request, TaskState, Usage},
+};
+use serde_json::{Value, json};
 
 /// An agent that speaks for itself.
 pub fn speaker(name: &str) -> Profile {
@@ -156,5 +159,115 @@ async fn tasks_that_wait_for_a_busy_agent_do_not_block_those_behind_them() {
     let (start, agent) = world.started(failing).await;
     assert_eq!(agent, busy);
     world.tasks.finish(start.key, &agent, json!(1), Usage::default()).await.unwrap();
+    world.check().await;
+}
+
+/// Waits until a round of this task is announced.
+async fn announced(world: &mut World, task: TaskId) -> i32 {
+    world
+        .hear(|notice| match notice {
+            Notice::Announced { task: of, round, .. } if of.id == task => Some(*round),
+            _ => None,
+        })
+        .await
+}
+
+/// A round that only an answer can end.
+fn patient(more: Value) -> Request {
+    let mut policy = json!({ "award": "cheapest", "bid_window": "1h", "quiet_gap": "1h" });
+    policy.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    request(policy)
+}
+
+#[tokio::test]
+async fn a_second_offer_takes_the_place_of_the_first_and_one_that_is_withdrawn_wins_nothing() {
+    let mut world = World::new(vec![speaker("s"), speaker("t")]).await;
+    let task = world.ask(patient(json!({}))).await;
+    let round = announced(&mut world, task).await;
+    world.tasks.offer(task, &id("s"), offer(round, 5)).await.unwrap();
+    world.tasks.offer(task, &id("s"), offer(round, 50)).await.unwrap();
+    world.tasks.offer(task, &id("t"), offer(round, 9)).await.unwrap();
+    let first = world.assigned(task).await;
+    assert_eq!(first.agent_id, id("t"), "the first offer of s counts no more");
+
+    let late = world.tasks.decline(task, &id("t"), round, "changed my mind").await;
+    assert!(matches!(late, Err(Error::Late)), "after the award it must refuse: {late:?}");
+    world.tasks.refuse(first.key, &id("t"), "changed my mind").await.unwrap();
+    assert_eq!(world.assigned(task).await.agent_id, id("s"));
+    world.check().await;
+
+    let mut world = World::new(vec![speaker("s"), speaker("t")]).await;
+    let task = world.ask(patient(json!({ "backoff": "1h" }))).await;
+    let round = announced(&mut world, task).await;
+    world.tasks.offer(task, &id("s"), offer(round, 1)).await.unwrap();
+    world.tasks.decline(task, &id("s"), round, "changed my mind").await.unwrap();
+    world.tasks.offer(task, &id("t"), offer(round, 9)).await.unwrap();
+    assert_eq!(world.assigned(task).await.agent_id, id("t"));
+    let why = world.tasks.why(task).await.unwrap();
+    let offers = why["rounds"][0]["offers"].as_array().unwrap();
+    let withdrawn = offers.iter().find(|offer| offer["agent_id"] == "s").unwrap();
+    assert_eq!((&withdrawn["state"], &withdrawn["cost_microdollars"]), (&json!("withdrawn"), &json!(1)));
+    assert_eq!(withdrawn["note"], "changed my mind");
+    world.check().await;
+}
+
+#[tokio::test]
+async fn a_round_closes_early_with_enough_offers_or_one_that_is_good_enough() {
+    let mut world = World::new(vec![speaker("s"), speaker("t"), speaker("u")]).await;
+    let task = world.ask(patient(json!({ "offers_min": 2 }))).await;
+    let round = announced(&mut world, task).await;
+    world.tasks.offer(task, &id("s"), offer(round, 5)).await.unwrap();
+    world.tasks.offer(task, &id("t"), offer(round, 7)).await.unwrap();
+    let won = world.assigned(task).await;
+    assert_eq!(won.agent_id, id("s"));
+    world.tasks.refuse(won.key, &id("s"), "no").await.unwrap();
+    let won = world.assigned(task).await;
+    assert_eq!(won.agent_id, id("t"));
+    world.tasks.accept(won.key, &id("t")).await.unwrap();
+
+    let task = world.ask(patient(json!({ "good_enough": { "cost": 10, "confidence": 0.5 } }))).await;
+    let round = announced(&mut world, task).await;
+    world.tasks.offer(task, &id("s"), offer(round, 11)).await.unwrap();
+    assert_eq!(world.tasks.get(task).await.unwrap().state, TaskState::Open, "too dear to be enough");
+    world.tasks.offer(task, &id("u"), offer(round, 10)).await.unwrap();
+    assert_eq!(world.assigned(task).await.agent_id, id("u"));
+    world.check().await;
+
+    // What the runtime offers may be good enough as well: then nobody is asked.
+    let mut world = World::new(vec![profile("a", 1), speaker("s")]).await;
+    let task = world.ask(patient(json!({ "good_enough": { "cost": 100 } }))).await;
+    assert_eq!(world.assigned(task).await.agent_id, id("a"));
+    for bad in [json!({}), json!({ "confidence": 2 }), json!({ "price": 1 })] {
+        let refused = world.tasks.request(&world.org, "test", patient(json!({ "good_enough": bad }))).await;
+        assert!(matches!(refused, Err(Error::BadRequest(_))), "{refused:?}");
+    }
+    world.check().await;
+}
+
+#[tokio::test]
+async fn a_round_with_an_offer_closes_when_it_has_been_quiet_for_a_while() {
+    let mut world = World::new(vec![speaker("s"), speaker("t")]).await;
+    let task = world.ask(patient(json!({ "quiet_gap": "100ms" }))).await;
+    let round = announced(&mut world, task).await;
+    world.tasks.offer(task, &id("s"), offer(round, 5)).await.unwrap();
+    assert_eq!(world.assigned(task).await.agent_id, id("s"));
+    world.check().await;
+}
+
+#[tokio::test]
+async fn an_award_whose_slot_was_taken_meanwhile_goes_to_the_next_offer() {
+    let mut cheap = profile("a", 1);
+    cheap.terms.cost_microdollars = 1;
+    let mut world = World::new(vec![cheap, profile("b", 1)]).await;
+    let client = world.database.client().await.unwrap();
+    // As another node would, between this node's look at the agents and its award.
+    let slots = "update convoke.agents set slots_used = $1 where id = 'a'";
+    client.execute(slots, &[&1_i32]).await.unwrap();
+    let task = world.ask(request(json!({ "award": "cheapest" }))).await;
+    let won = world.assigned(task).await;
+    assert_eq!(won.agent_id, id("b"));
+    client.execute(slots, &[&0_i32]).await.unwrap();
+    drop(client);
+    world.tasks.accept(won.key, &won.agent_id).await.unwrap();
     world.check().await;
 }

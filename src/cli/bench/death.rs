@@ -1,0 +1,147 @@
+//! The visible death of an agent: how long until what it held is given to another.
+//!
+//! The victim is a process of its own with a socket; it is killed with SIGKILL while it works.
+use super::{Bench, definition, percentiles, tasks::Idle};
+use crate::{
+    auth::{MintRequest, Role, mint},
+    cli::{Failure, settings::Settings},
+    client::{Client, Error},
+    clock::Clock,
+    id::{AgentId, OrgId, TaskId},
+    task::{Request, TaskState},
+};
+use anyhow::{Context, anyhow};
+use clap::Args;
+use serde_json::{Map, Value, json};
+use std::{process::Stdio, sync::Arc, time::Duration};
+use tokio::time::Instant;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+const VICTIM: &str = "victim";
+
+#[derive(Args)]
+pub(crate) struct Options {
+    #[arg(long)]
+    url: String,
+    #[arg(long)]
+    token: String,
+}
+
+/// An agent that costs nothing, takes what it gets, and never ends.
+pub(super) async fn victim(options: Options) -> anyhow::Result<()> {
+    let client = Client::new(&options.url, &options.token)?;
+    let channel = client.channel(&format!("agent:{VICTIM}")).build();
+    let mut heard = channel.broadcasts("coordination");
+    channel.subscribe().await?;
+    channel.track(json!({ "capabilities": ["work"] })).await?;
+    while let Some(said) = heard.next().await {
+        let Ok(Ok(said)) = said.map(|said| said.json::<Value>()) else { continue };
+        let of = |name: &str| said.get(name).cloned().unwrap_or_default();
+        let task = of("task");
+        let answer = match of("type").as_str() {
+            Some("task_request") => json!({
+                "type": "task_offer", "task_id": task.get("id"), "round": task.get("round"),
+                "offer": { "cost": 0, "eta_ms": 1, "confidence": 1 },
+            }),
+            Some("task_assignment") => json!({
+                "type": "task_accept", "task_id": of("task_id"), "assignment_id": of("assignment_id"),
+                "epoch": of("epoch"),
+            }),
+            _ => continue,
+        };
+        match channel.broadcast("coordination", answer).await {
+            Ok(()) => {}
+            Err(error @ Error::ChannelClosed { .. }) => return Err(error.into()),
+            Err(_) => continue,
+        }
+    }
+    Ok(())
+}
+
+/// Kills the victim so often; the others are hosted.
+pub(super) async fn deaths(settings: &Settings, deaths: u32, bidders: u32) -> Result<Value, Failure> {
+    let others = (0..bidders).map(|n| {
+        let offer = format!("[offer]\ncost_microdollars = {}\n", 100 + n);
+        anyhow::Ok((definition(&format!("bidder-{n}"), 4, &offer)?, Arc::new(Idle) as _))
+    });
+    let bench = Bench::start(settings, others.collect::<Result<_, _>>()?, "").await?;
+    let victim = Victim { url: format!("http://{}", bench.daemon.addr), token: token(&bench)? };
+    let mut times = Vec::new();
+    for _ in 0..deaths {
+        times.push(one(&bench, &victim).await?);
+    }
+    bench.stop().await?;
+    let mut figures = Map::new();
+    figures.insert("deaths".into(), json!(deaths));
+    percentiles(&mut figures, "death_to_award", times);
+    Ok(figures.into())
+}
+
+struct Victim {
+    url: String,
+    token: String,
+}
+
+fn token(bench: &Bench) -> anyhow::Result<String> {
+    let wish = MintRequest {
+        role: Role::Authenticated,
+        org: Some(OrgId::try_from("bench")?),
+        agent_id: Some(AgentId::try_from(VICTIM)?),
+        ttl: Duration::from_secs(3600),
+    };
+    Ok(mint(&bench.daemon.keys, &wish, Clock::System.now())?)
+}
+
+/// One life: it comes, wins, works and is killed; from then until another has the task.
+async fn one(bench: &Bench, victim: &Victim) -> anyhow::Result<Duration> {
+    let tasks = &bench.daemon.tasks;
+    let me = AgentId::try_from(VICTIM)?;
+    let mut process = tokio::process::Command::new(std::env::current_exe()?)
+        .args(["bench", "victim", "--url", &victim.url, "--token", &victim.token])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .context("cannot start the victim")?;
+    let present = async {
+        while !tasks.agent(&me).await.is_ok_and(|agent| agent.status == "present") {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, present).await.context("the victim did not come")?;
+    let wish: Request = serde_json::from_value(json!({
+        "kind": "bench.task", "requires": ["work"],
+        "policy": { "award": "cheapest", "bid_window": "10s", "quiet_gap": "10s" },
+    }))?;
+    let task = tasks.request(&OrgId::try_from("bench")?, "bench", wish).await?.task.id;
+    until(bench, task, |state, agent| state == TaskState::Running && agent == Some(&me)).await?;
+    let killed = Instant::now();
+    process.start_kill()?;
+    until(bench, task, |_, agent| agent.is_some_and(|agent| *agent != me)).await?;
+    let took = killed.elapsed();
+    process.wait().await?;
+    tasks.wait(task, PATIENCE).await?;
+    Ok(took)
+}
+
+/// Waits for a commit after which the task is so.
+async fn until(
+    bench: &Bench,
+    task: TaskId,
+    so: impl Fn(TaskState, Option<&AgentId>) -> bool,
+) -> anyhow::Result<()> {
+    let tasks = &bench.daemon.tasks;
+    let mut changed = tasks.changed();
+    let reached = async {
+        loop {
+            changed.borrow_and_update();
+            let now = tasks.get(task).await?;
+            if so(now.state, now.agent_id.as_ref()) {
+                return anyhow::Ok(());
+            }
+            changed.changed().await?;
+        }
+    };
+    let reached = tokio::time::timeout(PATIENCE, reached).await;
+    reached.map_err(|_| anyhow!("the task did not get so far in {PATIENCE:?}"))?
+}
