@@ -54,6 +54,8 @@ pub struct Config {
     /// How long messages of the database are kept for replays; whole days are dropped.
     #[serde(with = "humantime_serde")]
     pub messages_retention: Duration,
+    /// How row security is checked for row changes.
+    pub rows: rows::Config,
 }
 
 impl Default for Config {
@@ -62,6 +64,7 @@ impl Default for Config {
             connections_max: 4,
             policy_timeout: Duration::from_secs(2),
             messages_retention: Duration::from_secs(72 * 3600),
+            rows: rows::Config::default(),
         }
     }
 }

@@ -61,6 +61,7 @@ impl Channels {
             clock: Clock::System,
             registry: registry.clone(),
             coordination: None,
+            changes: None,
             streaming: None,
         };
         let gateway = Gateway::new(&scope, config.gateway.clone(), deps);

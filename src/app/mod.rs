@@ -19,6 +19,7 @@ mod observers;
 mod publications;
 mod remote;
 mod router;
+mod row_changes;
 mod voice;
 
 pub use channels::Channels;
@@ -28,11 +29,12 @@ use crate::{
     agent::{self, Agents, Definition},
     api,
     auth::{self, Keys},
+    changes,
     clock::Clock,
     config::{Config, load_agents},
     db::{self, Database},
     gateway::{self, Gateway},
-    hub::Hub,
+    hub::{Hub, history::Rules},
     id::NodeId,
     llm::Models,
     presence::Tracker,
@@ -316,6 +318,22 @@ async fn assemble(
     let (messages, streaming) =
         messages::Messages::new(hub.clone(), access.clone(), config.gateway.payload_bytes_max, &metrics);
     access::upkeep::start(&scope, &database, config.access.messages_retention);
+    let rows = access::rows::Rows::new(&scope, database.clone(), config.access.rows.clone(), &metrics);
+    let deps = changes::Deps {
+        database: database.beside(
+            "convoke changes",
+            config.changes.connections_max,
+            config.database.statement_timeout,
+        )?,
+        rows,
+        hub: hub.clone(),
+        clock: clock.clone(),
+        registry: metrics.clone(),
+        publications: vec![CLIENTS_PUBLICATION.into(), PUBLICATION.into()],
+        streaming: streaming.clone(),
+        resumable: Rules::new(config.channels.clone()).longest(),
+    };
+    let (changes, appender) = row_changes::start(&scope, deps, &config, &health)?;
     let (said, heard) = mpsc::channel(SAID_MAX);
     let gateway = Gateway::new(
         &scope,
@@ -328,6 +346,7 @@ async fn assemble(
             clock: clock.clone(),
             registry: metrics.clone(),
             coordination: Some(said),
+            changes: Some(changes),
             streaming: Some(streaming),
         },
     );
@@ -366,6 +385,7 @@ async fn assemble(
             wakes: agents.wakes(),
             health: health.clone(),
             messages,
+            appender,
         },
         host,
     );

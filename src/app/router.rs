@@ -11,6 +11,7 @@ use super::{
 use crate::{
     agent::{Commit, Placed, WakeIndex},
     api::{Health, PartState},
+    changes::Appender,
     db::Database,
     fault,
     id::Lsn,
@@ -39,6 +40,7 @@ pub(super) struct Deps {
     pub(super) wakes: Arc<WakeIndex>,
     pub(super) health: Health,
     pub(super) messages: Messages,
+    pub(super) appender: Appender,
 }
 
 pub(super) fn start(scope: &Scope, stream: wal::Stream, deps: Deps, host: Host) {
@@ -152,7 +154,7 @@ impl Router {
         work.batches.push(batch);
     }
 
-    async fn carry_out(&self, work: Work) {
+    async fn carry_out(&mut self, work: Work) {
         if work.asked {
             self.deps.tasks.poke_by_log();
         }
@@ -185,16 +187,19 @@ impl Router {
             }
             fault::point("wake.recorded");
         }
+        // Before the position is confirmed: what a client can come back for outlives the daemon.
+        let woke = !wakes.is_empty();
+        self.deps.appender.append(&work.batches).await;
         if let Some(end) = work.end {
             self.confirm.confirm(end);
-            if !wakes.is_empty() {
+            if woke {
                 fault::point("wake.confirmed");
             }
         }
     }
 
     /// Changes were lost: says it loudly, keeps it in the event log, and looks at everything.
-    async fn gap(&self, gap: Gap) {
+    async fn gap(&mut self, gap: Gap) {
         let from = gap.from.map(|lsn| lsn.to_string());
         tracing::error!(from, to = %gap.to, reason = gap.reason, "changes were lost: agents were not woken by them");
         while let Err(error) = self.deps.tasks.gap(from.as_deref(), &gap.to.to_string(), &gap.reason).await {
@@ -203,6 +208,7 @@ impl Router {
                 return;
             }
         }
+        self.deps.appender.gap().await;
         // Until it is confirmed, the gap is told again at every start.
         self.confirm.confirm(gap.to);
         self.deps.tasks.poke();

@@ -17,7 +17,7 @@ pub use agents::{load_agents, locate};
 pub use layers::{Options, keys, load};
 pub use problem::{Problem, Problems};
 
-use crate::{access, agent, api, auth, db, gateway, hub::history, task, telemetry, wal};
+use crate::{access, agent, api, auth, changes, db, gateway, hub::history, task, telemetry, wal};
 use serde::Deserialize;
 use std::path::PathBuf;
 
@@ -37,6 +37,8 @@ pub struct Config {
     pub agents: agent::Config,
     /// How the write-ahead log is read.
     pub wal: wal::Config,
+    /// How row changes reach clients.
+    pub changes: changes::Config,
     /// What websocket clients may do.
     pub gateway: gateway::Config,
     /// Which topics keep what is said in them.
@@ -88,6 +90,8 @@ fn check(config: &Config) -> Vec<(String, String, String)> {
     wrong.extend(
         rules.into_iter().map(|(at, key, what, remedy)| (format!("channels.{at}.{key}"), what, remedy)),
     );
+    let limits = config.changes.check();
+    wrong.extend(limits.map(|(key, what, remedy)| (format!("changes.{key}"), what, remedy.to_owned())));
     let limits = config.history.check();
     wrong.extend(limits.map(|(key, what, remedy)| (format!("history.{key}"), what, remedy.to_owned())));
     wrong

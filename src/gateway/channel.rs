@@ -4,21 +4,24 @@
 //! over, come in as events, and the session performs what it asks for. While a join is
 //! checked or its refusal delayed, frames of this topic wait here, in order and
 //! bounded, and every other topic goes on (`reference/realtime-protocol.md` §3, §4, §6).
+mod words;
+
+pub(super) use words::{Action, Admitted, Event, Hearing, Limits, Refusal, Told};
+
 use super::{
     Refused,
     join::{AskedReplay, Join},
-    joined::{Asking, Joined, Unknown},
-    limits::TooMuch,
+    joined::{Asking, Joined},
     refused,
 };
 use crate::{
-    access::{self, Grant, Rights},
+    access,
     auth::Claims,
     id::Topic,
     wire::{Inbound, Payload, Ref, text},
 };
-use serde_json::{Map, Value, json};
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use serde_json::json;
+use std::{collections::VecDeque, sync::Arc};
 use tokio::time::Instant;
 
 /// Frames that may wait for a join; later ones are dropped.
@@ -28,159 +31,6 @@ const WAITING_BYTES_MAX: usize = 1 << 20;
 /// The same while a member's rights are asked for; what is beyond is refused.
 const MEMBER_WAITING_MAX: usize = 4096;
 const MEMBER_WAITING_BYTES_MAX: usize = 8 << 20;
-const CHANGES_UNAVAILABLE: &str = "Postgres changes are not available on this server yet";
-
-/// What happened to a channel.
-#[derive(Debug)]
-pub(super) enum Event {
-    Frame(Inbound),
-    /// A frame that came too fast and is not done; it may be tried again after so many milliseconds.
-    TooFast(Inbound, u64),
-    /// A presence call that would pass for an agent, and why it may not.
-    Impostor(Inbound, String),
-    /// So many frames came too fast that nobody was told about; the last one may be tried again after so many
-    /// milliseconds.
-    Slowed(u64, u64),
-    /// The answer to [`Action::Check`].
-    Checked(Result<Admitted, Refusal>),
-    /// The answer to [`Action::Delay`].
-    DelayOver,
-    /// The answer to [`Action::Verify`].
-    Renewed(Result<Admitted, String>),
-    /// The answer to [`Action::Ask`].
-    Told(Result<Told, access::Error>),
-    /// The answer to [`Action::AwaitReplication`]: whether messages of the database come.
-    Streams(bool),
-    /// The server ends this channel with this message.
-    Shutdown(String),
-}
-
-/// What a channel wants done, in this order.
-#[derive(Debug, PartialEq)]
-pub(super) enum Action {
-    /// May it be joined?
-    Check(Join),
-    /// Wait as long as a refusal waits.
-    Delay,
-    /// Is this token good for this room?
-    Verify {
-        token: String,
-        private: bool,
-        /// Whether it matters who is there.
-        presence: bool,
-    },
-    /// May it say something here, or see who is here?
-    Ask(Unknown),
-    /// Write a reply.
-    Reply {
-        join_ref: Option<Ref>,
-        reference: Option<Ref>,
-        ok: bool,
-        response: String,
-    },
-    /// Write another frame.
-    Push {
-        join_ref: Option<Ref>,
-        reference: Option<Ref>,
-        event: &'static str,
-        payload: String,
-    },
-    /// Subscribe, and check the token when it ends.
-    Enter {
-        private: bool,
-        hears: Hearing,
-    },
-    /// Say what was read for it, then what was said meanwhile.
-    Replay {
-        join_ref: Option<Ref>,
-    },
-    /// Wait until messages of the database come.
-    AwaitReplication,
-    /// Check the new token when it ends.
-    WatchToken,
-    /// Hear otherwise from now on.
-    Hear(Hearing),
-    /// Unsubscribe and leave presence.
-    Exit,
-    /// The client goes of its own will, and does not want what it will miss.
-    Forget,
-    /// Say it in the room.
-    Publish {
-        payload: Payload,
-        to_self: bool,
-    },
-    Track {
-        key: Arc<str>,
-        meta: Map<String, Value>,
-    },
-    Untrack,
-    /// Send the presence state, and presence from then on.
-    SendState {
-        join_ref: Option<Ref>,
-    },
-    /// Note that something was not done.
-    Note {
-        refused: Refused,
-        /// Whether the client knows.
-        told: bool,
-    },
-    /// Close the whole socket.
-    CloseSocket(u16),
-}
-
-/// What a channel hears.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Hearing {
-    pub(super) broadcast: bool,
-    pub(super) presence: bool,
-}
-
-/// A join or token that was found good.
-#[derive(Clone, Debug)]
-pub(super) struct Admitted {
-    pub(super) token: Arc<str>,
-    pub(super) claims: Arc<Claims>,
-    pub(super) grant: Grant,
-    /// For a channel that did not choose a presence key.
-    pub(super) fresh_key: String,
-}
-
-/// What policies said about a joined channel.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Told {
-    pub(super) write: Option<Rights>,
-    pub(super) presence_read: Option<bool>,
-}
-
-/// A join that was not.
-#[derive(Clone, Debug)]
-pub(super) struct Refusal {
-    pub(super) reason: String,
-    /// The socket closes with this code after the reply.
-    pub(super) close: Option<u16>,
-    /// It came too fast: it is told at once, with the milliseconds after which to try again.
-    pub(super) retry_after_ms: Option<u64>,
-}
-
-impl Refusal {
-    pub(super) fn new(reason: impl Into<String>) -> Self {
-        Self { reason: reason.into(), close: None, retry_after_ms: None }
-    }
-
-    pub(super) fn too_fast(too_much: TooMuch) -> Self {
-        let retry_after_ms = Some(too_much.millis());
-        Self { reason: refused::RATE_LIMITED.to_owned(), close: None, retry_after_ms }
-    }
-}
-
-/// Limits that a channel knows.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Limits {
-    pub(super) payload_bytes_max: usize,
-    /// How many presence calls within what time; one more ends the channel.
-    pub(super) presence_calls: Option<(u32, Duration)>,
-    pub(super) presence_enabled: bool,
-}
 
 #[derive(Debug)]
 pub(super) struct Channel {
@@ -422,7 +272,7 @@ impl Channel {
         let push_ref = join_ref.clone().or_else(|| reference.clone());
         out.push(Action::Reply { join_ref: join_ref.clone(), reference, ok: true, response });
         out.extend(replaced.map(close));
-        let Admitted { token, claims, grant, fresh_key } = admitted;
+        let Admitted { token, claims, grant, fresh_key, changes } = admitted;
         let presence = join.presence || limits.presence_enabled;
         // A channel that gets the state hears differences from the state on.
         let hears = Hearing { broadcast: grant.broadcast_read, presence: !join.private && !presence };
@@ -430,10 +280,7 @@ impl Channel {
         if matches!(join.replay, AskedReplay::Yes(_)) {
             out.push(Action::Replay { join_ref: push_ref.clone() });
         }
-        if !join.changes.is_empty() {
-            let payload = system("postgres_changes", "error", CHANGES_UNAVAILABLE, &self.sub_topic);
-            out.push(Action::Push { join_ref: push_ref.clone(), reference: None, event: "system", payload });
-        }
+        self.subscribed(changes, push_ref.as_ref(), out);
         if join.when_ready {
             out.push(Action::AwaitReplication);
         }
@@ -457,6 +304,25 @@ impl Channel {
             asked_for_track: false,
             calls: 0,
             calls_since: None,
+        }
+    }
+
+    /// Says what has become of the row changes that were asked for.
+    fn subscribed(&self, changes: Option<Result<(), String>>, join_ref: Option<&Ref>, out: &mut Vec<Action>) {
+        let Some(outcome) = changes else { return };
+        let (status, message) = match &outcome {
+            Ok(()) => ("ok", "Subscribed to PostgreSQL"),
+            Err(why) => ("error", why.as_str()),
+        };
+        let payload = system("postgres_changes", status, message, &self.sub_topic);
+        out.push(Action::Push { join_ref: join_ref.cloned(), reference: None, event: "system", payload });
+        match outcome {
+            Ok(()) => out.push(Action::Follow),
+            Err(why) => {
+                let refused = Refused::push("postgres_changes", "refused", &why);
+                out.push(Action::Note { refused, told: true });
+                out.push(Action::Unfollow);
+            }
         }
     }
 
@@ -502,7 +368,8 @@ impl Channel {
         out.push(close(join_ref));
     }
 
-    fn renewed(&mut self, outcome: Result<Admitted, String>, out: &mut Vec<Action>) {
+    fn renewed(&mut self, mut outcome: Result<Admitted, String>, out: &mut Vec<Action>) {
+        let changes = outcome.as_mut().ok().and_then(|admitted| admitted.changes.take());
         let Phase::Joined(joined) = &mut self.phase else { return };
         joined.asking = None;
         let topic = &self.sub_topic;
@@ -521,8 +388,10 @@ impl Channel {
                 })
             }
         };
-        if let Some(message) = refused {
-            self.shutdown(&message, out);
+        let join_ref = joined.push_ref.clone();
+        match refused {
+            Some(message) => self.shutdown(&message, out),
+            None => self.subscribed(changes, join_ref.as_ref(), out),
         }
     }
 

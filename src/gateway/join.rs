@@ -1,7 +1,7 @@
 //! What a client asks for when it joins (`reference/realtime-protocol.md` §3.1). Pure.
 use crate::access::Replay;
 use serde_json::{Map, Value};
-use std::collections::HashSet;
+use std::{collections::HashSet, sync::Arc};
 
 /// A join's wishes, with every default filled in.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -18,7 +18,9 @@ pub(super) struct Join {
     /// Empty: a fresh one is made.
     pub(super) presence_key: String,
     /// Each with its `id`, in request order.
-    pub(super) changes: Vec<Map<String, Value>>,
+    pub(super) changes: Arc<[Map<String, Value>]>,
+    /// A client without `config`: changes are told to it without anything around them.
+    pub(super) plain: bool,
     /// The channel's own token; nothing: the socket's.
     pub(super) token: Option<String>,
 }
@@ -33,7 +35,8 @@ impl Join {
         let payload = object(serde_json::from_slice(payload).unwrap_or_default(), "payload")?;
         let token = token(&payload);
         let Some(config) = payload.get("config") else {
-            return Ok(Self { changes: numbered(vec![legacy(sub_topic)]), token, ..Self::default() });
+            let changes = numbered(vec![legacy(sub_topic)]);
+            return Ok(Self { changes, plain: true, token, ..Self::default() });
         };
         let config = object(config.clone(), "config")?;
         let member = |name: &str| config.get(name).cloned().unwrap_or_default();
@@ -57,13 +60,14 @@ impl Join {
                 Some(other) => other.to_string(),
             },
             changes: changes(member("postgres_changes"))?,
+            plain: false,
             token,
         })
     }
 
     /// The `response` of the ok reply.
     pub(super) fn response(&self) -> String {
-        serde_json::json!({ "postgres_changes": self.changes }).to_string()
+        serde_json::json!({ "postgres_changes": &*self.changes }).to_string()
     }
 }
 
@@ -122,8 +126,8 @@ fn token(payload: &Map<String, Value>) -> Option<String> {
     if opaque { None } else { user.or(access).map(str::to_owned) }
 }
 
-fn changes(value: Value) -> Result<Vec<Map<String, Value>>, String> {
-    let Value::Array(items) = value else { return Ok(Vec::new()) };
+fn changes(value: Value) -> Result<Arc<[Map<String, Value>]>, String> {
+    let Value::Array(items) = value else { return Ok(Arc::default()) };
     let items = items.into_iter().filter(|item| !item.is_null());
     let items = items.map(|item| match item {
         Value::Object(item) => Ok(item),
@@ -146,7 +150,7 @@ fn legacy(sub_topic: &str) -> Map<String, Value> {
 }
 
 /// Gives each item an `id` from 1 to 2^27 - 1 that stays over rejoins and is different for different items.
-fn numbered(items: Vec<Map<String, Value>>) -> Vec<Map<String, Value>> {
+fn numbered(items: Vec<Map<String, Value>>) -> Arc<[Map<String, Value>]> {
     const RANGE: u64 = (1 << 27) - 1;
     let mut taken: HashSet<u64> = HashSet::new();
     let mut known: Vec<(Map<String, Value>, u64)> = Vec::new();
@@ -233,7 +237,7 @@ mod tests {
         assert!(ids[0] > 0 && ids[0] == ids[2] && ids[0] != ids[1]);
         assert_eq!(join.changes[1]["filter"], Value::Null);
         for none in [json!(null), json!([null]), json!("x")] {
-            assert_eq!(parse(json!({"config": {"postgres_changes": none}})).unwrap().changes, []);
+            assert_eq!(parse(json!({"config": {"postgres_changes": none}})).unwrap().changes.len(), 0);
         }
     }
 

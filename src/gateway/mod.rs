@@ -38,6 +38,7 @@ pub use post::{Collected, LEASE, LEASE_MAX, LEASE_MIN, Mail, Post, Unsaid};
 use crate::{
     access::Access,
     auth::Keys,
+    changes::Changes,
     clock::Clock,
     hub::Hub,
     presence::Tracker,
@@ -73,6 +74,8 @@ pub struct Deps {
     pub registry: Registry,
     /// Who hears what clients say to agents; what finds the queue full is dropped and counted.
     pub coordination: Option<mpsc::Sender<Coordination>>,
+    /// Row changes; nothing when there is no database.
+    pub changes: Option<Changes>,
     /// Whether messages of the database come; nothing when there is none.
     pub streaming: Option<watch::Receiver<bool>>,
 }

@@ -29,6 +29,11 @@ pub(super) fn client(client_id: &str, claims: &Claims, room: &Room) -> Client {
     Client { key, owner, id }
 }
 
+/// The same client as its row changes know it: they have positions of their own.
+pub(super) fn of_changes(client: Client) -> Client {
+    Client { key: hash(&[&client.key, b"postgres_changes"]), ..client }
+}
+
 fn hash(parts: &[&[u8]]) -> [u8; 16] {
     let mut hash = Sha256::new();
     for part in parts {

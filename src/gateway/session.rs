@@ -13,9 +13,10 @@ use super::{
     replay,
     resume::{self, Proof},
     said::Said,
-    shared::Shared,
+    shared::{Shared, Wanted},
 };
 use crate::{
+    changes::{Following, Prepared},
     hub::{Outbox, Subscription, history::Place},
     id::ConnId,
     presence::{Member, StateRequest},
@@ -24,6 +25,7 @@ use crate::{
 use brake::{Brake, Call};
 use bytes::Bytes;
 use futures_util::stream::FuturesUnordered;
+use parking_lot::Mutex;
 use questions::Question;
 use room::to_hears;
 use say::Tally;
@@ -95,6 +97,9 @@ struct Core {
     proof: Proof,
 }
 
+/// Where a question leaves what it found.
+type Found = Arc<Mutex<Option<Prepared>>>;
+
 struct Slot {
     channel: Channel,
     entered: Option<Entered>,
@@ -107,6 +112,10 @@ struct Slot {
     readiness: u64,
     /// Where a join that wants old messages leaves them.
     held: Option<replay::Place>,
+    /// The row changes that its channel wants.
+    wanted: Wanted,
+    /// Where a join or token leaves what was found of them.
+    prepared: Option<Found>,
     /// What is to be said before anything else.
     old: Option<replay::Old>,
     span: Span,
@@ -123,6 +132,8 @@ impl Slot {
             brake: Brake::default(),
             readiness: 0,
             held: None,
+            wanted: Wanted::default(),
+            prepared: None,
             old: None,
             span: tracing::debug_span!("channel", topic = sub_topic),
         }
@@ -136,6 +147,8 @@ struct Entered {
     listed: Listed,
     /// Of a client that can come back, in a room with a history.
     place: Option<Place>,
+    /// Its row changes.
+    following: Option<Following>,
     member: Member,
     subscription: Subscription,
 }
@@ -432,6 +445,12 @@ impl Core {
                 }
             }
             Action::AwaitReplication => self.ask_replication(topic, slot),
+            Action::Follow => self.follow(slot),
+            Action::Unfollow => {
+                if let Some(entered) = &mut slot.entered {
+                    entered.following = None;
+                }
+            }
             Action::WatchToken => {
                 self.watch_token(topic, slot);
                 let claims = slot.channel.claims()?;
@@ -444,13 +463,19 @@ impl Core {
                         place.give_up();
                     }
                 }
+                if let (Some(following), Some(id)) = (&mut entered.following, &self.client) {
+                    let same = resume::of_changes(resume::client(id, claims, room));
+                    if following.client().is_some_and(|client| client != same) {
+                        following.give_up();
+                    }
+                }
                 if entered.attending.as_ref().is_some_and(|part| !part.may_stay(room, claims)) {
                     entered.attending = None;
                 }
             }
             Action::Exit => {
                 (slot.question, slot.readiness) = (0, 0);
-                (slot.held, slot.old) = (None, None);
+                (slot.held, slot.old, slot.prepared) = (None, None, None);
                 slot.brake.forget();
                 if let Some((_, id)) = slot.token_check.take() {
                     self.stop_timer(id);
@@ -461,8 +486,10 @@ impl Core {
                 }
             }
             Action::Forget => {
-                let place = slot.entered.as_mut().and_then(|entered| entered.place.take());
-                place.into_iter().for_each(Place::leave);
+                if let Some(entered) = &mut slot.entered {
+                    entered.place.take().into_iter().for_each(Place::leave);
+                    entered.following.take().into_iter().for_each(Following::leave);
+                }
             }
             Action::Publish { payload, to_self } => self.publish(slot, payload, to_self),
             Action::Track { key, meta } => self.call(topic, slot, Call::Track { key, meta }).await,

@@ -9,8 +9,9 @@ use super::{
     metrics::{self, Metrics},
 };
 use crate::{
-    access::{self, Access, Asker, Grant, unauthorized},
+    access::{self, Access, Asker, Grant, rows::Viewer, unauthorized},
     auth::{Claims, Keys, TokenError},
+    changes::{Changes, Prepared, Refused as NotSubscribed},
     clock::Clock,
     hub::{Hub, Room, SubscriberId},
     id::{AgentId, ConnId, Topic},
@@ -18,6 +19,7 @@ use crate::{
     scope::Scope,
 };
 use bytes::Bytes;
+use serde_json::{Map, Value};
 use std::{
     sync::{
         Arc,
@@ -31,6 +33,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+const CHANGES_UNAVAILABLE: &str = "Postgres changes are not available on a server without a database";
 /// How long a channel waits for messages of the database to come (`reference/realtime-protocol.md` §3.5).
 const REPLICATION_WITHIN: Duration = Duration::from_secs(60);
 /// Joins are refused for good on this socket.
@@ -47,6 +50,8 @@ pub(super) struct Shared {
     pub(super) metrics: Metrics,
     pub(super) scope: Scope,
     pub(super) coordination: Option<mpsc::Sender<Coordination>>,
+    /// Row changes, when there is a database.
+    pub(super) changes: Option<Changes>,
     /// Whether messages of the database come.
     pub(super) streaming: Option<watch::Receiver<bool>>,
     pub(super) attendance: Attendance,
@@ -61,6 +66,13 @@ pub(super) struct Shared {
     pub(super) next_conn: AtomicU64,
 }
 
+/// The row changes that a channel wants.
+#[derive(Clone, Default)]
+pub(super) struct Wanted {
+    pub(super) items: Arc<[Map<String, Value>]>,
+    pub(super) plain: bool,
+}
+
 /// What a socket brings to the check of a join.
 pub(super) struct Asking<'a> {
     pub(super) sub_topic: &'a str,
@@ -71,7 +83,7 @@ pub(super) struct Asking<'a> {
 
 impl Shared {
     pub(super) fn new(scope: Scope, config: Config, deps: Deps) -> Self {
-        let Deps { keys, access, hub, tracker, clock, registry, coordination, streaming } = deps;
+        let Deps { keys, access, hub, tracker, clock, registry, coordination, changes, streaming } = deps;
         let rates = Rates::new(config.limits.clone(), Instant::now());
         let directory = Directory::new(clock.clone());
         let limits = Limits {
@@ -92,6 +104,7 @@ impl Shared {
             metrics: Metrics::register(&registry),
             scope,
             coordination,
+            changes,
             streaming,
             attendance,
             post,
@@ -234,6 +247,22 @@ impl Shared {
         Ok(admitted)
     }
 
+    /// Checks the row changes that a channel wants with these claims, if it wants any.
+    pub(super) async fn prepare(
+        &self,
+        wanted: &Wanted,
+        claims: &Claims,
+    ) -> Option<Result<Prepared, NotSubscribed>> {
+        if wanted.items.is_empty() {
+            return None;
+        }
+        let Some(changes) = &self.changes else {
+            return Some(Err(NotSubscribed::Asked(CHANGES_UNAVAILABLE.to_owned())));
+        };
+        let viewer = Arc::new(Viewer::of(claims));
+        Some(changes.prepare(&wanted.items, &viewer, wanted.plain).await)
+    }
+
     /// Waits until messages of the database come; false when they do not in time.
     pub(super) async fn streams(&self) -> bool {
         let Some(mut streaming) = self.streaming.clone() else { return false };
@@ -253,7 +282,7 @@ impl Shared {
         let asker = Asker { claims, headers };
         let grant = self.read(&asker, room, presence).await.map_err(NotAdmitted::Policy)?;
         let fresh_key = uuid::Uuid::new_v4().to_string();
-        Ok(Admitted { token, claims: asker.claims, grant, fresh_key })
+        Ok(Admitted { token, claims: asker.claims, grant, fresh_key, changes: None })
     }
 
     async fn read(&self, asker: &Asker, room: &Room, presence: bool) -> Result<Grant, access::Error> {

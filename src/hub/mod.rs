@@ -26,7 +26,7 @@ use crate::{
     telemetry,
     wire::{Version, socket},
 };
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use metrics::Metrics;
 use outbox::Chunk;
 use rooms::{Rooms, Sink, Subscriber};
@@ -87,6 +87,28 @@ impl Hub {
     #[must_use]
     pub fn history(&self, room: &Room) -> Option<&History> {
         self.0.history.get().filter(|history| history.keeps(room))
+    }
+
+    /// The histories, when any topic has one.
+    #[must_use]
+    pub fn histories(&self) -> Option<&History> {
+        self.0.history.get()
+    }
+
+    /// Puts whole websocket frames out to one socket; never waits.
+    pub fn put_out(&self, outbox: &Outbox, frames: Bytes, count: usize) {
+        let metrics = &self.0.metrics;
+        let bytes = frames.len() as u64;
+        match outbox.push_chunk(Chunk { bytes: frames, frames: count }) {
+            Ok(()) => {
+                metrics.delivered.inc_by(count as u64);
+                metrics.bytes.inc_by(bytes);
+            }
+            Err(Closed::Slow { first: true }) => {
+                metrics.slow.inc();
+            }
+            Err(_) => {}
+        }
     }
 
     /// Resolves when whoever says much should say more: at once, unless the rooms with a history have got
@@ -290,7 +312,6 @@ impl Encoded<'_> {
 mod tests {
     use super::*;
     use crate::wire::Frame;
-    use bytes::Bytes;
 
     fn room(private: bool) -> Room {
         Room { topic: Topic::new("den").unwrap(), private }

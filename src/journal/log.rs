@@ -216,6 +216,14 @@ impl Log {
     /// When the disk does not take it.
     pub fn close(mut self) -> Result<(), Error> {
         self.sync()?;
+        self.settle()
+    }
+
+    /// Notes that nothing is missing, unless `lost` was said. Nothing may be appended afterwards.
+    ///
+    /// # Errors
+    /// When the disk does not take it.
+    pub fn settle(&self) -> Result<(), Error> {
         if self.mark.is_whole() { self.mark.close() } else { Ok(()) }
     }
 

@@ -6,14 +6,14 @@ const DEPTH_MAX: usize = 6;
 
 /// A part of an array.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Node<'a> {
+pub(crate) enum Node<'a> {
     Null,
     Leaf(Cow<'a, str>),
     List(Vec<Node<'a>>),
 }
 
 /// The array in `text`, or nothing when it is none.
-pub(super) fn parse(text: &str, delimiter: u8) -> Option<Node<'_>> {
+pub(crate) fn parse(text: &str, delimiter: u8) -> Option<Node<'_>> {
     let text = if text.starts_with('[') { text.split_once('=')?.1 } else { text };
     let mut parser = Parser { text, at: 0, delimiter };
     let list = parser.list(1)?;

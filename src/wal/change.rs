@@ -145,7 +145,9 @@ impl RowChange {
         if known { self.old.as_ref()?.get(at) } else { None }
     }
 
-    pub(super) fn completed<'a>(&'a self, new: &'a Row, at: usize) -> Option<&'a Cell> {
+    /// The cell at `at` of the row `new`, an unchanged one taken from the old row where that has it.
+    #[must_use]
+    pub fn completed<'a>(&'a self, new: &'a Row, at: usize) -> Option<&'a Cell> {
         match new.get(at)? {
             unchanged @ Cell::Unchanged => Some(self.old_cell(at).unwrap_or(unchanged)),
             cell => Some(cell),

@@ -27,12 +27,13 @@ mod spill;
 mod value;
 mod worker;
 
+pub(crate) use array::{Node, parse as parse_array};
 pub use change::{Batch, Cell, Change, Column, Event, Gap, Op, Relation, Row, RowChange};
 pub use error::Error;
 pub use metrics::Metrics;
 pub use pgoutput::Malformed;
 pub use publication::{TableName, ensure as ensure_publication, publish};
-pub use value::{to_json, write_cell};
+pub use value::{Encoding, to_json, write_cell};
 
 use crate::{
     db::{Database, Target},

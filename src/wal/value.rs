@@ -11,7 +11,7 @@ use serde_json::{Map, Number, Value};
 
 /// How values of a type are written in JSON.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Encoding {
+pub struct Encoding {
     scalar: Scalar,
     array: bool,
 }
@@ -33,7 +33,8 @@ enum Scalar {
 
 impl Encoding {
     /// By the type's name in `pg_type`, where an array's begins with an underscore.
-    pub(super) fn of(type_name: &str) -> Self {
+    #[must_use]
+    pub fn of(type_name: &str) -> Self {
         let (name, array) = match type_name.strip_prefix('_') {
             Some(element) => (element, true),
             None => (type_name, false),
@@ -51,6 +52,11 @@ impl Encoding {
             _ => Scalar::Text,
         };
         Self { scalar, array }
+    }
+
+    /// Appends a value in Postgres's text form as JSON text.
+    pub fn write(self, text: &str, out: &mut Vec<u8>) {
+        write(self, text, out);
     }
 
     fn delimiter(self) -> u8 {

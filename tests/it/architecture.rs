@@ -25,7 +25,7 @@ const MAY_NAME: &[(&str, &str)] = &[
     ("hub", "id clock wire bus journal scope telemetry"),
     ("presence", "id wire clock hub bus scope telemetry"),
     ("access", "id auth db hub scope telemetry"),
-    ("changes", "id wire db filter wal hub access scope telemetry"),
+    ("changes", "id clock wire db filter wal journal hub access scope telemetry"),
     ("task", "id clock db scope telemetry"),
     ("agent", "id clock filter wal hub presence task llm db scope telemetry"),
     ("gateway", "id wire clock auth access hub presence changes scope telemetry"),

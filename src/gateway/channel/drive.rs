@@ -60,7 +60,9 @@ pub fn fuzz(data: &[u8]) {
                 | Action::SendState { .. } => {
                     assert!(entered, "{action:?} in a room that it is not in");
                 }
-                Action::Hear(_) | Action::WatchToken => assert!(entered, "{action:?} without a room"),
+                Action::Hear(_) | Action::WatchToken | Action::Follow | Action::Unfollow => {
+                    assert!(entered, "{action:?} without a room")
+                }
                 Action::Reply { response, .. } => assert!(is_json(response.as_bytes()), "{response}"),
                 Action::Push { payload, .. } => {
                     assert!(is_object(payload.as_bytes()) && is_json(payload.as_bytes()))
@@ -141,5 +143,16 @@ fn admitted(what: u8) -> Admitted {
         presence_read: (what & 4 != 0).then_some(what & 32 != 0),
         write: (what & 64 != 0).then(|| rights(what)),
     };
-    Admitted { token: format!("t{what}").into(), claims: Arc::new(claims), grant, fresh_key: "fresh".into() }
+    let changes = match what & 0x81 {
+        0 => None,
+        1 => Some(Err("no \"table\"".into())),
+        _ => Some(Ok(())),
+    };
+    Admitted {
+        token: format!("t{what}").into(),
+        claims: Arc::new(claims),
+        grant,
+        fresh_key: "fresh".into(),
+        changes,
+    }
 }

@@ -23,7 +23,7 @@ fn admitted(grant: Grant) -> Admitted {
         sub: None,
         raw: Map::new(),
     };
-    Admitted { token: "t".into(), claims: Arc::new(claims), grant, fresh_key: "fresh".into() }
+    Admitted { token: "t".into(), claims: Arc::new(claims), grant, fresh_key: "fresh".into(), changes: None }
 }
 
 struct Bench {

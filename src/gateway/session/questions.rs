@@ -2,15 +2,16 @@
 //!
 //! A question is a future of the socket's own task. What is known at once is answered at once; the rest
 //! comes as an [`Answer`], unless its channel has ended meanwhile. Questions end with the socket.
-use super::{Core, Session, Slot};
+use super::{Core, Found, Session, Slot};
 use crate::{
     access::Asker,
+    changes::Refused as NotSubscribed,
     gateway::{
         channel::{Event, Refusal},
         join::{AskedReplay, Join},
         joined::Unknown,
         replay,
-        shared::Asking,
+        shared::{Asking, Wanted},
     },
     hub::Room,
     id::Topic,
@@ -77,6 +78,8 @@ impl Core {
             AskedReplay::Yes(replay) => Some((replay, slot.held.insert(replay::Place::default()).clone())),
             _ => None,
         };
+        slot.wanted = Wanted { items: join.changes.clone(), plain: join.plain };
+        let (wanted_changes, found) = (slot.wanted.clone(), slot.prepared.insert(Found::default()).clone());
         let listener = (self.version, self.outbox.clone());
         let answer = self.ask(topic, slot, async move {
             if !wait.is_zero() {
@@ -88,6 +91,17 @@ impl Core {
                 match replay::read(&shared, &room, may_hear, replay, listener).await {
                     Ok(held) => *place.lock() = Some(held),
                     Err(refusal) => outcome = Err(refusal),
+                }
+            }
+            if let Ok(admitted) = &mut outcome {
+                match shared.prepare(&wanted_changes, &admitted.claims).await {
+                    None => {}
+                    Some(Ok(prepared)) => {
+                        *found.lock() = Some(prepared);
+                        admitted.changes = Some(Ok(()));
+                    }
+                    Some(Err(away @ NotSubscribed::Away)) => outcome = Err(Refusal::new(away.to_string())),
+                    Some(Err(refused)) => admitted.changes = Some(Err(refused.to_string())),
                 }
             }
             Event::Checked(outcome)
@@ -106,8 +120,19 @@ impl Core {
     ) -> Option<Event> {
         let room = Topic::new(slot.channel.sub_topic()).map(|topic| Room { topic, private })?;
         let (shared, headers) = (self.shared.clone(), self.headers.clone());
+        let (wanted, found) = (slot.wanted.clone(), slot.prepared.insert(Found::default()).clone());
         self.ask(topic, slot, async move {
-            let outcome = shared.admit(token.into(), &room, presence, headers).await;
+            let mut outcome = shared.admit(token.into(), &room, presence, headers).await;
+            if let Ok(admitted) = &mut outcome {
+                admitted.changes = match shared.prepare(&wanted, &admitted.claims).await {
+                    None => None,
+                    Some(Ok(prepared)) => {
+                        *found.lock() = Some(prepared);
+                        Some(Ok(()))
+                    }
+                    Some(Err(refused)) => Some(Err(refused.to_string())),
+                };
+            }
             Event::Renewed(outcome.map_err(|e| e.system_text(&room.topic)))
         })
     }

@@ -1,6 +1,7 @@
 //! How a session enters the room of a channel, and takes the place there that its client had.
 use super::{Core, Entered, Session, Slot};
 use crate::{
+    changes::{Following, Listener},
     gateway::{
         channel::{Hearing, system},
         replay,
@@ -30,11 +31,12 @@ impl Session {
             return false;
         }
         for (topic, slot) in &mut self.channels {
-            let Some(place) = slot.entered.as_mut().and_then(|entered| entered.place.as_mut()) else {
-                continue;
-            };
-            if !place.heartbeat() {
-                place.give_up();
+            let Some(entered) = &mut slot.entered else { continue };
+            let holds = entered.place.as_mut().is_none_or(Place::heartbeat);
+            let follows = entered.following.as_mut().is_none_or(Following::heartbeat);
+            if !(holds && follows) {
+                entered.place.iter_mut().for_each(Place::give_up);
+                entered.following.iter_mut().for_each(Following::give_up);
                 let payload = system("resume", "error", resume::NOT_RESUMED, slot.channel.sub_topic());
                 self.core.write(None, None, topic, "system", payload.as_bytes());
             }
@@ -75,11 +77,35 @@ impl Core {
         let (id, ear) = (subscription.id(), (subscription.ear(), self.wake.clone()));
         let listed = self.shared.directory.enter(room.clone(), id, self.conn, (key, claims), ear);
         let member = tracker.member(room, id);
-        slot.entered = Some(Entered { attending: None, listed, place, member, subscription });
+        let following = None;
+        slot.entered = Some(Entered { attending: None, listed, place, following, member, subscription });
         self.joined += 1;
         self.shared.metrics.joins.inc();
         self.shared.metrics.channels.inc();
         self.watch_token(topic, slot);
+    }
+
+    /// Puts out the row changes of a channel, or otherwise than before.
+    pub(super) fn follow(&self, slot: &mut Slot) {
+        let prepared = slot.prepared.take().and_then(|found| found.lock().take());
+        let (Some(prepared), Some(entered), Some(changes)) =
+            (prepared, &mut slot.entered, &self.shared.changes)
+        else {
+            return;
+        };
+        if let Some(following) = &entered.following {
+            return following.renew(prepared);
+        }
+        let (Some((_, join_ref)), Some(claims)) = (slot.channel.terms(), slot.channel.claims()) else {
+            return;
+        };
+        let room = entered.subscription.room();
+        let kept = self.client.as_ref().filter(|_| self.shared.hub.history(room).is_some());
+        let client = kept.map(|id| resume::of_changes(resume::client(id, claims, room)));
+        let (outbox, version) = (self.outbox.clone(), self.version);
+        let topic = slot.channel.sub_topic().to_owned();
+        entered.following =
+            Some(changes.follow(prepared, Listener { topic, outbox, version, join_ref, client }));
     }
 
     /// Lets a client that may have been here before go on where it was.

@@ -13,11 +13,13 @@ mod gate;
 mod index;
 mod position;
 mod resume;
+mod seat;
 mod writer;
 
 pub use config::{Config, Rule, Rules, check};
 pub(super) use gate::Gate;
 pub use resume::{Client, Place, Returning};
+pub use seat::{Known, Seat};
 
 use super::{Hub, Message, Outbox, Room, SubscriberId};
 use crate::{

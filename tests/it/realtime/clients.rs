@@ -192,6 +192,6 @@ async fn a_client_that_wants_row_changes_is_subscribed_and_told_that_there_are_n
         client.tell("listen_to_changes", json!({"topic": "rows", "changes": changes})).await;
         client.subscribed("rows").await;
         let system = client.until("system", |_| true).await;
-        assert_eq!(system["message"], "Postgres changes are not available on this server yet");
+        assert_eq!(system["message"], "Postgres changes are not available on a server without a database");
     }
 }

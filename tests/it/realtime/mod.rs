@@ -83,6 +83,7 @@ impl Server {
             clock: Clock::System,
             registry: registry.clone(),
             coordination: Some(said),
+            changes: None,
             streaming: None,
         };
         let gateway = Gateway::new(&scope, config, deps);

@@ -1,0 +1,36 @@
+//! Row changes for clients, and how their log is, on `/health`.
+use crate::{
+    api::{Health, PartState},
+    changes::{self, Appender, Changes, Deps},
+    config::Config,
+    scope::{OnExit, Scope},
+};
+use anyhow::Context;
+
+/// Opens the change log and begins to deliver.
+pub(super) fn start(
+    scope: &Scope,
+    deps: Deps,
+    config: &Config,
+    health: &Health,
+) -> anyhow::Result<(Changes, Appender)> {
+    let dir = config.database.data_dir.join("changes");
+    let started = changes::start(scope, deps, config.changes.clone(), &dir);
+    let (changes, appender) =
+        started.with_context(|| format!("cannot keep the change log in {}", dir.display()))?;
+    let (mut degraded, health) = (changes.degraded(), health.clone());
+    scope.spawn("change log health", OnExit::Log, |stop| async move {
+        loop {
+            if *degraded.borrow_and_update() {
+                health.set("changes", PartState::Degraded, "not written; the log says why");
+            } else {
+                health.set("changes", PartState::Ready, "kept");
+            }
+            tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                changed = degraded.changed() => if changed.is_err() { return Ok(()) },
+            }
+        }
+    });
+    Ok((changes, appender))
+}

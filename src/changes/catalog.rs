@@ -1,0 +1,233 @@
+//! What the catalog says about published tables: columns, how they compare, what their types are made of.
+use crate::{
+    access::rows,
+    db::{self, Database},
+    filter::{Kind, Kinds},
+};
+use deadpool_postgres::Object;
+use parking_lot::Mutex;
+use serde::Deserialize;
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::time::{Instant, timeout};
+use tokio_postgres::{Row, types::Oid};
+
+use super::encode::{Shape, Shapes};
+
+/// What was read is good for so long for who subscribes; a change of a table is seen at once.
+const FRESH: Duration = Duration::from_secs(1);
+/// An answer that takes longer does not come.
+const WITHIN: Duration = Duration::from_secs(5);
+/// Lists that are remembered.
+const LISTS_MAX: usize = 1000;
+/// Composites within composites.
+const DEPTH_MAX: usize = 16;
+
+/// A published table as the catalog has it.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Described {
+    pub(super) oid: Oid,
+    pub(super) schema: String,
+    pub(super) name: String,
+    /// Whether inserts, updates and deletes are published.
+    pub(super) publishes: [bool; 3],
+    /// Rows that its owner excluded come all the same, because another publication has them.
+    pub(super) unlimited: bool,
+    /// In their order.
+    pub(super) columns: Vec<Column>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Column {
+    pub(super) name: String,
+    pub(super) type_oid: Oid,
+    /// As in `pg_type`.
+    pub(super) type_name: String,
+    /// The log does not carry it.
+    pub(super) generated: bool,
+    pub(super) kind: Kind,
+    /// How values are written when the name of the type does not say it.
+    pub(super) shape: Option<Shape>,
+}
+
+#[derive(Deserialize)]
+struct ColumnRow {
+    name: String,
+    type_oid: Oid,
+    type_name: String,
+    generated: bool,
+    /// Its name does not say how its values are written.
+    odd: bool,
+}
+
+/// Why the catalog does not answer.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Error {
+    #[error("the database cannot be reached")]
+    Database(#[from] db::Error),
+    #[error("the catalog cannot be read")]
+    Query(#[from] tokio_postgres::Error),
+    #[error("the catalog does not answer in time")]
+    Slow,
+    #[error("the catalog cannot be understood")]
+    Columns(#[from] serde_json::Error),
+}
+
+/// Reads the catalog. What is remembered is remembered shortly.
+#[derive(Debug)]
+pub(super) struct Catalog {
+    database: Database,
+    publications: Vec<String>,
+    lists: Mutex<HashMap<Wanted, (Instant, Tables)>>,
+    /// The same [`Arc`] for as long as a table stays the same, so that what is known of it stays known.
+    tables: Mutex<HashMap<Oid, ForRights>>,
+}
+
+/// Tables that a pattern found.
+pub(super) type Tables = Arc<[Arc<Described>]>;
+
+/// A table, and what row security knows it as.
+type ForRights = (Arc<Described>, Arc<rows::Table>);
+
+/// Schema, name.
+type Wanted = (Option<String>, Option<String>);
+
+impl Catalog {
+    /// `publications`: the clients' first, then others that the stream reads.
+    pub(super) fn new(database: Database, publications: Vec<String>) -> Self {
+        Self { database, publications, lists: Mutex::default(), tables: Mutex::default() }
+    }
+
+    /// A connection for a question of another kind.
+    pub(super) async fn client(&self) -> Result<Object, Error> {
+        Ok(timeout(WITHIN, self.database.client()).await.map_err(|_| Error::Slow)??)
+    }
+
+    /// The published tables of these names; with `anew`, as they are this moment.
+    pub(super) async fn tables(
+        &self,
+        schema: Option<&str>,
+        name: Option<&str>,
+        anew: bool,
+    ) -> Result<Tables, Error> {
+        let wanted = (schema.map(str::to_owned), name.map(str::to_owned));
+        let known = self.lists.lock().get(&wanted).filter(|(at, _)| at.elapsed() < FRESH).cloned();
+        if let Some((_, tables)) = known.filter(|_| !anew) {
+            return Ok(tables);
+        }
+        let tables: Tables = self.read(schema, name, None).await?.into();
+        let mut lists = self.lists.lock();
+        if lists.len() >= LISTS_MAX {
+            lists.retain(|_, (at, _)| at.elapsed() < FRESH);
+            if lists.len() >= LISTS_MAX {
+                lists.clear();
+            }
+        }
+        lists.insert(wanted, (Instant::now(), tables.clone()));
+        Ok(tables)
+    }
+
+    /// The table with this oid, if it is published.
+    pub(super) async fn table(&self, oid: Oid) -> Result<Option<Arc<Described>>, Error> {
+        Ok(self.read(None, None, Some(oid)).await?.pop())
+    }
+
+    /// The table as row security is asked about it.
+    pub(super) fn for_rights(&self, table: &Arc<Described>) -> Arc<rows::Table> {
+        let mut tables = self.tables.lock();
+        let known = tables.get(&table.oid).filter(|(known, _)| known == table);
+        if let Some((_, rights)) = known {
+            return rights.clone();
+        }
+        let columns = table.columns.iter().filter(|column| !column.generated);
+        let columns =
+            columns.map(|column| rows::Column { name: column.name.clone(), type_oid: column.type_oid });
+        let rights = Arc::new(rows::Table {
+            oid: table.oid,
+            schema: table.schema.clone(),
+            name: table.name.clone(),
+            columns: columns.collect(),
+        });
+        tables.insert(table.oid, (table.clone(), rights.clone()));
+        rights
+    }
+
+    async fn read(
+        &self,
+        schema: Option<&str>,
+        name: Option<&str>,
+        oid: Option<Oid>,
+    ) -> Result<Vec<Arc<Described>>, Error> {
+        let read = async {
+            let client = self.database.client().await?;
+            let statement = client.prepare_cached(include_str!("sql/published.sql")).await?;
+            let publication = self.publications.first();
+            let rows =
+                client.query(&statement, &[&publication, &schema, &name, &oid, &self.publications]).await?;
+            let tables =
+                rows.iter().map(|row| Ok((row, columns(row)?))).collect::<Result<Vec<_>, Error>>()?;
+            let columns = tables.iter().flat_map(|(_, columns)| columns);
+            let odd = columns.filter(|column| column.odd).map(|column| column.type_oid);
+            let shapes = shapes(&client, odd.collect()).await?;
+            let oids = tables.iter().map(|(row, _)| row.try_get("oid")).collect::<Result<Vec<Oid>, _>>()?;
+            let kinds = Kinds::read(&**client, &oids).await?;
+            tables.into_iter().map(|(row, columns)| described(row, columns, &kinds, &shapes)).collect()
+        };
+        timeout(WITHIN, read).await.map_err(|_| Error::Slow)?
+    }
+}
+
+fn columns(row: &Row) -> Result<Vec<ColumnRow>, Error> {
+    Ok(serde_json::from_value(row.try_get("columns")?)?)
+}
+
+fn described(
+    row: &Row,
+    columns: Vec<ColumnRow>,
+    kinds: &Kinds,
+    shapes: &Shapes,
+) -> Result<Arc<Described>, Error> {
+    let oid: Oid = row.try_get("oid")?;
+    // A column that has changed between two looks is left out: it is read again with the next change.
+    let column = |column: ColumnRow| {
+        let ColumnRow { name, type_oid, type_name, generated, odd } = column;
+        let kind = kinds.of(oid, &name, type_oid)?.clone();
+        let shape = if odd { shapes.of(type_oid) } else { None };
+        Some(Column { name, type_oid, type_name, generated, kind, shape })
+    };
+    Ok(Arc::new(Described {
+        oid,
+        schema: row.try_get("schema")?,
+        name: row.try_get("name")?,
+        publishes: [row.try_get("pubinsert")?, row.try_get("pubupdate")?, row.try_get("pubdelete")?],
+        unlimited: row.try_get("unlimited")?,
+        columns: columns.into_iter().filter_map(column).collect(),
+    }))
+}
+
+/// What these types are made of, and what those are made of.
+async fn shapes(client: &Object, mut wanted: BTreeSet<Oid>) -> Result<Shapes, Error> {
+    let mut shapes = Shapes::default();
+    for _ in 0..DEPTH_MAX {
+        if wanted.is_empty() {
+            break;
+        }
+        let oids: Vec<Oid> = wanted.into_iter().collect();
+        let statement = client.prepare_cached(include_str!("sql/types.sql")).await?;
+        for row in client.query(&statement, &[&oids]).await? {
+            let delimiter: String = row.try_get("delimiter")?;
+            shapes.learn(
+                row.try_get("oid")?,
+                row.try_get("name")?,
+                (row.try_get("base")?, row.try_get("element")?),
+                delimiter.bytes().next().unwrap_or(b','),
+                row.try_get::<_, Vec<String>>("names")?.into_iter().zip(row.try_get::<_, Vec<Oid>>("types")?),
+            );
+        }
+        wanted = shapes.unknown();
+    }
+    Ok(shapes)
+}

@@ -1,0 +1,221 @@
+//! Whether a client may subscribe to what it asks for: tables, rights, and filters with values that can be compared.
+use super::{
+    catalog::{Catalog, Column, Described, Error, Tables},
+    item::{Item, values_mut},
+};
+use crate::{
+    access::rows::{Failure, Rows, Viewer},
+    db,
+    filter::{Bound, Class, Operator, Unbindable},
+};
+use std::sync::Arc;
+use tokio_postgres::error::{DbError, SqlState};
+
+/// Why not.
+pub(super) enum Refusal {
+    /// With the text for the client; asking again does not help.
+    Told(String),
+    /// The database does not answer; asking again may help.
+    Away(Error),
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        Self::Away(error)
+    }
+}
+
+/// Checks an item and puts its values into the form in which Postgres writes them. Gives the tables that it is about
+/// now.
+pub(super) async fn check(
+    catalog: &Catalog,
+    rows: &Rows,
+    viewer: &Viewer,
+    item: &mut Item,
+) -> Result<Tables, Refusal> {
+    let (schema, name) = (item.schema.exact().map(str::to_owned), item.table.exact().map(str::to_owned));
+    for anew in [false, true] {
+        let tables = catalog.tables(schema.as_deref(), name.as_deref(), anew).await?;
+        match against(catalog, rows, viewer, item, &tables).await {
+            // It may have been there for less than what is remembered is good for.
+            Err(Refusal::Told(_)) if !anew => {}
+            Err(refusal) => return Err(refusal),
+            Ok(()) => return Ok(tables),
+        }
+    }
+    Err(Refusal::Told(item.not_published()))
+}
+
+async fn against(
+    catalog: &Catalog,
+    rows: &Rows,
+    viewer: &Viewer,
+    item: &mut Item,
+    tables: &Tables,
+) -> Result<(), Refusal> {
+    if tables.is_empty() {
+        return Err(Refusal::Told(item.not_published()));
+    }
+    for table in tables.iter() {
+        let raised = |text: String| Refusal::Told(item.exception("P0001 (raise_exception)", &text));
+        let rights = rows.rights(&catalog.for_rights(table), viewer.role()).await;
+        let rights = rights.map_err(|failure| match failure {
+            Failure::UnknownRole => Refusal::Told(item.exception(
+                "42704 (undefined_object)",
+                &format!("role \"{}\" does not exist", viewer.role()),
+            )),
+            other => raised(other.to_string()),
+        })?;
+        let carried: Vec<&Column> = table.columns.iter().filter(|column| !column.generated).collect();
+        let readable = |name: &str| {
+            let at = carried.iter().position(|column| column.name == name)?;
+            rights.selectable.get(at).copied().unwrap_or_default().then_some(at)
+        };
+        for segment in item.filter.segments() {
+            if readable(&segment.column).is_none() {
+                return Err(raised(format!("invalid column for filter {}", segment.column)));
+            }
+        }
+        for column in item.select.iter().flatten() {
+            if readable(column).is_none() {
+                return Err(raised(format!("invalid column for select {column}")));
+            }
+        }
+    }
+    let only = match &tables[..] {
+        [only] => Some(only.clone()),
+        _ => None,
+    };
+    for table in tables.iter() {
+        values(catalog, item, table, only.is_some()).await?;
+    }
+    Ok(())
+}
+
+/// Checks the values of a filter against the columns of a table; with `keep`, as Postgres writes them from now on.
+async fn values(
+    catalog: &Catalog,
+    item: &mut Item,
+    table: &Arc<Described>,
+    keep: bool,
+) -> Result<(), Refusal> {
+    if item.filter.conditions.is_empty() {
+        return Ok(());
+    }
+    let mut filter = item.filter.clone();
+    let mut all = Vec::new();
+    values_mut(&mut filter.conditions, &mut all);
+    for (column, operator, value) in all {
+        let Some(column) = table.columns.iter().find(|it| it.name == column) else { continue };
+        let kind = &column.kind;
+        let pattern = operator.is_some_and(Operator::is_pattern);
+        let word = operator.map_or("in", Operator::as_str);
+        if let Err(why) = kind.check(&column.name, word, pattern) {
+            return Err(Refusal::Told(item.exception("P0001 (raise_exception)", &why.to_string())));
+        }
+        if pattern {
+            let asked = operator.filter(|it| *it != Operator::Like || value.ends_with('\\'));
+            if let Some(operator) = asked {
+                let sql = format!(
+                    "select {} from (select ''::text, $1::text) as p(v, l)",
+                    kind.expression(operator)
+                );
+                ask(catalog, &sql, value).await?.map_err(|said| bad_pattern(item, operator, &said))?;
+            }
+        } else if !is_certain(column, value) {
+            let sql = format!("select ($1::text::{})::text", kind.sql_type);
+            let said = ask(catalog, &sql, value).await?;
+            let written = said.map_err(|said| Refusal::Told(item.exception(&code(&said), said.message())))?;
+            // A type can be read and still have no such operator.
+            if matches!(kind.class, Class::Asked) || !kind.ordered {
+                let operator = operator.unwrap_or(Operator::Equal);
+                let sql = format!(
+                    "select {} from (select null::text, $1::text) as p(v, l)",
+                    kind.expression(operator)
+                );
+                ask(catalog, &sql, value).await?.map_err(|_| {
+                    let why = Unbindable::Incomparable {
+                        column: column.name.clone(),
+                        type_name: kind.type_name.clone(),
+                        operator: word,
+                    };
+                    Refusal::Told(item.exception("P0001 (raise_exception)", &why.to_string()))
+                })?;
+            }
+            if let Some(written) = written {
+                *value = written;
+            }
+        }
+    }
+    let place = |name: &str| {
+        let at = table.columns.iter().position(|column| column.name == name)?;
+        Some((at, &table.columns.get(at)?.kind))
+    };
+    if let Err(why) = Bound::new(&filter, place) {
+        let code = match &why {
+            Unbindable::NoValue { .. } => "22P02 (invalid_text_representation)",
+            _ => "P0001 (raise_exception)",
+        };
+        return Err(Refusal::Told(item.exception(code, &why.to_string())));
+    }
+    if keep {
+        item.filter = filter;
+    }
+    Ok(())
+}
+
+/// Whether a value is one of the column's type, and written as Postgres writes it, without asking.
+fn is_certain(column: &Column, value: &str) -> bool {
+    let digits = || value.strip_prefix('-').unwrap_or(value).bytes().all(|b| b.is_ascii_digit());
+    match (&column.kind.class, column.kind.type_name.as_str()) {
+        (Class::Number, "smallint") => digits() && value.parse::<i16>().is_ok(),
+        (Class::Number, "integer") => digits() && value.parse::<i32>().is_ok(),
+        (Class::Number, "bigint") => digits() && value.parse::<i64>().is_ok(),
+        (Class::Bool, _) => matches!(value, "t" | "f" | "true" | "false"),
+        (Class::Text, "text" | "character varying") | (Class::Padded, _) => true,
+        (Class::Enum(labels), _) => labels.iter().any(|label| **label == *value),
+        (Class::Uuid, _) => value.parse::<uuid::Uuid>().is_ok_and(|id| id.to_string() == value),
+        _ => false,
+    }
+}
+
+/// The answer of a statement about one value, or what is wrong with the value.
+async fn ask(catalog: &Catalog, sql: &str, value: &str) -> Result<Result<Option<String>, DbError>, Error> {
+    let client = catalog.client().await?;
+    let asked = async {
+        let statement = client.prepare_cached(sql).await?;
+        let row = client.query_one(&statement, &[&value]).await?;
+        // What is no text is an answer nobody needs.
+        Ok::<_, tokio_postgres::Error>(row.try_get::<_, Option<String>>(0).unwrap_or_default())
+    };
+    match asked.await {
+        Ok(text) => Ok(Ok(text)),
+        Err(error) if db::is_transient(&error) => Err(error.into()),
+        Err(error) => match error.as_db_error() {
+            Some(said) => Ok(Err(said.clone())),
+            None => Err(error.into()),
+        },
+    }
+}
+
+fn bad_pattern(item: &Item, operator: Operator, said: &DbError) -> Refusal {
+    let what = format!("invalid regular expression for {} filter: {}", operator.as_str(), said.message());
+    let text =
+        if *said.code() == SqlState::INVALID_REGULAR_EXPRESSION { what } else { said.message().to_owned() };
+    Refusal::Told(item.exception("P0001 (raise_exception)", &text))
+}
+
+/// The SQLSTATE with its name, as the original shows it.
+fn code(said: &DbError) -> String {
+    let name = match said.code().code() {
+        "22P02" => "invalid_text_representation",
+        "22003" => "numeric_value_out_of_range",
+        "22007" => "invalid_datetime_format",
+        "22008" => "datetime_field_overflow",
+        "2201B" => "invalid_regular_expression",
+        "42883" => "undefined_function",
+        "23514" => "check_violation",
+        _ => "data_exception",
+    };
+    format!("{} ({name})", said.code().code())
+}

@@ -1,0 +1,218 @@
+//! A change as clients read it: the `data` of a message (`reference/postgres-changes.md` §2). Pure.
+use super::{
+    catalog::{Column, Described},
+    encode::write_string,
+    item::Item,
+    registry::Table,
+};
+use crate::{
+    access::rows::{OldRow, Rights},
+    wal::{Cell, Op, RowChange, write_cell},
+};
+use chrono::{DateTime, Utc};
+use std::{fmt::Write, io::Write as _};
+
+/// What is kept of a value in a row that is too large, in bytes of JSON.
+const KEPT_BYTES_MAX: usize = 64;
+
+/// A change that cannot be shown at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refused {
+    NoKey,
+    KeyNotSelectable,
+}
+
+impl Refused {
+    pub(super) fn text(self) -> &'static str {
+        match self {
+            Self::NoKey => "Error 400: Bad Request, no primary key",
+            Self::KeyNotSelectable => "Error 401: Unauthorized",
+        }
+    }
+}
+
+/// Why a role sees none of the rows of a table, if that is so.
+pub(super) fn refused(op: Op, rights: &Rights) -> Option<Refused> {
+    match (op, &rights.primary_key) {
+        (Op::Delete, _) => None,
+        (_, None) => Some(Refused::NoKey),
+        _ => (!rights.selects_key()).then_some(Refused::KeyNotSelectable),
+    }
+}
+
+/// What decides how a change is shown.
+pub(super) struct Shown<'a> {
+    pub(super) table: &'a Table,
+    pub(super) row: &'a RowChange,
+    pub(super) committed_at: DateTime<Utc>,
+    pub(super) rights: &'a Rights,
+    pub(super) old: OldRow,
+    /// Sorted; nothing: all columns.
+    pub(super) select: Option<&'a [String]>,
+}
+
+/// The message of a change that is refused.
+pub(super) fn refusal(row: &RowChange, why: Refused) -> Vec<u8> {
+    let mut out = head(row, None);
+    out.extend_from_slice(b"\"columns\":[],\"record\":{},");
+    if row.op == Op::Update {
+        out.extend_from_slice(b"\"old_record\":{},");
+    }
+    errors(&mut out, Some(why.text()));
+    out
+}
+
+impl Shown<'_> {
+    /// The `data`, at most about `bytes_max` bytes of it.
+    pub(super) fn data(&self, bytes_max: usize) -> Vec<u8> {
+        let data = self.written(None);
+        if data.len() <= bytes_max { data } else { self.written(Some("Error 413: Payload Too Large")) }
+    }
+
+    fn written(&self, error: Option<&str>) -> Vec<u8> {
+        let mut out = head(self.row, Some(self.committed_at));
+        out.extend_from_slice(b"\"columns\":[");
+        let begin = out.len();
+        for (_, name, type_name) in self.columns() {
+            if out.len() > begin {
+                out.push(b',');
+            }
+            out.extend_from_slice(b"{\"name\":");
+            write_string(name, &mut out);
+            out.extend_from_slice(b",\"type\":");
+            write_string(type_name, &mut out);
+            out.push(b'}');
+        }
+        out.extend_from_slice(b"],");
+        if let Some(new) = &self.row.new {
+            out.extend_from_slice(b"\"record\":");
+            self.object(&mut out, error.is_some(), |at| self.row.completed(new, at));
+            out.push(b',');
+        }
+        if self.row.op != Op::Insert {
+            out.extend_from_slice(b"\"old_record\":");
+            self.object(&mut out, error.is_some(), |at| self.old(at));
+            out.push(b',');
+        }
+        errors(&mut out, error);
+        out
+    }
+
+    /// Those that are shown, by their place in the row; a column that the log does not carry has none.
+    fn columns(&self) -> impl Iterator<Item = (usize, &str, &str)> {
+        let columns = self.table.relation.columns.iter().enumerate();
+        columns.filter(|(at, _)| self.shows(*at)).map(|(at, column)| {
+            let type_name = self.described(at).map_or(&column.type_name, |it| &it.type_name);
+            (at, column.name.as_str(), type_name.as_str())
+        })
+    }
+
+    fn described(&self, at: usize) -> Option<&Column> {
+        let described: &Described = self.table.described.as_ref()?;
+        described.columns.get(self.table.columns.get(at).copied().flatten()?)
+    }
+
+    fn is_key(&self, at: usize) -> bool {
+        self.rights.primary_key.as_ref().is_some_and(|key| key.contains(&at))
+    }
+
+    fn shows(&self, at: usize) -> bool {
+        let selectable = self.rights.selectable.get(at).copied().unwrap_or_default();
+        let name = self.table.relation.columns.get(at).map(|column| &column.name);
+        let selected =
+            self.select.is_none_or(|select| name.is_some_and(|name| select.binary_search(name).is_ok()));
+        selectable && (selected || self.is_key(at))
+    }
+
+    /// The old value, as far as it is carried and may be shown.
+    fn old(&self, at: usize) -> Option<&Cell> {
+        if self.old == OldRow::Key && !self.is_key(at) {
+            return None;
+        }
+        match (&self.row.old, &self.row.new) {
+            (Some(_), _) => self.row.old_cell(at),
+            // The key is the same, so Postgres does not send it twice.
+            (None, Some(new)) if self.table.relation.columns.get(at)?.is_key => new.get(at),
+            _ => None,
+        }
+    }
+
+    fn object<'c>(&self, out: &mut Vec<u8>, short: bool, cell: impl Fn(usize) -> Option<&'c Cell>) {
+        out.push(b'{');
+        let begin = out.len();
+        for (at, column) in self.table.relation.columns.iter().enumerate() {
+            let Some(cell) = cell(at).filter(|cell| **cell != Cell::Unchanged && self.shows(at)) else {
+                continue;
+            };
+            let before = out.len();
+            if before > begin {
+                out.push(b',');
+            }
+            write_string(&column.name, out);
+            out.push(b':');
+            let value = out.len();
+            match (self.described(at).and_then(|it| it.shape.as_ref()), cell.text()) {
+                (Some(shape), Some(text)) => shape.write(text, out),
+                _ => write_cell(column, cell, out),
+            }
+            if short && !self.is_key(at) && (out.len() - value > KEPT_BYTES_MAX || *cell == Cell::Null) {
+                out.truncate(before);
+            }
+        }
+        out.push(b'}');
+    }
+}
+
+fn head(row: &RowChange, committed_at: Option<DateTime<Utc>>) -> Vec<u8> {
+    let mut out = Vec::with_capacity(512);
+    out.extend_from_slice(b"{\"schema\":");
+    write_string(&row.relation.schema, &mut out);
+    out.extend_from_slice(b",\"table\":");
+    write_string(&row.relation.name, &mut out);
+    // Writing to memory cannot fail.
+    let _ = write!(out, ",\"type\":\"{}\",\"commit_timestamp\":", row.op.as_str());
+    match committed_at {
+        Some(at) => {
+            let _ = write!(out, "\"{}\",", at.format("%Y-%m-%dT%H:%M:%S%.3fZ"));
+        }
+        None => out.extend_from_slice(b"null,"),
+    }
+    out
+}
+
+fn errors(out: &mut Vec<u8>, error: Option<&str>) {
+    out.extend_from_slice(b"\"errors\":");
+    match error {
+        None => out.extend_from_slice(b"null}"),
+        Some(error) => {
+            out.push(b'[');
+            write_string(error, out);
+            out.extend_from_slice(b"]}");
+        }
+    }
+}
+
+/// Items of one message: those of a channel that select the same columns, all columns first.
+pub(super) fn by_select<'i>(items: &'i [Item], matched: &[usize]) -> Vec<(Option<&'i [String]>, Vec<u64>)> {
+    let mut groups: Vec<(Option<&[String]>, Vec<u64>)> = Vec::new();
+    for item in matched.iter().filter_map(|at| items.get(*at)) {
+        let select = item.select.as_deref();
+        match groups.iter_mut().find(|(known, _)| *known == select) {
+            Some((_, ids)) => ids.push(item.id),
+            None => groups.push((select, vec![item.id])),
+        }
+    }
+    groups.sort_by_key(|(select, _)| select.map(|columns| columns.join(",")));
+    groups
+}
+
+/// `[1,2]`.
+pub(super) fn ids(ids: &[u64]) -> String {
+    let mut out = String::from("[");
+    for (at, id) in ids.iter().enumerate() {
+        let comma = if at > 0 { "," } else { "" };
+        let _ = write!(out, "{comma}{id}");
+    }
+    out.push(']');
+    out
+}

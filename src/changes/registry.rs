@@ -1,0 +1,311 @@
+//! Who wants to hear of which changes, arranged so that a change finds them quickly.
+//!
+//! Channels that want the same, may see the same and are told it in the same words are one [`Group`]: it is
+//! asked about once and its frames are made once, however many they are. Items are bound to each version of a table;
+//! those with a value that a row must have are found by that value, the others one after the other. Pure.
+use super::{catalog::Described, item::Item, member::Member};
+use crate::{
+    access::rows::{self, Viewer},
+    filter::{Bound, Found, Key, Kind, Oracle, Truth, Unbindable},
+    wal::{Cell, Op, Relation, RowChange},
+    wire::Version,
+};
+use parking_lot::Mutex;
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
+
+/// What a channel wants, and as whom and how it is told.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Spec {
+    pub(super) viewer: Arc<Viewer>,
+    /// As frames carry it.
+    pub(super) topic: Arc<str>,
+    pub(super) version: Version,
+    /// A client without `config`: changes have their kind as event and nothing around them.
+    pub(super) plain: bool,
+    /// Messages have an id, because they may be said again.
+    pub(super) numbered: bool,
+    pub(super) items: Arc<[Item]>,
+}
+
+/// Channels with the same [`Spec`].
+#[derive(Debug)]
+pub(super) struct Group {
+    id: u64,
+    pub(super) spec: Spec,
+    pub(super) members: Mutex<Vec<Arc<Member>>>,
+    /// What it was told once about a table and is not told again: oid, and what.
+    pub(super) told: Mutex<HashSet<(u32, String)>>,
+}
+
+/// All groups, and the tables of which a change was seen.
+#[derive(Debug, Default)]
+pub(super) struct Registry {
+    groups: HashMap<Spec, Arc<Group>>,
+    tables: HashMap<u32, Place>,
+    next_id: u64,
+}
+
+#[derive(Debug)]
+struct Place {
+    table: Arc<Table>,
+    scan: Vec<Hit>,
+    /// By column, then by value.
+    keyed: HashMap<usize, HashMap<Key, Vec<Hit>>>,
+}
+
+/// A version of a table, as the log and the catalog describe it.
+#[derive(Debug)]
+pub(super) struct Table {
+    pub(super) relation: Arc<Relation>,
+    /// Nothing: its changes are not for clients.
+    pub(super) described: Option<Arc<Described>>,
+    /// As row security knows it: its columns are those of the relation.
+    pub(super) rights: Arc<rows::Table>,
+    /// For each column of the relation its description.
+    pub(super) columns: Vec<Option<usize>>,
+}
+
+/// An item of a group that may be about a change.
+#[derive(Clone, Debug)]
+struct Hit {
+    group: Arc<Group>,
+    item: usize,
+    bound: Arc<Bound>,
+}
+
+/// A group that a change is for, by the places of its items.
+#[derive(Clone, Debug)]
+pub(super) struct Match {
+    pub(super) group: Arc<Group>,
+    pub(super) items: Vec<usize>,
+}
+
+/// An item that cannot be asked of a table any more.
+pub(super) struct Broken {
+    pub(super) group: Arc<Group>,
+    pub(super) item: usize,
+    pub(super) why: Unbindable,
+}
+
+impl Table {
+    pub(super) fn new(
+        relation: Arc<Relation>,
+        described: Option<Arc<Described>>,
+        for_rights: Option<Arc<rows::Table>>,
+    ) -> Self {
+        let find = |column: &crate::wal::Column| {
+            let columns = &described.as_ref()?.columns;
+            columns.iter().position(|it| it.name == column.name && it.type_oid == column.type_oid)
+        };
+        let columns: Vec<_> = relation.columns.iter().map(find).collect();
+        let same = |rights: &Arc<rows::Table>| {
+            let pairs = rights.columns.iter().map(|c| (&c.name, c.type_oid));
+            pairs.eq(relation.columns.iter().map(|c| (&c.name, c.type_oid)))
+        };
+        let rights = for_rights.filter(same).unwrap_or_else(|| {
+            let column = |c: &crate::wal::Column| rows::Column { name: c.name.clone(), type_oid: c.type_oid };
+            Arc::new(rows::Table {
+                oid: relation.oid,
+                schema: relation.schema.clone(),
+                name: relation.name.clone(),
+                columns: relation.columns.iter().map(column).collect(),
+            })
+        });
+        Self { relation, described, rights, columns }
+    }
+
+    /// Whether clients may hear of such a change to it.
+    fn publishes(&self, op: Op) -> bool {
+        let Some(described) = self.described.as_ref().filter(|it| !it.unlimited) else { return false };
+        let [insert, update, delete] = described.publishes;
+        match op {
+            Op::Insert => insert,
+            Op::Update => update,
+            Op::Delete => delete,
+        }
+    }
+
+    fn column(&self, name: &str) -> Option<(usize, &Kind)> {
+        let at = self.relation.position(name)?;
+        let described = self.described.as_ref()?;
+        let column = described.columns.get(self.columns.get(at).copied().flatten()?)?;
+        Some((at, &column.kind))
+    }
+}
+
+impl Registry {
+    /// Lets a channel into the group of its spec.
+    pub(super) fn enter(&mut self, spec: Spec, member: Arc<Member>) -> Vec<Broken> {
+        if let Some(group) = self.groups.get(&spec) {
+            group.members.lock().push(member);
+            return Vec::new();
+        }
+        self.next_id += 1;
+        let group = Arc::new(Group {
+            id: self.next_id,
+            spec: spec.clone(),
+            members: Mutex::new(vec![member]),
+            told: Mutex::default(),
+        });
+        self.groups.insert(spec, group.clone());
+        let places = self.tables.values_mut();
+        places.flat_map(|place| place.bind(&group)).collect()
+    }
+
+    /// Takes a channel out of the group of its spec.
+    pub(super) fn leave(&mut self, spec: &Spec, member: &Arc<Member>) {
+        let Some(group) = self.groups.get(spec) else { return };
+        let mut members = group.members.lock();
+        members.retain(|it| !Arc::ptr_eq(it, member));
+        if members.is_empty() {
+            drop(members);
+            let gone = self.groups.remove(spec);
+            for (place, gone) in self.tables.values_mut().zip(std::iter::repeat(gone.as_ref())) {
+                if let Some(gone) = gone {
+                    place.unbind(gone);
+                }
+            }
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.groups.is_empty()
+    }
+
+    pub(super) fn members(&self) -> Vec<Arc<Member>> {
+        self.groups.values().flat_map(|group| group.members.lock().clone()).collect()
+    }
+
+    /// The table of this very description, if it is known.
+    pub(super) fn table(&self, relation: &Arc<Relation>) -> Option<&Arc<Table>> {
+        let place = self.tables.get(&relation.oid)?;
+        Arc::ptr_eq(&place.table.relation, relation).then_some(&place.table)
+    }
+
+    /// Tables whose description was read from the catalog, to be looked at again.
+    pub(super) fn tables(&self) -> Vec<Arc<Table>> {
+        self.tables.values().map(|place| place.table.clone()).collect()
+    }
+
+    /// A table has (another) description: all items are bound to it. Those that cannot be are given.
+    pub(super) fn describe(&mut self, table: Arc<Table>) -> Vec<Broken> {
+        let oid = table.relation.oid;
+        let mut place = Place { table, scan: Vec::new(), keyed: HashMap::new() };
+        let mut groups: Vec<_> = self.groups.values().cloned().collect();
+        groups.sort_by_key(|group| group.id);
+        let mut broken = Vec::new();
+        for group in groups {
+            group.told.lock().retain(|(told, _)| *told != oid);
+            broken.extend(place.bind(&group));
+        }
+        self.tables.insert(oid, place);
+        broken
+    }
+
+    /// Whom a change to `table` is for, as far as filters know, in a fixed order; what the oracle does not know yet
+    /// counts as no match.
+    pub(super) fn find(&self, row: &RowChange, oracle: &mut impl Oracle) -> Vec<Match> {
+        let Some(place) = self.tables.get(&row.relation.oid) else { return Vec::new() };
+        if !place.table.publishes(row.op) {
+            return Vec::new();
+        }
+        let cell = |at: usize| {
+            let cell = match &row.new {
+                Some(new) => row.completed(new, at),
+                None => row.old_cell(at),
+            };
+            match cell {
+                Some(Cell::Null) => Found::Null,
+                Some(Cell::Text(bytes)) => std::str::from_utf8(bytes).map_or(Found::Absent, Found::Text),
+                Some(Cell::Unchanged) | None => Found::Absent,
+            }
+        };
+        let mut hits: Vec<(&Arc<Group>, usize)> = Vec::new();
+        let mut ask = |hit: &'_ Hit| {
+            let item = hit.group.spec.items.get(hit.item);
+            item.is_some_and(|item| item.takes(row.op)) && hit.bound.test(&cell, oracle) == Truth::True
+        };
+        for hit in &place.scan {
+            if ask(hit) {
+                hits.push((&hit.group, hit.item));
+            }
+        }
+        for (column, by_value) in &place.keyed {
+            let Found::Text(text) = cell(*column) else { continue };
+            let kind = place.table.relation.columns.get(*column).and_then(|it| place.table.column(&it.name));
+            let Some(key) = kind.and_then(|(_, kind)| Key::read(kind, text)) else { continue };
+            for hit in by_value.get(&key).into_iter().flatten() {
+                if ask(hit) {
+                    hits.push((&hit.group, hit.item));
+                }
+            }
+        }
+        hits.sort_by_key(|(group, item)| (group.id, *item));
+        let mut found: Vec<Match> = Vec::new();
+        for (group, item) in hits {
+            match found.last_mut().filter(|last| Arc::ptr_eq(&last.group, group)) {
+                Some(last) if last.items.last() == Some(&item) => {}
+                Some(last) => last.items.push(item),
+                None => found.push(Match { group: group.clone(), items: vec![item] }),
+            }
+        }
+        found
+    }
+}
+
+impl Place {
+    fn bind(&mut self, group: &Arc<Group>) -> Vec<Broken> {
+        let mut broken = Vec::new();
+        let Relation { schema, name, .. } = &*self.table.relation;
+        if self.table.described.is_none() {
+            return broken;
+        }
+        for (at, item) in group.spec.items.iter().enumerate() {
+            if !item.is_about(schema, name) {
+                continue;
+            }
+            let bound = match Bound::new(&item.filter, |column| self.table.column(column)) {
+                Ok(bound) => Arc::new(bound),
+                Err(why) => {
+                    broken.push(Broken { group: group.clone(), item: at, why });
+                    continue;
+                }
+            };
+            let hit = Hit { group: group.clone(), item: at, bound: bound.clone() };
+            match bound.keys() {
+                Some((column, keys)) => {
+                    let by_value = self.keyed.entry(column).or_default();
+                    for key in keys {
+                        by_value.entry(key).or_default().push(hit.clone());
+                    }
+                }
+                None => self.scan.push(hit),
+            }
+        }
+        broken
+    }
+
+    fn unbind(&mut self, group: &Arc<Group>) {
+        self.scan.retain(|hit| !Arc::ptr_eq(&hit.group, group));
+        // Only under the values that its own items name.
+        for item in group.spec.items.iter() {
+            let bound = Bound::new(&item.filter, |column| self.table.column(column)).ok();
+            let Some((column, keys)) = bound.and_then(|bound| bound.keys()) else { continue };
+            let Some(by_value) = self.keyed.get_mut(&column) else { continue };
+            for key in keys {
+                if let Some(hits) = by_value.get_mut(&key) {
+                    hits.retain(|hit| !Arc::ptr_eq(&hit.group, group));
+                    if hits.is_empty() {
+                        by_value.remove(&key);
+                    }
+                }
+            }
+            if by_value.is_empty() {
+                self.keyed.remove(&column);
+            }
+        }
+    }
+}
