@@ -1,7 +1,10 @@
 use super::*;
+use crate::access::{Grant, Rights};
 use crate::wire::{Version, decode_text};
 use chrono::DateTime;
 use proptest::prelude::*;
+use serde_json::{Map, Value};
+use std::time::Duration;
 
 const LIMITS: Limits = Limits {
     payload_bytes_max: 1000,
