@@ -333,7 +333,7 @@ async fn assemble(
         streaming: streaming.clone(),
         resumable: Rules::new(config.channels.clone()).longest(),
     };
-    let (changes, appender) = row_changes::start(&scope, deps, &config, &health)?;
+    let (changes, appender) = row_changes::start(&scope, deps, &config, &health).await?;
     let (said, heard) = mpsc::channel(SAID_MAX);
     let gateway = Gateway::new(
         &scope,

@@ -3,19 +3,21 @@ use crate::{
     api::{Health, PartState},
     changes::{self, Appender, Changes, Deps},
     config::Config,
+    db::Database,
     scope::{OnExit, Scope},
 };
 use anyhow::Context;
 
 /// Opens the change log and begins to deliver.
-pub(super) fn start(
+pub(super) async fn start(
     scope: &Scope,
     deps: Deps,
     config: &Config,
     health: &Health,
 ) -> anyhow::Result<(Changes, Appender)> {
     let dir = config.database.data_dir.join("changes");
-    let started = changes::start(scope, deps, config.changes.clone(), &dir);
+    let source = source(&deps.database).await.context("cannot read which database this is")?;
+    let started = changes::start(scope, deps, config.changes.clone(), (&dir, &source));
     let (changes, appender) =
         started.with_context(|| format!("cannot keep the change log in {}", dir.display()))?;
     let (mut degraded, health) = (changes.degraded(), health.clone());
@@ -33,4 +35,18 @@ pub(super) fn start(
         }
     });
     Ok((changes, appender))
+}
+
+/// Names the database whose log is read: positions in that of another one mean nothing.
+async fn source(database: &Database) -> anyhow::Result<String> {
+    let row = database
+        .client()
+        .await?
+        .query_one(
+            "select system_identifier::text, d.oid::text from pg_control_system(), pg_database d \
+             where d.datname = current_database()",
+            &[],
+        )
+        .await?;
+    Ok(format!("{} {}", row.try_get::<_, String>(0)?, row.try_get::<_, String>(1)?))
 }

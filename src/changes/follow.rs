@@ -71,7 +71,7 @@ impl Following {
                 }
                 Some(known) => {
                     inner.courier.metrics.resumed.inc();
-                    let lost = inner.log.lost();
+                    let lost = inner.log.floor();
                     let mut at = member.at.lock();
                     at.number = known.number.max(lost).min(now);
                     at.missed_upto = now;

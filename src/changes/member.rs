@@ -34,6 +34,8 @@ pub(super) struct At {
     pub(super) missed_upto: u64,
     /// It is where all are that listen.
     pub(super) live: bool,
+    /// A task of its own says what it missed.
+    pub(super) apart: bool,
     /// What it wants now; another one when its token changes.
     pub(super) spec: Spec,
     /// Another spec that it shall have.
@@ -49,7 +51,7 @@ impl Member {
         number: u64,
     ) -> Self {
         let topic = spec.topic.clone();
-        let at = Mutex::new(At { number, missed_upto: 0, live: false, spec, next: None });
+        let at = Mutex::new(At { number, missed_upto: 0, live: false, apart: false, spec, next: None });
         let channel = channel.to_owned();
         Self { outbox, version, topic, channel, join_ref, gone: AtomicBool::new(false), at }
     }

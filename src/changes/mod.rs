@@ -156,7 +156,8 @@ pub enum Refused {
     Away,
 }
 
-/// Opens the change log in `dir` and begins to deliver. Blocks for as long as reading it takes.
+/// Opens the change log in a folder, of the database that a text names, and begins to deliver. What is there of
+/// another database is thrown away. Blocks for as long as reading it takes.
 ///
 /// # Errors
 /// When the folder cannot be read or written.
@@ -164,10 +165,10 @@ pub fn start(
     scope: &Scope,
     deps: Deps,
     config: Config,
-    dir: &Path,
+    (dir, source): (&Path, &str),
 ) -> Result<(Changes, Appender), journal::Error> {
     let Deps { database, rows, hub, clock, registry, publications, streaming, resumable } = deps;
-    let (log, appender) = log::open(dir, config.log_bytes_max, resumable, clock.clone())?;
+    let (log, appender) = log::open(dir, source, config.log_bytes_max, resumable, clock.clone())?;
     let catalog = Arc::new(catalog::Catalog::new(database, publications));
     let oracle = oracle::Oracle::new(catalog.clone());
     let metrics = metrics::Metrics::register(&registry, clock);

@@ -102,11 +102,13 @@ impl Inner {
             if member.is_gone() {
                 continue;
             }
-            let (live, number) = {
+            let (live, apart, number) = {
                 let at = member.at.lock();
-                (at.live, at.number)
+                (at.live, at.apart, at.number)
             };
-            if live {
+            if apart {
+                // Its task sees what it shall do otherwise.
+            } else if live {
                 self.move_over(&member);
             } else if number > at {
                 // What is before it is not for it.
@@ -195,6 +197,7 @@ impl Inner {
     /// In a task of its own, at the pace of the socket.
     fn catch_up_apart(self: &Arc<Self>, member: Arc<Member>) {
         let inner = self.clone();
+        member.at.lock().apart = true;
         self.scope.spawn("changes catch up", crate::scope::OnExit::Log, |stop| async move {
             let caught_up = async {
                 loop {
@@ -202,6 +205,7 @@ impl Inner {
                         return;
                     }
                     if inner.catch_up(&member, inner.log.delivered(), 1).await {
+                        member.at.lock().apart = false;
                         inner.admit(member.clone());
                         return;
                     }

@@ -21,6 +21,9 @@ use parking_lot::Mutex;
 use record::Reading;
 use std::{
     collections::{HashMap, VecDeque},
+    fs,
+    io::ErrorKind,
+    os::unix::fs::DirBuilderExt,
     path::Path,
     sync::Arc,
     time::Duration,
@@ -79,8 +82,10 @@ struct State {
     evicted: u64,
     index: VecDeque<(u64, Place)>,
     readers: HashMap<u32, Reader>,
-    /// Parts up to this number may be missing.
-    lost: u64,
+    /// Parts up to this number are gone.
+    floor: u64,
+    /// From and to which numbers parts are missing on the disk, in order.
+    holes: VecDeque<(u64, u64)>,
     reading: Reading,
 }
 
@@ -97,34 +102,58 @@ pub(super) struct Appender {
     asked_later: bool,
 }
 
-/// Opens what an earlier life kept in `dir`, at most `bytes_max` bytes and `age`; without `age`, nobody can ask for
+/// Which database's log a folder holds.
+const SOURCE_FILE: &str = "source";
+
+/// Throws away what is of another database: its positions mean nothing here.
+fn of_source(dir: &Path, source: &str) -> Result<(), journal::Error> {
+    let file = dir.join(SOURCE_FILE);
+    if fs::read_to_string(&file).is_ok_and(|known| known == source) {
+        return Ok(());
+    }
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            return Err(journal::Error::Io { path: dir.to_owned(), doing: "emptied", source: error });
+        }
+        _ => {}
+    }
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
+    let written = made.and_then(|()| fs::write(&file, source));
+    written.map_err(|error| journal::Error::Io { path: file, doing: "written", source: error })
+}
+
+/// Opens what an earlier life kept of the database `source` in `dir`, at most `bytes_max` bytes and `age`; without `age`, nobody can ask for
 /// what an earlier life kept. Blocks.
 pub(super) fn open(
     dir: &Path,
+    source: &str,
     bytes_max: u64,
     age: Option<Duration>,
     clock: Clock,
 ) -> Result<(Log, Appender), journal::Error> {
     const UNASKED: Duration = Duration::from_secs(60);
+    of_source(dir, source)?;
     let span = age.unwrap_or(UNASKED);
     let limits = Limits { bytes_max, span_max: u64::try_from(span.as_micros()).unwrap_or(u64::MAX) };
-    let (mut index, mut hole, mut latest) = (VecDeque::new(), 0, Bytes::new());
+    let (mut index, mut holes, mut latest) = (VecDeque::new(), VecDeque::new(), Bytes::new());
+    let mut before = 0;
     let opened = journal::Log::open(dir, limits, |number, place, payload| {
         if payload.is_empty() {
-            hole = number;
+            holes.push_back((before + 1, number));
         } else {
             index.push_back((number, place));
             latest = Bytes::copy_from_slice(payload);
         }
+        before = number;
     })?;
     let Opened { log: mut disk, floor, last, whole } = opened;
     let now = u64::try_from(clock.now().timestamp_micros()).unwrap_or_default();
     let head = last.max(now) + 1;
-    let mut lost = floor.max(hole);
+    let mut floor = floor;
     if !whole || last == 0 || age.is_none() {
         // Also of a new log: what came before it is not in it.
         disk.append(&[Record { number: head, payload: Bytes::new() }])?;
-        lost = head;
+        floor = head;
     }
     if age.is_none() {
         disk.lost()?;
@@ -142,7 +171,8 @@ pub(super) fn open(
         evicted: head,
         index,
         readers,
-        lost,
+        floor,
+        holes,
         reading,
     };
     let shared = Shared {
@@ -170,9 +200,9 @@ impl Log {
         *self.0.head.borrow()
     }
 
-    /// Parts up to this number may be missing.
-    pub(super) fn lost(&self) -> u64 {
-        self.0.state.lock().lost
+    /// Parts up to this number are gone.
+    pub(super) fn floor(&self) -> u64 {
+        self.0.state.lock().floor
     }
 
     /// Who [began](Self::begin) listens no more.
@@ -209,10 +239,16 @@ impl Log {
             if after >= state.evicted {
                 return Found::Entries(state.recent(after, upto));
             }
-            if state.lost > after {
-                return Found::Missing(state.lost);
+            if state.floor > after {
+                return Found::Missing(state.floor);
             }
             let from = state.index.partition_point(|(number, _)| *number <= after);
+            let hole = state.holes.iter().find(|(_, last)| *last > after).copied();
+            let next = state.index.get(from).map(|(number, _)| *number);
+            if let Some((_, last)) = hole.filter(|(first, _)| next.is_none_or(|next| next > *first)) {
+                return Found::Missing(last);
+            }
+            let upto = hole.map_or(upto, |(first, _)| upto.min(first));
             let mut bytes = 0;
             let places: Vec<_> = state
                 .index
@@ -318,22 +354,19 @@ impl Appender {
                 }
             }
         }
+        if let (None, Some(first), Some(last)) = (&kept, records.first(), records.last()) {
+            // Live listeners have it from memory; nobody finds it later.
+            state.holes.push_back((first.number, last.number));
+        }
         for Record { number, payload } in records {
             let bytes = payload.len();
             let is_gap = payload.is_empty();
             if is_gap {
-                state.lost = state.lost.max(number);
-                state.evicted = state.memory.back().map_or(state.evicted, |last| last.number);
-                state.memory.clear();
-                state.memory_bytes = 0;
+                state.holes.push_back((number, number));
             }
             let part = if is_gap { None } else { state.reading.part(payload) };
             state.memory_bytes += bytes;
             state.memory.push_back(Arc::new(Entry { number, part, bytes }));
-        }
-        if kept.is_none() {
-            // Live listeners have it from memory; nobody finds it later.
-            state.lost = state.lost.max(state.head);
         }
         let delivered = *shared.delivered.borrow();
         while state.memory_bytes > MEMORY_BYTES_MAX {
@@ -486,9 +519,15 @@ impl State {
             if place.segment >= segment {
                 break;
             }
-            self.lost = self.lost.max(number);
+            self.floor = self.floor.max(number);
             self.index.pop_front();
+        }
+        while self.holes.front().is_some_and(|(_, last)| *last <= self.floor) {
+            self.holes.pop_front();
         }
         self.readers.retain(|ordinal, _| *ordinal >= segment);
     }
 }
+
+#[cfg(test)]
+mod tests;

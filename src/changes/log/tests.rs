@@ -1,0 +1,152 @@
+use super::*;
+use crate::wal::{Cell, Change, Column, Op, RowChange};
+use chrono::DateTime;
+
+const BYTES_MAX: u64 = 64 << 20;
+
+fn batch(lsn: u64, first_index: u32, values: &[&str]) -> Batch {
+    let columns = vec![Column::new("v".into(), 25, -1, true, "text".into())];
+    let relation =
+        Relation { oid: 7, schema: "public".into(), name: "t".into(), replica_identity: 'd', columns };
+    let relation = Arc::new(relation);
+    let change = |value: &&str| {
+        let new = Some(vec![Cell::Text(Bytes::copy_from_slice(value.as_bytes()))]);
+        let relation = relation.clone();
+        Change::Row(RowChange { relation, op: Op::Insert, new, old: None, old_is_key_only: false })
+    };
+    Batch {
+        xid: 1,
+        commit_lsn: Lsn(lsn),
+        end_lsn: Lsn(lsn + 8),
+        committed_at: DateTime::from_timestamp(1_700_000_000, 0).unwrap(),
+        first_index,
+        changes: values.iter().map(change).collect(),
+        last: true,
+    }
+}
+
+fn opened(dir: &Path, source: &str) -> (Log, Appender) {
+    open(dir, source, BYTES_MAX, Some(Duration::from_secs(600)), Clock::System).unwrap()
+}
+
+async fn put(appender: &mut Appender, batches: &[Batch]) {
+    appender.append(batches, |_| true).await;
+}
+
+/// The values after `after`, or up to where they may be missing.
+async fn read(log: &Log, mut after: u64) -> Result<Vec<String>, u64> {
+    let mut all = Vec::new();
+    loop {
+        let entries = match log.read(after, u64::MAX).await {
+            Found::Missing(until) => return Err(until),
+            Found::Entries(entries) if entries.is_empty() => return Ok(all),
+            Found::Entries(entries) => entries,
+        };
+        after = entries.last().unwrap().number;
+        for (_, row) in entries.iter().filter_map(|entry| entry.part.as_ref()).flat_map(|part| &part.rows) {
+            let value = row.new.as_ref().and_then(|new| new[0].text()).unwrap();
+            all.push(value.chars().take(3).collect());
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_comes_again_is_in_the_log_once_over_restarts() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, mut appender) = opened(dir.path(), "one");
+    let begun = log.begin();
+    put(&mut appender, &[batch(10, 0, &["a", "b"]), batch(20, 0, &["c"])]).await;
+    put(&mut appender, &[batch(20, 0, &["c", "d"]), batch(10, 0, &["a"])]).await;
+    assert_eq!(read(&log, begun).await.unwrap(), ["a", "b", "c", "d"]);
+    drop((log, appender));
+    let (log, mut appender) = opened(dir.path(), "one");
+    put(&mut appender, &[batch(20, 0, &["c", "d"]), batch(30, 0, &["e"])]).await;
+    assert_eq!(read(&log, begun).await.unwrap(), ["a", "b", "c", "d", "e"]);
+}
+
+#[tokio::test]
+async fn what_is_not_in_memory_any_more_is_read_from_the_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, mut appender) = opened(dir.path(), "one");
+    let begun = log.begin();
+    let large = |n: u64| format!("{n:03}{}", "x".repeat(4 << 20));
+    for n in 0..12 {
+        put(&mut appender, &[batch(10 + n, 0, &[&large(n)])]).await;
+    }
+    assert!(log.0.state.lock().memory.len() < 12, "the memory is bounded");
+    let all: Vec<String> = (0..12).map(|n| format!("{n:03}")).collect();
+    assert_eq!(read(&log, begun).await.unwrap(), all);
+}
+
+#[tokio::test]
+async fn the_log_of_another_database_is_thrown_away() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, mut appender) = opened(dir.path(), "one");
+    let begun = log.begin();
+    put(&mut appender, &[batch(1_000, 0, &["a"])]).await;
+    drop((log, appender));
+    let (log, mut appender) = opened(dir.path(), "two");
+    put(&mut appender, &[batch(10, 0, &["b"])]).await;
+    let until = read(&log, begun).await.unwrap_err();
+    assert_eq!(read(&log, until).await.unwrap(), ["b"]);
+}
+
+#[tokio::test]
+async fn a_gap_is_found_by_who_listens_and_by_who_comes_later() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, mut appender) = opened(dir.path(), "one");
+    let begun = log.begin();
+    put(&mut appender, &[batch(10, 0, &["a"])]).await;
+    let before = log.head();
+    appender.gap().await;
+    put(&mut appender, &[batch(5, 0, &["b"])]).await;
+    let Found::Entries(live) = log.read(before, u64::MAX).await else { panic!("it is in memory") };
+    assert_eq!((live.len(), live[0].part.is_none()), (2, true));
+    let until = live[0].number;
+    drop((log, appender));
+    let (log, _appender) = opened(dir.path(), "one");
+    let Found::Entries(first) = log.read(begun, u64::MAX).await else { panic!("what was before is there") };
+    assert_eq!(first.len(), 1);
+    assert_eq!(read(&log, first[0].number).await.unwrap_err(), until);
+    assert_eq!(read(&log, until).await.unwrap(), ["b"]);
+}
+
+#[tokio::test]
+async fn a_disk_that_takes_nothing_stops_no_change_and_leaves_a_hole() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, mut appender) = opened(dir.path(), "one");
+    let begun = log.begin();
+    put(&mut appender, &[batch(10, 0, &["a"])]).await;
+    // Too large to be kept is as good as a disk that is full.
+    let huge = "h".repeat(RECORD_BYTES_MAX + 1);
+    put(&mut appender, &[batch(20, 0, &[&huge])]).await;
+    assert!(*log.degraded().borrow());
+    assert_eq!(read(&log, begun).await.unwrap(), ["a", "hhh"], "who listens has it");
+    log.set_delivered(log.head());
+    put(&mut appender, &[batch(30, 0, &["c"])]).await;
+    assert!(!*log.degraded().borrow());
+    drop((log, appender));
+    let (log, _appender) = opened(dir.path(), "one");
+    let Found::Entries(first) = log.read(begun, u64::MAX).await else { panic!("what was before is there") };
+    assert_eq!(first.len(), 1);
+    let until = read(&log, first[0].number).await.unwrap_err();
+    assert_eq!(read(&log, until).await.unwrap(), ["c"]);
+}
+
+#[tokio::test]
+async fn nothing_is_kept_while_nobody_can_ask_for_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, mut appender) = open(dir.path(), "one", BYTES_MAX, None, Clock::System).unwrap();
+    let head = log.head();
+    put(&mut appender, &[batch(10, 0, &["a"])]).await;
+    assert_eq!(log.head(), head);
+    let begun = log.begin();
+    put(&mut appender, &[batch(20, 0, &["b"])]).await;
+    assert_eq!(read(&log, begun).await.unwrap(), ["b"]);
+    log.end();
+    put(&mut appender, &[batch(30, 0, &["c"])]).await;
+    assert_eq!(read(&log, begun).await.unwrap(), ["b"]);
+    drop((log, appender));
+    let (log, _appender) = opened(dir.path(), "one");
+    assert!(read(&log, begun).await.is_err(), "what a life did not keep for others is not whole for them");
+}
