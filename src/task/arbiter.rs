@@ -9,7 +9,9 @@ use super::fair::{Want, share};
 use super::rounds::{Candidate, Plan};
 use super::score::{Measured, Offer};
 use super::store::{self, run, sql};
-use super::{Error, Incarnation, Shared, TaskId, awards, depend, lane::BATCH_MAX, register, release, told};
+use super::{
+    Error, Incarnation, Shared, TaskId, awards, burst, depend, lane::BATCH_MAX, register, release, told,
+};
 use crate::{db, fault};
 use deadpool_postgres::Transaction;
 use std::{
@@ -136,7 +138,8 @@ impl Arbiter {
             }
             let wait = self.next_due().await?;
             if wait.is_zero() {
-                if !self.timers().await? && !more {
+                let fired = burst::fire(&self.shared).await?;
+                if !self.timers().await? && !fired && !more {
                     // Someone else holds the rows that are due.
                     return Ok(HELD_PAUSE);
                 }
@@ -151,6 +154,7 @@ impl Arbiter {
         if self.forgot.is_none_or(|at| at.elapsed() > FORGET_EVERY) {
             let client = self.shared.database.client().await?;
             client.execute(sql!("forget_wakes"), &[]).await.map_err(db::Error::from)?;
+            client.execute(sql!("forget_bursts"), &[]).await.map_err(db::Error::from)?;
             // For those who request with SQL.
             let attempts_max = i32::try_from(self.shared.defaults.attempts_max).unwrap_or(i32::MAX);
             client.execute(sql!("defaults"), &[&attempts_max]).await.map_err(db::Error::from)?;

@@ -1,7 +1,7 @@
 //! The negotiation: a durable Contract Net with confirmation (`reference/negotiation.md`).
 //!
 //! Owns the tables `convoke.tasks`, `offers`, `assignments`, `agents`, `statistics`,
-//! `events` and `wakes`; nobody else writes them. [`Tasks`] is the way in: each
+//! `events`, `wakes` and `bursts`; nobody else writes them. [`Tasks`] is the way in: each
 //! command waits for the commit that carries it out. The [`arbiter`](Tasks::arbitrate)
 //! looks when something changed or came due, and awards. What a commit did is told
 //! as [`Notice`]s, which are hints: the rows are the truth.
@@ -12,6 +12,7 @@ mod arbiter;
 mod asks;
 mod awards;
 mod budget;
+mod burst;
 mod config;
 mod decide;
 mod depend;
@@ -42,6 +43,7 @@ mod lane;
 pub use arbiter::Arbiter;
 pub(crate) use budget::wanting;
 pub use budget::{Amount, Budget, Short};
+pub use burst::Burst;
 pub use config::{Config, FOREVER};
 pub use error::Error;
 pub use fire::Schedule;

@@ -7,7 +7,7 @@
 use super::awards;
 use super::rounds::Candidate;
 use super::store::{self, run, sql};
-use super::{AgentId, Error, Notice, Request, TaskState, Tasks, Update, request};
+use super::{AgentId, Burst, Error, Notice, Request, Shared, TaskState, Tasks, Update, burst, request};
 use crate::{
     db,
     id::{Epoch, Lsn, OrgId, TaskId},
@@ -32,6 +32,22 @@ pub struct Wake {
     pub index: u32,
     /// What it requests, or why no request could be made of the change.
     pub request: Result<Request, String>,
+    /// How it is put together with others; nothing for a task of its own.
+    pub burst: Option<Burst>,
+}
+
+impl Wake {
+    /// The request, if it can be made.
+    pub(super) fn checked(&self, shared: &Shared, asked: Request) -> Result<Request, String> {
+        request::New::check(shared, &self.org, &self.trigger, asked.clone()).map_err(|e| e.to_string())?;
+        Ok(asked)
+    }
+}
+
+/// How often a task of such a request may be tried.
+pub(super) fn attempts_max(shared: &Shared, request: &Request) -> i32 {
+    let policy = shared.policy_for(&request.kind).with(&request.policy);
+    policy.map_or(1, |policy| i32::try_from(policy.attempts_max).unwrap_or(i32::MAX))
 }
 
 impl Tasks {
@@ -61,7 +77,7 @@ impl Tasks {
                     let sqlstate = cause.sqlstate().map(SqlState::code);
                     tracing::error!(sqlstate, trigger = wake.trigger, lsn = %wake.lsn, "a wake is refused");
                     let request = Err("the database does not take the request of this change".to_owned());
-                    self.wake_together(&[Wake { request, ..wake.clone() }]).await?;
+                    self.wake_together(&[Wake { request, burst: None, ..wake.clone() }]).await?;
                 }
                 answer => answer?,
             }
@@ -73,20 +89,28 @@ impl Tasks {
         let shared = &self.shared;
         let mut client = shared.database.client().await?;
         let tx = client.transaction().await.map_err(db::Error::from)?;
-        let ((), rows) = futures_util::future::try_join(store::relax(&tx), self.record(&tx, wakes)).await?;
+        let (together, alone): (Vec<&Wake>, Vec<&Wake>) = wakes.iter().partition(|wake| wake.burst.is_some());
+        let ((), mut rows) =
+            futures_util::future::try_join(store::relax(&tx), self.record(&tx, &alone)).await?;
+        let gathered = burst::gather(shared, &tx, &together).await?;
+        rows.extend(gathered.made);
         let doubt = shared.doubt();
         let made = rows.iter().map(|row| (row.get("class"), candidate(row))).collect();
         let written = awards::award_new(shared, &tx, made).await?;
         tx.commit().await.map_err(db::Error::from)?;
         doubt.dispel();
         shared.metrics.requested.inc_by(rows.len() as u64);
-        shared.committed(rows.iter().filter_map(opened).collect(), false);
+        shared.committed(rows.iter().filter_map(opened).collect(), gathered.pending);
         awards::tell(shared, written);
         store::flush(&client).await
     }
 
-    async fn record(&self, tx: &Transaction<'_>, wakes: &[Wake]) -> Result<Vec<Row>, Error> {
-        let requests: Vec<Result<Request, String>> = wakes.iter().map(|wake| self.checked(wake)).collect();
+    async fn record(&self, tx: &Transaction<'_>, wakes: &[&Wake]) -> Result<Vec<Row>, Error> {
+        if wakes.is_empty() {
+            return Ok(Vec::new());
+        }
+        let checked = |wake: &&Wake| wake.checked(&self.shared, wake.request.clone()?);
+        let requests: Vec<Result<Request, String>> = wakes.iter().map(checked).collect();
         let good = |at: usize| requests.get(at).and_then(|request| request.as_ref().ok());
         let each = |of: &dyn Fn(&Request) -> Value| -> Vec<Option<Value>> {
             (0..wakes.len()).map(|at| good(at).map(of)).collect()
@@ -107,11 +131,7 @@ impl Tasks {
             (0..wakes.len()).map(|at| good(at).and_then(|r| r.deadline)).collect();
         let policies = each(&|request| Value::Object(request.policy.clone()));
         let attempts: Vec<i32> = (0..wakes.len())
-            .map(|at| {
-                good(at)
-                    .and_then(|request| self.shared.policy_for(&request.kind).with(&request.policy).ok())
-                    .map_or(1, |policy| i32::try_from(policy.attempts_max).unwrap_or(i32::MAX))
-            })
+            .map(|at| good(at).map_or(1, |request| attempts_max(&self.shared, request)))
             .collect();
         let errors: Vec<Option<&str>> =
             requests.iter().map(|request| request.as_ref().err().map(String::as_str)).collect();
@@ -137,16 +157,9 @@ impl Tasks {
         )
         .await
     }
-
-    fn checked(&self, wake: &Wake) -> Result<Request, String> {
-        let asked = wake.request.clone()?;
-        request::New::check(&self.shared, &wake.org, &wake.trigger, asked.clone())
-            .map_err(|e| e.to_string())?;
-        Ok(asked)
-    }
 }
 
-fn candidate(row: &Row) -> Candidate {
+pub(super) fn candidate(row: &Row) -> Candidate {
     Candidate {
         id: TaskId::from(row.get::<_, Uuid>("id")),
         org: row.get("org"),
@@ -162,7 +175,7 @@ fn candidate(row: &Row) -> Candidate {
     }
 }
 
-fn opened(row: &Row) -> Option<Notice> {
+pub(super) fn opened(row: &Row) -> Option<Notice> {
     Some(Notice::Updated(Update {
         id: TaskId::from(row.get::<_, Uuid>("id")),
         org: OrgId::try_from(row.get::<_, &str>("org")).ok()?,

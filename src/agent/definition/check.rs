@@ -12,6 +12,9 @@ use crate::{
 };
 use std::{collections::HashMap, fmt::Display, time::Duration};
 
+/// Columns that changes may be put together by.
+const COALESCE_COLUMNS_MAX: usize = 16;
+
 /// Something in an agent's file that has to be changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
@@ -286,13 +289,30 @@ fn check_wake(place: &str, wake: &Wake, found: &mut Found) {
         }
         Ok(_) => {}
     }
+    if let Some(debounce) = wake.debounce
+        && !(Duration::from_millis(1)..=Duration::from_secs(3600)).contains(&debounce)
+    {
+        found.add(format!("{place}.debounce"), "it must be 1ms to 1h");
+    }
+    if let Some(columns) = &wake.coalesce_by {
+        if columns.len() > COALESCE_COLUMNS_MAX {
+            let message = format!("{} columns: {COALESCE_COLUMNS_MAX} are the most", columns.len());
+            found.add(format!("{place}.coalesce_by"), message);
+        }
+        if !columns.is_empty() && wake.events.contains(&WakeEvent::Truncate) {
+            let remedy = "make it a [[wake]] of its own without coalesce_by";
+            let message = "TRUNCATE has no row whose columns could be compared";
+            found.add_with(format!("{place}.coalesce_by"), message, remedy);
+        }
+    }
     let request = &wake.request;
     if request.kind.is_empty() || request.kind.len() > 200 {
         found.add(format!("{place}.request.kind"), "the kind of a task has 1 to 200 bytes");
     }
     if request.idempotency_key.is_some() {
         let message = "idempotency_key is not supported in a wake yet: each change requests one task";
-        found.add_with(format!("{place}.request.idempotency_key"), message, "leave the key out");
+        let remedy = "leave the key out, or put changes together with coalesce_by";
+        found.add_with(format!("{place}.request.idempotency_key"), message, remedy);
     }
     if let Err(e) = RequestTemplate::parse(request) {
         found.add(format!("{place}.request.{}", e.place), e.reason);
@@ -332,6 +352,7 @@ mod tests {
             table = "tickets"
             events = []
             filter = "priority>3"
+            debounce = "0s"
             request = { kind = "", policy = { leese = "1s" }, idempotency_key = "x", input = { a = ["{{ nwe }}"] } }
         "#;
         assert_eq!(
@@ -350,11 +371,12 @@ mod tests {
                 "run.cwd: /no/such/folder is no folder",
                 "wake.0.events: no event: it would never wake",
                 "wake.0.filter: [\"priority>3\"] is no condition of the form column=operator.value",
+                "wake.0.debounce: it must be 1ms to 1h",
                 "wake.0.request.kind: the kind of a task has 1 to 200 bytes",
                 "wake.0.request.idempotency_key: idempotency_key is not supported in a wake yet: each change \
                  requests one task",
                 "wake.0.request.input.a.0: there is no \"nwe\": use new, old, event, schema, table, commit_lsn, \
-                 committed_at",
+                 committed_at, changes",
                 "wake.0.request.policy: policy: unknown field `leese`",
             ]
         );
@@ -387,6 +409,19 @@ mod tests {
         assert_eq!(http("http://127.0.0.1:9/x"), Vec::<String>::new());
         assert_eq!(http("ftp://x/y"), ["run.url: \"ftp://x/y\" is no http or https URL"]);
         assert_eq!(http("nowhere"), ["run.url: \"nowhere\" is no URL: relative URL without a base"]);
+    }
+
+    #[test]
+    fn a_truncate_has_no_columns_to_be_put_together_by() {
+        let wake = |by: &str| {
+            let wake = format!(
+                "table = \"t\"\nevents = [\"TRUNCATE\"]\ncoalesce_by = {by}\nrequest = {{ kind = \"k\" }}"
+            );
+            problems(&format!("id = \"w\"\n[run]\nkind = \"remote\"\n[[wake]]\n{wake}"))
+        };
+        assert_eq!(wake("[]"), Vec::<String>::new());
+        let told = "wake.0.coalesce_by: TRUNCATE has no row whose columns could be compared";
+        assert_eq!(wake("[\"a\"]"), [told]);
     }
 
     #[test]

@@ -14,6 +14,12 @@ pub struct Wake {
     /// Which rows, like `priority=gte.3,state=eq.new`; all unless said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub filter: Option<String>,
+    /// One task for a burst of changes, made when none has come for so long, or after ten times that.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "humantime_serde")]
+    pub debounce: Option<Duration>,
+    /// One pending task for each value of these columns; with an empty list one for all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub coalesce_by: Option<Vec<String>>,
     /// The task.
     pub request: WakeRequest,
 }

@@ -5,10 +5,13 @@ use crate::{
     wal::{Cell, Relation, RowChange},
 };
 use deadpool_postgres::Client;
+use sha2::{Digest, Sha256};
 use std::time::Duration;
 
 /// How long Postgres may take over one question, which is about at most five hundred rows.
 pub(super) const ASK_WITHIN: Duration = Duration::from_secs(5);
+/// Longest key of changes that are put together, which an index must take.
+const KEY_BYTES_MAX: usize = 500;
 /// Types from here on are made by users.
 const FIRST_USER_OID: u32 = 16_384;
 
@@ -16,12 +19,14 @@ const FIRST_USER_OID: u32 = 16_384;
 #[derive(Clone, Debug, Default)]
 pub(super) struct Wants {
     pub(super) filter: Filter,
+    /// Columns whose values say which changes are put together.
+    pub(super) by: Vec<String>,
 }
 
 impl Wants {
     /// Whether any row will do, whatever its columns.
     pub(super) fn nothing(&self) -> bool {
-        self.filter.conditions.is_empty()
+        self.filter.conditions.is_empty() && self.by.is_empty()
     }
 }
 
@@ -37,6 +42,7 @@ pub(super) struct Misfit {
 pub(super) struct Fit {
     bound: Bound,
     asks: bool,
+    by: Vec<usize>,
 }
 
 /// How the columns compare, by their places; as far as the catalog does not know them any more, by the names of
@@ -58,7 +64,12 @@ impl Fit {
         };
         let bound = Bound::new(&wants.filter, column)
             .map_err(|e| Misfit { key: "filter", message: e.to_string() })?;
-        Ok(Self { asks: bound.needs_oracle(), bound })
+        let place = |name: &String| {
+            let message = || format!("invalid column for coalesce_by {name}");
+            relation.position(name).ok_or_else(|| Misfit { key: "coalesce_by", message: message() })
+        };
+        let by = wants.by.iter().map(place).collect::<Result<_, _>>()?;
+        Ok(Self { asks: bound.needs_oracle(), bound, by })
     }
 
     /// The same, once Postgres takes the questions that only it can answer.
@@ -82,6 +93,19 @@ impl Fit {
     /// Whether Postgres is asked about rows.
     pub(super) fn asks(&self) -> bool {
         self.asks
+    }
+
+    /// The values of the columns that the change is put together by, as a JSON list, or their digest when that is
+    /// long; nothing when the log does not carry them all.
+    pub(super) fn key(&self, change: &RowChange) -> Option<String> {
+        let value = |at: &usize| match change.cell_at(*at)? {
+            Cell::Unchanged => None,
+            Cell::Null => Some(None),
+            cell @ Cell::Text(_) => Some(Some(cell.text()?)),
+        };
+        let values: Vec<Option<&str>> = self.by.iter().map(value).collect::<Option<_>>()?;
+        let key = serde_json::to_string(&values).unwrap_or_default();
+        Some(if key.len() > KEY_BYTES_MAX { crate::agent::hex(&Sha256::digest(&key)) } else { key })
     }
 
     /// Whether the row after the change, or before it for a delete, passes.

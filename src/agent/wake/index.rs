@@ -11,7 +11,7 @@ use crate::{
     db::{self, Database},
     filter::{Answers, Filter, Kinds, Truth},
     id::{AgentId, Lsn, OrgId},
-    task::Wake,
+    task::{Burst, Wake},
     wal::{Change, Op, Relation, RowChange},
 };
 use chrono::{DateTime, SecondsFormat, Utc};
@@ -20,8 +20,12 @@ use serde_json::{Map, Value, json};
 use std::{
     collections::{BTreeSet, HashMap},
     sync::Arc,
+    time::Duration,
 };
 use tracing::error;
+
+/// The key of changes that no column tells apart.
+const NO_COLUMNS: &str = "[]";
 
 /// Where and when a change was committed.
 #[derive(Clone, Copy, Debug)]
@@ -65,7 +69,15 @@ pub(super) struct Entry {
     pub(super) wants: Wants,
     org: OrgId,
     events: Vec<WakeEvent>,
-    request: RequestTemplate,
+    together: Option<Together>,
+    request: Arc<RequestTemplate>,
+}
+
+/// How the changes of a wake are put together.
+#[derive(Clone, Copy, Debug)]
+struct Together {
+    quiet: Duration,
+    merges: bool,
 }
 
 /// The entries of a table, each fitted to one version of it; nothing for one that does not fit.
@@ -109,10 +121,14 @@ impl WakeIndex {
                 tables.entry(table.to_owned()).or_default().entries.push(Entry {
                     agent: definition.id.clone(),
                     at,
-                    wants: Wants { filter },
+                    wants: Wants { filter, by: wake.coalesce_by.clone().unwrap_or_default() },
                     org: definition.org.clone(),
                     events: wake.events.clone(),
-                    request,
+                    together: (wake.debounce.is_some() || wake.coalesce_by.is_some()).then(|| Together {
+                        quiet: wake.debounce.unwrap_or_default(),
+                        merges: wake.coalesce_by.is_some(),
+                    }),
+                    request: Arc::new(request),
                 });
             }
         }
@@ -169,9 +185,11 @@ impl WakeIndex {
     fn truncated(&self, placed: &Placed<'_>, relations: &[Arc<Relation>], wakes: &mut Vec<Wake>) {
         for relation in relations {
             let Some(table) = self.of(relation) else { continue };
-            let context = context_of(relation, WakeEvent::Truncate, &placed.commit, None, None);
+            let context = Arc::new(context_of(relation, WakeEvent::Truncate, &placed.commit, None, None));
             let woken = table.entries.iter().filter(|entry| entry.events.contains(&WakeEvent::Truncate));
-            wakes.extend(woken.map(|entry| entry.wake(placed, &context, &self.metrics)));
+            wakes.extend(
+                woken.map(|entry| entry.wake(placed, &context, Some(NO_COLUMNS.to_owned()), &self.metrics)),
+            );
         }
     }
 
@@ -242,12 +260,13 @@ impl Look<'_> {
                     wakes.push(Wake { request: Err(reason.to_owned()), ..entry.bare(self.placed) });
                 }
                 Some(Truth::True) => {
+                    let key = fit.and_then(|fit| fit.key(self.row));
                     let context = context.get_or_insert_with(|| {
                         let new = self.row.new.as_ref().map(|_| Value::Object(self.row.new_json()));
                         let old = self.row.old.as_ref().map(|_| Value::Object(self.row.old_json()));
-                        context_of(&self.row.relation, self.event, &self.placed.commit, new, old)
+                        Arc::new(context_of(&self.row.relation, self.event, &self.placed.commit, new, old))
                     });
-                    wakes.push(entry.wake(self.placed, context, metrics));
+                    wakes.push(entry.wake(self.placed, context, key, metrics));
                 }
             }
         }
@@ -261,13 +280,30 @@ impl Entry {
         error!(agent = %self.agent, key, table, error = misfit.message, "a wake does not fit its table");
     }
 
-    fn wake(&self, placed: &Placed<'_>, context: &Context, metrics: &Metrics) -> Wake {
-        let request = self.request.fill(&placed.commit, context).map_err(|e| e.to_string());
+    /// `key`: what the change is put together by; nothing when the log does not carry it.
+    fn wake(
+        &self,
+        placed: &Placed<'_>,
+        context: &Arc<Context>,
+        key: Option<String>,
+        metrics: &Metrics,
+    ) -> Wake {
+        let mut request = self.request.fill(&placed.commit, context).map_err(|e| e.to_string());
+        let burst = self.together.zip(key.clone()).map(|(Together { quiet, merges }, key)| {
+            let (template, context, commit) = (self.request.clone(), context.clone(), placed.commit);
+            let again = move |changes: i64| {
+                template.fill(&commit, &context.with("changes", json!(changes))).map_err(|e| e.to_string())
+            };
+            Burst { key, quiet, merges, again: Arc::new(again) }
+        });
+        if self.together.is_some() && key.is_none() {
+            request = Err("coalesce_by: the change does not carry all of these columns".to_owned());
+        }
         if request.is_err() {
             metrics.wakes_unfit.inc();
         }
         metrics.wakes.inc();
-        Wake { request, ..self.bare(placed) }
+        Wake { request, burst, ..self.bare(placed) }
     }
 
     fn bare(&self, placed: &Placed<'_>) -> Wake {
@@ -278,6 +314,7 @@ impl Entry {
             lsn: placed.commit.lsn,
             index: placed.index,
             request: Err(String::new()),
+            burst: None,
         }
     }
 }
@@ -304,6 +341,7 @@ fn context_of(
         ("schema", json!(relation.schema)),
         ("table", json!(relation.name)),
         ("commit_lsn", json!(commit.lsn.to_string())),
+        ("changes", json!(1)),
         ("committed_at", json!(commit.committed_at.to_rfc3339_opts(SecondsFormat::Micros, true))),
     ];
     Context::new(names.into_iter().map(|(name, value)| (name.to_owned(), value)).collect::<Map<_, _>>())

@@ -23,7 +23,8 @@ use crate::task::Request;
 use serde_json::Value;
 
 /// What the templates of a wake may name.
-pub(crate) const NAMES: [&str; 7] = ["new", "old", "event", "schema", "table", "commit_lsn", "committed_at"];
+pub(crate) const NAMES: [&str; 8] =
+    ["new", "old", "event", "schema", "table", "commit_lsn", "committed_at", "changes"];
 
 /// A wake's request with its templates read.
 #[derive(Debug)]

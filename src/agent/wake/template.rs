@@ -8,7 +8,7 @@
 //! it is, never with values of a row.
 use minijinja::{Environment, ErrorKind, Expression, UndefinedBehavior};
 use serde_json::{Map, Value};
-use std::{cell::OnceCell, sync::LazyLock};
+use std::sync::{LazyLock, OnceLock};
 
 /// Steps that one template may take.
 const FUEL: u64 = 100_000;
@@ -55,14 +55,22 @@ enum Node {
 /// What names in a template stand for; read at most once into the language's own form.
 pub(crate) struct Context {
     names: Map<String, Value>,
-    read: OnceCell<minijinja::Value>,
+    read: OnceLock<minijinja::Value>,
 }
 
 impl Context {
     /// These names.
     #[must_use]
     pub(crate) fn new(names: Map<String, Value>) -> Self {
-        Self { names, read: OnceCell::new() }
+        Self { names, read: OnceLock::new() }
+    }
+
+    /// The same with another value for one of them.
+    #[must_use]
+    pub(crate) fn with(&self, name: &str, value: Value) -> Self {
+        let mut names = self.names.clone();
+        names.insert(name.to_owned(), value);
+        Self::new(names)
     }
 
     fn read(&self) -> minijinja::Value {

@@ -234,3 +234,68 @@ async fn killed_when_others_have_been_moved_by_an_end() {
     let _second = Up::start(&db, folder.path(), None).await;
     check(&db, 2).await;
 }
+
+const GATHERS: &str = r#"
+id = "clerk"
+org = "demo"
+capabilities = ["support.triage"]
+slots = 2
+[run]
+kind = "command"
+argv = ["/bin/sh", "-c", "cat > /dev/null; echo '{\"sorted\":true}'"]
+[[wake]]
+table = "public.tickets"
+events = ["INSERT"]
+DEBOUNCE
+request = { kind = "support.triage", requires = ["support.triage"], input = { id = "{{ new.id }}", changes = "{{ changes }}" } }
+"#;
+
+/// However the daemon dies, every change is in exactly one task, and the last one is not missing.
+async fn gathers(point: &str, debounce: &str) {
+    let (db, folder) = prepared().await;
+    let agent = GATHERS.replace("DEBOUNCE", debounce);
+    std::fs::write(folder.path().join("agents/clerk.toml"), agent).unwrap();
+    let first = Up::start(&db, folder.path(), Some(point)).await;
+    let client = db.client().await;
+    for id in 1..=TICKETS {
+        client.execute("insert into tickets values ($1)", &[&id]).await.unwrap();
+    }
+    first.dies_at(point).await;
+    let _second = Up::start(&db, folder.path(), None).await;
+    let done =
+        "select coalesce(sum((input->>'changes')::bigint), 0)::bigint, max((input->>'id')::bigint), count(*)
+        from convoke.tasks where state = 'completed'";
+    let tasks = soon("all changes are in tasks that are done", async {
+        loop {
+            let row = client.query_one(done, &[]).await.unwrap();
+            if row.get::<_, i64>(0) >= TICKETS {
+                assert_eq!((row.get(0), row.get(1)), (TICKETS, Some(TICKETS)), "put together, and the last");
+                return row.get(2);
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    let pending = "select count(*) from convoke.bursts where due_at is not null";
+    assert_eq!(client.query_one(pending, &[]).await.unwrap().get::<_, i64>(0), 0);
+    check(&db, tasks).await;
+}
+
+macro_rules! gathers_when_killed_at {
+    ($($name:ident: $point:literal, $debounce:literal,)*) => {
+        $(#[tokio::test]
+        async fn $name() {
+            gathers($point, $debounce).await;
+        })*
+    };
+}
+
+gathers_when_killed_at! {
+    killed_before_a_burst_is_recorded: "wake.received", "debounce = '150ms'",
+    killed_after_a_burst_is_recorded: "wake.recorded", "debounce = '150ms'",
+    killed_after_a_burst_is_confirmed: "wake.confirmed", "debounce = '150ms'",
+    killed_before_the_task_of_a_burst_commits: "burst.before_commit", "debounce = '150ms'",
+    killed_after_the_task_of_a_burst_is_made: "burst.fired", "debounce = '150ms'",
+    killed_after_a_change_went_into_a_task: "wake.recorded:2", "coalesce_by = []",
+    killed_before_a_later_burst_of_a_value_commits: "burst.before_commit:2", "debounce = '20ms'\ncoalesce_by = ['id']",
+}

@@ -1,5 +1,6 @@
 //! The negotiation on a real database, without agents' code: the test plays the agents.
 mod budgets;
+mod bursts;
 mod cases;
 mod hanging;
 mod observers;

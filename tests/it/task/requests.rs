@@ -157,6 +157,7 @@ async fn a_wake_that_the_database_does_not_take_holds_up_no_other() {
         lsn: convoke::id::Lsn(77),
         index,
         request: Ok(Request { deadline, ..request(json!({})) }),
+        burst: None,
     };
     // Postgres knows no such year.
     let wakes = [wake(0, Some(chrono::DateTime::<chrono::Utc>::MIN_UTC)), wake(1, None)];
