@@ -117,7 +117,7 @@ async fn serve(options: Options) -> anyhow::Result<()> {
 }
 
 /// Standard input must not stop the event loop.
-fn orders() -> tokio::sync::mpsc::Receiver<String> {
+pub(super) fn orders() -> tokio::sync::mpsc::Receiver<String> {
     let (sender, lines) = tokio::sync::mpsc::channel(1);
     std::thread::spawn(move || {
         for line in std::io::stdin().lock().lines().map_while(Result::ok) {

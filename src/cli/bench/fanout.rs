@@ -10,6 +10,7 @@ use crate::{
     config::Config,
 };
 use anyhow::Context;
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 use std::{net::SocketAddr, process::Stdio, time::Duration};
 use tokio::{
@@ -22,8 +23,8 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// How long sockets stay still before their memory is looked at.
 const STILL: Duration = Duration::from_secs(3);
 
-/// The clients.
-struct Clients {
+/// Clients in a process of their own.
+pub(super) struct Clients {
     child: Child,
     orders: ChildStdin,
     lines: Lines<BufReader<ChildStdout>>,
@@ -37,10 +38,16 @@ impl Clients {
         room: usize,
         bytes: usize,
     ) -> anyhow::Result<Self> {
+        let mut arguments: Vec<String> = ["bench", "client", "--key", key].map(str::to_owned).into();
+        arguments.extend(["--addr".into(), addr.to_string(), "--sockets".into(), sockets.to_string()]);
+        arguments.extend(["--room".into(), room.to_string(), "--bytes".into(), bytes.to_string()]);
+        Self::spawn(&arguments).await
+    }
+
+    /// Starts this program with these arguments and waits until all its sockets have joined.
+    pub(super) async fn spawn(arguments: &[String]) -> anyhow::Result<Self> {
         let mut command = Command::new(std::env::current_exe().context("cannot find this program")?);
-        command.args(["bench", "client", "--addr", &addr.to_string(), "--key", key]);
-        command.args(["--sockets", &sockets.to_string(), "--room", &room.to_string()]);
-        command.args(["--bytes", &bytes.to_string()]);
+        command.args(arguments);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
         let mut child = command.spawn().context("cannot start the clients")?;
         let orders = child.stdin.take().context("no input")?;
@@ -58,7 +65,7 @@ impl Clients {
     }
 
     /// What the clients found, and the processor time of this process meanwhile.
-    async fn ask(&mut self, order: &Order) -> anyhow::Result<(Value, Duration)> {
+    pub(super) async fn ask(&mut self, order: &impl Serialize) -> anyhow::Result<(Value, Duration)> {
         let line = format!("{}\n", serde_json::to_string(order)?);
         self.orders.write_all(line.as_bytes()).await?;
         self.line("begin").await?;
@@ -67,7 +74,7 @@ impl Clients {
         Ok((found, process::cpu()?.saturating_sub(before)))
     }
 
-    async fn stop(self) -> anyhow::Result<()> {
+    pub(super) async fn stop(self) -> anyhow::Result<()> {
         let Self { mut child, orders, .. } = self;
         drop(orders);
         child.wait().await?;
@@ -85,7 +92,7 @@ pub(super) struct Fanout {
 
 pub(super) async fn fanout(settings: &Settings, wish: Fanout) -> Result<Value, Failure> {
     process::allow_sockets(wish.subscribers)?;
-    let channels = Channels::start(&config(settings)?).await?;
+    let channels = Channels::start(&unlimited(settings)?).await?;
     let key = channels.anon_key()?;
     let mut figures = Map::new();
     figures.insert("subscribers".into(), json!(wish.subscribers));
@@ -131,7 +138,7 @@ async fn measure(
 
 pub(super) async fn connections(settings: &Settings, count: usize) -> Result<Value, Failure> {
     process::allow_sockets(count)?;
-    let channels = Channels::start(&config(settings)?).await?;
+    let channels = Channels::start(&unlimited(settings)?).await?;
     let key = channels.anon_key()?;
     let before = process::resident()?;
     let clients = Clients::start(channels.addr, &key, count, 10, 128).await?;
@@ -149,7 +156,7 @@ pub(super) async fn connections(settings: &Settings, count: usize) -> Result<Val
 }
 
 /// Limits out of the way: what is measured is what the sockets cost.
-fn config(settings: &Settings) -> Result<Config, Failure> {
+pub(super) fn unlimited(settings: &Settings) -> Result<Config, Failure> {
     let mut config = settings.load()?.config;
     config.server.listen = SocketAddr::from(([127, 0, 0, 1], 0));
     config.gateway.limits = config.gateway.limits.unlimited();
@@ -158,6 +165,6 @@ fn config(settings: &Settings) -> Result<Config, Failure> {
     Ok(config)
 }
 
-fn round(value: f64) -> f64 {
+pub(super) fn round(value: f64) -> f64 {
     (value * 1000.0).round() / 1000.0
 }

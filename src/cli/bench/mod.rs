@@ -4,6 +4,7 @@
 //! Every figure is a median or a percentile with its baseline from the same run, since
 //! machines are noisy. The cluster lives in a folder of its own and is removed afterwards.
 mod bare;
+mod changes;
 mod client;
 mod death;
 mod fanout;
@@ -12,6 +13,7 @@ mod history;
 mod process;
 mod tasks;
 mod wake;
+mod watchers;
 
 use super::{Failure, Outcome, settings::Settings};
 use crate::{
@@ -84,6 +86,8 @@ pub(super) enum Command {
         #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
         rate: u32,
     },
+    /// Row changes to many sockets: how late they are, how many go, with row security, with many filters.
+    Changes(changes::Options),
     /// Memory of sockets that have joined and say nothing.
     Connections {
         /// Sockets.
@@ -99,6 +103,9 @@ pub(super) enum Command {
     /// The agent that `award` kills, and starts itself.
     #[command(hide = true)]
     Victim(death::Options),
+    /// The clients of `changes`, which starts it itself.
+    #[command(hide = true)]
+    Watchers(watchers::Options),
 }
 
 fn at_least_one(text: &str) -> Result<usize, String> {
@@ -127,6 +134,7 @@ pub(super) async fn run(settings: &Settings, command: Command) -> Outcome {
             let wish = fanout::Fanout { subscribers, in_flight, bytes, seconds, rate };
             fanout::fanout(settings, wish).await?
         }
+        Command::Changes(options) => changes::run(settings, options).await?,
         Command::Connections { count } => fanout::connections(settings, count).await?,
         Command::Channels => {
             channels(&settings.load()?.config).await?;
@@ -135,6 +143,10 @@ pub(super) async fn run(settings: &Settings, command: Command) -> Outcome {
         Command::Victim(options) => return Ok(death::victim(options).await?),
         Command::Client(options) => {
             let clients = std::thread::spawn(|| client::run(options)).join();
+            return Ok(clients.map_err(|_| anyhow!("the clients panicked"))??);
+        }
+        Command::Watchers(options) => {
+            let clients = std::thread::spawn(|| watchers::run(options)).join();
             return Ok(clients.map_err(|_| anyhow!("the clients panicked"))??);
         }
     };
@@ -171,17 +183,16 @@ impl Bench {
         agents: Vec<(Definition, Arc<dyn Agent>)>,
         schema: &str,
     ) -> Result<Self, Failure> {
-        Self::with_history(settings, agents, schema, 0).await
+        Self::with(settings.load()?.config, agents, schema, 0).await
     }
 
     /// With so many tasks that are done already; an offer of each agent on each.
-    async fn with_history(
-        settings: &Settings,
+    async fn with(
+        mut config: Config,
         agents: Vec<(Definition, Arc<dyn Agent>)>,
         schema: &str,
         finished: u64,
     ) -> Result<Self, Failure> {
-        let mut config: Config = settings.load()?.config;
         let folder = if config.database.url.is_none() {
             let folder = std::env::temp_dir().join(format!("convoke-bench-{}", std::process::id()));
             config.database.data_dir.clone_from(&folder);
@@ -223,7 +234,7 @@ impl Bench {
     }
 }
 
-/// Makes the tables that the measurement's wakes name, before the daemon publishes them.
+/// Makes the tables that the measurement names, before the daemon publishes them.
 async fn prepare(config: &Config, schema: &str) -> Result<(), Failure> {
     let scope = crate::scope::Scope::default();
     let database = crate::db::Database::open(&config.database, &scope).await?;

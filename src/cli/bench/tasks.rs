@@ -70,7 +70,7 @@ async fn measure(
     figures: &mut Map<String, Value>,
 ) -> Result<f64, Failure> {
     let &Backlog { tasks, requesters, bidders, slots } = wish;
-    let bench = Bench::with_history(settings, agents(bidders, slots)?, "", finished).await?;
+    let bench = Bench::with(settings.load()?.config, agents(bidders, slots)?, "", finished).await?;
     let org = "bench".try_into()?;
     let wish = request()?;
     let started = Instant::now();
