@@ -189,6 +189,7 @@ impl Router {
         }
         // Before the position is confirmed: what a client can come back for outlives the daemon.
         let woke = !wakes.is_empty();
+        fault::point("changes.received");
         self.deps.appender.append(&work.batches).await;
         if let Some(end) = work.end {
             self.confirm.confirm(end);

@@ -101,9 +101,20 @@ impl Catalog {
         Self { database, publications, lists: Mutex::default(), tables: Mutex::default() }
     }
 
-    /// A connection for a question of another kind.
-    pub(super) async fn client(&self) -> Result<Object, Error> {
-        Ok(timeout(WITHIN, self.database.client()).await.map_err(|_| Error::Slow)??)
+    /// Asks something of a connection.
+    pub(super) async fn ask<T>(
+        &self,
+        question: impl AsyncFnOnce(&mut Object) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let mut client = timeout(WITHIN, self.database.client()).await.map_err(|_| Error::Slow)??;
+        match timeout(WITHIN, question(&mut client)).await {
+            Ok(outcome) => outcome,
+            Err(_) => {
+                // A connection that says nothing any more is of no use to others.
+                drop(Object::take(client));
+                Err(Error::Slow)
+            }
+        }
     }
 
     /// The published tables of these names; with `anew`, as they are this moment.
@@ -161,8 +172,7 @@ impl Catalog {
         name: Option<&str>,
         oid: Option<Oid>,
     ) -> Result<Vec<Arc<Described>>, Error> {
-        let read = async {
-            let client = self.database.client().await?;
+        self.ask(async |client: &mut Object| {
             let statement = client.prepare_cached(include_str!("sql/published.sql")).await?;
             let publication = self.publications.first();
             let rows =
@@ -171,12 +181,12 @@ impl Catalog {
                 rows.iter().map(|row| Ok((row, columns(row)?))).collect::<Result<Vec<_>, Error>>()?;
             let columns = tables.iter().flat_map(|(_, columns)| columns);
             let odd = columns.filter(|column| column.odd).map(|column| column.type_oid);
-            let shapes = shapes(&client, odd.collect()).await?;
+            let shapes = shapes(client, odd.collect()).await?;
             let oids = tables.iter().map(|(row, _)| row.try_get("oid")).collect::<Result<Vec<Oid>, _>>()?;
-            let kinds = Kinds::read(&**client, &oids).await?;
+            let kinds = Kinds::read(&***client, &oids).await?;
             tables.into_iter().map(|(row, columns)| described(row, columns, &kinds, &shapes)).collect()
-        };
-        timeout(WITHIN, read).await.map_err(|_| Error::Slow)?
+        })
+        .await
     }
 }
 

@@ -8,6 +8,7 @@ use crate::{
     db,
     filter::{Bound, Class, Operator, Unbindable},
 };
+use deadpool_postgres::Object;
 use std::sync::Arc;
 use tokio_postgres::error::{DbError, SqlState};
 
@@ -181,20 +182,19 @@ fn is_certain(column: &Column, value: &str) -> bool {
 
 /// The answer of a statement about one value, or what is wrong with the value.
 async fn ask(catalog: &Catalog, sql: &str, value: &str) -> Result<Result<Option<String>, DbError>, Error> {
-    let client = catalog.client().await?;
-    let asked = async {
+    let asked = catalog.ask(async |client: &mut Object| {
         let statement = client.prepare_cached(sql).await?;
         let row = client.query_one(&statement, &[&value]).await?;
         // What is no text is an answer nobody needs.
-        Ok::<_, tokio_postgres::Error>(row.try_get::<_, Option<String>>(0).unwrap_or_default())
-    };
+        Ok(row.try_get::<_, Option<String>>(0).unwrap_or_default())
+    });
     match asked.await {
         Ok(text) => Ok(Ok(text)),
-        Err(error) if db::is_transient(&error) => Err(error.into()),
-        Err(error) => match error.as_db_error() {
+        Err(Error::Query(error)) if !db::is_transient(&error) => match error.as_db_error() {
             Some(said) => Ok(Err(said.clone())),
             None => Err(error.into()),
         },
+        Err(error) => Err(error),
     }
 }
 

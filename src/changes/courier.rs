@@ -33,6 +33,15 @@ pub(super) struct Courier {
     pub(super) metrics: Metrics,
 }
 
+/// A change, and where it stands.
+#[derive(Clone, Copy)]
+struct Told<'a> {
+    number: u64,
+    index: u32,
+    committed_at: DateTime<Utc>,
+    row: &'a RowChange,
+}
+
 /// A change that is for somebody.
 struct Due<'a> {
     number: u64,
@@ -58,12 +67,28 @@ struct Parcel {
 impl Courier {
     /// Puts out what these entries are to those in `registry`, in order. Waits while the database is away.
     pub(super) async fn deliver(&self, registry: &Mutex<Registry>, entries: &[Arc<Entry>], replayed: bool) {
-        self.describe(registry, entries).await;
-        let due = self.find(registry, entries).await;
+        if registry.lock().is_empty() {
+            return;
+        }
+        let parts = entries.iter().filter_map(|entry| Some((entry.number, entry.part.as_ref()?)));
+        let rows = parts.flat_map(|(number, part)| {
+            let committed_at = part.committed_at;
+            part.rows.iter().map(move |(index, row)| Told { number, index: *index, committed_at, row })
+        });
+        let rows: Vec<Told<'_>> = rows.collect();
+        for run in of_one_shape(&rows) {
+            self.deliver_run(registry, run, replayed).await;
+        }
+    }
+
+    /// As [`Self::deliver`], for rows in which each table has one description.
+    async fn deliver_run(&self, registry: &Mutex<Registry>, rows: &[Told<'_>], replayed: bool) {
+        self.describe(registry, rows).await;
+        let known = self.rights(registry, rows).await;
+        let due = self.find(registry, rows, &known).await;
         if due.is_empty() {
             return;
         }
-        let known = self.rights(&due).await;
         let verdicts = self.judge(&due, &known).await;
         let mut parcels: HashMap<usize, Parcel> = HashMap::new();
         let mut order = Vec::new();
@@ -85,8 +110,7 @@ impl Courier {
                     None => continue,
                 };
                 if let Some(why) = refused(due.row.op, rights) {
-                    let untold = group.told.lock().insert((due.table.relation.oid, why.text().to_owned()));
-                    if untold {
+                    if group.told.lock().insert((due.table.relation.oid, why.text().to_owned())) {
                         let data = Bytes::from(refusal(due.row, why));
                         parcel.add(due, &found.items, None, &data, replayed);
                     }
@@ -147,24 +171,18 @@ impl Courier {
     }
 
     /// Reads the catalog for tables that are not known in this form; waits while that cannot be done.
-    async fn describe(&self, registry: &Mutex<Registry>, entries: &[Arc<Entry>]) {
-        let relations: Vec<Arc<Relation>> = {
+    async fn describe(&self, registry: &Mutex<Registry>, rows: &[Told<'_>]) {
+        let mut unknown: Vec<Arc<Relation>> = Vec::new();
+        {
             let registry = registry.lock();
-            if registry.is_empty() {
-                return;
-            }
-            let mut unknown: Vec<Arc<Relation>> = Vec::new();
-            let rows = entries.iter().filter_map(|entry| entry.part.as_ref()).flat_map(|part| &part.rows);
-            for (_, row) in rows {
+            for Told { row, .. } in rows {
                 let is_known = registry.table(&row.relation).is_some();
                 if !is_known && !unknown.iter().any(|it| Arc::ptr_eq(it, &row.relation)) {
                     unknown.push(row.relation.clone());
                 }
             }
-            unknown
-        };
-        // The last description of a table in these entries stays; the others are asked about in their turn.
-        for relation in relations {
+        }
+        for relation in unknown {
             let table = self.table(relation).await;
             let broken = registry.lock().describe(table);
             self.tell_broken(broken);
@@ -205,26 +223,27 @@ impl Courier {
         }
     }
 
-    async fn find<'a>(&self, registry: &Mutex<Registry>, entries: &'a [Arc<Entry>]) -> Vec<Due<'a>> {
+    async fn find<'a>(&self, registry: &Mutex<Registry>, rows: &[Told<'a>], known: &Known) -> Vec<Due<'a>> {
+        // Told once, however often it is looked.
+        let mut untold: Vec<(usize, Match)> = Vec::new();
         loop {
             let mut asking = self.oracle.asking();
             let mut all = Vec::new();
             {
-                let registry = registry.lock();
-                for (entry, part) in entries.iter().filter_map(|entry| Some((entry, entry.part.as_ref()?))) {
-                    for (index, row) in &part.rows {
-                        let Some(table) = registry.table(&row.relation) else { continue };
-                        let matches = registry.find(row, &mut asking);
-                        if !matches.is_empty() {
-                            all.push(Due {
-                                number: entry.number,
-                                index: *index,
-                                committed_at: part.committed_at,
-                                row,
-                                table: table.clone(),
-                                matches,
-                            });
-                        }
+                let mut registry = registry.lock();
+                for (at, Told { number, index, committed_at, row }) in rows.iter().copied().enumerate() {
+                    let Some(table) = registry.table(&row.relation).cloned() else { continue };
+                    let is_refused = |role: &str| {
+                        let rights = known.get(&(address(&table), role.to_owned()));
+                        rights.is_some_and(|it| it.as_ref().is_ok_and(|it| refused(row.op, it).is_some()))
+                    };
+                    let newly = registry.take_refused(&table, row.op, is_refused);
+                    untold.extend(newly.into_iter().map(|found| (at, found)));
+                    let mut matches = registry.find(row, &mut asking);
+                    let here = untold.iter().filter(|(of, _)| *of == at).map(|(_, found)| found.clone());
+                    matches.splice(0..0, here);
+                    if !matches.is_empty() {
+                        all.push(Due { number, index, committed_at, row, table, matches });
                     }
                 }
             }
@@ -234,15 +253,22 @@ impl Courier {
         }
     }
 
-    async fn rights(&self, due: &[Due<'_>]) -> Known {
+    /// What each role that looks at these tables may see of them.
+    async fn rights(&self, registry: &Mutex<Registry>, rows: &[Told<'_>]) -> Known {
+        let mut asked: HashMap<usize, (Arc<Table>, Vec<String>)> = HashMap::new();
+        {
+            let registry = registry.lock();
+            for Told { row, .. } in rows {
+                let Some(table) = registry.table(&row.relation) else { continue };
+                let key = address(table);
+                asked.entry(key).or_insert_with(|| (table.clone(), registry.roles(row.relation.oid)));
+            }
+        }
         let mut known = Known::new();
-        for due in due {
-            for found in &due.matches {
-                let role = found.group.spec.viewer.role();
-                let key = (address(&due.table), role.to_owned());
-                if let std::collections::hash_map::Entry::Vacant(entry) = known.entry(key) {
-                    entry.insert(self.rows.rights(&due.table.rights, role).await);
-                }
+        for (key, (table, roles)) in asked {
+            for role in roles {
+                let rights = self.rows.rights(&table.rights, &role).await;
+                known.insert((key, role), rights);
             }
         }
         known
@@ -290,6 +316,21 @@ impl Courier {
             group.members.lock().iter().for_each(|member| member.tell("error", &text));
         }
     }
+}
+
+/// Rows in their order, cut wherever a table gets another description.
+fn of_one_shape<'t, 'a>(rows: &'t [Told<'a>]) -> impl Iterator<Item = &'t [Told<'a>]> {
+    let mut rest = rows;
+    std::iter::from_fn(move || {
+        let mut shapes: HashMap<u32, &Arc<Relation>> = HashMap::new();
+        let end = rest.iter().position(|told| {
+            let relation = &told.row.relation;
+            !Arc::ptr_eq(shapes.entry(relation.oid).or_insert(relation), relation)
+        });
+        let (run, others) = rest.split_at(end.unwrap_or(rest.len()));
+        rest = others;
+        (!run.is_empty()).then_some(run)
+    })
 }
 
 /// What makes one `data` another.

@@ -71,12 +71,12 @@ impl Following {
                 }
                 Some(known) => {
                     inner.courier.metrics.resumed.inc();
-                    let lost = inner.log.floor();
+                    let missing = inner.log.missing(known.number);
                     let mut at = member.at.lock();
-                    at.number = known.number.max(lost).min(now);
-                    at.missed_upto = now;
-                    if lost > known.number {
-                        Some(expired(known.number, lost))
+                    at.number = known.number.min(now);
+                    (at.missed_upto, at.told_upto) = (now, missing.unwrap_or_default());
+                    if let Some(until) = missing {
+                        Some(expired(known.number, until))
                     } else if known.contested {
                         let (after, until) = (known.number.to_string(), now.to_string());
                         seat.settle();

@@ -32,6 +32,8 @@ pub(super) struct At {
     pub(super) number: u64,
     /// What is numbered up to this was missed.
     pub(super) missed_upto: u64,
+    /// What is missing up to this was told with the join.
+    pub(super) told_upto: u64,
     /// It is where all are that listen.
     pub(super) live: bool,
     /// A task of its own says what it missed.
@@ -51,7 +53,15 @@ impl Member {
         number: u64,
     ) -> Self {
         let topic = spec.topic.clone();
-        let at = Mutex::new(At { number, missed_upto: 0, live: false, apart: false, spec, next: None });
+        let at = Mutex::new(At {
+            number,
+            missed_upto: 0,
+            told_upto: 0,
+            live: false,
+            apart: false,
+            spec,
+            next: None,
+        });
         let channel = channel.to_owned();
         Self { outbox, version, topic, channel, join_ref, gone: AtomicBool::new(false), at }
     }

@@ -71,7 +71,7 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { connections_max: 2, log_bytes_max: 256 << 20, record_bytes_max: 1 << 20, items_max: 100 }
+        Self { connections_max: 2, log_bytes_max: 256 << 20, record_bytes_max: 1 << 20, items_max: 1000 }
     }
 }
 
@@ -87,7 +87,7 @@ impl Config {
             let what = format!("{} bytes are too few", self.log_bytes_max);
             return Some(("log_bytes_max", what, "use 1_048_576 or more"));
         }
-        (self.items_max == 0).then(|| ("items_max", few("items"), "use 1 or more, like 100"))
+        (self.items_max == 0).then(|| ("items_max", few("items"), "use 1 or more, like 1_000"))
     }
 }
 

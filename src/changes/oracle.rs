@@ -3,6 +3,7 @@
 //! A question that fails is one that nobody passes.
 use super::catalog::Catalog;
 use crate::filter::{self, Answers, Probe, Truth};
+use deadpool_postgres::Object;
 use parking_lot::Mutex;
 use std::{sync::Arc, time::Duration};
 
@@ -38,12 +39,10 @@ impl Oracle {
         let Asking(mut answers) = asking;
         let lacked = answers.lack();
         while answers.lack() {
-            let fetched = match self.catalog.client().await {
-                Ok(mut client) => answers.fetch(&mut client, WITHIN).await.map_err(|error| error.to_string()),
-                Err(error) => Err(error.to_string()),
-            };
-            if let Err(error) = fetched {
-                tracing::debug!(error, "filters wait for the database");
+            let fetched =
+                self.catalog.ask(async |client: &mut Object| Ok(answers.fetch(client, WITHIN).await?));
+            if let Err(error) = fetched.await {
+                tracing::debug!(%error, "filters wait for the database");
                 tokio::time::sleep(PAUSE).await;
             }
         }

@@ -52,6 +52,10 @@ pub(super) struct Registry {
 struct Place {
     table: Arc<Table>,
     scan: Vec<Hit>,
+    /// The roles that look at it, and how many items of theirs.
+    roles: HashMap<String, usize>,
+    /// By role, groups that came since it was last looked whether the role may see anything.
+    fresh: HashMap<String, Vec<Arc<Group>>>,
     /// By column, then by value.
     keyed: HashMap<usize, HashMap<Key, Vec<Hit>>>,
 }
@@ -136,6 +140,15 @@ impl Table {
     }
 }
 
+impl Group {
+    /// Its items that are about such changes to a table.
+    pub(super) fn about(&self, table: &Table, op: Op) -> Vec<usize> {
+        let Relation { schema, name, .. } = &*table.relation;
+        let items = self.spec.items.iter().enumerate();
+        items.filter(|(_, item)| item.is_about(schema, name) && item.takes(op)).map(|(at, _)| at).collect()
+    }
+}
+
 impl Registry {
     /// Lets a channel into the group of its spec.
     pub(super) fn enter(&mut self, spec: Spec, member: Arc<Member>) -> Vec<Broken> {
@@ -193,7 +206,13 @@ impl Registry {
     /// A table has (another) description: all items are bound to it. Those that cannot be are given.
     pub(super) fn describe(&mut self, table: Arc<Table>) -> Vec<Broken> {
         let oid = table.relation.oid;
-        let mut place = Place { table, scan: Vec::new(), keyed: HashMap::new() };
+        let mut place = Place {
+            table,
+            scan: Vec::new(),
+            roles: HashMap::new(),
+            fresh: HashMap::new(),
+            keyed: HashMap::new(),
+        };
         let mut groups: Vec<_> = self.groups.values().cloned().collect();
         groups.sort_by_key(|group| group.id);
         let mut broken = Vec::new();
@@ -203,6 +222,36 @@ impl Registry {
         }
         self.tables.insert(oid, place);
         broken
+    }
+
+    /// The roles that look at a table.
+    pub(super) fn roles(&self, oid: u32) -> Vec<String> {
+        self.tables.get(&oid).map(|place| place.roles.keys().cloned().collect()).unwrap_or_default()
+    }
+
+    /// Groups that came since the last call and whose role may see nothing of such changes to a table, with all of
+    /// their items that are about them, whatever their filters say.
+    pub(super) fn take_refused(
+        &mut self,
+        table: &Table,
+        op: Op,
+        is_refused: impl Fn(&str) -> bool,
+    ) -> Vec<Match> {
+        let Some(place) = self.tables.get_mut(&table.relation.oid) else { return Vec::new() };
+        let mut found = Vec::new();
+        for (role, fresh) in &mut place.fresh {
+            if fresh.is_empty() || op == Op::Delete || !table.publishes(op) {
+                continue;
+            }
+            let groups = std::mem::take(fresh);
+            if is_refused(role) {
+                found.extend(groups.into_iter().filter_map(|group| {
+                    let items = group.about(table, op);
+                    (!items.is_empty()).then_some(Match { group, items })
+                }));
+            }
+        }
+        found
     }
 
     /// Whom a change to `table` is for, as far as filters know, in a fixed order; what the oracle does not know yet
@@ -274,6 +323,11 @@ impl Place {
                     continue;
                 }
             };
+            let fresh = self.fresh.entry(group.spec.viewer.role().to_owned()).or_default();
+            if fresh.last().is_none_or(|last| !Arc::ptr_eq(last, group)) {
+                fresh.push(group.clone());
+            }
+            *self.roles.entry(group.spec.viewer.role().to_owned()).or_default() += 1;
             let hit = Hit { group: group.clone(), item: at, bound: bound.clone() };
             match bound.keys() {
                 Some((column, keys)) => {
@@ -290,10 +344,21 @@ impl Place {
 
     fn unbind(&mut self, group: &Arc<Group>) {
         self.scan.retain(|hit| !Arc::ptr_eq(&hit.group, group));
+        if let Some(fresh) = self.fresh.get_mut(group.spec.viewer.role()) {
+            fresh.retain(|it| !Arc::ptr_eq(it, group));
+        }
+        let Relation { schema, name, .. } = &*self.table.relation;
         // Only under the values that its own items name.
-        for item in group.spec.items.iter() {
-            let bound = Bound::new(&item.filter, |column| self.table.column(column)).ok();
-            let Some((column, keys)) = bound.and_then(|bound| bound.keys()) else { continue };
+        for item in group.spec.items.iter().filter(|item| item.is_about(schema, name)) {
+            let Ok(bound) = Bound::new(&item.filter, |column| self.table.column(column)) else { continue };
+            let role = group.spec.viewer.role();
+            if let Some(count) = self.roles.get_mut(role) {
+                *count -= 1;
+                if *count == 0 {
+                    self.roles.remove(role);
+                }
+            }
+            let Some((column, keys)) = bound.keys() else { continue };
             let Some(by_value) = self.keyed.get_mut(&column) else { continue };
             for key in keys {
                 if let Some(hits) = by_value.get_mut(&key) {

@@ -6,6 +6,7 @@ use super::{
     member::Member,
     registry::Registry,
 };
+use crate::fault;
 use parking_lot::Mutex;
 use serde_json::json;
 use std::sync::Arc;
@@ -53,7 +54,11 @@ impl Inner {
                 self.tell_gap(&self.registry, at, until);
                 until
             }
-            Found::Entries(entries) => self.pass_on(&self.registry, &entries, (at, 0)).await,
+            Found::Entries(entries) => {
+                let number = self.pass_on(&self.registry, &entries, (at, 0, 0)).await;
+                fault::point("changes.published");
+                number
+            }
         }
     }
 
@@ -62,7 +67,7 @@ impl Inner {
         &self,
         registry: &Mutex<Registry>,
         entries: &[Arc<Entry>],
-        (at, missed_upto): (u64, u64),
+        (at, missed_upto, told_upto): (u64, u64, u64),
     ) -> u64 {
         let mut number = at;
         // What was missed is marked, what is live is not, and a gap stands between.
@@ -72,10 +77,10 @@ impl Inner {
         };
         for run in entries.chunk_by(same) {
             let (Some(first), Some(last)) = (run.first(), run.last()) else { continue };
-            if first.part.is_none() {
-                self.tell_gap(registry, number, last.number);
-            } else {
+            if first.part.is_some() {
                 self.courier.deliver(registry, run, first.number <= missed_upto).await;
+            } else if last.number > told_upto {
+                self.tell_gap(registry, number, last.number);
             }
             number = last.number;
         }
@@ -163,17 +168,18 @@ impl Inner {
     async fn catch_up(&self, member: &Arc<Member>, upto: u64, reads_max: usize) -> bool {
         let mut own: Option<Mutex<Registry>> = None;
         for _ in 0..reads_max {
-            let (number, missed_upto, spec) = {
+            let (number, missed_upto, told_upto, spec) = {
                 let mut at = member.at.lock();
                 if at.take_next() {
                     own = None;
                 }
-                (at.number, at.missed_upto, at.spec.clone())
+                (at.number, at.missed_upto, at.told_upto, at.spec.clone())
             };
             if number >= upto || member.is_gone() {
                 return true;
             }
             let reached = match self.log.read(number, upto).await {
+                Found::Missing(until) if until <= told_upto => until,
                 Found::Missing(until) => {
                     self.tell_position(member, until, Some(expired(number, until)));
                     until
@@ -186,7 +192,7 @@ impl Inner {
                         Mutex::new(registry)
                     });
                     self.courier.metrics.replayed.inc_by(entries.len() as u64);
-                    self.pass_on(registry, &entries, (number, missed_upto)).await
+                    self.pass_on(registry, &entries, (number, missed_upto, told_upto)).await
                 }
             };
             member.at.lock().number = reached;

@@ -200,9 +200,11 @@ impl Log {
         *self.0.head.borrow()
     }
 
-    /// Parts up to this number are gone.
-    pub(super) fn floor(&self) -> u64 {
-        self.0.state.lock().floor
+    /// Up to which number something behind `after` is missing, if anything is.
+    pub(super) fn missing(&self, after: u64) -> Option<u64> {
+        let state = self.0.state.lock();
+        let hole = state.holes.back().map_or(0, |(_, last)| *last);
+        Some(hole.max(state.floor)).filter(|last| *last > after)
     }
 
     /// Who [began](Self::begin) listens no more.
@@ -340,6 +342,7 @@ impl Appender {
     async fn put(&mut self, payloads: Vec<Bytes>) {
         let records = self.numbered(payloads);
         let kept = self.write(records.clone()).await;
+        fault::point("changes.logged");
         self.make_room().await;
         let shared = &self.log.0;
         let mut state = shared.state.lock();
@@ -425,7 +428,6 @@ impl Appender {
             let mut disk = disk.lock();
             let too_large = largest > RECORD_BYTES_MAX;
             let places = if too_large { None } else { Some(disk.append(&records)) };
-            fault::point("changes.written");
             match places {
                 Some(Ok(places)) => {
                     if mended
