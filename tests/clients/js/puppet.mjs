@@ -34,6 +34,13 @@ const commands = {
     channel.on("system", {}, (message) => say({ event: "system", topic, message: message.message }));
     channel.subscribe((status, error) => say({ event: "status", topic, status, error: error?.message }));
   },
+  watch({ topic, items }) {
+    const channel = client.channel(topic);
+    channels.set(topic, channel);
+    for (const item of items) channel.on("postgres_changes", item, (change) => say({ event: "change", topic, change }));
+    channel.on("system", {}, (message) => say({ event: "system", topic, message: message.message }));
+    channel.subscribe((status, error) => say({ event: "status", topic, status, error: error?.message }));
+  },
   async send({ topic, name, ...payload }) {
     const message = { type: "broadcast", event: name, payload: unwire(payload) };
     say({ event: "sent", result: await channels.get(topic).send(message) });

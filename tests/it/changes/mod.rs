@@ -1,3 +1,8 @@
 //! Row changes for clients: who sees which row.
+mod differential;
+mod faults;
+mod listener;
+mod resume;
 mod rows;
 mod sight;
+pub mod watch;

@@ -64,7 +64,7 @@ confidence = 7
     insta::assert_snapshot!(told(&[("a.toml", text)]), @r#"
     a.toml:5: run.argv: there is no command no-such-program-anywhere on PATH; install it, correct the name, or give its full path
     a.toml:6: run.url: url belongs to kind = "http", not to "command"
-    a.toml:10: wake.0.filter: "colour" is not of the form column=operator.value
+    a.toml:10: wake.0.filter: ["colour"] is no condition of the form column=operator.value
     a.toml:11: wake.0.request.input.ticket: syntax error: unexpected end of input, expected end of variable block
     a.toml:14: offer.confidence: 7 is not in 0 to 1
     "#);

@@ -25,14 +25,14 @@ request = { kind = "support.triage", requires = ["support.triage"], input = { id
 "#;
 
 /// The real binary on the test's database. It dies with the value.
-struct Up {
+pub struct Up {
     process: Child,
-    url: String,
+    pub url: String,
 }
 
 impl Up {
     /// Starts it and waits until it says that it is up.
-    async fn start(db: &TestDb, folder: &Path, fault: Option<&str>) -> Self {
+    pub async fn start(db: &TestDb, folder: &Path, fault: Option<&str>) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_convoke"));
         command
             .args(["up", "--json"])
@@ -64,9 +64,20 @@ impl Up {
         up
     }
 
-    async fn dies_at(mut self, point: &str) {
+    pub async fn dies_at(mut self, point: &str) {
         let status = soon(point, self.process.wait()).await.unwrap();
         assert_eq!(status.signal(), Some(9), "{point}: {status}");
+    }
+
+    pub async fn kill(mut self) {
+        self.process.kill().await.unwrap();
+    }
+
+    /// The most memory that it had so far, in kilobytes.
+    pub fn memory_peak(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id().unwrap())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
     }
 }
 

@@ -4,6 +4,8 @@ mod line;
 mod offers;
 mod parts;
 
+pub use killed::Up;
+
 use crate::support::{TestDb, database};
 use convoke::{
     agent::{Agent, Definition, Finished, Job},

@@ -6,7 +6,9 @@
 //! running for the next run, detached from everything that started it.
 #![allow(dead_code, unused_imports, reason = "not every test module uses everything")]
 mod database;
+mod proxy;
 mod server;
 
 pub use database::{TestDb, database, empty_database};
-pub use server::postgres;
+pub use proxy::Proxy;
+pub use server::{open_to_all, postgres};

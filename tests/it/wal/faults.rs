@@ -1,24 +1,13 @@
 //! Servers that kill, restart, fall silent or want to be convinced.
 use super::rig::{PATIENCE, PUBLICATION, rig, start};
+use crate::support::{Proxy, open_to_all};
 use convoke::{
     db::{self, Database, Target, private},
     scope::Scope,
     wal::{self, Event},
 };
 use secrecy::SecretString;
-use std::{
-    path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering},
-    },
-    time::Duration,
-};
-use tokio::{
-    io::copy_bidirectional,
-    net::{TcpListener, TcpStream},
-};
-use tokio_util::sync::CancellationToken;
+use std::{path::Path, time::Duration};
 
 #[tokio::test]
 async fn a_killed_walsender_costs_nothing_and_doubles_nothing() {
@@ -231,12 +220,6 @@ async fn insert(database: &Database, id: i64) {
     tokio::time::timeout(PATIENCE, insert).await.unwrap();
 }
 
-/// A private server runs as another user when we are root, and must get through.
-fn open_to_all(folder: &Path) {
-    use std::os::unix::fs::PermissionsExt;
-    std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755)).unwrap();
-}
-
 fn self_signed(certificate: &Path, key: &Path) {
     let run = |program: &str, args: &[&str]| {
         let output = std::process::Command::new(program).args(args).output().unwrap();
@@ -271,47 +254,5 @@ fn self_signed(certificate: &Path, key: &Path) {
     let owner = std::process::Command::new("id").arg("-u").output().unwrap();
     if owner.stdout == b"0\n" {
         run("chown", &["postgres", key]);
-    }
-}
-
-/// Forwards to the server until it is told to fall silent; connections made after that are forwarded again.
-struct Proxy {
-    url: String,
-    frozen: CancellationToken,
-    generation: Arc<AtomicU32>,
-}
-
-impl Proxy {
-    async fn start(url: &str) -> Self {
-        let target = Target::parse(url).unwrap();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let url = url.replace(&format!(":{}/", target.port), &format!(":{port}/"));
-        let (frozen, generation) = (CancellationToken::new(), Arc::new(AtomicU32::new(0)));
-        let (freeze, current) = (frozen.clone(), Arc::clone(&generation));
-        let server = ("127.0.0.1", target.port);
-        #[expect(clippy::disallowed_methods, reason = "it ends with the test's runtime")]
-        tokio::spawn(async move {
-            loop {
-                let (mut client, _) = listener.accept().await.unwrap();
-                let mut upstream = TcpStream::connect(server).await.unwrap();
-                let (freeze, born) = (freeze.clone(), current.load(Ordering::Acquire));
-                tokio::spawn(async move {
-                    tokio::select! {
-                        _ = copy_bidirectional(&mut client, &mut upstream) => {}
-                        () = freeze.cancelled(), if born == 0 => {
-                            // Both sockets stay open and nothing moves.
-                            std::future::pending::<()>().await;
-                        }
-                    }
-                });
-            }
-        });
-        Self { url, frozen, generation }
-    }
-
-    fn freeze(&self) {
-        self.generation.store(1, Ordering::Release);
-        self.frozen.cancel();
     }
 }

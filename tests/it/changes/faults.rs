@@ -1,0 +1,389 @@
+//! Daemons and servers that are killed, restarted, cut off and filled up: nothing is lost in silence, order is kept.
+use super::{
+    listener::{Listener, Writer, at},
+    resume::{prove, resumable, resume},
+    watch::{House, Watch, change, ground, settings, subscribed, token},
+};
+use crate::{
+    daemon::{Echo, Running, Up, definition, fresh, soon},
+    realtime::{SECRET, Socket},
+    support::{Proxy, open_to_all},
+};
+use convoke::{
+    config::Config,
+    db::{self, private},
+};
+use secrecy::SecretString;
+use serde_json::{Value, json};
+use std::{path::Path, sync::Arc, time::Duration};
+
+const N: &str = "create table n (id bigint primary key, body text);";
+/// How many times a daemon is killed.
+const KILLS: u32 = 4;
+
+fn items() -> Value {
+    json!([{"event": "INSERT", "schema": "public", "table": "n"}])
+}
+
+/// The settings of a daemon that is a process of its own.
+fn write_settings(folder: &Path, more: &str) {
+    let text = format!(
+        "[auth]\njwt_secret = '{SECRET}'\n[gateway]\nidle_timeout = '5s'\n{more}\n\
+         [[channels]]\ntopic = 'room*'\nhistory = '10m'\nresume = true\n"
+    );
+    std::fs::write(folder.join("convoke.toml"), text).unwrap();
+}
+
+fn socket_url(http: &str, client: &str) -> String {
+    let address = http.replacen("http", "ws", 1);
+    let key = token(json!({"sub": "listener"}));
+    format!("{address}/realtime/v1/websocket?apikey={key}&vsn=2.0.0&client_id={client}")
+}
+
+/// 112
+#[tokio::test]
+async fn a_daemon_that_is_killed_again_and_again_loses_no_change_of_those_who_come_back() {
+    let kills =
+        std::env::var("CONVOKE_CHANGES_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(KILLS);
+    let (db, folder) = fresh().await;
+    ground(&db, N, "n").await;
+    write_settings(folder.path(), "");
+    let mut up = Up::start(&db, folder.path(), None).await;
+    let (place, url) = at(socket_url(&up.url, "one"));
+    let mut listener = Listener::start(url.clone(), items());
+    listener.joined().await;
+    let mut writer = Writer::start(db.url.clone(), Duration::from_millis(2));
+    for kill in 0..kills {
+        writer.more(100 + i64::from(kill * 37 % 100)).await;
+        up.kill().await;
+        writer.more(50).await;
+        up = Up::start(&db, folder.path(), None).await;
+        place.send_replace(socket_url(&up.url, "one"));
+    }
+    writer.more(100).await;
+    let last = writer.stop().await;
+    let heard = listener.until(last).await;
+    println!("killed {kills} times: {last} rows, {heard:?}");
+    assert!(heard.first <= Some(2) && heard.gaps.is_empty() && heard.joins > u64::from(kills), "{heard:?}");
+    assert!(heard.replayed > 0, "{heard:?}");
+}
+
+/// The daemon dies between any two steps of taking a change to its clients.
+#[tokio::test]
+async fn killed_at_any_step_it_loses_and_doubles_nothing_that_is_not_marked() {
+    for point in ["changes.received", "changes.logged", "changes.published"] {
+        let (db, folder) = fresh().await;
+        ground(&db, N, "n").await;
+        write_settings(folder.path(), "");
+        let up = Up::start(&db, folder.path(), Some(&format!("{point}:3"))).await;
+        let (place, url) = at(socket_url(&up.url, "one"));
+        let mut listener = Listener::start(url, items());
+        listener.joined().await;
+        let mut writer = Writer::start(db.url.clone(), Duration::from_millis(5));
+        up.dies_at(point).await;
+        writer.more(20).await;
+        let up = Up::start(&db, folder.path(), None).await;
+        place.send_replace(socket_url(&up.url, "one"));
+        writer.more(20).await;
+        let last = writer.stop().await;
+        let heard = listener.until(last).await;
+        assert!(heard.first <= Some(2) && heard.gaps.is_empty(), "{point}: {heard:?}");
+    }
+}
+
+/// A server of the test's own, which it may stop and kill.
+struct Own {
+    server: Option<private::Server>,
+    options: private::Options,
+    url: String,
+    _folder: tempfile::TempDir,
+}
+
+impl Own {
+    async fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        open_to_all(folder.path());
+        let options =
+            private::Options { data_dir: folder.path().join("data"), ..private::Options::default() };
+        let server = private::Server::open(&options).await.unwrap();
+        let url = server.tcp_target().url();
+        Self { server: Some(server), options, url, _folder: folder }
+    }
+
+    async fn stop(&mut self) {
+        self.server.take().unwrap().stop().await.unwrap();
+    }
+
+    /// Kills all of it: what it had not flushed is gone.
+    async fn kill(&mut self) {
+        let server = self.server.take().unwrap();
+        let pid = server.pid().unwrap();
+        server.leave();
+        let kill = |pid: &str| std::process::Command::new("kill").args(["-9", pid]).status().unwrap();
+        let list = std::process::Command::new("pgrep").args(["-P", &pid.to_string()]).output().unwrap();
+        kill(&pid.to_string());
+        for child in String::from_utf8(list.stdout).unwrap().lines() {
+            kill(child);
+        }
+    }
+
+    async fn again(&mut self) {
+        let server = private::Server::open(&self.options).await.unwrap();
+        assert_eq!(server.tcp_target().url(), self.url, "at the same address");
+        self.server = Some(server);
+    }
+}
+
+/// A daemon on a server of the test's own: `N` and the publication are there.
+async fn on_own(own: &Own, data: &tempfile::TempDir, change: impl FnOnce(&mut Config)) -> Running {
+    let database = db::Config { url: Some(SecretString::from(own.url.clone())), ..db::Config::default() };
+    let scope = convoke::scope::Scope::default();
+    let opened = db::Database::open(&database, &scope).await.unwrap();
+    db::migrate(&opened).await.unwrap();
+    let sql = opened.client().await.unwrap();
+    let publication = "create publication supabase_realtime for table public.n, public.mark";
+    let ground = format!(
+        "set search_path = public; create table mark (id bigint primary key); {N} {publication};
+         grant select on n, mark to anon, authenticated, service_role"
+    );
+    sql.batch_execute(&ground).await.unwrap();
+    drop(sql);
+    opened.stop().await.unwrap();
+    let mut config = Config { database, ..Config::default() };
+    config.database.data_dir = data.path().to_owned();
+    config.server.listen.set_port(0);
+    config.auth.jwt_secret = Some(SECRET.into());
+    config.gateway.join_error_delay = Duration::ZERO;
+    change(&mut config);
+    Running::start(config, Vec::new()).await
+}
+
+/// A fast and an immediate restart, and a kill: who stays connected hears every row once.
+#[tokio::test]
+async fn a_server_that_restarts_costs_its_clients_nothing() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let (mut own, data) = (Own::start().await, tempfile::tempdir().unwrap());
+    let running = on_own(&own, &data, |_| ()).await;
+    let (_place, url) = at(socket_url(&format!("http://{}", running.parts.addr), ""));
+    let mut listener = Listener::start(url, items());
+    listener.joined().await;
+    let mut writer = Writer::start(own.url.clone(), Duration::from_millis(2));
+    for round in 0..3 {
+        writer.more(100).await;
+        if round % 2 == 0 {
+            own.stop().await;
+        } else {
+            own.kill().await;
+        }
+        own.again().await;
+    }
+    writer.more(100).await;
+    let last = writer.stop().await;
+    let heard = listener.until(last).await;
+    assert!(heard.first <= Some(2) && heard.again == 0 && heard.gaps.is_empty(), "{heard:?}");
+    running.stop().await;
+    own.stop().await;
+}
+
+/// 22: different: the join itself waits for the database, and is refused when it does not come.
+#[tokio::test]
+async fn while_the_database_is_away_a_join_waits_and_is_then_refused_by_name() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let (mut own, data) = (Own::start().await, tempfile::tempdir().unwrap());
+    let running = on_own(&own, &data, |_| ()).await;
+    let http = format!("http://{}", running.parts.addr);
+    own.stop().await;
+    let mut socket = Socket::open(&socket_url(&http, ""), true).await;
+    let reply = socket.join("room", json!({"postgres_changes": items()})).await;
+    let unable = "UnableToConnectToProject: Realtime was unable to connect to the project database";
+    assert_eq!(reply.reason(), unable);
+
+    let mut socket = Socket::open(&socket_url(&http, ""), true).await;
+    let joining = socket.join("room", json!({"postgres_changes": items()}));
+    let (reply, ()) = tokio::join!(joining, own.again());
+    reply.ok();
+    assert_eq!(socket.next().await.payload, subscribed("room"));
+    connected(&own.url).await.batch_execute("insert into public.n values (1)").await.unwrap();
+    assert_eq!(change(socket.next().await)["data"]["record"]["id"], 1);
+    drop(socket);
+    running.stop().await;
+    own.stop().await;
+}
+
+/// 114: cut, and half open: both ends believe in a connection on which nothing moves.
+#[tokio::test]
+async fn sockets_to_the_server_that_are_cut_or_fall_silent_cost_nothing() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    // What is frozen in a transaction would hold up the slots of other tests.
+    let (mut own, data) = (Own::start().await, tempfile::tempdir().unwrap());
+    let proxy = Proxy::start(&own.url).await;
+    let running = on_own(&own, &data, |config| {
+        config.database.url = Some(SecretString::from(proxy.url.clone()));
+        config.wal.liveness_timeout = Duration::from_secs(1);
+    })
+    .await;
+    let (_place, url) = at(socket_url(&format!("http://{}", running.parts.addr), ""));
+    let mut listener = Listener::start(url, items());
+    listener.joined().await;
+    let mut writer = Writer::start(own.url.clone(), Duration::from_millis(2));
+    for round in 0..4 {
+        writer.more(100).await;
+        if round % 2 == 0 {
+            proxy.cut();
+        } else {
+            proxy.freeze();
+            // The server still believes in the old connection, and would for a minute.
+            writer.more(100).await;
+            let sql = connected(&own.url).await;
+            sql.batch_execute("select pg_terminate_backend(active_pid) from pg_replication_slots")
+                .await
+                .unwrap();
+        }
+    }
+    writer.more(100).await;
+    let last = writer.stop().await;
+    let heard = listener.until(last).await;
+    assert!(heard.first <= Some(2) && heard.again == 0 && heard.gaps.is_empty(), "{heard:?}");
+    running.stop().await;
+    own.stop().await;
+}
+
+async fn connected(url: &str) -> tokio_postgres::Client {
+    let (client, connection) = tokio_postgres::connect(url, tokio_postgres::NoTls).await.unwrap();
+    #[expect(clippy::disallowed_methods, reason = "it ends with the client")]
+    tokio::spawn(connection);
+    client
+}
+
+/// What no test wrote is not there.
+pub async fn rows(watch: &mut Watch, count: usize) -> Vec<i64> {
+    let mut ids = Vec::new();
+    while ids.len() < count {
+        ids.push(watch.next().await["data"]["record"]["id"].as_i64().unwrap());
+    }
+    ids
+}
+
+/// 115
+#[tokio::test]
+async fn a_slot_that_is_lost_is_told_to_every_subscriber_and_changes_go_on() {
+    let house = House::with(N, "n", resumable).await;
+    let mut live = house.watch(items()).await;
+    let (mut away, _) = resume(&house, "away", json!({}), items()).await;
+    house.run("insert into n values (1)").await;
+    assert_eq!(rows(&mut live, 1).await, [1]);
+    assert_eq!(change(away.next().await)["data"]["record"]["id"], 1);
+    prove(&mut away).await;
+    drop(away);
+    let slot = house.db.slot();
+    let dropped = async {
+        loop {
+            let end = "select pg_terminate_backend(active_pid, 5000) from pg_replication_slots where slot_name = $1";
+            house.sql.execute(end, &[&slot]).await.unwrap();
+            if house.sql.execute("select pg_drop_replication_slot($1)", &[&slot]).await.is_ok() {
+                break;
+            }
+        }
+    };
+    soon("the slot is dropped", dropped).await;
+    let told = live.socket.next().await;
+    assert_eq!(
+        (&*told.event, &told.payload["extension"]),
+        ("system", &json!("postgres_changes")),
+        "{told:?}"
+    );
+    assert_eq!((&told.payload["status"], &told.payload["channel"]), (&json!("error"), &json!("room")));
+    println!("told: {}", told.payload["message"]);
+    house.run("insert into n values (3)").await;
+    let frames = house.frames(&mut live).await;
+    let changes: Vec<_> = frames.iter().filter(|got| got.event == "postgres_changes").collect();
+    assert_eq!(changes.len(), 1, "{frames:?}");
+    assert_eq!(changes[0].payload["data"]["record"]["id"], 3);
+
+    let (mut away, told) = resume(&house, "away", json!({}), items()).await;
+    assert_eq!(told["status"], "error", "{told}");
+    assert!(told["meta"]["gap"]["reason"].is_string(), "{told}");
+    let next = change(away.next().await);
+    assert_eq!((&next["data"]["record"]["id"], &next["meta"]["replayed"]), (&json!(3), &json!(true)));
+}
+
+const WAKE: &str = r#"
+[[wake]]
+table = "public.calls"
+events = ["INSERT"]
+request = { kind = "triage", requires = ["work"], input = { call = "{{ new.id }}" } }
+"#;
+
+/// Row security that takes its time delays its viewers alone.
+#[tokio::test]
+async fn a_slow_policy_delays_its_viewers_and_neither_agents_nor_others() {
+    let (db, data) = fresh().await;
+    let slow = "create table calls (id int primary key); create table slow (id bigint primary key);
+        alter table slow enable row level security;
+        create function wait() returns boolean language plpgsql as $$ begin perform pg_sleep(0.01); return true; end $$;
+        create policy p on slow to authenticated using (wait());
+        create policy q on slow to anon using (true);";
+    ground(&db, slow, "slow").await;
+    let (told, mut inputs) = tokio::sync::mpsc::channel(16);
+    let agent = (definition("echo", WAKE), Arc::new(Echo(told)) as _);
+    let running = Running::start(settings(&db, &data), vec![agent]).await;
+    let house = House::around(running, db, data).await;
+    let mut viewer = house.watch(json!([{"table": "slow"}])).await;
+    house.run("insert into slow select generate_series(1, 300)").await;
+    house.run("insert into calls values (7)").await;
+    let woken = soon("the agent", inputs.recv());
+    let seen = async {
+        let mut seen = 0;
+        while seen < 300 {
+            viewer.next().await;
+            seen += 1;
+        }
+    };
+    tokio::pin!(seen);
+    tokio::select! {
+        biased;
+        woken = woken => assert_eq!(woken.unwrap()["call"], 7),
+        () = &mut seen => panic!("the agent waited for the policy"),
+    }
+    seen.await;
+    house.running.stop().await;
+}
+
+/// A transaction of half a million rows among small ones: each subscriber gets what it asked for, in order.
+#[tokio::test]
+async fn a_huge_transaction_among_small_ones_is_told_in_order_in_bounded_memory() {
+    let rows_in_it =
+        std::env::var("CONVOKE_CHANGES_HUGE").ok().and_then(|text| text.parse().ok()).unwrap_or(100_000_i64);
+    let (db, folder) = fresh().await;
+    ground(&db, N, "n").await;
+    write_settings(folder.path(), "");
+    let up = Up::start(&db, folder.path(), None).await;
+    let some = json!([
+        {"event": "INSERT", "schema": "public", "table": "n", "filter": "body=eq.small"},
+        {"event": "INSERT", "schema": "public", "table": "n", "filter": "body=like.%0000"},
+    ]);
+    let socket = Socket::open(&socket_url(&up.url, ""), true).await;
+    let mut watch = Watch::start(socket, "room", some, json!({})).await;
+    let sql = db.client().await;
+    sql.batch_execute("insert into n values (-3, 'small')").await.unwrap();
+    assert_eq!(rows(&mut watch, 1).await, [-3]);
+    let before = up.memory_peak();
+    let huge =
+        format!("insert into n select i, repeat('x', 100) || i from generate_series(1, {rows_in_it}) i");
+    let open = db.client().await;
+    open.batch_execute("begin").await.unwrap();
+    open.batch_execute(&huge).await.unwrap();
+    sql.batch_execute("insert into n values (-2, 'small')").await.unwrap();
+    assert_eq!(rows(&mut watch, 1).await, [-2], "an open transaction holds nobody up");
+    open.batch_execute("commit").await.unwrap();
+    sql.batch_execute("insert into n values (-1, 'small')").await.unwrap();
+    let mut told = Vec::new();
+    while told.last() != Some(&-1) {
+        told.extend(rows(&mut watch, 1).await);
+    }
+    let expected: Vec<i64> = (1..=rows_in_it / 10_000).map(|i| i * 10_000).chain([-1]).collect();
+    assert_eq!(told, expected);
+    let grown = up.memory_peak() - before;
+    println!("{rows_in_it} rows: {grown} kB more");
+    assert!(grown < 200_000, "{grown} kB");
+}

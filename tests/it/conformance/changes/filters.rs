@@ -1,0 +1,334 @@
+//! Filters: statements 62 to 81.
+use crate::changes::watch::{House, UNABLE, Watch, brief};
+use serde_json::{Value, json};
+
+fn item(filter: &str) -> Value {
+    json!({"event": "*", "schema": "public", "table": "t", "filter": filter})
+}
+
+impl House {
+    async fn filtered(&self, filters: &[&str]) -> Watch {
+        self.watch(json!(filters.iter().map(|filter| item(filter)).collect::<Vec<_>>())).await
+    }
+
+    /// For each message the filters that let it pass.
+    async fn passed<'f>(&self, watch: &mut Watch, filters: &[&'f str]) -> Vec<Vec<&'f str>> {
+        let seen = self.seen(watch).await;
+        seen.iter().map(|it| watch.which(it).into_iter().map(|at| filters[at]).collect()).collect()
+    }
+
+    /// What a filter is refused with, without what stands before it.
+    async fn bad(&self, filter: &str) -> String {
+        let told = self.refusal(json!([item(filter)])).await;
+        let parse = "Error parsing `filter` params: ";
+        match (told.strip_prefix(parse), told.split_once("Exception: ERROR ")) {
+            (Some(rest), _) => format!("parse: {rest}"),
+            (_, Some((before, rest))) => {
+                assert!(before.starts_with(&format!("{UNABLE}An exception happened so please check your connect parameters: [event: *, schema: public, table: t, filters: [")), "{told}");
+                assert!(before.ends_with("], select: nil]. "), "{told}");
+                rest.to_owned()
+            }
+            _ => panic!("{filter}: {told}"),
+        }
+    }
+}
+
+/// The rows of this table have a number, a text and a truth.
+const T: &str =
+    "create table t (id int primary key, n int, s text, b bool); alter table t replica identity full;";
+
+/// A filter, and what passes it of `(10, 'Anna', true)`, `(20, 'ben', false)` and `(null, null, null)`.
+const OPERATORS: &[(&str, [bool; 3])] = &[
+    ("n=eq.10", [true, false, false]),
+    ("n=neq.10", [false, true, false]),
+    ("n=lt.20", [true, false, false]),
+    ("n=lte.20", [true, true, false]),
+    ("n=gt.10", [false, true, false]),
+    ("n=gte.10", [true, true, false]),
+    ("n=in.(10,30)", [true, false, false]),
+    ("s=like.%nn_", [true, false, false]),
+    ("s=ilike.B%", [false, true, false]),
+    ("b=is.true", [true, false, false]),
+    ("s=is.null", [false, false, true]),
+    ("s=match.^[a-z]", [false, true, false]),
+    ("s=imatch.^A", [true, false, false]),
+    ("n=isdistinct.10", [false, true, true]),
+];
+
+/// What `not.` makes of them: without a value nothing is known.
+fn negated() -> Vec<(String, [bool; 3])> {
+    let turn = |(filter, passes): &(&str, [bool; 3])| {
+        let (column, rest) = filter.split_once('=').unwrap();
+        let knows_null = rest.starts_with("is");
+        let [ann, ben, none] = *passes;
+        (format!("{column}=not.{rest}"), [!ann, !ben, knows_null && !none])
+    };
+    OPERATORS.iter().map(turn).collect()
+}
+
+/// 62, 63, 75, 78
+#[tokio::test]
+async fn every_operator_and_its_contrary_hold_as_in_sql_for_every_kind_of_change() {
+    let house = House::new(T, "t").await;
+    let negated = negated();
+    let all: Vec<(&str, [bool; 3])> = OPERATORS
+        .iter()
+        .copied()
+        .chain(negated.iter().map(|(filter, passes)| (filter.as_str(), *passes)))
+        .collect();
+    let filters: Vec<_> = all.iter().map(|(filter, _)| *filter).collect();
+    let mut watch = house.filtered(&filters).await;
+    let passing = |row: usize| -> Vec<&str> {
+        all.iter().filter(|(_, passes)| passes[row]).map(|(filter, _)| *filter).collect()
+    };
+    let (ann, ben, none) = ("10, 'Anna', true", "20, 'ben', false", "null, null, null");
+    house
+        .run(&format!(
+            "insert into t values (1, {ann}); insert into t values (2, {ben}); insert into t values (3, {none});
+             update t set (n, s, b) = ({ben}) where id = 1; update t set (n, s, b) = ({none}) where id = 2;
+             update t set (n, s, b) = ({ann}) where id = 3;
+             delete from t where id = 1; delete from t where id = 2; delete from t where id = 3;"
+        ))
+        .await;
+    let passed = house.passed(&mut watch, &filters).await;
+    let rows = [0, 1, 2, 1, 2, 0, 1, 2, 0];
+    assert_eq!(passed, rows.map(passing));
+}
+
+/// 64, 65, 66, 67, 68, 69, 71, and groups
+#[tokio::test]
+async fn filters_are_read_as_the_clients_write_them() {
+    let house = House::new("create table t (id int primary key, name text)", "t").await;
+    // Each filter, and the names that pass it.
+    let cases: &[(&str, &[&str])] = &[
+        ("id=gt.0,id=lt.3", &["a,b", r#"she said "hi""#]),
+        (r#"name=eq."a,b""#, &["a,b"]),
+        (r#"name=eq."she said \"hi\"""#, &[r#"she said "hi""#]),
+        (r#"name=eq."C:\\tmp""#, &[r"C:\tmp"]),
+        (r#"name=eq."ab"cd"#, &[r#""ab"cd"#]),
+        (r#"name=eq."x"#, &[r#""x"#]),
+        (r#"name=eq.5" tall,id=gt.0"#, &[r#"5" tall"#]),
+        (r#"name=in.("a,b",c, d )"#, &["a,b", "c"]),
+        (r#"name=in.("a,b","C:\\tmp"," x ")"#, &["a,b", r"C:\tmp", " x "]),
+        ("name=in.()", &[]),
+        (" name=eq.c ", &["c"]),
+        ("name=eq.(1,2)", &["(1,2)"]),
+        (r#"name=eq." x ""#, &[" x "]),
+        ("name=eq.", &[""]),
+        ("name=eq.a.b=c", &["a.b=c"]),
+        ("name=eq.null", &["null"]),
+        ("name=like.C:\\\\%", &[r"C:\tmp"]),
+        ("or=(name.eq.c,name.eq.null)", &["c", "null"]),
+        ("id=gt.3,or=(name.eq.\"a,b\",and(id.lt.6,name.not.eq.c))", &[r#""ab"cd"#, r#""x"#]),
+        ("not.or=(id.lt.11,name.is.null)", &["a.b=c", "null"]),
+    ];
+    let always = ["name=not.in.()", " ", ""];
+    let names: Vec<&str> = vec![
+        "a,b",
+        r#"she said "hi""#,
+        r"C:\tmp",
+        r#""ab"cd"#,
+        r#""x"#,
+        r#"5" tall"#,
+        "c",
+        "(1,2)",
+        " x ",
+        "",
+        "a.b=c",
+        "null",
+    ];
+    let filters: Vec<_> = cases.iter().map(|(filter, _)| *filter).chain(always).collect();
+    let mut watch = house.filtered(&filters).await;
+    for (id, name) in (1..).zip(&names) {
+        house.sql.execute("insert into t values ($1, $2)", &[&id, name]).await.unwrap();
+    }
+    house.run("insert into t values (100, null)").await;
+    let passed = house.passed(&mut watch, &filters).await;
+    for (name, passed) in names.iter().zip(&passed) {
+        let of = |(filter, names): &(&'static str, &[&str])| names.contains(name).then_some(*filter);
+        let expected: Vec<_> = cases.iter().filter_map(of).chain(always).collect();
+        assert_eq!(*passed, expected, "{name:?}");
+    }
+    assert_eq!(passed[names.len()], always, "NULL");
+}
+
+/// 70, 71, 72, 73, 74, 76, 77, 81
+#[tokio::test]
+async fn a_wrong_filter_is_refused_in_the_originals_words() {
+    let house = House::new(
+        "create table t (id int primary key, n int, small int2, b bool, s text, v varchar(9), c char(3), nm name, u uuid,
+                         at timestamptz, doc json, xml xml, p point, tags text[], secret text, num numeric(4,1));
+         create type pair as (a int); alter table t add pair pair;
+         revoke select on t from authenticated;
+         grant select (id, n, small, b, s, v, c, nm, u, at, doc, xml, p, tags, num, pair) on t to authenticated;",
+        "t",
+    )
+    .await;
+    let many =
+        |count: u32| format!("n=in.({})", (0..count).map(|n| n.to_string()).collect::<Vec<_>>().join(","));
+    let parentheses = "parse: `in` filter value must be wrapped by parentheses";
+    let empty = "parse: filter must not contain empty segments (check for extra commas)";
+    let keyword =
+        "P0001 (raise_exception) invalid value for is filter: must be null, true, false, or unknown";
+    let cases = [
+        ("n=in.(1,2", parentheses),
+        ("n=in.1,2", parentheses),
+        ("id=gt.0,", empty),
+        (",id=gt.0", empty),
+        ("id=gt.0,,id=lt.5", empty),
+        ("wrong", r#"parse: ["wrong"]"#),
+        ("s=wrong", r#"parse: ["wrong"]"#),
+        ("s=foo.hey", r#"parse: ["foo", "hey"]"#),
+        ("s=EQ.hey", r#"parse: ["EQ", "hey"]"#),
+        ("s=not.not.eq.1", r#"parse: ["not", "eq.1"]"#),
+        ("id=eq.hey", "22P02 (invalid_text_representation) invalid input syntax for type integer: \"hey\""),
+        ("id=eq.", "22P02 (invalid_text_representation) invalid input syntax for type integer: \"\""),
+        ("id=in.(1,x)", "22P02 (invalid_text_representation) invalid input syntax for type integer: \"x\""),
+        (
+            "small=eq.40000",
+            "22003 (numeric_value_out_of_range) value \"40000\" is out of range for type smallint",
+        ),
+        ("u=eq.1", "22P02 (invalid_text_representation) invalid input syntax for type uuid: \"1\""),
+        (
+            "at=gt.yesterday or so",
+            "22007 (invalid_datetime_format) invalid input syntax for type timestamp with time zone: \"yesterday or so\"",
+        ),
+        ("n=in.(1,,2)", "22P02 (invalid_text_representation) malformed array literal: \"{1,,2}\""),
+        ("s=is.NULL", keyword),
+        ("s=is.nothing", keyword),
+        ("n=is.true", "P0001 (raise_exception) is true filter requires a boolean column, got integer"),
+        ("s=is.unknown", "P0001 (raise_exception) is unknown filter requires a boolean column, got text"),
+        ("zz=eq.1", "P0001 (raise_exception) invalid column for filter zz"),
+        ("secret=eq.1", "P0001 (raise_exception) invalid column for filter secret"),
+        ("secret=is.null", "P0001 (raise_exception) invalid column for filter secret"),
+        ("N=eq.1", "P0001 (raise_exception) invalid column for filter N"),
+        (
+            "n=like.1%",
+            "P0001 (raise_exception) operator like requires a text-compatible column type, got integer",
+        ),
+        (
+            "u=imatch.1",
+            "P0001 (raise_exception) operator imatch requires a text-compatible column type, got uuid",
+        ),
+    ];
+    for (filter, expected) in cases {
+        assert_eq!(house.bad(filter).await.lines().next().unwrap(), expected, "{filter}");
+    }
+    assert!(
+        house
+            .bad(&many(101))
+            .await
+            .starts_with("P0001 (raise_exception) too many values for `in` filter. Maximum 100")
+    );
+    let told = house.bad("s=match.(").await;
+    assert!(told.starts_with("P0001 (raise_exception) invalid regular expression for match filter: invalid regular expression: parentheses () not balanced"), "{told}");
+    for filter in ["doc=eq.{}", "xml=eq.<a/>", "pair=eq.(1)", "p=eq.(1,2)", "doc=not.eq.1"] {
+        let told = house.bad(filter).await;
+        assert!(told.starts_with("P0001 (raise_exception) "), "{filter}: {told}");
+    }
+    // What is fine, also where the original refuses it.
+    let fine = [
+        &many(100),
+        "v=like.a%",
+        "c=ilike.A%",
+        "nm=match.^a",
+        "v=imatch.b",
+        "num=eq.12345.67",
+        "s=is.null",
+        "tags=is.null",
+    ];
+    house.watch(json!(fine.map(item))).await;
+}
+
+/// 77: a filter that only Postgres can decide, or nobody, never stops what others hear.
+#[tokio::test]
+async fn arrays_and_documents_are_compared_by_postgres_or_refused() {
+    let house = House::new(
+        "create table t (id int primary key, tags text[], doc jsonb, span int4range); alter table t replica identity full;",
+        "t",
+    )
+    .await;
+    let filters = ["tags=eq.\"{a,b}\"", "tags=is.null", r#"doc=eq."{\"b\":1,\"a\":2}""#, "span=eq.\"[1,4]\""];
+    let mut passing = Vec::new();
+    for filter in filters {
+        let mut socket = house.socket(json!({})).await;
+        socket.join("room", json!({"postgres_changes": [item(filter)]})).await.ok();
+        let system = socket.next().await;
+        if system.payload["status"] == "ok" {
+            passing.push(filter);
+        }
+    }
+    // Documents and ranges compare properly in the original.
+    assert!(passing.contains(&filters[2]) && passing.contains(&filters[3]), "{passing:?}");
+    let mut watch = house.filtered(&passing).await;
+    let mut plain = house.watch(json!([{"table": "t"}])).await;
+    house
+        .run(
+            "insert into t values (1, '{a,b}', '{\"a\":2,\"b\":1.0}', '[1,5)'); insert into t values (2, '{a}', '{}', '[1,4)');
+             insert into t values (3, null, null, null)",
+        )
+        .await;
+    let passed = house.passed(&mut watch, &passing).await;
+    let all_but_null: Vec<_> = passing.iter().filter(|filter| **filter != filters[1]).copied().collect();
+    assert_eq!(passed[0], all_but_null);
+    assert_eq!(passed.len(), 1 + usize::from(passing.contains(&filters[1])), "{passed:?}");
+    assert_eq!(house.seen(&mut plain).await.len(), 3);
+}
+
+/// 77: also one that fails only when it is asked of a certain row.
+#[tokio::test]
+async fn a_filter_that_fails_on_a_row_silences_nobody_else() {
+    let house = House::new("create table t (id int primary key, s text)", "t").await;
+    let mut socket = house.socket(json!({})).await;
+    let lone = r"s=like.a\";
+    socket.join("room", json!({"postgres_changes": [item(lone), item("s=eq.ab")]})).await.ok();
+    let accepted = socket.next().await.payload["status"] == "ok";
+    let mut other = house.filtered(&["s=like.a%", "s=match.^a", ""]).await;
+    house.run("insert into t values (1, 'ab')").await;
+    house.run("insert into t values (2, 'a'), (3, 'xx')").await;
+    let seen = house.seen(&mut other).await;
+    assert_eq!(
+        seen.iter().map(|it| other.which(it)).collect::<Vec<_>>(),
+        [vec![0, 1, 2], vec![0, 1, 2], vec![2]]
+    );
+    if accepted {
+        let frames = socket.so_far().await;
+        let told: Vec<_> = frames.iter().filter(|got| got.event == "postgres_changes").collect();
+        assert_eq!(told.len(), 1, "what it can be said of is said: {frames:?}");
+    }
+}
+
+/// 79, 80
+#[tokio::test]
+async fn deletes_are_tested_by_what_is_known_of_the_old_row() {
+    let house = House::new("create table t (id int primary key, n int)", "t").await;
+    let mut only_id = item("n=eq.5");
+    only_id["select"] = json!(["id"]);
+    let mut watch = house
+        .watch(json!([item("id=eq.1"), item("n=eq.5"), item("n=not.eq.7"), item("n=is.null"), only_id]))
+        .await;
+    house.run("insert into t values (1, 5); delete from t").await;
+    let seen = house.seen(&mut watch).await;
+    let told: Vec<_> = seen.iter().map(|it| (watch.which(it), brief(it))).collect();
+    let insert = |row: Value| json!(["INSERT", row]);
+    assert_eq!(
+        told,
+        [
+            (vec![0, 1, 2], insert(json!({"id": 1, "n": 5}))),
+            (vec![4], insert(json!({"id": 1}))),
+            (vec![0], json!(["DELETE", {"id": 1}])),
+        ]
+    );
+}
+
+/// 10,000 filters that name different values are one look at a table of them.
+#[tokio::test]
+async fn of_many_who_wait_for_one_value_each_only_theirs_hear_it() {
+    let house = House::new("create table t (id int primary key, n int)", "t").await;
+    let filters: Vec<String> = (0..300).map(|n| format!("n=eq.{n}")).collect();
+    let filters: Vec<&str> = filters.iter().map(String::as_str).collect();
+    let mut watch = house.filtered(&filters).await;
+    house.run("insert into t select n, n from generate_series(0, 400) n").await;
+    let passed = house.passed(&mut watch, &filters).await;
+    assert_eq!(passed, filters.iter().map(|filter| vec![*filter]).collect::<Vec<_>>());
+}
