@@ -15,7 +15,7 @@ pub(super) const NAME: &str = "convoke";
 
 /// What differs from PostgreSQL's own defaults. Small, durable, and quiet: no statement or
 /// parameter reaches the log.
-const SETTINGS: [(&str, &str); 28] = [
+const SETTINGS: [(&str, &str); 29] = [
     ("listen_addresses", "127.0.0.1"),
     ("password_encryption", "scram-sha-256"),
     ("max_connections", "100"),
@@ -33,6 +33,7 @@ const SETTINGS: [(&str, &str); 28] = [
     ("full_page_writes", "on"),
     ("restart_after_crash", "on"),
     ("jit", "off"),
+    ("autovacuum_naptime", "15s"),
     ("cluster_name", "convoke"),
     // Without it a table that the operator makes would land in the schema named like the role.
     ("search_path", "public"),

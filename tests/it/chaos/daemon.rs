@@ -9,7 +9,14 @@ use convoke::{
 };
 use parking_lot::Mutex;
 use rand::{RngExt, rngs::StdRng};
-use std::{collections::BTreeMap, net::TcpListener, path::PathBuf, process::Stdio, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::TcpListener,
+    path::PathBuf,
+    process::Stdio,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
     process::{Child, Command},
@@ -18,7 +25,7 @@ use tokio::{
 use tokio_postgres::Row;
 
 const SECRET: &str = "a secret of the chaos tests, long enough for HS256";
-const START_WITHIN: Duration = Duration::from_secs(60);
+const START_WITHIN: Duration = Duration::from_secs(180);
 
 /// The table whose rows request tasks.
 const SCHEMA: &str = "create table public.orders (id bigint primary key)";
@@ -201,6 +208,14 @@ impl Machine {
         self.ask(open).await[0].get::<_, i64>(0).cast_unsigned()
     }
 
+    /// Looks again and again how many are open, for those who request.
+    pub async fn watch(&self, open: &AtomicU64) -> ! {
+        loop {
+            open.store(self.open_tasks().await, Ordering::Relaxed);
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    }
+
     /// Waits until there are fewer, for as long as some end.
     pub async fn until_fewer_are_open_than(&self, few: u64, patience: Duration) {
         let (mut least, mut since) = (u64::MAX, Instant::now());
@@ -219,7 +234,7 @@ impl Machine {
                     .await;
                 panic!("nothing has ended for {patience:?}, and {open} are open, like {stuck:?}");
             }
-            tokio::time::sleep(Duration::from_millis(200)).await;
+            tokio::time::sleep(Duration::from_millis(500)).await;
         }
     }
 

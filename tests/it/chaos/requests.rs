@@ -13,31 +13,26 @@ use uuid::Uuid;
 const REQUESTERS: usize = 16;
 /// More open tasks than this are not requested.
 const OPEN_MAX: u64 = 1_000;
-/// How often it is asked how many are open, in requests.
-const LOOK_AFTER: u64 = 100;
 
 /// Requests them all, and cancels a few.
 pub async fn all(machine: &Machine, ledger: &Ledger, tasks: u64, pause: Duration, seed: u64) {
     let (http, token) = (reqwest::Client::new(), machine.token(None));
-    let made = AtomicU64::new(0);
+    let open = AtomicU64::new(0);
     let requester = Requester { machine, ledger, http, token };
-    let (requester, made) = (&requester, &made);
-    stream::iter(0..tasks)
-        .for_each_concurrent(REQUESTERS, |number| async move {
-            tokio::time::sleep(pause * REQUESTERS as u32).await;
-            if made.fetch_add(1, Ordering::Relaxed) % LOOK_AFTER == 0 {
-                while machine.open_tasks().await > OPEN_MAX {
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                }
-            }
-            let mut rng = StdRng::seed_from_u64(seed ^ number.wrapping_mul(0x9E37_79B9));
-            match rng.random_range(0..100) {
-                0..10 => requester.by_row(number).await,
-                10..15 => requester.by_sql(number).await,
-                _ => requester.by_http(number, &mut rng).await,
-            }
-        })
-        .await;
+    let (requester, open) = (&requester, &open);
+    let requests = stream::iter(0..tasks).for_each_concurrent(REQUESTERS, |number| async move {
+        tokio::time::sleep(pause * REQUESTERS as u32).await;
+        while open.load(Ordering::Relaxed) > OPEN_MAX {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        let mut rng = StdRng::seed_from_u64(seed ^ number.wrapping_mul(0x9E37_79B9));
+        match rng.random_range(0..100) {
+            0..10 => requester.by_row(number).await,
+            10..15 => requester.by_sql(number).await,
+            _ => requester.by_http(number, &mut rng).await,
+        }
+    });
+    tokio::select! { () = requests => {}, never = machine.watch(open) => never }
 }
 
 struct Requester<'a> {

@@ -90,6 +90,9 @@ fn a_task_is_requested_done_and_explained_from_the_command_line() {
     let id = nobody["task"]["id"].as_str().unwrap();
     assert_eq!(up.run(&["task", "cancel", id]), (Some(0), format!("{id} is canceled\n")));
     assert_eq!(up.run(&["task", "watch", id]).0, Some(1), "a task that did not complete is no success");
+    // The events alone make the rows again.
+    let looked = up.json(&["doctor", "--replay"]);
+    assert!(looked["ok"] == true && looked.to_string().contains("2 tasks made again from"), "{looked}");
     up.stop();
 }
 
