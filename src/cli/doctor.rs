@@ -2,7 +2,9 @@
 //! rows obey the invariants of `reference/negotiation.md` §7. Changes nothing.
 use super::{Outcome, daemon, failure::Failure, screen, settings::Settings};
 use crate::{
+    access::rows,
     agent::{Definition, Metrics, WakeIndex},
+    app::CLIENTS_PUBLICATION,
     config::{Config, Problem, load_agents, locate},
     db::{self, Database},
     scope::Scope,
@@ -99,6 +101,8 @@ pub(super) async fn misfits(
 async fn look(config: &Config, database: &Database, replays: bool) -> Result<Vec<Finding>, Failure> {
     let definitions = load_agents(&config.agents.dir)?;
     let server = db::inspect(database).await?.into_iter();
+    let rows = rows::inspect(database, CLIENTS_PUBLICATION).await?;
+    let server = server.chain(rows);
     let mut findings: Vec<_> = server
         .map(|f| Finding { name: f.name.to_owned(), ok: f.ok, found: f.found, remedy: f.remedy })
         .collect();

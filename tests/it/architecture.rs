@@ -37,7 +37,7 @@ const MAY_NAME: &[(&str, &str)] = &[
         "id clock scope telemetry wire auth db bus llm wal hub presence access changes task agent gateway \
          dashboard api config",
     ),
-    ("cli", "id clock scope telemetry client auth db wal task agent api config app"),
+    ("cli", "id clock scope telemetry client auth db access wal task agent api config app"),
 ];
 
 /// Tests may kill the daemon anywhere.
