@@ -42,6 +42,8 @@ struct Place {
     mark: Option<u64>,
     proved: bool,
     given_up: bool,
+    /// Another connection has its position, and it is not known whether this one is alive.
+    lost: bool,
 }
 
 impl Following {
@@ -88,7 +90,7 @@ impl Following {
             };
             let position = member.at.lock().number;
             inner.tell_position(&member, position, gap);
-            Place { seat, mark: None, proved: false, given_up: false }
+            Place { seat, mark: None, proved: false, given_up: false, lost: false }
         });
         begun.keep();
         inner.courier.metrics.channels.inc();
@@ -113,9 +115,18 @@ impl Following {
         let Some(place) = self.place.as_mut().filter(|place| !place.given_up) else { return true };
         let holds = place.mark.is_none_or(|mark| place.seat.prove(mark));
         place.proved |= place.mark.is_some();
+        place.lost |= !holds;
         let at = self.member.at.lock();
         place.mark = Some(if at.live { self.inner.log.delivered().max(at.number) } else { at.number });
         holds
+    }
+
+    /// The client has answered something. If it was asked after it lost its position, two connections are alive with
+    /// one `client_id`, and the next to come is told.
+    pub fn answered(&mut self) {
+        if let Some(place) = self.place.as_mut().filter(|place| std::mem::take(&mut place.lost)) {
+            place.seat.contest();
+        }
     }
 
     /// From now on it proves nothing more.

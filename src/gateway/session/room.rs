@@ -13,7 +13,7 @@ use crate::{
     },
     id::Topic,
     scope::OnExit,
-    wire::{Ref, text},
+    wire::{Ref, socket, text},
 };
 use tokio::time::Instant;
 
@@ -21,6 +21,10 @@ impl Session {
     /// A pong came.
     pub(in crate::gateway) fn ponged(&mut self) {
         self.core.proof.pong(Instant::now());
+        for entered in self.channels.values_mut().filter_map(|slot| slot.entered.as_mut()) {
+            entered.place.iter_mut().for_each(Place::answered);
+            entered.following.iter_mut().for_each(Following::answered);
+        }
     }
 
     /// What a heartbeat proves of a client that can come back; before its reply is written, because the next
@@ -30,6 +34,7 @@ impl Session {
         if beat == Beat::Nothing {
             return false;
         }
+        let mut lost = false;
         for (topic, slot) in &mut self.channels {
             let Some(entered) = &mut slot.entered else { continue };
             let holds = entered.place.as_mut().is_none_or(Place::heartbeat);
@@ -37,9 +42,14 @@ impl Session {
             if !(holds && follows) {
                 entered.place.iter_mut().for_each(Place::give_up);
                 entered.following.iter_mut().for_each(Following::give_up);
+                lost = true;
                 let payload = system("resume", "error", resume::NOT_RESUMED, slot.channel.sub_topic());
                 self.core.write(None, None, topic, "system", payload.as_bytes());
             }
+        }
+        if lost {
+            // The heartbeat may have been on its way since before the other one came; the pong is not.
+            let _closed = self.core.outbox.push_control(socket::ping());
         }
         beat == Beat::ProvesWithPing
     }

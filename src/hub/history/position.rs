@@ -3,7 +3,7 @@
 //! A position belongs to one client in one room and moves only forward, when its present holder
 //! proves it. Who joins with the same client takes it over; when the one before turns out to be
 //! alive as well, nobody knows what either has got, and the position is contested until a client
-//! has been told. Bounded: an owner (a user, or all that are nobody in particular) may have a
+//! has been told. A late proof is no sign of life: it may have been on its way for long. Bounded: an owner (a user, or all that are nobody in particular) may have a
 //! part of all positions, and the one that was used longest ago goes first. Pure.
 use crate::journal::Key;
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -76,10 +76,6 @@ impl Positions {
     pub(super) fn prove(&mut self, key: Key, holder: u64, number: u64, now: u64) -> bool {
         let Some(position) = self.by_key.get(&key).copied() else { return false };
         if position.holder != holder {
-            if !position.contested {
-                self.put(key, Position { contested: true, ..position });
-                self.changed.insert(key);
-            }
             return false;
         }
         let number = number.max(position.number);
@@ -88,6 +84,15 @@ impl Positions {
         }
         self.put(key, Position { number, touched: now, ..position });
         true
+    }
+
+    /// Somebody who is no holder any more is alive beside the one who is.
+    pub(super) fn contest(&mut self, key: Key, holder: u64) {
+        let position = self.by_key.get_mut(&key).filter(|position| position.holder != holder);
+        if let Some(position) = position.filter(|position| !position.contested) {
+            position.contested = true;
+            self.changed.insert(key);
+        }
     }
 
     /// The holder knows that its position was contested.
@@ -228,9 +233,16 @@ mod tests {
         assert_eq!(found, Some(Found { number: 100, contested: false }));
         assert!(!positions.prove(key(1), first, 200, 3), "the first is no holder any more");
         assert!(positions.prove(key(1), second, 110, 4));
+        assert_eq!(
+            positions.begin(key(1), 4).0,
+            Some(Found { number: 110, contested: false }),
+            "it may be late"
+        );
+        positions.contest(key(1), first);
+        positions.contest(key(9), first);
         assert_eq!(positions.begin(key(1), 5).0, Some(Found { number: 110, contested: true }));
         positions.forget(key(1), second);
-        assert_eq!(positions.len(), 1, "only the holder can leave");
+        assert_eq!(positions.len(), 1, "only the holder can leave, and none is there that was never held");
         let (_, third) = positions.begin(key(1), 6);
         positions.settle(key(1), third);
         assert_eq!(positions.begin(key(1), 7).0, Some(Found { number: 110, contested: false }));

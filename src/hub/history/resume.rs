@@ -60,6 +60,8 @@ pub struct Place {
     mark: Option<u64>,
     proved: bool,
     given_up: bool,
+    /// Another connection has its position, and it is not known whether this one is alive.
+    lost: bool,
     stop: CancellationToken,
 }
 
@@ -97,6 +99,7 @@ impl History {
             mark: None,
             proved: false,
             given_up: false,
+            lost: false,
             stop: stop.clone(),
         };
         let replay = Replay { history: self.clone(), who, at };
@@ -111,7 +114,9 @@ impl History {
 
 impl Place {
     /// The client's next heartbeat came: it has processed everything that was put out before the reply to the
-    /// last one. False when another connection of the same client has taken over.
+    /// last one. False when another connection of the same client has taken over. That may be well so: the
+    /// heartbeat of a connection that was cut can be read late. What comes of something that it is asked now shows
+    /// that it is alive: see [`Place::answered`].
     #[must_use]
     pub fn heartbeat(&mut self) -> bool {
         if self.given_up {
@@ -119,10 +124,21 @@ impl Place {
         }
         let holds = self.mark.is_none_or(|mark| self.prove(mark));
         self.proved |= self.mark.is_some();
+        self.lost |= !holds;
         let at = *self.at.lock();
         // Numbers up to what is heard are in the outbox of everybody whose gate is open.
         self.mark = if at.live { Some(*self.history.0.heard.borrow()).max(at.number) } else { at.number };
         holds
+    }
+
+    /// The client has answered something. If it was asked after it lost its position, two connections are alive with
+    /// one `client_id`, and the next to come is told.
+    pub fn answered(&mut self) {
+        if std::mem::take(&mut self.lost) {
+            let holder = self.at.lock().holder;
+            self.history.0.state.lock().positions.contest(self.client.key, holder);
+            self.history.0.work.notify_one();
+        }
     }
 
     fn prove(&self, mark: u64) -> bool {

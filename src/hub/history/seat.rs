@@ -47,6 +47,13 @@ impl Seat {
         shared.state.lock().positions.prove(self.client.key, self.holder, number, now)
     }
 
+    /// The client is alive on this connection, too, although another has taken over.
+    pub fn contest(&self) {
+        let shared = &self.history.0;
+        shared.state.lock().positions.contest(self.client.key, self.holder);
+        shared.work.notify_one();
+    }
+
     /// The client knows that its position was contested.
     pub fn settle(&self) {
         self.history.0.state.lock().positions.settle(self.client.key, self.holder);

@@ -107,6 +107,26 @@ async fn one_id_used_twice_at_a_time_is_told_to_both() {
     assert_eq!(told["meta"]["gap"], Value::Null, "it knows");
 }
 
+/// The heartbeat of a connection that was cut, read when the client is back already.
+#[tokio::test]
+async fn a_heartbeat_that_comes_late_contests_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let kept = Kept::start(folder.path()).await;
+    let (mut first, _) = kept.joined("c").await;
+    assert_eq!(first.so_far().await, []);
+    let (mut second, _) = kept.joined("c").await;
+    let before = kept.metric("gateway_frames_received_total");
+    first.send(Value::Null, json!("late"), "phoenix", "heartbeat", json!({})).await;
+    while kept.metric("gateway_frames_received_total") <= before {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    prove(&mut second).await;
+    drop(second);
+    let (_third, told) = kept.joined("c").await;
+    assert_eq!(told["meta"]["gap"], Value::Null, "nobody was there twice");
+    drop(first);
+}
+
 #[tokio::test]
 async fn a_disk_that_takes_nothing_stops_no_message_and_is_told() {
     let folder = tempfile::tempdir().unwrap();
