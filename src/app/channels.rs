@@ -17,7 +17,6 @@ use crate::{
     telemetry::Registry,
 };
 use anyhow::Context;
-use axum::serve::ListenerExt;
 use std::{net::SocketAddr, time::Duration};
 use tokio::net::TcpListener;
 
@@ -67,13 +66,7 @@ impl Channels {
         let gateway = Gateway::new(&scope, config.gateway.clone(), deps);
         let app = gateway::router(&gateway);
         let http = scope.child();
-        let listener = listener.tap_io(|socket| {
-            let _ = socket.set_nodelay(true);
-        });
-        http.spawn("http", OnExit::Log, |stop| async move {
-            axum::serve(listener, app).with_graceful_shutdown(stop.cancelled_owned()).await?;
-            Ok(())
-        });
+        super::serve::start(&http, OnExit::Log, listener, app);
         Ok(Self { addr, hub, registry, keys, gateway, scope, http })
     }
 

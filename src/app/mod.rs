@@ -20,6 +20,7 @@ mod publications;
 mod remote;
 mod router;
 mod row_changes;
+mod serve;
 mod voice;
 
 pub use channels::Channels;
@@ -44,7 +45,6 @@ use crate::{
     wal,
 };
 use anyhow::Context;
-use axum::serve::ListenerExt;
 use std::{
     fmt::Write,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -204,13 +204,7 @@ impl Daemon {
     /// When a part that it cannot do without has failed; everything is stopped then, too.
     pub async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
         let Self { listener, routes, parts, scope, log, serving } = self;
-        let until = serving.stopping().cancelled_owned();
-        let listener = listener.tap_io(|socket| {
-            let _ = socket.set_nodelay(true);
-        });
-        let app = routes.into_make_service_with_connect_info::<SocketAddr>();
-        let serve = axum::serve(listener, app).with_graceful_shutdown(until);
-        serving.spawn("http", crate::scope::OnExit::StopDaemon, |_| async move { Ok(serve.await?) });
+        serve::start(&serving, crate::scope::OnExit::StopDaemon, listener, routes);
 
         let failed = tokio::select! {
             () = stop.cancelled() => false,

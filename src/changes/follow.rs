@@ -124,7 +124,9 @@ impl Following {
     /// The client has answered something. If it was asked after it lost its position, two connections are alive with
     /// one `client_id`, and the next to come is told.
     pub fn answered(&mut self) {
-        if let Some(place) = self.place.as_mut().filter(|place| std::mem::take(&mut place.lost)) {
+        if let Some(place) = &mut self.place
+            && std::mem::take(&mut place.lost)
+        {
             place.seat.contest();
         }
     }
