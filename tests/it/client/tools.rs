@@ -1,6 +1,6 @@
 //! The connection manager, the batcher and the tools for tests, as a program would use them.
 use super::{PATIENCE, client};
-use crate::realtime::Server;
+use crate::{realtime::Server, support};
 use convoke::client::{
     Batcher, ChangeFilter, Manager,
     testing::{WaitError, create_test_channel, mock_presence, wait_for_event},
@@ -76,5 +76,19 @@ async fn filters_of_row_changes_are_matched_with_the_server_s_echo() {
     let channel = client.channel("orders").changes(filter.clone()).changes(ChangeFilter::schema("public"));
     let channel = channel.subscribe().await.unwrap();
     drop(channel.changes_of(&filter));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn the_example_of_the_client_runs_as_it_is() {
+    let server = Server::start().await;
+    let mut example = tokio::process::Command::new(support::example("realtime_client"));
+    example.args([server.http(""), server.anon()]).kill_on_drop(true);
+    let ran = tokio::time::timeout(PATIENCE * 2, example.output()).await.expect("it ends").unwrap();
+    let said = String::from_utf8_lossy(&ran.stdout);
+    assert!(ran.status.success(), "{said}{}", String::from_utf8_lossy(&ran.stderr));
+    for line in ["heard ping: {\"n\":1}", "1 keys are present", "closed: Stats { connects: "] {
+        assert!(said.contains(line), "{line} in {said}");
+    }
     server.stop().await;
 }

@@ -202,3 +202,16 @@ async fn a_server_that_stops_says_so() {
     assert_eq!(goodbye.short(), json!([null, null, "system", payload]));
     assert_eq!(code, Some(1012));
 }
+
+/// 72: here nothing reads a log.
+#[tokio::test]
+async fn who_waits_in_vain_for_the_database_is_told_and_the_channel_ends() {
+    let mut socket = Server::start().await.v2().await;
+    socket.join("den", json!({"broadcast": {"replication_ready": true}})).await.ok();
+    let told = socket.next().await;
+    let why = "Replication connection was not established in time";
+    let payload = json!({"extension": "system", "status": "error", "message": why, "channel": "den"});
+    assert_eq!((told.event.as_str(), told.payload), ("system", payload));
+    assert_eq!(socket.next().await.short(), json!(["1", "1", "phx_close", {}]));
+    socket.join("den", json!({})).await.ok();
+}

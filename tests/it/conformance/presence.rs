@@ -221,3 +221,36 @@ async fn nobody_is_present_as_an_agent_without_its_token() {
     let mut refusals = look.rooms.iter().flat_map(|room| &room.refusals).chain(&look.refusals);
     assert!(refusals.any(|refusal| refusal.code == "impostor"));
 }
+
+/// The state of a full room is megabytes: whoever comes gets all of it, with both serializers, and what changes then.
+#[tokio::test]
+async fn ten_thousand_are_present_in_one_room_and_a_newcomer_sees_them_all() {
+    const MEMBERS: usize = 10_000;
+    let server = Server::start().await;
+    let room = room("den");
+    let meta = json!({"status": "x".repeat(100)}).as_object().cloned().unwrap();
+    for n in 0..MEMBERS {
+        server.tracker.set(room.clone(), &format!("member-{n}"), meta.clone());
+        if n % 500 == 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+    for mut socket in [server.v1().await, server.v2().await] {
+        socket.join("den", enabled("me")).await.ok();
+        let mut known = std::collections::BTreeSet::new();
+        let keys = |part: &Value| part.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+        let state = socket.until("presence_state").await;
+        known.extend(keys(&state.payload));
+        while known.len() < MEMBERS {
+            known.extend(keys(&socket.until("presence_diff").await.payload["joins"]));
+        }
+        socket.track("den", json!({"n": 1})).await;
+        loop {
+            let diff = socket.until("presence_diff").await;
+            if diff.payload["joins"].get("me").is_some() {
+                break;
+            }
+        }
+    }
+    server.stop().await;
+}

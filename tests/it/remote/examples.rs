@@ -1,6 +1,9 @@
 //! The example agents, run as they are: they bid, win, work, die and are replaced.
 use super::{Rig, about};
-use crate::daemon::{Echo, soon};
+use crate::{
+    daemon::{Echo, soon},
+    support::example,
+};
 use convoke::{
     agent::{Agent, Definition},
     hub::{Listener, Room},
@@ -31,12 +34,6 @@ fn root(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
-fn built(example: &str) -> PathBuf {
-    let path = Path::new(env!("CARGO_BIN_EXE_convoke")).with_file_name("examples").join(example);
-    assert!(path.exists(), "{} is not there: cargo build --examples", path.display());
-    path
-}
-
 impl Example {
     /// `agent.mjs`, beside the packages of the tests: Node looks for them from the file's own folder.
     fn js(rig: &Rig, id: &str, cost: u32) -> Self {
@@ -64,7 +61,7 @@ impl Example {
 
     /// `rust_agent.rs`, as cargo has built it beside the daemon.
     fn rust(rig: &Rig, id: &str, cost: u32) -> Self {
-        let mut command = Command::new(built("rust_agent"));
+        let mut command = Command::new(example("rust_agent"));
         command.args([rig.http(), rig.token(id)]);
         Self::start(command, cost, None)
     }
@@ -188,7 +185,7 @@ async fn a_rust_agent_that_is_killed_in_mid_work_is_replaced_at_once() {
 #[tokio::test]
 async fn the_hosted_agent_is_a_daemon_that_does_its_own_task() {
     let dir = tempfile::tempdir().unwrap();
-    let ran = Command::new(built("hosted_agent")).env("TMPDIR", dir.path()).kill_on_drop(true).output();
+    let ran = Command::new(example("hosted_agent")).env("TMPDIR", dir.path()).kill_on_drop(true).output();
     let ran = tokio::time::timeout(std::time::Duration::from_secs(60), ran).await.unwrap().unwrap();
     let said = String::from_utf8(ran.stdout).unwrap();
     assert!(ran.status.success(), "{said}\n{}", String::from_utf8_lossy(&ran.stderr));

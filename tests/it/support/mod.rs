@@ -12,3 +12,10 @@ mod server;
 pub use database::{TestDb, database, empty_database};
 pub use proxy::Proxy;
 pub use server::{open_to_all, postgres};
+
+/// An example, as cargo has built it beside the daemon.
+pub fn example(name: &str) -> std::path::PathBuf {
+    let path = std::path::Path::new(env!("CARGO_BIN_EXE_convoke")).with_file_name("examples").join(name);
+    assert!(path.exists(), "{} is not there: cargo build --examples", path.display());
+    path
+}
