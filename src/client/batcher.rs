@@ -23,7 +23,7 @@ const QUEUE_MAX: usize = 1000;
 
 /// Collects messages for a channel: ten of them, or those of 100 ms, are one broadcast `batch_messages`.
 ///
-/// Dropping it sends what it has. A receiver takes a batch apart with [`Broadcast::batch`].
+/// Dropping it sends what it has; a client that is closed first, only what was flushed. A receiver takes a batch apart with [`Broadcast::batch`].
 #[derive(Debug)]
 pub struct Batcher {
     queue: mpsc::Sender<Item>,
@@ -54,8 +54,8 @@ impl Batcher {
         let failed = Arc::new(Mutex::new(None));
         let told = failed.clone();
         let scope = channel.client().scope().clone();
-        scope.spawn("batcher", OnExit::Log, |_| async move {
-            collect(channel, inbox, &told).await;
+        scope.spawn("batcher", OnExit::Log, |stop| async move {
+            stop.run_until_cancelled(collect(channel, inbox, &told)).await;
             Ok(())
         });
         Self { queue, failed }
