@@ -323,3 +323,48 @@ async fn what_a_gateway_does_is_counted() {
     assert_eq!(value(&format!("{refusals}{{what=\"broadcast\",code=\"not_an_object\"}}")), 1.0);
     assert_eq!(value(&format!("{refusals}{{what=\"phx_join\",code=\"UnknownErrorOnChannel\"}}")), 1.0);
 }
+
+/// What is logged of a connection or channel names it, and at `info` nothing is said of what clients do.
+#[tokio::test]
+async fn what_is_logged_names_its_connection_and_channel_and_traffic_is_no_news() {
+    let log = Log::default();
+    let own = log.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::DEBUG)
+        .with_span_events(tracing_subscriber::fmt::format::FmtSpan::NEW)
+        .with_ansi(false)
+        .with_writer(move || own.clone());
+    let _here = tracing::subscriber::set_default(subscriber.finish());
+    let server = Server::start().await;
+    let mut one = server.joined("den", json!({"broadcast": {"ack": true}, "presence": {"enabled": true}})).await;
+    let mut two = server.joined("den", json!({})).await;
+    one.message("rubbish").await;
+    one.track("den", json!({"secret": "s3cret"})).await;
+    one.until("presence_diff").await;
+    one.ask("den", "broadcast", json!({"event": "e", "payload": "s3cret"})).await.ok();
+    two.until("broadcast").await;
+    two.join("no", json!({"private": "?"})).await.reason();
+    one.push("den", "phx_leave", json!({})).await;
+    one.so_far().await;
+    drop((one, two));
+    server.stop().await;
+    let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    let with = |words: &[&str]| text.lines().any(|line| words.iter().all(|word| line.contains(word)));
+    assert!(with(&["conn{id=", "channel{topic=\"den\"}", "new"]), "{text}");
+    assert!(with(&["conn{id=", "frame dropped"]), "{text}");
+    assert!(with(&["conn{id=", "websocket ends"]), "{text}");
+    assert!(!with(&[" INFO "]) && !with(&["s3cret"]) && !with(&["apikey"]), "{text}");
+}
+
+#[derive(Clone, Default)]
+struct Log(std::sync::Arc<std::sync::Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
