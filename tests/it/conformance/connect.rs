@@ -336,7 +336,8 @@ async fn what_is_logged_names_its_connection_and_channel_and_traffic_is_no_news(
         .with_writer(move || own.clone());
     let _here = tracing::subscriber::set_default(subscriber.finish());
     let server = Server::start().await;
-    let mut one = server.joined("den", json!({"broadcast": {"ack": true}, "presence": {"enabled": true}})).await;
+    let mut one =
+        server.joined("den", json!({"broadcast": {"ack": true}, "presence": {"enabled": true}})).await;
     let mut two = server.joined("den", json!({})).await;
     one.message("rubbish").await;
     one.track("den", json!({"secret": "s3cret"})).await;

@@ -301,7 +301,14 @@ impl Socket {
     }
 
     pub async fn any(&mut self) -> Message {
-        timeout(PATIENCE, self.ws.next()).await.expect("no frame came").expect("the socket ended").unwrap()
+        loop {
+            let next = timeout(PATIENCE, self.ws.next()).await.expect("no frame came");
+            // Pings are answered below this.
+            match next.expect("the socket ended").unwrap() {
+                Message::Ping(_) => {}
+                message => return message,
+            }
+        }
     }
 
     /// The next text frame.

@@ -39,7 +39,7 @@ impl Daemon {
     async fn start(dir: &Path, port: u16) -> Self {
         std::fs::write(
             dir.join("convoke.toml"),
-            "[[channels]]\ntopic = 'chat:*'\nhistory = '10m'\nresume = true\n",
+            "[[channels]]\ntopic = 'chat:*'\nhistory = '3h'\nresume = true\n",
         )
         .unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_convoke"));
