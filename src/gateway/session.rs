@@ -61,7 +61,8 @@ pub(super) struct SocketKey {
 /// One socket, from its handshake to its end. Dropping it leaves every channel.
 pub(super) struct Session {
     core: Core,
-    channels: HashMap<String, Slot>,
+    /// Boxed: a map keeps room for four, and most sockets have one.
+    channels: HashMap<String, Box<Slot>>,
     actions: Vec<Action>,
 }
 
@@ -319,7 +320,7 @@ impl Session {
                 self.core.answer(&topic, not_joined(frame));
                 return;
             };
-            let slot = Slot::new(sub_topic);
+            let slot = Box::new(Slot::new(sub_topic));
             self.channels.insert(topic.clone(), slot);
             self.core.empty_since = None;
         }
