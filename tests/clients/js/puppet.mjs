@@ -18,7 +18,7 @@ const unwire = ({ bytes, payload }) =>
   bytes === undefined ? payload : new Uint8Array(Buffer.from(bytes, "base64")).buffer;
 
 const commands = {
-  join({ topic, config }) {
+  join({ topic, config, changes = [] }) {
     const channel = client.channel(topic, { config });
     channels.set(topic, channel);
     channel.on("broadcast", { event: "*" }, (message) =>
@@ -26,6 +26,9 @@ const commands = {
     channel.on("presence", { event: "sync" }, () =>
       say({ event: "sync", topic, state: channel.presenceState() }));
     channel.on("system", {}, (message) => say({ event: "system", topic, message: message.message }));
+    changes.forEach((binding, at) =>
+      channel.on("postgres_changes", binding, ({ eventType: type, table, new: record, old, errors }) =>
+        say({ event: "change", topic, at, type, table, record, old, errors })));
     channel.subscribe((status, error) => say({ event: "status", topic, status, error: error?.message }));
   },
   listen_to_changes({ topic, changes }) {

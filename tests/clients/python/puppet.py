@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 
-from realtime import AsyncRealtimeClient
+from realtime import AsyncRealtimeClient, RealtimePostgresChangesListenEvent
 
 logging.disable(logging.CRITICAL)
 
@@ -25,7 +25,7 @@ class Puppet:
         self.client = AsyncRealtimeClient(url, key, params=params, max_retries=100, initial_backoff=0.05)
         self.channels = {}
 
-    async def join(self, topic, config):
+    async def join(self, topic, config, changes=()):
         channel = self.client.channel(topic, {"config": config})
         self.channels[topic] = channel
         for name in ("coordination", "ping", "m"):
@@ -41,11 +41,31 @@ class Puppet:
             )
         channel.on_presence_sync(lambda: say(event="sync", topic=topic, state=channel.presence_state()))
         channel.on_system(lambda message: say(event="system", topic=topic, message=str(message)))
+        for at, binding in enumerate(changes):
+            event = RealtimePostgresChangesListenEvent(binding.pop("event"))
+            channel.on_postgres_changes(event, self.change(topic, at), **binding)
         await channel.subscribe(
             lambda status, error: say(
                 event="status", topic=topic, status=status.value, error=str(error) if error else None
             )
         )
+
+    @staticmethod
+    def change(topic, at):
+        def tell(payload):
+            data = payload["data"]
+            say(
+                event="change",
+                topic=topic,
+                at=at,
+                type=data["type"],
+                table=data["table"],
+                record=data.get("record") or {},
+                old=data.get("old_record") or {},
+                errors=data["errors"],
+            )
+
+        return tell
 
     async def send(self, topic, name, payload):
         await self.channels[topic].send_broadcast(name, payload)

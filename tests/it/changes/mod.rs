@@ -1,4 +1,5 @@
 //! Row changes for clients: who sees which row.
+mod clients;
 mod differential;
 mod faults;
 mod listener;

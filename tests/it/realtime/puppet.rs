@@ -17,7 +17,7 @@ pub struct Puppet {
     _child: Child,
     stdin: ChildStdin,
     lines: Lines<BufReader<ChildStdout>>,
-    /// Broadcasts that came while something else was waited for.
+    /// Broadcasts and row changes that came while something else was waited for.
     heard: Vec<Value>,
 }
 
@@ -82,8 +82,8 @@ impl Puppet {
         self.stdin.write_all(format!("{rest}\n").as_bytes()).await.unwrap();
     }
 
-    /// The next event of this name that satisfies `wanted`; others are skipped, but broadcasts are
-    /// kept and errors fail.
+    /// The next event of this name that satisfies `wanted`; others are skipped, but broadcasts
+    /// and row changes are kept and errors fail.
     pub async fn until(&mut self, event: &str, wanted: impl Fn(&Value) -> bool) -> Value {
         let kept = self.heard.iter().position(|it| it["event"] == event && wanted(it));
         if let Some(at) = kept {
@@ -98,7 +98,7 @@ impl Puppet {
                 if value["event"] == event && wanted(&value) {
                     return value;
                 }
-                if value["event"] == "broadcast" {
+                if value["event"] == "broadcast" || value["event"] == "change" {
                     self.heard.push(value);
                 }
                 seen.push(line);
