@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::{
     cell::{Cell, RefCell},
+    collections::HashMap,
     net::SocketAddr,
     rc::Rc,
     time::Duration,
@@ -80,6 +81,8 @@ pub(super) enum Watch {
 struct Seen {
     frames: Cell<usize>,
     sockets: Vec<Socket>,
+    /// Channels that share the changes by their numbers; one when each hears all.
+    filters: usize,
     ended: Cell<usize>,
     more: Notify,
     paced: Cell<bool>,
@@ -93,8 +96,8 @@ struct Seen {
 #[derive(Default)]
 struct Socket {
     frames: Cell<usize>,
-    /// The last change that it read, where it reads them.
-    last: Cell<Option<usize>>,
+    /// The last change that it read of each of its channels, where it reads them: only a channel has an order.
+    last: RefCell<HashMap<usize, usize>>,
     reads: bool,
 }
 
@@ -126,6 +129,7 @@ async fn serve(options: Rc<Options>) -> anyhow::Result<()> {
     let seen = Rc::new(Seen {
         frames: Cell::new(0),
         sockets: (0..options.sockets).map(socket).collect(),
+        filters: if options.filtered { options.sockets * options.channels } else { 1 },
         ended: Cell::new(0),
         more: Notify::new(),
         paced: Cell::new(false),
@@ -211,11 +215,10 @@ impl Seen {
         if socket.reads {
             match number(frame) {
                 Some(number) => {
-                    if socket.last.get().is_some_and(|last| last >= number) {
-                        let last = socket.last.get().unwrap_or_default();
+                    let last = socket.last.borrow_mut().insert(number % self.filters, number);
+                    if let Some(last) = last.filter(|last| *last >= number) {
                         self.wrong.replace(Some(format!("socket {n} heard change {number} after {last}")));
                     }
-                    socket.last.set(Some(number));
                     if self.paced.get() {
                         self.heard.borrow_mut().push((number, now));
                     }
