@@ -65,6 +65,8 @@ const SAID_MAX: usize = 4096;
 const JOBS_WITHIN: Duration = Duration::from_secs(10);
 /// How long sockets may take over their last frames.
 const SOCKETS_WITHIN: Duration = Duration::from_secs(2);
+/// How long the first sockets wait for the log to be read.
+const SETTLED_WITHIN: Duration = Duration::from_secs(3);
 /// How often readiness is looked at while someone waits for it.
 const READY_EVERY: Duration = Duration::from_millis(10);
 /// How long everything else may take.
@@ -204,6 +206,9 @@ impl Daemon {
     /// When a part that it cannot do without has failed; everything is stopped then, too.
     pub async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
         let Self { listener, routes, parts, scope, log, serving } = self;
+        // Clients that come back with the daemon find the log read; whoever stands by, or waits for its database,
+        // answers all the same.
+        let _late = stop.run_until_cancelled(parts.ready(SETTLED_WITHIN)).await;
         serve::start(&serving, crate::scope::OnExit::StopDaemon, listener, routes);
 
         let failed = tokio::select! {

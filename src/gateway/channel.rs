@@ -259,7 +259,7 @@ impl Channel {
                 note_join(&refusal, out);
                 // What it wanted need not be kept while the refusal waits.
                 let joining = Joining { join: Join::default(), ..joining };
-                let at_once = refusal.retry_after_ms.is_some();
+                let at_once = refusal.at_once;
                 self.phase = Phase::Refusing(joining, refusal);
                 if at_once { self.refuse(out) } else { out.push(Action::Delay) }
             }

@@ -273,14 +273,15 @@ fn without_hex_mark(text: &str) -> &str {
 
 /// `2024-02-29 10:34:56+00` as `2024-02-29T10:34:56+00:00`.
 fn iso(text: &str, zone: bool) -> String {
-    let Some((date, time)) = text.split_once(' ') else { return text.to_owned() };
-    // Years before Christ have a trailing era that no ISO form can say.
-    if time.ends_with("BC") {
-        return text.to_owned();
-    }
+    // Years before Christ have a trailing era, which Postgres keeps in JSON, too.
+    let (text, era) = match text.strip_suffix(" BC") {
+        Some(text) => (text, " BC"),
+        None => (text, ""),
+    };
+    let Some((date, time)) = text.split_once(' ') else { return format!("{text}{era}") };
     let short_zone =
         zone && time.len() > 3 && time.get(time.len() - 3..).is_some_and(|z| z.starts_with(['+', '-']));
-    format!("{date}T{time}{}", if short_zone { ":00" } else { "" })
+    format!("{date}T{time}{}{era}", if short_zone { ":00" } else { "" })
 }
 
 #[cfg(test)]

@@ -92,7 +92,12 @@ fn next(rest: &mut &[u8], now: &mut Instant) -> Option<Event> {
         } else {
             let close = (what & 2 != 0).then_some(1001);
             let retry_after_ms = (what & 4 != 0).then_some(9);
-            Err(Refusal { close, retry_after_ms, ..Refusal::new("No: \"no\"") })
+            Err(Refusal {
+                close,
+                retry_after_ms,
+                at_once: retry_after_ms.is_some(),
+                ..Refusal::new("No: \"no\"")
+            })
         }),
         11 => Event::DelayOver,
         12 => Event::Renewed(if what & 1 == 0 { Ok(admitted(what)) } else { Err("\u{1}old".into()) }),

@@ -144,16 +144,18 @@ pub(in crate::gateway) struct Refusal {
     pub(in crate::gateway) close: Option<u16>,
     /// It came too fast: it is told at once, with the milliseconds after which to try again.
     pub(in crate::gateway) retry_after_ms: Option<u64>,
+    /// It is told at once, because the client tries again by itself.
+    pub(in crate::gateway) at_once: bool,
 }
 
 impl Refusal {
     pub(in crate::gateway) fn new(reason: impl Into<String>) -> Self {
-        Self { reason: reason.into(), close: None, retry_after_ms: None }
+        Self { reason: reason.into(), close: None, retry_after_ms: None, at_once: false }
     }
 
     pub(in crate::gateway) fn too_fast(too_much: TooMuch) -> Self {
         let retry_after_ms = Some(too_much.millis());
-        Self { reason: refused::RATE_LIMITED.to_owned(), close: None, retry_after_ms }
+        Self { reason: refused::RATE_LIMITED.to_owned(), close: None, retry_after_ms, at_once: true }
     }
 }
 

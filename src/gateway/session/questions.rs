@@ -100,7 +100,9 @@ impl Core {
                         *found.lock() = Some(prepared);
                         admitted.changes = Some(Ok(()));
                     }
-                    Some(Err(away @ NotSubscribed::Away)) => outcome = Err(Refusal::new(away.to_string())),
+                    Some(Err(away @ NotSubscribed::Away)) => {
+                        outcome = Err(Refusal { at_once: true, ..Refusal::new(away.to_string()) });
+                    }
                     Some(Err(refused)) => admitted.changes = Some(Err(refused.to_string())),
                 }
             }
