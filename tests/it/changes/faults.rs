@@ -321,7 +321,7 @@ async fn a_slow_policy_delays_its_viewers_and_neither_agents_nor_others() {
     let slow = "create table calls (id int primary key); create table slow (id bigint primary key);
         alter table slow enable row level security;
         create function wait() returns boolean language plpgsql as $$ begin perform pg_sleep(0.01); return true; end $$;
-        create policy p on slow to authenticated using (wait());
+        create policy p on slow to authenticated using (id > 0 and wait());
         create policy q on slow to anon using (true);";
     ground(&db, slow, "slow").await;
     let (told, mut inputs) = tokio::sync::mpsc::channel(16);
