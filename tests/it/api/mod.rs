@@ -19,6 +19,8 @@ use tokio_util::sync::CancellationToken;
 struct Edge {
     parts: Parts,
     http: reqwest::Client,
+    /// When every token is made: one made a second later is another, and whoever has no name is known by it.
+    began: chrono::DateTime<chrono::Utc>,
     stop: CancellationToken,
     running: JoinHandle<anyhow::Result<()>>,
     _data: tempfile::TempDir,
@@ -59,7 +61,8 @@ impl Edge {
         for profile in profiles {
             parts.tasks.join_remote(profile, None).await.unwrap();
         }
-        Self { parts, http: reqwest::Client::new(), stop, running, _data: data, _db: db }
+        let began = Clock::System.now();
+        Self { parts, http: reqwest::Client::new(), began, stop, running, _data: data, _db: db }
     }
 
     async fn stop(self) {
@@ -77,7 +80,7 @@ impl Edge {
         };
         let (org, agent_id) = (org.map(|o| o.parse().unwrap()), agent.map(|a| a.parse().unwrap()));
         let request = MintRequest { role, org, agent_id, ttl: Duration::from_secs(60) };
-        Some(mint(&self.parts.keys, &request, Clock::System.now()).unwrap())
+        Some(mint(&self.parts.keys, &request, self.began).unwrap())
     }
 
     async fn send(
