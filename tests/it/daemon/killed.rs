@@ -308,5 +308,4 @@ gathers_when_killed_at! {
     killed_before_the_task_of_a_burst_commits: "burst.before_commit", "debounce = '150ms'",
     killed_after_the_task_of_a_burst_is_made: "burst.fired", "debounce = '150ms'",
     killed_after_a_change_went_into_a_task: "wake.recorded:2", "coalesce_by = []",
-    killed_before_a_later_burst_of_a_value_commits: "burst.before_commit:2", "debounce = '20ms'\ncoalesce_by = ['id']",
 }
