@@ -34,6 +34,12 @@ impl Clock {
         }
     }
 
+    /// Microseconds since 1970.
+    #[must_use]
+    pub fn micros(&self) -> u64 {
+        u64::try_from(self.now().timestamp_micros()).unwrap_or_default()
+    }
+
     /// Moves a manual clock; the system's clock cannot be moved.
     pub fn advance(&self, by: TimeDelta) {
         if let Self::Manual(ms) = self {

@@ -1,10 +1,11 @@
-//! Whether the database answers, asked now and then for `/health`.
+//! Whether the database answers, asked now and then for `/health`; and whether the disk takes what is kept.
 use crate::{
     api::{Health, PartState},
     db::Database,
     scope::{OnExit, Scope},
 };
 use std::time::Duration;
+use tokio::sync::watch;
 
 /// How often the database is asked.
 const EVERY: Duration = Duration::from_secs(2);
@@ -28,6 +29,29 @@ pub(super) fn start(scope: &Scope, database: Database, health: Health) {
             }
             if tokio::time::timeout(EVERY, stop.cancelled()).await.is_ok() {
                 return Ok(());
+            }
+        }
+    });
+}
+
+/// Shows whether what is kept on disk under the name of `part` is written.
+pub(super) fn show_degraded(
+    scope: &Scope,
+    health: &Health,
+    part: &'static str,
+    mut degraded: watch::Receiver<bool>,
+) {
+    let health = health.clone();
+    scope.spawn("disk health", OnExit::Log, move |stop| async move {
+        loop {
+            if *degraded.borrow_and_update() {
+                health.set(part, PartState::Degraded, "not written; the log says why");
+            } else {
+                health.set(part, PartState::Ready, "kept");
+            }
+            tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                changed = degraded.changed() => if changed.is_err() { return Ok(()) },
             }
         }
     });

@@ -1,13 +1,14 @@
 //! The histories of the rooms that the settings name, and how they are, on `/health`.
+use super::health::show_degraded;
 use crate::{
-    api::{Health, PartState},
+    api::Health,
     clock::Clock,
     config::Config,
     hub::{
         Hub,
         history::{self, Rules},
     },
-    scope::{OnExit, Scope},
+    scope::Scope,
     telemetry::Registry,
 };
 use anyhow::Context;
@@ -28,19 +29,6 @@ pub(super) fn start(
     let dir = config.database.data_dir.join("history");
     let opened = history::start(scope, hub, &dir, rules, &config.history, clock.clone(), metrics);
     let kept = opened.with_context(|| format!("cannot keep the history of channels in {}", dir.display()))?;
-    let (mut degraded, health) = (kept.degraded(), health.clone());
-    scope.spawn("history health", OnExit::Log, |stop| async move {
-        loop {
-            if *degraded.borrow_and_update() {
-                health.set("history", PartState::Degraded, "not written; the log says why");
-            } else {
-                health.set("history", PartState::Ready, "kept");
-            }
-            tokio::select! {
-                () = stop.cancelled() => return Ok(()),
-                changed = degraded.changed() => if changed.is_err() { return Ok(()) },
-            }
-        }
-    });
+    show_degraded(scope, health, "history", kept.degraded());
     Ok(())
 }

@@ -1,10 +1,11 @@
 //! Row changes for clients, and how their log is, on `/health`.
+use super::health::show_degraded;
 use crate::{
-    api::{Health, PartState},
+    api::Health,
     changes::{self, Appender, Changes, Deps},
     config::Config,
     db::Database,
-    scope::{OnExit, Scope},
+    scope::Scope,
 };
 use anyhow::Context;
 
@@ -20,20 +21,7 @@ pub(super) async fn start(
     let started = changes::start(scope, deps, config.changes.clone(), (&dir, &source));
     let (changes, appender) =
         started.with_context(|| format!("cannot keep the change log in {}", dir.display()))?;
-    let (mut degraded, health) = (changes.degraded(), health.clone());
-    scope.spawn("change log health", OnExit::Log, |stop| async move {
-        loop {
-            if *degraded.borrow_and_update() {
-                health.set("changes", PartState::Degraded, "not written; the log says why");
-            } else {
-                health.set("changes", PartState::Ready, "kept");
-            }
-            tokio::select! {
-                () = stop.cancelled() => return Ok(()),
-                changed = degraded.changed() => if changed.is_err() { return Ok(()) },
-            }
-        }
-    });
+    show_degraded(scope, health, "changes", changes.degraded());
     Ok((changes, appender))
 }
 

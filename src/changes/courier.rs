@@ -44,16 +44,15 @@ struct Told<'a> {
 
 /// A change that is for somebody.
 struct Due<'a> {
-    number: u64,
-    index: u32,
-    committed_at: DateTime<Utc>,
-    row: &'a RowChange,
+    told: Told<'a>,
     table: Arc<Table>,
     matches: Vec<Match>,
 }
 
-/// What a role may see of a table.
-type Known = HashMap<(usize, String), Result<Arc<Rights>, Failure>>;
+/// What roles may see of tables.
+#[derive(Default)]
+struct Known(HashMap<usize, HashMap<String, Result<Arc<Rights>, Failure>>>);
+
 /// By the place of the change and of the match.
 type Verdicts = HashMap<(usize, usize), Verdict>;
 
@@ -101,7 +100,7 @@ impl Courier {
                     order.push(key);
                     Parcel { group: group.clone(), bytes: BytesMut::new(), frames: 0 }
                 });
-                let rights = match known.get(&(address(&due.table), group.spec.viewer.role().to_owned())) {
+                let rights = match known.of(&due.table, group.spec.viewer.role()) {
                     Some(Ok(rights)) => rights,
                     Some(Err(failure)) => {
                         self.failed(due, group, *failure);
@@ -109,9 +108,9 @@ impl Courier {
                     }
                     None => continue,
                 };
-                if let Some(why) = refused(due.row.op, rights) {
+                if let Some(why) = refused(due.told.row.op, rights) {
                     if group.told.lock().insert((due.table.relation.oid, why.text().to_owned())) {
-                        let data = Bytes::from(refusal(due.row, why));
+                        let data = Bytes::from(refusal(due.told.row, why));
                         parcel.add(due, &found.items, None, &data, replayed);
                     }
                     continue;
@@ -136,8 +135,8 @@ impl Courier {
                         None => {
                             let shown = Shown {
                                 table: &due.table,
-                                row: due.row,
-                                committed_at: due.committed_at,
+                                row: due.told.row,
+                                committed_at: due.told.committed_at,
                                 rights,
                                 old,
                                 select,
@@ -163,7 +162,7 @@ impl Courier {
         if replayed {
             return;
         }
-        let last = due.iter().map(|due| due.committed_at).max();
+        let last = due.iter().map(|due| due.told.committed_at).max();
         if let Some(last) = last {
             let age = (self.metrics.clock.now() - last).to_std().unwrap_or_default();
             self.metrics.seconds.observe(age.as_secs_f64());
@@ -231,11 +230,13 @@ impl Courier {
             let mut all = Vec::new();
             {
                 let mut registry = registry.lock();
-                for (at, Told { number, index, committed_at, row }) in rows.iter().copied().enumerate() {
+                for (at, told) in rows.iter().copied().enumerate() {
+                    let row = told.row;
                     let Some(table) = registry.table(&row.relation).cloned() else { continue };
                     let is_refused = |role: &str| {
-                        let rights = known.get(&(address(&table), role.to_owned()));
-                        rights.is_some_and(|it| it.as_ref().is_ok_and(|it| refused(row.op, it).is_some()))
+                        known
+                            .of(&table, role)
+                            .is_some_and(|it| it.as_ref().is_ok_and(|it| refused(row.op, it).is_some()))
                     };
                     let newly = registry.take_refused(&table, row.op, is_refused);
                     untold.extend(newly.into_iter().map(|found| (at, found)));
@@ -243,7 +244,7 @@ impl Courier {
                     let here = untold.iter().filter(|(of, _)| *of == at).map(|(_, found)| found.clone());
                     matches.splice(0..0, here);
                     if !matches.is_empty() {
-                        all.push(Due { number, index, committed_at, row, table, matches });
+                        all.push(Due { told, table, matches });
                     }
                 }
             }
@@ -264,11 +265,11 @@ impl Courier {
                 asked.entry(key).or_insert_with(|| (table.clone(), registry.roles(row.relation.oid)));
             }
         }
-        let mut known = Known::new();
+        let mut known = Known::default();
         for (key, (table, roles)) in asked {
             for role in roles {
                 let rights = self.rows.rights(&table.rights, &role).await;
-                known.insert((key, role), rights);
+                known.0.entry(key).or_default().insert(role, rights);
             }
         }
         known
@@ -282,15 +283,15 @@ impl Courier {
             let mut change = None;
             for (nth, found) in due.matches.iter().enumerate() {
                 let viewer = &found.group.spec.viewer;
-                let Some(Ok(rights)) = known.get(&(address(&due.table), viewer.role().to_owned())) else {
-                    continue;
-                };
-                if rights.security != Security::On || refused(due.row.op, rights).is_some() {
+                let Some(Ok(rights)) = known.of(&due.table, viewer.role()) else { continue };
+                if rights.security != Security::On || refused(due.told.row.op, rights).is_some() {
                     continue;
                 }
                 let change = *change.get_or_insert_with(|| {
-                    changes
-                        .push(rows::RowChange { table: due.table.rights.clone(), images: images(due.row) });
+                    changes.push(rows::RowChange {
+                        table: due.table.rights.clone(),
+                        images: images(due.told.row),
+                    });
                     changes.len() - 1
                 });
                 let viewer = *nth_viewer.entry(viewer.clone()).or_insert_with(|| {
@@ -333,6 +334,12 @@ fn of_one_shape<'t, 'a>(rows: &'t [Told<'a>]) -> impl Iterator<Item = &'t [Told<
     })
 }
 
+impl Known {
+    fn of(&self, table: &Arc<Table>, role: &str) -> Option<&Result<Arc<Rights>, Failure>> {
+        self.0.get(&address(table))?.get(role)
+    }
+}
+
 /// What makes one `data` another.
 #[derive(PartialEq)]
 struct Made {
@@ -344,7 +351,7 @@ struct Made {
 impl Parcel {
     fn add(&mut self, due: &Due<'_>, items: &[usize], ids: Option<&[u64]>, data: &Bytes, replayed: bool) {
         let spec = &self.group.spec;
-        let event = if spec.plain { due.row.op.as_str() } else { "postgres_changes" };
+        let event = if spec.plain { due.told.row.op.as_str() } else { "postgres_changes" };
         let (mut before, after) = text::envelope(spec.version, None, None, &spec.topic, event);
         let mut tail = Vec::new();
         if !spec.plain {
@@ -365,8 +372,8 @@ impl Parcel {
             before.extend_from_slice(b",\"data\":");
             if spec.numbered {
                 let replayed = if replayed { ",\"replayed\":true" } else { "" };
-                tail =
-                    format!(",\"meta\":{{\"id\":\"{}:{}\"{replayed}}}", due.number, due.index).into_bytes();
+                tail = format!(",\"meta\":{{\"id\":\"{}:{}\"{replayed}}}", due.told.number, due.told.index)
+                    .into_bytes();
             }
             tail.push(b'}');
         }

@@ -1,6 +1,6 @@
 //! Values whose type's name does not say how they are written: composites, domains, and arrays of them
 //! (`reference/postgres-changes.md` §2.6). Pure.
-use crate::wal::{Encoding, Node, parse_array};
+use crate::wal::{Encoding, Node, parse_array, write_string};
 use std::{
     collections::{BTreeSet, HashMap},
     sync::Arc,
@@ -131,11 +131,6 @@ impl Shape {
             }
         }
     }
-}
-
-pub(super) fn write_string(text: &str, out: &mut Vec<u8>) {
-    // Writing to memory cannot fail, and a string has no map keys to refuse.
-    let _ = serde_json::to_writer(out, text);
 }
 
 /// The fields of a composite's text form, `(1,"a b",)`: nothing for NULL.

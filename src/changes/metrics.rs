@@ -20,16 +20,8 @@ pub(super) struct Metrics {
 
 impl Metrics {
     pub(super) fn register(registry: &Registry, clock: Clock) -> Self {
-        let counter = |name: &str, help: &str| {
-            let counter = Counter::default();
-            registry.register(name, help, counter.clone());
-            counter
-        };
-        let gauge = |name: &str, help: &str| {
-            let gauge = Gauge::default();
-            registry.register(name, help, gauge.clone());
-            gauge
-        };
+        let counter = |name, help| registry.counter(name, help);
+        let gauge = |name, help| registry.gauge(name, help);
         let seconds =
             Histogram::new([0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0]);
         registry.register("changes_seconds", "From commit to outboxes", seconds.clone());

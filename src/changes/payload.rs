@@ -1,13 +1,12 @@
 //! A change as clients read it: the `data` of a message (`reference/postgres-changes.md` §2). Pure.
 use super::{
     catalog::{Column, Described},
-    encode::write_string,
     item::Item,
     registry::Table,
 };
 use crate::{
     access::rows::{OldRow, Rights},
-    wal::{Cell, Op, RowChange, write_cell},
+    wal::{Cell, Op, RowChange, write_cell, write_string},
 };
 use chrono::{DateTime, Utc};
 use std::{fmt::Write, io::Write as _};

@@ -175,11 +175,8 @@ impl Registry {
         members.retain(|it| !Arc::ptr_eq(it, member));
         if members.is_empty() {
             drop(members);
-            let gone = self.groups.remove(spec);
-            for (place, gone) in self.tables.values_mut().zip(std::iter::repeat(gone.as_ref())) {
-                if let Some(gone) = gone {
-                    place.unbind(gone);
-                }
+            if let Some(gone) = self.groups.remove(spec) {
+                self.tables.values_mut().for_each(|place| place.unbind(&gone));
             }
         }
     }

@@ -3,7 +3,10 @@
 //! Metrics are owned by the module that counts them; it registers them here.
 //! Logs never carry a payload, a row value, a prompt or a token.
 use parking_lot::Mutex;
-use prometheus_client::registry::{Metric, Registry as Prometheus};
+use prometheus_client::{
+    metrics::{counter::Counter, gauge::Gauge},
+    registry::{Metric, Registry as Prometheus},
+};
 use serde::{Deserialize, Serialize};
 use std::{io::IsTerminal, sync::Arc};
 use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
@@ -88,6 +91,22 @@ impl Registry {
     /// Adds a metric; `name` is without the `convoke_` prefix and, for counters, without `_total`.
     pub fn register(&self, name: &str, help: &str, metric: impl Metric) {
         self.0.lock().register(name, help, metric);
+    }
+
+    /// A new counter under this name.
+    #[must_use]
+    pub fn counter(&self, name: &str, help: &str) -> Counter {
+        let counter = Counter::default();
+        self.register(name, help, counter.clone());
+        counter
+    }
+
+    /// A new gauge under this name.
+    #[must_use]
+    pub fn gauge(&self, name: &str, help: &str) -> Gauge {
+        let gauge = Gauge::default();
+        self.register(name, help, gauge.clone());
+        gauge
     }
 
     /// All metrics as OpenMetrics text.

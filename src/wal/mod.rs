@@ -33,6 +33,7 @@ pub use error::Error;
 pub use metrics::Metrics;
 pub use pgoutput::Malformed;
 pub use publication::{TableName, ensure as ensure_publication, publish};
+pub(crate) use value::write_string;
 pub use value::{Encoding, to_json, write_cell};
 
 use crate::{

@@ -236,7 +236,8 @@ fn write_scalar(scalar: Scalar, text: &str, in_array: bool, out: &mut Vec<u8>) {
     }
 }
 
-fn write_string(text: &str, out: &mut Vec<u8>) {
+/// Appends a text as a JSON string.
+pub(crate) fn write_string(text: &str, out: &mut Vec<u8>) {
     // Writing to memory cannot fail, and a string has no map keys to refuse.
     let _ = serde_json::to_writer(out, text);
 }

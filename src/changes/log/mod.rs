@@ -147,7 +147,7 @@ pub(super) fn open(
         before = number;
     })?;
     let Opened { log: mut disk, floor, last, whole } = opened;
-    let now = u64::try_from(clock.now().timestamp_micros()).unwrap_or_default();
+    let now = clock.micros();
     let head = last.max(now) + 1;
     let mut floor = floor;
     if !whole || last == 0 || age.is_none() {
@@ -387,7 +387,7 @@ impl Appender {
     }
 
     fn numbered(&mut self, payloads: Vec<Bytes>) -> Vec<Record> {
-        let now = u64::try_from(self.log.0.clock.now().timestamp_micros()).unwrap_or_default();
+        let now = self.log.0.clock.micros();
         let mut state = self.log.0.state.lock();
         let number = |payload| {
             state.head = (state.head + 1).max(now);
@@ -490,7 +490,7 @@ pub(super) struct Keeper {
 impl Keeper {
     /// Makes what was written safe from a crash of the machine, and removes what is too old. Blocks.
     pub(super) fn tidy(&self) {
-        let now = u64::try_from(self.log.0.clock.now().timestamp_micros()).unwrap_or_default();
+        let now = self.log.0.clock.micros();
         let (fresh, trimmed) = {
             let mut disk = self.disk.lock();
             (disk.unsafe_part(), disk.trim(now))

@@ -5,13 +5,14 @@
 use super::{Core, Found, Session, Slot};
 use crate::{
     access::Asker,
+    auth::Claims,
     changes::Refused as NotSubscribed,
     gateway::{
         channel::{Event, Refusal},
         join::{AskedReplay, Join},
         joined::Unknown,
         replay,
-        shared::{Asking, Wanted},
+        shared::{Asking, Shared, Wanted},
     },
     hub::Room,
     id::Topic,
@@ -94,12 +95,9 @@ impl Core {
                 }
             }
             if let Ok(admitted) = &mut outcome {
-                match shared.prepare(&wanted_changes, &admitted.claims).await {
+                match prepare(&shared, &wanted_changes, &admitted.claims, &found).await {
                     None => {}
-                    Some(Ok(prepared)) => {
-                        *found.lock() = Some(prepared);
-                        admitted.changes = Some(Ok(()));
-                    }
+                    Some(Ok(())) => admitted.changes = Some(Ok(())),
                     Some(Err(away @ NotSubscribed::Away)) => {
                         outcome = Err(Refusal { at_once: true, ..Refusal::new(away.to_string()) });
                     }
@@ -126,14 +124,8 @@ impl Core {
         self.ask(topic, slot, async move {
             let mut outcome = shared.admit(token.into(), &room, presence, headers).await;
             if let Ok(admitted) = &mut outcome {
-                admitted.changes = match shared.prepare(&wanted, &admitted.claims).await {
-                    None => None,
-                    Some(Ok(prepared)) => {
-                        *found.lock() = Some(prepared);
-                        Some(Ok(()))
-                    }
-                    Some(Err(refused)) => Some(Err(refused.to_string())),
-                };
+                let outcome = prepare(&shared, &wanted, &admitted.claims, &found).await;
+                admitted.changes = outcome.map(|outcome| outcome.map_err(|refused| refused.to_string()));
             }
             Event::Renewed(outcome.map_err(|e| e.system_text(&room.topic)))
         })
@@ -175,4 +167,15 @@ impl Core {
         self.questions.push(Box::pin(async move { Answer { topic, id, event: question.await } }));
         None
     }
+}
+
+/// Checks the row changes that a channel wants, and leaves in `found` what is found; nothing when it wants none.
+async fn prepare(
+    shared: &Shared,
+    wanted: &Wanted,
+    claims: &Claims,
+    found: &Found,
+) -> Option<Result<(), NotSubscribed>> {
+    let outcome = shared.prepare(wanted, claims).await?;
+    Some(outcome.map(|prepared| *found.lock() = Some(prepared)))
 }

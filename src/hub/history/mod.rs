@@ -118,7 +118,7 @@ pub fn start(
     clock: Clock,
     registry: &Registry,
 ) -> Result<History, Error> {
-    let now = micros(&clock);
+    let now = clock.micros();
     let longest = rules.longest().unwrap_or_default();
     let span_max = u64::try_from(longest.as_micros()).unwrap_or(u64::MAX);
     let limits = Limits { bytes_max: config.bytes_max, span_max };
@@ -176,7 +176,7 @@ impl History {
 
     /// Says messages to a room that has a history; never waits.
     pub(super) fn say(&self, room: &Room, messages: impl Iterator<Item = Message>, by: By) {
-        let now = micros(&self.0.clock);
+        let now = self.0.clock.micros();
         let mut state = self.0.state.lock();
         let state = &mut *state;
         let mut numbered = Vec::with_capacity(messages.size_hint().0);
@@ -216,23 +216,10 @@ impl std::fmt::Debug for History {
     }
 }
 
-/// Microseconds since 1970.
-fn micros(clock: &Clock) -> u64 {
-    u64::try_from(clock.now().timestamp_micros()).unwrap_or_default()
-}
-
 impl Metrics {
     fn register(registry: &Registry) -> Self {
-        let counter = |name: &str, help: &str| {
-            let counter = Counter::default();
-            registry.register(name, help, counter.clone());
-            counter
-        };
-        let gauge = |name: &str, help: &str| {
-            let gauge = Gauge::default();
-            registry.register(name, help, gauge.clone());
-            gauge
-        };
+        let counter = |name, help| registry.counter(name, help);
+        let gauge = |name, help| registry.gauge(name, help);
         Self {
             messages: counter("history_messages", "Broadcasts that were kept"),
             lost: counter("history_lost", "Broadcasts that were heard but could not be kept"),

@@ -4,7 +4,7 @@
 //! from the log in pieces, each when the socket has taken the one before. When nearly all is
 //! read, live messages are held; what was numbered until then is read, and the gate opens. What
 //! cannot be proved to be all is told by a system message with `meta.gap` before what follows.
-use super::{Gate, History, body, index::Part, micros};
+use super::{Gate, History, body, index::Part};
 use crate::{
     hub::{Ear, Message, Outbox, Room, outbox::Chunk},
     journal::{Error, Key},
@@ -82,7 +82,7 @@ impl History {
     pub fn admit(&self, who: Returning) -> (Place, impl Future<Output = ()> + use<>) {
         who.ear.set_gate(|gate| *gate = Gate::Shut);
         let (found, holder) = {
-            let now = micros(&self.0.clock);
+            let now = self.0.clock.micros();
             self.0.state.lock().positions.begin(who.client.key, now)
         };
         let at = Arc::new(Mutex::new(At {
@@ -151,7 +151,7 @@ impl Place {
         if settles {
             state.positions.settle(self.client.key, holder);
         }
-        state.positions.prove(self.client.key, holder, mark, micros(&shared.clock))
+        state.positions.prove(self.client.key, holder, mark, shared.clock.micros())
     }
 
     /// The client leaves the room. It is here for the last time if it is certain that it knew it was here; a
@@ -221,7 +221,7 @@ impl Replay {
         let (head, turn) = {
             let mut state = shared.state.lock();
             let head = state.head;
-            state.positions.set(client.key, client.owner, holder, head, micros(&shared.clock));
+            state.positions.set(client.key, client.owner, holder, head, shared.clock.micros());
             (head, state.turn + 1)
         };
         self.at.lock().number = Some(head);

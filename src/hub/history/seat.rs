@@ -1,5 +1,5 @@
 //! Positions in something else than what is said: of row changes, which have a log of their own.
-use super::{Client, History, micros};
+use super::{Client, History};
 
 /// What is known of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,7 +22,7 @@ impl History {
     /// Takes the position of a client over. Its numbers are microseconds, as those of histories are.
     #[must_use]
     pub fn seat(&self, client: Client) -> (Option<Known>, Seat) {
-        let now = micros(&self.0.clock);
+        let now = self.0.clock.micros();
         let (found, holder) = self.0.state.lock().positions.begin(client.key, now);
         let known = found.map(|found| Known { number: found.number, contested: found.contested });
         (known, Seat { history: self.clone(), client, holder })
@@ -34,7 +34,7 @@ impl Seat {
     pub fn set(&self, number: u64) {
         let Client { key, owner, .. } = self.client;
         let shared = &self.history.0;
-        let now = micros(&shared.clock);
+        let now = shared.clock.micros();
         shared.state.lock().positions.set(key, owner, self.holder, number, now);
         shared.work.notify_one();
     }
@@ -43,7 +43,7 @@ impl Seat {
     #[must_use]
     pub fn prove(&self, number: u64) -> bool {
         let shared = &self.history.0;
-        let now = micros(&shared.clock);
+        let now = shared.clock.micros();
         shared.state.lock().positions.prove(self.client.key, self.holder, number, now)
     }
 

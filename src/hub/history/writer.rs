@@ -1,5 +1,5 @@
 //! The one task that writes what was said, and then lets it be heard, in the order of its numbers.
-use super::{History, Said, body, index, micros};
+use super::{History, Said, body, index};
 use crate::{
     fault,
     hub::Hub,
@@ -103,7 +103,7 @@ impl Writer {
     /// Writes what waits and lets it be heard.
     async fn turn(&mut self, ticked: bool) {
         let shared = self.history.0.clone();
-        let now = micros(&shared.clock);
+        let now = shared.clock.micros();
         if ticked {
             self.make_safe();
         }
@@ -197,7 +197,7 @@ impl Writer {
         for said in said {
             let Some(history) = shared.rules.history(&said.room.topic) else { continue };
             let old =
-                micros(&shared.clock).saturating_sub(u64::try_from(history.as_micros()).unwrap_or(u64::MAX));
+                shared.clock.micros().saturating_sub(u64::try_from(history.as_micros()).unwrap_or(u64::MAX));
             state.index.expire(&said.room, old);
         }
     }
