@@ -28,6 +28,8 @@ pub(super) async fn run(inner: Arc<Inner>, stop: CancellationToken) {
         let worked = async {
             inner.let_in(at).await;
             at = inner.deliver(at).await;
+            // Whoever came with a number that was not reached yet must not wait for yet another change.
+            inner.let_in(at).await;
             inner.log.set_delivered(at);
             inner.courier.metrics.look(&inner.log);
         };
