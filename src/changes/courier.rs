@@ -5,7 +5,7 @@ use super::{
     log::Entry,
     metrics::Metrics,
     oracle::Oracle,
-    payload::{self, Shown, by_select, refusal, refused},
+    payload::{self, Refused, Shown, by_select, refusal, refused},
     registry::{Broken, Group, Match, Registry, Table},
 };
 use crate::{
@@ -49,7 +49,7 @@ struct Due<'a> {
     matches: Vec<Match>,
 }
 
-/// What roles may see of tables.
+/// What roles may see of tables, by the log's description, which stays when the catalog's is read again.
 #[derive(Default)]
 struct Known(HashMap<usize, HashMap<String, Result<Arc<Rights>, Failure>>>);
 
@@ -89,75 +89,38 @@ impl Courier {
             return;
         }
         let verdicts = self.judge(&due, &known).await;
-        let mut parcels: HashMap<usize, Parcel> = HashMap::new();
-        let mut order = Vec::new();
+        let mut parcels: Vec<Parcel> = Vec::new();
+        let mut of_group: HashMap<usize, usize> = HashMap::new();
         for (at, due) in due.iter().enumerate() {
-            let mut made: Vec<(Made, Bytes)> = Vec::new();
+            let mut made = Vec::new();
             for (nth, found) in due.matches.iter().enumerate() {
                 let group = &found.group;
-                let key = Arc::as_ptr(group).addr();
-                let parcel = parcels.entry(key).or_insert_with(|| {
-                    order.push(key);
-                    Parcel { group: group.clone(), bytes: BytesMut::new(), frames: 0 }
+                let Some(sight) = self.sight(due, group, &known, verdicts.get(&(at, nth))) else { continue };
+                let parcel = *of_group.entry(Arc::as_ptr(group).addr()).or_insert_with(|| {
+                    parcels.push(Parcel { group: group.clone(), bytes: BytesMut::new(), frames: 0 });
+                    parcels.len() - 1
                 });
-                let rights = match known.of(&due.table, group.spec.viewer.role()) {
-                    Some(Ok(rights)) => rights,
-                    Some(Err(failure)) => {
-                        self.failed(due, group, *failure);
-                        continue;
+                let Some(parcel) = parcels.get_mut(parcel) else { continue };
+                match sight {
+                    Sight::Refused(why) => {
+                        let items = found.items.iter().filter_map(|at| group.spec.items.get(*at));
+                        let ids: Vec<u64> = items.map(|item| item.id).collect();
+                        parcel.add(&due.told, &ids, &refusal(due.told.row, why), replayed);
                     }
-                    None => continue,
-                };
-                if let Some(why) = refused(due.told.row.op, rights) {
-                    if group.told.lock().insert((due.table.relation.oid, why.text().to_owned())) {
-                        let data = Bytes::from(refusal(due.told.row, why));
-                        parcel.add(due, &found.items, None, &data, replayed);
-                    }
-                    continue;
-                }
-                let old = match verdicts.get(&(at, nth)) {
-                    None => OldRow::Whole,
-                    Some(Verdict::Shown(old)) => *old,
-                    Some(Verdict::Hidden) => continue,
-                    Some(Verdict::Failed(failure)) => {
-                        self.failed(due, group, *failure);
-                        continue;
-                    }
-                };
-                for (select, ids) in by_select(&group.spec.items, &found.items) {
-                    let variant = Made {
-                        rights: Arc::as_ptr(rights).addr(),
-                        select: select.map(<[String]>::to_vec),
-                        old,
-                    };
-                    let data = match made.iter().find(|(known, _)| *known == variant) {
-                        Some((_, data)) => data.clone(),
-                        None => {
-                            let shown = Shown {
-                                table: &due.table,
-                                row: due.told.row,
-                                committed_at: due.told.committed_at,
-                                rights,
-                                old,
-                                select,
-                            };
-                            let data = Bytes::from(shown.data(self.config.record_bytes_max));
-                            made.push((variant, data.clone()));
-                            data
+                    Sight::Row(rights, old) => {
+                        for (select, ids) in by_select(&group.spec.items, &found.items) {
+                            let data = self.data(due, (rights, old, select), &mut made);
+                            parcel.add(&due.told, &ids, &data, replayed);
                         }
-                    };
-                    parcel.add(due, &found.items, Some(&ids), &data, replayed);
+                    }
                 }
             }
         }
-        for key in order {
-            let Some(parcel) = parcels.remove(&key).filter(|parcel| parcel.frames > 0) else { continue };
-            let bytes = parcel.bytes.freeze();
-            let members = parcel.group.members.lock();
-            for member in members.iter() {
-                member.put(&self.hub, &bytes, parcel.frames);
-            }
-            self.metrics.delivered.inc_by((members.len() * parcel.frames) as u64);
+        for Parcel { group, bytes, frames } in parcels {
+            let bytes = bytes.freeze();
+            let members = group.members.lock();
+            members.iter().for_each(|member| member.put(&self.hub, &bytes, frames));
+            self.metrics.delivered.inc_by((members.len() * frames) as u64);
         }
         if replayed {
             return;
@@ -167,6 +130,55 @@ impl Courier {
             let age = (self.metrics.clock.now() - last).to_std().unwrap_or_default();
             self.metrics.seconds.observe(age.as_secs_f64());
         }
+    }
+
+    /// What a group sees of a change, if anything; what it must be told instead, it is told once.
+    fn sight<'k>(
+        &self,
+        due: &Due<'_>,
+        group: &Group,
+        known: &'k Known,
+        verdict: Option<&Verdict>,
+    ) -> Option<Sight<'k>> {
+        let rights = match known.of(&due.table, group.spec.viewer.role())? {
+            Ok(rights) => rights,
+            Err(failure) => {
+                self.failed(due, group, *failure);
+                return None;
+            }
+        };
+        if let Some(why) = refused(due.told.row.op, rights) {
+            let told = (due.table.relation.oid, why.text().to_owned());
+            return group.told.lock().insert(told).then_some(Sight::Refused(why));
+        }
+        match verdict {
+            None => Some(Sight::Row(rights, OldRow::Whole)),
+            Some(Verdict::Shown(old)) => Some(Sight::Row(rights, *old)),
+            Some(Verdict::Hidden) => None,
+            Some(Verdict::Failed(failure)) => {
+                self.failed(due, group, *failure);
+                None
+            }
+        }
+    }
+
+    /// A change as it is shown with these rights, this much of the old row and these columns; made once.
+    fn data<'s>(
+        &self,
+        due: &Due<'_>,
+        shown: (&'s Arc<Rights>, OldRow, Option<&'s [String]>),
+        made: &mut Vec<(Shape<'s>, Bytes)>,
+    ) -> Bytes {
+        let (rights, old, select) = shown;
+        let same = |shape: &Shape<'_>| Arc::ptr_eq(shape.0, rights) && (shape.1, shape.2) == (old, select);
+        if let Some((_, data)) = made.iter().find(|(shape, _)| same(shape)) {
+            return data.clone();
+        }
+        let Told { row, committed_at, .. } = due.told;
+        let view = Shown { table: &due.table, row, committed_at, rights, old, select };
+        let data = Bytes::from(view.data(self.config.record_bytes_max));
+        made.push((shown, data.clone()));
+        data
     }
 
     /// Reads the catalog for tables that are not known in this form; waits while that cannot be done.
@@ -188,7 +200,7 @@ impl Courier {
         }
     }
 
-    pub(super) async fn table(&self, relation: Arc<Relation>) -> Arc<Table> {
+    async fn table(&self, relation: Arc<Relation>) -> Arc<Table> {
         loop {
             match self.catalog.table(relation.oid).await {
                 Ok(described) => return Arc::new(self.known(relation, described)),
@@ -200,7 +212,8 @@ impl Courier {
         }
     }
 
-    fn known(&self, relation: Arc<Relation>, described: Option<Arc<Described>>) -> Table {
+    /// A table as the log and the catalog describe it.
+    pub(super) fn known(&self, relation: Arc<Relation>, described: Option<Arc<Described>>) -> Table {
         let for_rights = described.as_ref().map(|described| self.catalog.for_rights(described));
         if described.as_ref().is_some_and(|described| described.unlimited) {
             tracing::warn!(
@@ -261,7 +274,7 @@ impl Courier {
             let registry = registry.lock();
             for Told { row, .. } in rows {
                 let Some(table) = registry.table(&row.relation) else { continue };
-                let key = address(table);
+                let key = address(&table.relation);
                 asked.entry(key).or_insert_with(|| (table.clone(), registry.roles(row.relation.oid)));
             }
         }
@@ -336,44 +349,35 @@ fn of_one_shape<'t, 'a>(rows: &'t [Told<'a>]) -> impl Iterator<Item = &'t [Told<
 
 impl Known {
     fn of(&self, table: &Arc<Table>, role: &str) -> Option<&Result<Arc<Rights>, Failure>> {
-        self.0.get(&address(table))?.get(role)
+        self.0.get(&address(&table.relation))?.get(role)
     }
 }
 
-/// What makes one `data` another.
-#[derive(PartialEq)]
-struct Made {
-    rights: usize,
-    select: Option<Vec<String>>,
-    old: OldRow,
+/// What makes one `data` another: rights, how much of the old row, columns.
+type Shape<'s> = (&'s Arc<Rights>, OldRow, Option<&'s [String]>);
+
+/// What a group gets of a change.
+enum Sight<'k> {
+    /// With these rights, and this much of the old row.
+    Row(&'k Arc<Rights>, OldRow),
+    /// Why it may see nothing of the table.
+    Refused(Refused),
 }
 
 impl Parcel {
-    fn add(&mut self, due: &Due<'_>, items: &[usize], ids: Option<&[u64]>, data: &Bytes, replayed: bool) {
+    fn add(&mut self, told: &Told<'_>, ids: &[u64], data: &[u8], replayed: bool) {
         let spec = &self.group.spec;
-        let event = if spec.plain { due.told.row.op.as_str() } else { "postgres_changes" };
+        let event = if spec.plain { told.row.op.as_str() } else { "postgres_changes" };
         let (mut before, after) = text::envelope(spec.version, None, None, &spec.topic, event);
         let mut tail = Vec::new();
         if !spec.plain {
-            let all;
-            let ids = match ids {
-                Some(ids) => ids,
-                None => {
-                    all = items
-                        .iter()
-                        .filter_map(|at| spec.items.get(*at))
-                        .map(|item| item.id)
-                        .collect::<Vec<_>>();
-                    &all
-                }
-            };
             before.extend_from_slice(b"{\"ids\":");
             before.extend_from_slice(payload::ids(ids).as_bytes());
             before.extend_from_slice(b",\"data\":");
             if spec.numbered {
                 let replayed = if replayed { ",\"replayed\":true" } else { "" };
-                tail = format!(",\"meta\":{{\"id\":\"{}:{}\"{replayed}}}", due.told.number, due.told.index)
-                    .into_bytes();
+                tail =
+                    format!(",\"meta\":{{\"id\":\"{}:{}\"{replayed}}}", told.number, told.index).into_bytes();
             }
             tail.push(b'}');
         }
@@ -387,8 +391,8 @@ impl Parcel {
     }
 }
 
-fn address(table: &Arc<Table>) -> usize {
-    Arc::as_ptr(table).addr()
+fn address(relation: &Arc<Relation>) -> usize {
+    Arc::as_ptr(relation).addr()
 }
 
 /// A change as row security looks at it.

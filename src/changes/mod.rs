@@ -298,14 +298,11 @@ impl Changes {
 impl Inner {
     /// What was just read of tables counts from the next change on.
     fn refresh(&self, tables: &[Arc<catalog::Described>]) {
+        let known = self.registry.lock().tables();
         for described in tables {
-            let known = self.registry.lock().tables();
-            let known = known.iter().find(|it| it.relation.oid == described.oid);
-            let Some(old) = known.filter(|it| it.described.as_ref() != Some(described)) else { continue };
-            let rights = self.courier.catalog.for_rights(described);
-            let table = registry::Table::new(old.relation.clone(), Some(described.clone()), Some(rights));
-            let broken = self.registry.lock().describe(Arc::new(table));
-            self.courier.tell_broken(broken);
+            if let Some(table) = known.iter().find(|it| it.relation.oid == described.oid) {
+                self.describe(table, Some(described.clone()));
+            }
         }
     }
 
@@ -318,14 +315,24 @@ impl Inner {
         let Ok(now) = self.courier.catalog.tables(None, None, true).await else { return };
         for table in tables {
             let described = now.iter().find(|it| it.oid == table.relation.oid).cloned();
-            if described == table.described {
-                continue;
-            }
-            let rights = described.as_ref().map(|described| self.courier.catalog.for_rights(described));
-            let changed = registry::Table::new(table.relation.clone(), described, rights);
-            let broken = self.registry.lock().describe(Arc::new(changed));
-            self.courier.tell_broken(broken);
+            self.describe(&table, described);
         }
+    }
+
+    /// The catalog describes a table so now; nothing when that is known, or when the log describes it anew itself.
+    fn describe(&self, table: &Arc<registry::Table>, described: Option<Arc<catalog::Described>>) {
+        if described == table.described {
+            return;
+        }
+        let changed = Arc::new(self.courier.known(table.relation.clone(), described));
+        let broken = {
+            let mut registry = self.registry.lock();
+            if registry.table(&table.relation).is_none() {
+                return;
+            }
+            registry.describe(changed)
+        };
+        self.courier.tell_broken(broken);
     }
 }
 
