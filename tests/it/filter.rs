@@ -1,5 +1,5 @@
 //! Filters against a real database: the kinds of columns, and what Postgres alone can say, equal `where`.
-use crate::support::empty_database;
+use crate::support::{TestDb, empty_database};
 use convoke::{
     db::Database,
     filter::{Answers, Bound, Filter, Found, Kinds, Truth, Unbindable},
@@ -74,6 +74,31 @@ const SAME: [(&str, &str); 40] = [
     ("title=not.in.()", "true"),
 ];
 
+/// A database with the table, whose connections are lent as the daemon lends them.
+struct Things {
+    client: Client,
+    table: Table,
+    database: Database,
+    _scope: Scope,
+    _db: TestDb,
+}
+
+impl Things {
+    async fn new() -> Self {
+        let db = empty_database().await;
+        let client = db.client().await;
+        client.batch_execute(TABLES).await.unwrap();
+        let table = Table::read(&client).await;
+        let scope = Scope::default();
+        let database: Database = db.open(&scope).await;
+        Self { client, table, database, _scope: scope, _db: db }
+    }
+
+    async fn lent(&self) -> deadpool_postgres::Client {
+        self.database.client().await.unwrap()
+    }
+}
+
 struct Table {
     kinds: Kinds,
     oid: u32,
@@ -119,13 +144,8 @@ impl Table {
 
 #[tokio::test]
 async fn what_a_filter_says_is_what_where_says() {
-    let db = empty_database().await;
-    let client = db.client().await;
-    client.batch_execute(TABLES).await.unwrap();
-    let table = Table::read(&client).await;
-    let scope = Scope::default();
-    let database: Database = db.open(&scope).await;
-    let mut lent = database.client().await.unwrap();
+    let things = Things::new().await;
+    let (Things { client, table, .. }, mut lent) = (&things, things.lent().await);
     let mut answers = Answers::default();
     let bounds: Vec<Bound> = SAME
         .iter()
@@ -158,13 +178,8 @@ async fn what_a_filter_says_is_what_where_says() {
 
 #[tokio::test]
 async fn what_postgres_does_not_take_is_refused_before_any_row() {
-    let db = empty_database().await;
-    let client = db.client().await;
-    client.batch_execute(TABLES).await.unwrap();
-    let table = Table::read(&client).await;
-    let scope = Scope::default();
-    let database: Database = db.open(&scope).await;
-    let mut lent = database.client().await.unwrap();
+    let things = Things::new().await;
+    let (table, mut lent) = (&things.table, things.lent().await);
     for (filter, sqlstate) in [
         ("title=match.(", "2201B"),
         ("money=gt.much", "22P02"),
@@ -190,13 +205,8 @@ async fn what_postgres_does_not_take_is_refused_before_any_row() {
 
 #[tokio::test]
 async fn a_question_that_fails_takes_no_other_with_it() {
-    let db = empty_database().await;
-    let client = db.client().await;
-    client.batch_execute(TABLES).await.unwrap();
-    let table = Table::read(&client).await;
-    let scope = Scope::default();
-    let database: Database = db.open(&scope).await;
-    let mut lent = database.client().await.unwrap();
+    let things = Things::new().await;
+    let (Things { client, table, .. }, mut lent) = (&things, things.lent().await);
     // Values that the type took when the log was written, and takes no more.
     let bound = table.bind("span=gt.\"[1,6)\"").unwrap();
     let values = ["[1,5)", "broken", "[2,9)"];
@@ -217,7 +227,7 @@ async fn a_question_that_fails_takes_no_other_with_it() {
     drop(lent);
     // The pool may hold another that was cut and does not know it yet.
     while answers.lack() {
-        let _ = answers.fetch(&mut database.client().await.unwrap(), SECOND).await;
+        let _ = answers.fetch(&mut things.lent().await, SECOND).await;
     }
     assert_eq!(bound.test(&|_| Found::Text("c"), &mut answers), Truth::True);
 }

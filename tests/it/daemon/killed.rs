@@ -246,30 +246,29 @@ async fn killed_when_others_have_been_moved_by_an_end() {
     check(&db, 2).await;
 }
 
-const GATHERS: &str = r#"
-id = "clerk"
-org = "demo"
-capabilities = ["support.triage"]
-slots = 2
-[run]
-kind = "command"
-argv = ["/bin/sh", "-c", "cat > /dev/null; echo '{\"sorted\":true}'"]
-[[wake]]
-table = "public.tickets"
-events = ["INSERT"]
-DEBOUNCE
-request = { kind = "support.triage", requires = ["support.triage"], input = { id = "{{ new.id }}", changes = "{{ changes }}" } }
-"#;
-
 /// However the daemon dies, every change is in exactly one task, and the last one is not missing.
 async fn gathers(point: &str, debounce: &str) {
     let (db, folder) = prepared().await;
-    let agent = GATHERS.replace("DEBOUNCE", debounce);
+    let agent = AGENT
+        .replace("events = [\"INSERT\"]", &format!("events = [\"INSERT\"]\n{debounce}"))
+        .replace("id = \"{{ new.id }}\"", "id = \"{{ new.id }}\", changes = \"{{ changes }}\"");
+    assert!(agent.contains(debounce) && agent.contains("{{ changes }}"));
     std::fs::write(folder.path().join("agents/clerk.toml"), agent).unwrap();
     let first = Up::start(&db, folder.path(), Some(point)).await;
     let client = db.client().await;
+    let mut lives = true;
     for id in 1..=TICKETS {
         client.execute("insert into tickets values ($1)", &[&id]).await.unwrap();
+        // One by one while it lives: changes that come together are recorded in one commit.
+        if lives {
+            let recorded = async {
+                let count = "select count(*) from convoke.wakes";
+                while client.query_one(count, &[]).await.unwrap().get::<_, i64>(0) < id {
+                    tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+                }
+            };
+            lives = tokio::time::timeout(std::time::Duration::from_secs(1), recorded).await.is_ok();
+        }
     }
     first.dies_at(point).await;
     let _second = Up::start(&db, folder.path(), None).await;
