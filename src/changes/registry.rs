@@ -258,16 +258,10 @@ impl Registry {
         if !place.table.publishes(row.op) {
             return Vec::new();
         }
-        let cell = |at: usize| {
-            let cell = match &row.new {
-                Some(new) => row.completed(new, at),
-                None => row.old_cell(at),
-            };
-            match cell {
-                Some(Cell::Null) => Found::Null,
-                Some(Cell::Text(bytes)) => std::str::from_utf8(bytes).map_or(Found::Absent, Found::Text),
-                Some(Cell::Unchanged) | None => Found::Absent,
-            }
+        let cell = |at: usize| match row.cell_at(at) {
+            Some(Cell::Null) => Found::Null,
+            Some(Cell::Text(bytes)) => std::str::from_utf8(bytes).map_or(Found::Absent, Found::Text),
+            Some(Cell::Unchanged) | None => Found::Absent,
         };
         let mut hits: Vec<(&Arc<Group>, usize)> = Vec::new();
         let mut ask = |hit: &'_ Hit| {
