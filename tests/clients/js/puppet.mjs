@@ -6,7 +6,9 @@ import WebSocket from "ws";
 const [name, url, key, vsn] = process.argv.slice(2);
 const { createClient } = await import(name);
 const say = (event) => process.stdout.write(JSON.stringify(event) + "\n");
-const realtime = { transport: WebSocket, reconnectAfterMs: () => 50, ...(vsn ? { vsn } : {}),
+// The old client takes these for the time that a join has, too: what is unanswered by then, it leaves.
+const reconnectAfterMs = (tries) => [50, 1000][tries - 1] ?? 2000;
+const realtime = { transport: WebSocket, reconnectAfterMs, ...(vsn ? { vsn } : {}),
   ...(process.env.CLIENT_ID ? { params: { client_id: process.env.CLIENT_ID } } : {}) };
 const auth = { persistSession: false, autoRefreshToken: false };
 const client = createClient(url, key, { realtime, auth });

@@ -26,9 +26,9 @@ fn items() -> Value {
 }
 
 /// The settings of a daemon that is a process of its own.
-fn write_settings(folder: &Path, more: &str) {
+fn write_settings(folder: &Path, idle_timeout: &str) {
     let text = format!(
-        "[auth]\njwt_secret = '{SECRET}'\n[gateway]\nidle_timeout = '5s'\n{more}\n\
+        "[auth]\njwt_secret = '{SECRET}'\n[gateway]\nidle_timeout = '{idle_timeout}'\n\
          [[channels]]\ntopic = 'room*'\nhistory = '10m'\nresume = true\n"
     );
     std::fs::write(folder.join("convoke.toml"), text).unwrap();
@@ -47,7 +47,7 @@ async fn a_daemon_that_is_killed_again_and_again_loses_no_change_of_those_who_co
         std::env::var("CONVOKE_CHANGES_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(KILLS);
     let (db, folder) = fresh().await;
     ground(&db, N, "n").await;
-    write_settings(folder.path(), "");
+    write_settings(folder.path(), "5s");
     let mut up = Up::start(&db, folder.path(), None).await;
     let (place, url) = at(socket_url(&up.url, "one"));
     let mut listener = Listener::start(url.clone(), items());
@@ -74,7 +74,7 @@ async fn killed_at_any_step_it_loses_and_doubles_nothing_that_is_not_marked() {
     for point in ["changes.received", "changes.logged", "changes.published"] {
         let (db, folder) = fresh().await;
         ground(&db, N, "n").await;
-        write_settings(folder.path(), "");
+        write_settings(folder.path(), "5s");
         let up = Up::start(&db, folder.path(), Some(&format!("{point}:3"))).await;
         let (place, url) = at(socket_url(&up.url, "one"));
         let mut listener = Listener::start(url, items());
@@ -364,13 +364,15 @@ async fn a_huge_transaction_among_small_ones_is_told_in_order_in_bounded_memory(
         std::env::var("CONVOKE_CHANGES_HUGE").ok().and_then(|text| text.parse().ok()).unwrap_or(100_000_i64);
     let (db, folder) = fresh().await;
     ground(&db, N, "n").await;
-    write_settings(folder.path(), "");
+    write_settings(folder.path(), "10m");
     let up = Up::start(&db, folder.path(), None).await;
     let some = json!([
         {"event": "INSERT", "schema": "public", "table": "n", "filter": "body=eq.small"},
         {"event": "INSERT", "schema": "public", "table": "n", "filter": "body=like.%0000"},
     ]);
-    let socket = Socket::open(&socket_url(&up.url, ""), true).await;
+    let mut socket = Socket::open(&socket_url(&up.url, ""), true).await;
+    // Nothing is told of it before all of it is in the log.
+    socket.patience = Duration::from_secs(300);
     let mut watch = Watch::start(socket, "room", some, json!({})).await;
     let sql = db.client().await;
     sql.batch_execute("insert into n values (-3, 'small')").await.unwrap();

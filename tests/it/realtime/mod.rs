@@ -237,12 +237,14 @@ pub struct Socket {
     ws: WebSocketStream<MaybeTlsStream<TcpStream>>,
     v2: bool,
     pub refs: u32,
+    /// How long a frame may take.
+    pub patience: Duration,
 }
 
 impl Socket {
     pub async fn open(url: &str, v2: bool) -> Self {
         let (ws, _) = connect_async(url).await.unwrap();
-        Self { ws, v2, refs: 0 }
+        Self { ws, v2, refs: 0, patience: PATIENCE }
     }
 
     pub fn next_ref(&mut self) -> String {
@@ -302,7 +304,7 @@ impl Socket {
 
     pub async fn any(&mut self) -> Message {
         loop {
-            let next = timeout(PATIENCE, self.ws.next()).await.expect("no frame came");
+            let next = timeout(self.patience, self.ws.next()).await.expect("no frame came");
             // Pings are answered below this.
             match next.expect("the socket ended").unwrap() {
                 Message::Ping(_) => {}
