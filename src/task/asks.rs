@@ -106,7 +106,7 @@ impl Tasks {
         let mut client = shared.database.client().await?;
         let tx = client.transaction().await.map_err(db::Error::from)?;
         let parent = run(&tx, sql!("parent"), &[&task.as_uuid()]).await?;
-        let parent = parent.first().map(|row| TaskId::from(row.get::<_, Uuid>("parent_id")));
+        let parent = parent.first().and_then(|row| row.get::<_, Option<Uuid>>("parent_id")).map(TaskId::from);
         let ids: Vec<TaskId> = parent.into_iter().chain([task]).collect();
         let mut rows = store::lock(&tx, &ids).await?;
         let at = rows.iter().position(|row| row.id == task).ok_or(Error::UnknownTask(task))?;

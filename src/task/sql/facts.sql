@@ -15,6 +15,9 @@ select t.id, t.org, t.kind, t.requires, t.state, t.round, t.rounds_empty, t.epoc
     (extract(epoch from least(a.lease_until, a.attempt_deadline_at) - now.at) * 1000)::bigint as lease_left_ms
 from convoke.tasks t
 cross join (select clock_timestamp() as at) now
-left join convoke.assignments a on a.task_id = t.id and a.ended_at is null
+-- One by one: joined at once, all that are live would be read for each batch.
+left join lateral (
+    select * from convoke.assignments where task_id = t.id and ended_at is null limit 1
+) a on true
 where t.id = any($1)
 order by t.priority desc, t.id

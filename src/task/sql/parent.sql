@@ -1,1 +1,1 @@
-select parent_id from convoke.tasks where id = $1 and parent_id is not null and not detached
+select case when not detached then parent_id end as parent_id from convoke.tasks where id = $1

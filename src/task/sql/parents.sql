@@ -1,5 +1,9 @@
 select t.id, t.org, t.state, t.root_id, t.deadline_at, a.id as assignment_id, a.epoch, a.agent_id
 from convoke.tasks t
-left join convoke.assignments a on a.task_id = t.id and a.ended_at is null and a.state in ('awarded', 'running')
+-- One by one: joined at once, all that are live would be read.
+left join lateral (
+    select * from convoke.assignments
+    where task_id = t.id and ended_at is null and state in ('awarded', 'running') limit 1
+) a on true
 where t.id = any($1)
 order by t.id for update of t

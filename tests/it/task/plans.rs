@@ -1,8 +1,9 @@
 //! How Postgres carries the statements out: planned once a connection, before there are rows.
 use super::{World, profile};
+use deadpool_postgres::Client;
 
 /// Those that run for every task, or all the time; `rest` and the like are one row by its key.
-const STATEMENTS: [&str; 24] = [
+const STATEMENTS: [&str; 27] = [
     "announce",
     "award",
     "classes",
@@ -17,23 +18,43 @@ const STATEMENTS: [&str; 24] = [
     "offers",
     "orphan",
     "outlooks",
+    "parent",
+    "parents",
     "past_deadline",
     "progress",
     "ready",
     "rearm",
     "request",
     "reready",
+    "reserve",
     "settle",
     "standing_offers",
     "start",
     "verify",
 ];
 
-#[tokio::test]
-async fn a_statement_that_is_planned_on_empty_tables_does_not_read_them_from_end_to_end_later() {
-    let world = World::new(vec![profile("a", 1)]).await;
-    let client = world.database.client().await.unwrap();
+/// Indexes that are read in their order for what is next.
+const QUEUES: [&str; 4] = ["tasks_due", "tasks_deadline", "tasks_followed", "tasks_cascading"];
+
+/// Six hundred finished tasks, with their assignments and offers.
+const FINISHED: &str = "
+    set session_replication_role = replica;
+    with made as (
+        insert into convoke.tasks (id, org, kind, class, input, requester, root_id, state, agent_id, epoch)
+        select id, 'demo', 'k', 1, '{}', 'r', id, 'completed', 'a', 1
+        from (select gen_random_uuid() as id from generate_series(1, 600)) new returning id
+    ), offered as (
+        insert into convoke.offers (task_id, round, agent_id, incarnation, state, valid_until)
+        select id, 1, 'a', 1, 'confirmed', now() from made
+    )
+    insert into convoke.assignments (id, task_id, epoch, agent_id, incarnation, state, confirm_by, ended_at)
+    select gen_random_uuid(), id, 1, 'a', 1, 'finished', now(), now() from made;
+    analyze convoke.tasks; analyze convoke.offers; analyze convoke.assignments";
+
+/// The plan of each statement, line by line.
+async fn plans(client: &Client) -> Vec<(&'static str, Vec<String>)> {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/src/task/sql");
+    let mut plans = Vec::new();
     for name in STATEMENTS {
         let sql = std::fs::read_to_string(format!("{folder}/{name}.sql")).unwrap();
         let nulls = vec!["null"; client.prepare(&sql).await.unwrap().params().len()].join(", ");
@@ -41,12 +62,51 @@ async fn a_statement_that_is_planned_on_empty_tables_does_not_read_them_from_end
         client.batch_execute(&format!("prepare planned as {sql}")).await.unwrap();
         let plan = client.query(&format!("explain execute planned{call}"), &[]).await.unwrap();
         client.batch_execute("deallocate planned").await.unwrap();
-        let plan: Vec<String> = plan.iter().map(|row| row.get(0)).collect();
+        plans.push((name, plan.iter().map(|row| row.get(0)).collect()));
+    }
+    plans
+}
+
+#[tokio::test]
+async fn a_statement_that_is_planned_on_empty_tables_does_not_read_them_from_end_to_end_later() {
+    let world = World::new(vec![profile("a", 1)]).await;
+    let client = world.database.client().await.unwrap();
+    for (name, plan) in plans(&client).await {
         for table in ["tasks", "offers", "assignments", "events"] {
             let whole = format!("Seq Scan on {table} ");
             assert!(!plan.iter().any(|line| line.contains(&whole)), "{name}:\n{}", plan.join("\n"));
         }
     }
+    drop(client);
+    world.check().await;
+}
+
+/// Where all is finished, an index of what is not looks empty, and reading all of it cheaper than a key.
+#[tokio::test]
+async fn a_statement_that_is_planned_when_all_is_finished_does_not_read_all_that_is_open_later() {
+    let world = World::new(vec![profile("a", 1)]).await;
+    let client = world.database.client().await.unwrap();
+    client.batch_execute(FINISHED).await.unwrap();
+    let mut scans = 0;
+    for (name, plan) in plans(&client).await {
+        for (line, next) in plan.iter().zip(plan.iter().skip(1)) {
+            let Some((_, index)) = line.split_once(" using ") else { continue };
+            let (index, table) = index.split_once(" on ").unwrap();
+            if !["tasks ", "offers ", "assignments "].iter().any(|big| table.starts_with(big)) {
+                continue;
+            }
+            scans += 1;
+            let by_key = next.contains("Index Cond") || QUEUES.contains(&index);
+            assert!(by_key, "{name} reads all of {index}:\n{}", plan.join("\n"));
+        }
+    }
+    assert!(scans > 20, "{scans}");
+    client
+        .batch_execute(
+            "delete from convoke.tasks; delete from convoke.offers; delete from convoke.assignments",
+        )
+        .await
+        .unwrap();
     drop(client);
     world.check().await;
 }
