@@ -6,7 +6,7 @@ use crate::{
     agent::{Definition, Metrics, WakeIndex},
     app::CLIENTS_PUBLICATION,
     config::{Config, Problem, load_agents, locate},
-    db::{self, Database},
+    db::{self, Database, private::password_file},
     scope::Scope,
     task::{INVARIANTS, Replayed, replay},
 };
@@ -32,7 +32,8 @@ pub(super) async fn run(settings: &Settings, replays: bool) -> Outcome {
     let scope = Scope::default();
     let (database, running) = open(&config, &scope).await?;
     let looked = look(&config, &database, replays).await;
-    let (url, shown) = (database.url(), database.url_redacted());
+    let url = database.url_redacted();
+    let password = config.database.url.is_none().then(|| password_file(&config.database.data_dir));
     if !running {
         database.stop().await?;
     }
@@ -41,11 +42,16 @@ pub(super) async fn run(settings: &Settings, replays: bool) -> Outcome {
     findings.push(answer(settings, &config, running).await);
     let ok = findings.iter().all(|finding| finding.ok);
     if settings.json {
-        let private = config.database.url.is_none();
-        let database = json!({ "url": url, "private": private, "data_dir": config.database.data_dir });
+        let database = json!({
+            "url": url, "private": password.is_some(), "data_dir": config.database.data_dir,
+            "password_file": password,
+        });
         screen::json(&json!({ "ok": ok, "database": database, "findings": findings }));
     } else {
-        screen::line(format!("database {shown}"));
+        screen::line(format!("database {url}"));
+        if let Some(file) = password {
+            screen::line(format!("password in {}", file.display()));
+        }
         for Finding { name, ok, found, remedy } in &findings {
             screen::line(format!("{} {name:<24} {found}", if *ok { "ok  " } else { "MEND" }));
             if let Some(remedy) = remedy {

@@ -63,14 +63,16 @@ pub(super) async fn websocket(
         Ok(upgrade) => upgrade,
         Err(why) => return (StatusCode::BAD_REQUEST, why).into_response(),
     };
+    // Before the client has an answer: who opens one socket after the other gets rising numbers.
+    let conn = shared.conn_id();
     let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(peer)| *peer);
     let scope = shared.scope.clone();
     scope.spawn("connection", OnExit::Log, |_| async move {
         let Ok(io) = upgrade.await else { return Ok(()) };
         let outbox = Outbox::new(shared.config.outbox_frames_max, shared.config.outbox_bytes_max);
         let outbox = Arc::new(outbox);
-        let session = Session::new(shared.clone(), version, key, outbox.clone());
-        let span = tracing::debug_span!("conn", id = %session.id(), ip = tracing::field::Empty);
+        let session = Session::new(shared.clone(), conn, version, key, outbox.clone());
+        let span = tracing::debug_span!("conn", id = %conn, ip = tracing::field::Empty);
         if let Some(peer) = peer {
             span.record("ip", tracing::field::display(peer.ip()));
         }

@@ -8,6 +8,7 @@
 use crate::{
     auth::Claims,
     hub::{Room, history::Client},
+    id::ConnId,
 };
 use sha2::{Digest, Sha256};
 use std::time::Duration;
@@ -20,13 +21,13 @@ const AFTER_PONG: Duration = Duration::from_secs(1);
 pub(super) const NOT_RESUMED: &str =
     "This connection is not resumed any more: another one has this client_id, or there are too many clients";
 
-/// Who a client is in a room, for a token.
-pub(super) fn client(client_id: &str, claims: &Claims, room: &Room) -> Client {
+/// Who a client is in a room, for a token; on which connection.
+pub(super) fn client(client_id: &str, conn: ConnId, claims: &Claims, room: &Room) -> Client {
     let owner = hash(&[claims.role.as_bytes(), claims.sub.as_deref().unwrap_or_default().as_bytes()]);
     let id = hash(&[&owner, client_id.as_bytes()]);
     let key = hash(&[&id, &[room.private.into()], room.topic.as_str().as_bytes()]);
     let owner = owner.first_chunk().copied().map(u64::from_le_bytes).unwrap_or_default();
-    Client { key, owner, id }
+    Client { key, owner, id, conn }
 }
 
 /// The same client as its row changes know it: they have positions of their own.
@@ -109,8 +110,9 @@ mod tests {
     #[test]
     fn a_client_is_bound_to_its_token_and_room() {
         let room = |private| Room { topic: Topic::new("den").unwrap(), private };
-        let of =
-            |id: &str, role: &str, sub: Option<&str>, private| client(id, &claims(role, sub), &room(private));
+        let of = |id: &str, role: &str, sub: Option<&str>, private| {
+            client(id, ConnId(1), &claims(role, sub), &room(private))
+        };
         let one = of("a", "authenticated", Some("u"), false);
         assert_eq!(one, of("a", "authenticated", Some("u"), false));
         for other in [

@@ -162,8 +162,13 @@ struct Timer {
 }
 
 impl Session {
-    pub(super) fn new(shared: Arc<Shared>, version: Version, key: SocketKey, outbox: Arc<Outbox>) -> Self {
-        let conn = shared.conn_id();
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        conn: ConnId,
+        version: Version,
+        key: SocketKey,
+        outbox: Arc<Outbox>,
+    ) -> Self {
         shared.metrics.connections.inc();
         let SocketKey { apikey, headers, client } = key;
         let core = Core {
@@ -460,12 +465,12 @@ impl Core {
                 let room = entered.subscription.room();
                 if let (Some(place), Some(id)) = (&mut entered.place, &self.client) {
                     // Another user may not move the position of this one.
-                    if place.client() != resume::client(id, claims, room) {
+                    if place.client() != resume::client(id, self.conn, claims, room) {
                         place.give_up();
                     }
                 }
                 if let (Some(following), Some(id)) = (&mut entered.following, &self.client) {
-                    let same = resume::of_changes(resume::client(id, claims, room));
+                    let same = resume::of_changes(resume::client(id, self.conn, claims, room));
                     if following.client().is_some_and(|client| client != same) {
                         following.give_up();
                     }

@@ -77,7 +77,8 @@ async fn measure(
     let started = Instant::now();
     let parallel = usize::try_from(requesters.max(1))?;
     let asking = stream::iter(0..tasks).map(|_| bench.daemon.tasks.request(&org, "bench", wish.clone()));
-    let made: Vec<_> = asking.buffer_unordered(parallel).try_collect().await.context("a request was refused")?;
+    let made: Vec<_> =
+        asking.buffer_unordered(parallel).try_collect().await.context("a request was refused")?;
     let requested = started.elapsed();
     let client = bench.daemon.database.client().await?;
     let mut ids: Vec<Uuid> = made.into_iter().map(|made| made.task.id.as_uuid()).collect();

@@ -19,7 +19,11 @@ pub use server::{Options, Server};
 use super::{Config, Error, Target};
 use crate::scope::{OnExit, Scope};
 use secrecy::SecretString;
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
@@ -69,6 +73,12 @@ impl Drop for Private {
     fn drop(&mut self) {
         self.keeping.cancel();
     }
+}
+
+/// The file in a `data_dir` with the password of the private PostgreSQL, for programs that its address is told to.
+#[must_use]
+pub fn password_file(data_dir: &Path) -> PathBuf {
+    data_dir.join(places::PASSWORD_FILE)
 }
 
 /// The address that the private PostgreSQL under `data_dir` last had, whoever runs it.

@@ -111,7 +111,7 @@ impl Core {
         };
         let room = entered.subscription.room();
         let kept = self.client.as_ref().filter(|_| self.shared.hub.history(room).is_some());
-        let client = kept.map(|id| resume::of_changes(resume::client(id, claims, room)));
+        let client = kept.map(|id| resume::of_changes(resume::client(id, self.conn, claims, room)));
         let (outbox, version) = (self.outbox.clone(), self.version);
         let topic = slot.channel.sub_topic().to_owned();
         entered.following =
@@ -126,7 +126,7 @@ impl Core {
     ) -> Option<(Place, impl Future<Output = ()> + use<>)> {
         let (to_self, join_ref) = slot.channel.terms()?;
         let room = subscription.room().clone();
-        let client = resume::client(self.client.as_ref()?, slot.channel.claims()?, &room);
+        let client = resume::client(self.client.as_ref()?, self.conn, slot.channel.claims()?, &room);
         let (ear, outbox, version) = (subscription.ear(), self.outbox.clone(), self.version);
         let history = self.shared.hub.history(&room)?;
         let who = Returning { room: room.clone(), client, ear, outbox, version, join_ref, to_self };

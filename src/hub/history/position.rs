@@ -1,16 +1,30 @@
 //! Up to where each client has got each topic, for certain.
 //!
 //! A position belongs to one client in one room and moves only forward, when its present holder
-//! proves it. Who joins with the same client takes it over; when the one before turns out to be
-//! alive as well, nobody knows what either has got, and the position is contested until a client
-//! has been told. A late proof is no sign of life: it may have been on its way for long. Bounded: an owner (a user, or all that are nobody in particular) may have a
-//! part of all positions, and the one that was used longest ago goes first. Pure.
-use crate::journal::Key;
+//! proves it. Who joins with the same client takes it over, unless it is the late join of an older
+//! connection; when the one before turns out to be alive as well, nobody knows what either has got,
+//! and the position is contested until a client has been told. A late proof is no sign of life: it
+//! may have been on its way for long. Bounded: an owner (a user, or all that are nobody in
+//! particular) may have a part of all positions, and the one that was used longest ago goes first.
+//! Pure.
+use crate::{id::ConnId, journal::Key};
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 /// The part of all positions that one owner may have is one in so many.
 const OWNER_PART: usize = 4;
 const VALUE_BYTES: usize = 17;
+
+/// Who holds a position: of two connections the later one, of two joins of one connection the later one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Holder {
+    conn: ConnId,
+    join: u64,
+}
+
+impl Holder {
+    /// An earlier life of the daemon.
+    const GONE: Self = Self { conn: ConnId(0), join: 0 };
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Position {
@@ -18,7 +32,7 @@ struct Position {
     owner: u64,
     /// Microseconds; of the last use.
     touched: u64,
-    holder: u64,
+    holder: Holder,
     contested: bool,
 }
 
@@ -35,7 +49,7 @@ pub(super) struct Positions {
     by_key: HashMap<Key, Position>,
     by_owner: HashMap<u64, BTreeSet<(u64, Key)>>,
     changed: HashSet<Key>,
-    holder: u64,
+    joins: u64,
 }
 
 impl Positions {
@@ -53,16 +67,16 @@ impl Positions {
     }
 
     /// A client is here. Gives what is known of it and what it holds its position by from now on.
-    pub(super) fn begin(&mut self, key: Key, now: u64) -> (Option<Found>, u64) {
-        self.holder += 1;
-        let holder = self.holder;
+    pub(super) fn begin(&mut self, key: Key, conn: ConnId, now: u64) -> (Option<Found>, Holder) {
+        self.joins += 1;
+        let holder = Holder { conn, join: self.joins };
         let Some(position) = self.by_key.get(&key).copied() else { return (None, holder) };
-        self.put(key, Position { holder, touched: now, ..position });
+        self.put(key, Position { holder: position.holder.max(holder), touched: now, ..position });
         (Some(Found { number: position.number, contested: position.contested }), holder)
     }
 
     /// The holder is at `number` and has been told what it has to know; gives whether it is still the holder.
-    pub(super) fn set(&mut self, key: Key, owner: u64, holder: u64, number: u64, now: u64) -> bool {
+    pub(super) fn set(&mut self, key: Key, owner: u64, holder: Holder, number: u64, now: u64) -> bool {
         if self.by_key.get(&key).is_some_and(|position| position.holder > holder) {
             return false;
         }
@@ -73,7 +87,7 @@ impl Positions {
     }
 
     /// The holder has got everything up to `number`; gives whether it is still the holder.
-    pub(super) fn prove(&mut self, key: Key, holder: u64, number: u64, now: u64) -> bool {
+    pub(super) fn prove(&mut self, key: Key, holder: Holder, number: u64, now: u64) -> bool {
         let Some(position) = self.by_key.get(&key).copied() else { return false };
         if position.holder != holder {
             return false;
@@ -87,7 +101,7 @@ impl Positions {
     }
 
     /// Somebody who is no holder any more is alive beside the one who is.
-    pub(super) fn contest(&mut self, key: Key, holder: u64) {
+    pub(super) fn contest(&mut self, key: Key, holder: Holder) {
         let position = self.by_key.get_mut(&key).filter(|position| position.holder != holder);
         if let Some(position) = position.filter(|position| !position.contested) {
             position.contested = true;
@@ -96,7 +110,7 @@ impl Positions {
     }
 
     /// The holder knows that its position was contested.
-    pub(super) fn settle(&mut self, key: Key, holder: u64) {
+    pub(super) fn settle(&mut self, key: Key, holder: Holder) {
         let position = self.by_key.get_mut(&key).filter(|position| position.holder == holder);
         if let Some(position) = position.filter(|position| position.contested) {
             position.contested = false;
@@ -105,7 +119,7 @@ impl Positions {
     }
 
     /// The holder has left for good.
-    pub(super) fn forget(&mut self, key: Key, holder: u64) {
+    pub(super) fn forget(&mut self, key: Key, holder: Holder) {
         if self.by_key.get(&key).is_some_and(|position| position.holder == holder) {
             self.remove(key);
         }
@@ -145,7 +159,7 @@ impl Positions {
         match (number(0), number(8), value.get(16)) {
             (Some(owner), Some(number), Some(flags)) => {
                 let contested = *flags != 0;
-                self.put(key, Position { number, owner, touched: now, holder: 0, contested });
+                self.put(key, Position { number, owner, touched: now, holder: Holder::GONE, contested });
             }
             _ => self.remove(key),
         }
@@ -210,7 +224,7 @@ mod tests {
     #[test]
     fn a_position_moves_forward_and_comes_back_from_the_disk() {
         let mut positions = Positions::new(10);
-        let (none, holder) = positions.begin(key(1), 1);
+        let (none, holder) = positions.begin(key(1), ConnId(1), 1);
         assert_eq!(none, None);
         assert!(positions.set(key(1), 7, holder, 100, 1));
         assert!(positions.prove(key(1), holder, 150, 2));
@@ -220,48 +234,61 @@ mod tests {
             again.load(key, &value, 5);
         }
         assert!(positions.take_changed().is_empty() && again.take_changed().is_empty());
-        assert_eq!(again.begin(key(1), 9).0, Some(Found { number: 150, contested: false }));
+        assert_eq!(again.begin(key(1), ConnId(9), 9).0, Some(Found { number: 150, contested: false }));
         assert_eq!(again.last(), 150);
     }
 
     #[test]
     fn two_that_are_alive_with_one_id_are_found_out() {
         let mut positions = Positions::new(10);
-        let (_, first) = positions.begin(key(1), 1);
+        let (_, first) = positions.begin(key(1), ConnId(1), 1);
         positions.set(key(1), 7, first, 100, 1);
-        let (found, second) = positions.begin(key(1), 2);
+        let (found, second) = positions.begin(key(1), ConnId(2), 2);
         assert_eq!(found, Some(Found { number: 100, contested: false }));
         assert!(!positions.prove(key(1), first, 200, 3), "the first is no holder any more");
         assert!(positions.prove(key(1), second, 110, 4));
         assert_eq!(
-            positions.begin(key(1), 4).0,
+            positions.begin(key(1), ConnId(4), 4).0,
             Some(Found { number: 110, contested: false }),
             "it may be late"
         );
         positions.contest(key(1), first);
         positions.contest(key(9), first);
-        assert_eq!(positions.begin(key(1), 5).0, Some(Found { number: 110, contested: true }));
+        assert_eq!(positions.begin(key(1), ConnId(5), 5).0, Some(Found { number: 110, contested: true }));
         positions.forget(key(1), second);
         assert_eq!(positions.len(), 1, "only the holder can leave, and none is there that was never held");
-        let (_, third) = positions.begin(key(1), 6);
+        let (_, third) = positions.begin(key(1), ConnId(6), 6);
         positions.settle(key(1), third);
-        assert_eq!(positions.begin(key(1), 7).0, Some(Found { number: 110, contested: false }));
+        assert_eq!(positions.begin(key(1), ConnId(7), 7).0, Some(Found { number: 110, contested: false }));
+    }
+
+    #[test]
+    fn a_join_of_an_older_connection_that_is_read_late_takes_nothing_over() {
+        let mut positions = Positions::new(10);
+        let (_, later) = positions.begin(key(1), ConnId(2), 1);
+        assert!(positions.set(key(1), 7, later, 100, 1));
+        let (found, older) = positions.begin(key(1), ConnId(1), 2);
+        assert_eq!(found, Some(Found { number: 100, contested: false }));
+        assert!(!positions.prove(key(1), older, 200, 3) && !positions.set(key(1), 7, older, 200, 3));
+        assert!(positions.prove(key(1), later, 110, 4), "it is where its client is");
+        let (_, again) = positions.begin(key(1), ConnId(2), 5);
+        assert!(positions.prove(key(1), again, 120, 6) && !positions.prove(key(1), later, 130, 6));
     }
 
     #[test]
     fn an_owner_cannot_push_others_out() {
         let mut positions = Positions::new(8);
         for (n, owner) in [(1, 1), (2, 1), (3, 2)] {
-            let (_, holder) = positions.begin(key(n), n.into());
+            let (_, holder) = positions.begin(key(n), ConnId(n.into()), n.into());
             positions.set(key(n), owner, holder, 1, n.into());
         }
         for n in 10..100 {
-            let (_, holder) = positions.begin(key(n), n.into());
+            let (_, holder) = positions.begin(key(n), ConnId(n.into()), n.into());
             positions.set(key(n), 3, holder, 1, n.into());
         }
         assert_eq!(positions.len(), 5, "a quarter of eight, and the others");
         for kept in [1, 2, 3, 98, 99] {
-            assert!(positions.begin(key(kept), 200).0.is_some(), "{kept}");
+            assert!(positions.begin(key(kept), ConnId(200), 200).0.is_some(), "{kept}");
         }
         positions.expire(200);
         assert_eq!(positions.len(), 5);

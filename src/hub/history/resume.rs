@@ -4,9 +4,10 @@
 //! from the log in pieces, each when the socket has taken the one before. When nearly all is
 //! read, live messages are held; what was numbered until then is read, and the gate opens. What
 //! cannot be proved to be all is told by a system message with `meta.gap` before what follows.
-use super::{Gate, History, body, index::Part};
+use super::{Gate, History, body, index::Part, position::Holder};
 use crate::{
     hub::{Ear, Message, Outbox, Room, outbox::Chunk},
+    id::ConnId,
     journal::{Error, Key},
     wire::{Ref, Version, socket, text},
 };
@@ -31,6 +32,8 @@ pub struct Client {
     pub owner: u64,
     /// Who it is, in whatever room.
     pub id: [u8; 16],
+    /// On which connection: of two, it is on the later one.
+    pub conn: ConnId,
 }
 
 /// Somebody who joins a room that has a history.
@@ -67,7 +70,7 @@ pub struct Place {
 
 #[derive(Clone, Copy, Debug)]
 struct At {
-    holder: u64,
+    holder: Holder,
     /// Nothing: not yet anywhere. Everything up to it was put out.
     number: Option<u64>,
     live: bool,
@@ -83,7 +86,7 @@ impl History {
         who.ear.set_gate(|gate| *gate = Gate::Shut);
         let (found, holder) = {
             let now = self.0.clock.micros();
-            self.0.state.lock().positions.begin(who.client.key, now)
+            self.0.state.lock().positions.begin(who.client.key, who.client.conn, now)
         };
         let at = Arc::new(Mutex::new(At {
             holder,

@@ -1,5 +1,5 @@
 //! Positions in something else than what is said: of row changes, which have a log of their own.
-use super::{Client, History};
+use super::{Client, History, position::Holder};
 
 /// What is known of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,7 +15,7 @@ pub struct Known {
 pub struct Seat {
     history: History,
     client: Client,
-    holder: u64,
+    holder: Holder,
 }
 
 impl History {
@@ -23,7 +23,7 @@ impl History {
     #[must_use]
     pub fn seat(&self, client: Client) -> (Option<Known>, Seat) {
         let now = self.0.clock.micros();
-        let (found, holder) = self.0.state.lock().positions.begin(client.key, now);
+        let (found, holder) = self.0.state.lock().positions.begin(client.key, client.conn, now);
         let known = found.map(|found| Known { number: found.number, contested: found.contested });
         (known, Seat { history: self.clone(), client, holder })
     }

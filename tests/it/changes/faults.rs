@@ -114,6 +114,21 @@ impl Own {
         self.server.take().unwrap().stop().await.unwrap();
     }
 
+    /// Postgres' immediate stop: nobody is waited for, nothing is flushed.
+    async fn quit(&mut self) {
+        let server = self.server.take().unwrap();
+        let pid = server.pid().unwrap().to_string();
+        server.leave();
+        assert!(std::process::Command::new("kill").args(["-QUIT", &pid]).status().unwrap().success());
+        let there = self.options.data_dir.join("postgres/postmaster.pid");
+        let gone = async {
+            while there.exists() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        soon("the server is gone", gone).await;
+    }
+
     /// Kills all of it: what it had not flushed is gone.
     async fn kill(&mut self) {
         let server = self.server.take().unwrap();
@@ -170,10 +185,10 @@ async fn a_server_that_restarts_costs_its_clients_nothing() {
     let mut writer = Writer::start(own.url.clone(), Duration::from_millis(2));
     for round in 0..3 {
         writer.more(100).await;
-        if round % 2 == 0 {
-            own.stop().await;
-        } else {
-            own.kill().await;
+        match round {
+            0 => own.stop().await,
+            1 => own.quit().await,
+            _ => own.kill().await,
         }
         own.again().await;
     }
@@ -313,6 +328,78 @@ async fn a_slot_that_is_lost_is_told_to_every_subscriber_and_changes_go_on() {
     assert!(told["meta"]["gap"]["reason"].is_string(), "{told}");
     let next = change(away.next().await);
     assert_eq!((&next["data"]["record"]["id"], &next["meta"]["replayed"]), (&json!(3), &json!(true)));
+}
+
+/// A full disk of the daemon: who listens hears everything, who comes back is told what it cannot have.
+#[tokio::test]
+async fn a_disk_that_takes_no_change_stops_none_and_is_told() {
+    let small = |config: &mut Config| {
+        resumable(config);
+        config.changes.log_bytes_max = 1 << 20;
+    };
+    let house = House::with(N, "n", small).await;
+    let mut live = house.watch(items()).await;
+    let (mut away, _) = resume(&house, "away", json!({}), items()).await;
+    let add = |ids: std::ops::RangeInclusive<i64>| {
+        let large = format!(
+            "insert into n select i, repeat('x', 9000) from generate_series({}, {}) i",
+            ids.start(),
+            ids.end()
+        );
+        let house = &house;
+        async move { house.run(&large).await }
+    };
+    add(1..=1).await;
+    assert_eq!(rows(&mut live, 1).await, [1]);
+    assert_eq!(change(away.next().await)["data"]["record"]["id"], 1);
+    prove(&mut away).await;
+    drop(away);
+    assert_eq!(health(&house).await["state"], "ready");
+    // The next file of the log cannot be made, as when the disk is full.
+    let log = house.data.path().join("changes");
+    let next = (0..9).rev().find(|n| log.join(format!("{n:010}.log")).exists()).unwrap() + 1;
+    let next = log.join(format!("{next:010}.log"));
+    std::fs::create_dir(&next).unwrap();
+    add(2..=40).await;
+    assert_eq!(rows(&mut live, 39).await, (2..=40).collect::<Vec<_>>());
+    add(41..=80).await;
+    assert_eq!(rows(&mut live, 40).await, (41..=80).collect::<Vec<_>>());
+    let told = health(&house).await;
+    assert_eq!(told["state"], "degraded", "{told}");
+    std::fs::remove_dir(&next).unwrap();
+    add(81..=120).await;
+    assert_eq!(rows(&mut live, 40).await, (81..=120).collect::<Vec<_>>());
+    let mended = async {
+        while health(&house).await["state"] != "ready" {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    soon("the health", mended).await;
+
+    drop(live);
+    let House { running, db, data, .. } = house;
+    running.stop().await;
+    let mut config = settings(&db, &data);
+    small(&mut config);
+    let house = House::on(db, data, config).await;
+    let (mut away, told) = resume(&house, "away", json!({}), items()).await;
+    assert_eq!(
+        (&told["status"], &told["meta"]["gap"]["reason"]),
+        (&json!("error"), &json!("expired")),
+        "{told}"
+    );
+    let mut got = Vec::new();
+    while got.last() != Some(&120) {
+        got.push(change(away.next().await)["data"]["record"]["id"].as_i64().unwrap());
+    }
+    assert_eq!(got, (81..=120).collect::<Vec<_>>(), "what was kept behind the hole");
+    house.running.stop().await;
+}
+
+/// What `/health` says of row changes.
+async fn health(house: &House) -> Value {
+    let url = format!("http://{}/health", house.running.parts.addr);
+    reqwest::get(url).await.unwrap().json::<Value>().await.unwrap()["parts"]["changes"].clone()
 }
 
 const WAKE: &str = r#"

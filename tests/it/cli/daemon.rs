@@ -102,7 +102,10 @@ fn the_doctor_looks_beside_a_running_daemon_and_without_one() {
     let told = up.json(&["doctor"]);
     assert_eq!((&told["ok"], &told["database"]["private"]), (&true.into(), &true.into()), "{told}");
     let url = told["database"]["url"].as_str().unwrap();
-    assert!(url.starts_with("postgres://convoke:"), "{url}");
+    assert!(url.starts_with("postgres://convoke:***@127.0.0.1:"), "{url}");
+    let password = up.folder.path().join(told["database"]["password_file"].as_str().unwrap());
+    let password = std::fs::read_to_string(password).unwrap();
+    assert!(!told.to_string().contains(password.trim()), "a password is not shown");
     let findings = told["findings"].as_array().unwrap();
     for name in ["wal_level", "replication_slot", "I1", "I6", "daemon"] {
         assert!(findings.iter().any(|f| f["name"] == name && f["ok"] == true), "{name}: {told}");
