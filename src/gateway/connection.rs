@@ -39,6 +39,8 @@ const SLICES: usize = 64;
 const MESSAGES_A_TURN: u32 = 64;
 /// How long the last frames and the close handshake may take.
 const FAREWELL: Duration = Duration::from_secs(1);
+/// The same for who was too slow already.
+const FAREWELL_OF_THE_SLOW: Duration = Duration::from_secs(5);
 
 /// How a socket ends.
 enum Ending {
@@ -100,7 +102,8 @@ where
         while read_some(&mut input, |_| ()).await?.is_some() {}
         io::Result::Ok(())
     };
-    let _ = timeout(FAREWELL, farewell).await;
+    let slow = matches!(ending, Ending::Close(CLOSE_SLOW));
+    let _ = timeout(if slow { FAREWELL_OF_THE_SLOW } else { FAREWELL }, farewell).await;
 }
 
 async fn read<S: AsyncRead>(

@@ -305,3 +305,37 @@ async fn a_channel_that_was_left_hears_no_more() {
     house.run("insert into orders values (2, 2)").await;
     assert_eq!(house.frames(&mut watch).await, []);
 }
+
+/// A join without `config`: its sub-topic is the item, the event is that of the row, and the payload is the change.
+#[tokio::test]
+async fn a_join_without_config_takes_its_topic_for_the_item() {
+    let house = House::new(ORDERS, "orders").await;
+    let mut socket = house.socket(json!({})).await;
+    let topics = ["public:orders:total=gt.100", "public", "public:nothing"];
+    for topic in topics {
+        let reference = socket.push(topic, "phx_join", json!({})).await;
+        let reply = socket.next().await;
+        assert_eq!((&*reply.event, &reply.reference), ("phx_reply", &json!(reference)), "{reply:?}");
+        reply.ok();
+        let told = socket.next().await;
+        let expected = if topic == "public:nothing" { "error" } else { "ok" };
+        assert_eq!((&*told.event, &told.payload["status"]), ("system", &json!(expected)), "{told:?}");
+    }
+    house.run("insert into orders values (1, 50); insert into orders values (2, 150)").await;
+    house.run("delete from orders where id = 1").await;
+    let mut heard = Vec::new();
+    while heard.len() < 4 {
+        let got = socket.next().await;
+        assert_eq!(got.payload["type"], got.event.as_str(), "{got:?}");
+        let row = &got.payload[if got.event == "DELETE" { "old_record" } else { "record" }];
+        heard.push(format!("{} {} {}", got.topic, got.event, row["id"]));
+    }
+    heard.sort();
+    let expected = [
+        "realtime:public DELETE 1",
+        "realtime:public INSERT 1",
+        "realtime:public INSERT 2",
+        "realtime:public:orders:total=gt.100 INSERT 2",
+    ];
+    assert_eq!(heard, expected);
+}

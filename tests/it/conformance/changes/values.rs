@@ -242,3 +242,34 @@ async fn of_many_columns_one_can_be_chosen() {
     let message = watch.next().await;
     assert_eq!(message["data"]["record"], json!({"id": 1, "c2": 9_007_199_254_740_993_i64}));
 }
+
+/// Stored generated columns are not in the log of PostgreSQL 17 and older: they are absent, not null, and the rest of
+/// the row is whole.
+#[tokio::test]
+async fn a_generated_column_is_absent_where_the_log_has_none_and_never_wrong() {
+    let table = "create table boxes (id int primary key, w int, area int generated always as (w * w) stored, note text);
+        alter table boxes replica identity full;";
+    let house = House::new(table, "boxes").await;
+    let mut watch = house.watch(json!([{"event": "*", "table": "boxes"}])).await;
+    house
+        .run("insert into boxes (id, w, note) values (1, 3, 'a'); update boxes set w = 4; delete from boxes")
+        .await;
+    let mut carried = false;
+    for (kind, w) in [("INSERT", 3), ("UPDATE", 4), ("DELETE", 4)] {
+        let data = watch.next().await["data"].clone();
+        let row = &data[if kind == "DELETE" { "old_record" } else { "record" }];
+        assert_eq!(
+            (&data["type"], &row["w"], &row["note"]),
+            (&json!(kind), &json!(w), &json!("a")),
+            "{data}"
+        );
+        let named = data["columns"].as_array().unwrap().iter().any(|column| column["name"] == "area");
+        carried = row.get("area").is_some();
+        match row.get("area") {
+            Some(area) => assert_eq!((area, named), (&json!(w * w), true), "{data}"),
+            None => assert!(!named, "{data}"),
+        }
+    }
+    let told = house.refusal(json!([{"schema": "public", "table": "boxes", "filter": "area=eq.9"}])).await;
+    assert!(carried || told.contains("invalid column for filter area"), "{told}");
+}
