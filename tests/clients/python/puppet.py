@@ -83,6 +83,10 @@ class Puppet:
         await self.channels[topic].untrack()
         say(event="untracked")
 
+    async def set_auth(self, token):
+        await self.client.set_auth(token)
+        say(event="authorized")
+
     async def leave(self, topic):
         await self.client.remove_channel(self.channels[topic])
         say(event="left")

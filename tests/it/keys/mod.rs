@@ -274,13 +274,21 @@ async fn real_clients_use_private_channels_with_tokens_of_an_issuer() {
         assert!(ended["message"].as_str().unwrap().starts_with("Token has expired "), "{ended}");
         client.until("status", |it| it["status"] == "CLOSED").await;
     }
-    let mut python = Puppet::python(&ws, &ec.token("authenticated", 600)).await;
-    python.join("den", replay).await;
-    house.send(json!({"n": 4}), "m", "den", true).await;
-    python.until("broadcast", |it| it["name"] == "m" && it["payload"]["n"] == 4).await;
-    let mut stranger = Puppet::python(&ws, publishable).await;
-    stranger.tell("join", json!({"topic": "den", "config": private})).await;
-    stranger.until("status", |it| it["status"] == "CHANNEL_ERROR").await;
+    let mut python = Puppet::python(&ws, publishable).await;
+    python.tell("join", json!({"topic": "den", "config": private})).await;
+    python.until("status", |it| it["status"] == "CHANNEL_ERROR").await;
+    python.ask("leave", json!({"topic": "den"}), "left").await;
+    for (n, token) in [(4, rsa.token("authenticated", 600)), (5, ec.token("authenticated", 600))] {
+        python.ask("set_auth", json!({ "token": token }), "authorized").await;
+        if n == 4 {
+            python.join("den", replay.clone()).await;
+        }
+        house.send(json!({ "n": n }), "m", "den", true).await;
+        python.until("broadcast", |it| it["name"] == "m" && it["payload"]["n"] == n).await;
+    }
+    python.ask("set_auth", json!({"token": ec.token("authenticated", 2)}), "authorized").await;
+    let expired = |it: &Value| it["error"].as_str().is_some_and(|why| why.contains("Token has expired "));
+    python.until("status", expired).await;
 }
 
 #[tokio::test]
