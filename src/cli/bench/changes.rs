@@ -4,11 +4,12 @@
 //! part's use of the machine is its own. Each part has its own table and sockets: latency beside
 //! LISTEN/NOTIFY, many sockets on one table without and with row security, and many filters beside one.
 use super::{
-    Bench,
+    daemon::Setting,
     fanout::{Clients, round, unlimited},
     watchers::Watch,
 };
 use crate::{
+    app::Parts,
     auth::{MintRequest, Role, mint},
     cli::{Failure, settings::Settings},
     clock::Clock,
@@ -84,54 +85,56 @@ struct Audience {
 }
 
 pub(super) async fn run(settings: &Settings, options: Options) -> Result<Value, Failure> {
-    let bench = Bench::with(unlimited(settings)?, Vec::new(), SCHEMA, 0).await?;
-    bench.daemon.database.client().await?.batch_execute(PUBLISH).await?;
-    let mut figures = Map::new();
-    let all = [Part::Latency, Part::Open, Part::SecuredAll, Part::SecuredOwn, Part::Filtered];
-    for part in all.into_iter().filter(|part| options.part.is_empty() || options.part.contains(part)) {
-        part.measure(&bench, &options, &mut figures).await?;
-    }
-    bench.stop().await?;
-    Ok(figures.into())
+    let setting = Setting { config: unlimited(settings)?, agents: Vec::new(), schema: SCHEMA, finished: 0 };
+    let figures = setting.measure(async |daemon| {
+        daemon.database.client().await?.batch_execute(PUBLISH).await?;
+        let mut figures = Map::new();
+        let all = [Part::Latency, Part::Open, Part::SecuredAll, Part::SecuredOwn, Part::Filtered];
+        for part in all.into_iter().filter(|part| options.part.is_empty() || options.part.contains(part)) {
+            part.measure(daemon, &options, &mut figures).await?;
+        }
+        Ok(figures.into())
+    });
+    figures.await
 }
 
 impl Part {
     async fn measure(
         self,
-        bench: &Bench,
+        daemon: &Parts,
         options: &Options,
         figures: &mut Map<String, Value>,
     ) -> anyhow::Result<()> {
         let everyone = Audience {
             table: "bench_open",
-            keys: keys(bench, 1)?,
+            keys: keys(daemon, 1)?,
             sockets: options.subscribers,
             channels: 1,
             filtered: false,
             own: false,
         };
         let secured = |own| -> anyhow::Result<Audience> {
-            let (table, keys) = ("bench_secured", keys(bench, options.groups)?);
+            let (table, keys) = ("bench_secured", keys(daemon, options.groups)?);
             Ok(Audience { table, keys, own, ..everyone.as_is() })
         };
         match self {
             Self::Latency => {
                 let one = Audience { sockets: 1, ..everyone.as_is() };
-                let mut clients = one.start(bench, options).await?;
+                let mut clients = one.start(daemon, options).await?;
                 paced(&mut clients, options, "latency", figures).await?;
                 clients.stop().await
             }
-            Self::Open => both(&everyone, bench, options, "open", figures).await,
-            Self::SecuredAll => both(&secured(false)?, bench, options, "secured_all", figures).await,
-            Self::SecuredOwn => both(&secured(true)?, bench, options, "secured_own", figures).await,
+            Self::Open => both(&everyone, daemon, options, "open", figures).await,
+            Self::SecuredAll => both(&secured(false)?, daemon, options, "secured_all", figures).await,
+            Self::SecuredOwn => both(&secured(true)?, daemon, options, "secured_own", figures).await,
             Self::Filtered => {
                 let one = Audience { sockets: 1, filtered: true, ..everyone.as_is() };
-                both(&one, bench, options, "one_filter", figures).await?;
+                both(&one, daemon, options, "one_filter", figures).await?;
                 let channels = options.channels.min(options.subscriptions);
                 let sockets = options.subscriptions.div_ceil(channels);
                 let many = Audience { sockets, channels, filtered: true, ..everyone.as_is() };
                 figures.insert("filters".into(), json!(sockets * channels));
-                both(&many, bench, options, "filters", figures).await?;
+                both(&many, daemon, options, "filters", figures).await?;
                 for figure in ["changes_per_second", "change_p50_ms"] {
                     let of = |name: &str| figures.get(&format!("{name}_{figure}")).and_then(Value::as_f64);
                     let ratio = of("filters").zip(of("one_filter")).map(|(many, one)| round(many / one));
@@ -149,15 +152,15 @@ impl Audience {
         Self { table, keys: keys.clone(), sockets, channels, filtered, own }
     }
 
-    async fn start(&self, bench: &Bench, options: &Options) -> anyhow::Result<Clients> {
-        let client = bench.daemon.database.client().await?;
+    async fn start(&self, daemon: &Parts, options: &Options) -> anyhow::Result<Clients> {
+        let client = daemon.database.client().await?;
         client.batch_execute(&format!("truncate {}", self.table)).await?;
         let mut arguments: Vec<String> = ["bench", "watchers", "--addr"].map(str::to_owned).into();
-        arguments.push(bench.daemon.addr.to_string());
+        arguments.push(daemon.addr.to_string());
         let numbers = [("--sockets", self.sockets), ("--channels", self.channels), ("--rows", options.rows)];
         arguments.extend(numbers.into_iter().flat_map(|(name, number)| [name.into(), number.to_string()]));
         let texts = [
-            ("--database", bench.daemon.database.url()),
+            ("--database", daemon.database.url()),
             ("--table", self.table.to_owned()),
             ("--keys", self.keys.join(",")),
         ];
@@ -171,13 +174,13 @@ impl Audience {
 /// As much as goes, then latency at the usual rate.
 async fn both(
     audience: &Audience,
-    bench: &Bench,
+    daemon: &Parts,
     options: &Options,
     name: &str,
     figures: &mut Map<String, Value>,
 ) -> anyhow::Result<()> {
     crate::cli::bench::process::allow_sockets(audience.sockets)?;
-    let mut clients = audience.start(bench, options).await?;
+    let mut clients = audience.start(daemon, options).await?;
     let order = Watch::Saturate { seconds: options.seconds, in_flight: options.in_flight };
     let (found, cpu) = clients.ask(&order).await?;
     let number = |member: &str| found.get(member).and_then(Value::as_f64).unwrap_or(f64::NAN);
@@ -212,11 +215,11 @@ async fn paced(
 }
 
 /// Tokens of so many orgs, `g0` and on.
-fn keys(bench: &Bench, groups: usize) -> anyhow::Result<Vec<String>> {
+fn keys(daemon: &Parts, groups: usize) -> anyhow::Result<Vec<String>> {
     let key = |group: usize| {
         let mut wish = MintRequest::new(Role::Authenticated);
         wish.org = Some(format!("g{group}").as_str().try_into().context("an org")?);
-        mint(&bench.daemon.keys, &wish, Clock::System.now()).context("cannot sign a token")
+        mint(&daemon.keys, &wish, Clock::System.now()).context("cannot sign a token")
     };
     (0..groups).map(key).collect()
 }

@@ -1,8 +1,9 @@
 //! The visible death of an agent: how long until what it held is given to another.
 //!
 //! The victim is a process of its own with a socket; it is killed with SIGKILL while it works.
-use super::{Bench, definition, percentiles, tasks::Idle};
+use super::{daemon::Setting, definition, percentiles, tasks::Idle};
 use crate::{
+    app::Parts,
     auth::{MintRequest, Role, mint},
     cli::{Failure, settings::Settings},
     client::{Client, Error},
@@ -64,13 +65,17 @@ pub(super) async fn deaths(settings: &Settings, deaths: u32, bidders: u32) -> Re
         let offer = format!("[offer]\ncost_microdollars = {}\n", 100 + n);
         anyhow::Ok((definition(&format!("bidder-{n}"), 4, &offer)?, Arc::new(Idle) as _))
     });
-    let bench = Bench::start(settings, others.collect::<Result<_, _>>()?, "").await?;
-    let victim = Victim { url: format!("http://{}", bench.daemon.addr), token: token(&bench)? };
-    let mut times = Vec::new();
-    for _ in 0..deaths {
-        times.push(one(&bench, &victim).await?);
-    }
-    bench.stop().await?;
+    let agents = others.collect::<Result<_, _>>()?;
+    let setting = Setting { config: settings.load()?.config, agents, schema: "", finished: 0 };
+    let times = setting.measure(async |daemon| {
+        let victim = Victim { url: format!("http://{}", daemon.addr), token: token(daemon)? };
+        let mut times = Vec::new();
+        for _ in 0..deaths {
+            times.push(one(daemon, &victim).await?);
+        }
+        Ok(times)
+    });
+    let times = times.await?;
     let mut figures = Map::new();
     figures.insert("deaths".into(), json!(deaths));
     percentiles(&mut figures, "death_to_award", times);
@@ -82,19 +87,19 @@ struct Victim {
     token: String,
 }
 
-fn token(bench: &Bench) -> anyhow::Result<String> {
+fn token(daemon: &Parts) -> anyhow::Result<String> {
     let wish = MintRequest {
         role: Role::Authenticated,
         org: Some(OrgId::try_from("bench")?),
         agent_id: Some(AgentId::try_from(VICTIM)?),
         ttl: Duration::from_secs(3600),
     };
-    Ok(mint(&bench.daemon.keys, &wish, Clock::System.now())?)
+    Ok(mint(&daemon.keys, &wish, Clock::System.now())?)
 }
 
 /// One life: it comes, wins, works and is killed; from then until another has the task.
-async fn one(bench: &Bench, victim: &Victim) -> anyhow::Result<Duration> {
-    let tasks = &bench.daemon.tasks;
+async fn one(daemon: &Parts, victim: &Victim) -> anyhow::Result<Duration> {
+    let tasks = &daemon.tasks;
     let me = AgentId::try_from(VICTIM)?;
     let mut process = tokio::process::Command::new(std::env::current_exe()?)
         .args(["bench", "victim", "--url", &victim.url, "--token", &victim.token])
@@ -118,14 +123,14 @@ async fn one(bench: &Bench, victim: &Victim) -> anyhow::Result<Duration> {
     let task = loop {
         let task = tasks.request(&org, "bench", wish.clone()).await?.task.id;
         let works = |state, agent: Option<&AgentId>| state == TaskState::Running && agent == Some(&me);
-        until(bench, task, |state, agent| state.is_final() || works(state, agent)).await?;
+        until(daemon, task, |state, agent| state.is_final() || works(state, agent)).await?;
         if tasks.get(task).await?.agent_id.as_ref() == Some(&me) {
             break task;
         }
     };
     let killed = Instant::now();
     process.start_kill()?;
-    until(bench, task, |_, agent| agent.is_some_and(|agent| *agent != me)).await?;
+    until(daemon, task, |_, agent| agent.is_some_and(|agent| *agent != me)).await?;
     let took = killed.elapsed();
     process.wait().await?;
     tasks.wait(task, PATIENCE).await?;
@@ -134,11 +139,11 @@ async fn one(bench: &Bench, victim: &Victim) -> anyhow::Result<Duration> {
 
 /// Waits for a commit after which the task is so.
 async fn until(
-    bench: &Bench,
+    daemon: &Parts,
     task: TaskId,
     so: impl Fn(TaskState, Option<&AgentId>) -> bool,
 ) -> anyhow::Result<()> {
-    let tasks = &bench.daemon.tasks;
+    let tasks = &daemon.tasks;
     let mut changed = tasks.changed();
     let reached = async {
         loop {

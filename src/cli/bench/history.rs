@@ -1,10 +1,6 @@
 //! Tasks that were done long ago, so that a measurement runs on tables as a busy year leaves them.
-use crate::{
-    db::{self, Database},
-    scope::Scope,
-};
+use crate::db::{self, Database};
 use anyhow::Context;
-use std::time::Duration;
 
 /// Rows that one statement makes.
 const BATCH: u64 = 100_000;
@@ -12,12 +8,8 @@ const TABLES: [&str; 4] = ["tasks", "offers", "assignments", "events"];
 
 /// Makes the tables and puts so many finished tasks into them, each with its assignment, its events and an offer
 /// of each bidder; vacuumed and analyzed, as the server does by itself in time.
-pub(super) async fn fill(config: &db::Config, tasks: u64, bidders: u32) -> anyhow::Result<()> {
-    let scope = Scope::default();
-    let mut config = config.clone();
-    config.statement_timeout = Duration::from_secs(600);
-    let database = Database::open(&config, &scope).await?;
-    db::migrate(&database).await?;
+pub(super) async fn fill(database: &Database, tasks: u64, bidders: u32) -> anyhow::Result<()> {
+    db::migrate(database).await?;
     let client = database.client().await?;
     // Rows that are made together need no check that they belong together.
     client.batch_execute("set session_replication_role = replica").await?;
@@ -34,8 +26,5 @@ pub(super) async fn fill(config: &db::Config, tasks: u64, bidders: u32) -> anyho
         client.batch_execute(&format!("vacuum (analyze) convoke.{table}")).await?;
     }
     client.batch_execute("checkpoint").await?;
-    drop(client);
-    database.stop().await?;
-    let _ = scope.drain(Duration::from_secs(5)).await;
     Ok(())
 }

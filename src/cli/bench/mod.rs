@@ -6,6 +6,7 @@
 mod bare;
 mod changes;
 mod client;
+mod daemon;
 mod death;
 mod fanout;
 mod frames;
@@ -15,17 +16,12 @@ mod tasks;
 mod wake;
 mod watchers;
 
-use super::{Failure, Outcome, settings::Settings};
-use crate::{
-    agent::{Agent, Definition},
-    app::Daemon,
-    config::Config,
-};
+use super::{Outcome, settings::Settings};
+use crate::{agent::Definition, config::Config};
 use anyhow::{Context, anyhow};
 use clap::Subcommand;
 use serde_json::Value;
-use std::{path::PathBuf, sync::Arc, time::Duration};
-use tokio_util::sync::CancellationToken;
+use std::time::Duration;
 
 #[derive(Subcommand)]
 pub(super) enum Command {
@@ -167,83 +163,6 @@ async fn channels(config: &Config) -> anyhow::Result<()> {
     println!("{}", serde_json::json!({ "addr": channels.addr, "anon_key": channels.anon_key()? }));
     terminate.recv().await;
     channels.stop().await
-}
-
-/// A daemon for a measurement, with everything it leaves behind in a folder that goes with it.
-struct Bench {
-    daemon: crate::app::Parts,
-    running: tokio::task::JoinHandle<anyhow::Result<()>>,
-    stop: CancellationToken,
-    folder: Option<PathBuf>,
-}
-
-impl Bench {
-    async fn start(
-        settings: &Settings,
-        agents: Vec<(Definition, Arc<dyn Agent>)>,
-        schema: &str,
-    ) -> Result<Self, Failure> {
-        Self::with(settings.load()?.config, agents, schema, 0).await
-    }
-
-    /// With so many tasks that are done already; an offer of each agent on each.
-    async fn with(
-        mut config: Config,
-        agents: Vec<(Definition, Arc<dyn Agent>)>,
-        schema: &str,
-        finished: u64,
-    ) -> Result<Self, Failure> {
-        let folder = if config.database.url.is_none() {
-            let folder = std::env::temp_dir().join(format!("convoke-bench-{}", std::process::id()));
-            config.database.data_dir.clone_from(&folder);
-            Some(folder)
-        } else {
-            None
-        };
-        config.server.listen.set_port(0);
-        config.wal.slot = "convoke_bench".into();
-        prepare(&config, schema).await?;
-        if finished > 0 {
-            history::fill(&config.database, finished, u32::try_from(agents.len()).unwrap_or(u32::MAX))
-                .await?;
-        }
-        let builder = Daemon::builder(config).definitions(Vec::new());
-        let builder =
-            agents.into_iter().fold(builder, |builder, (definition, agent)| builder.agent(definition, agent));
-        let daemon = builder.build().await?;
-        let (parts, stop) = (daemon.parts().clone(), CancellationToken::new());
-        let token = stop.clone();
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "the daemon's own scope is inside; this waits for all of it"
-        )]
-        let running = tokio::spawn(daemon.run(token));
-        let bench = Self { daemon: parts, running, stop, folder };
-        bench.daemon.ready(Duration::from_secs(30)).await?;
-        Ok(bench)
-    }
-
-    async fn stop(self) -> anyhow::Result<()> {
-        self.stop.cancel();
-        self.running.await.context("the daemon panicked")??;
-        if let Some(folder) = self.folder {
-            std::fs::remove_dir_all(&folder)
-                .with_context(|| format!("cannot remove {}", folder.display()))?;
-        }
-        Ok(())
-    }
-}
-
-/// Makes the tables that the measurement names, before the daemon publishes them.
-async fn prepare(config: &Config, schema: &str) -> Result<(), Failure> {
-    let scope = crate::scope::Scope::default();
-    let database = crate::db::Database::open(&config.database, &scope).await?;
-    let client = database.client().await?;
-    client.batch_execute(schema).await.context("cannot make the tables of the measurement")?;
-    drop(client);
-    database.stop().await?;
-    let _ = scope.drain(Duration::from_secs(5)).await;
-    Ok(())
 }
 
 /// A Rust agent of org `bench`.

@@ -1,7 +1,11 @@
 //! Whole negotiations: how many a second under backlog, and how long one takes alone.
-use super::{Bench, definition, percentiles};
+use super::{
+    daemon::{Hosted, Setting},
+    definition, percentiles,
+};
 use crate::{
-    agent::{Agent, Definition, Finished, Job},
+    agent::{Agent, Finished, Job},
+    app::Parts,
     cli::{Failure, settings::Settings},
     task::{self, INVARIANTS, Request},
 };
@@ -22,7 +26,7 @@ impl Agent for Idle {
     }
 }
 
-fn agents(bidders: u32, slots: u32) -> anyhow::Result<Vec<(Definition, Arc<dyn Agent>)>> {
+fn agents(bidders: u32, slots: u32) -> anyhow::Result<Vec<Hosted>> {
     let one = |n| {
         let offer = format!("[offer]\ncost_microdollars = {}\n", 100 + n);
         Ok((definition(&format!("bidder-{n}"), slots, &offer)?, Arc::new(Idle) as Arc<dyn Agent>))
@@ -71,16 +75,28 @@ async fn measure(
     figures: &mut Map<String, Value>,
 ) -> Result<f64, Failure> {
     let &Backlog { tasks, requesters, bidders, slots } = wish;
-    let bench = Bench::with(settings.load()?.config, agents(bidders, slots)?, "", finished).await?;
+    let setting =
+        Setting { config: settings.load()?.config, agents: agents(bidders, slots)?, schema: "", finished };
+    let (requested, took) = setting.measure(async |daemon| backlog(daemon, tasks, requesters).await).await?;
+    let per_second = f64::from(tasks) / took.as_secs_f64();
+    let mut note = |figure: &str, value: f64| figures.insert(format!("{name}{figure}"), json!(value));
+    note("life_cycles_per_second", per_second.round());
+    note("requests_per_second", (f64::from(tasks) / requested.as_secs_f64()).round());
+    note("seconds", (took.as_secs_f64() * 100.0).round() / 100.0);
+    Ok(per_second)
+}
+
+/// How long it took to request so many tasks, and until all were done.
+async fn backlog(daemon: &Parts, tasks: u32, requesters: u32) -> Result<(Duration, Duration), Failure> {
     let org = "bench".try_into()?;
     let wish = request()?;
     let started = Instant::now();
     let parallel = usize::try_from(requesters.max(1))?;
-    let asking = stream::iter(0..tasks).map(|_| bench.daemon.tasks.request(&org, "bench", wish.clone()));
+    let asking = stream::iter(0..tasks).map(|_| daemon.tasks.request(&org, "bench", wish.clone()));
     let made: Vec<_> =
         asking.buffer_unordered(parallel).try_collect().await.context("a request was refused")?;
     let requested = started.elapsed();
-    let client = bench.daemon.database.client().await?;
+    let client = daemon.database.client().await?;
     let mut ids: Vec<Uuid> = made.into_iter().map(|made| made.task.id.as_uuid()).collect();
     ids.sort_unstable();
     let finished = async {
@@ -103,36 +119,36 @@ async fn measure(
             return Err(anyhow!("{name}: broken").into());
         }
     }
-    drop(client);
-    bench.stop().await?;
-    let per_second = f64::from(tasks) / took.as_secs_f64();
-    let mut note = |figure: &str, value: f64| figures.insert(format!("{name}{figure}"), json!(value));
-    note("life_cycles_per_second", per_second.round());
-    note("requests_per_second", (f64::from(tasks) / requested.as_secs_f64()).round());
-    note("seconds", (took.as_secs_f64() * 100.0).round() / 100.0);
-    Ok(per_second)
+    Ok((requested, took))
 }
 
 pub(super) async fn award(settings: &Settings, tasks: u32, bidders: u32) -> Result<Value, Failure> {
-    let bench = Bench::start(settings, agents(bidders, 4)?, "").await?;
+    let setting =
+        Setting { config: settings.load()?.config, agents: agents(bidders, 4)?, schema: "", finished: 0 };
+    let mut figures = Map::new();
+    figures.insert("tasks".into(), json!(tasks));
+    figures.insert("bidders".into(), json!(bidders));
+    setting.measure(async |daemon| alone(daemon, tasks, &mut figures).await).await?;
+    Ok(figures.into())
+}
+
+/// One task after the other.
+async fn alone(daemon: &Parts, tasks: u32, figures: &mut Map<String, Value>) -> Result<(), Failure> {
     let org = "bench".try_into()?;
     let mut whole = Vec::new();
     for _ in 0..tasks {
         let started = Instant::now();
-        let made = bench.daemon.tasks.request(&org, "bench", request()?).await?;
-        bench.daemon.tasks.wait(made.task.id, Duration::from_secs(10)).await?;
+        let made = daemon.tasks.request(&org, "bench", request()?).await?;
+        daemon.tasks.wait(made.task.id, Duration::from_secs(10)).await?;
         whole.push(started.elapsed());
     }
-    let client = bench.daemon.database.client().await?;
+    let client = daemon.database.client().await?;
     let between = |from: &str, to: &str| {
         format!(
             "select (extract(epoch from b.at - a.at) * 1000000)::bigint from convoke.events a \
              join convoke.events b on b.task_id = a.task_id and b.type = '{to}' where a.type = '{from}'"
         )
     };
-    let mut figures = Map::new();
-    figures.insert("tasks".into(), json!(tasks));
-    figures.insert("bidders".into(), json!(bidders));
     for (name, from, to) in [
         ("announce_to_award", "requested", "awarded"),
         ("award_to_start", "awarded", "started"),
@@ -141,10 +157,8 @@ pub(super) async fn award(settings: &Settings, tasks: u32, bidders: u32) -> Resu
         let rows = client.query(&between(from, to), &[]).await?;
         let times =
             rows.iter().map(|row| Duration::from_micros(u64::try_from(row.get::<_, i64>(0)).unwrap_or(0)));
-        percentiles(&mut figures, name, times.collect());
+        percentiles(figures, name, times.collect());
     }
-    percentiles(&mut figures, "request_to_completed", whole);
-    drop(client);
-    bench.stop().await?;
-    Ok(figures.into())
+    percentiles(figures, "request_to_completed", whole);
+    Ok(())
 }

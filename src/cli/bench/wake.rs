@@ -1,5 +1,5 @@
 //! From the commit of a row to the first line of the agent's handler, and to a LISTENer.
-use super::{Bench, definition, percentiles};
+use super::{daemon::Setting, definition, percentiles};
 use crate::{
     agent::{Agent, Finished, Job},
     cli::{Failure, settings::Settings},
@@ -55,12 +55,17 @@ impl Agent for Handler {
 }
 
 pub(super) async fn run(settings: &Settings, commits: u32, rate: u32) -> Result<Value, Failure> {
-    let (handled, notified) = (Arc::new(Seen::default()), Arc::new(Seen::default()));
+    let handled = Arc::new(Seen::default());
     let agent = (definition("bench", 64, WAKE)?, Arc::new(Handler(handled.clone())) as Arc<dyn Agent>);
-    let bench = Bench::start(settings, vec![agent], SCHEMA).await?;
-    let url = bench.daemon.database.url();
+    let config = settings.load()?.config;
+    let setting = Setting { config, agents: vec![agent], schema: SCHEMA, finished: 0 };
+    setting.measure(async |daemon| woken(&daemon.database.url(), &handled, commits, rate).await).await
+}
 
-    let (listener, mut connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await?;
+async fn woken(url: &str, handled: &Seen, commits: u32, rate: u32) -> Result<Value, Failure> {
+    let notified = Arc::new(Seen::default());
+
+    let (listener, mut connection) = tokio_postgres::connect(url, tokio_postgres::NoTls).await?;
     let heard = notified.clone();
     #[expect(clippy::disallowed_methods, reason = "ends with its connection, at the end of the measurement")]
     tokio::spawn(async move {
@@ -74,7 +79,7 @@ pub(super) async fn run(settings: &Settings, commits: u32, rate: u32) -> Result<
     });
     listener.batch_execute("listen bench").await?;
 
-    let (writer, connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await?;
+    let (writer, connection) = tokio_postgres::connect(url, tokio_postgres::NoTls).await?;
     #[expect(clippy::disallowed_methods, reason = "ends with its client, at the end of the measurement")]
     tokio::spawn(connection);
     let insert = writer
@@ -105,6 +110,5 @@ pub(super) async fn run(settings: &Settings, commits: u32, rate: u32) -> Result<
     percentiles(&mut figures, "commit", took);
     percentiles(&mut figures, "notify", notified.since(&committed));
     percentiles(&mut figures, "wake", handled.since(&committed));
-    bench.stop().await?;
     Ok(figures.into())
 }

@@ -1,8 +1,9 @@
 //! The daemon as a process: where it says it is, how it stops, and the commands that ask it.
 use super::{convoke, text};
+use crate::support::open_to_all;
 use serde_json::Value;
 use std::{
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Read},
     os::unix::process::ExitStatusExt,
     path::Path,
     process::{Child, Command, Stdio},
@@ -163,4 +164,27 @@ fn the_demo_ends_by_itself_and_runs_again_after_it_was_killed() {
     for agent in ["keyword", "classifier"] {
         assert!(tickets.iter().any(|ticket| ticket["agent_id"] == agent), "{agent} won nothing");
     }
+}
+
+#[test]
+fn a_measurement_that_is_interrupted_leaves_nothing_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    open_to_all(folder.path());
+    let mut command = Command::new(env!("CARGO_BIN_EXE_convoke"));
+    command.args(["bench", "tasks", "--tasks", "1000000"]).current_dir(folder.path()).stderr(Stdio::piped());
+    let mut bench = command.env("TMPDIR", folder.path()).spawn().unwrap();
+    let port = folder.path().join(format!("convoke-bench-{}/postgres.port", bench.id()));
+    let started = (0..3000).any(|_| {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        port.exists()
+    });
+    assert!(started, "no server within a minute");
+    let server = format!("127.0.0.1:{}", std::fs::read_to_string(&port).unwrap().trim());
+    signal(bench.id(), "-INT");
+    assert_eq!(bench.wait().unwrap().code(), Some(1));
+    let mut told = String::new();
+    bench.stderr.take().unwrap().read_to_string(&mut told).unwrap();
+    assert_eq!(told, "convoke: interrupted\n");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    assert!(std::net::TcpStream::connect(server).is_err(), "its server is stopped");
 }
