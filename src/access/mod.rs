@@ -17,13 +17,13 @@ pub mod upkeep;
 
 pub use error::{Error, no_right_to_read, unauthorized};
 pub use grant::{Grant, Rights};
-pub use replay::{Payload, Recorded, Replay, Stored};
+pub use replay::{Missing, Payload, Recorded, Replay, Stored};
 pub use schema::{Finding, inspect, prepare};
 
 use crate::{
     auth::Claims,
     db::{self, Database},
-    id::Topic,
+    id::{Lsn, Topic},
     telemetry::Registry,
 };
 use deadpool_postgres::Object;
@@ -35,7 +35,7 @@ use prometheus_client::{
 };
 use serde::{Deserialize, Serialize};
 use std::{collections::HashMap, sync::Arc, time::Duration};
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 
 /// How long a question may wait for a connection: well under the 10 s after which clients give up a join.
 const WAIT: Duration = Duration::from_secs(6);
@@ -87,6 +87,8 @@ struct Inner {
     database: Database,
     asked: Family<Asked, Counter>,
     told: Mutex<HashMap<String, Instant>>,
+    /// The last message of the log that was put out.
+    heard: watch::Sender<(Lsn, u32)>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -108,7 +110,12 @@ impl Access {
             "Questions to the policies of private channels, by right and outcome",
             asked.clone(),
         );
-        Ok(Self(Some(Arc::new(Inner { database, asked, told: Mutex::default() }))))
+        Ok(Self(Some(Arc::new(Inner {
+            database,
+            asked,
+            told: Mutex::default(),
+            heard: watch::Sender::default(),
+        }))))
     }
 
     /// What is known without asking policies: everything in a public room and for the service role, nothing

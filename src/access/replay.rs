@@ -4,11 +4,13 @@
 //! Since a time, the newest come, as the original has it; after a cursor (our
 //! extension), the oldest come, exactly in the order in which they were committed, which
 //! the daemon records as it reads the log.
-use super::{Access, Error};
+use super::{Access, Error, Inner};
 use crate::id::{Lsn, Topic};
 use bytes::Bytes;
 use chrono::{DateTime, NaiveDateTime};
 use serde_json::Value;
+use std::time::Duration;
+use tokio::time::timeout;
 use tokio_postgres::{Row, types::ToSql};
 use uuid::Uuid;
 
@@ -16,6 +18,8 @@ use uuid::Uuid;
 const SINCE_MAX: i64 = 25;
 /// Most messages that one join gets after a cursor.
 const AFTER_MAX: i64 = 1000;
+/// How long a message whose place is kept may take until it is put out: it is the next thing that happens.
+const PUT_OUT_WITHIN: Duration = Duration::from_millis(500);
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,13 +51,8 @@ impl Replay {
             Some(limit) => limit.as_i64().map(|limit| limit.clamp(1, max)),
         };
         if let Some(cursor) = value.get("cursor") {
-            let (commit_lsn, index) = cursor.as_str()?.split_once(':')?;
-            let index = index.parse().ok().filter(|index| *index >= 0)?;
-            return Some(Self::After {
-                commit_lsn: commit_lsn.parse().ok()?,
-                index,
-                limit: limit(AFTER_MAX)?,
-            });
+            let (commit_lsn, index) = place(cursor.as_str()?)?;
+            return Some(Self::After { commit_lsn, index: index.try_into().ok()?, limit: limit(AFTER_MAX)? });
         }
         let since = DateTime::from_timestamp_millis(value.get("since")?.as_i64()?)?;
         // What Postgres can hold as a timestamp.
@@ -61,6 +60,15 @@ impl Replay {
         years.contains(&chrono::Datelike::year(&since)).then_some(())?;
         Some(Self::Since { since: since.naive_utc(), limit: limit(SINCE_MAX)? })
     }
+}
+
+/// Why there is more than what is said again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Missing {
+    /// More than the limit came after the cursor.
+    Later,
+    /// The message of the cursor is not kept any more, so what followed it may not be either.
+    Earlier,
 }
 
 /// One message of the database.
@@ -101,12 +109,16 @@ pub struct Recorded {
 }
 
 impl Access {
-    /// The messages that `replay` asks for in the private room of a topic, in commit order, and whether there
-    /// are more.
+    /// The messages that `replay` asks for in the private room of a topic, in commit order, and what may be missing
+    /// of those after a cursor.
     ///
     /// # Errors
     /// [`Error`]; always without a database.
-    pub async fn replay(&self, topic: &Topic, replay: Replay) -> Result<(Vec<Stored>, bool), Error> {
+    pub async fn replay(
+        &self,
+        topic: &Topic,
+        replay: Replay,
+    ) -> Result<(Vec<Stored>, Option<Missing>), Error> {
         let Some(inner) = &self.0 else { return Err(Error::Unreachable) };
         let client = inner.client("replay").await?;
         let failed = |e: tokio_postgres::Error| {
@@ -114,12 +126,13 @@ impl Access {
             inner.tell("replay", || tracing::warn!(%error, "messages cannot be replayed"));
             error
         };
-        let (rows, more) = match replay {
+        let (rows, missing) = match replay {
             Replay::Since { since, limit } => {
                 let sql =
                     client.prepare_cached(include_str!("sql/replay_since.sql")).await.map_err(failed)?;
                 let rows = client.query(&sql, &[&topic.as_str(), &since, &limit]).await.map_err(failed)?;
-                (rows, false)
+                inner.put_out(&rows).await.map_err(failed)?;
+                (rows, None)
             }
             Replay::After { commit_lsn, index, limit } => {
                 let sql =
@@ -130,11 +143,21 @@ impl Access {
                 let limit = usize::try_from(limit).unwrap_or_default();
                 let more = rows.len() > limit;
                 rows.truncate(limit);
-                (rows, more)
+                let sql = client.prepare_cached(include_str!("sql/is_kept.sql")).await.map_err(failed)?;
+                let kept: bool = client.query_one(&sql, &[&lsn, &index]).await.map_err(failed)?.get(0);
+                let missing = if kept { more.then_some(Missing::Later) } else { Some(Missing::Earlier) };
+                (rows, missing)
             }
         };
         let stored: Result<Vec<_>, _> = rows.iter().map(stored).collect();
-        Ok((stored.map_err(failed)?.into_iter().flatten().collect(), more))
+        Ok((stored.map_err(failed)?.into_iter().flatten().collect(), missing))
+    }
+
+    /// Everything up to this message was put out.
+    pub fn heard(&self, commit_lsn: Lsn, index: u32) {
+        if let Some(inner) = &self.0 {
+            inner.heard.send_replace((commit_lsn, index));
+        }
     }
 
     /// Keeps the order of messages that the log told; some may be kept already.
@@ -157,6 +180,25 @@ impl Access {
         client.execute(&sql, &[&lsns, &indexes, &topics, &ids, &times]).await.map_err(|e| Error::of(&e))?;
         Ok(())
     }
+}
+
+impl Inner {
+    /// Waits until the last of these is put out, so that whoever listens already has what came before it.
+    async fn put_out(&self, rows: &[Row]) -> Result<(), tokio_postgres::Error> {
+        let Some(last) = rows.last() else { return Ok(()) };
+        let (position, fresh): (Option<&str>, bool) = (last.try_get(4)?, last.try_get(5)?);
+        let Some(last) = position.filter(|_| fresh).and_then(place) else { return Ok(()) };
+        let mut heard = self.heard.subscribe();
+        // After a start of the daemon it may have been put out by the one before.
+        let _late = timeout(PUT_OUT_WITHIN, heard.wait_for(|heard| *heard >= last)).await;
+        Ok(())
+    }
+}
+
+/// The place that a cursor names.
+fn place(cursor: &str) -> Option<(Lsn, u32)> {
+    let (commit_lsn, index) = cursor.split_once(':')?;
+    Some((commit_lsn.parse().ok()?, index.parse().ok()?))
 }
 
 fn stored(row: &Row) -> Result<Option<Stored>, tokio_postgres::Error> {

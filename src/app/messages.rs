@@ -165,8 +165,11 @@ impl Messages {
 
     /// Says it.
     pub(super) fn publish(&self, said: Vec<Said>) {
-        for Said { room, message, .. } in said {
+        for Said { room, message, recorded } in said {
             self.hub.publish(&room, message, None);
+            if let Some(Recorded { commit_lsn, index, .. }) = recorded {
+                self.access.heard(commit_lsn, index);
+            }
         }
     }
 

@@ -4,7 +4,7 @@
 //! lost between the old and the new; what is both comes once.
 use super::{channel::Refusal, shared::Shared};
 use crate::{
-    access::{Payload, Replay, Stored, unauthorized},
+    access::{Missing, Payload, Replay, Stored, unauthorized},
     hub::{Hears, Outbox, Room, Subscription},
     wire::{self, Encoding, Frame, Ref, Version, text},
 };
@@ -21,8 +21,7 @@ pub(super) struct Held {
 /// What is to be said first.
 pub(super) struct Old {
     messages: Vec<Stored>,
-    /// There are more of them than can be said.
-    more: bool,
+    missing: Option<Missing>,
 }
 
 /// Where a join leaves what it has read.
@@ -40,22 +39,29 @@ pub(super) async fn read(
         return Err(Refusal::new(unauthorized(&room.topic)));
     }
     let subscription = shared.hub.subscribe_held(room.clone(), version, outbox, Hears::all());
-    let (messages, more) = shared
+    let (messages, missing) = shared
         .access
         .replay(&room.topic, replay)
         .await
         .map_err(|_| Refusal::new("UnableToReplayMessages: Realtime was unable to replay messages"))?;
-    Ok(Held { subscription, old: Old { messages, more } })
+    Ok(Held { subscription, old: Old { messages, missing } })
 }
 
 impl Old {
-    /// Says it, and lets go what was held back. False when something is missing.
-    pub(super) fn say(self, subscription: &Subscription, version: Version, join_ref: Option<&Ref>) -> bool {
+    /// Says it, and lets go what was held back. Gives what may be missing.
+    pub(super) fn say(
+        self,
+        subscription: &Subscription,
+        version: Version,
+        join_ref: Option<&Ref>,
+    ) -> Option<Missing> {
         let topic = subscription.room().wire_topic();
-        let frames: Vec<Frame> =
-            self.messages.iter().filter_map(|message| frame(message, version, join_ref, &topic)).collect();
-        let said = self.messages.into_iter().map(|message| message.id).collect();
-        subscription.release(&frames, said) && !self.more
+        let frames = self.messages.into_iter().map(|message| {
+            let frame = frame(&message, version, join_ref, &topic);
+            (message.id, frame)
+        });
+        let whole = subscription.release(frames.collect());
+        self.missing.or((!whole).then_some(Missing::Later))
     }
 }
 
@@ -79,8 +85,11 @@ fn frame(message: &Stored, version: Version, join_ref: Option<&Ref>, topic: &str
 }
 
 /// What a channel is told when there was more than could be said.
-pub(super) fn incomplete(sub_topic: &str) -> String {
-    let message = "Replay is incomplete: more messages were missed than can be replayed at once";
+pub(super) fn incomplete(sub_topic: &str, missing: Missing) -> String {
+    let message = match missing {
+        Missing::Later => "Replay is incomplete: more messages were missed than can be replayed at once",
+        Missing::Earlier => "Replay may be incomplete: the message of the cursor is not kept any more",
+    };
     json!({
         "extension": "system", "status": "error", "message": message, "channel": sub_topic, "meta": { "gap": true }
     })

@@ -445,8 +445,8 @@ impl Core {
             }
             Action::Replay { join_ref } => {
                 let (entered, old) = (slot.entered.as_ref()?, slot.old.take()?);
-                if !old.say(&entered.subscription, self.version, join_ref.as_ref()) {
-                    let payload = replay::incomplete(slot.channel.sub_topic());
+                if let Some(missing) = old.say(&entered.subscription, self.version, join_ref.as_ref()) {
+                    let payload = replay::incomplete(slot.channel.sub_topic(), missing);
                     self.write(join_ref.as_ref(), None, topic, "system", payload.as_bytes());
                 }
             }

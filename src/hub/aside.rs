@@ -54,20 +54,32 @@ impl Aside {
         }
     }
 
-    /// Puts `first` out, then what was held, but nothing that is named by `said`; from then on messages go
-    /// the usual way. False when more came meanwhile than could be held.
-    pub(super) fn release(&self, first: &[Frame], said: HashSet<String>, sink: &Sink, topic: &str) -> bool {
+    /// Puts those of `first` out that were not held, then what was held, in its order; from then on messages go the
+    /// usual way, but for those of `first`, which come once. Gives whether nothing was lost because more came
+    /// meanwhile than could be held, and whether something is to be left out later.
+    pub(super) fn release(
+        &self,
+        first: Vec<(String, Option<Frame>)>,
+        sink: &Sink,
+        topic: &str,
+    ) -> (bool, bool) {
         let mut state = self.0.lock();
-        let State::Holding { held, lost } = std::mem::take(&mut *state) else { return true };
-        if let Sink::Socket { outbox, .. } = sink {
-            first.iter().for_each(|frame| push(outbox, frame));
+        let State::Holding { held, lost } = std::mem::take(&mut *state) else { return (true, false) };
+        let there: HashSet<String> = held.iter().filter_map(Message::id).collect();
+        let mut said = HashSet::new();
+        for (id, frame) in first.into_iter().filter(|(id, _)| !there.contains(id)) {
+            if let (Sink::Socket { outbox, .. }, Some(frame)) = (sink, frame) {
+                push(outbox, &frame);
+            }
+            said.insert(id);
         }
-        held.iter().filter(|message| !said_before(message, &said)).for_each(|m| put(m, sink, topic));
+        held.iter().for_each(|message| put(message, sink, topic));
         // Under the lock: whoever waits for it comes after all of these.
-        if !said.is_empty() {
+        let skips = !said.is_empty();
+        if skips {
             *state = State::Skipping(said);
         }
-        !lost
+        (!lost, skips)
     }
 }
 

@@ -396,9 +396,9 @@ mod tests {
         hub.publish(&room(false), message("b"), None);
         hub.publish(&room(false), message("c"), None);
         held.ear().set(Hears::all());
-        assert!(held.release(&[frame("a"), frame("b")], ["a", "b"].map(str::to_owned).into()));
-        hub.publish_all(&room(false), &[message("b"), message("d")], None);
+        assert!(held.release(["a", "b", "x"].map(|id| (id.to_owned(), Some(frame(id)))).into()));
+        hub.publish_all(&room(false), &[message("x"), message("d")], None);
         hub.publish(&room(false), message("e"), None);
-        assert_eq!(outbox.frames().await.unwrap(), ["a", "b", "c", "d", "e"].map(frame));
+        assert_eq!(outbox.frames().await.unwrap(), ["a", "x", "b", "c", "d", "e"].map(frame));
     }
 }

@@ -7,7 +7,7 @@ use super::{Hub, Kind, Message, Outbox, Room, aside::Aside, history::Gate, traff
 use crate::wire::{Frame, Version};
 use parking_lot::Mutex;
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashMap},
     hash::{BuildHasher, RandomState},
     sync::{
         Arc,
@@ -103,12 +103,12 @@ impl Subscription {
     pub fn room(&self) -> &Room {
         &self.room
     }
-    /// Lets go what [`Hub::subscribe_held`] held back: `first`, then what was said since, but for broadcasts
-    /// whose `meta.id` is in `said`, now and later. False when more was said than could be held.
-    pub fn release(&self, first: &[Frame], said: HashSet<String>) -> bool {
-        let skips = !said.is_empty();
+    /// Lets go what [`Hub::subscribe_held`] held back: those of `first`, each with its `meta.id`, that are not among
+    /// what was said since, and then that; later, none of them comes again. One without a frame is nothing for this
+    /// subscriber. False when more was said than could be held.
+    pub fn release(&self, first: Vec<(String, Option<Frame>)>) -> bool {
         let Subscriber { aside, sink, hears, .. } = &*self.subscriber;
-        let complete = aside.release(first, said, sink, &self.room.wire_topic());
+        let (complete, skips) = aside.release(first, sink, &self.room.wire_topic());
         if !skips {
             hears.fetch_and(!ASIDE, Ordering::AcqRel);
         }

@@ -174,6 +174,21 @@ async fn after_a_cursor_messages_come_in_the_order_of_their_commits() {
     let next = &frames[1].payload["meta"]["cursor"];
     let mut rest = house.joined(true, "t", after(next, 100)).await;
     assert_eq!(replayed(&mut rest).await, [4, 5, 6]);
+
+    house
+        .sql
+        .execute(
+            "delete from convoke.message where commit_lsn::text || ':' || index = $1",
+            &[&cursor.as_str()],
+        )
+        .await
+        .unwrap();
+    let mut late = house.joined(true, "t", after(&cursor, 100)).await;
+    let mut frames: Vec<Got> = late.so_far().await;
+    let told = frames.pop().unwrap();
+    assert_eq!((&*told.event, &told.payload["meta"]), ("system", &json!({"gap": true})), "{told:?}");
+    let why = "Replay may be incomplete: the message of the cursor is not kept any more";
+    assert_eq!((&told.payload["message"], frames.len()), (&json!(why), 5), "what is kept comes all the same");
 }
 
 /// What was sent while no daemon ran is there for replays, and the order of commits goes on.
