@@ -4,13 +4,13 @@
 //! Since a time, the newest come, as the original has it; after a cursor (our
 //! extension), the oldest come, exactly in the order in which they were committed, which
 //! the daemon records as it reads the log.
-use super::{Access, Error, Inner};
+use super::{Access, Error};
 use crate::id::{Lsn, Topic};
 use bytes::Bytes;
 use chrono::{DateTime, NaiveDateTime};
 use serde_json::Value;
 use std::time::Duration;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 use tokio_postgres::{Row, types::ToSql};
 use uuid::Uuid;
 
@@ -18,8 +18,8 @@ use uuid::Uuid;
 const SINCE_MAX: i64 = 25;
 /// Most messages that one join gets after a cursor.
 const AFTER_MAX: i64 = 1000;
-/// How long a message whose place is kept may take until it is put out: it is the next thing that happens.
-const PUT_OUT_WITHIN: Duration = Duration::from_millis(500);
+/// How long a join waits for messages that are committed to come through the log.
+const HEARD_WITHIN: Duration = Duration::from_millis(500);
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,9 +130,23 @@ impl Access {
             Replay::Since { since, limit } => {
                 let sql =
                     client.prepare_cached(include_str!("sql/replay_since.sql")).await.map_err(failed)?;
-                let rows = client.query(&sql, &[&topic.as_str(), &since, &limit]).await.map_err(failed)?;
-                inner.put_out(&rows).await.map_err(failed)?;
-                (rows, None)
+                let ends = Instant::now() + HEARD_WITHIN;
+                let mut heard = inner.heard.subscribe();
+                loop {
+                    heard.borrow_and_update();
+                    let mut rows =
+                        client.query(&sql, &[&topic.as_str(), &since, &limit]).await.map_err(failed)?;
+                    let last = rows.iter().map(coming).collect::<Result<Vec<_>, _>>().map_err(failed)?;
+                    if !last.iter().any(|row| row.is_coming(*heard.borrow())) {
+                        break (rows, None);
+                    }
+                    // What still does not come is heard live.
+                    if timeout_at(ends, heard.changed()).await.is_err() {
+                        let mut last = last.iter();
+                        rows.retain(|_| !matches!(last.next(), Some(Coming::Unplaced)));
+                        break (rows, None);
+                    }
+                }
             }
             Replay::After { commit_lsn, index, limit } => {
                 let sql =
@@ -182,17 +196,33 @@ impl Access {
     }
 }
 
-impl Inner {
-    /// Waits until the last of these is put out, so that whoever listens already has what came before it.
-    async fn put_out(&self, rows: &[Row]) -> Result<(), tokio_postgres::Error> {
-        let Some(last) = rows.last() else { return Ok(()) };
-        let (position, fresh): (Option<&str>, bool) = (last.try_get(4)?, last.try_get(5)?);
-        let Some(last) = position.filter(|_| fresh).and_then(place) else { return Ok(()) };
-        let mut heard = self.heard.subscribe();
-        // After a start of the daemon it may have been put out by the one before.
-        let _late = timeout(PUT_OUT_WITHIN, heard.wait_for(|heard| *heard >= last)).await;
-        Ok(())
+/// Whether a message of the last seconds is still on its way through the log.
+enum Coming {
+    /// Its place is not kept.
+    Unplaced,
+    /// Its place is kept, and then it is put out.
+    Placed(Lsn, u32),
+    /// It is older than that.
+    Old,
+}
+
+impl Coming {
+    fn is_coming(&self, heard: (Lsn, u32)) -> bool {
+        match self {
+            Self::Unplaced => true,
+            Self::Placed(commit_lsn, index) => (*commit_lsn, *index) > heard,
+            Self::Old => false,
+        }
     }
+}
+
+fn coming(row: &Row) -> Result<Coming, tokio_postgres::Error> {
+    let (position, fresh): (Option<&str>, bool) = (row.try_get(4)?, row.try_get(5)?);
+    Ok(match position {
+        _ if !fresh => Coming::Old,
+        None => Coming::Unplaced,
+        Some(position) => place(position).map_or(Coming::Old, |(lsn, index)| Coming::Placed(lsn, index)),
+    })
 }
 
 /// The place that a cursor names.

@@ -3,7 +3,7 @@
 use super::{Message, Outbox, rooms::Sink};
 use crate::wire::Frame;
 use parking_lot::Mutex;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 /// Messages that are held at most.
 const HELD_MAX: usize = 4096;
@@ -54,8 +54,8 @@ impl Aside {
         }
     }
 
-    /// Puts those of `first` out that were not held, then what was held, in its order; from then on messages go the
-    /// usual way, but for those of `first`, which come once. Gives whether nothing was lost because more came
+    /// Puts those of `first` out that were not held, then what was held, in its order, as `first` has it if that has
+    /// it; from then on messages go the usual way, but for those of `first`, which come once. Gives whether nothing was lost because more came
     /// meanwhile than could be held, and whether something is to be left out later.
     pub(super) fn release(
         &self,
@@ -65,15 +65,23 @@ impl Aside {
     ) -> (bool, bool) {
         let mut state = self.0.lock();
         let State::Holding { held, lost } = std::mem::take(&mut *state) else { return (true, false) };
-        let there: HashSet<String> = held.iter().filter_map(Message::id).collect();
-        let mut said = HashSet::new();
-        for (id, frame) in first.into_iter().filter(|(id, _)| !there.contains(id)) {
-            if let (Sink::Socket { outbox, .. }, Some(frame)) = (sink, frame) {
-                push(outbox, &frame);
+        let ids: Vec<Option<String>> = held.iter().map(Message::id).collect();
+        let there: HashSet<&String> = ids.iter().flatten().collect();
+        let (mut among, mut said) = (HashMap::new(), HashSet::new());
+        for (id, frame) in first {
+            if there.contains(&id) {
+                among.insert(id, frame);
+            } else {
+                put_frame(frame.as_ref(), sink);
+                said.insert(id);
             }
-            said.insert(id);
         }
-        held.iter().for_each(|message| put(message, sink, topic));
+        for (message, id) in held.iter().zip(&ids) {
+            match id.as_ref().and_then(|id| among.get(id)) {
+                Some(frame) => put_frame(frame.as_ref(), sink),
+                None => put(message, sink, topic),
+            }
+        }
         // Under the lock: whoever waits for it comes after all of these.
         let skips = !said.is_empty();
         if skips {
@@ -92,6 +100,12 @@ fn put(message: &Message, sink: &Sink, topic: &str) {
         && let Some(frame) = message.encode(*version, topic)
     {
         push(outbox, &frame);
+    }
+}
+
+fn put_frame(frame: Option<&Frame>, sink: &Sink) {
+    if let (Sink::Socket { outbox, .. }, Some(frame)) = (sink, frame) {
+        push(outbox, frame);
     }
 }
 

@@ -1,5 +1,4 @@
--- A message whose place is not kept yet has not come through the log: whoever joins hears it live. One that is older
--- than a few seconds was there before the daemon.
+-- A fresh message whose place is not kept yet has not come through the log; an older one was there before the daemon.
 select id::text, event, payload, bytes, position, fresh
   from (select m.id, m.event, m.payload::text, decode(substr(to_jsonb(m) ->> 'binary_payload', 3), 'hex') as bytes,
                m.inserted_at, o.commit_lsn, o.index, o.commit_lsn::text || ':' || o.index as position,
@@ -12,7 +11,6 @@ select id::text, event, payload, bytes, position, fresh
            and m.event is not null
            and m.inserted_at >= $2
            and m.inserted_at < timezone('utc', now()) + interval '1 minute'
-           and (o.id is not null or m.inserted_at <= timezone('utc', now()) - interval '10 seconds')
          order by m.inserted_at desc, o.commit_lsn desc nulls last, o.index desc
          limit $3) as newest
  order by commit_lsn nulls first, index, inserted_at
