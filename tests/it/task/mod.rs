@@ -72,16 +72,15 @@ pub fn request(policy: Value) -> Request {
 
 impl World {
     pub async fn new(profiles: Vec<Profile>) -> Self {
+        Self::with(&Config::default(), profiles).await
+    }
+
+    pub async fn with(config: &Config, profiles: Vec<Profile>) -> Self {
         let db = database().await;
         let scope = Scope::default();
         let database = db.open(&scope).await;
-        let (tasks, heard) = Tasks::start(
-            &scope,
-            database.clone(),
-            NodeId::generate(),
-            &Config::default(),
-            Metrics::default(),
-        );
+        let (tasks, heard) =
+            Tasks::start(&scope, database.clone(), NodeId::generate(), config, Metrics::default());
         tasks.register(profiles).await.unwrap();
         tasks.arbitrate(&scope);
         let org = "demo".try_into().unwrap();

@@ -2,9 +2,10 @@
 use super::{World, profile, request};
 use convoke::{
     id::TaskId,
-    task::{Request, TaskState, Usage},
+    task::{Config, Request, TaskState, Usage},
 };
 use serde_json::json;
+use std::time::Duration;
 use uuid::Uuid;
 
 #[tokio::test]
@@ -33,7 +34,9 @@ async fn sql_requests_parts_and_dependencies_of_its_own_org_only() {
 
 #[tokio::test]
 async fn sql_has_the_limits_and_the_defaults_of_every_other_request() {
-    let world = World::new(vec![]).await;
+    let mut config = Config::default();
+    config.policy.attempts_max = 7;
+    let world = World::with(&config, vec![]).await;
     let client = world.database.client().await.unwrap();
     for (wish, words) in [
         ("'k', requires => array_fill('x'::text, array[51])", "requires has 51 members"),
@@ -49,7 +52,10 @@ async fn sql_has_the_limits_and_the_defaults_of_every_other_request() {
         let told = refused.as_db_error().unwrap().message();
         assert!(told.contains(words), "{wish}: {told}");
     }
-    client.execute("update convoke.task_defaults set attempts_max = 7", &[]).await.unwrap();
+    let known = "select from convoke.task_defaults where attempts_max = 7";
+    while client.query(known, &[]).await.unwrap().is_empty() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     let row =
         client.query_one("select convoke.request_task('k', idempotency_key => 'once')", &[]).await.unwrap();
     let made = TaskId::from(row.get::<_, Uuid>(0));
