@@ -124,7 +124,8 @@ async fn values(
                 ask(catalog, &sql, value).await?.map_err(|said| bad_pattern(item, operator, &said))?;
             }
         } else if !is_certain(column, value) {
-            let sql = format!("select ($1::text::{})::text", kind.sql_type);
+            // As the log writes it: by its output function, not by a cast, which gives an `inet` its mask.
+            let sql = format!("select pg_catalog.format('%s', $1::text::{})", kind.sql_type);
             let said = ask(catalog, &sql, value).await?;
             let written = said.map_err(|said| Refusal::Told(item.exception(&code(&said), said.message())))?;
             // A type can be read and still have no such operator.
