@@ -1,7 +1,7 @@
 //! Whether a client may subscribe to what it asks for: tables, rights, and filters with values that can be compared.
 use super::{
     catalog::{Catalog, Column, Described, Error, Tables},
-    item::{Item, values_mut},
+    item::Item,
 };
 use crate::{
     access::rows::{Failure, Rows, Viewer},
@@ -104,9 +104,7 @@ async fn values(
         return Ok(());
     }
     let mut filter = item.filter.clone();
-    let mut all = Vec::new();
-    values_mut(&mut filter.conditions, &mut all);
-    for (column, operator, value) in all {
+    for (column, operator, value) in filter.values_mut() {
         let Some(column) = table.columns.iter().find(|it| it.name == column) else { continue };
         let kind = &column.kind;
         let pattern = operator.is_some_and(Operator::is_pattern);
@@ -124,9 +122,7 @@ async fn values(
                 ask(catalog, &sql, value).await?.map_err(|said| bad_pattern(item, operator, &said))?;
             }
         } else if !is_certain(column, value) {
-            // As the log writes it: by its output function, not by a cast, which gives an `inet` its mask.
-            let sql = format!("select pg_catalog.format('%s', $1::text::{})", kind.sql_type);
-            let said = ask(catalog, &sql, value).await?;
+            let said = ask(catalog, &kind.written(), value).await?;
             let written = said.map_err(|said| Refusal::Told(item.exception(&code(&said), said.message())))?;
             // A type can be read and still have no such operator.
             if matches!(kind.class, Class::Asked) || !kind.ordered {

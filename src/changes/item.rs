@@ -1,6 +1,6 @@
 //! What a client wants to hear of: one item of `config.postgres_changes` (`reference/postgres-changes.md` §1.1). Pure.
 use crate::{
-    filter::{BadFilter, Condition, Filter, Operator, Test},
+    filter::{BadFilter, Filter, Test},
     wal::Op,
 };
 use serde_json::{Map, Value};
@@ -242,25 +242,6 @@ fn filters(filter: &Filter) -> String {
         let _ = write!(out, "{comma}{{{:?}, {operator:?}, {value:?}, {}}}", segment.column, segment.negated);
     }
     out
-}
-
-/// Every value that is compared with, with the column and how, to be looked at and changed in place.
-pub(super) fn values_mut<'a>(
-    conditions: &'a mut [Condition],
-    out: &mut Vec<(&'a str, Option<Operator>, &'a mut String)>,
-) {
-    for condition in conditions {
-        match condition {
-            Condition::All { of, .. } | Condition::Any { of, .. } => values_mut(of, out),
-            Condition::Test(segment) => match &mut segment.test {
-                Test::Compare(operator, value) => out.push((&segment.column, Some(*operator), value)),
-                Test::In(values) => {
-                    out.extend(values.iter_mut().flatten().map(|value| (&*segment.column, None, value)));
-                }
-                Test::Is(_) => {}
-            },
-        }
-    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
 //! Asking Postgres what it alone can say: many questions in one round trip, and one that fails kept from the others.
-use super::{Bound, Oracle, Probe, Truth};
+use super::{Bound, Filter, Kind, Operator, Oracle, Probe, Truth, kind::Class};
 use crate::db;
 use deadpool_postgres::Client;
 use std::{
@@ -76,6 +76,37 @@ impl Answers {
             }
         }
         Ok(())
+    }
+
+    /// The filter with its values as Postgres writes them, where the type is compared by how it is written: the others
+    /// are read here, or are part of a question.
+    ///
+    /// # Errors
+    /// The outer when the database is away, the inner the first value that is none of its column's type.
+    pub async fn written<'k>(
+        client: &Client,
+        filter: &Filter,
+        kind: impl Fn(&str) -> Option<&'k Kind>,
+    ) -> Result<Result<Filter, Refused>, db::Error> {
+        let mut filter = filter.clone();
+        for (column, operator, value) in filter.values_mut() {
+            let Some(kind) = kind(column).filter(|kind| kind.class == Class::Alike) else { continue };
+            if operator.is_some_and(Operator::is_pattern) {
+                continue;
+            }
+            let statement = client.prepare_cached(&kind.written()).await?;
+            match client.query_one(&statement, &[&*value]).await {
+                Ok(row) => *value = row.try_get(0)?,
+                Err(error) => match error.as_db_error() {
+                    Some(said) if !db::is_transient(&error) => {
+                        let (sqlstate, message) = (said.code().code().to_owned(), said.message().to_owned());
+                        return Ok(Err(Refused { sqlstate, message }));
+                    }
+                    _ => return Err(error.into()),
+                },
+            }
+        }
+        Ok(Ok(filter))
     }
 
     /// Whether Postgres takes the questions of a filter at all, without a row: that the types have the operators,

@@ -21,6 +21,33 @@ pub struct Filter {
     pub conditions: Vec<Condition>,
 }
 
+impl Filter {
+    /// Every value that is compared with, with the column and how (nothing: `in`), to be looked at and changed in place.
+    pub fn values_mut(&mut self) -> Vec<(&str, Option<Operator>, &mut String)> {
+        let mut all = Vec::new();
+        values_mut(&mut self.conditions, &mut all);
+        all
+    }
+}
+
+fn values_mut<'a>(
+    conditions: &'a mut [Condition],
+    out: &mut Vec<(&'a str, Option<Operator>, &'a mut String)>,
+) {
+    for condition in conditions {
+        match condition {
+            Condition::All { of, .. } | Condition::Any { of, .. } => values_mut(of, out),
+            Condition::Test(segment) => match &mut segment.test {
+                Test::Compare(operator, value) => out.push((&segment.column, Some(*operator), value)),
+                Test::In(values) => {
+                    out.extend(values.iter_mut().flatten().map(|value| (&*segment.column, None, value)));
+                }
+                Test::Is(_) => {}
+            },
+        }
+    }
+}
+
 /// What must hold.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Condition {

@@ -116,6 +116,13 @@ impl Kind {
         Ok(())
     }
 
+    /// The question how Postgres writes the text `$1` as a value of this type.
+    #[must_use]
+    pub fn written(&self) -> String {
+        // By its output function, as the log has it: a cast gives an `inet` its mask.
+        format!("select pg_catalog.format('%s', $1::text::{})", self.sql_type)
+    }
+
     /// The question `operator` as SQL over `p.v`, the value of a row, and `p.l`, the literal: both texts.
     #[must_use]
     pub fn expression(&self, operator: Operator) -> String {

@@ -1,7 +1,7 @@
 //! What a wake wants of a row, fitted to one version of its table: columns found, values read, questions tried.
 use crate::{
     db,
-    filter::{Answers, Bound, Filter, Found, Kind, Kinds, Truth},
+    filter::{Answers, Bound, Filter, Found, Kind, Kinds, Refused, Truth},
     wal::{Cell, Relation, RowChange},
 };
 use deadpool_postgres::Client;
@@ -79,15 +79,18 @@ impl Fit {
         kinds: &[Kind],
         wants: &Wants,
     ) -> Result<Result<Self, Misfit>, db::Error> {
-        let fit = match Self::new(relation, kinds, wants) {
+        let refused = |refused: Refused| Misfit { key: "filter", message: refused.to_string() };
+        let kind = |name: &str| kinds.get(relation.position(name)?);
+        let written = match Answers::written(client, &wants.filter, kind).await? {
+            Ok(filter) => Wants { filter, by: wants.by.clone() },
+            Err(why) => return Ok(Err(refused(why))),
+        };
+        let fit = match Self::new(relation, kinds, &written) {
             Ok(fit) => fit,
             Err(misfit) => return Ok(Err(misfit)),
         };
         let verified = Answers::verify(client, &fit.bound, ASK_WITHIN).await?;
-        Ok(match verified {
-            Ok(()) => Ok(fit),
-            Err(refused) => Err(Misfit { key: "filter", message: refused.to_string() }),
-        })
+        Ok(verified.map(|()| fit).map_err(refused))
     }
 
     /// Whether Postgres is asked about rows.

@@ -145,6 +145,26 @@ async fn a_question_that_the_database_refuses_is_told_in_place_of_the_task_and_d
     assert_eq!(metrics.wakes_unfit.get(), 1);
 }
 
+/// A type of which equal values are written alike: the filter's are, too, and what is no value is told.
+#[tokio::test]
+async fn a_value_that_may_be_written_in_other_ways_is_compared_as_the_log_writes_it() {
+    let db = empty_database().await;
+    db.client().await.batch_execute(TABLES).await.unwrap();
+    let scope = Scope::default();
+    let database = db.open(&scope).await;
+    db.client().await.batch_execute("alter table tickets add host inet").await.unwrap();
+    let tickets = relation(&database).await;
+    let metrics = Metrics::default();
+    let wakes = ["host=eq.::0001", "host=in.(10.0.0.1/32,10.0.0.2)", "host=neq.10.0.0.1", "host=eq.banana"];
+    let index = index(&wakes.map(|filter| wake("tickets", filter)), &metrics);
+    let rows = [
+        insert(&tickets, &["1", "1", "sad", "1", "{}", "x", "::1"]),
+        insert(&tickets, &["2", "1", "sad", "1", "{}", "x", "10.0.0.1"]),
+    ];
+    assert_eq!(places(&woken(&index, &database, &rows).await), [("a#0", 0), ("a#2", 0), ("a#1", 1)]);
+    assert_eq!(metrics.wakes_unfit.get(), 2, "once for each row");
+}
+
 #[tokio::test]
 async fn versions_of_a_table_among_the_same_changes_are_each_fitted() {
     let db = empty_database().await;
