@@ -332,3 +332,31 @@ async fn of_many_who_wait_for_one_value_each_only_theirs_hear_it() {
     let passed = house.passed(&mut watch, &filters).await;
     assert_eq!(passed, filters.iter().map(|filter| vec![*filter]).collect::<Vec<_>>());
 }
+
+/// A filter's value may be written in other ways than the log writes it.
+#[tokio::test]
+async fn a_value_of_any_type_is_found_however_it_is_written() {
+    let types = [
+        ("inet", "10.0.0.1", "10.0.0.1/32"),
+        ("inet", "10.0.0.1", "10.0.0.1"),
+        ("inet", "::1", "::0001"),
+        ("cidr", "10.0.0.0/8", "10/8"),
+        ("macaddr", "08:00:2b:01:02:03", "0800.2b01.0203"),
+        ("varbit", "101", "B101"),
+        ("interval", "24:00:00", "1 day"),
+        ("money", "1.50", "$1.5"),
+    ];
+    let columns: String = (0..types.len()).map(|at| format!(", c{at} {}", types[at].0)).collect();
+    let house = House::new(&format!("create table t (id int primary key{columns});"), "t").await;
+    let mut items = Vec::new();
+    for (at, (_, _, written)) in types.iter().enumerate() {
+        for filter in [format!("c{at}=eq.{written}"), format!("c{at}=in.({written})")] {
+            items.push(json!({"event": "INSERT", "schema": "public", "table": "t", "filter": filter}));
+        }
+    }
+    let mut watch = house.watch(json!(items)).await;
+    let values: String = types.iter().map(|(_, value, _)| format!(", '{value}'")).collect();
+    house.run(&format!("insert into t values (1{values})")).await;
+    let seen = house.seen(&mut watch).await;
+    assert_eq!(watch.which(&seen[0]), (0..items.len()).collect::<Vec<_>>());
+}
