@@ -4,10 +4,11 @@
 //! Since a time, the newest come, as the original has it; after a cursor (our
 //! extension), the oldest come, exactly in the order in which they were committed, which
 //! the daemon records as it reads the log.
-use super::{Access, Error};
+use super::{Access, Error, Inner};
 use crate::id::{Lsn, Topic};
 use bytes::Bytes;
 use chrono::{DateTime, NaiveDateTime};
+use deadpool_postgres::Client;
 use serde_json::Value;
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
@@ -128,25 +129,7 @@ impl Access {
         };
         let (rows, missing) = match replay {
             Replay::Since { since, limit } => {
-                let sql =
-                    client.prepare_cached(include_str!("sql/replay_since.sql")).await.map_err(failed)?;
-                let ends = Instant::now() + HEARD_WITHIN;
-                let mut heard = inner.heard.subscribe();
-                loop {
-                    heard.borrow_and_update();
-                    let mut rows =
-                        client.query(&sql, &[&topic.as_str(), &since, &limit]).await.map_err(failed)?;
-                    let last = rows.iter().map(coming).collect::<Result<Vec<_>, _>>().map_err(failed)?;
-                    if !last.iter().any(|row| row.is_coming(*heard.borrow())) {
-                        break (rows, None);
-                    }
-                    // What still does not come is heard live.
-                    if timeout_at(ends, heard.changed()).await.is_err() {
-                        let mut last = last.iter();
-                        rows.retain(|_| !matches!(last.next(), Some(Coming::Unplaced)));
-                        break (rows, None);
-                    }
-                }
+                (inner.since(&client, topic, since, limit).await.map_err(failed)?, None)
             }
             Replay::After { commit_lsn, index, limit } => {
                 let sql =
@@ -193,6 +176,36 @@ impl Access {
         let sql = client.prepare_cached(include_str!("sql/record.sql")).await.map_err(|e| Error::of(&e))?;
         client.execute(&sql, &[&lsns, &indexes, &topics, &ids, &times]).await.map_err(|e| Error::of(&e))?;
         Ok(())
+    }
+}
+
+impl Inner {
+    /// The newest messages since then, once all of them that come through the log are put out: whoever listens has
+    /// what came before them. Those that take longer are left out, and heard live.
+    async fn since(
+        &self,
+        client: &Client,
+        topic: &Topic,
+        since: NaiveDateTime,
+        limit: i64,
+    ) -> Result<Vec<Row>, tokio_postgres::Error> {
+        let sql = client.prepare_cached(include_str!("sql/replay_since.sql")).await?;
+        let ends = Instant::now() + HEARD_WITHIN;
+        let mut heard = self.heard.subscribe();
+        loop {
+            heard.borrow_and_update();
+            let rows = client.query(&sql, &[&topic.as_str(), &since, &limit]).await?;
+            let rows = rows.into_iter().map(|row| Ok((coming(&row)?, row)));
+            let mut rows = rows.collect::<Result<Vec<_>, tokio_postgres::Error>>()?;
+            let comes = rows.iter().any(|(coming, _)| coming.is_coming(*heard.borrow()));
+            let late = comes && timeout_at(ends, heard.changed()).await.is_err();
+            if late {
+                rows.retain(|(coming, _)| !matches!(coming, Coming::Unplaced));
+            }
+            if late || !comes {
+                return Ok(rows.into_iter().map(|(_, row)| row).collect());
+            }
+        }
     }
 }
 

@@ -165,11 +165,13 @@ impl Messages {
 
     /// Says it.
     pub(super) fn publish(&self, said: Vec<Said>) {
+        let mut last = None;
         for Said { room, message, recorded } in said {
             self.hub.publish(&room, message, None);
-            if let Some(Recorded { commit_lsn, index, .. }) = recorded {
-                self.access.heard(commit_lsn, index);
-            }
+            last = recorded.or(last);
+        }
+        if let Some(Recorded { commit_lsn, index, .. }) = last {
+            self.access.heard(commit_lsn, index);
         }
     }
 

@@ -55,8 +55,8 @@ impl Aside {
     }
 
     /// Puts those of `first` out that were not held, then what was held, in its order, as `first` has it if that has
-    /// it; from then on messages go the usual way, but for those of `first`, which come once. Gives whether nothing was lost because more came
-    /// meanwhile than could be held, and whether something is to be left out later.
+    /// it; from then on messages go the usual way, but for those of `first`, which come once. Gives whether all that
+    /// came meanwhile could be held, and whether something is to be left out later.
     pub(super) fn release(
         &self,
         first: Vec<(String, Option<Frame>)>,

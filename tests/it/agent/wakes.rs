@@ -1,6 +1,6 @@
 //! Wakes against the tables and rows of a real database.
 use super::definition;
-use crate::support::empty_database;
+use crate::support::{TestDb, empty_database};
 use bytes::Bytes;
 use chrono::DateTime;
 use convoke::{
@@ -26,12 +26,18 @@ fn index(wakes: &[String], metrics: &Metrics) -> WakeIndex {
     WakeIndex::new([&definition(&text)], metrics)
 }
 
-#[tokio::test]
-async fn wakes_are_held_against_the_tables_of_the_database() {
+/// A database with the tables.
+async fn with_tables() -> (TestDb, Scope, Database) {
     let db = empty_database().await;
     db.client().await.batch_execute(TABLES).await.unwrap();
     let scope = Scope::default();
     let database = db.open(&scope).await;
+    (db, scope, database)
+}
+
+#[tokio::test]
+async fn wakes_are_held_against_the_tables_of_the_database() {
+    let (_db, _scope, database) = with_tables().await;
     let wakes = [
         wake("public.tickets", "priority=gte.3,feeling=gt.sad,depth=gt.2,body=is.null,title=imatch.^fire"),
         wake("tickets", "urgency=eq.1"),
@@ -99,10 +105,7 @@ fn places(wakes: &[Wake]) -> Vec<(&str, u32)> {
 
 #[tokio::test]
 async fn what_only_postgres_can_compare_wakes_as_where_would_say() {
-    let db = empty_database().await;
-    db.client().await.batch_execute(TABLES).await.unwrap();
-    let scope = Scope::default();
-    let database = db.open(&scope).await;
+    let (_db, _scope, database) = with_tables().await;
     let tickets = relation(&database).await;
     let wakes = [
         wake("tickets", "title=ilike.%FIRE%"),
@@ -123,10 +126,7 @@ async fn what_only_postgres_can_compare_wakes_as_where_would_say() {
 
 #[tokio::test]
 async fn a_question_that_the_database_refuses_is_told_in_place_of_the_task_and_disturbs_no_other() {
-    let db = empty_database().await;
-    db.client().await.batch_execute(TABLES).await.unwrap();
-    let scope = Scope::default();
-    let database = db.open(&scope).await;
+    let (db, _scope, database) = with_tables().await;
     let client = db.client().await;
     client.batch_execute("alter table tickets add span int4range").await.unwrap();
     let tickets = relation(&database).await;
@@ -148,10 +148,7 @@ async fn a_question_that_the_database_refuses_is_told_in_place_of_the_task_and_d
 /// A type of which equal values are written alike: the filter's are, too, and what is no value is told.
 #[tokio::test]
 async fn a_value_that_may_be_written_in_other_ways_is_compared_as_the_log_writes_it() {
-    let db = empty_database().await;
-    db.client().await.batch_execute(TABLES).await.unwrap();
-    let scope = Scope::default();
-    let database = db.open(&scope).await;
+    let (db, _scope, database) = with_tables().await;
     db.client().await.batch_execute("alter table tickets add host inet").await.unwrap();
     let tickets = relation(&database).await;
     let metrics = Metrics::default();
@@ -167,10 +164,7 @@ async fn a_value_that_may_be_written_in_other_ways_is_compared_as_the_log_writes
 
 #[tokio::test]
 async fn versions_of_a_table_among_the_same_changes_are_each_fitted() {
-    let db = empty_database().await;
-    db.client().await.batch_execute(TABLES).await.unwrap();
-    let scope = Scope::default();
-    let database = db.open(&scope).await;
+    let (db, _scope, database) = with_tables().await;
     let before = relation(&database).await;
     let alter = "alter table tickets rename priority to urgency";
     db.client().await.batch_execute(alter).await.unwrap();

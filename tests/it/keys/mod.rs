@@ -274,6 +274,10 @@ async fn real_clients_use_private_channels_with_tokens_of_an_issuer() {
         assert!(ended["message"].as_str().unwrap().starts_with("Token has expired "), "{ended}");
         client.until("status", |it| it["status"] == "CLOSED").await;
     }
+    let mut python = Puppet::python(&ws, &ec.token("authenticated", 600)).await;
+    python.join("den", replay.clone()).await;
+    house.send(json!({"n": 3}), "m", "den", true).await;
+    python.until("broadcast", |it| it["name"] == "m" && it["payload"]["n"] == 3).await;
     let mut python = Puppet::python(&ws, publishable).await;
     python.tell("join", json!({"topic": "den", "config": private})).await;
     python.until("status", |it| it["status"] == "CHANNEL_ERROR").await;
