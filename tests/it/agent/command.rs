@@ -1,5 +1,6 @@
 //! `kind = "command"` with real processes.
 use super::{Bench, definition, result, start};
+use crate::support::PATIENCE;
 use convoke::{
     agent::{Definition, Finished},
     task::WaitFor,
@@ -29,7 +30,7 @@ async fn gone(pid: &str) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(10), wait).await.expect("the process is still there");
+    tokio::time::timeout(PATIENCE, wait).await.expect("the process is still there");
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@ use super::{
     definition,
     http::{Server, say},
 };
-use crate::support::{TestDb, database};
+use crate::support::{PATIENCE, TestDb, database};
 use convoke::{
     agent::{Agent, Agents, Definition, Deps, Env, Finished, Job, Metrics, Passes, Registry},
     clock::Clock,
@@ -94,7 +94,7 @@ impl House {
     }
 
     async fn ended(&self, id: TaskId) -> Task {
-        let task = self.tasks.wait(id, Duration::from_secs(20)).await.unwrap();
+        let task = self.tasks.wait(id, PATIENCE).await.unwrap();
         assert!(task.state.is_final(), "{task:?}");
         task
     }
@@ -120,12 +120,12 @@ impl House {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(10), seen).await.expect("presence never passed")
+        tokio::time::timeout(PATIENCE, seen).await.expect("presence never passed")
     }
 
     async fn close(self) {
-        self.agents.drain(Duration::from_secs(5)).await;
-        self.scope.drain(Duration::from_secs(5)).await.unwrap();
+        self.agents.drain(PATIENCE).await;
+        self.scope.drain(PATIENCE).await.unwrap();
         drop(self.db);
     }
 }
@@ -290,7 +290,7 @@ async fn a_stop_releases_what_does_not_finish_with_its_checkpoint() {
     let events = house.tasks.events(id, 0, 100).await.unwrap();
     let released = events.iter().find(|event| event.event_type == "released").unwrap();
     assert!(released.body.to_string().contains("the daemon is stopping"), "{released:?}");
-    house.scope.drain(Duration::from_secs(5)).await.unwrap();
+    house.scope.drain(PATIENCE).await.unwrap();
 }
 
 #[tokio::test]
@@ -302,10 +302,7 @@ async fn a_fenced_job_stops_and_its_result_is_dropped() {
     // Another life of the agent begins, as after a restart elsewhere.
     house.tasks.register(house.agents.profiles()).await.unwrap();
     let mut stopped = agent.stopped.subscribe();
-    tokio::time::timeout(Duration::from_secs(10), stopped.wait_for(|stopped| *stopped))
-        .await
-        .unwrap()
-        .unwrap();
+    tokio::time::timeout(PATIENCE, stopped.wait_for(|stopped| *stopped)).await.unwrap().unwrap();
     house.present("worker", |meta| meta["progress"] == 0.3).await;
     agent.go.notify_one();
     let task = house.ended(id).await;
@@ -333,7 +330,7 @@ async fn an_agent_over_its_budget_refuses() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(10), refused).await.unwrap();
+    tokio::time::timeout(PATIENCE, refused).await.unwrap();
     house.close().await;
 }
 
@@ -390,7 +387,7 @@ async fn code_that_nobody_registered_is_named() {
     };
     let error = Agents::start(&scope, deps, vec![worker("")], Registry::default()).err().unwrap();
     assert_eq!(error.to_string(), "agent worker: no Rust agent is registered as \"code\"");
-    scope.drain(Duration::from_secs(5)).await.unwrap();
+    scope.drain(PATIENCE).await.unwrap();
 }
 
 /// A way to the database that can be cut and mended.
@@ -453,7 +450,7 @@ async fn a_finished_result_outlasts_a_database_that_is_away() {
             }
         }
     };
-    let task = tokio::time::timeout(Duration::from_secs(20), ended).await.unwrap();
+    let task = tokio::time::timeout(PATIENCE, ended).await.unwrap();
     assert_eq!((task.state, task.attempt, task.epoch.0), (TaskState::Completed, 1, 1));
     house.close().await;
 }

@@ -1,7 +1,7 @@
 //! The HTTP edge of a whole daemon: rights, errors, and a task's life over `/v1`.
 mod channels;
 
-use crate::support::{self, TestDb};
+use crate::support::{self, PATIENCE, TestDb, crypto};
 use convoke::{
     agent::{Definition, Kind},
     app::{Daemon, Parts},
@@ -42,7 +42,7 @@ enum As {
 impl Edge {
     #[expect(clippy::disallowed_methods, reason = "the daemon under test runs beside the test")]
     async fn start() -> Self {
-        let _ = rustls::crypto::ring::default_provider().install_default();
+        crypto();
         let (db, data) = (support::database().await, tempfile::tempdir().unwrap());
         let mut config = Config { database: db.config(), ..Config::default() };
         config.database.data_dir = data.path().into();
@@ -56,7 +56,7 @@ impl Edge {
         let daemon = Daemon::builder(config).definitions(definitions).build().await.unwrap();
         let (parts, stop) = (daemon.parts().clone(), CancellationToken::new());
         let running = tokio::spawn(daemon.run(stop.clone()));
-        tokio::time::timeout(Duration::from_secs(30), parts.health.ready()).await.unwrap();
+        tokio::time::timeout(PATIENCE, parts.health.ready()).await.unwrap();
         // As if both were here by sockets: only then are they eligible.
         for profile in profiles {
             parts.tasks.join_remote(profile, None).await.unwrap();
@@ -215,7 +215,7 @@ async fn a_question_is_asked_and_answered_and_a_failure_requeued_over_http() {
             }
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), canceled).await.unwrap();
+    tokio::time::timeout(PATIENCE, canceled).await.unwrap();
     let (status, open) = edge.post(As::User("demo"), &format!("/v1/tasks/{task}/requeue"), &json!({})).await;
     assert_eq!((status, &open["state"]), (200, &json!("open")), "{open}");
     edge.stop().await;
@@ -355,7 +355,7 @@ async fn events_come_as_a_stream_that_can_be_taken_up_again() {
     assert_eq!(stream.headers()["content-type"], "text/event-stream");
     let mut text = String::new();
     while !text.contains("event: announced") {
-        let chunk = tokio::time::timeout(Duration::from_secs(10), stream.chunk()).await.unwrap().unwrap();
+        let chunk = tokio::time::timeout(PATIENCE, stream.chunk()).await.unwrap().unwrap();
         text.push_str(std::str::from_utf8(&chunk.expect("the task has not ended")).unwrap());
     }
     assert!(text.contains("event: requested"), "{text}");
@@ -363,7 +363,7 @@ async fn events_come_as_a_stream_that_can_be_taken_up_again() {
     edge.post(As::User("demo"), &format!("/v1/tasks/{task}/cancel"), &json!({})).await;
     // It may not be its own canceler: tokens of users without a name are nobody twice.
     edge.post(As::Service, &format!("/v1/tasks/{task}/cancel"), &json!({})).await;
-    let rest = tokio::time::timeout(Duration::from_secs(10), stream.text()).await.unwrap().unwrap();
+    let rest = tokio::time::timeout(PATIENCE, stream.text()).await.unwrap().unwrap();
     assert!(rest.trim_end().ends_with("event: end\ndata: {\"state\":\"canceled\"}"), "{rest}");
     let again = open(Some(first)).send().await.unwrap().text().await.unwrap();
     assert!(!again.contains("event: requested") && again.contains("event: announced"), "{again}");

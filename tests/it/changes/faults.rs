@@ -7,12 +7,9 @@ use super::{
 use crate::{
     daemon::{Echo, Running, Up, definition, fresh, soon},
     realtime::{SECRET, Socket},
-    support::{Proxy, open_to_all},
+    support::{Own, Proxy, crypto, database_on_its_own_server},
 };
-use convoke::{
-    config::Config,
-    db::{self, private},
-};
+use convoke::{config::Config, db};
 use secrecy::SecretString;
 use serde_json::{Value, json};
 use std::{path::Path, sync::Arc, time::Duration};
@@ -91,64 +88,6 @@ async fn killed_at_any_step_it_loses_and_doubles_nothing_that_is_not_marked() {
     }
 }
 
-/// A server of the test's own, which it may stop and kill.
-struct Own {
-    server: Option<private::Server>,
-    options: private::Options,
-    url: String,
-    _folder: tempfile::TempDir,
-}
-
-impl Own {
-    async fn start() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        open_to_all(folder.path());
-        let options =
-            private::Options { data_dir: folder.path().join("data"), ..private::Options::default() };
-        let server = private::Server::open(&options).await.unwrap();
-        let url = server.tcp_target().url();
-        Self { server: Some(server), options, url, _folder: folder }
-    }
-
-    async fn stop(&mut self) {
-        self.server.take().unwrap().stop().await.unwrap();
-    }
-
-    /// Postgres' immediate stop: nobody is waited for, nothing is flushed.
-    async fn quit(&mut self) {
-        let server = self.server.take().unwrap();
-        let pid = server.pid().unwrap().to_string();
-        server.leave();
-        assert!(std::process::Command::new("kill").args(["-QUIT", &pid]).status().unwrap().success());
-        let there = self.options.data_dir.join("postgres/postmaster.pid");
-        let gone = async {
-            while there.exists() {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        };
-        soon("the server is gone", gone).await;
-    }
-
-    /// Kills all of it: what it had not flushed is gone.
-    async fn kill(&mut self) {
-        let server = self.server.take().unwrap();
-        let pid = server.pid().unwrap();
-        server.leave();
-        let kill = |pid: &str| std::process::Command::new("kill").args(["-9", pid]).status().unwrap();
-        let list = std::process::Command::new("pgrep").args(["-P", &pid.to_string()]).output().unwrap();
-        kill(&pid.to_string());
-        for child in String::from_utf8(list.stdout).unwrap().lines() {
-            kill(child);
-        }
-    }
-
-    async fn again(&mut self) {
-        let server = private::Server::open(&self.options).await.unwrap();
-        assert_eq!(server.tcp_target().url(), self.url, "at the same address");
-        self.server = Some(server);
-    }
-}
-
 /// A daemon on a server of the test's own: `N` and the publication are there.
 async fn on_own(own: &Own, data: &tempfile::TempDir, change: impl FnOnce(&mut Config)) -> Running {
     let database = db::Config { url: Some(SecretString::from(own.url.clone())), ..db::Config::default() };
@@ -176,7 +115,7 @@ async fn on_own(own: &Own, data: &tempfile::TempDir, change: impl FnOnce(&mut Co
 /// A fast and an immediate restart, and a kill: who stays connected hears every row once.
 #[tokio::test]
 async fn a_server_that_restarts_costs_its_clients_nothing() {
-    let _ = rustls::crypto::ring::default_provider().install_default();
+    crypto();
     let (mut own, data) = (Own::start().await, tempfile::tempdir().unwrap());
     let running = on_own(&own, &data, |_| ()).await;
     let (_place, url) = at(socket_url(&format!("http://{}", running.parts.addr), ""));
@@ -188,7 +127,7 @@ async fn a_server_that_restarts_costs_its_clients_nothing() {
         match round {
             0 => own.stop().await,
             1 => own.quit().await,
-            _ => own.kill().await,
+            _ => own.kill(),
         }
         own.again().await;
     }
@@ -203,7 +142,7 @@ async fn a_server_that_restarts_costs_its_clients_nothing() {
 /// 22: different: the join itself waits for the database, and is refused when it does not come.
 #[tokio::test]
 async fn while_the_database_is_away_a_join_waits_and_is_then_refused_by_name() {
-    let _ = rustls::crypto::ring::default_provider().install_default();
+    crypto();
     let (mut own, data) = (Own::start().await, tempfile::tempdir().unwrap());
     let running = on_own(&own, &data, |_| ()).await;
     let http = format!("http://{}", running.parts.addr);
@@ -236,7 +175,7 @@ async fn while_the_database_is_away_a_join_waits_and_is_then_refused_by_name() {
 /// 114: cut, and half open: both ends believe in a connection on which nothing moves.
 #[tokio::test]
 async fn sockets_to_the_server_that_are_cut_or_fall_silent_cost_nothing() {
-    let _ = rustls::crypto::ring::default_provider().install_default();
+    crypto();
     // What is frozen in a transaction would hold up the slots of other tests.
     let (mut own, data) = (Own::start().await, tempfile::tempdir().unwrap());
     let proxy = Proxy::start(&own.url).await;
@@ -449,7 +388,8 @@ async fn a_slow_policy_delays_its_viewers_and_neither_agents_nor_others() {
 async fn a_huge_transaction_among_small_ones_is_told_in_order_in_bounded_memory() {
     let rows_in_it =
         std::env::var("CONVOKE_CHANGES_HUGE").ok().and_then(|text| text.parse().ok()).unwrap_or(100_000_i64);
-    let (db, folder) = fresh().await;
+    crypto();
+    let (db, folder) = (database_on_its_own_server().await, tempfile::tempdir().unwrap());
     ground(&db, N, "n").await;
     write_settings(folder.path(), "10m");
     let up = Up::start(&db, folder.path(), None).await;

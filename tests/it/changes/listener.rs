@@ -1,5 +1,6 @@
 //! A client that comes back whenever it is cut off, and checks the order of the rows that it is told of.
 use crate::realtime::Message;
+use crate::support::PATIENCE;
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use std::{sync::Arc, time::Duration};
@@ -55,7 +56,7 @@ impl Listener {
     /// Waits until it heard of that row.
     pub async fn until(&mut self, last: i64) -> Heard {
         let wait = self.heard.wait_for(|heard| heard.last >= last || heard.wrong.is_some());
-        let in_time = timeout(Duration::from_secs(90), wait).await.is_ok();
+        let in_time = timeout(PATIENCE, wait).await.is_ok();
         let heard = self.heard();
         assert!(in_time, "it waits for {last}: {heard:?}");
         assert_eq!(heard.wrong, None, "{heard:?}");
@@ -65,7 +66,7 @@ impl Listener {
     /// Waits until it has joined.
     pub async fn joined(&mut self) {
         let wait = self.heard.wait_for(|heard| heard.joins > 0);
-        timeout(Duration::from_secs(30), wait).await.expect("it joins").unwrap();
+        timeout(PATIENCE, wait).await.expect("it joins").unwrap();
     }
 
     pub fn heard(&self) -> Heard {
@@ -183,7 +184,7 @@ impl Writer {
 
     pub async fn until(&mut self, row: i64) {
         let wait = self.written.wait_for(|written| *written >= row);
-        timeout(Duration::from_secs(60), wait).await.expect("rows are written").unwrap();
+        timeout(PATIENCE, wait).await.expect("rows are written").unwrap();
     }
 
     /// Waits for so many more rows.

@@ -1,5 +1,6 @@
 //! Row security and privileges on the changed row (`reference/postgres-changes.md` §4, checklist 82 – 91).
 use super::sight::{SHOWN, SHOWN_WITH_KEY, sight, sight_with, viewer};
+use crate::support::PATIENCE;
 use convoke::access::rows::{Cell, Config, Failure, Images, RowChange, Security, UnknownDeletes, Verdict};
 use serde_json::json;
 use std::time::Duration;
@@ -356,7 +357,7 @@ async fn changes_of_policies_rights_roles_and_functions_take_effect() {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(30), wait).await.expect("the change took no effect");
+        tokio::time::timeout(PATIENCE, wait).await.expect("the change took no effect");
     };
     let all = ["id", "owner", "org", "body"];
     let hidden = Verdict::Hidden;

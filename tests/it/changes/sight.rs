@@ -1,5 +1,5 @@
 //! What the tests of row visibility share: a database with roles of its own, images of rows, and a judge.
-use crate::support::{self, TestDb};
+use crate::support::{self, PATIENCE, TestDb};
 use bytes::Bytes;
 use convoke::{
     access::rows::{
@@ -128,7 +128,7 @@ impl Sight {
 
     pub async fn stop(self) {
         drop(self.rows);
-        self.scope.drain(Duration::from_secs(20)).await.unwrap();
+        self.scope.drain(PATIENCE).await.unwrap();
         self.database.stop().await.unwrap();
         for role in &self.roles {
             self.sql.batch_execute(&format!("drop owned by {role}; drop role {role}")).await.unwrap();

@@ -10,6 +10,7 @@ mod faults;
 mod ledger;
 mod requests;
 
+use crate::support::crypto;
 use daemon::Machine;
 use ledger::Ledger;
 use serde_json::json;
@@ -32,7 +33,7 @@ async fn whatever_is_killed_every_task_ends_once() {
     let tasks = from_environment("CONVOKE_CHAOS_TASKS", 250);
     let seed = from_environment("CONVOKE_CHAOS_SEED", rand::random_range(0..1_000_000));
     println!("CONVOKE_CHAOS_SEED={seed} draws these faults again");
-    let _ = rustls::crypto::ring::default_provider().install_default();
+    crypto();
     let started = Instant::now();
     let ledger = Arc::new(Ledger::default());
     let service = agents::Service::start(seed).await;

@@ -1,6 +1,7 @@
 //! What is no server, or a bad one.
-use super::{PATIENCE, client, subscribed, until};
+use super::{client, subscribed, until};
 use crate::realtime::{Server, quick};
+use crate::support::PATIENCE;
 use convoke::client::{Backoff, Client, Connection, Error, Status};
 use std::time::Duration;
 use tokio::{

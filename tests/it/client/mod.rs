@@ -3,6 +3,7 @@ mod faults;
 mod tools;
 
 use crate::realtime::{Server, quick, room};
+use crate::support::PATIENCE;
 use convoke::{
     client::{
         Backoff, Builder, Channel, Client, Error, Event, Payload, PresenceChange, PresenceSync, Status,
@@ -13,9 +14,6 @@ use convoke::{
 };
 use serde_json::{Value, json};
 use std::{sync::Arc, time::Duration};
-
-/// Longest wait for anything.
-pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A client that does not wait long between attempts.
 pub fn client(server: &Server) -> Builder {

@@ -1,5 +1,6 @@
 //! The connection manager, the batcher and the tools for tests, as a program would use them.
-use super::{PATIENCE, client};
+use super::client;
+use crate::support::PATIENCE;
 use crate::{realtime::Server, support};
 use convoke::client::{
     Batcher, ChangeFilter, Manager,

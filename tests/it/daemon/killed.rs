@@ -1,7 +1,7 @@
 //! The daemon is killed with SIGKILL between any two steps of a task, and started again:
 //! no task lost, none finished twice, no wake lost or doubled.
-use super::{SOON, fresh, soon};
-use crate::support::TestDb;
+use super::{fresh, soon};
+use crate::support::{PATIENCE, TestDb};
 use serde_json::{Value, json};
 use std::{os::unix::process::ExitStatusExt, path::Path, process::Stdio};
 use tokio::{
@@ -67,6 +67,10 @@ impl Up {
     pub async fn dies_at(mut self, point: &str) {
         let status = soon(point, self.process.wait()).await.unwrap();
         assert_eq!(status.signal(), Some(9), "{point}: {status}");
+    }
+
+    pub fn lives(&mut self) -> bool {
+        self.process.try_wait().unwrap().is_none()
     }
 
     pub async fn kill(mut self) {
@@ -170,7 +174,7 @@ async fn killed_after_a_request_its_key_finds_the_same_task() {
             .bearer_auth(&token)
             .header("Idempotency-Key", "once")
             .json(&body)
-            .timeout(SOON)
+            .timeout(PATIENCE)
             .send()
     };
     assert!(ask(first.url.clone()).await.is_err(), "the daemon died with the answer");
@@ -254,20 +258,14 @@ async fn gathers(point: &str, debounce: &str) {
         .replace("id = \"{{ new.id }}\"", "id = \"{{ new.id }}\", changes = \"{{ changes }}\"");
     assert!(agent.contains(debounce) && agent.contains("{{ changes }}"));
     std::fs::write(folder.path().join("agents/clerk.toml"), agent).unwrap();
-    let first = Up::start(&db, folder.path(), Some(point)).await;
+    let mut first = Up::start(&db, folder.path(), Some(point)).await;
     let client = db.client().await;
-    let mut lives = true;
     for id in 1..=TICKETS {
         client.execute("insert into tickets values ($1)", &[&id]).await.unwrap();
         // One by one while it lives: changes that come together are recorded in one commit.
-        if lives {
-            let recorded = async {
-                let count = "select count(*) from convoke.wakes";
-                while client.query_one(count, &[]).await.unwrap().get::<_, i64>(0) < id {
-                    tokio::time::sleep(std::time::Duration::from_millis(2)).await;
-                }
-            };
-            lives = tokio::time::timeout(std::time::Duration::from_secs(1), recorded).await.is_ok();
+        let recorded = "select count(*) from convoke.wakes";
+        while first.lives() && client.query_one(recorded, &[]).await.unwrap().get::<_, i64>(0) < id {
+            tokio::time::sleep(std::time::Duration::from_millis(2)).await;
         }
     }
     first.dies_at(point).await;

@@ -1,5 +1,6 @@
 //! One thin line through all parts: a row changes, an agent wakes, negotiates and does the work.
 use super::{Echo, Running, config, definition, fresh, soon};
+use crate::support::PATIENCE;
 use convoke::{
     hub::Room,
     id::Topic,
@@ -37,7 +38,7 @@ async fn a_row_that_matches_becomes_exactly_one_task_and_its_work_is_done() {
     let tasks = daemon.parts.tasks.list(&Filter::default()).await.unwrap();
     assert_eq!(tasks.len(), 2);
     for task in tasks {
-        let ended = soon("the end", daemon.parts.tasks.wait(task.id, super::SOON)).await.unwrap();
+        let ended = soon("the end", daemon.parts.tasks.wait(task.id, PATIENCE)).await.unwrap();
         assert_eq!((ended.state, ended.requester.as_str()), (TaskState::Completed, "wake:echo#0"));
     }
     daemon.stop().await;

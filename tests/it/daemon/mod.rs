@@ -6,18 +6,16 @@ mod parts;
 
 pub use killed::Up;
 
-use crate::support::{TestDb, database};
+use crate::support::{PATIENCE, TestDb, crypto, database};
 use convoke::{
     agent::{Agent, Definition, Finished, Job},
     app::{Daemon, Parts},
     config::Config,
     task::Failure,
 };
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-
-pub const SOON: Duration = Duration::from_secs(15);
 
 /// A daemon on a database of its own.
 pub struct Running {
@@ -46,7 +44,7 @@ impl Running {
         let (parts, stop) = (daemon.parts().clone(), CancellationToken::new());
         #[expect(clippy::disallowed_methods, reason = "the test waits for it in stop")]
         let task = tokio::spawn(daemon.run(stop.clone()));
-        parts.ready(SOON).await.unwrap();
+        parts.ready(PATIENCE).await.unwrap();
         Self { parts, stop, task }
     }
 
@@ -76,13 +74,13 @@ impl Agent for Echo {
 }
 
 pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
-    match tokio::time::timeout(SOON, future).await {
+    match tokio::time::timeout(PATIENCE, future).await {
         Ok(found) => found,
         Err(_) => panic!("not in time: {what}"),
     }
 }
 
 pub async fn fresh() -> (TestDb, tempfile::TempDir) {
-    let _ = rustls::crypto::ring::default_provider().install_default();
+    crypto();
     (database().await, tempfile::tempdir().unwrap())
 }

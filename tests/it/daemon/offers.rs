@@ -4,6 +4,7 @@ use crate::agent::{
     http::{Reply, Server, say},
     llm::completion,
 };
+use crate::support::crypto;
 use convoke::{agent::Definition, id::TaskId, task::TaskState};
 use serde_json::{Value, json};
 
@@ -46,7 +47,7 @@ async fn commands_think_about_a_task_and_say_their_terms_or_decline() {
 
 #[tokio::test]
 async fn a_url_is_asked_with_a_signed_post_and_a_model_by_its_instructions() {
-    let _ = rustls::crypto::ring::default_provider().install_default();
+    crypto();
     let hook = Server::start([say(200, r#"{"offer": {"cost": 3, "confidence": 0.5}}"#)]).await;
     let mut web = command("web", "work", WORK, "[offer]\nby = \"http\"");
     web.offer.url = Some(format!("{}/offer", hook.address));
@@ -75,7 +76,7 @@ async fn a_url_is_asked_with_a_signed_post_and_a_model_by_its_instructions() {
 
 #[tokio::test]
 async fn a_hook_that_is_broken_costs_its_agent_only_its_own_judgement() {
-    let _ = rustls::crypto::ring::default_provider().install_default();
+    crypto();
     let late = Server::start([Reply::Hang]).await;
     let mut slow = command("slow", "work", WORK, "[offer]\nby = \"http\"\ntimeout = \"50ms\"");
     slow.offer.url = Some(format!("{}/offer", late.address));

@@ -1,5 +1,6 @@
 //! Hosted agents that ask, request parts and are told by the clock, on a whole daemon.
-use super::{SOON, config, fresh, soon};
+use super::{config, fresh, soon};
+use crate::support::PATIENCE;
 use convoke::{
     agent::{Agent, Definition, Finished, Job},
     app::{Daemon, Parts},
@@ -27,7 +28,7 @@ impl Hosted {
         let daemon = builder.build().await.unwrap();
         let (parts, stop) = (daemon.parts().clone(), CancellationToken::new());
         let running = tokio::spawn(daemon.run(stop.clone()));
-        parts.ready(SOON).await.unwrap();
+        parts.ready(PATIENCE).await.unwrap();
         Self { parts, stop, running, db, _data: data }
     }
 

@@ -1,4 +1,5 @@
 //! The life of the private PostgreSQL.
+use crate::support::PATIENCE;
 use convoke::{
     db::{Config, Database, Error},
     scope::Scope,
@@ -78,7 +79,7 @@ pub async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    assert!(tokio::time::timeout(Duration::from_secs(30), wait).await.is_ok(), "not in time: {what}");
+    assert!(tokio::time::timeout(PATIENCE, wait).await.is_ok(), "not in time: {what}");
 }
 
 #[tokio::test]
@@ -127,7 +128,7 @@ async fn a_private_server_is_made_used_stopped_and_used_again() {
     db.stop().await.unwrap();
     assert_eq!(folder.server_pid(), None);
     assert!(!Path::new(&format!("/proc/{pid}")).exists() || !cfg!(target_os = "linux"));
-    scope.drain(Duration::from_secs(5)).await.unwrap();
+    scope.drain(PATIENCE).await.unwrap();
 
     let scope = Scope::default();
     let db = Database::open(&folder.config(), &scope).await.unwrap();
@@ -144,7 +145,7 @@ async fn a_dropped_database_leaves_no_server() {
     let db = Database::open(&folder.config(), &scope).await.unwrap();
     drop(db);
     eventually("the server stops", async || folder.server_pid().is_none()).await;
-    scope.drain(Duration::from_secs(5)).await.unwrap();
+    scope.drain(PATIENCE).await.unwrap();
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! What happens to the private PostgreSQL when something dies.
 use super::private::{Folder, eventually, kill, one, server_user};
+use crate::support::PATIENCE;
 use convoke::{
     db::{Config, Database, Error},
     scope::Scope,
@@ -10,7 +11,6 @@ use std::{
     net::TcpListener,
     os::unix::process::{CommandExt, ExitStatusExt},
     process::{Child, Command, Stdio},
-    time::Duration,
 };
 
 const FOLDER: &str = "CONVOKE_TEST_DATA_DIR";
@@ -120,7 +120,7 @@ async fn a_server_that_dies_is_started_again_and_connections_come_back() {
         assert_eq!(one(&db, "select n::text from t").await, "1");
     }
     db.stop().await.unwrap();
-    scope.drain(Duration::from_secs(5)).await.unwrap();
+    scope.drain(PATIENCE).await.unwrap();
 }
 
 #[tokio::test]

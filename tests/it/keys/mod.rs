@@ -1,4 +1,5 @@
 //! Tokens of other issuers and opaque keys: signatures, key ids, rotation, and what a client is told.
+use crate::support::crypto;
 use crate::{
     daemon::{Running, config, fresh, soon},
     messages::{House, OPEN, heard_json},
@@ -197,7 +198,7 @@ impl Issuer {
 
 #[tokio::test]
 async fn a_new_key_is_fetched_once_however_many_ask_and_old_keys_stay_when_the_issuer_is_away() {
-    let _ = rustls::crypto::ring::default_provider().install_default();
+    crypto();
     let (old, new) = (Pair::rsa("old", Algorithm::RS256), Pair::ec("new", Algorithm::ES256));
     let issuer = Issuer::default();
     *issuer.json.lock() = Some(set(&[&old]));

@@ -1,6 +1,6 @@
 //! Databases that are not the daemon's own: what is there stays as it is, and what lacks is said by name.
 use super::{House, heard_json, private};
-use crate::support::empty_database;
+use crate::support::{crypto, empty_database};
 use convoke::{access, db, scope::Scope};
 use serde_json::json;
 use tokio_postgres::Client;
@@ -34,7 +34,7 @@ async fn functions(sql: &Client) -> Vec<String> {
 
 #[tokio::test]
 async fn a_database_of_supabase_stays_as_it_is_and_is_used() {
-    let _ = rustls::crypto::ring::default_provider().install_default();
+    crypto();
     let db = empty_database().await;
     let sql = db.client().await;
     sql.batch_execute(SUPABASE).await.unwrap();

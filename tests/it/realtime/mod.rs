@@ -2,6 +2,7 @@
 mod clients;
 pub mod puppet;
 
+use crate::support::{PATIENCE, crypto};
 use convoke::{
     access::{self, Access},
     auth::{Keys, MintRequest, Role, mint},
@@ -26,9 +27,6 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async, tungsten
 pub use tungstenite::Message;
 
 pub const SECRET: &str = "the secret of the realtime tests, long enough";
-/// Longest wait for anything.
-const PATIENCE: Duration = Duration::from_secs(10);
-
 /// The gateway with its hub and tracker.
 pub struct Server {
     pub addr: SocketAddr,
@@ -164,7 +162,7 @@ pub async fn get(url: &str, headers: &[(&str, &str)]) -> (u16, reqwest::header::
 pub fn http() -> reqwest::Client {
     static ONCE: std::sync::Once = std::sync::Once::new();
     ONCE.call_once(|| {
-        let _ = rustls::crypto::ring::default_provider().install_default();
+        crypto();
     });
     reqwest::Client::new()
 }

@@ -1,5 +1,5 @@
 //! A real client in its own process, told what to do and telling what it sees.
-use super::PATIENCE;
+use crate::support::PATIENCE;
 use serde_json::{Value, json};
 use std::{path::Path, process::Stdio};
 use tokio::{

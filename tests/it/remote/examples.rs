@@ -85,7 +85,7 @@ impl Example {
 
     async fn says_one_of(&mut self, words: &[&str]) {
         let mut seen = Vec::new();
-        let found = tokio::time::timeout(crate::daemon::SOON, async {
+        let found = tokio::time::timeout(crate::support::PATIENCE, async {
             while let Some(line) = self.lines.next_line().await.unwrap() {
                 if words.iter().any(|word| line.contains(word)) {
                     return;

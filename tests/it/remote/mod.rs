@@ -108,7 +108,7 @@ impl Rig {
     }
 
     pub async fn end(&self, task: &Task) -> Task {
-        crate::daemon::soon("the end", self.daemon.parts.tasks.wait(task.id, crate::daemon::SOON))
+        crate::daemon::soon("the end", self.daemon.parts.tasks.wait(task.id, crate::support::PATIENCE))
             .await
             .unwrap()
     }

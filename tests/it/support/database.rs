@@ -1,5 +1,5 @@
 //! A database for each test, copied from a migrated template.
-use super::postgres;
+use super::{Own, postgres};
 use convoke::{
     db::{self, Database, Target},
     scope::Scope,
@@ -25,6 +25,8 @@ pub struct TestDb {
     pub url: String,
     /// The database's name, like `test_4211_0`; unique among all running tests.
     pub name: String,
+    /// Its server, when that is not the shared one.
+    own: Option<Own>,
 }
 
 /// A database with the migrations of this checkout.
@@ -32,6 +34,15 @@ pub async fn database() -> TestDb {
     static TEMPLATE: OnceCell<String> = OnceCell::const_new();
     let template = TEMPLATE.get_or_init(make_template).await;
     create(&format!("template {template}")).await
+}
+
+/// The same on a server of its own, for a test that keeps a transaction open for long: on the shared server that would
+/// hold up every replication slot that another test makes meanwhile.
+pub async fn database_on_its_own_server() -> TestDb {
+    let own = Own::with(&[("fsync", "off"), ("full_page_writes", "off")]).await;
+    migrate(&own.url).await;
+    let name = "convoke".to_owned();
+    TestDb { url: own.url.clone(), name, own: Some(own) }
 }
 
 /// A database with nothing in it.
@@ -67,6 +78,9 @@ impl TestDb {
 
 impl Drop for TestDb {
     fn drop(&mut self) {
+        if self.own.is_some() {
+            return;
+        }
         let name = self.name.clone();
         // A destructor cannot wait on the test's runtime, so a thread with its own does.
         let remove = std::thread::spawn(move || {
@@ -98,7 +112,7 @@ async fn create(from: &str) -> TestDb {
     remove(&admin, &name).await;
     admin.batch_execute(&format!("create database {name} {from}")).await.unwrap();
     let url = Target::parse(postgres().await).unwrap().with_database(&name).url();
-    TestDb { url, name }
+    TestDb { url, name, own: None }
 }
 
 /// Makes the template for these migrations, once; those of other checkouts go.
@@ -127,17 +141,20 @@ async fn make_template() -> String {
         admin.batch_execute("drop database if exists unfinished with (force)").await.unwrap();
         admin.batch_execute("create database unfinished template template0").await.unwrap();
         let url = Target::parse(postgres().await).unwrap().with_database("unfinished").url();
-        let scope = Scope::default();
-        let config = db::Config { url: Some(SecretString::from(url)), ..db::Config::default() };
-        let database = Database::open(&config, &scope).await.unwrap();
-        db::migrate(&database).await.unwrap();
-        database.stop().await.unwrap();
+        migrate(&url).await;
         let others =
             "select pg_terminate_backend(pid, 5000) from pg_stat_activity where datname = 'unfinished'";
         admin.execute(others, &[]).await.unwrap();
         admin.batch_execute(&format!("alter database unfinished rename to {name}")).await.unwrap();
     }
     name
+}
+
+async fn migrate(url: &str) {
+    let config = db::Config { url: Some(SecretString::from(url.to_owned())), ..db::Config::default() };
+    let database = Database::open(&config, &Scope::default()).await.unwrap();
+    db::migrate(&database).await.unwrap();
+    database.stop().await.unwrap();
 }
 
 /// Removes the databases of processes that are gone, unless another test is at it.

@@ -6,12 +6,22 @@
 //! running for the next run, detached from everything that started it.
 #![allow(dead_code, unused_imports, reason = "not every test module uses everything")]
 mod database;
+mod own;
 mod proxy;
 mod server;
 
-pub use database::{TestDb, database, empty_database};
+pub use database::{TestDb, database, database_on_its_own_server, empty_database};
+pub use own::Own;
 pub use proxy::Proxy;
 pub use server::{open_to_all, postgres};
+
+/// No awaited event takes longer, however slow the machine is: a test that waits this long has failed.
+pub const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
+
+/// Every test that makes a TLS connection, or starts a daemon, needs a provider of cryptography.
+pub fn crypto() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}
 
 /// An example, as cargo has built it beside the daemon.
 pub fn example(name: &str) -> std::path::PathBuf {

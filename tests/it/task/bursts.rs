@@ -1,5 +1,6 @@
 //! Changes that are put together: a task after the silence, and one that waits takes in what comes.
-use super::{SOON, World, id, profile, request};
+use super::{World, id, profile, request};
+use crate::support::PATIENCE;
 use convoke::{
     id::{Lsn, TaskId},
     task::{Burst, Filter, Request, TaskState, Usage, Wake},
@@ -41,7 +42,7 @@ async fn inputs(world: &World) -> Vec<Value> {
 }
 
 async fn until(world: &World, count: usize) -> Vec<Value> {
-    let found = tokio::time::timeout(SOON, async {
+    let found = tokio::time::timeout(PATIENCE, async {
         loop {
             let inputs = inputs(world).await;
             if inputs.len() >= count {
@@ -78,7 +79,7 @@ async fn a_burst_without_end_makes_a_task_after_ten_times_the_silence() {
     while inputs(&world).await.is_empty() {
         lsn += 1;
         world.tasks.wake(&[change(&world, "", lsn, quiet, false)]).await.unwrap();
-        assert!(begun.elapsed() < SOON, "it never fires");
+        assert!(begun.elapsed() < PATIENCE, "it never fires");
     }
     assert!(begun.elapsed() >= 5 * quiet, "changes came faster than the silence: {:?}", begun.elapsed());
     world.check().await;

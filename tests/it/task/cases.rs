@@ -1,5 +1,6 @@
 //! Cases of `reference/negotiation.md` §5, from the award to the end.
-use super::{SOON, World, id, profile, request};
+use super::{World, id, profile, request};
+use crate::support::PATIENCE;
 use convoke::task::{Error, Failure, Notice, Progress, TaskState, Usage};
 use serde_json::json;
 use std::time::Duration;
@@ -278,7 +279,7 @@ async fn a_long_poll_answers_at_the_end_of_the_task() {
     let mut world = World::new(vec![profile("a", 1)]).await;
     let task = world.ask(request(json!({}))).await;
     let tasks = world.tasks.clone();
-    let waiting = async move { tasks.wait(task, SOON).await.unwrap() };
+    let waiting = async move { tasks.wait(task, PATIENCE).await.unwrap() };
     let working = async {
         let (start, agent) = world.started(task).await;
         world.tasks.finish(start.key, &agent, json!(1), Usage::default()).await.unwrap();

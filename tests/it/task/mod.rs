@@ -15,7 +15,7 @@ mod sql;
 mod timers;
 mod waiting;
 
-use crate::support::{TestDb, database};
+use crate::support::{PATIENCE, TestDb, database};
 use convoke::{
     db::Database,
     id::{AgentId, NodeId, OrgId, TaskId},
@@ -25,9 +25,6 @@ use convoke::{
 use serde_json::{Value, json};
 use std::time::Duration;
 use tokio::sync::mpsc;
-
-/// Longest that a test waits for something that must come.
-const SOON: Duration = Duration::from_secs(10);
 
 pub struct World {
     pub tasks: Tasks,
@@ -93,7 +90,7 @@ impl World {
 
     /// The next notice that `pick` takes; others stay for later.
     pub async fn hear<T>(&mut self, mut pick: impl FnMut(&Notice) -> Option<T>) -> T {
-        let found = tokio::time::timeout(SOON, async {
+        let found = tokio::time::timeout(PATIENCE, async {
             loop {
                 for at in 0..self.early.len() {
                     if let Some(picked) = pick(&self.early[at]) {
@@ -124,7 +121,7 @@ impl World {
 
     pub async fn in_state(&self, task: TaskId, state: TaskState) -> Task {
         let mut changed = self.tasks.changed();
-        let reached = tokio::time::timeout(SOON, async {
+        let reached = tokio::time::timeout(PATIENCE, async {
             loop {
                 let now = self.tasks.get(task).await.unwrap();
                 if now.state == state {
@@ -141,7 +138,7 @@ impl World {
 
     /// Waits for an event of this type, whose commit the store tells nobody of.
     pub async fn event(&self, task: TaskId, event_type: &str) {
-        let came = tokio::time::timeout(SOON, async {
+        let came = tokio::time::timeout(PATIENCE, async {
             while !self.event_types(task).await.iter().any(|each| each == event_type) {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
@@ -163,6 +160,6 @@ impl World {
         drop(client);
         let replayed = convoke::task::replay(&self.database).await.unwrap();
         assert!(replayed.differences.is_empty(), "I8 is broken: {:#?}", replayed.differences);
-        self.scope.drain(SOON).await.unwrap();
+        self.scope.drain(PATIENCE).await.unwrap();
     }
 }

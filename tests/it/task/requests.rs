@@ -1,5 +1,6 @@
 //! Requesting, from Rust and from SQL.
 use super::{World, id, profile, request};
+use crate::support::PATIENCE;
 use convoke::{
     id::TaskId,
     task::{Error, Filter, Request, TaskState, Usage, Wake},
@@ -196,8 +197,8 @@ async fn wakes_are_forgotten_only_when_the_log_cannot_tell_them_again() {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(super::SOON, forgotten).await.unwrap();
-    arbiter.drain(super::SOON).await.unwrap();
+    tokio::time::timeout(PATIENCE, forgotten).await.unwrap();
+    arbiter.drain(PATIENCE).await.unwrap();
     drop(client);
     world.check().await;
 }

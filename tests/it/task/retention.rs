@@ -1,5 +1,5 @@
 //! Old tasks are forgotten with all that belongs to them, and nothing that is still needed.
-use super::SOON;
+use crate::support::PATIENCE;
 use crate::support::database;
 use convoke::{
     id::NodeId,
@@ -49,7 +49,7 @@ async fn what_ended_long_ago_and_is_not_needed_goes_with_its_offers_and_events()
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(SOON, gone).await.expect("it is never forgotten");
+    tokio::time::timeout(PATIENCE, gone).await.expect("it is never forgotten");
     for (table, count) in [("events", 4), ("offers", 4)] {
         let row = client.query_one(&format!("select count(*) from convoke.{table}"), &[]).await.unwrap();
         assert_eq!(row.get::<_, i64>(0), count, "{table}");
@@ -57,7 +57,7 @@ async fn what_ended_long_ago_and_is_not_needed_goes_with_its_offers_and_events()
     let kept = client.execute("delete from convoke.events", &[]).await.unwrap_err();
     assert!(kept.as_db_error().unwrap().message().contains("append-only"));
     drop(client);
-    scope.drain(SOON).await.unwrap();
+    scope.drain(PATIENCE).await.unwrap();
 }
 
 #[test]

@@ -6,7 +6,7 @@
 //! late, and clients' clocks are wrong. `CONVOKE_SIMULATION_STEPS` and
 //! `CONVOKE_SIMULATION_SEED` make it longer or another.
 use super::{profile, request};
-use crate::support::{TestDb, empty_database};
+use crate::support::{PATIENCE, TestDb, empty_database};
 use chrono::{DateTime, TimeDelta, Utc};
 use convoke::{
     db::{self, Database},
@@ -670,7 +670,7 @@ impl Simulation {
         let at = self.rng.random_range(0..NODES);
         let new = node(&self.database, &self.scope).await;
         let old = std::mem::replace(&mut self.nodes[at], new);
-        old.scope.drain(Duration::from_secs(10)).await.unwrap();
+        old.scope.drain(PATIENCE).await.unwrap();
         if at == 0 {
             self.nodes[0].tasks.register(profiles()).await.unwrap();
             self.ghosts.append(&mut self.held);
@@ -790,7 +790,7 @@ async fn simulate(seed: u64, steps: u64) -> String {
     );
     tokio::time::resume();
     drop(simulation.nodes);
-    simulation.scope.drain(Duration::from_secs(10)).await.unwrap();
+    simulation.scope.drain(PATIENCE).await.unwrap();
     history
 }
 

@@ -1,6 +1,6 @@
 //! Servers that kill, restart, fall silent or want to be convinced.
-use super::rig::{PATIENCE, PUBLICATION, rig, start};
-use crate::support::{Proxy, open_to_all};
+use super::rig::{PUBLICATION, rig, start};
+use crate::support::{PATIENCE, Proxy, open_to_all};
 use convoke::{
     db::{self, Database, Target, private},
     scope::Scope,
@@ -96,7 +96,7 @@ async fn a_restarted_server_is_found_again_with_nothing_lost_or_doubled() {
         let began = tokio::time::Instant::now();
         server.take().unwrap().stop().await.unwrap();
         println!("stopped in {:?}", began.elapsed());
-        assert!(began.elapsed() < Duration::from_secs(8), "the stream held the stop up");
+        assert!(began.elapsed() < Duration::from_secs(30), "the stream held the stop up");
         assert!(matches!(consumer.event().await, Event::Down { .. }));
         server = Some(private::Server::open(&options).await.unwrap());
         consumer.leading().await;

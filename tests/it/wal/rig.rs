@@ -1,5 +1,5 @@
 //! What the tests of the stream share: a database with a publication, and a consumer to ask.
-use crate::support::{self, TestDb};
+use crate::support::{self, PATIENCE, TestDb};
 use convoke::{
     db::Database,
     id::Lsn,
@@ -11,8 +11,6 @@ use tempfile::TempDir;
 use tokio::time::timeout;
 use tokio_postgres::Client;
 
-/// No event of a test takes longer.
-pub const PATIENCE: Duration = Duration::from_secs(20);
 pub const PUBLICATION: &str = "convoke";
 
 /// A database, and everything that is needed to start streams on it.
@@ -33,7 +31,11 @@ pub struct Consumer {
 
 /// A database in which `schema` was run and `tables` of schema public are published.
 pub async fn rig(schema: &str, tables: &[&str]) -> Rig {
-    let db = support::database().await;
+    rig_on(support::database().await, schema, tables).await
+}
+
+/// The same in `db`.
+pub async fn rig_on(db: TestDb, schema: &str, tables: &[&str]) -> Rig {
     // The role of the shared server has the name of our schema, which would come first.
     let alter = format!("alter database {} set search_path = public", db.name);
     db.client().await.batch_execute(&alter).await.unwrap();

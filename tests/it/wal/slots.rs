@@ -81,7 +81,7 @@ async fn of_two_one_leads_and_the_other_takes_over() {
     let stopped = tokio::time::Instant::now();
     second.leading().await;
     println!("took over after {:?}", stopped.elapsed());
-    assert!(stopped.elapsed() < std::time::Duration::from_secs(5));
+    assert!(stopped.elapsed() < std::time::Duration::from_secs(30));
     assert_eq!(second.ids().await, [2]);
     second.stop().await;
 }

@@ -1,12 +1,15 @@
 //! Whole transactions, in commit order, however big they are.
-use super::rig::{Rig, rig};
+use super::rig::{Rig, rig, rig_on};
+use crate::support::{PATIENCE, database_on_its_own_server};
 use convoke::wal::{Batch, Cell, Change, Event};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
+const ITEMS: &str = "create table items (id int8 primary key, body text)";
+
 async fn items() -> Rig {
-    rig("create table items (id int8 primary key, body text)", &["items"]).await
+    rig(ITEMS, &["items"]).await
 }
 
 #[tokio::test]
@@ -42,7 +45,7 @@ async fn transactions_come_in_the_order_of_their_commits() {
 #[tokio::test]
 async fn a_huge_transaction_holds_nobody_up_and_comes_whole_without_its_rolled_back_parts() {
     const ROWS: i64 = 200_000;
-    let rig = items().await;
+    let rig = rig_on(database_on_its_own_server().await, ITEMS, &["items"]).await;
     let mut config = rig.config.clone();
     config.transaction_memory_max = 1 << 20;
     let mut consumer = rig.start_with(config).await;
@@ -318,7 +321,7 @@ async fn what_is_behind_is_counted() {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
-        tokio::time::timeout(super::rig::PATIENCE, wait).await.unwrap();
+        tokio::time::timeout(PATIENCE, wait).await.unwrap();
     };
     reach(1 << 20, i64::MAX).await;
     assert_eq!((consumer.metrics.transactions.get(), consumer.metrics.changes.get()), (1, 2000));
