@@ -1,6 +1,6 @@
 //! Servers that kill, restart, fall silent or want to be convinced.
 use super::rig::{PUBLICATION, rig, start};
-use crate::support::{PATIENCE, Proxy, open_to_all};
+use crate::support::{Own, PATIENCE, Proxy, open_to_all};
 use convoke::{
     db::{self, Database, Target, private},
     scope::Scope,
@@ -71,15 +71,8 @@ async fn a_server_that_falls_silent_is_noticed() {
 
 #[tokio::test]
 async fn a_restarted_server_is_found_again_with_nothing_lost_or_doubled() {
-    let folder = tempfile::tempdir().unwrap();
-    let options = private::Options {
-        data_dir: folder.path().join("data"),
-        settings: vec![("fsync".into(), "off".into())],
-        ..private::Options::default()
-    };
-    open_to_all(folder.path());
-    let server = private::Server::open(&options).await.unwrap();
-    let (scope, database) = migrated(&server.tcp_target().url()).await;
+    let (mut own, folder) = (Own::with(&[("fsync", "off")]).await, tempfile::tempdir().unwrap());
+    let (scope, database) = migrated(&own.url).await;
     let sql = database.client().await.unwrap();
     sql.batch_execute("create table public.items (id int8 primary key)").await.unwrap();
     wal::publish(&**sql, PUBLICATION, &[("public".into(), "items".into())]).await.unwrap();
@@ -88,39 +81,33 @@ async fn a_restarted_server_is_found_again_with_nothing_lost_or_doubled() {
     let mut consumer = start(&scope, database.clone(), config, folder.path().join("spill"));
     consumer.leading().await;
 
-    let mut server = Some(server);
     for id in 1..=3_i64 {
         insert(&database, id).await;
         assert_eq!(super::rig::ids(&consumer.confirmed_transaction().await), [id]);
         // A fast stop waits until the stream has acknowledged the end of the log.
         let began = tokio::time::Instant::now();
-        server.take().unwrap().stop().await.unwrap();
+        own.stop().await;
         println!("stopped in {:?}", began.elapsed());
         assert!(began.elapsed() < Duration::from_secs(30), "the stream held the stop up");
         assert!(matches!(consumer.event().await, Event::Down { .. }));
-        server = Some(private::Server::open(&options).await.unwrap());
+        own.again().await;
         consumer.leading().await;
     }
     assert_eq!(consumer.metrics.gaps.get(), 0);
     consumer.scope.drain(PATIENCE).await.unwrap();
-    server.unwrap().stop().await.unwrap();
+    own.stop().await;
 }
 
 #[tokio::test]
 async fn a_slot_that_held_back_too_much_log_is_a_gap() {
-    let folder = tempfile::tempdir().unwrap();
-    open_to_all(folder.path());
-    let setting = |name: &str, value: &str| (name.to_owned(), value.to_owned());
-    let settings = vec![
-        setting("fsync", "off"),
-        setting("min_wal_size", "32MB"),
-        setting("max_wal_size", "32MB"),
-        setting("max_slot_wal_keep_size", "16MB"),
+    let settings = [
+        ("fsync", "off"),
+        ("min_wal_size", "32MB"),
+        ("max_wal_size", "32MB"),
+        ("max_slot_wal_keep_size", "16MB"),
     ];
-    let data_dir = folder.path().join("data");
-    let options = private::Options { data_dir, settings, ..private::Options::default() };
-    let server = private::Server::open(&options).await.unwrap();
-    let (scope, database) = migrated(&server.tcp_target().url()).await;
+    let (mut own, folder) = (Own::with(&settings).await, tempfile::tempdir().unwrap());
+    let (scope, database) = migrated(&own.url).await;
     let sql = database.client().await.unwrap();
     sql.batch_execute(
         "create table public.items (id int8 primary key); create table public.noise (body text)",
@@ -148,7 +135,7 @@ async fn a_slot_that_held_back_too_much_log_is_a_gap() {
     assert_eq!(consumer.ids().await, [2]);
     drop(sql);
     consumer.scope.drain(PATIENCE).await.unwrap();
-    server.stop().await.unwrap();
+    own.stop().await;
 }
 
 #[tokio::test]
