@@ -66,7 +66,7 @@ impl Channels {
         let gateway = Gateway::new(&scope, config.gateway.clone(), deps);
         let app = gateway::router(&gateway);
         let http = scope.child();
-        super::serve::start(&http, OnExit::Log, listener, app);
+        super::serve_http(&http, OnExit::Log, listener, app);
         Ok(Self { addr, hub, registry, keys, gateway, scope, http })
     }
 

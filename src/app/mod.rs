@@ -24,6 +24,7 @@ mod serve;
 mod voice;
 
 pub use channels::Channels;
+pub use serve::serve_http;
 
 use crate::{
     access::{self, Access},
@@ -209,7 +210,7 @@ impl Daemon {
         // Clients that come back with the daemon find the log read; whoever stands by, or waits for its database,
         // answers all the same.
         let _late = stop.run_until_cancelled(parts.ready(SETTLED_WITHIN)).await;
-        serve::start(&serving, crate::scope::OnExit::StopDaemon, listener, routes);
+        serve_http(&serving, crate::scope::OnExit::StopDaemon, listener, routes);
 
         let failed = tokio::select! {
             () = stop.cancelled() => false,

@@ -17,8 +17,8 @@ const HEAD_WITHIN: Duration = Duration::from_secs(30);
 const FULL: Duration = Duration::from_secs(1);
 
 /// Serves `routes` until the scope stops; requests that are under way then are still answered. `on_exit` is for the
-/// end of all serving.
-pub(super) fn start(scope: &Scope, on_exit: OnExit, listener: TcpListener, routes: Router) {
+/// end of all serving. The gateway's websockets need this server: they take over its TCP connections.
+pub fn serve_http(scope: &Scope, on_exit: OnExit, listener: TcpListener, routes: Router) {
     let connections = scope.clone();
     scope.spawn("http", on_exit, |stop| async move {
         let accepting = accept(&connections, &listener, &routes);
@@ -84,7 +84,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (scope, addr) = (Scope::default(), listener.local_addr().unwrap());
         let peer = |ConnectInfo(peer): ConnectInfo<SocketAddr>| async move { peer.to_string() };
-        start(&scope, OnExit::Log, listener, Router::new().route("/", get(peer)));
+        serve_http(&scope, OnExit::Log, listener, Router::new().route("/", get(peer)));
         (scope, addr)
     }
 

@@ -1,4 +1,4 @@
-//! One websocket: the only place that reads and writes the bytes of one.
+//! One websocket: reads the bytes of one, and writes what its outbox gives.
 //!
 //! Reader, writer and timers of a socket are one task. The reader gives messages to
 //! the [`Session`]; the writer empties the outbox, whose frames carry their headers
@@ -7,22 +7,23 @@
 //! close code (`reference/realtime-protocol.md` §1.5).
 use super::{metrics::Why, session::Session, shared::Shared};
 use crate::{
-    hub::{Closed, Outbox},
+    hub::{Closed, Line, Outbox},
     wire::socket::{self, Decoder, Incoming, Violation},
 };
-use bytes::{Buf, Bytes};
-use prometheus_client::metrics::counter::Counter;
+use bytes::Bytes;
 use std::{
     collections::VecDeque,
     future::poll_fn,
-    io::{self, IoSlice},
+    io::{self, Cursor},
     mem::MaybeUninit,
     pin::{Pin, pin},
-    task::{Context, Poll, ready},
+    sync::Arc,
+    task::{Poll, ready},
     time::Duration,
 };
 use tokio::{
-    io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf, ReadHalf, WriteHalf},
+    io::{AsyncRead, AsyncReadExt, Chain, ReadBuf},
+    net::{TcpStream, tcp::OwnedReadHalf},
     time::{Instant, sleep_until, timeout},
 };
 
@@ -33,8 +34,6 @@ const CLOSE_RESTART: u16 = 1012;
 const CLOSE_ABNORMAL: u16 = 1006;
 /// What a read takes at most, on the stack.
 const READ_BYTES: usize = 16 << 10;
-/// Pieces that are written in one call.
-const SLICES: usize = 64;
 /// Messages that are handled before the writer gets its turn: many fewer than answers fit into an outbox.
 const MESSAGES_A_TURN: u32 = 64;
 /// How long the last frames and the close handshake may take.
@@ -52,17 +51,26 @@ enum Ending {
     Gone,
 }
 
-/// Serves a socket to its end.
-pub(super) async fn serve<S>(io: S, mut session: Session, outbox: &Outbox, shared: &Shared)
-where
-    S: AsyncRead + AsyncWrite + Send + Unpin,
-{
-    let (mut input, mut output) = tokio::io::split(io);
+/// What a client sends: what came with its request, then its socket.
+type Input = Chain<Cursor<Bytes>, OwnedReadHalf>;
+
+/// Serves a socket to its end. `early` is what the client sent before it had an answer.
+pub(super) async fn serve(
+    socket: TcpStream,
+    early: Bytes,
+    mut session: Session,
+    outbox: &Outbox,
+    shared: &Shared,
+) {
+    let (input, output) = socket.into_split();
+    let mut input = AsyncReadExt::chain(Cursor::new(early), input);
+    let line = Arc::new(Line::new(output, shared.metrics.bytes_out.clone()));
+    outbox.attach(&line);
     let mut unsent = VecDeque::new();
     let stop = shared.stop_token();
     let ending = {
         let reader = pin!(read(&mut input, &mut session, outbox, shared));
-        let writer = pin!(write(&mut output, outbox, &mut unsent, &shared.metrics.bytes_out));
+        let writer = pin!(write(&line, outbox, &mut unsent));
         tokio::select! {
             biased;
             () = outbox.too_slow() => Ending::Close(CLOSE_SLOW),
@@ -94,10 +102,10 @@ where
             Ending::Gone => return Ok(()),
         };
         // What was said before the end is written before the last frame.
-        let _ = write(&mut output, outbox, &mut unsent, &shared.metrics.bytes_out).await;
+        let _ = write(&line, outbox, &mut unsent).await;
         unsent.push_back(last);
-        write_all(&mut output, &mut unsent, &shared.metrics.bytes_out).await?;
-        output.shutdown().await?;
+        line.write_all(&mut unsent).await?;
+        drop(line);
         // Reading on until the client has closed too keeps the close frame from being reset away.
         while read_some(&mut input, |_| ()).await?.is_some() {}
         io::Result::Ok(())
@@ -106,12 +114,7 @@ where
     let _ = timeout(if slow { FAREWELL_OF_THE_SLOW } else { FAREWELL }, farewell).await;
 }
 
-async fn read<S: AsyncRead>(
-    input: &mut ReadHalf<S>,
-    session: &mut Session,
-    outbox: &Outbox,
-    shared: &Shared,
-) -> Ending {
+async fn read(input: &mut Input, session: &mut Session, outbox: &Outbox, shared: &Shared) -> Ending {
     let idle = shared.config.idle_timeout;
     let wake = session.wake();
     // What comes too fast is not read before this time.
@@ -203,10 +206,7 @@ async fn handle(message: Incoming, session: &mut Session, outbox: &Outbox) -> Op
 }
 
 /// What `look` makes of the next bytes; nothing at the end of the stream. Cancel safe.
-async fn read_some<S: AsyncRead, T>(
-    input: &mut ReadHalf<S>,
-    mut look: impl FnMut(&[u8]) -> T,
-) -> io::Result<Option<T>> {
+async fn read_some<T>(input: &mut Input, mut look: impl FnMut(&[u8]) -> T) -> io::Result<Option<T>> {
     poll_fn(|cx| {
         let mut space = [MaybeUninit::uninit(); READ_BYTES];
         let mut buffer = ReadBuf::uninit(&mut space);
@@ -219,14 +219,9 @@ async fn read_some<S: AsyncRead, T>(
 
 /// Writes what the outbox gives until it is closed and empty, or the socket breaks.
 /// Cancel safe: what is not written is in `unsent`.
-async fn write<S: AsyncWrite>(
-    output: &mut WriteHalf<S>,
-    outbox: &Outbox,
-    unsent: &mut VecDeque<Bytes>,
-    bytes_out: &Counter,
-) -> Ending {
+async fn write(line: &Line, outbox: &Outbox, unsent: &mut VecDeque<Bytes>) -> Ending {
     loop {
-        if write_all(output, unsent, bytes_out).await.is_err() {
+        if line.write_all(unsent).await.is_err() {
             return Ending::Gone;
         }
         match outbox.take(unsent).await {
@@ -235,41 +230,4 @@ async fn write<S: AsyncWrite>(
             Err(Closed::Done) => return Ending::Gone,
         }
     }
-}
-
-async fn write_all<S: AsyncWrite>(
-    output: &mut WriteHalf<S>,
-    unsent: &mut VecDeque<Bytes>,
-    bytes_out: &Counter,
-) -> io::Result<()> {
-    while !unsent.is_empty() {
-        let mut written = poll_fn(|cx| poll_write(output, unsent, cx)).await?;
-        if written == 0 {
-            return Err(io::ErrorKind::WriteZero.into());
-        }
-        bytes_out.inc_by(written as u64);
-        while let Some(first) = unsent.front_mut() {
-            if written < first.len() {
-                first.advance(written);
-                break;
-            }
-            written -= first.len();
-            unsent.pop_front();
-        }
-    }
-    Ok(())
-}
-
-fn poll_write<S: AsyncWrite>(
-    output: &mut WriteHalf<S>,
-    unsent: &VecDeque<Bytes>,
-    cx: &mut Context<'_>,
-) -> Poll<io::Result<usize>> {
-    let output = Pin::new(output);
-    if let (1, Some(bytes)) = (unsent.len(), unsent.front()) {
-        return output.poll_write(cx, bytes);
-    }
-    let mut slices = [IoSlice::new(&[]); SLICES];
-    slices.iter_mut().zip(unsent).for_each(|(slice, bytes)| *slice = IoSlice::new(bytes));
-    output.poll_write_vectored(cx, slices.get(..unsent.len()).unwrap_or(&slices))
 }

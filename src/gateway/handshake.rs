@@ -12,7 +12,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use base64::{Engine, prelude::BASE64_STANDARD};
-use hyper::upgrade::OnUpgrade;
+use hyper::upgrade::{self, OnUpgrade};
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use sha1::{Digest, Sha1};
@@ -20,7 +20,10 @@ use std::{
     net::SocketAddr,
     sync::{Arc, atomic::Ordering},
 };
-use tokio::time::{Instant, sleep};
+use tokio::{
+    net::TcpStream,
+    time::{Instant, sleep},
+};
 use tracing::Instrument;
 
 #[derive(Deserialize)]
@@ -68,7 +71,10 @@ pub(super) async fn websocket(
     let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(peer)| *peer);
     let scope = shared.scope.clone();
     scope.spawn("connection", OnExit::Log, |_| async move {
-        let Ok(io) = upgrade.await else { return Ok(()) };
+        let Ok(upgraded) = upgrade.await else { return Ok(()) };
+        let Ok(upgrade::Parts { io, read_buf, .. }) = upgraded.downcast::<TokioIo<TcpStream>>() else {
+            anyhow::bail!("a websocket came over something else than a TCP connection of ours");
+        };
         let outbox = Outbox::new(shared.config.outbox_frames_max, shared.config.outbox_bytes_max);
         let outbox = Arc::new(outbox);
         let session = Session::new(shared.clone(), conn, version, key, outbox.clone());
@@ -76,7 +82,7 @@ pub(super) async fn websocket(
         if let Some(peer) = peer {
             span.record("ip", tracing::field::display(peer.ip()));
         }
-        connection::serve(TokioIo::new(io), session, &outbox, &shared).instrument(span).await;
+        connection::serve(io.into_inner(), read_buf, session, &outbox, &shared).instrument(span).await;
         Ok(())
     });
     let headers = [

@@ -3,12 +3,15 @@
 //! Owns the subscriber lists and each socket's [`Outbox`]. [`Hub::publish`] never
 //! waits: it takes a snapshot of the list, encodes the message once per
 //! serializer, and puts the shared bytes into outboxes that are bounded in frames
-//! and bytes. A reader that is too slow loses its connection, not its order, and
+//! and bytes, or, while there is little to do, past an empty outbox to the socket at
+//! once. A reader that is too slow loses its connection, not its order, and
 //! never slows anyone else. No lock is held across a fan-out. The order of one
 //! publisher in one room is kept; nothing is stored.
 //! Frames follow `reference/realtime-protocol.md` §4.2.
 mod aside;
+mod at_once;
 pub mod history;
+mod line;
 mod message;
 mod metrics;
 mod outbox;
@@ -16,6 +19,7 @@ mod rooms;
 mod traffic;
 
 pub use history::{By, History};
+pub use line::Line;
 pub use message::{Kind, Message};
 pub use outbox::{Closed, Outbox};
 pub use rooms::{Ear, Hears, Listener, SubscriberId, Subscription};
@@ -26,6 +30,7 @@ use crate::{
     telemetry,
     wire::{Version, socket},
 };
+use at_once::{AtOnce, Turn};
 use bytes::{Bytes, BytesMut};
 use metrics::Metrics;
 use outbox::Chunk;
@@ -67,6 +72,7 @@ struct Inner {
     next_id: AtomicU64,
     metrics: Metrics,
     history: OnceLock<History>,
+    at_once: AtOnce,
 }
 
 impl Hub {
@@ -75,7 +81,7 @@ impl Hub {
     pub fn new(registry: &telemetry::Registry) -> Self {
         let metrics = Metrics::register(registry);
         let (rooms, next_id, history) = (Rooms::default(), AtomicU64::new(1), OnceLock::new());
-        Self(Arc::new(Inner { rooms, next_id, metrics, history }))
+        Self(Arc::new(Inner { rooms, next_id, metrics, history, at_once: AtOnce::new() }))
     }
 
     /// From now on rooms have the histories that it keeps; the first one counts.
@@ -173,6 +179,7 @@ impl Hub {
         let Some((everybody, traffic)) = self.0.rooms.snapshot(room) else { return 0 };
         let mut chunks = Encoded { messages, topic: room.wire_topic(), v1: None, v2: None };
         let (mut delivered, mut bytes) = (0, 0);
+        let mut turn = if messages.len() == 1 { self.0.at_once.turn() } else { None };
         for subscriber in everybody.iter() {
             if !subscriber.hears(kind) || !wanted(subscriber) {
                 continue;
@@ -184,7 +191,12 @@ impl Hub {
             match &subscriber.sink {
                 Sink::Socket { version, outbox } => {
                     let Some(chunk) = chunks.get(*version) else { continue };
-                    match outbox.push_chunk(chunk.clone()) {
+                    let pushed = if turn.as_mut().is_some_and(Turn::takes_one) {
+                        outbox.write_chunk(chunk.clone())
+                    } else {
+                        outbox.push_chunk(chunk.clone())
+                    };
+                    match pushed {
                         Ok(()) => {
                             delivered += chunk.frames;
                             bytes += chunk.bytes.len();
@@ -207,6 +219,7 @@ impl Hub {
                 }
             }
         }
+        drop(turn);
         metrics.delivered.inc_by(delivered as u64);
         metrics.bytes.inc_by(bytes as u64);
         if kind == Kind::Presence {

@@ -5,6 +5,7 @@ pub mod puppet;
 use crate::support::{PATIENCE, crypto};
 use convoke::{
     access::{self, Access},
+    app::serve_http,
     auth::{Keys, MintRequest, Role, mint},
     clock::Clock,
     db::Database,
@@ -87,10 +88,7 @@ impl Server {
         let gateway = Gateway::new(&scope, config, deps);
         let app = router(&gateway);
         let http = scope.child();
-        http.spawn("http", OnExit::Log, |stop| async move {
-            axum::serve(listener, app).with_graceful_shutdown(stop.cancelled_owned()).await?;
-            Ok(())
-        });
+        serve_http(&http, OnExit::Log, listener, app);
         Self { addr, hub, tracker, gateway, registry, keys, coordination, scope, http }
     }
 
