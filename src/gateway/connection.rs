@@ -52,12 +52,12 @@ enum Ending {
 }
 
 /// What a client sends: what came with its request, then its socket.
-type Input = Chain<Cursor<Bytes>, OwnedReadHalf>;
+type Input = Chain<Cursor<Box<[u8]>>, OwnedReadHalf>;
 
 /// Serves a socket to its end. `early` is what the client sent before it had an answer.
 pub(super) async fn serve(
     socket: TcpStream,
-    early: Bytes,
+    early: Box<[u8]>,
     mut session: Session,
     outbox: &Outbox,
     shared: &Shared,

@@ -12,7 +12,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use base64::{Engine, prelude::BASE64_STANDARD};
-use hyper::upgrade::{self, OnUpgrade};
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use sha1::{Digest, Sha1};
@@ -72,8 +72,10 @@ pub(super) async fn websocket(
     let scope = shared.scope.clone();
     scope.spawn("connection", OnExit::Log, |_| async move {
         let Ok(upgraded) = upgrade.await else { return Ok(()) };
-        let Ok(upgrade::Parts { io, read_buf, .. }) = upgraded.downcast::<TokioIo<TcpStream>>() else {
-            anyhow::bail!("a websocket came over something else than a TCP connection of ours");
+        let (socket, early) = match upgraded.downcast::<TokioIo<TcpStream>>() {
+            // Copied, because an empty part of the large buffer that the request was read into keeps all of it.
+            Ok(parts) => (parts.io.into_inner(), Box::from(&*parts.read_buf)),
+            Err(_) => anyhow::bail!("a websocket came over something else than a TCP connection of ours"),
         };
         let outbox = Outbox::new(shared.config.outbox_frames_max, shared.config.outbox_bytes_max);
         let outbox = Arc::new(outbox);
@@ -82,7 +84,7 @@ pub(super) async fn websocket(
         if let Some(peer) = peer {
             span.record("ip", tracing::field::display(peer.ip()));
         }
-        connection::serve(io.into_inner(), read_buf, session, &outbox, &shared).instrument(span).await;
+        connection::serve(socket, early, session, &outbox, &shared).instrument(span).await;
         Ok(())
     });
     let headers = [
