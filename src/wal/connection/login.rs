@@ -16,10 +16,11 @@ use secrecy::ExposeSecret;
 use tokio_postgres::fallible_iterator::FallibleIterator;
 
 /// The session renders values as text, so its settings decide what they look like. A walsender whose
-/// client is gone gives the slot and the leader's lock back after its own time-out.
+/// client is gone gives the slot and the leader's lock back after a time-out of the server's: one while
+/// it streams, one before that.
 const SETTINGS: &str = "-c datestyle=ISO -c intervalstyle=postgres -c extra_float_digits=3 \
     -c timezone=UTC -c bytea_output=hex -c statement_timeout=0 -c lock_timeout=0 \
-    -c idle_session_timeout=0 -c wal_sender_timeout=15s";
+    -c idle_session_timeout=15s -c wal_sender_timeout=15s";
 
 /// How the walsender is named in `pg_stat_replication`.
 pub(super) const APPLICATION_NAME: &str = "convoke wal";

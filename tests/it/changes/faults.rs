@@ -194,12 +194,12 @@ async fn sockets_to_the_server_that_are_cut_or_fall_silent_cost_nothing() {
             proxy.cut();
         } else {
             proxy.freeze();
-            // The server still believes in the old connection, and would for a minute.
+            // The server still believes in the old connection, and would for 15 seconds.
             writer.more(100).await;
             let sql = connected(&own.url).await;
-            sql.batch_execute("select pg_terminate_backend(active_pid) from pg_replication_slots")
-                .await
-                .unwrap();
+            let end =
+                "select pg_terminate_backend(pid) from pg_stat_activity where backend_type = 'walsender'";
+            sql.batch_execute(end).await.unwrap();
         }
     }
     writer.more(100).await;

@@ -69,6 +69,42 @@ async fn a_server_that_falls_silent_is_noticed() {
     consumer.scope.drain(PATIENCE).await.unwrap();
 }
 
+/// The lock is taken before anything streams, and a server looks after its walsenders only while they stream.
+#[tokio::test]
+async fn who_falls_silent_between_the_lock_and_the_stream_leads_no_more_after_15_seconds() {
+    let (mut own, folder) = (Own::with(&[("fsync", "off")]).await, tempfile::tempdir().unwrap());
+    let (scope, database) = migrated(&own.url).await;
+    let mut sql = database.client().await.unwrap();
+    sql.batch_execute("create table public.items (id int8 primary key)").await.unwrap();
+    wal::publish(&**sql, PUBLICATION, &[("public".into(), "items".into())]).await.unwrap();
+    let writer = database.client().await.unwrap();
+    // A slot is not made before it is over: so long the first one has the lock and no stream.
+    let open = sql.transaction().await.unwrap();
+    open.execute("insert into public.items values (1)", &[]).await.unwrap();
+    let proxy = Proxy::start(&own.url).await;
+    let beyond = db::Config { url: Some(SecretString::from(proxy.url.clone())), ..db::Config::default() };
+    let beyond = Database::open(&beyond, &scope).await.unwrap();
+    let first = start(&scope, beyond, wal::Config::default(), folder.path().join("first"));
+    let waits = "select 1 from pg_stat_activity where query like '%pg_create_logical_replication_slot%' \
+                 and backend_type = 'walsender'";
+    while writer.query_opt(waits, &[]).await.unwrap().is_none() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    proxy.freeze();
+    open.commit().await.unwrap();
+
+    let frozen = tokio::time::Instant::now();
+    let mut second = start(&scope, database.clone(), wal::Config::default(), folder.path().join("second"));
+    assert!(matches!(second.event().await, Event::Standby));
+    second.leading().await;
+    println!("led after {:?}", frozen.elapsed());
+    insert(&database, 2).await;
+    assert_eq!(second.ids().await, [2]);
+    drop((first, writer, sql));
+    second.scope.drain(PATIENCE).await.unwrap();
+    own.stop().await;
+}
+
 #[tokio::test]
 async fn a_restarted_server_is_found_again_with_nothing_lost_or_doubled() {
     let (mut own, folder) = (Own::with(&[("fsync", "off")]).await, tempfile::tempdir().unwrap());
