@@ -87,9 +87,12 @@ async fn who_falls_silent_between_the_lock_and_the_stream_leads_no_more_after_15
     let first = start(&scope, beyond, wal::Config::default(), folder.path().join("first"));
     let waits = "select 1 from pg_stat_activity where query like '%pg_create_logical_replication_slot%' \
                  and backend_type = 'walsender'";
-    while writer.query_opt(waits, &[]).await.unwrap().is_none() {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    let locked = async {
+        while writer.query_opt(waits, &[]).await.unwrap().is_none() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, locked).await.unwrap();
     proxy.freeze();
     open.commit().await.unwrap();
 
