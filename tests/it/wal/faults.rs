@@ -1,6 +1,6 @@
 //! Servers that kill, restart, fall silent or want to be convinced.
-use super::rig::{PUBLICATION, rig, start};
-use crate::support::{Own, PATIENCE, Proxy, open_to_all};
+use super::rig::{Consumer, PUBLICATION, Rig, rig, rig_on, start};
+use crate::support::{Own, PATIENCE, Proxy, database_on_its_own_server, open_to_all};
 use convoke::{
     db::{self, Database, Target, private},
     scope::Scope,
@@ -49,10 +49,7 @@ async fn a_server_that_falls_silent_is_noticed() {
     let rig = rig("create table items (id int8 primary key)", &["items"]).await;
     let proxy = Proxy::start(&rig.db.url).await;
     let config = wal::Config { liveness_timeout: Duration::from_secs(1), ..rig.config.clone() };
-    let scope = Scope::default();
-    let database = db::Config { url: Some(SecretString::from(proxy.url.clone())), ..rig.db.config() };
-    let database = Database::open(&database, &scope).await.unwrap();
-    let mut consumer = start(&scope, database, config, rig.spill_dir());
+    let mut consumer = start_through(&proxy, &rig, config).await;
     consumer.leading().await;
 
     let frozen = tokio::time::Instant::now();
@@ -72,40 +69,33 @@ async fn a_server_that_falls_silent_is_noticed() {
 /// The lock is taken before anything streams, and a server looks after its walsenders only while they stream.
 #[tokio::test]
 async fn who_falls_silent_between_the_lock_and_the_stream_leads_no_more_after_15_seconds() {
-    let (mut own, folder) = (Own::with(&[("fsync", "off")]).await, tempfile::tempdir().unwrap());
-    let (scope, database) = migrated(&own.url).await;
-    let mut sql = database.client().await.unwrap();
-    sql.batch_execute("create table public.items (id int8 primary key)").await.unwrap();
-    wal::publish(&**sql, PUBLICATION, &[("public".into(), "items".into())]).await.unwrap();
-    let writer = database.client().await.unwrap();
+    let db = database_on_its_own_server().await;
+    let rig = rig_on(db, "create table items (id int8 primary key)", &["items"]).await;
     // A slot is not made before it is over: so long the first one has the lock and no stream.
-    let open = sql.transaction().await.unwrap();
-    open.execute("insert into public.items values (1)", &[]).await.unwrap();
-    let proxy = Proxy::start(&own.url).await;
-    let beyond = db::Config { url: Some(SecretString::from(proxy.url.clone())), ..db::Config::default() };
-    let beyond = Database::open(&beyond, &scope).await.unwrap();
-    let first = start(&scope, beyond, wal::Config::default(), folder.path().join("first"));
+    let open = rig.db.client().await;
+    open.batch_execute("begin; insert into items values (1)").await.unwrap();
+    let proxy = Proxy::start(&rig.db.url).await;
+    let first = start_through(&proxy, &rig, rig.config.clone()).await;
     let waits = "select 1 from pg_stat_activity where query like '%pg_create_logical_replication_slot%' \
                  and backend_type = 'walsender'";
     let locked = async {
-        while writer.query_opt(waits, &[]).await.unwrap().is_none() {
+        while rig.sql.query_opt(waits, &[]).await.unwrap().is_none() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
     tokio::time::timeout(PATIENCE, locked).await.unwrap();
     proxy.freeze();
-    open.commit().await.unwrap();
+    open.batch_execute("commit").await.unwrap();
 
     let frozen = tokio::time::Instant::now();
-    let mut second = start(&scope, database.clone(), wal::Config::default(), folder.path().join("second"));
+    let mut second = rig.start().await;
     assert!(matches!(second.event().await, Event::Standby));
     second.leading().await;
     println!("led after {:?}", frozen.elapsed());
-    insert(&database, 2).await;
+    rig.sql.batch_execute("insert into items values (2)").await.unwrap();
     assert_eq!(second.ids().await, [2]);
-    drop((first, writer, sql));
-    second.scope.drain(PATIENCE).await.unwrap();
-    own.stop().await;
+    second.stop().await;
+    first.scope.drain(PATIENCE).await.unwrap();
 }
 
 #[tokio::test]
@@ -222,6 +212,14 @@ async fn tls_with_a_verified_name_and_a_password_bound_to_it() {
 
 async fn refusal(url: &str) -> String {
     wal::probe(&Target::parse(url).unwrap()).await.unwrap_err().to_string()
+}
+
+/// A consumer that reaches its server by way of `proxy`.
+async fn start_through(proxy: &Proxy, rig: &Rig, config: wal::Config) -> Consumer {
+    let scope = Scope::default();
+    let through = db::Config { url: Some(SecretString::from(proxy.url.clone())), ..rig.db.config() };
+    let database = Database::open(&through, &scope).await.unwrap();
+    start(&scope, database, config, rig.spill_dir())
 }
 
 async fn migrated(url: &str) -> (Scope, Database) {
