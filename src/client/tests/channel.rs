@@ -127,10 +127,7 @@ async fn a_server_that_drops_the_channel_in_any_way_is_joined_again() {
     let (mut world, builder) = world();
     let client = builder.start();
     let channel = client.channel("den").acknowledged().build();
-    channel.start().await.unwrap();
-    let mut server = world.server().await;
-    let (join_ref, _) = server.join().await;
-    status(&channel, subscribed).await;
+    let (mut server, join_ref, _) = world.joined(&channel).await;
     server.say(json!([join_ref, join_ref, "realtime:den", "phx_error", {"reason": "channel_crash"}])).await;
     status(&channel, failed).await;
     server.join().await;
@@ -161,11 +158,8 @@ async fn a_closed_channel_says_why_and_is_joined_again_where_there_are_new_token
         let builder = if renews { builder.token_source(source) } else { builder.token("fixed") };
         let client = builder.start();
         let channel = client.channel("den").build();
-        channel.start().await.unwrap();
-        let mut server = world.server().await;
-        let (join_ref, payload) = server.join().await;
+        let (mut server, join_ref, payload) = world.joined(&channel).await;
         assert_eq!(payload["access_token"], if renews { "token-0" } else { "fixed" });
-        status(&channel, subscribed).await;
         let mut events = channel.events();
         let system =
             json!({"extension": "system", "status": "error", "message": "Token has expired 0 seconds ago"});
@@ -202,9 +196,7 @@ async fn a_new_token_goes_to_the_channels_with_the_next_heartbeat() {
         })
         .start();
     let channel = client.channel("den").build();
-    channel.start().await.unwrap();
-    let mut server = world.server().await;
-    server.join().await;
+    let (mut server, ..) = world.joined(&channel).await;
     for _ in 0..2 {
         let (_, reference, topic, ..) = server.next().await;
         assert_eq!(topic, "phoenix");
@@ -223,10 +215,7 @@ async fn a_slow_listener_loses_the_oldest_and_is_told_how_many() {
     let (mut world, builder) = world();
     let client = builder.queue(4).start();
     let channel = client.channel("den").build();
-    channel.start().await.unwrap();
-    let mut server = world.server().await;
-    server.join().await;
-    status(&channel, subscribed).await;
+    let (mut server, ..) = world.joined(&channel).await;
     let (mut slow, mut quick) = (channel.broadcasts("n"), channel.broadcasts("N"));
     for n in 0..10 {
         server.say(json!([null, null, "realtime:den", "broadcast", {"event": "n", "payload": n}])).await;
@@ -242,9 +231,7 @@ async fn differences_before_the_state_wait_for_it() {
     let client = builder.start();
     let channel = client.channel("den").presence().build();
     let mut presences = channel.presences();
-    channel.start().await.unwrap();
-    let mut server = world.server().await;
-    server.join().await;
+    let (mut server, ..) = world.joined(&channel).await;
     let meta = |n: u32| json!({"metas": [{"phx_ref": n.to_string()}]});
     server.say(json!([null, null, "realtime:den", "presence_diff", {"joins": {"c": meta(3)}, "leaves": {"a": meta(1)}}])).await;
     server.say(json!([null, null, "realtime:den", "presence_state", {"a": meta(1), "b": meta(2)}])).await;

@@ -6,10 +6,7 @@ async fn a_lost_connection_is_made_again_with_waits_that_grow_and_the_channels_j
     let (mut world, builder) = world();
     let client = builder.start();
     let channel = client.channel("den").presence_key("ada").build();
-    channel.start().await.unwrap();
-    let mut server = world.server().await;
-    server.join().await;
-    status(&channel, subscribed).await;
+    let (mut server, ..) = world.joined(&channel).await;
     let tracked = tokio::join!(channel.track(json!({"n": 1})), async {
         let (join_ref, reference, topic, event, payload) = server.next().await;
         assert_eq!((event.as_str(), &payload["payload"]["n"]), ("presence", &json!(1)));
@@ -49,9 +46,7 @@ async fn a_heartbeat_without_an_answer_ends_the_connection() {
     let (mut world, builder) = world();
     let client = builder.heartbeat(Duration::from_secs(25)).start();
     let channel = client.channel("den").build();
-    channel.start().await.unwrap();
-    let mut server = world.server().await;
-    server.join().await;
+    let (mut server, ..) = world.joined(&channel).await;
     let began = Instant::now();
     for _ in 0..2 {
         let (join_ref, reference, topic, event, _) = server.next().await;
@@ -128,9 +123,7 @@ async fn whoever_lets_go_of_a_channel_leaves_it_and_of_everything_closes_the_con
     let client = builder.start();
     let channel = client.channel("den").build();
     let listener = channel.events();
-    channel.start().await.unwrap();
-    let mut server = world.server().await;
-    let (join_ref, _) = server.join().await;
+    let (mut server, join_ref, _) = world.joined(&channel).await;
     drop(channel);
     let (_, reference, topic, ..) = server.next().await;
     assert_eq!(topic, "phoenix", "a listener keeps the channel");
@@ -147,9 +140,7 @@ async fn whoever_lets_go_of_a_channel_leaves_it_and_of_everything_closes_the_con
     );
 
     let channel = client.channel("den").build();
-    channel.start().await.unwrap();
-    let mut server = world.server().await;
-    server.join().await;
+    let (server, ..) = world.joined(&channel).await;
     drop(client);
     drop(channel);
     server.closed().await;
@@ -160,10 +151,7 @@ async fn a_socket_that_takes_nothing_makes_callers_wait_and_not_the_memory_grow(
     let (mut world, builder) = world();
     let client = builder.heartbeat(Duration::from_secs(3600)).start();
     let channel = client.channel("den").build();
-    channel.start().await.unwrap();
-    let mut server = world.server().await;
-    server.join().await;
-    status(&channel, subscribed).await;
+    let (mut server, ..) = world.joined(&channel).await;
     let sent = Arc::new(AtomicU32::new(0));
     let flood = async {
         let big = "x".repeat(8 << 10);

@@ -6,10 +6,7 @@ async fn ten_messages_or_a_tenth_of_a_second_are_one_batch() {
     let (mut world, builder) = world();
     let client = builder.serializer(Version::V2).start();
     let channel = client.channel("den").acknowledged().build();
-    channel.start().await.unwrap();
-    let mut server = world.server().await;
-    server.join().await;
-    status(&channel, subscribed).await;
+    let (mut server, ..) = world.joined(&channel).await;
     let batcher = Batcher::new(channel);
     for n in 0..13 {
         batcher.send("tick", json!({ "n": n })).await.unwrap();
@@ -44,10 +41,7 @@ async fn a_batch_that_was_refused_is_told_to_the_next_who_sends() {
     let (mut world, builder) = world();
     let client = builder.start();
     let channel = client.channel("den").acknowledged().build();
-    channel.start().await.unwrap();
-    let mut server = world.server().await;
-    server.join().await;
-    status(&channel, subscribed).await;
+    let (_server, ..) = world.joined(&channel).await;
     let batcher = Batcher::new(channel);
     batcher.send("e", &1).await.unwrap();
     // No answer comes.

@@ -51,6 +51,14 @@ impl World {
     async fn server(&mut self) -> Server {
         Server(accept_async(self.ends.recv().await.unwrap()).await.unwrap())
     }
+    /// Starts the channel, the first of a connection, until it is subscribed; gives the join's ref and payload too.
+    async fn joined(&mut self, channel: &Channel) -> (Server, Value, Value) {
+        channel.start().await.unwrap();
+        let mut server = self.server().await;
+        let (join_ref, payload) = server.join().await;
+        status(channel, subscribed).await;
+        (server, join_ref, payload)
+    }
 }
 
 impl Server {
