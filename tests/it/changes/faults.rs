@@ -7,7 +7,7 @@ use super::{
 use crate::{
     daemon::{Echo, Running, Up, definition, fresh, soon},
     realtime::{SECRET, Socket},
-    support::{Own, Proxy, crypto, database_on_its_own_server},
+    support::{Own, Proxy, crypto, database_on_its_own_server, from_environment},
 };
 use convoke::{config::Config, db};
 use secrecy::SecretString;
@@ -40,8 +40,7 @@ fn socket_url(http: &str, client: &str) -> String {
 /// 112
 #[tokio::test]
 async fn a_daemon_that_is_killed_again_and_again_loses_no_change_of_those_who_come_back() {
-    let kills =
-        std::env::var("CONVOKE_CHANGES_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(KILLS);
+    let kills = from_environment("CONVOKE_CHANGES_KILLS", KILLS);
     let (db, folder) = fresh().await;
     ground(&db, N, "n").await;
     write_settings(folder.path(), "5s");
@@ -386,8 +385,7 @@ async fn a_slow_policy_delays_its_viewers_and_neither_agents_nor_others() {
 /// A transaction of half a million rows among small ones: each subscriber gets what it asked for, in order.
 #[tokio::test]
 async fn a_huge_transaction_among_small_ones_is_told_in_order_in_bounded_memory() {
-    let rows_in_it =
-        std::env::var("CONVOKE_CHANGES_HUGE").ok().and_then(|text| text.parse().ok()).unwrap_or(100_000_i64);
+    let rows_in_it = from_environment("CONVOKE_CHANGES_HUGE", 100_000_i64);
     crypto();
     let (db, folder) = (database_on_its_own_server().await, tempfile::tempdir().unwrap());
     ground(&db, N, "n").await;

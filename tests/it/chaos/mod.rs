@@ -10,7 +10,7 @@ mod faults;
 mod ledger;
 mod requests;
 
-use crate::support::crypto;
+use crate::support::{crypto, from_environment};
 use daemon::Machine;
 use ledger::Ledger;
 use serde_json::json;
@@ -23,10 +23,6 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// Fewer tasks than this are requested slowly, so that faults come between them.
 const FEW: u64 = 2_000;
 const PAUSE_OF_FEW: Duration = Duration::from_millis(25);
-
-fn from_environment(name: &str, default: u64) -> u64 {
-    std::env::var(name).map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name} is no number")))
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_is_killed_every_task_ends_once() {

@@ -3,12 +3,13 @@
 //! A few hundred in the suite. By hand: `CONVOKE_SOAK=10000 cargo nextest run --run-ignored all -E
 //! 'test(soak)' --no-capture`; `CONVOKE_SOAK_SEED` repeats one.
 use super::{SECRET, token};
+use crate::support::from_environment;
 use convoke::auth::Role;
 use futures_util::{SinkExt, StreamExt};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use serde_json::{Value, json};
 use std::{
-    fmt::Write,
+    collections::VecDeque,
     path::Path,
     process::Stdio,
     sync::{
@@ -155,7 +156,8 @@ impl Soak {
             let _ = ws.send(Message::text(join.to_string())).await;
             let (mut beats, mut live, mut answered) = (0_u64, false, true);
             let mut beat_at = Instant::now();
-            let mut so_far = String::new();
+            // Of this connection, the newest first.
+            let mut recent = VecDeque::new();
             loop {
                 let over = self.over.load(SeqCst);
                 // A daemon that was killed may have kept more than it acknowledged.
@@ -169,8 +171,7 @@ impl Soak {
                 assert!(
                     moved_at.elapsed() < PATIENCE,
                     "client {which}, seed {seed}: waits for {expected} of {said}, joined: {known}, \
-                     {beats} heartbeats, the last one answered: {answered}, {}",
-                    last(&so_far)
+                     {beats} heartbeats, the last one answered: {answered}, {recent:#?}"
                 );
                 if !over && Instant::now() >= ends {
                     break;
@@ -189,7 +190,8 @@ impl Soak {
                     Ok(Some(Ok(Message::Close(_)) | Err(_)) | None) => break,
                     Ok(Some(Ok(_))) => continue,
                 };
-                let _ = writeln!(so_far, "{frame}");
+                recent.truncate(49);
+                recent.push_front(frame.to_string());
                 match frame[3].as_str().unwrap() {
                     "phx_reply" if frame[2] == "phoenix" => {
                         answered = true;
@@ -212,8 +214,7 @@ impl Soak {
                         }
                         assert!(
                             n <= expected,
-                            "client {which}, seed {seed}: lost {expected} to {n}: {frame}, {}",
-                            last(&so_far)
+                            "client {which}, seed {seed}: lost {expected} to {n}: {recent:#?}"
                         );
                         if n == expected {
                             expected += 1;
@@ -243,16 +244,10 @@ impl Soak {
     }
 }
 
-/// The last frames of those that came, one a line.
-fn last(frames: &str) -> String {
-    frames.lines().rev().take(50).collect::<Vec<_>>().join("\n")
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn none_of_the_messages_is_lost_over_random_disconnects_and_kills() {
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
-    let wanted = number("CONVOKE_SOAK").unwrap_or(200);
-    let seed = number("CONVOKE_SOAK_SEED").unwrap_or_else(rand::random);
+    let wanted = from_environment("CONVOKE_SOAK", 200);
+    let seed = from_environment("CONVOKE_SOAK_SEED", rand::random());
     println!("soak: {wanted} disconnects, seed {seed}");
     let folder = tempfile::tempdir().unwrap();
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();

@@ -23,6 +23,12 @@ pub fn crypto() {
     let _ = rustls::crypto::ring::default_provider().install_default();
 }
 
+/// What `name` says in the environment, for runs that are longer than the suite's or repeat one.
+pub fn from_environment<T: std::str::FromStr>(name: &str, default: T) -> T {
+    let Ok(text) = std::env::var(name) else { return default };
+    text.parse().unwrap_or_else(|_| panic!("{name} is no number: {text:?}"))
+}
+
 /// An example, as cargo has built it beside the daemon.
 pub fn example(name: &str) -> std::path::PathBuf {
     let path = std::path::Path::new(env!("CARGO_BIN_EXE_convoke")).with_file_name("examples").join(name);

@@ -6,6 +6,7 @@ mod case;
 mod kinds;
 
 use super::watch::{House, Watch};
+use crate::support::from_environment;
 use case::{Case, Item, Step, case};
 use proptest::test_runner::{Config, RngSeed, TestCaseError, TestRunner};
 use serde_json::{Map, Value, json};
@@ -49,7 +50,7 @@ fn a_subscriber_hears_of_exactly_those_rows_that_postgres_shows_it() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let house = runtime.block_on(House::new(SCHEMA, ""));
     let (next, counts) = (AtomicU32::new(0), Counts::default());
-    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(CASES);
+    let cases = from_environment("PROPTEST_CASES", CASES);
     // The suite asks the same every time; who says how many asks anew.
     let rng_seed = match std::env::var_os("PROPTEST_CASES") {
         Some(_) => RngSeed::Random,

@@ -9,7 +9,7 @@ mod agents;
 mod checks;
 mod people;
 
-use crate::support::{PATIENCE, TestDb, empty_database};
+use crate::support::{PATIENCE, TestDb, empty_database, from_environment};
 use agents::{Held, profiles};
 use chrono::{DateTime, TimeDelta, Utc};
 use convoke::{
@@ -224,10 +224,6 @@ async fn simulate(seed: u64, steps: u64) -> String {
     drop(simulation.nodes);
     simulation.scope.drain(PATIENCE).await.unwrap();
     history
-}
-
-fn from_environment(name: &str, otherwise: u64) -> u64 {
-    std::env::var(name).ok().map_or(otherwise, |text| text.parse().unwrap())
 }
 
 #[tokio::test]
