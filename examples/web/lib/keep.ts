@@ -1,0 +1,57 @@
+// Keeps updates that are not in the table yet in this browser, across a reload or a crash of the tab.
+//
+// localStorage instead of IndexedDB: a write is complete when the call returns, so a crash after a key press loses
+// nothing. A browser gives about 5,000,000 characters to an origin, which is 2,500,000 bytes here. `save` reports a
+// full or blocked storage.
+import * as Y from "yjs";
+import { store, stored, storedKeys } from "./storage.ts";
+
+/** Returns bytes as Postgres reads a bytea. */
+export function bytesToHex(bytes: Uint8Array): string {
+  const parts = new Array<string>(bytes.length + 1);
+  parts[0] = "\\x";
+  for (let i = 0; i < bytes.length; i++) parts[i + 1] = bytes[i]!.toString(16).padStart(2, "0");
+  return parts.join("");
+}
+
+/** Reads a bytea; undefined for null and for invalid text. */
+export function bytesFromHex(text: unknown): Uint8Array | undefined {
+  if (typeof text !== "string") return undefined;
+  const hex = text.startsWith("\\x") ? text.slice(2) : text;
+  if (hex.length % 2 !== 0 || !/^[0-9a-f]*$/i.test(hex)) return undefined;
+  const bytes = new Uint8Array(hex.length / 2);
+  for (let i = 0; i < bytes.length; i++) bytes[i] = parseInt(hex.slice(i * 2, i * 2 + 2), 16);
+  return bytes;
+}
+
+/** One key for each tab. A tab that starts takes over the keys of others; an update that is taken twice is harmless. */
+export class Keep {
+  /** Keys of other tabs, with the text that was taken over. */
+  readonly #taken = new Map<string, string>();
+
+  constructor(
+    readonly prefix: string,
+    readonly tab: string,
+  ) {}
+
+  /** Keeps the updates in place of the ones before. Returns false when the storage is full or refused. */
+  save(updates: readonly Uint8Array[]): boolean {
+    const kept = store(this.prefix + this.tab, updates.length ? bytesToHex(Y.mergeUpdates([...updates])) : undefined);
+    if (!kept) return false;
+    // Only after the save, so a crash in between loses nothing. A key that a live tab has written since stays.
+    for (const [key, text] of this.#taken) if (stored(key) === text) store(key, undefined);
+    this.#taken.clear();
+    return true;
+  }
+
+  /** Returns the updates of other tabs. Their keys are removed by the next `save` that succeeds. */
+  leftovers(): Uint8Array[] {
+    return storedKeys(this.prefix).flatMap((key) => {
+      const text = stored(key);
+      if (key === this.prefix + this.tab || text === undefined) return [];
+      this.#taken.set(key, text);
+      const update = bytesFromHex(text);
+      return update?.length ? [update] : [];
+    });
+  }
+}

@@ -1,0 +1,87 @@
+// Strokes of the whiteboard: points, encoding, and the assembly of a stroke that is being drawn. Pure.
+
+/** The board's width and height in its own units. */
+export const BOARD = 4096;
+/** Maximum points of a stroke. A longer one continues as a new stroke; a longer one of another person is truncated. */
+export const POINTS_MAX = 20_000;
+/** Maximum points of one message. */
+export const CHUNK_MAX = 2000;
+
+export interface Style {
+  color: string;
+  /** Width in board units. */
+  size: number;
+}
+
+/** Returns a valid style: any member of the board may send any JSON. */
+export function styleOf(value: unknown): Style {
+  const { color, size } = (value ?? {}) as Record<string, unknown>;
+  return {
+    color: typeof color === "string" && /^#[0-9a-f]{6}$/i.test(color) ? color.toLowerCase() : "#808080",
+    size: typeof size === "number" && Number.isFinite(size) ? Math.min(200, Math.max(1, size)) : 8,
+  };
+}
+
+/** Returns a list of x, y and pressure, with points outside of the board moved to its edge; undefined if a value is not a number. */
+export function pointsOf(value: unknown): number[] | undefined {
+  if (!Array.isArray(value) || value.length % 3 !== 0 || value.length > CHUNK_MAX * 3) return undefined;
+  if (!value.every((number) => typeof number === "number" && Number.isFinite(number))) return undefined;
+  return value.map((number: number, i) => clamp(number, i));
+}
+
+/** Returns a member of a point as it is stored: a float32 within the board. */
+export const clamp = (number: number, i: number): number => Math.fround(i % 3 === 2 ? Math.min(1, Math.max(0, number)) : Math.min(BOARD, Math.max(0, number)));
+
+/** Returns points as Postgres reads a bytea: `\x` and hexadecimal of little-endian float32. */
+export function toHex(points: readonly number[]): string {
+  const bytes = new Uint8Array(points.length * 4);
+  const view = new DataView(bytes.buffer);
+  points.forEach((number, i) => view.setFloat32(i * 4, number, true));
+  let hex = "\\x";
+  for (const byte of bytes) hex += byte.toString(16).padStart(2, "0");
+  return hex;
+}
+
+/** Reads a bytea, with `\x` (from a query) or without (from a row change). */
+export function fromHex(text: unknown): number[] | undefined {
+  if (typeof text !== "string") return undefined;
+  const hex = text.startsWith("\\x") ? text.slice(2) : text;
+  if (!hex.length || hex.length % 24 !== 0 || !/^[0-9a-f]*$/i.test(hex)) return undefined;
+  const bytes = new Uint8Array(hex.length / 2);
+  for (let i = 0; i < bytes.length; i++) bytes[i] = parseInt(hex.slice(i * 2, i * 2 + 2), 16);
+  const view = new DataView(bytes.buffer);
+  return Array.from({ length: bytes.length / 4 }, (_, i) => {
+    const number = view.getFloat32(i * 4, true);
+    return Number.isFinite(number) ? clamp(number, i) : 0;
+  });
+}
+
+/** Another person's stroke while it is drawn: pieces may be lost, duplicated or early. */
+export class LiveStroke {
+  readonly points: number[] = [];
+  /** Total number of points, known from its end. */
+  total: number | undefined;
+
+  constructor(
+    readonly id: string,
+    readonly author: string,
+    readonly style: Style,
+    public heardAt: number,
+  ) {}
+
+  /** Adds points from index `from`; returns the first missing index, or undefined. */
+  add(from: number, points: readonly number[]): number | undefined {
+    const have = this.points.length / 3;
+    if (from > have) return have;
+    // Duplicate points are skipped, new ones are added up to the limit.
+    this.points.push(...points.slice((have - from) * 3));
+    this.points.length = Math.min(this.points.length, POINTS_MAX * 3);
+    return this.lacking();
+  }
+
+  /** Returns the first missing index, if the total is known and points are missing. */
+  lacking(): number | undefined {
+    const have = this.points.length / 3;
+    return this.total !== undefined && have < Math.min(this.total, POINTS_MAX) ? have : undefined;
+  }
+}

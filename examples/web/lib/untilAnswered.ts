@@ -1,0 +1,17 @@
+const RETRY_MS = [200, 500, 1000, 2000, 5000];
+
+/**
+ * Retries a read until it succeeds. Use it for data that a page needs to start: a page that is opened while the server,
+ * the database or the network is down then starts when it is back, without a reload.
+ * @param failed is called after each failure; if it throws, the retries end with that error
+ */
+export async function untilAnswered<T>(read: () => Promise<T>, failed: (error: Error) => void): Promise<T> {
+  for (let tries = 0; ; tries++) {
+    try {
+      return await read();
+    } catch (error) {
+      failed(error as Error);
+      await new Promise((resolve) => setTimeout(resolve, RETRY_MS[Math.min(tries, RETRY_MS.length - 1)]));
+    }
+  }
+}

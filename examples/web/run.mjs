@@ -1,0 +1,112 @@
+// @ts-check
+// `make web`: runs the daemon, the migrations, the server, and a program that bids in the agent console.
+//
+//   node run.mjs [--listen 127.0.0.1:8080] [--daemon-port 7710] [--data-dir .convoke-web]
+import { createServer } from "node:net";
+import { networkInterfaces } from "node:os";
+import { resolve, join } from "node:path";
+import { existsSync } from "node:fs";
+import { parseArgs } from "node:util";
+import { Daemon, here } from "./server/daemon.mjs";
+import { databaseUrl, makePool, migrate, seed } from "./server/database.mjs";
+import { People, inviteCode } from "./server/people.mjs";
+import { startServer } from "./server/server.mjs";
+import { startBidder } from "./server/bidder.mjs";
+import { sign } from "./server/tokens.mjs";
+
+const options = /** @type {const} */ ({
+  listen: { type: "string", default: "127.0.0.1:8080" },
+  "daemon-port": { type: "string", default: "7710" },
+  "data-dir": { type: "string", default: join(here, "../../.convoke-web") },
+});
+const values = flags();
+const at = values.listen.lastIndexOf(":");
+const [host, port] = [values.listen.slice(0, at).replace(/^\[|\]$/g, ""), Number(values.listen.slice(at + 1))];
+if (at < 1 || !isPort(port)) fail(`--listen takes ADDRESS:PORT, like 0.0.0.0:8080, not ${values.listen}`);
+const daemonPort = Number(values["daemon-port"]);
+if (!isPort(daemonPort)) fail(`--daemon-port takes a port, like 7710, not ${values["daemon-port"]}`);
+const dist = join(here, "dist");
+if (!existsSync(join(dist, "index.html"))) fail("the pages are not built: npm run build (make web does it)");
+// Before the daemon starts, so that a port in use leaves nothing running.
+await free(host, port, `choose another port: make web LISTEN=${host}:${port + 1}`);
+await free("127.0.0.1", daemonPort, `another "make web" may run; a second one: make web LISTEN=127.0.0.1:8090 ARGS="--daemon-port ${daemonPort + 1} --data-dir ../../.convoke-web-2"`);
+
+const daemon = new Daemon({ dataDir: resolve(values["data-dir"]), port: daemonPort });
+console.error("web: starting the daemon and its PostgreSQL");
+await daemon.start().catch(abort);
+const { pool, server, invite } = await start().catch(abort);
+const bidder = startBidder(daemon.url.origin, sign({ role: "authenticated", org: "demo", agent_id: "robot" }, daemon.secret(), 365 * 24 * 3600));
+
+// A daemon that dies is restarted; the pages reconnect by themselves.
+let stopping = false;
+daemon.onExit = async (code) => {
+  if (stopping) return;
+  console.error(`web: the daemon ended (${code}), starting it again`);
+  await new Promise((done) => setTimeout(done, 1000));
+  await daemon.start().catch(abort);
+};
+
+console.log(`\nThe pages: ${addresses(host, server.port).join("  ")}`);
+if (invite) console.log(`Invite code: ${invite}   (people type it when they sign in)`);
+console.log("Open it in two browsers, choose two people, and chat or draw. Ctrl-C ends everything.\n");
+
+for (const signal of /** @type {const} */ (["SIGINT", "SIGTERM"]))
+  process.once(signal, async () => {
+    stopping = true;
+    bidder.stop();
+    await server.close();
+    await pool.end();
+    await daemon.stop();
+    process.exit(0);
+  });
+
+async function start() {
+  const pool = makePool(databaseUrl(daemon.dataDir));
+  await migrate(pool, join(here, "migrations"));
+  await seed(pool, join(here, "seeds"));
+  const loopback = host === "127.0.0.1" || host === "::1" || host === "localhost";
+  const invite = loopback ? undefined : (process.env.INVITE ?? inviteCode());
+  const people = new People(daemon.secret(), pool, invite);
+  const server = await startServer({ pool, secret: daemon.secret(), people, daemon: daemon.url, dist, host, port });
+  return { pool, server, invite };
+}
+
+function flags() {
+  try {
+    return parseArgs({ options }).values;
+  } catch (error) {
+    return fail(/** @type {Error} */ (error).message);
+  }
+}
+
+/** @param {number} port */
+function isPort(port) {
+  return Number.isInteger(port) && port >= 0 && port < 65536;
+}
+
+/** Fails if the address cannot be bound. @param {string} host @param {number} port @param {string} advice */
+async function free(host, port, advice) {
+  const probe = createServer();
+  await new Promise((done, failed) => probe.once("error", failed).listen(port, host, () => done(undefined)))
+    .catch((error) => fail(`cannot listen on ${host}:${port}: ${error.code === "EADDRINUSE" ? `the port is taken; ${advice}` : error.message}`));
+  await new Promise((done) => probe.close(done));
+}
+
+/** Stops the daemon and fails. @param {Error} error @returns {Promise<never>} */
+async function abort(error) {
+  await daemon.stop();
+  return fail(error.message);
+}
+
+/** @param {string} host @param {number} port */
+function addresses(host, port) {
+  if (host !== "0.0.0.0" && host !== "::") return [`http://${host.includes(":") ? `[${host}]` : host}:${port}/`];
+  const all = Object.values(networkInterfaces()).flat().filter((face) => face && face.family === "IPv4");
+  return all.map((face) => `http://${face?.address}:${port}/`);
+}
+
+/** @param {string} message @returns {never} */
+function fail(message) {
+  console.error(`web: ${message}`);
+  process.exit(1);
+}

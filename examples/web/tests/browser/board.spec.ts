@@ -1,0 +1,152 @@
+import type { Page } from "@playwright/test";
+import { expect, isLive, SIZE, test, type Stage } from "./harness/stage.ts";
+
+const VIEW = { viewport: { width: 900, height: 700 }, deviceScaleFactor: 1 };
+let nth = 0;
+const fresh = (name: string): string => `${name}-${Date.now()}-${++nth}`;
+
+/** The board is square and in the middle of the sheet: its left edge, about. */
+const LEFT = 170;
+
+/** Draws a line through `points`, in pixels of the board. */
+async function draw(page: Page, points: [number, number][], up = true): Promise<void> {
+  const box = (await page.locator(".sheet").boundingBox())!;
+  const [first, ...rest] = points.map(([x, y]): [number, number] => [box.x + LEFT + x, box.y + y]);
+  await page.mouse.move(...first!);
+  await page.mouse.down();
+  for (const point of rest) await page.mouse.move(...point);
+  if (up) await page.mouse.up();
+}
+
+const hashOf = (page: Page): Promise<string | null> => page.locator("html").getAttribute("data-hash");
+const picture = (page: Page): Promise<string> => page.locator("canvas.settled").evaluate((canvas) => (canvas as HTMLCanvasElement).toDataURL());
+const count = (page: Page, n: number): Promise<void> => expect(page.locator("html")).toHaveAttribute("data-count", String(n), { timeout: 30_000 });
+const drawnAll = (page: Page): Promise<void> => expect(page.locator("html")).toHaveAttribute("data-sending", "0", { timeout: 30_000 });
+const visible = (stage: Stage, board: string): Promise<{ n: number }[]> =>
+  stage.query<{ n: number }>("select count(*)::int as n from strokes s where board = $1 and deleted_at is null and seq > coalesce((select max(seq) from clears c where c.board = $1), 0)", [board]);
+
+test("two people draw fifty lines at once, and both and a late joiner see the same picture", async ({ seats, stage }) => {
+  const board = fresh("lines");
+  await stage.topic(`whiteboard:${board}`);
+  const [ana, ben] = [await seats.seat("ana", VIEW), await seats.seat("ben", VIEW)];
+  const [a, b] = [await ana.open(`/board/?board=${board}`), await ben.open(`/board/?board=${board}`)];
+  await a.locator("[name=color]").fill("#d04030");
+  await b.locator("[name=color]").fill("#2060c0");
+  const each = 25 * SIZE;
+  const lines = async (page: Page, shift: number): Promise<void> => {
+    for (let i = 0; i < each; i++) await draw(page, [[100 + shift, 60 + i * 9], [300 + shift, 80 + ((i * 53) % 400)], [500 - shift, 60 + ((i * 31) % 420)]]);
+  };
+  await Promise.all([lines(a, 0), lines(b, 40)]);
+  for (const page of [a, b]) {
+    await count(page, each * 2);
+    await drawnAll(page);
+  }
+  const cleo = await seats.seat("cleo", VIEW);
+  const c = await cleo.open(`/board/?board=${board}`);
+  await count(c, each * 2);
+  expect(await hashOf(b)).toBe(await hashOf(a));
+  expect(await hashOf(c)).toBe(await hashOf(a));
+  await expect(async () => expect(await picture(b)).toBe(await picture(a))).toPass({ timeout: 5000 });
+  await expect(async () => expect(await picture(c)).toBe(await picture(a))).toPass({ timeout: 5000 });
+  const styles = await stage.query<{ author: string; color: string }>("select distinct author, style->>'color' as color from strokes where board = $1 order by author", [board]);
+  expect(styles, "each stroke keeps its painter's colour").toEqual([{ author: "ana", color: "#d04030" }, { author: "ben", color: "#2060c0" }]);
+});
+
+test("a stroke survives a disconnect, and a late joiner sees it grow", async ({ seats, stage }) => {
+  const board = fresh("cut");
+  await stage.topic(`whiteboard:${board}`);
+  const [ana, ben] = [await seats.seat("ana", VIEW), await seats.seat("ben", VIEW)];
+  const [a, b] = [await ana.open(`/board/?board=${board}`), await ben.open(`/board/?board=${board}`)];
+  const zigzag = (from: number): [number, number][] => Array.from({ length: 30 }, (_, i): [number, number] => [from + i * 4, 100 + (i % 2) * 60]);
+  await draw(a, zigzag(100), false);
+  await expect(b.locator("html")).toHaveAttribute("data-growing", "1");
+  const cleo = await seats.seat("cleo", VIEW);
+  const c = await cleo.open(`/board/?board=${board}`);
+  const box = (await a.locator(".sheet").boundingBox())!;
+  await a.mouse.move(box.x + LEFT + 230, box.y + 120);
+  await expect(c.locator("html")).toHaveAttribute("data-growing", "1");
+  ana.wire.cut();
+  for (const [x, y] of zigzag(240)) await a.mouse.move(box.x + LEFT + x, box.y + y);
+  await a.mouse.up();
+  for (const page of [a, b, c]) {
+    await count(page, 1);
+    await expect(page.locator("html")).toHaveAttribute("data-growing", "0");
+  }
+  expect(await hashOf(b)).toBe(await hashOf(a));
+  expect(await hashOf(c)).toBe(await hashOf(a));
+  const [row] = await stage.query<{ points: number }>("select octet_length(points) / 12 as points from strokes where board = $1", [board]);
+  expect(row?.points).toBeGreaterThanOrEqual(60);
+});
+
+test("concurrent clear and draw give both people and the table the same result", async ({ seats, stage }) => {
+  const board = fresh("clear");
+  await stage.topic(`whiteboard:${board}`);
+  const [ana, ben] = [await seats.seat("ana", VIEW), await seats.seat("ben", VIEW)];
+  const [a, b] = [await ana.open(`/board/?board=${board}`), await ben.open(`/board/?board=${board}`)];
+  const rounds = 10 * SIZE;
+  for (let i = 0; i < rounds; i++) {
+    await Promise.all([a.getByRole("button", { name: "Clear" }).click(), draw(b, [[100 + i, 100], [200, 200 + i]])]);
+  }
+  await Promise.all([drawnAll(a), drawnAll(b)]);
+  await expect.poll(async () => (await stage.query("select 1 from clears where board = $1", [board])).length).toBe(rounds);
+  await expect
+    .poll(async () => {
+      const [table] = await visible(stage, board);
+      const shown = await Promise.all([a, b].map((page) => page.locator("html").getAttribute("data-count")));
+      return shown.every((text) => text === String(table?.n));
+    })
+    .toBe(true);
+  expect(await hashOf(a)).toBe(await hashOf(b));
+});
+
+test("undo and eraser affect only own strokes, and redo restores them", async ({ seats, stage }) => {
+  const board = fresh("undo");
+  await stage.topic(`whiteboard:${board}`);
+  const [ana, ben] = [await seats.seat("ana", VIEW), await seats.seat("ben", VIEW)];
+  const [a, b] = [await ana.open(`/board/?board=${board}`), await ben.open(`/board/?board=${board}`)];
+  await draw(a, [[100, 100], [300, 100]]);
+  await count(b, 1);
+  await draw(b, [[100, 200], [300, 200]]);
+  await count(a, 2);
+  await a.keyboard.press("Control+z");
+  for (const page of [a, b]) await count(page, 1);
+  await a.keyboard.press("Control+z"); // Nothing of Ana's is left; Ben's stays.
+  await drawnAll(a);
+  await count(b, 1);
+  await a.getByRole("button", { name: "Redo" }).click();
+  for (const page of [a, b]) await count(page, 2);
+  await a.getByRole("button", { name: "Eraser" }).click();
+  await draw(a, [[150, 90], [150, 100], [150, 200]]);
+  for (const page of [a, b]) await count(page, 1);
+  const rows = await stage.query<{ author: string; gone: boolean }>("select author, deleted_at is not null as gone from strokes where board = $1 order by author", [board]);
+  expect(rows).toEqual([{ author: "ana", gone: true }, { author: "ben", gone: false }]);
+  // By hand, past the page: Ben's stroke is not Ana's to take.
+  const headers = { authorization: `Bearer ${stage.token({ sub: "ana" })}`, prefer: "return=representation" };
+  const taken = await ana.context.request.patch(`${ana.origin}/rest/v1/strokes?board=eq.${board}&author=eq.ben`, { headers, data: { deleted_at: new Date().toISOString() } });
+  expect(await taken.json()).toEqual([]);
+});
+
+test("invalid messages and a stroke of a million points have no effect on others", async ({ seats, stage }) => {
+  const board = fresh("rubbish");
+  await stage.topic(`whiteboard:${board}`);
+  const ana = await seats.seat("ana", VIEW);
+  const a = await ana.open(`/board/?board=${board}`);
+  const say = (payload: object): Promise<unknown> => stage.query("select realtime.send($1::jsonb, 'draw', $2, true)", [JSON.stringify(payload), `whiteboard:${board}`]);
+  await say({ stroke: "x", from: 0, author: "ben", deltas: ["a", 1, 2] });
+  await say({ stroke: "x", from: -5, author: "ben", deltas: [1, 2, 3] });
+  await say({ stroke: 7, from: 0, author: "ben", deltas: [1, 2, 3] });
+  await say({ stroke: "y", from: 0, author: "ben", deltas: Array.from({ length: 30_000 }, () => 1) });
+  await say({ stroke: "z", from: 0, author: "ben", style: { color: "url(evil)", size: 1e9 }, deltas: [100, 100, 0.5, 1e9, -1e9, 9] });
+  await expect(a.locator("html")).toHaveAttribute("data-growing", "1");
+  const headers = { authorization: `Bearer ${stage.token({ sub: "ana" })}` };
+  const huge = await ana.context.request.post(`${ana.origin}/rest/v1/strokes`, {
+    headers,
+    data: { id: "5f0c8a51-5c6f-4f2e-9a3b-0d8a7cf7d003", board, style: {}, points: `\\x${"0".repeat(24 * 60_001)}` },
+  });
+  expect(huge.status()).toBe(400);
+  await draw(a, [[100, 100], [300, 100]]);
+  await count(a, 1);
+  // Whose end never comes is gone after ten seconds.
+  await expect(a.locator("html")).toHaveAttribute("data-growing", "0", { timeout: 15_000 });
+  await isLive(a);
+});

@@ -1,0 +1,150 @@
+// The fixtures of a test file: a daemon with its own PostgreSQL, the server, one Chromium with a context for each person.
+import { test as base, expect, type Browser, type BrowserContext, type Page } from "@playwright/test";
+import { rmSync } from "node:fs";
+import { join } from "node:path";
+import type pg from "pg";
+import { Daemon, here } from "../../../server/daemon.mjs";
+import { databaseUrl, makePool, migrate, seed } from "../../../server/database.mjs";
+import { People } from "../../../server/people.mjs";
+import { startServer } from "../../../server/server.mjs";
+import { sign } from "../../../server/tokens.mjs";
+import { dataFolder } from "../../unit/folder.ts";
+import { freePort } from "../../unit/port.ts";
+import { Wire } from "./wire.ts";
+
+/** Lengths of the long runs: 1 in `make test`, more with `WEB_TEST_SIZE=10`. */
+export const SIZE = Math.max(1, Number(process.env.WEB_TEST_SIZE ?? 1) || 1);
+
+/** One person's browser: a context of its own behind a wire of its own. */
+export class Seat {
+  readonly #pages: Page[] = [];
+  constructor(
+    readonly context: BrowserContext,
+    readonly wire: Wire,
+    readonly person: string,
+    readonly errors: string[],
+  ) {}
+
+  get origin(): string {
+    return `http://127.0.0.1:${this.wire.port}`;
+  }
+
+  /** Opens a page (another tab of the same person when one is open), live. */
+  async open(path: string, { live = true }: { live?: boolean } = {}): Promise<Page> {
+    const page = await this.context.newPage();
+    page.on("pageerror", (error) => this.errors.push(`${this.person}: ${error.stack ?? error.message}`));
+    page.on("console", (message) => {
+      if (message.type() === "error" && /Content Security Policy|a listener of/.test(message.text())) this.errors.push(`${this.person}: ${message.text()}`);
+    });
+    const url = new URL(path, this.origin);
+    url.searchParams.set("heartbeat", "1000");
+    url.searchParams.set("reconnect", "200");
+    await page.goto(url.href);
+    if (live) await isLive(page);
+    this.#pages.push(page);
+    return page;
+  }
+}
+
+export const isLive = (page: Page, timeout = 20_000): Promise<void> => expect(page.locator("html")).toHaveAttribute("data-live", "live", { timeout });
+
+export class Stage {
+  readonly daemon: Daemon;
+  readonly errors: string[] = [];
+  readonly #seats: Seat[] = [];
+  pool!: pg.Pool;
+  server!: { port: number; close: () => Promise<void> };
+
+  private constructor(
+    readonly browser: Browser,
+    readonly dataDir: string,
+    port: number,
+  ) {
+    this.daemon = new Daemon({ dataDir, port });
+  }
+
+  static async open(browser: Browser): Promise<Stage> {
+    const stage = new Stage(browser, dataFolder(), await freePort());
+    await stage.daemon.start();
+    stage.pool = makePool(databaseUrl(stage.dataDir));
+    await migrate(stage.pool, join(here, "migrations"));
+    await seed(stage.pool, join(here, "seeds"));
+    stage.server = await stage.serve();
+    return stage;
+  }
+
+  /** Starts a server beside the others; `bearerSeconds` is the life of its bearers. */
+  serve(bearerSeconds?: number): ReturnType<typeof startServer> {
+    const secret = this.daemon.secret();
+    const people = new People(secret, this.pool, undefined, bearerSeconds);
+    return startServer({ pool: this.pool, secret, people, daemon: this.daemon.url, dist: join(here, "dist"), host: "127.0.0.1", port: 0 });
+  }
+
+  /** A person's browser, signed in. */
+  async seat(person: string, options: Parameters<Browser["newContext"]>[0] = {}, server = this.server): Promise<Seat> {
+    const wire = await new Wire(server.port).open();
+    const context = await this.browser.newContext(options);
+    const seat = new Seat(context, wire, person, this.errors);
+    this.#seats.push(seat);
+    const answer = await context.request.post(`${seat.origin}/session`, { data: { person } });
+    expect(answer.status()).toBe(200);
+    return seat;
+  }
+
+  /** Creates a topic with its members. */
+  async topic(name: string, members: Record<string, "reader" | "writer"> = { ana: "writer", ben: "writer", cleo: "writer" }): Promise<void> {
+    for (const [person, role] of Object.entries(members))
+      await this.pool.query("insert into public.members (topic, user_id, role) values ($1, $2, $3)", [name, person, role]);
+  }
+
+  async query<T extends pg.QueryResultRow>(text: string, values: unknown[] = []): Promise<T[]> {
+    return (await this.pool.query<T>(text, values)).rows;
+  }
+
+  /** Returns a bearer like those of the server. */
+  token(claims: Record<string, unknown>): string {
+    return sign({ role: "authenticated", aud: "authenticated", org: "demo", ...claims }, this.daemon.secret(), 600);
+  }
+
+  /** Kills the daemon and starts it again on the same port. */
+  async crash(downMs = 0): Promise<void> {
+    await this.daemon.kill9();
+    await new Promise((resolve) => setTimeout(resolve, downMs));
+    await this.daemon.start();
+  }
+
+  async leave(): Promise<void> {
+    for (const seat of this.#seats.splice(0)) {
+      await seat.context.close();
+      await seat.wire.close();
+    }
+  }
+
+  async close(): Promise<void> {
+    await this.leave();
+    await this.server?.close();
+    await this.pool?.end();
+    await this.daemon.stop();
+    rmSync(this.dataDir, { recursive: true, force: true });
+  }
+}
+
+/** One stage for all tests of a worker; each test has its own seats and topics. */
+export const test = base.extend<{ seats: Stage }, { stage: Stage }>({
+  stage: [
+    async ({ browser }, use) => {
+      const stage = await Stage.open(browser);
+      await use(stage);
+      await stage.close();
+    },
+    { scope: "worker", timeout: 90_000 },
+  ],
+  seats: async ({ stage }, use, info) => {
+    await use(stage);
+    if (info.status !== info.expectedStatus) console.error(stage.daemon.log().slice(-4000));
+    await stage.leave();
+    expect(stage.errors.splice(0), "no page threw, and nothing broke the content security policy").toEqual([]);
+  },
+});
+
+export { expect };

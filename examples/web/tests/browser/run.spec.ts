@@ -1,0 +1,76 @@
+// `make web` itself: ports that are taken, an end with pages open, and a second start on the same data.
+import { spawn, type ChildProcess } from "node:child_process";
+import { once } from "node:events";
+import { readdirSync, rmSync } from "node:fs";
+import { createServer, type AddressInfo, type Server } from "node:net";
+import { join } from "node:path";
+import { expect, test } from "@playwright/test";
+import WebSocket from "ws";
+import { here } from "../../server/daemon.mjs";
+import { dataFolder } from "../unit/folder.ts";
+import { freePort } from "../unit/port.ts";
+
+class Run {
+  output = "";
+  readonly child: ChildProcess;
+  readonly ended: Promise<number | null>;
+
+  constructor(args: string[]) {
+    this.child = spawn(process.execPath, [join(here, "run.mjs"), ...args]);
+    for (const stream of [this.child.stdout, this.child.stderr]) stream?.on("data", (bytes) => (this.output += bytes));
+    this.ended = once(this.child, "exit").then(([code]) => code as number | null);
+  }
+
+  said(text: string): Promise<void> {
+    return expect.poll(() => this.output, { timeout: 60_000 }).toContain(text);
+  }
+}
+
+async function taken(): Promise<[Server, number]> {
+  const server = createServer();
+  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+  return [server, (server.address() as AddressInfo).port];
+}
+
+let dataDir = "";
+test.beforeEach(() => (dataDir = dataFolder()));
+test.afterEach(() => rmSync(dataDir, { recursive: true, force: true }));
+
+test("a port that is taken, and flags that are wrong, are named, and nothing is started", async () => {
+  const [server, port] = await taken();
+  const free = await freePort();
+  const cases = [
+    { args: ["--listen", `127.0.0.1:${port}`, "--daemon-port", `${free}`], says: `make web LISTEN=127.0.0.1:${port + 1}` },
+    { args: ["--listen", `127.0.0.1:${free}`, "--daemon-port", `${port}`], says: `--daemon-port ${port + 1}` },
+    { args: ["--listen", "127.0.0.1:99999"], says: "--listen takes ADDRESS:PORT" },
+    { args: ["--listen", `127.0.0.1:${free}`, "--daemon-port", "x"], says: "--daemon-port takes a port" },
+    { args: ["--lisen", "127.0.0.1:1"], says: "--lisen" },
+  ];
+  for (const { args, says } of cases) {
+    const run = new Run([...args, "--data-dir", dataDir]);
+    expect(await run.ended).toBe(1);
+    expect(run.output).toContain(says);
+    expect(run.output).not.toMatch(/^ +at /m);
+  }
+  expect(readdirSync(dataDir)).toEqual([]);
+  server.close();
+});
+
+test("Ctrl-C ends it at once with a page open, and it starts again on the same data", async () => {
+  const [port, daemonPort] = [await freePort(), await freePort()];
+  for (let i = 0; i < 2; i++) {
+    const run = new Run(["--listen", `127.0.0.1:${port}`, "--daemon-port", `${daemonPort}`, "--data-dir", dataDir]);
+    await run.said("Ctrl-C ends everything");
+    const { anonKey } = (await (await fetch(`http://127.0.0.1:${port}/config`)).json()) as { anonKey: string };
+    const socket = new WebSocket(`ws://127.0.0.1:${port}/realtime/v1/websocket?apikey=${anonKey}&vsn=2.0.0`);
+    socket.on("error", () => undefined);
+    await once(socket, "open");
+    const closed = once(socket, "close");
+    run.child.kill("SIGINT");
+    const late = setTimeout(() => run.child.kill("SIGKILL"), 15_000);
+    expect(await run.ended).toBe(0);
+    clearTimeout(late);
+    await closed;
+    await expect(fetch(`http://127.0.0.1:${daemonPort}/health`)).rejects.toThrow();
+  }
+});

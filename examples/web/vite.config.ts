@@ -1,0 +1,34 @@
+import type { Plugin } from "vite";
+import { defineConfig } from "vitest/config";
+
+const pages = ["chat", "call", "editor", "board", "analytics", "console"];
+// In development: `npx vite` beside `make web`, which serves the data.
+const data = Object.fromEntries(["/rest", "/realtime", "/session", "/config"].map((path) => [path, { target: "http://127.0.0.1:8080", ws: true }]));
+
+// The head that all pages share. A page's own has its title and its style, which comes after this one.
+const head: Plugin = {
+  name: "shared-head",
+  transformIndexHtml: {
+    order: "pre",
+    handler: () => [
+      { tag: "meta", attrs: { charset: "utf-8" } },
+      { tag: "meta", attrs: { name: "viewport", content: "width=device-width, initial-scale=1, interactive-widget=resizes-content" } },
+      { tag: "meta", attrs: { name: "color-scheme", content: "light dark" } },
+      { tag: "link", attrs: { rel: "icon", href: "data:," } },
+      { tag: "link", attrs: { rel: "stylesheet", href: "/styles/app.css" } },
+    ],
+  },
+};
+
+export default defineConfig({
+  plugins: [head],
+  appType: "mpa",
+  build: {
+    target: "es2022",
+    sourcemap: false,
+    modulePreload: { polyfill: false },
+    rollupOptions: { input: { index: "index.html", ...Object.fromEntries(pages.map((page) => [page, `${page}/index.html`])) } },
+  },
+  server: { proxy: data },
+  test: { include: ["tests/unit/**/*.test.ts"], environment: "node" },
+});
