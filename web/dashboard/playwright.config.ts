@@ -1,0 +1,22 @@
+import { defineConfig } from "@playwright/test";
+
+// Debian's Chromium. Without the background features it makes no DNS lookup at start.
+const FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"];
+
+export default defineConfig({
+  testDir: "tests/browser",
+  testMatch: "**/*.spec.ts",
+  workers: 2,
+  timeout: 90_000,
+  // The daemon, its PostgreSQL and other programs share two cores.
+  expect: { timeout: 15_000 },
+  forbidOnly: Boolean(process.env.CI),
+  // A retry would hide a race: a failure is a failure.
+  retries: 0,
+  reporter: [["list"], ["./tests/browser/summary.ts"]],
+  outputDir: "test-results",
+  use: {
+    headless: true,
+    launchOptions: { executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium", args: FLAGS },
+  },
+});

@@ -1,0 +1,140 @@
+// The frame around every screen.
+import { useSignal, useSignalEffect } from "@preact/signals";
+import { Component, type ComponentChildren, type JSX } from "preact";
+import { useEffect, useRef } from "preact/hooks";
+import { answeredAt } from "./api.ts";
+import { clock, isUtc, now } from "./format.ts";
+import { HELP, hasLetters, isHelpOpen, setLetters, setUtc } from "./keys.ts";
+import { follow, isPaused, pause, status } from "./live.ts";
+import { go, href, route } from "./route.ts";
+import { Agent, Agents } from "./screens/Agents.tsx";
+import { Ask, Mark, SignIn } from "./screens/SignIn.tsx";
+import { Switchboard } from "./screens/Switchboard.tsx";
+import { Task } from "./screens/Task.tsx";
+import { Tasks } from "./screens/Tasks.tsx";
+import { type Session, isExpired, session, signOut } from "./session.ts";
+import { nextTheme, theme } from "./theme.ts";
+import { Empty } from "./ui.tsx";
+
+export function App(): JSX.Element {
+  const state = session.value;
+  useSignalEffect(() => {
+    document.documentElement.dataset.session = session.value.is;
+    document.documentElement.dataset.live = status.value;
+  });
+  if (state.is === "loading") return <p class="boot" role="status">Loading…</p>;
+  if (state.is === "out") return <main><SignIn message={state.message} /></main>;
+  if (state.is === "ask") return <main><Ask user={state.user} org={state.org} code={state.code} current={state.session} /></main>;
+  return <Frame key={`${state.session.user} ${state.session.org}`} session={state.session} />;
+}
+
+function Frame({ session }: { session: Session }): JSX.Element {
+  useEffect(() => follow(session.org), []);
+  return (
+    <div class="frame">
+      <a class="skip" href="#main">Skip to the content</a>
+      <Bar session={session} />
+      <Menu org={session.org} />
+      <main id="main" tabIndex={-1} class={status.value === "no connection" ? "stale" : ""}>
+        <Boundary key={JSON.stringify(route.value)}><Screen session={session} /></Boundary>
+      </main>
+      <Help />
+      {isExpired.value ? <Dialog label="Your session has ended" isOpen onClose={() => undefined}><SignIn message={null} again /></Dialog> : null}
+    </div>
+  );
+}
+
+function Screen({ session: { org } }: { session: Session }): JSX.Element {
+  const current = route.value;
+  const isOther = "org" in current && current.org !== org;
+  useEffect(() => {
+    if (current.screen === "start") go(href(org), { replace: true });
+    if (current.screen === "find") go(href(org, "tasks", current.id), { replace: true });
+  }, [current.screen]);
+  const name = { switchboard: org, tasks: "Tasks", task: "Task", agents: "Agents", agent: "id" in current ? current.id : "", start: org, find: "Task", missing: "Not found" }[current.screen];
+  useEffect(() => {
+    document.title = `${name} · Convoke`;
+  }, [name]);
+  if (isOther) return <Empty title={`This link is about org ${current.org}`}><p>You are signed in for org {org}. <code>convoke dashboard --org {current.org}</code> prints a link for the other one.</p></Empty>;
+  switch (current.screen) {
+    case "switchboard": return <Switchboard org={org} />;
+    case "tasks": return <Tasks org={org} />;
+    case "task": return <Task key={current.id} org={org} id={current.id} tab={current.tab} />;
+    case "agents": return <Agents org={org} />;
+    case "agent": return <Agent key={current.id} org={org} id={current.id} />;
+    case "missing": return <Empty title="There is no such page"><p><a href={href(org)}>Switchboard</a></p></Empty>;
+    default: return <p class="boot">Loading…</p>;
+  }
+}
+
+function Bar({ session }: { session: Session }): JSX.Element {
+  return (
+    <header class="bar">
+      <a class="brand" href={href(session.org)} aria-label="Convoke, Switchboard"><Mark /><b>Convoke</b></a>
+      <span class="org">{session.org}</span>
+      <span class="grow" />
+      <Live />
+      <button type="button" class="quiet" aria-pressed={isPaused.value} title="Pause (p)" onClick={() => pause(!isPaused.value)}>{isPaused.value ? "Resume" : "Pause"}</button>
+      <button type="button" class="quiet wide-only" title="Local time or UTC (z)" onClick={() => setUtc(!isUtc.value)}>{isUtc.value ? "UTC" : "local time"}</button>
+      <button type="button" class="quiet wide-only" title="Theme (t)" onClick={nextTheme}>◐ <span class="hidden">Theme: </span>{theme.value}</button>
+      <button type="button" class="quiet" title="Keys (?)" onClick={() => (isHelpOpen.value = true)}>?<span class="hidden"> Keys</span></button>
+      <span class="user wide-only">{session.user} <span class="soft">(viewer)</span></span>
+      <button type="button" class="quiet" onClick={() => void signOut()}>Sign out</button>
+    </header>
+  );
+}
+
+function Live(): JSX.Element {
+  const word = isPaused.value ? "paused" : status.value;
+  const stale = status.value === "no connection" && answeredAt.value > 0;
+  return <span class={`live live-${word.replaceAll(" ", "-")}`} role="status"><span aria-hidden="true">●</span> {word}{stale ? `, as of ${clock(new Date(answeredAt.value).toISOString())}` : ""}</span>;
+}
+
+function Menu({ org }: { org: string }): JSX.Element {
+  const { screen } = route.value;
+  const item = (to: string, icon: string, text: string, screens: string[]): JSX.Element => (
+    <a href={to} aria-current={screens.includes(screen) ? "page" : undefined}><span aria-hidden="true">{icon}</span>{text}</a>
+  );
+  return (
+    <nav class="menu" aria-label="Screens">
+      {item(href(org), "▣", "Switchboard", ["switchboard"])}
+      {item(href(org, "tasks"), "≡", "Tasks", ["tasks", "task"])}
+      {item(href(org, "agents"), "◉", "Agents", ["agents", "agent"])}
+      <small class="soft clock">{clock(new Date(now.value).toISOString())}{isUtc.value ? " UTC" : ""}</small>
+    </nav>
+  );
+}
+
+function Help(): JSX.Element {
+  return (
+    <Dialog label="Keys" isOpen={isHelpOpen.value} onClose={() => (isHelpOpen.value = false)}>
+      <h2>Keys</h2>
+      <dl class="keys">{HELP.map(([key, what]) => <><dt><kbd>{key}</kbd></dt><dd>{what}</dd></>)}</dl>
+      <label class="check"><input type="checkbox" checked={hasLetters.value} onChange={(event) => setLetters(event.currentTarget.checked)} /> Single letters are keys</label>
+      <form method="dialog"><button type="submit" class="primary">Close</button></form>
+    </Dialog>
+  );
+}
+
+function Dialog({ label, isOpen, onClose, children }: { label: string; isOpen: boolean; onClose: () => void; children: ComponentChildren }): JSX.Element {
+  const dialog = useRef<HTMLDialogElement>(null);
+  const was = useSignal(false);
+  useEffect(() => {
+    if (isOpen && !dialog.current?.open) dialog.current?.showModal();
+    if (!isOpen && dialog.current?.open) dialog.current.close();
+    was.value = isOpen;
+  }, [isOpen]);
+  return <dialog ref={dialog} aria-label={label} onClose={onClose}>{isOpen || was.value ? children : null}</dialog>;
+}
+
+/** A screen that throws fails alone. */
+class Boundary extends Component<{ children: ComponentChildren }, { fault: string | null }> {
+  override state: { fault: string | null } = { fault: null };
+  static override getDerivedStateFromError(error: unknown): { fault: string } {
+    return { fault: error instanceof Error ? error.message : String(error) };
+  }
+  override render(): ComponentChildren {
+    if (this.state.fault === null) return this.props.children;
+    return <div class="notice bad" role="alert"><strong>This screen has a fault: {this.state.fault}</strong><p>The others still work. Reload to try it again.</p></div>;
+  }
+}

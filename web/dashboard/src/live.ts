@@ -1,0 +1,130 @@
+// Hints of the room `org:<org>`: which tasks changed. A hint only says what to read again; the rows are the truth.
+// After every gap (a reconnect, sleep, a hidden tab) everything on the screen is read again.
+import { batch, effect, signal, untracked } from "@preact/signals";
+import { RealtimeClient } from "@supabase/realtime-js";
+import { answeredAt } from "./api.ts";
+import { tick } from "./format.ts";
+import { authorize } from "./session.ts";
+
+export type Status = "connecting" | "catching up" | "live" | "no connection";
+
+/** Hints are delivered together. */
+const COALESCE_MS = 200;
+/** Everything visible is read again after this time, in case that a hint was lost. */
+const SAFETY_MS = 15_000;
+/** A step of the clock beside the running time means that the machine slept. */
+const SLEEP_MS = 5_000;
+/** A tab that was hidden for longer reads again when it is shown. */
+const HIDDEN_MS = 5_000;
+
+export const status = signal<Status>("connecting");
+export const isPaused = signal(sessionStorage.getItem("paused") === "true");
+/** Rises when everything must be read again. */
+export const generation = signal(0);
+/** The tasks that changed since the last value. */
+export const hints = signal<ReadonlySet<string>>(new Set());
+
+let waiting = new Set<string>();
+let timer: ReturnType<typeof setTimeout> | undefined;
+
+export function hint(id: string): void {
+  waiting.add(id);
+  timer ??= setTimeout(() => {
+    timer = undefined;
+    const told = waiting;
+    waiting = new Set();
+    hints.value = told;
+  }, COALESCE_MS);
+}
+
+/** Reads everything again. */
+export function again(): void {
+  generation.value += 1;
+}
+
+interface Coordination {
+  type?: string;
+  task?: { id?: string };
+  task_id?: string;
+}
+
+/** Times of the client in tests; users have the defaults of realtime-js. */
+function timing(): { heartbeatIntervalMs: number; reconnectAfterMs?: () => number } {
+  const params = new URLSearchParams(location.search);
+  const reconnect = Number(params.get("reconnect"));
+  return { heartbeatIntervalMs: Number(params.get("heartbeat")) || 15_000, ...(reconnect ? { reconnectAfterMs: () => reconnect } : {}) };
+}
+
+/** Joins the room of an org and follows it until the returned function is called. */
+export function follow(org: string): () => void {
+  let client: RealtimeClient | undefined;
+  let stopped = false;
+  const url = `${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/realtime/v1`;
+  const begin = async (): Promise<void> => {
+    const { anonKey } = await authorize();
+    if (stopped) return;
+    client = new RealtimeClient(url, { params: { apikey: anonKey }, accessToken: async () => (await authorize()).token, ...timing() });
+    const room = client.channel(`org:${org}`);
+    room.on("broadcast", { event: "coordination" }, ({ payload }: { payload: Coordination }) => {
+      const id = payload.task?.id ?? payload.task_id;
+      if (typeof id === "string") hint(id);
+    });
+    room.subscribe((told) => {
+      batch(() => {
+        if (told === "SUBSCRIBED") {
+          status.value = "catching up";
+          again();
+        } else if (!stopped) status.value = "no connection";
+      });
+    });
+  };
+  // The daemon may be away when the page opens: tried again until it answers.
+  const attempt = (): void => void begin().catch(() => !stopped && setTimeout(attempt, 2000));
+  attempt();
+  return () => {
+    stopped = true;
+    void client?.removeAllChannels();
+    void client?.disconnect();
+  };
+}
+
+/** The join asks every screen to read again; the answer makes it current. */
+export function caughtUp(): void {
+  if (status.value === "catching up") status.value = "live";
+}
+
+export function pause(on: boolean): void {
+  sessionStorage.setItem("paused", String(on));
+  isPaused.value = on;
+  if (!on) again();
+}
+
+/** Starts the page's clock, and watches for gaps that no socket reports. */
+export function watch(): void {
+  let last = { wall: Date.now(), running: performance.now() };
+  let hiddenAt = 0;
+  let readAt = performance.now();
+  setInterval(() => {
+    const current = { wall: Date.now(), running: performance.now() };
+    const slept = Math.abs(current.wall - last.wall - (current.running - last.running)) > SLEEP_MS;
+    last = current;
+    if (document.hidden) return;
+    tick();
+    if (slept || (!isPaused.value && current.running - readAt > SAFETY_MS)) again();
+  }, 1000);
+  effect(() => {
+    generation.value;
+    readAt = performance.now();
+  });
+  document.addEventListener("visibilitychange", () => {
+    if (document.hidden) hiddenAt = performance.now();
+    else if (performance.now() - hiddenAt > HIDDEN_MS) again();
+  });
+  addEventListener("online", again);
+  addEventListener("pageshow", (event) => event.persisted && again());
+  effect(() => {
+    answeredAt.value;
+    // The join itself is no answer: only a later one makes the screen current.
+    untracked(caughtUp);
+  });
+}

@@ -1,0 +1,194 @@
+// The list of tasks: filters are in the address, rows follow live and never move under the pointer.
+import { signal, useSignal } from "@preact/signals";
+import type { JSX } from "preact";
+import { useEffect, useMemo, useRef } from "preact/hooks";
+import { readLines, readLinesById } from "../api.ts";
+import { type Filter, fromQuery, sinceTime, toParams, toggled } from "../filter.ts";
+import { duration, now, score } from "../format.ts";
+import { again, isPaused } from "../live.ts";
+import { useRead } from "../read.ts";
+import { go, href, query, setQuery } from "../route.ts";
+import { type Store, current, put } from "../store.ts";
+import { FINAL, type Line, type Lines, STATES } from "../types.ts";
+import { AgentLink, Ago, Empty, Progress, State, TaskLink, Trouble } from "../ui.tsx";
+
+const PAGE = 50;
+const known = signal<Store>(new Map());
+/** The ids of the list that was shown last, for `[` and `]` on a task. */
+export const shownIds = signal<string[]>([]);
+
+interface Page {
+  ids: string[];
+  scannedTo: string | null;
+  more: boolean;
+}
+
+const asPage = ({ tasks, partial }: Lines): Page => ({ ids: tasks.map((task) => task.id), scannedTo: partial?.scanned_to ?? null, more: tasks.length === PAGE });
+
+export function Tasks({ org }: { org: string }): JSX.Element {
+  const filter = fromQuery(query.value);
+  const before = query.value.get("before") ?? "";
+  const key = JSON.stringify([org, filter, before]);
+  const newer = useSignal(0);
+  const isHeld = useRef(false);
+  const shown = useRef<Page | null>(null);
+  const unknown = useRef(new Set<string>());
+  useMemo(() => {
+    shown.current = null;
+    unknown.current.clear();
+    newer.value = 0;
+  }, [key]);
+
+  const reading = useRead<Page>(key, async (abort) => {
+    const page = shown.current;
+    // The pointer is on the list, or it is an older page: rows change in place, and new ones are only counted.
+    if (page && (isHeld.current || before)) {
+      known.value = put(known.value, page.ids.length ? await readLinesById(page.ids, abort) : []);
+      newer.value = unknown.current.size;
+      return page;
+    }
+    const lines = await readLines({ ...toParams(filter, now.value), before: before || null, limit: PAGE }, abort);
+    known.value = put(known.value, lines.tasks);
+    unknown.current.clear();
+    newer.value = 0;
+    return (shown.current = asPage(lines));
+  }, (ids) => {
+    for (const id of ids) if (!shown.current?.ids.includes(id)) unknown.current.add(id);
+    return true;
+  });
+
+  const { data, error } = reading.value;
+  const lines = data ? current(known.value, data.ids) : [];
+  useEffect(() => {
+    shownIds.value = lines.map((line) => line.id);
+  }, [lines.map((line) => line.id).join()]);
+  const showNew = (): void => {
+    isHeld.current = false;
+    shown.current = null;
+    again();
+  };
+
+  return (
+    <>
+      <h1>Tasks</h1>
+      <FilterBar filter={filter} />
+      {error ? <Trouble problem={error} /> : null}
+      <div class="list-head">
+        <span role="status" class="soft">
+          {data ? `${lines.length}${data.more ? "+" : ""} ${lines.length === 1 ? "task" : "tasks"}${before ? ", older page" : ""}${isPaused.value ? ", paused" : ""}` : "Loading…"}
+        </span>
+        {newer.value && !before ? <button type="button" class="small primary" onClick={showNew}>{newer.value} changed or new ↑</button> : null}
+        {before ? <a href={newest()}>Newest</a> : null}
+      </div>
+      {data && !lines.length ? <Nothing filter={filter} page={data} /> : null}
+      {lines.length ? (
+        <div onPointerEnter={() => (isHeld.current = true)} onPointerLeave={() => (isHeld.current = false)}>
+          <Table org={org} lines={lines} />
+        </div>
+      ) : null}
+      {data ? <Further page={data} last={lines.at(-1)} /> : null}
+    </>
+  );
+}
+
+function newest(): string {
+  const params = new URLSearchParams(query.value);
+  params.delete("before");
+  return `${location.pathname}?${params}`;
+}
+
+function FilterBar({ filter }: { filter: Filter }): JSX.Element {
+  const states = new Set((filter.state ?? "").split(","));
+  const set = (field: string) => (event: Event) => setQuery({ [field]: (event.currentTarget as HTMLInputElement).value.trim(), before: "" }, { replace: true });
+  const isBadTime = filter.since !== undefined && sinceTime(filter.since, 0) === null;
+  const field = (name: keyof Filter, label: string, hint: string, extra: object = {}): JSX.Element => (
+    <label>{label}<input name={name} value={filter[name] ?? ""} placeholder={hint} spellcheck={false} autocomplete="off" onChange={set(name)} {...extra} /></label>
+  );
+  return (
+    <form class="filters" role="search" aria-label="Filter of tasks" onSubmit={(event) => event.preventDefault()}>
+      <fieldset>
+        <legend class="hidden">States</legend>
+        {STATES.map((state) => (
+          <button key={state} type="button" class={`chip state-${state}`} aria-pressed={states.has(state)} onClick={() => setQuery({ state: toggled(filter.state, state), before: "" })}>{state}</button>
+        ))}
+      </fieldset>
+      {field("kind", "Kind", "support.*,-support.spam", { "data-focus": "filter" })}
+      {field("agent", "Agent", "keyword,classifier")}
+      {field("requester", "Requester", "sql:app")}
+      {field("since", "Since", "1h, 7d or a time", isBadTime ? { "aria-invalid": true, "aria-describedby": "bad-since" } : {})}
+      {Object.keys(filter).length ? <button type="button" onClick={() => setQuery({ state: "", kind: "", agent: "", requester: "", since: "", before: "" })}>Clear</button> : null}
+      {isBadTime ? <p id="bad-since" class="bad">“{filter.since}” is not a time: write 30m, 1h, 7d, or 2026-11-29 14:03. It does not filter.</p> : null}
+    </form>
+  );
+}
+
+function Nothing({ filter, page }: { filter: Filter; page: Page }): JSX.Element {
+  const parts = Object.entries(filter);
+  return (
+    <Empty title={parts.length ? "No task matches the filter" : "There are no tasks"}>
+      {page.scannedTo ? <p>The newest 100,000 tasks were looked at. Older ones may match.</p> : null}
+      {parts.length ? (
+        <>
+          <p>Without one of its parts:</p>
+          <ul class="inline">{parts.map(([name, value]) => <li key={name}><button type="button" onClick={() => setQuery({ [name]: "", before: "" })}>{name}: {value} ✕</button></li>)}</ul>
+        </>
+      ) : <p>A task is requested over HTTP, by SQL, with <code>convoke task request</code>, or by a wake of an agent's file.</p>}
+    </Empty>
+  );
+}
+
+function Further({ page, last }: { page: Page; last: Line | undefined }): JSX.Element | null {
+  const before = page.more ? last?.id : page.scannedTo;
+  if (!before) return null;
+  const params = new URLSearchParams(query.value);
+  params.set("before", before);
+  return (
+    <p class="further">
+      {page.more ? null : "The newest 100,000 tasks were looked at. "}
+      <a class="button" href={`${location.pathname}?${params}`}>{page.more ? "Older tasks" : "Search further back"}</a>
+    </p>
+  );
+}
+
+function Table({ org, lines }: { org: string; lines: Line[] }): JSX.Element {
+  const at = useSignal(0);
+  const body = useRef<HTMLTableSectionElement>(null);
+  const move = (event: KeyboardEvent): void => {
+    const step = { ArrowDown: 1, j: 1, ArrowUp: -1, k: -1 }[event.key];
+    const line = lines[at.value];
+    if (event.key === "Enter" && line && (event.target as Element).tagName === "TR") return go(href(org, "tasks", line.id));
+    if (step === undefined || event.metaKey || event.ctrlKey || event.altKey) return;
+    event.preventDefault();
+    event.stopPropagation();
+    at.value = Math.min(lines.length - 1, Math.max(0, at.value + step));
+    (body.current?.rows[at.value] as HTMLTableRowElement | undefined)?.focus();
+  };
+  // The row that has the focus stays, whatever else changes.
+  const focused = Math.min(at.value, lines.length - 1);
+  return (
+    <div class="scroll">
+      <table class="tasks">
+        <caption class="hidden">Tasks, newest first. Arrows or j and k move, Enter opens.</caption>
+        <thead>
+          <tr><th>State</th><th>Kind</th><th>Task</th><th>Agent</th><th class="number">Offers</th><th class="number">Score</th><th class="number">Try</th><th>Requested</th><th class="number">Took</th><th>Requester</th></tr>
+        </thead>
+        <tbody ref={body} onKeyDown={move}>
+          {lines.map((line, row) => (
+            <tr key={line.id} tabIndex={row === focused ? 0 : -1} data-row={line.id} data-state={line.state} onFocus={() => (at.value = row)}>
+              <td data-label="State"><State state={line.state} reason={line.state_reason} />{line.progress !== null && !FINAL.has(line.state) ? <Progress value={line.progress} label="Progress" /> : null}</td>
+              <td data-label="Kind"><b>{line.kind}</b></td>
+              <td data-label="Task" class="preview"><TaskLink org={org} id={line.id}>{line.question ?? line.error ?? line.input_preview ?? line.id}</TaskLink></td>
+              <td data-label="Agent">{line.agent_id ? <AgentLink org={org} id={line.agent_id} /> : <span class="soft">–</span>}</td>
+              <td data-label="Offers" class="number">{line.offers}</td>
+              <td data-label="Score" class="number">{line.score !== null && line.score <= 1_000_000 ? <>{score(line.score)}{line.runner_up !== null ? <span class="soft"> : {score(line.runner_up)}</span> : null}</> : <span class="soft">–</span>}</td>
+              <td data-label="Try" class="number">{line.attempt} / {line.attempts_max}</td>
+              <td data-label="Requested"><Ago at={line.created_at} /></td>
+              <td data-label="Took" class="number">{duration((FINAL.has(line.state) ? Date.parse(line.updated_at) : now.value) - Date.parse(line.created_at))}</td>
+              <td data-label="Requester">{line.requester}</td>
+            </tr>
+          ))}
+        </tbody>
+      </table>
+    </div>
+  );
+}

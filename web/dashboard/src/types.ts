@@ -1,0 +1,196 @@
+// What the daemon answers (docs/DASHBOARD.md, docs/TASKS.md).
+
+export type TaskState = "blocked" | "scheduled" | "open" | "awarded" | "running" | "verifying" | "waiting" | "canceling" | "completed" | "failed" | "canceled";
+
+export const STATES: readonly TaskState[] = ["open", "awarded", "running", "waiting", "verifying", "blocked", "scheduled", "canceling", "completed", "failed", "canceled"];
+export const FINAL: ReadonlySet<string> = new Set(["completed", "failed", "canceled"]);
+
+/** A task without its input and result. */
+export interface Line {
+  id: string;
+  org: string;
+  kind: string;
+  state: TaskState;
+  state_reason: string | null;
+  agent_id: string | null;
+  requester: string;
+  priority: number;
+  round: number;
+  epoch: number;
+  attempt: number;
+  attempts_max: number;
+  version: number;
+  created_at: string;
+  updated_at: string;
+  deadline_at: string | null;
+  question: string | null;
+  needs: string | null;
+  input_preview: string | null;
+  error: string | null;
+  progress: number | null;
+  activity: string | null;
+  offers: number;
+  score: number | null;
+  runner_up: number | null;
+}
+
+export interface Lines {
+  tasks: Line[];
+  partial: { scanned_to: string } | null;
+}
+
+export const PARTS = ["cost", "speed", "confidence", "load", "reputation"] as const;
+export type Part = (typeof PARTS)[number];
+export type Weights = Record<Part, number>;
+export type Score = Record<Part, number> & { total: number; success?: number; waited: number };
+export type Award = "first" | "cheapest" | "fastest" | "least_loaded" | "weighted" | "calibrated" | "direct" | "requester";
+
+export interface Offer {
+  agent_id: string;
+  state?: string;
+  cost_microdollars: number;
+  eta_ms: number;
+  confidence: number;
+  note?: string | null;
+  chosen?: boolean;
+  offered_at?: string | null;
+  valid_until?: string | null;
+  score: Score | null;
+}
+
+export interface Round {
+  round: number;
+  award: Award | null;
+  weights: Weights | null;
+  offers: Offer[];
+  winner: string | null;
+  because: string | null;
+  silent: { agent_id: string; reason: string }[] | Record<string, unknown> | string | null;
+  announced_at: string | null;
+  bids_close_at: string | null;
+  closed_at: string | null;
+  awards: { epoch: number; agent_id: string; assignment_id: string; awarded_at: string; confirm_by: string | null }[];
+}
+
+export interface Attempt {
+  assignment_id: string;
+  epoch: number;
+  agent_id: string;
+  state: string;
+  awarded_at: string | null;
+  started_at: string | null;
+  ended_at: string | null;
+  confirm_by: string | null;
+  lease_until: string | null;
+  progress_at: string | null;
+  deadline_at: string | null;
+  progress: number | null;
+  activity: string | null;
+  error: string | null;
+  paid: { tokens: number | null; microdollars: number | null; presumed: boolean } | null;
+}
+
+export interface Amount {
+  max: number | null;
+  reserved: number;
+  spent: number;
+}
+
+export interface Task {
+  id: string;
+  org: string;
+  kind: string;
+  requires: string[];
+  state: TaskState;
+  state_reason: string | null;
+  agent_id: string | null;
+  requester: string;
+  priority: number;
+  round: number;
+  epoch: number;
+  attempt: number;
+  attempts_max: number;
+  created_at: string;
+  updated_at: string;
+  deadline_at: string | null;
+  run_at: string | null;
+  parent_id: string | null;
+  root_id: string;
+  depends_on: string[];
+  progress: number | null;
+  question: { question?: string; for?: string; agent_id?: string; asked_at?: string } | null;
+  budget?: Record<string, { tokens: Amount; microdollars: Amount }> | null;
+  input: unknown;
+  result: unknown;
+  error: unknown;
+}
+
+export interface Why {
+  task: Task;
+  rounds: Round[];
+  attempts: Attempt[];
+  paid: { tokens: number; microdollars: number; presumed: boolean };
+  waits_for: unknown;
+}
+
+export interface TaskEvent {
+  seq: number;
+  at: string;
+  agent_id: string | null;
+  epoch: number | null;
+  type: string;
+  body: unknown;
+}
+
+export interface Overview {
+  at: string;
+  org: string;
+  states: Partial<Record<TaskState, number>>;
+  needs: Record<string, number>;
+  oldest_open_at: string | null;
+  ended: { window: string; completed: number; failed: number; canceled: number; partial: boolean };
+  agents: { present: number; known: number; busy: number; slots: number; slots_used: number };
+  awards: Negotiation[];
+  health: { status: string; version: string; parts: Record<string, { state: string; detail: string }> };
+}
+
+export interface Negotiation {
+  task_id: string;
+  kind: string | null;
+  state: TaskState | null;
+  input_preview: string | null;
+  at: string;
+  agent_id: string;
+  epoch: number;
+  round: number;
+  award: Award;
+  weights: Weights | null;
+  offers: Offer[];
+  offers_in_all: number;
+}
+
+export interface Statistics {
+  completed: number;
+  failed: number;
+  refused: number;
+  late: number;
+  latency_ms: number | null;
+  cost_microdollars: number | null;
+  reputation: number;
+  calibration: { confidence: string; attempts: number; completed: number }[];
+}
+
+export interface Agent {
+  id: string;
+  org: string;
+  kind: string;
+  description: string;
+  capabilities: string[];
+  slots: number;
+  slots_used: number;
+  status: string;
+  incarnation: number;
+  reputation: number;
+  statistics: Record<string, Statistics>;
+  last_seen_at: string | null;
+}

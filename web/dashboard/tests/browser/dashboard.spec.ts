@@ -1,0 +1,311 @@
+// The page in a real browser against a real daemon.
+import { mkdirSync } from "node:fs";
+import { fileURLToPath } from "node:url";
+import { join } from "node:path";
+import { expect, findings, isLive, overflow, test } from "./stage.ts";
+
+const PICTURES = fileURLToPath(new URL("../../test-results/pictures", import.meta.url));
+mkdirSync(PICTURES, { recursive: true });
+
+test("a link signs in once, and signing out ends the session", async ({ seats }) => {
+  const link = new URL(seats.link("ana"));
+  const context = await seats.browser.newContext();
+  const page = await context.newPage();
+  await page.goto(link.href);
+  await isLive(page);
+  expect(page.url(), "the code is gone from the address").not.toContain("code");
+  await expect(page.getByText("ana (viewer)")).toBeVisible();
+  expect(await page.evaluate(() => JSON.stringify([{ ...localStorage }, { ...sessionStorage }, document.cookie])), "no token is stored where a script reads it").not.toMatch(/ey[A-Za-z0-9_-]{10}/);
+  await page.reload();
+  await isLive(page);
+
+  const second = await seats.browser.newContext();
+  const thief = await second.newPage();
+  await thief.goto(link.href);
+  await expect(thief.getByRole("alert")).toContainText("the link was used before");
+  await thief.getByLabel("Sign-in link").fill("nonsense");
+  await thief.getByRole("button", { name: "Sign in" }).click();
+  await expect(thief.getByRole("alert")).toContainText("not a sign-in link");
+  await thief.getByLabel("Sign-in link").fill(seats.link("ben"));
+  await thief.keyboard.press("Enter");
+  await expect(thief.getByText("ben (viewer)")).toBeVisible();
+  // A link for somebody else is not followed silently.
+  await thief.goto("about:blank");
+  await thief.goto(seats.link("mallory"));
+  await expect(thief.getByRole("heading", { name: "Sign in as mallory?" })).toBeVisible();
+  await thief.getByRole("button", { name: "Stay ben" }).click();
+  await expect(thief.getByText("ben (viewer)")).toBeVisible();
+
+  await page.getByRole("button", { name: "Sign out" }).click();
+  await expect(page.getByRole("heading", { name: "Convoke" })).toBeVisible();
+  await page.reload();
+  await expect(page.getByLabel("Sign-in link")).toBeVisible();
+  await context.close();
+  await second.close();
+});
+
+test("a ticket that SQL inserts becomes a row, and its negotiation is explained", async ({ seats }) => {
+  const { page } = await seats.person("ana");
+  await page.goto(`${new URL(page.url()).origin}/dashboard/demo/tasks?heartbeat=1000&reconnect=200`);
+  await isLive(page);
+  const subject = `Refund please <img src=x onerror="document.title='attacked'"> ${Date.now()}`;
+  const id = await seats.ticket(subject);
+  const row = page.locator(`tr[data-row="${id}"]`);
+  await expect(row).toBeVisible();
+  await expect(row, "it follows the task to its end").toHaveAttribute("data-state", "completed");
+  await expect(row, "being sure counts most here").toContainText("expert");
+  await row.getByRole("link", { name: "ticket" }).click();
+
+  await expect(page.locator(".verdict")).toContainText("won round 1");
+  const offers = page.locator(".offer");
+  await expect(offers).toHaveCount(2);
+  await expect(page.locator(".rung")).toContainText("finished");
+  // The bars say what the daemon stored: segments add up to the total, which the table twin shows in every digit.
+  const why = await seats.api<{ rounds: { offers: { agent_id: string; score: Record<string, number> }[] }[] }>(`/v1/tasks/${id}/why`);
+  for (const { agent_id, score } of why.rounds[0]?.offers ?? []) {
+    const bar = page.locator(".offer", { has: page.getByRole("link", { name: agent_id }) }).locator(".offer-bar");
+    const [drawn, whole] = await bar.evaluate((bar) => [[...bar.querySelectorAll(".segment")].reduce((sum, part) => sum + part.getBoundingClientRect().width, 0), bar.getBoundingClientRect().width]);
+    expect(Math.abs((drawn ?? 0) / (whole ?? 1) - (score.total ?? 0) / 1e6), agent_id).toBeLessThan(0.005);
+  }
+  await page.getByRole("button", { name: "Show as table" }).click();
+  for (const { agent_id, score } of why.rounds[0]?.offers ?? []) await expect(page.getByRole("row", { name: agent_id })).toContainText(((score.total ?? 0) / 1e6).toFixed(6));
+  await page.getByRole("button", { name: "Show as chart" }).click();
+  // Another policy, by the same formula.
+  await page.getByRole("button", { name: "cheapest" }).click();
+  await expect(page.locator(".what-if")).toContainText("clerk 1.000");
+  expect(page.url()).toContain("if=cheapest");
+
+  for (const tab of ["Timeline", "Events", "Data"]) {
+    await page.getByRole("tab", { name: tab }).click();
+    await expect(page.getByRole("tab", { name: tab })).toHaveAttribute("aria-selected", "true");
+  }
+  await expect(page.locator("pre").first(), "a script in the data is text").toContainText("onerror");
+  expect(await page.title()).not.toBe("attacked");
+  await page.getByRole("tab", { name: "Events" }).click();
+  await expect(page.locator(".events > li").first()).toContainText("requested");
+  await page.getByRole("button", { name: /Details of requested/ }).click();
+  await expect(page.locator(".events pre")).toContainText("support.triage");
+});
+
+test("filters are in the address, and a link shows another person the same", async ({ seats }) => {
+  await seats.reaches(await seats.request("report.build", { policy: { attempts_max: 1 } }), "failed");
+  await seats.reaches(await seats.request("support.reply"), "completed");
+  const { page, origin } = await seats.person("ana");
+  await page.goto(`${origin}/dashboard/demo/tasks`);
+  await page.getByRole("button", { name: "failed" }).click();
+  await page.getByLabel("Kind").fill("report.*,-report.none");
+  await page.getByLabel("Kind").press("Enter");
+  await expect(page).toHaveURL(/state=failed&kind=report/);
+  await expect(page.locator("tbody tr").first()).toContainText("disk 7 is full");
+  expect(new Set(await page.locator("tbody tr").evaluateAll((rows) => rows.map((row) => (row as HTMLElement).dataset.state)))).toEqual(new Set(["failed"]));
+  const address = new URL(page.url());
+
+  const ben = await seats.person("ben");
+  await ben.page.goto(ben.origin + address.pathname + address.search);
+  await expect(ben.page.getByRole("button", { name: "failed" })).toHaveAttribute("aria-pressed", "true");
+  await expect(ben.page.getByLabel("Kind")).toHaveValue("report.*,-report.none");
+  await expect(ben.page.locator("tbody tr")).toHaveCount(await page.locator("tbody tr").count());
+  await page.getByLabel("Agent").fill("nobody");
+  await page.getByLabel("Agent").press("Enter");
+  await expect(page.getByRole("heading", { name: "No task matches the filter" })).toBeVisible();
+  await page.getByRole("button", { name: "agent: nobody ✕" }).click();
+  await expect(page.locator("tbody tr").first()).toBeVisible();
+  await page.goBack();
+  // A task of an address without its org.
+  const id = await seats.request("support.reply");
+  await ben.page.goto(`${ben.origin}/dashboard/t/${id}`);
+  await expect(ben.page).toHaveURL(new RegExp(`/dashboard/demo/tasks/${id}$`));
+  await ben.page.goto(`${ben.origin}/dashboard/elsewhere/tasks`);
+  await expect(ben.page.getByRole("heading", { name: "about org elsewhere" })).toBeVisible();
+  await ben.page.goto(`${ben.origin}/dashboard/demo/tasks/01a20acd-4c14-776f-94bc-2f5e3bf869ee`);
+  await expect(ben.page.getByRole("alert")).toContainText("there is no task");
+});
+
+test("after kill -9 and a cut network nothing is missed", async ({ seats }) => {
+  const { page, wire, origin } = await seats.person("ana");
+  await page.goto(`${origin}/dashboard/demo/tasks?heartbeat=1000&reconnect=200`);
+  await isLive(page);
+  const same = async (): Promise<void> => {
+    // Every row is compared with the daemon's answer, once nothing runs any more.
+    await expect.poll(async () => (await seats.api<{ tasks: unknown[] }>("/v1/tasks?view=line&state=open,awarded,running&kind=support.*")).tasks.length, { timeout: 30_000 }).toBe(0);
+    const { tasks } = await seats.api<{ tasks: { id: string; state: string }[] }>("/v1/tasks?view=line&limit=50");
+    const truth = tasks.map(({ id, state }) => `${id} ${state}`);
+    await expect.poll(() => page.locator("tr[data-row]").evaluateAll((rows) => rows.map((row) => `${(row as HTMLElement).dataset.row} ${(row as HTMLElement).dataset.state}`)), { timeout: 20_000 }).toEqual(truth);
+  };
+  const made: string[] = [];
+  await seats.crash(async () => {
+    await expect(page.locator("html")).toHaveAttribute("data-live", "no connection");
+    await expect(page.getByText(/no connection, as of/)).toBeVisible();
+    // The database works on without the daemon: tickets become tasks when it is back.
+    await seats.pool.query("insert into public.tickets (subject) select 'while away ' || n from generate_series(1, 20) n");
+  });
+  await isLive(page);
+  for (let i = 0; i < 5; i++) made.push(await seats.request("support.reply"));
+  for (const id of made) await seats.reaches(id, "completed");
+  await same();
+
+  wire.down();
+  await expect(page.locator("html")).toHaveAttribute("data-live", "no connection");
+  const missed = await seats.request("support.reply");
+  await seats.reaches(missed, "completed");
+  wire.restore();
+  await isLive(page);
+  await expect(page.locator(`tr[data-row="${missed}"]`)).toHaveAttribute("data-state", "completed");
+  await same();
+});
+
+test("pause stops the screen, and resume shows what is now", async ({ seats }) => {
+  const { page, origin } = await seats.person("ana");
+  await page.goto(`${origin}/dashboard/demo/tasks`);
+  await isLive(page);
+  await expect(page.locator(".list-head [role=status]")).toContainText("task");
+  await page.keyboard.press("p");
+  await expect(page.getByText("paused", { exact: false }).first()).toBeVisible();
+  const id = await seats.request("support.reply");
+  await seats.reaches(id, "completed");
+  await expect(page.locator(`tr[data-row="${id}"]`)).toHaveCount(0);
+  await page.getByRole("button", { name: "Resume" }).click();
+  await expect(page.locator(`tr[data-row="${id}"]`)).toHaveAttribute("data-state", "completed");
+});
+
+test("rows do not move under the pointer", async ({ seats }) => {
+  await seats.reaches(await seats.request("support.reply"), "completed");
+  const { page, origin } = await seats.person("ana");
+  await page.goto(`${origin}/dashboard/demo/tasks`);
+  await isLive(page);
+  const first = page.locator("tbody tr").first();
+  await first.hover();
+  const before = await first.getAttribute("data-row");
+  const id = await seats.request("support.reply");
+  await expect(page.getByRole("button", { name: /changed or new/ })).toBeVisible();
+  expect(await first.getAttribute("data-row")).toBe(before);
+  await page.getByRole("button", { name: /changed or new/ }).click();
+  await expect(page.locator("tbody tr").first()).toHaveAttribute("data-row", id);
+});
+
+test("everything is reached by keyboard alone", async ({ seats }) => {
+  await seats.reaches(await seats.request("support.reply"), "completed");
+  await seats.reaches(await seats.request("support.reply"), "completed");
+  const { page } = await seats.person("ana");
+  await page.keyboard.press("Tab");
+  await expect(page.getByRole("link", { name: "Skip to the content" })).toBeFocused();
+  await page.keyboard.press("g");
+  await page.keyboard.press("t");
+  await expect(page.getByRole("heading", { name: "Tasks", level: 1 })).toBeVisible();
+  await expect(page.locator("tbody tr").nth(1)).toBeVisible();
+  await page.keyboard.press("j");
+  await expect(page.locator("tbody tr").first()).toBeFocused();
+  await page.keyboard.press("ArrowDown");
+  await expect(page.locator("tbody tr").nth(1)).toBeFocused();
+  const second = await page.locator("tbody tr").nth(1).getAttribute("data-row");
+  await page.keyboard.press("Enter");
+  await expect(page).toHaveURL(new RegExp(`tasks/${second}$`));
+  await page.keyboard.press("[");
+  await expect(page).not.toHaveURL(new RegExp(`${second}`));
+  await page.keyboard.press("]");
+  await expect(page).toHaveURL(new RegExp(`tasks/${second}$`));
+  await page.keyboard.press("3");
+  await expect(page.getByRole("tab", { name: "Events" })).toHaveAttribute("aria-selected", "true");
+  await page.keyboard.press("w");
+  await expect(page.getByRole("tab", { name: "Why" })).toHaveAttribute("aria-selected", "true");
+  await page.keyboard.press("Escape");
+  await expect(page).toHaveURL(/\/tasks$/);
+  await page.keyboard.press("/");
+  await expect(page.getByLabel("Kind")).toBeFocused();
+  await page.keyboard.type("support.reply");
+  await page.keyboard.press("Enter");
+  await expect(page).toHaveURL(/kind=support.reply/);
+  await page.keyboard.press("Escape");
+  await page.keyboard.press("?");
+  const help = page.getByRole("dialog", { name: "Keys" });
+  await expect(help).toBeVisible();
+  await help.getByLabel("Single letters are keys").press("Space");
+  await page.keyboard.press("Escape");
+  await expect(help).toBeHidden();
+  await page.keyboard.press("g");
+  await page.keyboard.press("a");
+  await expect(page, "single letters are off").toHaveURL(/tasks/);
+  for (let i = 0; i < 40 && !(await page.getByRole("link", { name: "Agents", exact: true }).evaluate((link) => link === document.activeElement)); i++) await page.keyboard.press("Tab");
+  await page.keyboard.press("Enter");
+  await expect(page.getByRole("heading", { name: "Agents", level: 1 })).toBeVisible();
+});
+
+test("what waits, what failed and what runs is on the switchboard", async ({ seats }) => {
+  const asked = await seats.request("plan.choose");
+  await seats.reaches(asked, "waiting");
+  await seats.reaches(await seats.request("report.build", { policy: { attempts_max: 1 } }), "failed");
+  const running = await seats.request("index.rebuild");
+  const { page } = await seats.person("ana");
+  await expect(page.getByRole("region", { name: "Needs you" })).toContainText("Which plan should the report compare?");
+  await expect(page.getByRole("region", { name: "Trouble" })).toContainText("disk … is full");
+  await expect(page.getByRole("link", { name: /^\d+ running/ })).toContainText(/[1-9]\d* running|[1-9]/);
+  await page.getByRole("link", { name: "Which plan should the report compare?" }).first().click();
+  await expect(page.getByText("advisor asks")).toBeVisible();
+  await seats.api(`/v1/tasks/${asked}/answer`, { answer: "the large one" });
+  await expect(page.locator(".facts")).toContainText("completed");
+  await page.goto(`${new URL(page.url()).origin}/dashboard/demo/tasks/${running}`);
+  await expect(page.locator(".facts .progress")).toContainText("62 %");
+  await expect(page.locator(".rung")).toContainText("reading page 62");
+  await seats.api(`/v1/tasks/${running}/cancel`, {});
+  await expect(page.locator(".facts")).toContainText(/cancel/);
+});
+
+for (const scheme of ["light", "dark"] as const)
+  test(`every screen is accessible and fits a phone, ${scheme}`, async ({ seats }) => {
+    const asked = await seats.request("plan.choose");
+    await seats.reaches(asked, "waiting");
+    await seats.reaches(await seats.request("report.build", { policy: { attempts_max: 2, backoff: "10ms" } }), "failed");
+    const ticket = await seats.ticket(`Charged twice ${scheme}`);
+    await seats.reaches(ticket, "completed");
+    const running = await seats.request("index.rebuild");
+    await seats.reaches(running, "running");
+    const failed = (await seats.api<{ tasks: { id: string }[] }>("/v1/tasks?view=line&state=failed&limit=1")).tasks[0]?.id ?? "";
+    const { page, origin } = await seats.person("ana", { colorScheme: scheme, bypassCSP: true, viewport: { width: 1440, height: 900 } });
+    const screens: [string, string, string][] = [
+      ["switchboard", "", ".negotiations"],
+      ["tasks", "/tasks", "tbody tr"],
+      ["nothing", "/tasks?kind=none", ".empty"],
+      ["why", `/tasks/${ticket}?if=cheapest`, ".offer"],
+      ["why-failed", `/tasks/${failed}`, ".rung"],
+      ["why-running", `/tasks/${running}`, ".rung"],
+      ["timeline", `/tasks/${failed}/timeline`, ".timeline li"],
+      ["events", `/tasks/${failed}/events`, ".events li"],
+      ["data", `/tasks/${ticket}/data`, "pre"],
+      ["question", `/tasks/${asked}`, ".notice"],
+      ["agents", "/agents", "tbody tr"],
+      ["agent", "/agents/expert", ".calibration"],
+      ["missing", "/nowhere/at/all", ".empty"],
+    ];
+    for (const [name, path, ready] of screens) {
+      await page.goto(`${origin}/dashboard/demo${path}`);
+      await page.locator(ready).first().waitFor();
+      for (const [width, height] of [[1440, 900], [390, 844], [320, 640]] as const) {
+        await page.setViewportSize({ width, height });
+        await page.evaluate(() => new Promise(requestAnimationFrame));
+        if (width > 320) await page.screenshot({ path: join(PICTURES, `${name}-${width}-${scheme}.png`) });
+        expect(await overflow(page), `${name} at ${width} px`).toBeLessThanOrEqual(0);
+        expect(await findings(page), `${name} at ${width} px`).toEqual([]);
+      }
+    }
+    // The pictures of docs/DASHBOARD.md.
+    await page.setViewportSize({ width: 1280, height: 640 });
+    for (const [name, path] of [["switchboard", ""], ["why", `/tasks/${ticket}?if=cheapest`]] as const) {
+      await page.goto(`${origin}/dashboard/demo${path}`);
+      await page.locator(".offer-bar").first().waitFor();
+      await isLive(page);
+      await page.screenshot({ path: join(PICTURES, `docs-${name}-${scheme}.png`) });
+    }
+    await page.setViewportSize({ width: 1440, height: 900 });
+    await page.getByRole("button", { name: "Show as table" }).click();
+    expect(await findings(page), "table twin").toEqual([]);
+    await page.keyboard.press("?");
+    expect(await findings(page), "help").toEqual([]);
+    await seats.api(`/v1/tasks/${running}/cancel`, {});
+    const out = await seats.browser.newContext({ colorScheme: scheme, bypassCSP: true, viewport: { width: 390, height: 844 } });
+    const signedOut = await out.newPage();
+    await signedOut.goto(`${origin}/dashboard/`);
+    await signedOut.getByLabel("Sign-in link").waitFor();
+    await signedOut.screenshot({ path: join(PICTURES, `sign-in-390-${scheme}.png`) });
+    expect(await findings(signedOut), "sign-in").toEqual([]);
+    await out.close();
+  });

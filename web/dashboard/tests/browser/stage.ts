@@ -1,0 +1,158 @@
+// The fixtures: a daemon with agents and its own PostgreSQL for each worker, one Chromium, a context for each person.
+import { type Browser, type BrowserContext, type Page, test as base, expect } from "@playwright/test";
+import { rmSync } from "node:fs";
+import { createRequire } from "node:module";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { execFileSync } from "node:child_process";
+import { Daemon, binary } from "../../../../examples/web/server/daemon.mjs";
+import { databaseUrl, makePool } from "../../../../examples/web/server/database.mjs";
+import { sign } from "../../../../examples/web/server/tokens.mjs";
+import { dataFolder } from "../../../../examples/web/tests/unit/folder.ts";
+import { freePort } from "../../../../examples/web/tests/unit/port.ts";
+import { Wire } from "../../../../examples/web/tests/browser/harness/wire.ts";
+
+const here = fileURLToPath(new URL("..", import.meta.url));
+const AXE = createRequire(import.meta.url).resolve("axe-core/axe.min.js");
+const TICKETS = "create table if not exists public.tickets (id bigint generated always as identity primary key, subject text not null, body text not null default '')";
+
+interface Finding {
+  id: string;
+  impact: string;
+  nodes: { target: string[] }[];
+}
+
+export class Stage {
+  readonly daemon: Daemon;
+  readonly errors: string[] = [];
+  readonly #contexts: BrowserContext[] = [];
+  readonly #wires: Wire[] = [];
+  pool!: ReturnType<typeof makePool>;
+
+  private constructor(
+    readonly browser: Browser,
+    readonly dataDir: string,
+    port: number,
+  ) {
+    this.daemon = new Daemon({ dataDir, port, agents: join(here, "agents"), config: join(here, "convoke.toml") });
+  }
+
+  static async open(browser: Browser): Promise<Stage> {
+    const stage = new Stage(browser, dataFolder(), await freePort());
+    await stage.daemon.start();
+    stage.pool = makePool(databaseUrl(stage.dataDir));
+    await stage.pool.query(TICKETS);
+    // A wake finds a table that is created later only after a restart.
+    await stage.crash();
+    return stage;
+  }
+
+  /** A link of `convoke dashboard`, as a person gets it. */
+  link(person: string, org = "demo"): string {
+    const args = ["dashboard", "--data-dir", this.dataDir, "--config", join(here, "convoke.toml"), "--org", org, "--sub", person];
+    return execFileSync(binary(), args, { encoding: "utf8" }).trim();
+  }
+
+  /** A person's browser behind a wire of its own; pages of it are signed in. */
+  async person(name: string, options: Parameters<Browser["newContext"]>[0] = {}): Promise<{ page: Page; context: BrowserContext; wire: Wire; origin: string }> {
+    const wire = await new Wire(Number(this.daemon.url.port)).open();
+    const context = await this.browser.newContext(options);
+    this.#contexts.push(context);
+    this.#wires.push(wire);
+    const page = await context.newPage();
+    page.on("pageerror", (error) => this.errors.push(`${name}: ${error.stack ?? error.message}`));
+    page.on("console", (message) => {
+      if (message.type() === "error" && /Content Security Policy|Trusted/.test(message.text())) this.errors.push(`${name}: ${message.text()}`);
+    });
+    const origin = `http://127.0.0.1:${wire.port}`;
+    const link = new URL(this.link(name));
+    await page.goto(`${origin}${link.pathname}?reconnect=200&heartbeat=1000${link.hash}`);
+    await isLive(page);
+    return { page, context, wire, origin };
+  }
+
+  /** A bearer of a user who may request tasks. */
+  token(): string {
+    return sign({ role: "authenticated", aud: "authenticated", org: "demo", sub: "shop" }, this.daemon.secret(), 600);
+  }
+
+  async api<T = Record<string, unknown>>(path: string, body?: unknown): Promise<T> {
+    const init = body === undefined ? {} : { method: "POST", body: JSON.stringify(body) };
+    const answer = await fetch(new URL(path, this.daemon.url), { ...init, headers: { authorization: `Bearer ${this.token()}` } });
+    if (!answer.ok) throw new Error(`${path}: ${answer.status} ${await answer.text()}`);
+    return (await answer.json()) as T;
+  }
+
+  async request(kind: string, more: object = {}): Promise<string> {
+    const { task } = await this.api<{ task: { id: string } }>("/v1/tasks", { kind, requires: [kind], ...more });
+    return task.id;
+  }
+
+  /** Waits until a task is in a state. */
+  async reaches(id: string, state: string): Promise<void> {
+    await expect.poll(async () => (await this.api<{ state: string }>(`/v1/tasks/${id}`)).state, { timeout: 30_000 }).toBe(state);
+  }
+
+  /** Inserts a ticket, for which the clerk's file requests a task; returns the id of that task. */
+  async ticket(subject: string): Promise<string> {
+    await this.pool.query("insert into public.tickets (subject) values ($1)", [subject]);
+    const found = "select id from convoke.tasks where input -> 'ticket' ->> 'subject' = $1";
+    let id: string | undefined;
+    await expect.poll(async () => (id = (await this.pool.query<{ id: string }>(found, [subject])).rows[0]?.id)).toBeTruthy();
+    return id ?? "";
+  }
+
+  /** Kills the daemon and starts it again on the same port. */
+  async crash(while_: () => Promise<void> = async () => undefined): Promise<void> {
+    await this.daemon.kill9();
+    await while_();
+    await this.daemon.start();
+  }
+
+  async leave(): Promise<void> {
+    for (const context of this.#contexts.splice(0)) await context.close();
+    for (const wire of this.#wires.splice(0)) await wire.close();
+  }
+
+  async close(): Promise<void> {
+    await this.leave();
+    await this.pool?.end();
+    await this.daemon.stop();
+    rmSync(this.dataDir, { recursive: true, force: true });
+  }
+}
+
+export const isLive = (page: Page, timeout = 20_000): Promise<void> => expect(page.locator("html")).toHaveAttribute("data-live", "live", { timeout });
+
+/** The findings of axe that are serious or critical. The context needs `bypassCSP`, since axe is put into the page. */
+export async function findings(page: Page): Promise<string[]> {
+  await page.addScriptTag({ path: AXE });
+  const found = await page.evaluate(async () => {
+    const { axe } = window as unknown as { axe: { run: (options: object) => Promise<{ violations: Finding[] }> } };
+    return (await axe.run({ resultTypes: ["violations"] })).violations;
+  });
+  return found.filter(({ impact }) => impact === "serious" || impact === "critical").map(({ id, nodes }) => `${id}: ${nodes.map((node) => node.target.join(" ")).join(", ")}`);
+}
+
+/** How much wider the page is than the screen. */
+export const overflow = (page: Page): Promise<number> => page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
+
+/** One stage for all tests of a worker. */
+export const test = base.extend<{ seats: Stage }, { stage: Stage }>({
+  stage: [
+    async ({ browser }, use) => {
+      const stage = await Stage.open(browser);
+      await use(stage);
+      await stage.close();
+    },
+    { scope: "worker", timeout: 90_000 },
+  ],
+  seats: async ({ stage }, use, info) => {
+    await use(stage);
+    if (info.status !== info.expectedStatus) console.error(stage.daemon.log().slice(-4000));
+    await stage.leave();
+    expect(stage.errors.splice(0), "no page threw, and nothing broke the content security policy").toEqual([]);
+  },
+});
+
+export { expect };

@@ -1,0 +1,2 @@
+// The same last line as the tests of examples/web.
+export { default } from "../../../../examples/web/tests/browser/harness/summary.ts";

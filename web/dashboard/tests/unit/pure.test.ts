@@ -1,0 +1,90 @@
+// The parts of the page that need no browser.
+import { describe, expect, test } from "vitest";
+import { ExactNumber, parseExact, pretty } from "../../src/exact.ts";
+import { sinceTime, toParams, toggled } from "../../src/filter.ts";
+import { ONE, canRank, rank, segments, weighted } from "../../src/score.ts";
+import { LINES_MAX, current, put } from "../../src/store.ts";
+import type { Line, Offer, Score } from "../../src/types.ts";
+
+const score = (parts: Partial<Score>): Score => ({ total: 0, cost: 0, speed: 0, confidence: 0, load: 0, reputation: 0, waited: 0, ...parts });
+const offer = (agent_id: string, parts: Partial<Score>, offered_at = "2026-01-01T00:00:00Z"): Offer => ({ agent_id, cost_microdollars: 0, eta_ms: 0, confidence: 0, score: score(parts), offered_at });
+const line = (id: string, version: number): Line => ({ id, version }) as Line;
+
+describe("ranking", () => {
+  test("segments add up to the weighted total but for rounding", () => {
+    let seed = 7;
+    const random = (max: number): number => (seed = (seed * 48_271) % 2_147_483_647) % max;
+    for (let i = 0; i < 500; i++) {
+      const parts = score({ cost: random(ONE + 1), speed: random(ONE + 1), confidence: random(ONE + 1), load: random(ONE + 1), reputation: random(ONE + 1) });
+      const weights = { cost: random(1001), speed: random(1001), confidence: random(1001), load: random(1001), reputation: 1 + random(1000) };
+      const sum = segments(weights, parts).reduce((sum, { share }) => sum + share, 0);
+      expect(Math.abs(sum - weighted(weights, parts))).toBeLessThan(1.001);
+      expect(Number.isInteger(weighted(weights, parts))).toBe(true);
+    }
+  });
+  test("each policy has its winner, and ties go to the longest wait, then to the lower id", () => {
+    const dear = offer("dear", { cost: 2_000, speed: ONE, confidence: 900_000, load: 100_000, waited: 3 }, "2026-01-01T00:00:02Z");
+    const cheap = offer("cheap", { cost: ONE, speed: 12_000, confidence: 200_000, load: 200_000, waited: 2 }, "2026-01-01T00:00:01Z");
+    const free = offer("free", { cost: 4_000, speed: 20_000, confidence: 500_000, load: ONE, waited: 1 }, "2026-01-01T00:00:03Z");
+    const winner = (...[award, weights = null]: Parameters<typeof rank> extends [infer A, infer W, unknown] ? [A, W?] : never): string | undefined => rank(award, weights, [dear, cheap, free])[0]?.offer.agent_id;
+    expect(winner("cheapest")).toBe("cheap");
+    expect(winner("fastest")).toBe("dear");
+    expect(winner("least_loaded")).toBe("free");
+    expect(winner("first")).toBe("cheap");
+    expect(winner("weighted", { cost: 0, speed: 0, confidence: 1, load: 0, reputation: 0 })).toBe("dear");
+    const tied = [offer("b", { cost: 5, waited: 1 }), offer("a", { cost: 5, waited: 1 }), offer("c", { cost: 5, waited: 0 })];
+    expect(rank("cheapest", null, tied).map(({ offer }) => offer.agent_id)).toEqual(["c", "a", "b"]);
+  });
+  test("a policy that the stored scores do not support is not offered", () => {
+    const offers = [offer("a", {}), offer("b", {})];
+    expect(canRank("cheapest", offers)).toBe(true);
+    expect(canRank("calibrated", offers)).toBe(false);
+    expect(canRank("first", offers), "offers of one instant").toBe(false);
+    expect(canRank("weighted", [])).toBe(false);
+    expect(canRank("direct", offers)).toBe(false);
+  });
+});
+
+describe("store", () => {
+  test("the highest version of a line wins in any order of answers", () => {
+    const answers = [[line("a", 1), line("b", 1)], [line("a", 3)], [line("b", 2), line("a", 2)]];
+    const orders = [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]];
+    for (const order of orders) {
+      const store = order.reduce((store, at) => put(store, answers[at] ?? []), new Map<string, Line>() as ReadonlyMap<string, Line>);
+      expect(current(store, ["a", "b"]).map((line) => line.version)).toEqual([3, 2]);
+    }
+  });
+  test("the least recently read lines go first", () => {
+    let store = put(new Map(), Array.from({ length: LINES_MAX }, (_, at) => line(`${at}`, 1)));
+    store = put(put(store, [line("0", 2)]), [line("new", 1)]);
+    expect(store.size).toBe(LINES_MAX);
+    expect([store.has("0"), store.has("1"), store.has("new")]).toEqual([true, false, true]);
+  });
+});
+
+describe("filter", () => {
+  test("times are relative or absolute", () => {
+    const now = Date.parse("2026-11-30T12:00:00Z");
+    expect(sinceTime("1h", now)).toBe("2026-11-30T11:00:00.000Z");
+    expect(sinceTime("-7d", now)).toBe("2026-11-23T12:00:00.000Z");
+    expect(sinceTime("2026-11-29T14:03:00Z", now)).toBe("2026-11-29T14:03:00.000Z");
+    expect(sinceTime("soon", now)).toBeNull();
+  });
+  test("fields become the daemon's parameters", () => {
+    expect(toParams({ state: "open", agent: "a", since: "soon" }, 0)).toEqual({ state: "open", kind: null, agent_id: "a", requester: null, since: null });
+    expect(toggled("open,running", "open")).toBe("running");
+    expect(toggled(undefined, "open")).toBe("open");
+  });
+});
+
+describe("JSON as it is stored", () => {
+  test("numbers beyond a double stay what they were", () => {
+    const text = '{"id":9007199254740993,"small":1.5,"list":[],"text":"ä"}';
+    const value = parseExact(text) as { id: unknown };
+    // Node.js 20 has no source text of numbers in a reviver; browsers have it.
+    if (value.id instanceof ExactNumber) expect(pretty(value)).toContain("9007199254740993");
+    expect(pretty(value)).toContain('"small": 1.5');
+    expect(pretty({ a: {}, b: [1] })).toBe('{\n  "a": {},\n  "b": [\n    1\n  ]\n}');
+    expect(pretty(new ExactNumber("9007199254740993"))).toBe("9007199254740993");
+  });
+});
