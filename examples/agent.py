@@ -57,7 +57,7 @@ async def main():
     async def hear(said):
         print(json.dumps(said), flush=True)
         key = {name: said.get(name) for name in ("task_id", "assignment_id", "epoch")}
-        if said["type"] == "task_request":  # It may do this task: an offer binds nobody until it is awarded.
+        if said["type"] == "task_request":  # It may do this task: an offer is not binding until it is awarded.
             await say("task_offer", task_id=said["task"]["id"], round=said["task"]["round"], offer=OFFER)
         elif said["type"] == "task_assignment" and said["agent_id"] == ME:  # It won, and gets the input.
             await say("task_accept", **key)

@@ -55,7 +55,7 @@ def do(award):
 
 def hear(said):
     print(json.dumps(said), flush=True)
-    if said["type"] == "task_request":  # It may do this task: an offer binds nobody until it is awarded.
+    if said["type"] == "task_request":  # It may do this task: an offer is not binding until it is awarded.
         task = said["task"]
         call("POST", f"/v1/tasks/{task['id']}/offers", {"round": task["round"]} | OFFER)
     elif said["type"] == "task_assignment" and said["agent_id"] == ME:  # It won.

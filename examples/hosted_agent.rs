@@ -23,7 +23,7 @@ impl Agent for WordCounter {
         // What it cannot do fails with a line for people, and whether another attempt could help.
         let Some(text) = job.input()["text"].as_str() else {
             let message = "the input has no member text".to_owned();
-            return Err(Failure { message, retryable: false, usage: Usage::default() });
+            return Err(Failure { message, retryable: false, outage: false, usage: Usage::default() });
         };
         // Evidence of work: everyone on the channels org:demo and agent:words sees it.
         job.progress(0.5, "counting");
@@ -55,7 +55,7 @@ async fn main() -> anyhow::Result<()> {
         let request = serde_json::from_value(request)?;
         let requested = parts.tasks.request(&org, "example", request).await?;
         let task = parts.tasks.wait(requested.task.id, Duration::from_secs(30)).await?;
-        println!("{} did it: {}", task.agent_id.context("nobody took the task")?, json!(task.result));
+        println!("{} did it: {}", task.agent_id.context("no agent took the task")?, json!(task.result));
         anyhow::Ok(())
     };
     let (served, asked) = tokio::join!(daemon.run(stop.clone()), async {

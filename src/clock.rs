@@ -1,28 +1,28 @@
-//! Wall-clock time as an argument. For durations use `tokio::time::Instant`, which tests can pause.
+//! Wall-clock time as an argument. Durations are measured with `tokio::time::Instant`, which tests can pause.
 use chrono::{DateTime, TimeDelta, Utc};
 use std::sync::{
     Arc,
     atomic::{AtomicI64, Ordering},
 };
 
-/// Where the wall-clock time comes from.
+/// The source of wall-clock time.
 #[derive(Clone, Debug, Default)]
 pub enum Clock {
     /// The machine's clock.
     #[default]
     System,
-    /// Milliseconds since the Unix epoch, moved by hand in tests.
+    /// Milliseconds since the Unix epoch, set by tests.
     Manual(Arc<AtomicI64>),
 }
 
 impl Clock {
-    /// A clock that stands at `at` until it is moved.
+    /// A clock that stays at `at` until it is advanced.
     #[must_use]
     pub fn manual(at: DateTime<Utc>) -> Self {
         Self::Manual(Arc::new(AtomicI64::new(at.timestamp_millis())))
     }
 
-    /// The time now.
+    /// The current time.
     #[must_use]
     pub fn now(&self) -> DateTime<Utc> {
         match self {
@@ -34,13 +34,13 @@ impl Clock {
         }
     }
 
-    /// Microseconds since 1970.
+    /// Microseconds since the Unix epoch; 0 before it.
     #[must_use]
     pub fn micros(&self) -> u64 {
         u64::try_from(self.now().timestamp_micros()).unwrap_or_default()
     }
 
-    /// Moves a manual clock; the system's clock cannot be moved.
+    /// Advances a manual clock; does nothing for the system's clock.
     pub fn advance(&self, by: TimeDelta) {
         if let Self::Manual(ms) = self {
             ms.fetch_add(by.num_milliseconds(), Ordering::Relaxed);

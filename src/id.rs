@@ -1,8 +1,12 @@
-//! Identifiers that the compiler keeps apart.
+//! Typed identifiers.
 //!
-//! Uuids name what the daemon makes (tasks, assignments, nodes); short names
-//! are what people choose (agents, orgs) and what clients choose (topics).
-//! Counters (`Epoch`, `Incarnation`, `Lsn`) only ever rise.
+//! UUIDs identify what the daemon creates (tasks, assignments, nodes). Short names are chosen by people
+//! (agents, orgs) and by clients (topics). [`Requester`] identifies the requester of a task. Counters
+//! (`Epoch`, `Incarnation`, `Lsn`) only increase.
+mod requester;
+
+pub use requester::Requester;
+
 use serde::{Deserialize, Serialize};
 use std::{borrow::Borrow, fmt, str::FromStr, sync::Arc};
 
@@ -14,10 +18,10 @@ macro_rules! uuid_id {
         pub struct $name(uuid::Uuid);
 
         impl $name {
-            /// A new id.
+            /// Generates a new id.
             #[must_use]
             pub fn generate() -> Self { Self(uuid::Uuid::$generate()) }
-            /// The uuid inside.
+            /// The UUID.
             #[must_use]
             pub fn as_uuid(self) -> uuid::Uuid { self.0 }
         }
@@ -32,12 +36,12 @@ macro_rules! uuid_id {
     };
 }
 uuid_id!(
-    /// One negotiated piece of work; ids made later sort later.
+    /// A task. UUIDv7: later ids sort after earlier ones.
     TaskId,
     now_v7
 );
 uuid_id!(
-    /// One award of a task to an agent; random, because knowing it is part of the right to report.
+    /// One award of a task to an agent. Random, because knowing it is part of the right to report.
     AssignmentId,
     new_v4
 );
@@ -47,13 +51,23 @@ uuid_id!(
     new_v4
 );
 
-/// Longest agent id or org name, in bytes.
+/// Most bytes of an agent id or org name.
 pub const NAME_BYTES_MAX: usize = 63;
 
-/// Why a text is no [`AgentId`] or [`OrgId`].
+/// A text that is not a valid [`AgentId`] or [`OrgId`].
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not a name: use 1 to 63 of a-z, 0-9, - and _, beginning with a letter or digit")]
 pub struct BadName(String);
+
+impl BadName {
+    /// Keeps the beginning of a long text, because it is logged and sent.
+    fn new(text: &str) -> Self {
+        match text.char_indices().nth(NAME_BYTES_MAX) {
+            Some((end, _)) => Self(format!("{}…", text.get(..end).unwrap_or_default())),
+            None => Self(text.to_owned()),
+        }
+    }
+}
 
 macro_rules! name_id {
     ($(#[$meta:meta])* $name:ident) => {
@@ -73,7 +87,7 @@ macro_rules! name_id {
                 let word = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
                 let good = (1..=NAME_BYTES_MAX).contains(&text.len())
                     && text.bytes().enumerate().all(|(at, b)| word(b) || (at > 0 && (b == b'-' || b == b'_')));
-                if good { Ok(Self(text.into())) } else { Err(BadName(text.to_owned())) }
+                if good { Ok(Self(text.into())) } else { Err(BadName::new(text)) }
             }
         }
         impl TryFrom<String> for $name {
@@ -96,31 +110,41 @@ name_id!(
     AgentId
 );
 name_id!(
-    /// An organisation: agents, tasks and channels of one org do not see another's.
+    /// An org (tenant): its agents, tasks and channels are separate from those of others. Defaults to
+    /// `default`.
     OrgId
 );
 
-/// Longest topic in bytes; a binary frame has one byte for its length with the `realtime:` prefix.
+/// The org of tokens, agents' files and SQL requests that name none.
+pub const ORG_DEFAULT: &str = "default";
+impl Default for OrgId {
+    fn default() -> Self {
+        Self(ORG_DEFAULT.into())
+    }
+}
+
+/// Most bytes of a topic in a binary frame, which has one byte for its length including the prefix
+/// `realtime:`.
 pub const TOPIC_BYTES_MAX: usize = 255 - "realtime:".len();
 
-/// A channel's name without the `realtime:` prefix (a sub-topic), at least one byte.
+/// A channel's name without the prefix `realtime:`; at least one byte.
 ///
-/// Only [`Topic::fits_binary`] topics can be named by a binary frame.
+/// Only topics for which [`Topic::fits_binary`] holds can be named in a binary frame.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Topic(Arc<str>);
 
 impl Topic {
-    /// The topic, or nothing for an empty text.
+    /// Creates a topic; `None` for an empty name.
     #[must_use]
     pub fn new(name: &str) -> Option<Self> {
         (!name.is_empty()).then(|| Self(name.into()))
     }
-    /// The channel on which an org's agents are present: `org:<org>`.
+    /// The channel of an org: `org:<org>`. Its agents are present there.
     #[must_use]
     pub fn org(org: &OrgId) -> Self {
         Self(format!("org:{org}").into())
     }
-    /// An agent's own channel: `agent:<id>`.
+    /// The channel of an agent: `agent:<id>`.
     #[must_use]
     pub fn agent(agent: &AgentId) -> Self {
         Self(format!("agent:{agent}").into())
@@ -130,7 +154,7 @@ impl Topic {
     pub fn as_str(&self) -> &str {
         &self.0
     }
-    /// Whether a binary frame can carry it.
+    /// Whether the topic fits in a binary frame.
     #[must_use]
     pub fn fits_binary(&self) -> bool {
         self.0.len() <= TOPIC_BYTES_MAX
@@ -151,7 +175,7 @@ impl fmt::Display for ConnId {
     }
 }
 
-/// Counts a task's awards; a report with an older epoch is fenced.
+/// The number of a task's award. A report with an older epoch is fenced.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Epoch(pub i64);
@@ -161,7 +185,7 @@ impl fmt::Display for Epoch {
     }
 }
 
-/// Counts the lives of an agent; what an earlier life holds is fenced.
+/// The number of an agent's incarnation. Assignments of an earlier incarnation are fenced.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Incarnation(pub i64);
@@ -175,7 +199,7 @@ impl fmt::Display for Lsn {
     }
 }
 
-/// Why a text is no [`Lsn`].
+/// A text that is not a valid [`Lsn`].
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not a log position: expected two hexadecimal numbers like 16/B374D848")]
 pub struct BadLsn(String);
@@ -196,7 +220,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_log_position_reads_as_it_is_written() {
+    fn lsn_text_parses_to_itself() {
         let lsn = Lsn(0x16_B374_D848);
         assert_eq!(lsn.to_string(), "16/B374D848");
         assert_eq!("16/B374D848".parse(), Ok(lsn));
@@ -204,10 +228,17 @@ mod tests {
     }
 
     #[test]
-    fn a_name_with_other_letters_is_refused() {
+    fn default_org_is_a_valid_name() {
+        assert_eq!(OrgId::try_from(ORG_DEFAULT), Ok(OrgId::default()));
+    }
+
+    #[test]
+    fn name_with_other_characters_is_refused() {
         assert!(AgentId::try_from("triage-1").is_ok());
         for bad in ["", "-x", "Triage", "a b", "ä", &"x".repeat(64)] {
             assert!(AgentId::try_from(bad).is_err(), "{bad:?}");
         }
+        let told = OrgId::try_from("ä".repeat(70_000).as_str()).unwrap_err().to_string();
+        assert!(told.starts_with(&format!("{:?} is not a name", "ä".repeat(63) + "…")), "{told}");
     }
 }

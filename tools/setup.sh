@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs what is missing on this machine, or says in one line what to install.
-#   tools/setup.sh cc postgres
+#   tools/setup.sh cc postgres chromium
 # On Debian and its kin it installs with apt-get, as root or through sudo. It changes nothing that is
 # there already, and makes no database cluster: the daemon runs its own.
 set -eu
@@ -51,6 +51,10 @@ has_postgres() {
     return 1
 }
 
+has_chromium() {
+    [ -x "${CHROMIUM:-/usr/bin/chromium}" ]
+}
+
 # The newest server of the distribution, without the cluster that Debian makes and starts with it.
 install_postgres() {
     can_install || return 1
@@ -79,6 +83,9 @@ for part in "$@"; do
                 say "the PostgreSQL server (14 or later) is missing: sudo apt-get install postgresql (or your system's equivalent)"
                 exit 1
             fi
+            ;;
+        chromium)
+            has_chromium || need "Chromium" "sudo apt-get install chromium, or set CHROMIUM to its program" chromium
             ;;
         *)
             say "unknown part $part"

@@ -1,47 +1,46 @@
-//! Why nobody could say what a token may do, and the texts that clients know
-//! (`reference/realtime-protocol.md` §3.4, §3.8).
+//! Failures to evaluate the policies of a room, and their texts for clients: Supabase Realtime's own
+//! (`docs/spec/realtime-protocol.md` §3.4, §3.8).
 use crate::{db, id::Topic};
 use tokio_postgres::error::SqlState;
 
-/// Why the policies of a room could not be asked. No variant carries the database's own words.
+/// Why the policies of a room could not be evaluated. No variant carries text of the database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Error {
-    /// A policy failed, or the role of the token is none that can be acted as: nothing is allowed.
+    /// A policy raised an error, or the daemon may not act as the role of the token.
     #[error("the policies of realtime.messages cannot be asked for this token")]
     Policy,
-    /// It took too long.
+    /// The statement ran into its timeout.
     #[error("the policies of realtime.messages took too long")]
     Canceled,
     /// `realtime.messages` has no partition for today.
     #[error("realtime.messages has no partition for today")]
     MissingPartition,
-    /// Too many ask at once.
+    /// The queue is full, or no connection became free in time.
     #[error("all connections for policies stayed busy: raise access.connections_max")]
     Busy,
-    /// The server has no connection left.
+    /// The server refuses further connections.
     #[error("the database has no connection left")]
     TooManyConnections,
-    /// The database does not answer.
+    /// The database does not answer, or is read-only for now.
     #[error("the database does not answer")]
     Unreachable,
 }
 
 impl Error {
-    /// What the failure of a statement means.
+    /// Classifies the failure of a statement.
     pub(super) fn of(error: &tokio_postgres::Error) -> Self {
         match error.code() {
             None => Self::Unreachable,
             Some(code) if *code == SqlState::QUERY_CANCELED => Self::Canceled,
             Some(code) if *code == SqlState::CHECK_VIOLATION => Self::MissingPartition,
             Some(code) if *code == SqlState::TOO_MANY_CONNECTIONS => Self::TooManyConnections,
-            Some(code) if code.code().starts_with("57P") || code.code().starts_with("08") => {
-                Self::Unreachable
-            }
+            // A full disk, a restart, a read-only database: temporary, and no statement about rights.
+            Some(_) if db::is_transient(error) || db::is_read_only(error) => Self::Unreachable,
             Some(_) => Self::Policy,
         }
     }
 
-    /// What it means that there is no connection.
+    /// Classifies the failure to get a connection.
     pub(super) fn of_connecting(error: &db::Error) -> Self {
         match error {
             db::Error::Busy(_) => Self::Busy,
@@ -68,7 +67,7 @@ impl Error {
         }
     }
 
-    /// The message with which a live channel ends.
+    /// The text of the `system` message that closes a joined channel.
     #[must_use]
     pub fn system_text(self, topic: &Topic) -> String {
         match self {
@@ -83,13 +82,13 @@ impl Error {
 
 const UNREACHABLE: &str = "Realtime was unable to connect to the project database";
 
-/// The `reason` of a join without a right to read.
+/// The `reason` text of a join without the right to read.
 #[must_use]
 pub fn unauthorized(topic: &Topic) -> String {
     format!("Unauthorized: {}", no_right_to_read(topic))
 }
 
-/// The message of a channel whose new token has no right to read.
+/// The text for a channel whose new token lacks the right to read.
 #[must_use]
 pub fn no_right_to_read(topic: &Topic) -> String {
     format!("You do not have permissions to read from this Channel topic: {topic}")
@@ -100,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn clients_are_told_what_they_know_and_nothing_of_the_database() {
+    fn client_messages_have_no_database_details() {
         let topic = Topic::new("den:7").unwrap();
         let denied = "Unauthorized: You do not have permissions to read from this Channel topic: den:7";
         assert_eq!(Error::Policy.join_text(&topic), denied);

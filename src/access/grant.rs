@@ -1,47 +1,49 @@
-//! What a token may do in a room, as far as it is known.
+//! The rights of a token in one room, as far as they are known.
 
-/// A right for each extension of a room.
+/// One right for each extension of a room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rights {
-    /// What is said.
+    /// The right to messages.
     pub broadcast: bool,
-    /// Who is there.
+    /// The right to presence.
     pub presence: bool,
 }
 
 impl Rights {
-    /// Both.
+    /// Both rights.
     pub const ALL: Self = Self { broadcast: true, presence: true };
-    /// Neither.
+    /// Neither right.
     pub const NONE: Self = Self { broadcast: false, presence: false };
 }
 
-/// What a token may do in one room. Policies are asked only for what is needed, so some of it is unknown
-/// until then (`reference/realtime-protocol.md` §7.5).
+/// The rights of a token in one room.
+///
+/// Policies are evaluated only for the rights that are needed, so some stay unknown until then
+/// (`docs/spec/realtime-protocol.md` §7.5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Grant {
-    /// Hear broadcasts.
+    /// May receive broadcasts.
     pub broadcast_read: bool,
-    /// See who is there; nothing while nobody has asked.
+    /// May receive presence; `None` until the policies are evaluated for it.
     pub presence_read: Option<bool>,
-    /// Broadcast and be seen; nothing while nobody has asked.
+    /// May send broadcasts and track presence; `None` until the policies are evaluated for it.
     pub write: Option<Rights>,
 }
 
 impl Grant {
-    /// Everything.
+    /// Every right.
     pub const ALL: Self = Self { broadcast_read: true, presence_read: Some(true), write: Some(Rights::ALL) };
-    /// Nothing.
+    /// No right.
     pub const NONE: Self =
         Self { broadcast_read: false, presence_read: Some(false), write: Some(Rights::NONE) };
 
-    /// Whether the room may be entered at all.
+    /// Whether the token may join the room at all.
     #[must_use]
     pub fn may_enter(self) -> bool {
         self.broadcast_read || self.sees_presence()
     }
 
-    /// Whether the right to see who is there is known and given.
+    /// Whether the right to receive presence is known and granted.
     #[must_use]
     pub fn sees_presence(self) -> bool {
         self.presence_read == Some(true)

@@ -1,23 +1,29 @@
-//! May this token enter this private room, and say something in it?
+//! Rights in private rooms: whether a token may join one, send to it, and which rows it may see.
 //!
-//! The policies of `realtime.messages` decide (`reference/realtime-protocol.md` §7.4),
-//! asked in a transaction that is always rolled back, as the role and with the claims
-//! of the token. Public rooms and the service role are never asked about; without a
-//! database every other private room is closed. Owns a small pool of its own, so that
-//! a storm of joins takes nothing from the negotiation. Caches nothing: who asks keeps
-//! the [`Grant`] for as long as §7.5 says. Fails closed, with an [`Error`] that carries
-//! none of the database's words; the log tells the operator, once a minute each.
+//! The row security policies of `realtime.messages` decide (`docs/spec/realtime-protocol.md` §7.4). They are
+//! evaluated in a transaction that is always rolled back, with the role and the claims of the token. Requests
+//! go through a fair queue (`fair`), so that no connection, org or policy occupies every database connection.
+//! Public rooms and the service role need no policy. Without a database every private room is closed to all
+//! but the service role. Owns a small connection pool of its own, so that a storm of joins takes no
+//! connection from the negotiation. Caches no grant: the caller keeps the [`Grant`] for as long as §7.5
+//! allows. Fails closed: an [`Error`] allows nothing and carries no text of the database. Each kind of
+//! failure is logged at most once a minute.
 mod error;
+mod fair_queue;
 mod grant;
+pub mod partition_maintenance;
 mod probe;
 mod replay;
+mod reset;
+mod roles;
 pub mod rows;
 mod schema;
-pub mod upkeep;
 
 pub use error::{Error, no_right_to_read, unauthorized};
+pub use fair_queue::{FairQueue, QueueFull, Turn, TurnOwner};
 pub use grant::{Grant, Rights};
 pub use replay::{Missing, Payload, Recorded, Replay, Stored};
+pub use roles::check_roles;
 pub use schema::{Finding, inspect, prepare};
 
 use crate::{
@@ -34,28 +40,60 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family},
 };
 use serde::{Deserialize, Serialize};
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{sync::watch, time::Instant};
 
-/// How long a question may wait for a connection: well under the 10 s after which clients give up a join.
-const WAIT: Duration = Duration::from_secs(6);
-/// How often one kind of failure is logged.
-const TOLD_EVERY: Duration = Duration::from_secs(60);
+/// Most time in the queue and for a connection, in total. Clients give up a join after 10 s, so this is well
+/// below.
+const CONNECTION_WAIT: Duration = Duration::from_secs(6);
+/// SQL run on each new connection: policies see the default time zone of the database, not the daemon's UTC.
+const SESSION_SETTINGS: &str = "reset timezone";
+/// Least time between two log lines about one kind of failure.
+const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
-/// How policies of private channels are asked, and how long messages are kept.
+/// How policies of private channels are evaluated, and how long messages are kept.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Config {
-    /// Connections for it, beside the pool's.
+    /// Database connections for policies, in addition to those of the pool.
     pub connections_max: usize,
-    /// How long one statement of a policy may take.
+    /// Most time for one statement that evaluates policies.
     #[serde(with = "humantime_serde")]
     pub policy_timeout: Duration,
-    /// How long messages of the database are kept for replays; whole days are dropped.
+    /// How long messages sent from the database are kept for replays. Whole days are dropped.
     #[serde(with = "humantime_serde")]
     pub messages_retention: Duration,
+    /// Which tokens may join the rooms of an org and of its agents, and whether `anon` reads the rows of
+    /// tasks.
+    pub observers: Observers,
     /// How row security is checked for row changes.
     pub rows: rows::Config,
+}
+
+/// Which tokens may join the public rooms `org:<org>` and `agent:<id>`, on which the negotiation is
+/// published.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Observers {
+    /// Open if the daemon listens on a loopback address, else by token.
+    #[default]
+    Auto,
+    /// Every holder of a key.
+    Open,
+    /// Tokens of the room's org, and the service role.
+    Token,
+}
+
+impl Observers {
+    /// Whether every holder of a key may observe, for a daemon that listens on this address.
+    #[must_use]
+    pub fn open(self, listen: SocketAddr) -> bool {
+        match self {
+            Self::Auto => listen.ip().is_loopback(),
+            Self::Open => true,
+            Self::Token => false,
+        }
+    }
 }
 
 impl Default for Config {
@@ -64,77 +102,107 @@ impl Default for Config {
             connections_max: 4,
             policy_timeout: Duration::from_secs(2),
             messages_retention: Duration::from_secs(72 * 3600),
+            observers: Observers::default(),
             rows: rows::Config::default(),
         }
     }
 }
 
-/// Who asks: what policies can know about the bearer of a token.
+/// The bearer of a token, as policies see it.
 #[derive(Clone, Debug)]
 pub struct Asker {
-    /// What the token says.
+    /// The claims of the token.
     pub claims: Arc<Claims>,
-    /// The headers it came with, as a JSON object: `request.headers`.
-    pub headers: Arc<str>,
+    /// The connection or request that carried the token.
+    pub origin: Origin,
 }
 
-/// Decides about rooms. Clones decide alike; the default one has no database.
+/// The connection or HTTP request that carried a token.
+#[derive(Clone, Debug)]
+pub struct Origin {
+    /// The request headers as a JSON object; policies see them as `request.headers`.
+    pub headers: Arc<str>,
+    /// A number that is unique to the connection.
+    pub connection: u64,
+}
+
+impl Asker {
+    /// The identity in the fair queue. Topics with the same prefix before `:` (`room:1`, `room:2`) count as
+    /// one policy.
+    fn turn_owner(&self, right: &str, topic: &Topic) -> TurnOwner {
+        let kind = topic.as_str().split_once(':').map_or("", |(kind, _)| kind);
+        TurnOwner {
+            org: self.claims.org.as_ref().map_or("", |org| org.as_str()).into(),
+            connection: self.origin.connection,
+            // The role is part of it, because each role may have policies of its own.
+            policy: format!("{} {right} {kind}", self.claims.role).into(),
+        }
+    }
+}
+
+/// Evaluates the rights in rooms. Clones share connections. The default value has no database.
 #[derive(Clone, Debug, Default)]
 pub struct Access(Option<Arc<Inner>>);
 
 #[derive(Debug)]
 struct Inner {
     database: Database,
-    asked: Family<Asked, Counter>,
-    told: Mutex<HashMap<String, Instant>>,
-    /// The last message of the log that was put out.
-    heard: watch::Sender<(Lsn, u32)>,
+    /// As many turns as the pool has connections, so that the holder of a turn never waits for the pool.
+    queue: FairQueue,
+    requests: Family<RequestLabels, Counter>,
+    /// When each kind of failure was logged last.
+    last_logged: Mutex<HashMap<String, Instant>>,
+    /// Position (commit LSN, index in its transaction) of the last message that was read from the WAL and
+    /// published.
+    published: watch::Sender<(Lsn, u32)>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Asked {
+struct RequestLabels {
     right: &'static str,
     outcome: &'static str,
 }
 
 impl Access {
-    /// Asks the policies of this database, on connections of its own, which it opens when they are needed.
+    /// Evaluates policies in this database. Connections of its own are opened on demand.
     ///
     /// # Errors
-    /// [`db::Error::Unfit`] when there can be no pool.
+    /// [`db::Error::Unfit`] if the pool cannot be configured.
     pub fn new(database: &Database, config: &Config, registry: &Registry) -> Result<Self, db::Error> {
-        let database = database.beside("convoke access", config.connections_max, config.policy_timeout)?;
-        let asked = Family::default();
+        let (size, within) = (config.connections_max, config.policy_timeout);
+        let database = database.beside("convoke access", size, within, SESSION_SETTINGS)?;
+        let requests = Family::default();
         registry.register(
             "access_questions",
             "Questions to the policies of private channels, by right and outcome",
-            asked.clone(),
+            requests.clone(),
         );
         Ok(Self(Some(Arc::new(Inner {
             database,
-            asked,
-            told: Mutex::default(),
-            heard: watch::Sender::default(),
+            queue: FairQueue::new(config.connections_max),
+            requests,
+            last_logged: Mutex::default(),
+            published: watch::Sender::default(),
         }))))
     }
 
-    /// What is known without asking policies: everything in a public room and for the service role, nothing
-    /// without a database.
+    /// Returns the grant if it is known without policies: every right in a public room and for the service
+    /// role, no right without a database. `None` if policies must be evaluated.
     #[must_use]
-    pub fn at_once(&self, claims: &Claims, private: bool) -> Option<Grant> {
+    pub fn grant_without_policies(&self, claims: &Claims, private: bool) -> Option<Grant> {
         if !private || claims.is_service() {
             return Some(Grant::ALL);
         }
         self.0.is_none().then_some(Grant::NONE)
     }
 
-    /// What may be heard in the private room of a topic, and with `presence` seen. What may be said there is
-    /// left unknown.
+    /// Returns the rights to receive in the private room of a topic; presence only if `presence` is set. The
+    /// rights to send stay unknown.
     ///
     /// # Errors
-    /// [`Error`]; nothing is allowed then.
+    /// [`Error`]; it grants no right.
     pub async fn read(&self, asker: &Asker, topic: &Topic, presence: bool) -> Result<Grant, Error> {
-        if let Some(grant) = self.at_once(&asker.claims, true) {
+        if let Some(grant) = self.grant_without_policies(&asker.claims, true) {
             return Ok(grant);
         }
         let both = [Extension::Broadcast, Extension::Presence];
@@ -147,30 +215,30 @@ impl Access {
         })
     }
 
-    /// Whether it may be seen who is in the private room of a topic.
+    /// Returns whether the token may receive presence in the private room of a topic.
     ///
     /// # Errors
-    /// [`Error`].
+    /// [`Error`]; it grants no right.
     pub async fn read_presence(&self, asker: &Asker, topic: &Topic) -> Result<bool, Error> {
-        match self.at_once(&asker.claims, true) {
+        match self.grant_without_policies(&asker.claims, true) {
             Some(grant) => Ok(grant.sees_presence()),
             None => Ok(self.ask_read(asker, topic, &[Extension::Presence]).await?.presence),
         }
     }
 
-    /// What may be said in the private room of a topic.
+    /// Returns the rights to send in the private room of a topic.
     ///
     /// # Errors
-    /// [`Error`]; nothing is allowed then.
+    /// [`Error`]; it grants no right.
     pub async fn write(&self, asker: &Asker, topic: &Topic) -> Result<Rights, Error> {
         let Some(inner) = &self.0 else { return Ok(Rights::NONE) };
         if asker.claims.is_service() {
             return Ok(Rights::ALL);
         }
         let settings = Settings::of(asker)?;
-        let client = inner.client("write").await?;
+        let (client, _turn) = inner.client("write", asker.turn_owner("write", topic)).await?;
         let rights = probe::write(&client, &settings, topic.as_str()).await;
-        inner.settle("write", &asker.claims, rights)
+        inner.record_outcome("write", &asker.claims, rights)
     }
 
     async fn ask_read(
@@ -181,26 +249,34 @@ impl Access {
     ) -> Result<Rights, Error> {
         let Some(inner) = &self.0 else { return Ok(Rights::NONE) };
         let settings = Settings::of(asker)?;
-        let client = inner.client("read").await?;
+        let (client, _turn) = inner.client("read", asker.turn_owner("read", topic)).await?;
         let rights = probe::read(&client, &settings, topic.as_str(), extensions).await;
-        inner.settle("read", &asker.claims, rights)
+        inner.record_outcome("read", &asker.claims, rights)
     }
 }
 
 impl Inner {
-    async fn client(&self, right: &'static str) -> Result<Object, Error> {
-        let client = tokio::time::timeout(WAIT, self.database.client()).await;
-        let error = match client {
+    /// Returns a connection and the turn that it needs. The caller drops the connection first, so that it is
+    /// back in the pool when the next waiter gets the turn.
+    async fn client(&self, right: &'static str, owner: TurnOwner) -> Result<(Object, Turn), Error> {
+        let client = tokio::time::timeout(CONNECTION_WAIT, async {
+            let turn = self.queue.turn(owner).await.map_err(|QueueFull| Error::Busy)?;
+            let client = self.database.client().await.map_err(|error| Error::of_connecting(&error))?;
+            Ok((client, turn))
+        });
+        let error = match client.await {
             Ok(Ok(client)) => return Ok(client),
-            Ok(Err(error)) => Error::of_connecting(&error),
+            Ok(Err(error)) => error,
             Err(_) => Error::Busy,
         };
         self.count(right, "unavailable");
-        self.tell(&format!("{error:?}"), || tracing::warn!(%error, "private channels are not checked"));
+        self.log_throttled(&format!("{error:?}"), || {
+            tracing::warn!(%error, "private channel policies not evaluated: no database connection");
+        });
         Err(error)
     }
 
-    fn settle(
+    fn record_outcome(
         &self,
         right: &'static str,
         claims: &Claims,
@@ -216,10 +292,10 @@ impl Inner {
                 self.count(right, "failed");
                 let code = failed.code().map_or("none", |code| code.code()).to_owned();
                 let role = claims.role.clone();
-                self.tell(&code, || {
+                self.log_throttled(&code, || {
                     tracing::warn!(
                         %error, sqlstate = code, role, right,
-                        "a policy of realtime.messages failed: nothing is allowed by it"
+                        "policy of realtime.messages failed, access denied"
                     );
                 });
                 Err(error)
@@ -228,17 +304,18 @@ impl Inner {
     }
 
     fn count(&self, right: &'static str, outcome: &'static str) {
-        self.asked.get_or_create(&Asked { right, outcome }).inc();
+        self.requests.get_or_create(&RequestLabels { right, outcome }).inc();
     }
 
-    /// Says something unless it was said a short while ago.
-    fn tell(&self, what: &str, say: impl FnOnce()) {
+    /// Logs a kind of failure, at most once per [`LOG_INTERVAL`].
+    fn log_throttled(&self, kind: &str, log: impl FnOnce()) {
         let now = Instant::now();
-        let mut told = self.told.lock();
-        if told.get(what).is_none_or(|last| now.duration_since(*last) >= TOLD_EVERY) {
-            told.insert(what.to_owned(), now);
-            drop(told);
-            say();
+        let mut last_logged = self.last_logged.lock();
+        if last_logged.get(kind).is_none_or(|last| now.duration_since(*last) >= LOG_INTERVAL) {
+            last_logged.insert(kind.to_owned(), now);
+            // Released before the log is written, which may block.
+            drop(last_logged);
+            log();
         }
     }
 }

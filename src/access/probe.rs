@@ -1,9 +1,8 @@
-//! One question to the policies of `realtime.messages`, in a transaction that is always rolled back.
+//! One evaluation of the policies of `realtime.messages`, in a transaction that is always rolled back.
 //!
-//! All statements of a question travel at once, the rollback with them, so that it costs one round trip
-//! and leaves nothing even when nobody waits for its answer any more
-//! (`reference/realtime-protocol.md` §7.4).
-use super::{Asker, Error, Rights};
+//! All statements are sent at once, the rollback with them: one round trip, and no open transaction if the
+//! caller is dropped before the answer (`docs/spec/realtime-protocol.md` §7.4).
+use super::{Asker, Error, Rights, reset::RESET};
 use deadpool_postgres::Object;
 use futures_util::join;
 use serde_json::{Map, Value};
@@ -12,7 +11,7 @@ use uuid::Uuid;
 
 type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
 
-/// What a policy is asked about.
+/// The right that is probed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Extension {
     Broadcast,
@@ -28,7 +27,7 @@ impl Extension {
     }
 }
 
-/// What policies see of who asks, as the settings of a transaction.
+/// What policies see of the bearer, as settings of a transaction.
 pub(super) struct Settings<'a> {
     role: &'a str,
     claims: String,
@@ -38,7 +37,8 @@ pub(super) struct Settings<'a> {
 
 impl<'a> Settings<'a> {
     /// # Errors
-    /// [`Error::Policy`] for the word that would make the daemon itself the one who asks.
+    /// [`Error::Policy`] for the role `none` or an empty one: `set role none` would switch back to the
+    /// daemon's own role.
     pub(super) fn of(asker: &'a Asker) -> Result<Self, Error> {
         let claims = &asker.claims;
         if claims.role.eq_ignore_ascii_case("none") || claims.role.is_empty() {
@@ -48,44 +48,47 @@ impl<'a> Settings<'a> {
             role: &claims.role,
             claims: whole_times(claims.raw.clone(), claims.exp.timestamp()),
             sub: claims.sub.as_deref(),
-            headers: &asker.headers,
+            headers: &asker.origin.headers,
         })
     }
 }
 
-/// The claims as JSON, with times as integers.
+/// The claims as JSON, with `exp` and `iat` as integers.
 fn whole_times(mut claims: Map<String, Value>, exp: i64) -> String {
     claims.insert("exp".to_owned(), exp.into());
     if let Some(iat) = claims.get_mut("iat") {
-        #[expect(clippy::cast_possible_truncation, reason = "a time that is too big for it is the biggest")]
+        #[expect(clippy::cast_possible_truncation, reason = "a time beyond the range of i64 saturates")]
         let whole = iat.as_i64().or_else(|| iat.as_f64().map(|iat| iat.round() as i64));
         *iat = whole.map_or(Value::Null, Value::from);
     }
     Value::Object(claims).to_string()
 }
 
-/// Which of `extensions` may be read: a row of each is put in by the daemon, and looked for by the asker.
+/// Returns which of `extensions` may be read: the daemon inserts one row for each, and selects them as the
+/// bearer.
 pub(super) async fn read(
     client: &Object,
     asker: &Settings<'_>,
     topic: &str,
     extensions: &[Extension],
 ) -> Result<Rights, tokio_postgres::Error> {
-    let insert = client.prepare_cached(include_str!("sql/probe.sql")).await?;
+    let insert = client.prepare_cached(include_str!("sql/insert_probes.sql")).await?;
     let act_as = client.prepare_cached(include_str!("sql/act_as.sql")).await?;
-    let select = client.prepare_cached(include_str!("sql/seen.sql")).await?;
+    let select = client.prepare_cached(include_str!("sql/visible_probes.sql")).await?;
     let ids: Vec<Uuid> = extensions.iter().map(|_| Uuid::new_v4()).collect();
     let names: Vec<&str> = extensions.iter().map(|extension| extension.as_str()).collect();
     let Settings { role, claims, sub, headers } = asker;
     let probes: Params<'_> = &[&topic, &ids, &names];
-    let who: Params<'_> = &[role, &topic, claims, sub, headers];
-    let put_in: Params<'_> = &[&ids];
+    let bearer: Params<'_> = &[role, &topic, claims, sub, headers];
+    let probe_ids: Params<'_> = &[&ids];
+    // Sent in the order of the arguments: `join!` polls them in this order, and each queues its message
+    // on its first poll. So the rollback is queued even if this future is dropped while it waits.
     let (begun, inserted, acting, seen, ended) = join!(
         client.batch_execute("begin"),
         client.execute(&insert, probes),
-        client.execute(&act_as, who),
-        client.query(&select, put_in),
-        client.batch_execute("rollback"),
+        client.execute(&act_as, bearer),
+        client.query(&select, probe_ids),
+        client.batch_execute(RESET),
     );
     begun?;
     inserted?;
@@ -99,26 +102,30 @@ pub(super) async fn read(
     Ok(Rights { broadcast: may(Extension::Broadcast), presence: may(Extension::Presence) })
 }
 
-/// What may be written: a row of each extension is put in by the asker, who need not be able to read it.
+/// Returns what may be written: the bearer inserts one row for each extension. The right to read them is not
+/// needed.
 pub(super) async fn write(
     client: &Object,
     asker: &Settings<'_>,
     topic: &str,
 ) -> Result<Rights, tokio_postgres::Error> {
     let act_as = client.prepare_cached(include_str!("sql/act_as.sql")).await?;
-    let insert = client.prepare_cached(include_str!("sql/say.sql")).await?;
+    let insert = client.prepare_cached(include_str!("sql/probe_write.sql")).await?;
     let Settings { role, claims, sub, headers } = asker;
     let (broadcast, presence) = (Extension::Broadcast.as_str(), Extension::Presence.as_str());
-    let who: Params<'_> = &[role, &topic, claims, sub, headers];
-    let (said, seen): (Params<'_>, Params<'_>) = (&[&topic, &broadcast], &[&topic, &presence]);
+    let bearer: Params<'_> = &[role, &topic, claims, sub, headers];
+    let (broadcast_row, presence_row): (Params<'_>, Params<'_>) =
+        (&[&topic, &broadcast], &[&topic, &presence]);
+    // Same order as in `read`. The savepoint separates the probes: the failure of the first must not
+    // abort the second.
     let (begun, acting, kept, broadcast, back, presence, ended) = join!(
         client.batch_execute("begin"),
-        client.execute(&act_as, who),
+        client.execute(&act_as, bearer),
         client.batch_execute("savepoint probe"),
-        client.execute(&insert, said),
+        client.execute(&insert, broadcast_row),
         client.batch_execute("rollback to savepoint probe"),
-        client.execute(&insert, seen),
-        client.batch_execute("rollback"),
+        client.execute(&insert, presence_row),
+        client.batch_execute(RESET),
     );
     begun?;
     acting?;
@@ -130,8 +137,9 @@ pub(super) async fn write(
     Ok(Rights { broadcast, presence })
 }
 
-fn allowed(said: Result<u64, tokio_postgres::Error>) -> Result<bool, tokio_postgres::Error> {
-    match said {
+/// A refusal by a policy is an answer; any other failure is an error.
+fn allowed(inserted: Result<u64, tokio_postgres::Error>) -> Result<bool, tokio_postgres::Error> {
+    match inserted {
         Ok(rows) => Ok(rows > 0),
         Err(e) if e.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => Ok(false),
         Err(e) => Err(e),
@@ -144,7 +152,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn policies_see_whole_seconds() {
+    fn claims_carry_whole_seconds() {
         let claims = json!({"exp": 1000.6, "iat": 3.4, "sub": "me"}).as_object().unwrap().clone();
         assert_eq!(whole_times(claims, 1001), r#"{"exp":1001,"iat":3,"sub":"me"}"#);
     }

@@ -1,10 +1,10 @@
-//! Messages of the database that are said again to whoever joins (`reference/postgres-changes.md` §6).
+//! Replay of messages that the database sent, for a client that joins (`docs/spec/postgres-changes.md` §6).
 //!
-//! Read with the daemon's own role: who may hear the room may hear what was said in it.
-//! Since a time, the newest come, as the original has it; after a cursor (our
-//! extension), the oldest come, exactly in the order in which they were committed, which
-//! the daemon records as it reads the log.
-use super::{Access, Error, Inner};
+//! Read with the daemon's own role: the right to receive in a room includes its earlier messages. With
+//! `since`, the newest messages are returned, like in Supabase Realtime. With `cursor` (an extension of
+//! Convoke), the oldest messages after it are returned in commit order, which the daemon records as it reads
+//! the WAL.
+use super::{Access, Asker, Error, Inner, TurnOwner};
 use crate::id::{Lsn, Topic};
 use bytes::Bytes;
 use chrono::{DateTime, NaiveDateTime};
@@ -15,28 +15,28 @@ use tokio::time::{Instant, timeout_at};
 use tokio_postgres::{Row, types::ToSql};
 use uuid::Uuid;
 
-/// Most messages that one join gets since a time.
+/// Most messages that one join receives with `since`.
 const SINCE_MAX: i64 = 25;
-/// Most messages that one join gets after a cursor.
+/// Most messages that one join receives with `cursor`.
 const AFTER_MAX: i64 = 1000;
-/// How long a join waits for messages that are committed to come through the log.
-const HEARD_WITHIN: Duration = Duration::from_millis(500);
+/// How long a join waits until committed messages have been read from the WAL and published.
+const PUBLISHED_WITHIN: Duration = Duration::from_millis(500);
 
-/// What is asked for.
+/// The messages that a join requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Replay {
-    /// The newest `limit` messages since then.
+    /// The newest `limit` messages since a time.
     Since {
-        /// UTC.
+        /// The time, in UTC.
         since: NaiveDateTime,
         /// 1 to 25.
         limit: i64,
     },
-    /// The first `limit` messages that were committed after this one.
+    /// The first `limit` messages after a position.
     After {
-        /// Where it was committed.
+        /// Commit LSN of the message before the first.
         commit_lsn: Lsn,
-        /// Which change of its transaction it was.
+        /// Index of that message in its transaction.
         index: i32,
         /// 1 to 1000.
         limit: i64,
@@ -44,7 +44,7 @@ pub enum Replay {
 }
 
 impl Replay {
-    /// Reads `config.broadcast.replay`; nothing when it asks for nothing that there is.
+    /// Parses `config.broadcast.replay`; `None` if the value is invalid.
     #[must_use]
     pub fn parse(value: &Value) -> Option<Self> {
         let limit = |max: i64| match value.get("limit") {
@@ -52,79 +52,82 @@ impl Replay {
             Some(limit) => limit.as_i64().map(|limit| limit.clamp(1, max)),
         };
         if let Some(cursor) = value.get("cursor") {
-            let (commit_lsn, index) = place(cursor.as_str()?)?;
+            let (commit_lsn, index) = parse_cursor(cursor.as_str()?)?;
             return Some(Self::After { commit_lsn, index: index.try_into().ok()?, limit: limit(AFTER_MAX)? });
         }
         let since = DateTime::from_timestamp_millis(value.get("since")?.as_i64()?)?;
-        // What Postgres can hold as a timestamp.
+        // Years that both a Postgres timestamp and its text form can hold.
         let years = 1900..=9999;
         years.contains(&chrono::Datelike::year(&since)).then_some(())?;
         Some(Self::Since { since: since.naive_utc(), limit: limit(SINCE_MAX)? })
     }
 }
 
-/// Why there is more than what is said again.
+/// Why messages may be missing in a replay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Missing {
-    /// More than the limit came after the cursor.
+    /// More messages than the limit follow the cursor.
     Later,
-    /// The message of the cursor is not kept any more, so what followed it may not be either.
+    /// The message of the cursor was dropped, so messages that followed it may be gone, too.
     Earlier,
 }
 
-/// One message of the database.
+/// One stored message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stored {
-    /// Of its row.
+    /// Id of its row.
     pub id: String,
-    /// Its event.
+    /// Name of its event.
     pub event: String,
-    /// What it says.
+    /// Its payload.
     pub payload: Payload,
-    /// Where it stands among all others, when that is known yet.
+    /// Its position (`<commit LSN>:<index>`); `None` until the daemon has read it from the WAL.
     pub cursor: Option<String>,
 }
 
-/// What a stored message says.
+/// The payload of a stored message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Payload {
     /// JSON text.
     Json(Bytes),
-    /// Anything.
+    /// Bytes without a format.
     Binary(Bytes),
 }
 
-/// A message as the log has it, to be kept in its order.
+/// The position of a message in the WAL, to be stored for replays in commit order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Recorded {
-    /// Where it was committed.
+    /// LSN of its commit.
     pub commit_lsn: Lsn,
-    /// Which change of its transaction it is.
+    /// Index of the change in its transaction.
     pub index: u32,
     /// The topic of its private room.
     pub topic: String,
-    /// Of its row.
+    /// Id of its row.
     pub id: Uuid,
-    /// As the row has it.
+    /// `inserted_at` of its row, as text.
     pub inserted_at: String,
 }
 
 impl Access {
-    /// The messages that `replay` asks for in the private room of a topic, in commit order, and what may be missing
-    /// of those after a cursor.
+    /// Returns the messages that `replay` requests in the private room of a topic, in commit order, and with
+    /// a cursor the reason why some may be missing.
+    ///
+    /// The caller has checked the right to receive.
     ///
     /// # Errors
     /// [`Error`]; always without a database.
     pub async fn replay(
         &self,
+        asker: &Asker,
         topic: &Topic,
         replay: Replay,
     ) -> Result<(Vec<Stored>, Option<Missing>), Error> {
         let Some(inner) = &self.0 else { return Err(Error::Unreachable) };
-        let client = inner.client("replay").await?;
+        let (client, _turn) = inner.client("replay", asker.turn_owner("replay", topic)).await?;
         let failed = |e: tokio_postgres::Error| {
             let error = Error::of(&e);
-            inner.tell("replay", || tracing::warn!(%error, "messages cannot be replayed"));
+            inner.log_throttled("replay", || tracing::warn!(%error, "message replay failed"));
             error
         };
         let (rows, missing) = match replay {
@@ -134,14 +137,18 @@ impl Access {
             Replay::After { commit_lsn, index, limit } => {
                 let sql =
                     client.prepare_cached(include_str!("sql/replay_after.sql")).await.map_err(failed)?;
+                // One row more than the limit shows whether messages remain.
                 let (lsn, one_more) = (commit_lsn.to_string(), limit + 1);
                 let params: &[&(dyn ToSql + Sync)] = &[&topic.as_str(), &lsn, &index, &one_more];
                 let mut rows = client.query(&sql, params).await.map_err(failed)?;
                 let limit = usize::try_from(limit).unwrap_or_default();
                 let more = rows.len() > limit;
                 rows.truncate(limit);
+                // Asked after the messages were read: if the cursor's message is kept now, none after it was
+                // dropped before.
                 let sql = client.prepare_cached(include_str!("sql/is_kept.sql")).await.map_err(failed)?;
-                let kept: bool = client.query_one(&sql, &[&lsn, &index]).await.map_err(failed)?.get(0);
+                let row = client.query_one(&sql, &[&lsn, &index]).await.map_err(failed)?;
+                let kept: bool = row.try_get(0).map_err(failed)?;
                 let missing = if kept { more.then_some(Missing::Later) } else { Some(Missing::Earlier) };
                 (rows, missing)
             }
@@ -150,20 +157,20 @@ impl Access {
         Ok((stored.map_err(failed)?.into_iter().flatten().collect(), missing))
     }
 
-    /// Everything up to this message was put out.
-    pub fn heard(&self, commit_lsn: Lsn, index: u32) {
+    /// Reports that every message up to this position was published; wakes the joins that wait for it.
+    pub fn set_published(&self, commit_lsn: Lsn, index: u32) {
         if let Some(inner) = &self.0 {
-            inner.heard.send_replace((commit_lsn, index));
+            inner.published.send_replace((commit_lsn, index));
         }
     }
 
-    /// Keeps the order of messages that the log told; some may be kept already.
+    /// Stores positions of messages. Positions that are stored already are skipped.
     ///
     /// # Errors
-    /// [`Error`]; nothing is kept then.
+    /// [`Error`]; no position is stored then.
     pub async fn record(&self, messages: &[Recorded]) -> Result<(), Error> {
         let Some(inner) = &self.0 else { return Ok(()) };
-        let client = inner.client("record").await?;
+        let (client, _turn) = inner.client("record", TurnOwner::daemon("record")).await?;
         let (mut lsns, mut indexes, mut topics, mut ids, mut times) =
             (vec![], vec![], vec![], vec![], vec![]);
         for message in messages {
@@ -180,8 +187,11 @@ impl Access {
 }
 
 impl Inner {
-    /// The newest messages since then, once all of them that come through the log are put out: whoever listens has
-    /// what came before them. Those that take longer are left out, and heard live.
+    /// Returns the newest messages since a time, in commit order.
+    ///
+    /// Waits at most 500 ms until fresh ones have been published, so that the client does not receive a
+    /// message both live and in the replay, or neither. After that, fresh messages without a position are
+    /// left out: they arrive live.
     async fn since(
         &self,
         client: &Client,
@@ -190,56 +200,60 @@ impl Inner {
         limit: i64,
     ) -> Result<Vec<Row>, tokio_postgres::Error> {
         let sql = client.prepare_cached(include_str!("sql/replay_since.sql")).await?;
-        let ends = Instant::now() + HEARD_WITHIN;
-        let mut heard = self.heard.subscribe();
+        let ends = Instant::now() + PUBLISHED_WITHIN;
+        let mut published = self.published.subscribe();
         loop {
-            heard.borrow_and_update();
+            // Marked as seen before the query: a message that is published during the query wakes `changed`
+            // below.
+            published.borrow_and_update();
             let rows = client.query(&sql, &[&topic.as_str(), &since, &limit]).await?;
-            let rows = rows.into_iter().map(|row| Ok((coming(&row)?, row)));
+            let rows = rows.into_iter().map(|row| Ok((wal_state(&row)?, row)));
             let mut rows = rows.collect::<Result<Vec<_>, tokio_postgres::Error>>()?;
-            let comes = rows.iter().any(|(coming, _)| coming.is_coming(*heard.borrow()));
-            let late = comes && timeout_at(ends, heard.changed()).await.is_err();
+            let pending = rows.iter().any(|(state, _)| state.is_pending(*published.borrow()));
+            let late = pending && timeout_at(ends, published.changed()).await.is_err();
             if late {
-                rows.retain(|(coming, _)| !matches!(coming, Coming::Unplaced));
+                rows.retain(|(state, _)| !matches!(state, WalState::Unplaced));
             }
-            if late || !comes {
+            if late || !pending {
                 return Ok(rows.into_iter().map(|(_, row)| row).collect());
             }
         }
     }
 }
 
-/// Whether a message of the last seconds is still on its way through the log.
-enum Coming {
-    /// Its place is not kept.
+/// Progress of a message on its way through the WAL.
+enum WalState {
+    /// Fresh, and its position is not stored yet.
     Unplaced,
-    /// Its place is kept, and then it is put out.
+    /// Fresh, and its position is stored; publishing follows.
     Placed(Lsn, u32),
-    /// It is older than that.
+    /// Older than 10 s: it counts as published, or as older than the daemon.
     Old,
 }
 
-impl Coming {
-    fn is_coming(&self, heard: (Lsn, u32)) -> bool {
+impl WalState {
+    fn is_pending(&self, published: (Lsn, u32)) -> bool {
         match self {
             Self::Unplaced => true,
-            Self::Placed(commit_lsn, index) => (*commit_lsn, *index) > heard,
+            Self::Placed(commit_lsn, index) => (*commit_lsn, *index) > published,
             Self::Old => false,
         }
     }
 }
 
-fn coming(row: &Row) -> Result<Coming, tokio_postgres::Error> {
+fn wal_state(row: &Row) -> Result<WalState, tokio_postgres::Error> {
     let (position, fresh): (Option<&str>, bool) = (row.try_get(4)?, row.try_get(5)?);
     Ok(match position {
-        _ if !fresh => Coming::Old,
-        None => Coming::Unplaced,
-        Some(position) => place(position).map_or(Coming::Old, |(lsn, index)| Coming::Placed(lsn, index)),
+        _ if !fresh => WalState::Old,
+        None => WalState::Unplaced,
+        Some(position) => {
+            parse_cursor(position).map_or(WalState::Old, |(lsn, index)| WalState::Placed(lsn, index))
+        }
     })
 }
 
-/// The place that a cursor names.
-fn place(cursor: &str) -> Option<(Lsn, u32)> {
+/// Parses a cursor (`<commit LSN>:<index>`).
+fn parse_cursor(cursor: &str) -> Option<(Lsn, u32)> {
     let (commit_lsn, index) = cursor.split_once(':')?;
     Some((commit_lsn.parse().ok()?, index.parse().ok()?))
 }
@@ -249,7 +263,7 @@ fn stored(row: &Row) -> Result<Option<Stored>, tokio_postgres::Error> {
     let payload = match (bytes, json) {
         (Some(bytes), _) => Payload::Binary(bytes.into()),
         (None, Some(json)) => Payload::Json(json.into()),
-        // Never said when it was new, so not now either.
+        // A row without a payload was not published when it was new, so it is not replayed.
         (None, None) => return Ok(None),
     };
     Ok(Some(Stored { id: row.try_get(0)?, event: row.try_get(1)?, payload, cursor: row.try_get(4)? }))
@@ -261,7 +275,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn limits_are_kept_and_what_is_no_time_is_refused() {
+    fn limit_is_clamped_and_invalid_values_are_refused() {
         let limit = |value: Value| match Replay::parse(&value) {
             Some(Replay::Since { limit, .. } | Replay::After { limit, .. }) => Some(limit),
             None => None,

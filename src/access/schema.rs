@@ -1,44 +1,44 @@
-//! Schema `realtime`: makes what is lacking, and says what cannot be made.
+//! Schema `realtime`: creates what is missing, and reports what cannot be created.
 //!
-//! The work is done by `convoke.prepare_realtime` of the migrations, because roles
-//! and schemas need rights that not every daemon has: what it may not make it says,
-//! with the statement that mends it, and the daemon goes on without private channels
-//! for those roles. What is there already is left as it is.
+//! The function `convoke.prepare_realtime` of the migrations does the work, because roles and schemas need
+//! rights that not every daemon has. It reports what it may not create, with the statement that an
+//! administrator must run. The daemon then runs without private channels for the roles concerned. Existing
+//! objects are not changed.
 use crate::db::{Database, Error};
 
-/// One thing that private channels need of the database.
+/// The state of one object that private channels need in the database.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
-    /// What was looked at, like `role anon`.
+    /// The object, like `role anon`.
     pub what: String,
-    /// Whether it is as it should be.
+    /// Whether the object is as needed.
     pub ok: bool,
-    /// What was found.
+    /// The state that was found.
     pub found: String,
-    /// The statement that mends it.
+    /// The statement that repairs it; `None` if nothing needs repair.
     pub remedy: Option<String>,
 }
 
-/// Makes what is lacking where this role may, and tells how it is then.
+/// Creates what is missing where the daemon's role may, and returns the state afterwards.
 ///
 /// # Errors
-/// Those of connecting, and [`Error::Query`].
+/// Errors of connecting, and [`Error::Query`].
 pub async fn prepare(database: &Database) -> Result<Vec<Finding>, Error> {
     findings(database, true).await
 }
 
-/// Tells how it is and changes nothing.
+/// Returns the state and changes nothing.
 ///
 /// # Errors
-/// As of [`prepare`].
+/// Like [`prepare`].
 pub async fn inspect(database: &Database) -> Result<Vec<Finding>, Error> {
     findings(database, false).await
 }
 
-async fn findings(database: &Database, mend: bool) -> Result<Vec<Finding>, Error> {
+async fn findings(database: &Database, repair: bool) -> Result<Vec<Finding>, Error> {
     let client = database.client().await?;
     let sql = "select what, ok, seen, remedy from convoke.prepare_realtime($1)";
-    let rows = client.query(sql, &[&mend]).await?;
+    let rows = client.query(sql, &[&repair]).await?;
     let finding = |row: &tokio_postgres::Row| {
         Ok(Finding {
             what: row.try_get(0)?,

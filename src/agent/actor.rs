@@ -1,17 +1,19 @@
-//! An agent that is awake: starts its jobs, knows what they do, and goes to sleep when there are none.
+//! The actor of a hosted agent: starts its jobs, follows their phases, and goes to sleep when there are none.
 //!
-//! It lives from the first award to `idle_timeout` after the last job. Handling a
-//! command never waits; jobs run in tasks of their own and come back as commands.
+//! It exists from the first award to `idle_timeout` after the last job. A handler never awaits; jobs run in spawned
+//! tasks and report back as commands.
 use super::{
-    Agent, kind,
+    assignment_run::{self, Work},
+    command::ActorCommand,
+    hosted::{HostedAgent, Shared},
+    job::Agent,
+    kind,
     presence::{Activity, Seen},
-    supervisor::{Desk, Shared},
-    work::{self, Work},
 };
 use crate::{
     id::AssignmentId,
     scope::OnExit,
-    task::{Assigned, AssignmentKey, Progress},
+    task::{Assigned, AssignmentKey},
 };
 use std::{
     collections::{HashMap, VecDeque},
@@ -24,55 +26,38 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info_span};
 
-/// Commands that are handled before presence is told.
+/// Commands that are handled before presence is updated.
 const BURST: usize = 64;
 
-/// What an actor is told.
-pub(super) enum Command {
-    /// It won.
-    Assigned { assigned: Assigned, at: Instant },
-    /// A job must stop.
-    Cancel { key: AssignmentKey, reason: String },
-    /// A job began to work.
-    Started(AssignmentKey),
-    /// A job is done by someone else, who reports himself.
-    Elsewhere(AssignmentKey),
-    /// A job showed work.
-    Progressed(AssignmentKey, Progress),
-    /// A job lost its assignment, and its slot with it, but has not stopped yet.
-    Fenced(AssignmentKey),
-    /// A job is over.
-    Ended(AssignmentKey),
-}
-
-/// A job under way.
+/// A running job.
 struct Running {
     key: AssignmentKey,
     stop: CancellationToken,
     phase: Phase,
     progress: Option<f32>,
+    activity: Option<String>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Accepting,
     Working,
-    Elsewhere,
-    /// It holds no slot any more.
+    Delegated,
+    /// It has released its slot and is still stopping.
     Ending,
 }
 
 /// An agent that is awake.
 pub(super) struct Actor {
-    desk: Arc<Desk>,
+    hosted: Arc<HostedAgent>,
     shared: Arc<Shared>,
-    mailbox: mpsc::Receiver<Command>,
-    /// Weak, so that the mailbox closes when the desk lets go of it.
-    own: mpsc::WeakSender<Command>,
+    mailbox: mpsc::Receiver<ActorCommand>,
+    /// Weak, so that the queue closes when the hosted agent drops its sender.
+    own: mpsc::WeakSender<ActorCommand>,
     runner: Option<Result<Arc<dyn Agent>, String>>,
     /// In the order of their awards.
     running: HashMap<AssignmentId, Running>,
-    /// Awards that came before the slot of an ended job was seen to be free.
+    /// Awards whose slot is still held by a job that is ending.
     queue: VecDeque<(Assigned, Instant)>,
     current: Option<AssignmentId>,
     seen: Seen,
@@ -81,14 +66,14 @@ pub(super) struct Actor {
 
 impl Actor {
     pub(super) fn new(
-        desk: Arc<Desk>,
+        hosted: Arc<HostedAgent>,
         shared: Arc<Shared>,
-        mailbox: mpsc::Receiver<Command>,
-        own: mpsc::WeakSender<Command>,
+        mailbox: mpsc::Receiver<ActorCommand>,
+        own: mpsc::WeakSender<ActorCommand>,
     ) -> Self {
         shared.metrics.actors.inc();
         Self {
-            desk,
+            hosted,
             shared,
             mailbox,
             own,
@@ -105,7 +90,7 @@ impl Actor {
         debug!("awake");
         loop {
             let idle = self.running.is_empty() && self.queue.is_empty();
-            let asleep_at = self.idle_since + self.desk.definition.idle_timeout;
+            let asleep_at = self.idle_since + self.hosted.definition.idle_timeout;
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
@@ -129,34 +114,35 @@ impl Actor {
         Ok(())
     }
 
-    fn handle(&mut self, command: Command) {
+    fn handle(&mut self, command: ActorCommand) {
         match command {
-            Command::Assigned { assigned, at } => self.assigned(assigned, at),
-            Command::Cancel { key, reason } => {
-                debug!(task = %key.task_id, reason, "told to stop");
+            ActorCommand::Assigned { assigned, at } => self.assigned(assigned, at),
+            ActorCommand::Cancel { key, reason } => {
+                debug!(task = %key.task_id, reason, "job canceled");
                 self.queue.retain(|(assigned, _)| assigned.key.assignment_id != key.assignment_id);
                 if let Some(job) = self.running.get(&key.assignment_id) {
                     job.stop.cancel();
                 }
-                // Whether the slot is free already, the next award tells.
+                // The database has freed the slot: the next award may arrive before the job has stopped.
                 self.phase(key, Phase::Ending);
                 self.begin_next();
             }
-            Command::Started(key) => {
+            ActorCommand::Started(key) => {
                 self.current = Some(key.assignment_id);
                 self.phase(key, Phase::Working);
             }
-            Command::Elsewhere(key) => self.phase(key, Phase::Elsewhere),
-            Command::Progressed(key, progress) => {
+            ActorCommand::Delegated(key) => self.phase(key, Phase::Delegated),
+            ActorCommand::Progressed(key, progress) => {
                 if let Some(job) = self.running.get_mut(&key.assignment_id) {
                     job.progress = progress.progress.or(job.progress);
+                    job.activity = progress.activity.or_else(|| job.activity.take());
                 }
             }
-            Command::Fenced(key) => {
+            ActorCommand::Fenced(key) => {
                 self.phase(key, Phase::Ending);
                 self.begin_next();
             }
-            Command::Ended(key) => {
+            ActorCommand::Ended(key) => {
                 self.running.remove(&key.assignment_id);
                 self.idle_since = Instant::now();
                 self.begin_next();
@@ -165,8 +151,8 @@ impl Actor {
         self.seen.last_active = Some(self.shared.clock.now());
     }
 
-    /// The slot was taken by the award. When a job of ours has just ended there but not yet here, the
-    /// award waits a moment; when more wait than there are slots, something is wrong and it is refused.
+    /// The award holds a slot in the database. If the job before it has ended there but not here yet, the award waits;
+    /// if more awards wait than there are slots, one is refused.
     fn assigned(&mut self, assigned: Assigned, at: Instant) {
         let slots = self.slots();
         let known =
@@ -179,7 +165,7 @@ impl Actor {
         } else if self.queue.len() < slots {
             self.queue.push_back((assigned, at));
         } else {
-            work::refuse(self.shared.clone(), assigned, "all slots are taken");
+            assignment_run::refuse(self.shared.clone(), assigned, "all slots are taken");
         }
     }
 
@@ -192,7 +178,7 @@ impl Actor {
     }
 
     fn slots(&self) -> usize {
-        usize::try_from(self.desk.definition.slots.max(1)).unwrap_or(1)
+        usize::try_from(self.hosted.definition.slots.max(1)).unwrap_or(1)
     }
 
     fn slots_used(&self) -> usize {
@@ -200,31 +186,31 @@ impl Actor {
     }
 
     fn begin(&mut self, assigned: Assigned, at: Instant) {
-        let Some(tell) = self.own.upgrade() else { return };
-        let (desk, shared) = (&self.desk, &self.shared);
+        let Some(commands) = self.own.upgrade() else { return };
+        let (hosted, shared) = (&self.hosted, &self.shared);
         let runner = self.runner.get_or_insert_with(|| {
-            let runner = kind::runner(&desk.definition, &shared.parts, &shared.registry)?;
+            let runner = kind::runner(&hosted.definition, &shared.parts, &shared.registry)?;
             runner.ok_or_else(|| "the agent is not hosted here".to_owned())
         });
         let key = assigned.key;
         let stop = CancellationToken::new();
         let work = Work {
             shared: shared.clone(),
-            desk: desk.clone(),
+            hosted: hosted.clone(),
             runner: runner.clone(),
             assigned,
             at,
             stop: stop.clone(),
-            tell,
+            commands,
         };
-        let span = info_span!("run", task = %key.task_id, agent = %desk.definition.id);
+        let span = info_span!("run", task = %key.task_id, agent = %hosted.definition.id);
         span.in_scope(|| {
             shared.jobs.spawn("agent job", OnExit::Log, |_| async move {
                 work.run().await;
                 Ok(())
             });
         });
-        let job = Running { key, stop, phase: Phase::Accepting, progress: None };
+        let job = Running { key, stop, phase: Phase::Accepting, progress: None, activity: None };
         self.running.insert(key.assignment_id, job);
     }
 
@@ -237,32 +223,36 @@ impl Actor {
     }
 
     fn present(&mut self) {
-        let started = |job: &&Running| matches!(job.phase, Phase::Working | Phase::Elsewhere);
+        let started = |job: &&Running| matches!(job.phase, Phase::Working | Phase::Delegated);
         let current = self.current.and_then(|id| self.running.get(&id)).filter(started);
         let current = current.or_else(|| self.running.values().find(started));
         let accepting = self.running.values().filter(|job| job.phase == Phase::Accepting).count();
         self.seen.current_task = current.map(|job| job.key.task_id);
         self.seen.progress = current.and_then(|job| job.progress);
+        // The loop reports fixed words and names of tools. Other kinds report texts of their own, which not everyone
+        // who sees the presence may read.
+        let thinks = !self.hosted.definition.run.tools.is_empty();
+        self.seen.activity = current.and_then(|job| job.activity.clone()).filter(|_| thinks);
         self.seen.queue_depth = self.queue.len() + accepting;
         let mut phases = self.running.values().map(|job| job.phase);
-        let activity = match (self.running.is_empty(), phases.all(|phase| phase == Phase::Elsewhere)) {
+        let activity = match (self.running.is_empty(), phases.all(|phase| phase == Phase::Delegated)) {
             (true, _) => Activity::Idle,
             (false, true) => Activity::Waiting,
             (false, false) => Activity::Working,
         };
-        self.desk.present(&self.shared, &self.seen, activity);
+        self.hosted.present(&self.shared, &self.seen, activity);
     }
 
-    /// Goes to sleep unless a command came meanwhile. Whoever brings one waits for the lock and then
-    /// finds no actor, so none is lost, and the presence of the next actor comes after this one's.
+    /// Goes to sleep unless a command arrived meanwhile. A sender waits for the lock and then finds no actor and
+    /// starts one, so no command is lost, and the presence of the next actor comes after this one's.
     fn sleep(&mut self) -> bool {
-        let desk = self.desk.clone();
-        let mut slot = desk.actor.lock();
+        let hosted = self.hosted.clone();
+        let mut slot = hosted.actor.lock();
         if !self.mailbox.is_empty() {
             return false;
         }
         *slot = None;
-        desk.present(&self.shared, &self.seen, Activity::Asleep);
+        hosted.present(&self.shared, &self.seen, Activity::Asleep);
         true
     }
 }

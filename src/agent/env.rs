@@ -1,9 +1,9 @@
-//! The process environment as an argument, so that a test can have its own.
+//! Environment variables as an argument, so that a test can have its own.
 use std::{collections::HashMap, fmt, sync::Arc};
 
 type Lookup = dyn Fn(&str) -> Option<String> + Send + Sync;
 
-/// Where names of environment variables in an agent's file are looked up. Clones name the same source.
+/// The environment in which the variables of definitions are looked up. Clones share it.
 #[derive(Clone)]
 pub struct Env(Arc<Lookup>);
 

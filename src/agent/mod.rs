@@ -1,68 +1,74 @@
-//! Agents: what their files say, what wakes them, and doing the work they win.
+//! Agents: their definitions, their wakes, and the jobs of hosted ones.
 //!
-//! Owns the definitions ([`Definition`], [`check`]), the index from row changes
-//! to tasks ([`WakeIndex`]), and the supervisor ([`Agents`]) with one actor for
-//! each agent that has something to do. An actor accepts awards, runs each job by
-//! its kind (a model, a process, a POST, code in this process), renews leases,
-//! reports progress and presence from evidence, and hands in results. It never
-//! writes a task row (that is `task`'s), never listens to the log, and never
-//! decides who wins. Fails towards the task: whatever goes wrong with a job
-//! becomes its failure or its release, with a line that is safe to show; a
-//! finished result is handed in again until the database has taken or fenced it.
+//! Owns the definitions ([`Definition`], [`check`], [`CompiledAgent`]), the index from row changes to tasks
+//! ([`WakeIndex`]), and the supervisor ([`Agents`]) with one actor for each agent that has work. An actor accepts
+//! awards, runs each job by its kind (a model, a process, a POST, code in this process), renews leases, reports
+//! progress and presence from evidence, and delivers results. It never writes a task row (`task` does), never reads
+//! the WAL, and never decides an award. Every error of a job becomes its failure or its release, with a line that is
+//! safe to show; a result is delivered again until the database has accepted or fenced it.
 mod actor;
+mod assignment_run;
+mod command;
+mod compiled;
+mod credentials;
 mod definition;
+mod delivery;
 mod env;
+mod hosted;
 mod job;
 pub mod kind;
-mod mail;
+mod mailbox;
 mod metrics;
 mod offer;
-mod pass;
 mod presence;
+mod retry;
+mod rolling_spend;
 mod schedule;
-mod spend;
 mod supervisor;
+mod think;
+mod tool;
 mod wake;
-mod work;
 
+pub use compiled::CompiledAgent;
+pub use credentials::{CredentialIssuer, JobCredentials};
 pub use definition::{
     Definition, Kind, Limits, Missed, Offer, OfferBy, Price, Problem, ResponseFormat, Run, Schedule,
-    ScheduleRequest, Wake, WakeEvent, WakeRequest, check, check_all, check_in,
+    ScheduleRequest, Tool, ToolKind, Wake, WakeEvent, WakeRequest, check, check_all, check_in,
 };
 pub use env::Env;
 pub use job::{Agent, Finished, Job, Registry, Reporter};
-pub use mail::{Handled, Message};
+pub use mailbox::{AgentMessage, Handled};
 pub use metrics::{Ended, Metrics};
-pub use pass::{Pass, Passes};
-pub use schedule::{Clockwork, clockworks};
+pub use schedule::CronSchedule;
 pub use supervisor::{Agents, Deps, Error};
-pub use wake::{BadTemplate, Commit, Placed, WakeIndex};
+pub use think::ToolsBy;
+pub use wake::{BadTemplate, Commit, PositionedChange, WakeIndex};
 
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
-/// Where agents come from.
+/// The agents of a daemon.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Config {
-    /// The folder of the agents' files, `*.toml`, one agent each.
+    /// The folder of the definitions, `*.toml`, one agent each.
     pub dir: PathBuf,
-    /// Whether an agent without a file may join.
+    /// Which remote agents may register.
     pub remote: Remote,
 }
 
-/// Whether an agent without a file may join.
+/// Which remote agents may register.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Remote {
-    /// `open` when the daemon listens on loopback only, else `listed`.
+    /// `open` if the daemon listens on loopback only, else `listed`.
     #[default]
     Auto,
-    /// Whoever has a token with its id.
+    /// Any agent with a token of its id.
     Open,
-    /// Only agents that have a file.
+    /// Only agents with a definition of kind `remote`.
     Listed,
-    /// No agent works from outside.
+    /// None.
     Off,
 }
 

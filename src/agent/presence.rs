@@ -1,11 +1,11 @@
-//! What an agent's presence says, from evidence of its work.
+//! The presence of a hosted agent, from evidence of its work.
 //!
 //! The meta on `org:<org>` and `agent:<id>`, under the agent's id as the key:
 //! `agent_id`, `activity_type` (`asleep`, `idle`, `working`, `waiting`),
 //! `current_task` (the one that started last, or null), `progress` of it,
 //! `queue_depth` (awards that have not started), `last_active` (RFC 3339, or
-//! null) and `capabilities`.
-use super::supervisor::{Desk, Shared};
+//! null), `capabilities`, and for an agent with tools `activity` (`thinking`, `calling look`) while it works.
+use super::hosted::{HostedAgent, Shared};
 use crate::{
     hub::Room,
     id::{TaskId, Topic},
@@ -13,7 +13,7 @@ use crate::{
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::{Map, Value, json};
 
-/// What an agent is doing.
+/// The activity of an agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Activity {
     /// It has no actor.
@@ -22,21 +22,23 @@ pub(super) enum Activity {
     Idle,
     /// It has a job.
     Working,
-    /// All its jobs are done by others, who report themselves.
+    /// All its jobs are delegated; their holders report them.
     Waiting,
 }
 
-/// What was seen of an agent.
+/// The evidence of an agent's work.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Seen {
     pub(super) current_task: Option<TaskId>,
     pub(super) progress: Option<f32>,
+    /// The activity of a run: `thinking`, or `calling` with the tools.
+    pub(super) activity: Option<String>,
     pub(super) queue_depth: usize,
     pub(super) last_active: Option<DateTime<Utc>>,
 }
 
-impl Desk {
-    /// Says in both rooms what the agent does.
+impl HostedAgent {
+    /// Sets the presence in both rooms.
     pub(super) fn present(&self, shared: &Shared, seen: &Seen, activity: Activity) {
         let id = &self.definition.id;
         let activity = match activity {
@@ -45,10 +47,10 @@ impl Desk {
             Activity::Working => "working",
             Activity::Waiting => "waiting",
         };
-        // In thousandths, or 0.3 would be shown as 0.30000001192.
+        // Rounded to thousandths: as f64, the f32 0.3 is 0.30000001192.
         let progress = seen.progress.map(|part| (f64::from(part) * 1e3).round() / 1e3);
         let last_active = seen.last_active.map(|at| at.to_rfc3339_opts(SecondsFormat::Millis, true));
-        let meta: Map<String, Value> = [
+        let mut meta: Map<String, Value> = [
             ("agent_id", json!(id)),
             ("activity_type", json!(activity)),
             ("current_task", json!(seen.current_task)),
@@ -60,6 +62,7 @@ impl Desk {
         .into_iter()
         .map(|(key, value)| (key.to_owned(), value))
         .collect();
+        meta.extend(seen.activity.as_ref().map(|activity| ("activity".to_owned(), json!(activity))));
         let [org, own] = self.rooms();
         shared.tracker.set(org, id.as_str(), meta.clone());
         shared.tracker.set(own, id.as_str(), meta);

@@ -1,5 +1,5 @@
-//! Schedules as they run: which of their times have come, and the requests of these times. Pure: the time is an
-//! argument, and what has fired before is in the database.
+//! Schedules at work: which of their times are due, and the requests of these times. Pure: the time is an argument,
+//! and the times that have fired are in the database.
 use super::{
     Definition, Missed, Schedule,
     wake::{BadTemplate, Context, Template},
@@ -17,23 +17,23 @@ use croner::{
 use serde_json::{Map, json};
 use std::collections::VecDeque;
 
-/// Times that one look makes up for at most.
+/// Missed times that are made up for at once.
 const MISSED_MAX: usize = 100;
-/// How far back is looked, step by step, until enough is found.
+/// How far back due times are searched, step by step, until there are enough.
 const BACK_HOURS: [i64; 4] = [1, 24, 24 * 31, 24 * 366 * 10];
-/// A time that is later than this has been missed.
+/// Delay after which a time counts as missed.
 const LATE: TimeDelta = TimeDelta::minutes(1);
-/// What a template may name.
+/// Names that a template may use.
 const NAMES: [&str; 2] = ["scheduled_at", "schedule"];
 
-/// A `[[schedule]]` that has been read.
+/// A `[[schedule]]` whose cron expression, time zone and templates are parsed.
 #[derive(Debug)]
-pub struct Clockwork {
+pub struct CronSchedule {
     /// Which `[[schedule]]`: `<agent>#schedule.<index>`.
     pub trigger: String,
-    /// Whose.
+    /// The agent of the schedule.
     pub agent: AgentId,
-    /// In which org its tasks are made.
+    /// The org of its tasks.
     pub org: OrgId,
     schedule: Schedule,
     cron: Cron,
@@ -41,21 +41,10 @@ pub struct Clockwork {
     input: Template,
 }
 
-/// The schedules of these definitions that can be read; [`check`](super::check) tells about the others.
-#[must_use]
-pub fn clockworks(definitions: &[Definition]) -> Vec<Clockwork> {
-    let of = |definition: &Definition| {
-        let each = definition.schedule.iter().enumerate();
-        let read = each.filter_map(|(at, schedule)| Clockwork::read(definition, at, schedule).ok());
-        read.collect::<Vec<_>>()
-    };
-    definitions.iter().flat_map(of).collect()
-}
-
 /// Why a schedule cannot be read: the key, and what is wrong with it.
 pub(super) type Unreadable = (&'static str, String);
 
-impl Clockwork {
+impl CronSchedule {
     pub(super) fn read(definition: &Definition, at: usize, schedule: &Schedule) -> Result<Self, Unreadable> {
         let parser = CronParser::builder().seconds(Seconds::Optional).build();
         let cron = parser.parse(&schedule.cron).map_err(|e| ("cron", format!("{:?}: {e}", schedule.cron)))?;
@@ -76,24 +65,24 @@ impl Clockwork {
         })
     }
 
-    /// What it says of times, as it is remembered: another text begins anew.
+    /// Its cron expression and time zone, as they are stored: a changed one starts from the present.
     #[must_use]
     pub fn times(&self) -> String {
         format!("{} {}", self.schedule.cron, self.schedule.timezone)
     }
 
-    /// Its first time after this one, if there is any.
+    /// Its first time after this one. `None` if there is none.
     #[must_use]
     pub fn next(&self, after: DateTime<Utc>) -> Option<DateTime<Utc>> {
         let next = self.cron.find_next_occurrence(&after.with_timezone(&self.zone), false).ok()?;
         Some(next.with_timezone(&Utc))
     }
 
-    /// The times after `fired` that have come at `now` and request a task, the earliest first.
+    /// The times after `fired` that are due at `now` and request a task, the earliest first.
     #[must_use]
     pub fn due(&self, fired: DateTime<Utc>, now: DateTime<Utc>) -> Vec<DateTime<Utc>> {
         let mut come = VecDeque::new();
-        // From the present backwards, so that years of seconds are not gone through.
+        // From the present backwards: forwards from `fired`, a schedule of seconds could take years of steps.
         for hours in BACK_HOURS {
             let since = fired.max(now - TimeDelta::hours(hours));
             come = self.between(since, now);
@@ -122,10 +111,10 @@ impl Clockwork {
         times
     }
 
-    /// What this time requests.
+    /// The request of this time.
     ///
     /// # Errors
-    /// Why its templates cannot be filled in.
+    /// Why its templates cannot be filled in, one line.
     pub fn request(&self, at: DateTime<Utc>) -> Result<Request, String> {
         let asked = &self.schedule.request;
         let names = [("scheduled_at", json!(at)), ("schedule", json!(self.trigger))];
@@ -148,13 +137,13 @@ impl Clockwork {
 mod tests {
     use super::*;
 
-    fn clockwork(text: &str) -> Clockwork {
+    fn cron_schedule(text: &str) -> CronSchedule {
         let text = format!(
             "id = \"a\"\n[run]\nkind = \"remote\"\n[[schedule]]\n{text}\n[schedule.request]\nkind = \"k\"\n\
              input = {{ at = \"{{{{ scheduled_at }}}}\" }}"
         );
         let definition: Definition = toml::from_str(&text).unwrap();
-        Clockwork::read(&definition, 0, &definition.schedule[0]).unwrap()
+        CronSchedule::read(&definition, 0, &definition.schedule[0]).unwrap()
     }
 
     fn at(text: &str) -> DateTime<Utc> {
@@ -162,33 +151,34 @@ mod tests {
     }
 
     #[test]
-    fn the_time_of_a_zone_follows_its_summer() {
-        let nine = clockwork("cron = \"0 9 * * *\"\ntimezone = \"Europe/Berlin\"");
+    fn time_in_a_zone_follows_its_summer_time() {
+        let nine = cron_schedule("cron = \"0 9 * * *\"\ntimezone = \"Europe/Berlin\"");
         assert_eq!(nine.next(at("2026-01-10T00:00:00Z")), Some(at("2026-01-10T08:00:00Z")));
         assert_eq!(nine.next(at("2026-07-10T00:00:00Z")), Some(at("2026-07-10T07:00:00Z")));
     }
 
     #[test]
-    fn what_was_missed_is_made_up_for_as_the_policy_says() {
+    fn missed_times_follow_the_policy() {
         let (fired, now) = (at("2026-01-10T00:00:30Z"), at("2026-01-10T00:05:10Z"));
-        let due =
-            |missed: &str| clockwork(&format!("cron = \"* * * * *\"\nmissed = \"{missed}\"")).due(fired, now);
+        let due = |missed: &str| {
+            cron_schedule(&format!("cron = \"* * * * *\"\nmissed = \"{missed}\"")).due(fired, now)
+        };
         assert_eq!(due("once"), [at("2026-01-10T00:05:00Z")]);
         assert_eq!(due("skip"), [at("2026-01-10T00:05:00Z")]);
         assert_eq!(due("all").len(), 5);
-        let every = clockwork("cron = \"* * * * * *\"\nmissed = \"all\"").due(fired, now);
+        let every = cron_schedule("cron = \"* * * * * *\"\nmissed = \"all\"").due(fired, now);
         assert_eq!((every.len(), every.last()), (100, Some(&now)));
-        assert!(clockwork("cron = \"0 0 1 1 *\"").due(fired, now).is_empty());
+        assert!(cron_schedule("cron = \"0 0 1 1 *\"").due(fired, now).is_empty());
     }
 
     #[test]
-    fn a_request_knows_its_time() {
-        let request = clockwork("cron = \"0 9 * * *\"").request(at("2026-01-10T09:00:00Z")).unwrap();
+    fn request_contains_its_time() {
+        let request = cron_schedule("cron = \"0 9 * * *\"").request(at("2026-01-10T09:00:00Z")).unwrap();
         assert_eq!(request.input, json!({ "at": "2026-01-10T09:00:00Z" }));
     }
 
     #[test]
-    fn what_cannot_be_read_is_told_with_its_key() {
+    fn invalid_schedule_is_refused_with_its_key() {
         let text = "id = \"a\"\n[run]\nkind = \"remote\"\n";
         for (schedule, key) in [
             ("cron = \"61 * * * *\"\nrequest = { kind = \"k\" }", "schedule.0.cron"),

@@ -1,14 +1,14 @@
-//! The hosted agents: who they are, and the actors of those that have something to do.
+//! The supervisor: the hosted agents, and the actors of those that have work.
 use super::{
-    Clockwork, Definition, Env, Kind, Metrics, Registry, WakeIndex,
-    actor::{Actor, Command},
-    kind::Parts,
-    mail::{Mailbox, Message},
-    pass::Passes,
+    CompiledAgent, CronSchedule, Definition, Env, Kind, Metrics, Problem, Registry, WakeIndex,
+    actor::Actor,
+    assignment_run,
+    command::ActorCommand,
+    credentials::CredentialIssuer,
+    hosted::{HostedAgent, Shared},
+    kind::RunnerDeps,
+    mailbox::AgentMessage,
     presence::{Activity, Seen},
-    schedule::clockworks,
-    spend::Spend,
-    work,
 };
 use crate::{
     clock::Clock,
@@ -16,7 +16,8 @@ use crate::{
     llm::Models,
     presence::Tracker,
     scope::{OnExit, Scope},
-    task::{Assigned, AssignmentKey, Profile, Tasks, Update},
+    task::{Assigned, AssignmentKey, Profile, TaskCommands, Update},
+    telemetry::Throttle,
 };
 use parking_lot::Mutex;
 use std::{
@@ -31,89 +32,74 @@ use tokio::{sync::mpsc, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{info_span, warn};
 
-/// Commands that wait for an actor at most, besides two for each of its slots.
+/// Capacity of an actor's queue, besides two commands for each of its slots.
 const MAILBOX_MIN: usize = 32;
-/// How long jobs that are told to let go may take over it.
+/// Time limit for jobs to stop once they are released.
 const RELEASE_WITHIN: Duration = Duration::from_secs(5);
 
 /// What the agents need from the daemon.
 #[derive(Clone)]
 pub struct Deps {
-    /// Where awards are accepted and results handed in.
-    pub tasks: Tasks,
-    /// Where they are present.
+    /// Accepts awards and takes results.
+    pub tasks: TaskCommands,
+    /// Shows their presence.
     pub tracker: Tracker,
     /// The wall clock.
     pub clock: Clock,
-    /// What they count.
+    /// Their metrics.
     pub metrics: Metrics,
-    /// The models they ask.
+    /// The models of kind `llm`.
     pub models: Models,
-    /// Where names of variables in their files are looked up.
+    /// The environment of the variables in definitions.
     pub env: Env,
-    /// What lets their jobs act as them.
-    pub passes: Passes,
+    /// Issues the credentials of their jobs.
+    pub credentials: CredentialIssuer,
 }
 
-/// Why the agents cannot be hosted. Nothing was started.
+/// Why the agents cannot be hosted. Nothing was started then.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Two definitions with one id.
     #[error("agent {0} is defined twice")]
     Duplicate(AgentId),
-    /// Code that nobody registered.
+    /// Code that is not registered.
     #[error("agent {agent}: no Rust agent is registered as {name:?}")]
     NotRegistered {
-        /// Whose code.
+        /// The agent.
         agent: AgentId,
-        /// Its name.
+        /// The name of the code.
         name: String,
     },
+    /// Definitions with problems, each with the key and what is wrong.
+    #[error("{}", lines(.0))]
+    Invalid(Vec<(AgentId, Problem)>),
 }
 
-/// The hosted agents of one daemon. Clones are the same agents; no call waits for an agent.
-#[derive(Clone)]
-pub struct Agents(Arc<House>);
+fn lines(problems: &[(AgentId, Problem)]) -> String {
+    let line = |(agent, Problem { key, message, remedy }): &(AgentId, Problem)| {
+        let remedy = remedy.as_ref().map(|remedy| format!("; {remedy}")).unwrap_or_default();
+        format!("agent {agent}: {key}: {message}{remedy}")
+    };
+    problems.iter().map(line).collect::<Vec<_>>().join("\n")
+}
 
-struct House {
-    desks: HashMap<AgentId, Arc<Desk>>,
+/// The hosted agents of one daemon. Clones share them. No call waits for an agent.
+#[derive(Clone)]
+pub struct Agents(Arc<AgentRegistry>);
+
+struct AgentRegistry {
+    agents: HashMap<AgentId, Arc<HostedAgent>>,
     unavailable: Vec<(AgentId, String)>,
+    /// Profiles of the unavailable ones.
+    left_out: Vec<Profile>,
     wakes: Arc<WakeIndex>,
-    clockworks: Arc<Vec<Clockwork>>,
+    cron_schedules: Arc<Vec<CronSchedule>>,
     shared: Arc<Shared>,
 }
 
-/// What all actors share.
-pub(super) struct Shared {
-    pub(super) tasks: Tasks,
-    pub(super) tracker: Tracker,
-    pub(super) clock: Clock,
-    pub(super) metrics: Metrics,
-    pub(super) parts: Parts,
-    pub(super) passes: Passes,
-    pub(super) registry: Registry,
-    /// Of the actors.
-    actors: Scope,
-    /// Of the jobs: they go on when it stops, and end with [`Self::let_go`].
-    pub(super) jobs: Scope,
-    pub(super) let_go: CancellationToken,
-    pub(super) stopping: AtomicBool,
-}
-
-/// One agent's place: all there is of it while it sleeps.
-pub(super) struct Desk {
-    pub(super) definition: Arc<Definition>,
-    pub(super) spend: Mutex<Spend>,
-    /// What its hook for offers has cost; counts to `spend` too.
-    pub(super) thoughts: Mutex<Spend>,
-    pub(super) mail: Mutex<Mailbox>,
-    /// Whoever puts a command in holds the lock, and so does an actor that goes to sleep.
-    pub(super) actor: Mutex<Option<mpsc::Sender<Command>>>,
-}
-
 impl Agents {
-    /// Hosts these agents until [`Self::drain`]. They show as asleep; nothing runs yet. Those that
-    /// [cannot work here](Definition::unavailable) are left out and logged.
+    /// Hosts these agents until [`Self::drain`]. They show as asleep; nothing runs yet. Those that are
+    /// [unavailable](Definition::unavailable) are left out and logged.
     ///
     /// # Errors
     /// See [`Error`].
@@ -123,26 +109,29 @@ impl Agents {
         definitions: Vec<Definition>,
         registry: Registry,
     ) -> Result<Self, Error> {
-        let wakes = Arc::new(WakeIndex::new(&definitions, &deps.metrics));
-        let clockworks = Arc::new(clockworks(&definitions));
-        let parts = Parts { env: deps.env, models: deps.models, clock: deps.clock.clone() };
+        let mut compiled = compile(definitions, &deps.env)?;
+        let wakes = Arc::new(WakeIndex::new(&compiled, &deps.metrics));
+        let schedules = compiled.iter_mut().flat_map(|agent| std::mem::take(&mut agent.schedules));
+        let cron_schedules = Arc::new(schedules.collect());
+        let parts = RunnerDeps { env: deps.env, models: deps.models, clock: deps.clock.clone() };
         let shared = Arc::new(Shared {
             tasks: deps.tasks,
             tracker: deps.tracker,
             clock: deps.clock,
             metrics: deps.metrics,
+            failed_lines: Throttle::default(),
             parts,
-            passes: deps.passes,
+            credentials: deps.credentials,
             registry,
             actors: scope.child(),
             jobs: scope.child(),
-            let_go: CancellationToken::new(),
+            release_jobs: CancellationToken::new(),
             stopping: AtomicBool::new(false),
         });
-        let (mut desks, mut unavailable) = (HashMap::new(), Vec::new());
-        for definition in definitions {
+        let (mut agents, mut unavailable, mut left_out) = (HashMap::new(), Vec::new(), Vec::new());
+        for CompiledAgent { definition, .. } in compiled {
             let id = definition.id.clone();
-            if desks.contains_key(&id) {
+            if agents.contains_key(&id) {
                 return Err(Error::Duplicate(id));
             }
             if definition.run.kind == Kind::Rust {
@@ -152,136 +141,153 @@ impl Agents {
                 }
             }
             if let Some(reason) = definition.unavailable(&shared.parts.env) {
-                warn!(agent = %id, reason, "agent left out: it cannot work here");
+                warn!(agent = %id, reason, "agent unavailable, left out");
+                left_out.push(definition.profile());
                 unavailable.push((id, reason));
                 continue;
             }
-            let definition = Arc::new(definition);
-            let (spend, thoughts) = (Mutex::default(), Mutex::default());
+            let (spend, offer_spend) = (Mutex::default(), Mutex::default());
             let (mail, actor) = (Mutex::default(), Mutex::default());
-            desks.insert(id, Arc::new(Desk { definition, spend, thoughts, mail, actor }));
+            agents.insert(id, Arc::new(HostedAgent { definition, spend, offer_spend, mail, actor }));
         }
-        for desk in desks.values().filter(|desk| desk.is_hosted()) {
-            desk.present(&shared, &Seen::default(), Activity::Asleep);
+        for hosted in agents.values().filter(|hosted| hosted.is_hosted()) {
+            hosted.present(&shared, &Seen::default(), Activity::Asleep);
         }
-        Ok(Self(Arc::new(House { desks, unavailable, wakes, clockworks, shared })))
+        Ok(Self(Arc::new(AgentRegistry { agents, unavailable, left_out, wakes, cron_schedules, shared })))
     }
 
-    /// What the hosted agents are to the negotiation, for `Tasks::register`. Those of kind `remote` are not
-    /// among them: they are there when somebody has joined as them.
+    /// The profiles of the hosted agents, for `Tasks::register`. Without those of kind `remote`, which are registered
+    /// when they connect.
     #[must_use]
     pub fn profiles(&self) -> Vec<Profile> {
-        let hosted = self.0.desks.values().filter(|desk| desk.is_hosted());
-        hosted.map(|desk| desk.definition.profile()).collect()
+        let hosted = self.0.agents.values().filter(|hosted| hosted.is_hosted());
+        hosted.map(|hosted| hosted.definition.profile()).collect()
     }
 
-    /// What an agent's file says; nothing for one without a file, or left out.
+    /// The profiles of the agents that are defined and not hosted, for `Tasks::expect`: those of kind `remote`, which
+    /// connect later, and the unavailable ones.
+    #[must_use]
+    pub fn expected(&self) -> Vec<Profile> {
+        let remote = self.0.agents.values().filter(|hosted| !hosted.is_hosted());
+        remote.map(|hosted| hosted.definition.profile()).chain(self.0.left_out.iter().cloned()).collect()
+    }
+
+    /// The definition of an agent. `None` for one without a definition or an unavailable one.
     #[must_use]
     pub fn definition(&self, agent: &AgentId) -> Option<Arc<Definition>> {
-        self.0.desks.get(agent).map(|desk| desk.definition.clone())
+        self.0.agents.get(agent).map(|hosted| hosted.definition.clone())
     }
 
-    /// The agents that were left out, each with the reason.
+    /// The unavailable agents, each with the reason.
     #[must_use]
     pub fn unavailable(&self) -> &[(AgentId, String)] {
         &self.0.unavailable
     }
 
-    /// The schedules of all definitions, those of agents that were left out too.
+    /// The schedules of all definitions, those of unavailable agents too.
     #[must_use]
-    pub fn clockworks(&self) -> Arc<Vec<Clockwork>> {
-        self.0.clockworks.clone()
+    pub fn cron_schedules(&self) -> Arc<Vec<CronSchedule>> {
+        self.0.cron_schedules.clone()
     }
 
-    /// The wakes of all definitions, those of agents that were left out too.
+    /// The wakes of all definitions, those of unavailable agents too.
     #[must_use]
     pub fn wakes(&self) -> Arc<WakeIndex> {
         self.0.wakes.clone()
     }
 
-    /// An agent won: wakes it. An award for nobody here is for a remote agent or another node.
+    /// Gives an award to its agent, which wakes it. Ignores an award of an agent that is not hosted here.
     pub fn assigned(&self, assigned: Assigned) {
         let shared = &self.0.shared;
-        if let Some(desk) = self.0.desks.get(&assigned.agent_id).filter(|desk| desk.is_hosted()) {
+        if let Some(hosted) = self.0.agents.get(&assigned.agent_id).filter(|hosted| hosted.is_hosted()) {
             if shared.stopping.load(Ordering::Relaxed) {
-                return work::refuse(shared.clone(), assigned, "the daemon is stopping");
+                return assignment_run::refuse(shared.clone(), assigned, "the daemon is stopping");
             }
-            let command = Command::Assigned { assigned: assigned.clone(), at: Instant::now() };
-            if !Desk::put(desk, shared, command) {
-                work::refuse(shared.clone(), assigned, "the agent's mailbox is full");
+            let command = ActorCommand::Assigned { assigned: assigned.clone(), at: Instant::now() };
+            if !HostedAgent::put(hosted, shared, command) {
+                assignment_run::refuse(shared.clone(), assigned, "the agent's mailbox is full");
             }
         }
     }
 
-    /// An assignee must stop: tells the agent, if it is awake and works on that.
+    /// Cancels the job of an assignment, if its agent is awake and runs it.
     pub fn cancel(&self, key: AssignmentKey, agent: &AgentId, reason: &str) {
-        let actor = self.0.desks.get(agent).and_then(|desk| desk.actor.lock().clone());
+        let actor = self.0.agents.get(agent).and_then(|hosted| hosted.actor.lock().clone());
         if let Some(actor) = actor
-            && actor.try_send(Command::Cancel { key, reason: reason.to_owned() }).is_err()
+            && actor.try_send(ActorCommand::Cancel { key, reason: reason.to_owned() }).is_err()
         {
-            warn!(agent = %agent, task = %key.task_id, "cancel not told: the mailbox is full; the grace will end it");
+            warn!(agent = %agent, task = %key.task_id, "agent mailbox full, cancel not delivered; job is aborted after the grace period");
         }
     }
 
-    /// A round began: those of these agents whose offers are made by a hook think about it.
+    /// Starts the offer hooks of these agents for a round.
     pub fn announced(&self, task: &Update, round: i32, agents: &[AgentId]) {
         if self.0.shared.stopping.load(Ordering::Relaxed) {
             return;
         }
-        for desk in agents.iter().filter_map(|agent| self.0.desks.get(agent)) {
-            desk.asked(&self.0.shared, task.clone(), round);
+        for hosted in agents.iter().filter_map(|agent| self.0.agents.get(agent)) {
+            hosted.asked(&self.0.shared, task.clone(), round);
         }
     }
 
-    /// Gives a message to a hosted agent; false when its mailbox is full. What is for nobody here is for an
-    /// agent outside, who hears it in its room.
-    pub fn tell(&self, agent: &AgentId, message: Message) -> bool {
-        let desk = self.0.desks.get(agent).filter(|desk| desk.is_hosted());
-        desk.is_none_or(|desk| desk.tell(&self.0.shared, message))
+    /// Delivers a message to a hosted agent; false if its mailbox is full. A message for an agent that is not hosted
+    /// is ignored: a remote agent receives it in its room.
+    pub fn deliver(&self, agent: &AgentId, message: AgentMessage) -> bool {
+        let hosted = self.0.agents.get(agent).filter(|hosted| hosted.is_hosted());
+        hosted.is_none_or(|hosted| hosted.deliver(&self.0.shared, message))
     }
 
-    /// The agents with a file, left out or not, hosted or not: whose they are.
+    /// The org of each agent with a definition that is available, hosted or remote.
     pub fn orgs(&self) -> impl Iterator<Item = (AgentId, OrgId)> {
-        self.0.desks.iter().map(|(id, desk)| (id.clone(), desk.definition.org.clone()))
+        self.0.agents.iter().map(|(id, hosted)| (id.clone(), hosted.definition.org.clone()))
     }
 
     /// The hosted agents of an org.
     pub fn of_org(&self, org: &OrgId) -> impl Iterator<Item = &AgentId> {
-        let of = |desk: &Arc<Desk>| desk.is_hosted() && desk.definition.org == *org;
-        self.0.desks.iter().filter(move |(_, desk)| of(desk)).map(|(id, _)| id)
+        let of = |hosted: &Arc<HostedAgent>| hosted.is_hosted() && hosted.definition.org == *org;
+        self.0.agents.iter().filter(move |(_, hosted)| of(hosted)).map(|(id, _)| id)
     }
 
-    /// Stops: awards are refused from now on, jobs get `within` to finish and are then released to
-    /// others, presence leaves. May be called once.
+    /// Stops: awards are refused from now on, jobs have `within` to finish and are then released to other agents, and
+    /// presence ends. May be called once.
     pub async fn drain(&self, within: Duration) {
         let shared = &self.0.shared;
         shared.stopping.store(true, Ordering::Relaxed);
         if shared.jobs.drain(within).await.is_err() {
-            shared.let_go.cancel();
+            shared.release_jobs.cancel();
             if let Err(stuck) = shared.jobs.drain(RELEASE_WITHIN).await {
-                warn!(left = stuck.left, "jobs did not let go; their leases will run out");
+                warn!(left = stuck.left, "jobs did not stop in time; their leases will expire");
             }
         }
         let _ = shared.actors.drain(Duration::from_secs(1)).await;
-        for desk in self.0.desks.values().filter(|desk| desk.is_hosted()) {
-            desk.leave(shared);
+        for hosted in self.0.agents.values().filter(|hosted| hosted.is_hosted()) {
+            hosted.leave(shared);
         }
     }
 }
 
-impl Desk {
-    pub(super) fn is_hosted(&self) -> bool {
-        self.definition.run.kind != Kind::Remote
+/// The definitions, if none has a problem: an embedder's typo must not become an agent that never wakes.
+fn compile(definitions: Vec<Definition>, env: &Env) -> Result<Vec<CompiledAgent>, Error> {
+    let (mut compiled, mut problems) = (Vec::new(), Vec::new());
+    for definition in definitions {
+        let id = definition.id.clone();
+        match definition.compile(env) {
+            Ok(agent) => compiled.push(agent),
+            Err(found) => problems.extend(found.into_iter().map(|problem| (id.clone(), problem))),
+        }
     }
+    if problems.is_empty() { Ok(compiled) } else { Err(Error::Invalid(problems)) }
+}
 
-    /// Gives a command to the actor, which is made if there is none; false when its mailbox is full.
-    fn put(self: &Arc<Self>, shared: &Arc<Shared>, command: Command) -> bool {
+impl HostedAgent {
+    /// Puts a command into the queue of the actor, which starts if there is none; false if the queue is full.
+    fn put(self: &Arc<Self>, shared: &Arc<Shared>, command: ActorCommand) -> bool {
         let mut slot = self.actor.lock();
         if let Some(actor) = &*slot {
             match actor.try_send(command) {
                 Ok(()) => return true,
                 Err(mpsc::error::TrySendError::Full(_)) => return false,
-                // It ended without going to sleep, which is a panic: the next one takes over.
+                // The actor ended without going to sleep: it panicked. Start another one.
                 Err(mpsc::error::TrySendError::Closed(returned)) => {
                     return self.awake(shared, &mut slot, returned);
                 }
@@ -293,8 +299,8 @@ impl Desk {
     fn awake(
         self: &Arc<Self>,
         shared: &Arc<Shared>,
-        slot: &mut Option<mpsc::Sender<Command>>,
-        command: Command,
+        slot: &mut Option<mpsc::Sender<ActorCommand>>,
+        command: ActorCommand,
     ) -> bool {
         let room = usize::try_from(self.definition.slots).unwrap_or(0).saturating_mul(2);
         let (sender, mailbox) = mpsc::channel(MAILBOX_MIN.saturating_add(room));

@@ -1,4 +1,4 @@
-//! `/v1/agents`: who there is.
+//! `/v1/agents`: the registered agents.
 use super::{
     Deps,
     caller::Caller,
@@ -22,7 +22,7 @@ pub(super) struct Query {
     org: Option<OrgId>,
 }
 
-/// `{agents: […]}` of the caller's org; the service sees all, or those of `?org=`.
+/// `{agents: […]}` of the caller's org. For the service, of every org or of `?org=`.
 pub(super) async fn list(
     State(deps): State<Deps>,
     caller: Caller,
@@ -33,6 +33,7 @@ pub(super) async fn list(
     Ok(Json(json!({ "agents": agents })))
 }
 
+/// One agent; `unknown_agent` if the caller may not see its org.
 pub(super) async fn show(
     State(deps): State<Deps>,
     caller: Caller,

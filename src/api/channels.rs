@@ -1,9 +1,9 @@
-//! `/v1/channels`: which channels there are, who is on one, how much is said, what was refused.
+//! `/v1/channels`: the active channels, their members, traffic and rejections.
 //!
-//! For the service alone: it tells who is there whatever the policies say.
+//! For the service alone, because it shows members regardless of policies.
 use super::{Deps, caller::Caller, input::Params, problem::Problem};
 use crate::{
-    gateway::{TopicLook, Topics},
+    gateway::{TopicInfo, Topics},
     id::Topic,
 };
 use axum::{
@@ -13,10 +13,10 @@ use axum::{
 };
 use serde::Deserialize;
 
-/// Most topics in one answer, and how many without a wish.
+/// Most topics in one answer, and the default.
 const TOPICS_MAX: usize = 1000;
 const TOPICS: usize = 100;
-/// Most members in one answer, and how many without a wish.
+/// Most members in one answer, and the default.
 const MEMBERS_MAX: usize = 10_000;
 const MEMBERS: usize = 100;
 
@@ -36,7 +36,7 @@ pub(super) struct ShowQuery {
     limit: Option<usize>,
 }
 
-/// `{channels: […], total}`: the topics that begin with `?prefix=`, after `?after=`, at most `?limit=` of them.
+/// `{channels: […], total}`: topics with the prefix `?prefix=` after `?after=`, at most `?limit=`.
 pub(super) async fn list(
     State(deps): State<Deps>,
     caller: Caller,
@@ -47,18 +47,18 @@ pub(super) async fn list(
     Ok(Json(deps.gateway.topics(&query.prefix, &query.after, limit)))
 }
 
-/// One topic (percent-encoded, without `realtime:`) with its members, at most `?limit=` of each room.
+/// One topic (percent-encoded, without `realtime:`) with its members, at most `?limit=` for each room.
 pub(super) async fn show(
     State(deps): State<Deps>,
     caller: Caller,
     Path(topic): Path<String>,
     Params(query): Params<ShowQuery>,
-) -> Result<Json<TopicLook>, Problem> {
+) -> Result<Json<TopicInfo>, Problem> {
     caller.must_be_service("see who is on a channel")?;
     let limit = at_most(query.limit, MEMBERS, MEMBERS_MAX)?;
     let look = Topic::new(&topic).and_then(|topic| deps.gateway.topic(&topic, limit));
     look.map(Json).ok_or_else(|| {
-        let detail = format!("nobody is on channel {topic:?}, and nothing was refused there lately");
+        let detail = format!("channel {topic:?} has no members and no recent rejections");
         Problem::new(StatusCode::NOT_FOUND, "unknown_channel", detail)
     })
 }

@@ -1,7 +1,8 @@
-//! `/v1/agents/{id}/presence` and `/inbox`: being an agent with HTTP alone; and messages between agents.
+//! `/v1/agents/{id}/presence` and `/inbox`, for agents that use HTTP alone; and messages between agents.
 //!
-//! An agent says who it is with `PUT …/presence` and asks for what was said to it with long polls. It is here
-//! while a poll is open and for its lease after its last request; then what it held is given to others.
+//! An agent registers with `PUT …/presence` and receives its messages with long polls. It is present while a
+//! poll is open, and for its lease after the last request. After that its assignments are given to other
+//! agents.
 use super::{
     Deps,
     caller::Caller,
@@ -11,9 +12,9 @@ use super::{
     wait,
 };
 use crate::{
-    gateway::{Collected, Coordination, LEASE, LEASE_MAX, LEASE_MIN, Unsaid},
     hub::Room,
     id::{AgentId, OrgId, Topic},
+    remote::{Coordination, INBOX_LEASE, INBOX_LEASE_MAX, INBOX_LEASE_MIN, InboxPage, OpenError, SendError},
 };
 use axum::{
     Json,
@@ -27,78 +28,82 @@ use tokio::time::Instant;
 
 #[derive(Deserialize)]
 pub(super) struct Presence {
-    /// How long it is here after its last request.
+    /// How long the agent stays present after its last request.
     #[serde(default = "lease", with = "humantime_serde")]
     lease: Duration,
-    /// What an agent with a socket tracks.
+    /// The metadata that an agent with a websocket would track.
     #[serde(flatten)]
     meta: Map<String, Value>,
 }
 fn lease() -> Duration {
-    LEASE
+    INBOX_LEASE
 }
 
-/// The agent is here, as the body says: `capabilities`, `slots`, `description`, `activity_type` … as they are
-/// tracked over a socket, and `lease`. What is wrong with it comes as `error` into the inbox.
+/// Registers the agent or renews its lease. The body has `capabilities`, `slots`, `description`,
+/// `activity_type` … as tracked over a websocket, and `lease`. Problems of its content arrive as `error` in
+/// the inbox.
 pub(super) async fn present(
     State(deps): State<Deps>,
     caller: Caller,
     Path(agent): Path<String>,
     Body(Presence { lease, meta }): Body<Presence>,
 ) -> Result<Json<Value>, Problem> {
-    let agent = own(&caller, &agent)?;
-    if !(LEASE_MIN..=LEASE_MAX).contains(&lease) {
-        let (min, max) = (LEASE_MIN.as_secs(), LEASE_MAX.as_secs());
+    let agent = own(&deps, &caller, &agent).await?;
+    if !(INBOX_LEASE_MIN..=INBOX_LEASE_MAX).contains(&lease) {
+        let (min, max) = (INBOX_LEASE_MIN.as_secs(), INBOX_LEASE_MAX.as_secs());
         return Err(Problem::bad_request(format!("lease is {lease:?}; use {min}s to {max}s")));
     }
-    if !deps.post.enter(&agent, caller.claims(), meta, lease) {
-        return Err(Problem::unavailable("too many agents are here by HTTP"));
-    }
+    deps.inboxes.open(&agent, caller.claims().clone(), meta, lease).map_err(|why| match why {
+        OpenError::Denied(denied) => denied.into(),
+        full @ OpenError::Full => Problem::unavailable(full.to_string()),
+    })?;
     let inbox = format!("/v1/agents/{agent}/inbox");
     Ok(Json(
         json!({ "agent_id": agent, "lease": humantime::format_duration(lease).to_string(), "inbox": inbox }),
     ))
 }
 
-/// The agent is here no more; what it held is given to others at once.
+/// Deregisters the agent. Its assignments are given to other agents at once.
 pub(super) async fn gone(
     State(deps): State<Deps>,
     caller: Caller,
     Path(agent): Path<String>,
 ) -> Result<StatusCode, Problem> {
-    let agent = own(&caller, &agent)?;
-    if deps.post.leave(&agent) { Ok(StatusCode::NO_CONTENT) } else { Err(absent(&agent)) }
+    let agent = own(&deps, &caller, &agent).await?;
+    if deps.inboxes.close(&agent) { Ok(StatusCode::NO_CONTENT) } else { Err(absent(&agent)) }
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct InboxQuery {
-    /// The last one that it has; those up to it are forgotten.
+    /// Sequence number of the last message received; messages up to it are deleted.
     #[serde(default)]
     after: u64,
     #[serde(default, deserialize_with = "wait::parse")]
     wait: Duration,
 }
 
-/// `{messages: [{seq, event, payload}], next, dropped}` beyond `?after=`; with `?wait=30s`, as soon as there
+/// `{messages: [{seq, event, payload}], next, dropped}` after `?after=`; with `?wait=30s`, as soon as there
 /// is one.
 pub(super) async fn inbox(
     State(deps): State<Deps>,
     caller: Caller,
     Path(agent): Path<String>,
     Params(query): Params<InboxQuery>,
-) -> Result<Json<Collected>, Problem> {
-    let agent = own(&caller, &agent)?;
-    let _place = polls::place(&deps.polls, &caller, query.wait)?;
+) -> Result<Json<InboxPage>, Problem> {
+    let agent = own(&deps, &caller, &agent).await?;
+    // Held until the response, also by a poll that is answered at once.
+    let _permit = polls::permit(&deps.polls, &caller, query.wait)?;
     let until = Instant::now() + query.wait;
     let collected = tokio::select! {
-        collected = deps.post.collect(&agent, query.after, until) => collected,
-        () = deps.stop.cancelled() => deps.post.collect(&agent, query.after, Instant::now()).await,
+        collected = deps.inboxes.collect(&agent, query.after, until) => collected,
+        // At a stop, what is in the inbox now is the answer.
+        () = deps.stop.cancelled() => deps.inboxes.collect(&agent, query.after, Instant::now()).await,
     };
     collected.map(Json).ok_or_else(|| absent(&agent))
 }
 
-/// Says the body to an agent: `agent_message` on its channel, in its mailbox or inbox. 202.
+/// Sends the body to an agent: `agent_message` on its channel, in its mailbox or inbox. 202.
 pub(super) async fn message(
     State(deps): State<Deps>,
     caller: Caller,
@@ -106,10 +111,11 @@ pub(super) async fn message(
     Body(payload): Body<Value>,
 ) -> Result<StatusCode, Problem> {
     let agent: AgentId = id("an agent's id", &agent)?;
-    say(&deps, &caller, Coordination::MESSAGE, Room::public(Topic::agent(&agent)), &payload)
+    send(&deps, &caller, Coordination::MESSAGE, Room::public(Topic::agent(&agent)), &payload)
 }
 
-/// Says the body to all agents of an org: `agent_broadcast` on its channel, in their mailboxes and inboxes. 202.
+/// Sends the body to every agent of an org: `agent_broadcast` on its channel, in their mailboxes and inboxes.
+/// 202.
 pub(super) async fn broadcast(
     State(deps): State<Deps>,
     caller: Caller,
@@ -117,10 +123,10 @@ pub(super) async fn broadcast(
     Body(payload): Body<Value>,
 ) -> Result<StatusCode, Problem> {
     let org: OrgId = id("an org", &org)?;
-    say(&deps, &caller, Coordination::BROADCAST, Room::public(Topic::org(&org)), &payload)
+    send(&deps, &caller, Coordination::BROADCAST, Room::public(Topic::org(&org)), &payload)
 }
 
-fn say(
+fn send(
     deps: &Deps,
     caller: &Caller,
     event: &'static str,
@@ -130,24 +136,25 @@ fn say(
     if !payload.is_object() {
         return Err(Problem::bad_request("a message is a JSON object"));
     }
-    let said = deps.post.say(caller.claims(), event, room, payload.to_string().into());
-    match said {
+    let sent = deps.inboxes.send(caller.claims().clone(), event, room, payload.to_string().into());
+    match sent {
         Ok(()) => Ok(StatusCode::ACCEPTED),
-        Err(Unsaid::Forbidden(reason)) => Err(Problem::forbidden(reason)),
-        Err(full @ Unsaid::Full) => Err(Problem::unavailable(full.to_string())),
+        Err(SendError::Forbidden(reason)) => Err(Problem::forbidden(reason)),
+        Err(full @ SendError::Full) => Err(Problem::unavailable(full.to_string())),
     }
 }
 
-/// The agent of the path, if the caller is that agent or the service.
-fn own(caller: &Caller, agent: &str) -> Result<AgentId, Problem> {
+/// Returns the agent in the path, if the caller may act as it.
+async fn own(deps: &Deps, caller: &Caller, agent: &str) -> Result<AgentId, Problem> {
     let agent: AgentId = id("an agent's id", agent)?;
-    caller.agent(Some(agent.clone()))?;
+    caller.speaks_as(Some(agent.clone()))?;
+    deps.identity.check_org(&deps.tasks, caller, &agent).await?;
     Ok(agent)
 }
 
 fn absent(agent: &AgentId) -> Problem {
     let detail = format!(
-        "agent {agent} is not here by HTTP: say first who it is with PUT /v1/agents/{agent}/presence"
+        "agent {agent} is not present over HTTP: register it with PUT /v1/agents/{agent}/presence first"
     );
     Problem::new(StatusCode::CONFLICT, "conflict", detail)
 }

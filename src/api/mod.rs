@@ -1,9 +1,9 @@
-//! The HTTP edge: requests and reports as JSON, health and metrics.
+//! The HTTP API: requests and reports as JSON, health and metrics.
 //!
-//! Says over HTTP what `reference/negotiation.md` §6 says over channels. Owns the
-//! routes, who may use them and the form of errors (RFC 9457 problem details with
-//! the codes of §6); every decision about a task is made by `task`. Bodies are
-//! bounded, long polls end by themselves, and no database text reaches a client.
+//! Offers over HTTP what `docs/spec/negotiation.md` §6 offers over channels. Owns the routes, their
+//! authorization, and the form of errors (RFC 9457 problem details with the codes of §6). `task` decides
+//! about tasks. Bodies have a size limit, long polls a time limit, and no text of the database reaches a
+//! client.
 mod agents;
 mod assignments;
 mod caller;
@@ -11,6 +11,8 @@ mod channels;
 mod health;
 mod inbox;
 mod input;
+mod landing_page;
+mod overview;
 mod polls;
 mod problem;
 mod stream;
@@ -18,13 +20,15 @@ mod tasks;
 mod wait;
 
 pub use health::{Health, PartState};
+pub use overview::Overviews;
 pub use polls::Polls;
 
 use crate::{
     auth::Keys,
     clock::Clock,
-    gateway::{Gateway, Post},
-    task::Tasks,
+    gateway::Gateway,
+    remote::{Identity, Inboxes},
+    task::TaskCommands,
     telemetry,
 };
 use axum::{
@@ -35,48 +39,83 @@ use axum::{
 };
 use problem::Problem;
 use serde::{Deserialize, Serialize};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    time::Duration,
+};
 use tokio_util::sync::CancellationToken;
-use tower_http::cors::{Any, CorsLayer};
 
-/// Largest body of a request: the largest input of a task and what stands around it.
+/// Most bytes of a body: the largest input of a task, and 64 KiB for the rest of the request.
 const BODY_BYTES_MAX: usize = crate::task::INPUT_BYTES_MAX + 64 * 1024;
 
-/// Where the daemon listens.
+/// Listen address, and limits that apply before a token is verified.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Config {
-    /// Address and port of HTTP and websocket; port 0 takes any free one.
+    /// Address and port of HTTP and websockets. Port 0 selects a free one.
     pub listen: SocketAddr,
+    /// Most TCP connections, including websockets; further ones are refused with 503. The system's limit on
+    /// open files may allow fewer.
+    pub connections_max: usize,
+    /// Most TCP connections of one address (IPv6: of one /64 network); further ones are refused with 429.
+    /// Defaults to half of all.
+    pub connections_per_address_max: Option<usize>,
+    /// Addresses of reverse proxies. For their connections, limits apply to the client in `x-forwarded-for`.
+    pub trusted_proxies: Vec<IpAddr>,
+    /// Timeout of a request's head, and of an idle connection until its next request.
+    #[serde(with = "humantime_serde")]
+    pub head_timeout: Duration,
+    /// Timeout of a request's body.
+    #[serde(with = "humantime_serde")]
+    pub body_timeout: Duration,
+    /// Longest pause within a request's body.
+    #[serde(with = "humantime_serde")]
+    pub body_idle_timeout: Duration,
+    /// Longest time in which a client reads nothing of a response.
+    #[serde(with = "humantime_serde")]
+    pub write_timeout: Duration,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 7700)) }
+        Self {
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 7700)),
+            connections_max: 24_000,
+            connections_per_address_max: None,
+            trusted_proxies: Vec::new(),
+            head_timeout: Duration::from_secs(30),
+            body_timeout: Duration::from_secs(60),
+            body_idle_timeout: Duration::from_secs(10),
+            write_timeout: Duration::from_secs(30),
+        }
     }
 }
 
-/// What the routes need of the daemon.
+/// The dependencies of the routes.
 #[derive(Clone)]
 pub struct Deps {
     /// The negotiation.
-    pub tasks: Tasks,
-    /// The channels of clients.
+    pub tasks: TaskCommands,
+    /// Realtime channels.
     pub gateway: Gateway,
-    /// Checks tokens.
+    /// Verifies tokens.
     pub keys: Keys,
-    /// The time for tokens.
+    /// Clock for the expiry of tokens.
     pub clock: Clock,
-    /// What `/health/ready` says.
+    /// State of the daemon's parts.
     pub health: Health,
-    /// What `/metrics` says.
+    /// Metrics for `/metrics`.
     pub metrics: telemetry::Registry,
-    /// Agents that are here by HTTP.
-    pub post: Post,
+    /// Checks the org of an agent.
+    pub identity: Identity,
+    /// Inboxes of agents that use HTTP alone.
+    pub inboxes: Inboxes,
     /// Ends long polls when the daemon stops.
     pub stop: CancellationToken,
-    /// Who waits.
+    /// Limits on long polls.
     pub polls: Polls,
+    /// The overviews of the last second.
+    pub overviews: Overviews,
 }
 
 impl FromRef<Deps> for Health {
@@ -90,21 +129,12 @@ impl FromRef<Deps> for telemetry::Registry {
     }
 }
 
-/// All routes, with the answers for unknown paths and methods.
+/// Returns all routes, with answers for unknown paths and methods.
 pub fn router(deps: Deps) -> Router {
     let v1 = Router::new()
-        .route("/tasks", post(tasks::request).get(tasks::list))
-        .route("/tasks/{id}", get(tasks::show))
-        .route("/tasks/{id}/events", get(tasks::events))
-        .route("/tasks/{id}/why", get(tasks::why))
-        .route("/tasks/{id}/cancel", post(tasks::cancel))
-        .route("/tasks/{id}/budget", post(tasks::budget))
-        .route("/tasks/{id}/choose", post(tasks::choose))
-        .route("/tasks/{id}/answer", post(tasks::answer))
-        .route("/tasks/{id}/requeue", post(tasks::requeue))
-        .route("/tasks/{id}/offers", post(tasks::offer))
-        .route("/tasks/{id}/decline", post(tasks::decline))
+        .merge(tasks::routes())
         .route("/assignments/{id}/{report}", post(assignments::report))
+        .route("/overview", get(overview::show))
         .route("/agents", get(agents::list))
         .route("/agents/{id}", get(agents::show))
         .route("/agents/{id}/presence", put(inbox::present).delete(inbox::gone))
@@ -113,18 +143,21 @@ pub fn router(deps: Deps) -> Router {
         .route("/orgs/{org}/messages", post(inbox::broadcast))
         .route("/channels", get(channels::list))
         .route("/channels/{topic}", get(channels::show))
-        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
-        // Tokens travel in headers, never in cookies, so a page of any origin may ask.
-        .layer(CorsLayer::new().allow_origin(Any).allow_headers(Any).allow_methods(Any));
-    Router::new()
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX));
+    let metrics = Router::new().route("/metrics", get(health::metrics));
+    let for_pages = Router::new()
         .nest("/v1", v1)
+        .route("/", get(landing_page::page))
         .route("/healthcheck", get(|| async { "ok" }))
         .route("/health", get(health::report))
         .route("/health/ready", get(health::ready))
-        .route("/metrics", get(health::metrics))
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)
-        .with_state(deps)
+        // Outside the fallbacks: a CORS layer below them never sees a preflight request.
+        .layer(crate::gateway::cors());
+    // Without CORS: `/metrics` needs no token, and any web page could read the metrics of a daemon on the
+    // user's machine.
+    for_pages.merge(metrics.method_not_allowed_fallback(wrong_method)).with_state(deps)
 }
 
 async fn unknown_path(uri: Uri) -> Problem {

@@ -1,5 +1,5 @@
-//! Errors as RFC 9457 problem details: `type`, `title`, `status`, `detail`, and the `code` of
-//! `reference/negotiation.md` §6. The one table from code to status.
+//! Errors as RFC 9457 problem details (`type`, `title`, `status`, `detail`) with the `code` of
+//! `docs/spec/negotiation.md` §6. The only mapping from code to status.
 use crate::task;
 use axum::{
     Json,
@@ -8,10 +8,10 @@ use axum::{
 };
 use serde_json::json;
 
-/// How long a client waits before it asks again, in seconds.
+/// `Retry-After` in seconds.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
 
-/// An error as a client gets it.
+/// An error response.
 #[derive(Debug)]
 pub(super) struct Problem {
     status: StatusCode,
@@ -45,7 +45,7 @@ impl Problem {
     }
 }
 
-/// The status that belongs to a code of the negotiation.
+/// The status for a code of the negotiation.
 fn status(code: &str) -> StatusCode {
     match code {
         "bad_request" => StatusCode::BAD_REQUEST,

@@ -1,12 +1,12 @@
-//! A task's events as server-sent events, until the task has ended or the client goes away.
+//! Events of a task as server-sent events, until the task is final or the client disconnects.
 //!
-//! Each has its `seq` as its id, so a client that comes back with `Last-Event-ID` misses nothing. A stream
-//! looks at the database when something was committed, one page at a time and no page before the last one
-//! was taken; a comment every few seconds keeps proxies from closing it. The last event is `end`.
-use super::{polls::Place, wait};
+//! The `seq` of an event is its id, so a client that reconnects with `Last-Event-ID` misses nothing. A stream
+//! queries the database after commits, one page at a time, and reads a page only after the last one was sent
+//! (backpressure). A comment every 15 seconds keeps proxies from closing it. The last event is `end`.
+use super::{polls::PollPermit, wait};
 use crate::{
     id::TaskId,
-    task::{Event, TaskState, Tasks},
+    task::{Event, TaskReader, TaskState},
 };
 use axum::response::{
     IntoResponse, Response, Sse,
@@ -16,40 +16,41 @@ use futures_util::stream;
 use std::{collections::VecDeque, convert::Infallible, time::Duration};
 use tokio_util::sync::CancellationToken;
 
-/// Events that are read together.
+/// Events of one page.
 const PAGE: i64 = 200;
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
-/// How long one look waits for something new.
+/// How long one query waits for new events.
 const WAIT: Duration = Duration::from_secs(30);
 
 struct Reader {
-    tasks: Tasks,
+    tasks: TaskReader,
     task: TaskId,
     after: i64,
     page: VecDeque<Event>,
-    /// How the task ended, until that is told.
+    /// The final state, until `end` is sent.
     end: Option<TaskState>,
+    /// `end` was sent.
     over: bool,
-    place: Option<Place>,
+    permit: Option<PollPermit>,
     stop: CancellationToken,
 }
 
-/// The events of a task after `after`; the caller may see it.
+/// Streams the events of a task after `after`. The caller has checked that the bearer may see the task.
 pub(super) fn of(
-    tasks: Tasks,
+    tasks: TaskReader,
     task: TaskId,
     after: i64,
-    place: Option<Place>,
+    permit: Option<PollPermit>,
     stop: CancellationToken,
 ) -> Response {
     let (page, end, over) = (VecDeque::new(), None, false);
-    let reader = Reader { tasks, task, after, page, end, over, place, stop };
+    let reader = Reader { tasks, task, after, page, end, over, permit, stop };
     let events = stream::unfold(reader, |mut reader| async move {
         let event = reader.next().await?;
         Some((Ok::<_, Infallible>(event), reader))
     });
     let keep_alive = KeepAlive::new().interval(KEEP_ALIVE).text("still here");
-    // A proxy that collects what it passes on would make a stream of no use.
+    // A proxy that buffers the response would delay its events.
     let headers = [("x-accel-buffering", "no"), ("cache-control", "no-store")];
     (headers, Sse::new(events).keep_alive(keep_alive)).into_response()
 }
@@ -59,9 +60,9 @@ impl Reader {
         loop {
             if let Some(event) = self.page.pop_front() {
                 self.after = event.seq;
-                let told = sse::Event::default().id(event.seq.to_string()).event(&event.event_type);
-                // A name with a line break cannot be sent; ours have none.
-                return told.json_data(&event).ok();
+                let sent = sse::Event::default().id(event.seq.to_string()).event(&event.event_type);
+                // Fails for a name with a line break; no event type has one.
+                return sent.json_data(&event).ok();
             }
             if let Some(state) = self.end.take() {
                 self.over = true;
@@ -72,16 +73,17 @@ impl Reader {
                 return None;
             }
             let ask = || async {
-                // The state is read first: a task that is final then has all its events now.
+                // The state before the events: if the task is final, the events read afterwards are complete.
                 let state = self.tasks.get(self.task).await?.state;
                 Ok((self.tasks.events(self.task, self.after, PAGE).await?, state))
             };
             let done = |(events, state): &(Vec<Event>, TaskState)| state.is_final() || !events.is_empty();
-            let looked = wait::until(WAIT, self.place.as_ref(), self.tasks.changed(), &self.stop, ask, done);
-            let Ok((events, state)) = looked.await else {
-                // The client comes again, with the last id.
+            let polled = wait::until(WAIT, self.permit.as_ref(), self.tasks.changed(), &self.stop, ask, done);
+            let Ok((events, state)) = polled.await else {
+                // The stream ends, and the client reconnects with the last id.
                 return None;
             };
+            // A full page may have successors, so `end` must wait for the next one.
             let all = i64::try_from(events.len()).is_ok_and(|count| count < PAGE);
             self.page = events.into();
             self.end = Some(state).filter(|state| state.is_final() && all);

@@ -1,4 +1,4 @@
-//! `/v1/tasks`: request, look, follow, cancel, offer.
+//! `/v1/tasks`: request, read, follow, cancel, offer.
 use super::{
     Deps,
     caller::Caller,
@@ -9,21 +9,41 @@ use super::{
 };
 use crate::{
     id::{AgentId, OrgId, TaskId},
-    task::{Budget, Event, Filter, NewOffer, Request, Task, Update},
+    remote::{self, AgentCommand, RemoteCommand, Reply, RequesterCommand, no_cancel_reason},
+    task::{Budget, Event, Filter, LineFilter, Lines, NewOffer, Request, Requeue, Requeued, Task},
 };
 use axum::{
-    Json,
+    Json, Router,
     extract::{Path, State},
-    http::{HeaderMap, StatusCode},
+    http::{HeaderMap, StatusCode, request::Parts},
     response::{IntoResponse, Response},
+    routing::{get, post},
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::time::Duration;
 
 const IDEMPOTENCY_KEY: &str = "idempotency-key";
-/// Events in one answer, at most and unless said.
+/// Most events in one answer, and the default.
 const EVENTS_MAX: i64 = 1000;
+
+/// The routes below `/v1`.
+pub(super) fn routes() -> Router<Deps> {
+    Router::new()
+        .route("/tasks", post(request).get(list))
+        .route("/tasks/requeue", post(requeue_all))
+        .route("/tasks/{id}", get(show))
+        .route("/tasks/{id}/events", get(events))
+        .route("/tasks/{id}/why", get(why))
+        .route("/tasks/{id}/steps", get(steps))
+        .route("/tasks/{id}/cancel", post(cancel))
+        .route("/tasks/{id}/budget", post(budget))
+        .route("/tasks/{id}/choose", post(choose))
+        .route("/tasks/{id}/answer", post(answer))
+        .route("/tasks/{id}/requeue", post(requeue))
+        .route("/tasks/{id}/offers", post(offer))
+        .route("/tasks/{id}/decline", post(decline))
+}
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -31,8 +51,8 @@ pub(super) struct RequestQuery {
     org: Option<OrgId>,
 }
 
-/// A request as `reference/negotiation.md` §6 has it. 201 with `{task, replayed}`, or 200 when an
-/// earlier request with the same key made the task.
+/// Requests a task (`docs/spec/negotiation.md` §6). 201 with `{task, replayed}`, or 200 if an earlier request
+/// with the same idempotency key created the task.
 pub(super) async fn request(
     State(deps): State<Deps>,
     caller: Caller,
@@ -40,9 +60,10 @@ pub(super) async fn request(
     headers: HeaderMap,
     Body(mut request): Body<Request>,
 ) -> Result<Response, Problem> {
-    let org = caller.org(query.org)?;
+    let org = caller.org_for(query.org)?;
     if let Some(key) = headers.get(IDEMPOTENCY_KEY) {
-        let key = key.to_str().map_err(|_| Problem::bad_request("the header Idempotency-Key is no text"))?;
+        let key =
+            key.to_str().map_err(|_| Problem::bad_request("the header Idempotency-Key is not ASCII text"))?;
         // RFC 9110 structured fields put the key in quotes; most clients do not.
         let key = key.trim().trim_matches('"').to_owned();
         if request.idempotency_key.as_ref().is_some_and(|own| *own != key) {
@@ -52,18 +73,52 @@ pub(super) async fn request(
         }
         request.idempotency_key = Some(key);
     }
-    let requested = deps.tasks.request(&org, &caller.name(), request).await?;
-    let status = if requested.replayed { StatusCode::OK } else { StatusCode::CREATED };
-    let location = [("location", format!("/v1/tasks/{}", requested.task.id))];
-    Ok((status, location, Json(requested)).into_response())
+    let command = RequesterCommand::Request(Box::new(request));
+    let command = RemoteCommand::Requester(caller.requester(), org, command);
+    match remote::execute(&deps.tasks, &caller, command).await? {
+        Reply::Requested(requested) => {
+            let status = if requested.replayed { StatusCode::OK } else { StatusCode::CREATED };
+            let location = [("location", format!("/v1/tasks/{}", requested.task.id))];
+            Ok((status, location, Json(requested)).into_response())
+        }
+        other => Ok(respond(other)),
+    }
 }
 
-/// `{tasks: […]}`, newest first; `?state=&kind=&limit=&before=`, and `?org=` for the service.
+#[derive(Deserialize)]
+pub(super) struct ListQuery {
+    view: Option<View>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum View {
+    Line,
+}
+
+/// `{tasks: […]}`, newest first. Parameters `?state=&kind=&limit=&before=`, and `?org=` for the service. With
+/// `?view=line` the tasks have no inputs and results, and there are more filters ([`LineFilter`]).
 pub(super) async fn list(
     State(deps): State<Deps>,
     caller: Caller,
-    Params(mut filter): Params<Filter>,
+    Params(query): Params<ListQuery>,
+    request: Parts,
 ) -> Result<Json<Value>, Problem> {
+    match query.view {
+        Some(View::Line) => lines(&deps, &caller, input::params(&request.uri)?).await,
+        None => whole(&deps, &caller, input::params(&request.uri)?).await,
+    }
+}
+
+async fn lines(deps: &Deps, caller: &Caller, mut filter: LineFilter) -> Result<Json<Value>, Problem> {
+    input::limit(filter.limit)?;
+    filter.org = caller.view(filter.org)?;
+    let Lines { tasks, scanned_to } = deps.tasks.lines(&filter).await?;
+    let partial = scanned_to.map(|id| json!({ "scanned_to": id }));
+    Ok(Json(json!({ "tasks": tasks, "partial": partial })))
+}
+
+async fn whole(deps: &Deps, caller: &Caller, mut filter: Filter) -> Result<Json<Value>, Problem> {
     input::limit(filter.limit)?;
     filter.org = caller.view(filter.org)?;
     let tasks = deps.tasks.list(&filter).await?;
@@ -77,7 +132,7 @@ pub(super) struct WaitQuery {
     wait: Duration,
 }
 
-/// The task; with `?wait=30s`, as soon as it is final or the time is up.
+/// The task; with `?wait=30s` as soon as it is final, or when the time is up.
 pub(super) async fn show(
     State(deps): State<Deps>,
     caller: Caller,
@@ -86,8 +141,8 @@ pub(super) async fn show(
 ) -> Result<Json<Task>, Problem> {
     let task: TaskId = id("a task's id", &task)?;
     let ask = || async { caller.visible(task, deps.tasks.get(task).await?) };
-    let place = polls::place(&deps.polls, &caller, query.wait)?;
-    wait::until(query.wait, place.as_ref(), deps.tasks.changed(), &deps.stop, ask, |task| {
+    let permit = polls::permit(&deps.polls, &caller, query.wait)?;
+    wait::until(query.wait, permit.as_ref(), deps.tasks.changed(), &deps.stop, ask, |task| {
         task.state.is_final()
     })
     .await
@@ -104,8 +159,10 @@ pub(super) struct EventsQuery {
     wait: Duration,
 }
 
-/// `{events: […], next: seq, final: bool}` after `?after=`; with `?wait=`, waits for the first one. To whoever
-/// accepts `text/event-stream`, a stream of them until the task has ended, after `Last-Event-ID` or `?after=`.
+/// `{events: […], next: seq, final: bool}` after `?after=`; with `?wait=`, waits for the first event.
+///
+/// With `accept: text/event-stream`, a stream of events until the task is final, after `Last-Event-ID` or
+/// `?after=`.
 pub(super) async fn events(
     State(deps): State<Deps>,
     caller: Caller,
@@ -118,20 +175,21 @@ pub(super) async fn events(
     if accepts_stream(&headers) {
         caller.visible(task, deps.tasks.get(task).await?)?;
         let last = headers.get("last-event-id").and_then(|id| id.to_str().ok()?.trim().parse().ok());
-        let place = polls::place(&deps.polls, &caller, Duration::MAX)?;
-        return Ok(stream::of(deps.tasks, task, last.unwrap_or(query.after), place, deps.stop));
+        let permit = polls::permit(&deps.polls, &caller, Duration::MAX)?;
+        return Ok(stream::of(deps.tasks.reader(), task, last.unwrap_or(query.after), permit, deps.stop));
     }
     let ask = || async {
-        // The state is read first: a task that is final then has all its events now.
+        // The state before the events: if the task is final, the events read afterwards are complete.
         let state = caller.visible(task, deps.tasks.get(task).await?)?.state;
         let events = deps.tasks.events(task, query.after, limit).await?;
         Ok::<(Vec<Event>, bool), Problem>((events, state.is_final()))
     };
     let done = |(events, last): &(Vec<Event>, bool)| *last || !events.is_empty();
-    let place = polls::place(&deps.polls, &caller, query.wait)?;
+    let permit = polls::permit(&deps.polls, &caller, query.wait)?;
     let (events, last) =
-        wait::until(query.wait, place.as_ref(), deps.tasks.changed(), &deps.stop, ask, done).await?;
+        wait::until(query.wait, permit.as_ref(), deps.tasks.changed(), &deps.stop, ask, done).await?;
     let next = events.last().map_or(query.after, |event| event.seq);
+    // A full page may have successors, so it is never the final one.
     let complete = last && i64::try_from(events.len()).is_ok_and(|count| count < limit);
     Ok(Json(json!({ "events": events, "next": next, "final": complete })).into_response())
 }
@@ -143,7 +201,7 @@ fn accepts_stream(headers: &HeaderMap) -> bool {
         .any(|kind| kind.split(';').next().is_some_and(|kind| kind.trim() == "text/event-stream"))
 }
 
-/// Who offered what in each round, how it was scored, and why others did not offer.
+/// The offers of each round with their scores, and the reasons why other agents did not offer.
 pub(super) async fn why(
     State(deps): State<Deps>,
     caller: Caller,
@@ -154,61 +212,78 @@ pub(super) async fn why(
     Ok(Json(deps.tasks.why(task).await?))
 }
 
+/// `{runs: [{run, agent_id, model, …, steps: […]}]}`. Only the service sees texts, answers, arguments and results.
+pub(super) async fn steps(
+    State(deps): State<Deps>,
+    caller: Caller,
+    Path(task): Path<String>,
+) -> Result<Json<Value>, Problem> {
+    let task: TaskId = id("a task's id", &task)?;
+    caller.visible(task, deps.tasks.get(task).await?)?;
+    let runs = deps.tasks.steps(task, caller.is_service()).await?;
+    Ok(Json(json!({ "runs": runs })))
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct CancelBody {
-    #[serde(default = "no_reason")]
+    #[serde(default = "no_cancel_reason")]
     reason: String,
 }
-fn no_reason() -> String {
-    "canceled by its requester".into()
-}
-
-/// The task, `canceled` or `canceling`; one that was final before is told as `conflict`.
+/// Cancels the task; returns it as `canceled` or `canceling`. `conflict` if it was final before.
 pub(super) async fn cancel(
     State(deps): State<Deps>,
     caller: Caller,
     Path(task): Path<String>,
     Body(body): Body<CancelBody>,
-) -> Result<Json<Update>, Problem> {
-    let id: TaskId = id("a task's id", &task)?;
-    let task = caller.visible(id, deps.tasks.get(id).await?)?;
-    caller.may_command("cancel", &task)?;
-    Ok(Json(deps.tasks.cancel(id, &body.reason).await?))
+) -> Result<Response, Problem> {
+    let task: TaskId = id("a task's id", &task)?;
+    command(&deps, &caller, RequesterCommand::Cancel { task, reason: body.reason }).await
 }
 
-/// Gives a task, or with `tree` the tree under it, other limits, and lets it go on if it waits for budget.
+/// Executes a requester's command; 202 if the reply is empty.
+async fn command(deps: &Deps, caller: &Caller, command: RequesterCommand) -> Result<Response, Problem> {
+    let command = RemoteCommand::Requester(caller.requester(), caller.org(), command);
+    Ok(respond(remote::execute(&deps.tasks, caller, command).await?))
+}
+
+fn respond(reply: Reply) -> Response {
+    match reply {
+        Reply::Done => StatusCode::ACCEPTED.into_response(),
+        Reply::Updated(update) => Json(update).into_response(),
+        Reply::Started(start) => Json(start).into_response(),
+        Reply::Requested(requested) => Json(requested).into_response(),
+    }
+}
+
+/// Sets the limits of a task, or with `tree` of its tree. A task that waits for budget continues if they
+/// suffice.
 pub(super) async fn budget(
     State(deps): State<Deps>,
     caller: Caller,
     Path(task): Path<String>,
     Body(budget): Body<Budget>,
-) -> Result<Json<Update>, Problem> {
-    let id: TaskId = id("a task's id", &task)?;
-    let task = caller.visible(id, deps.tasks.get(id).await?)?;
-    caller.may_command("give a budget to", &task)?;
-    Ok(Json(deps.tasks.set_budget(id, &caller.name(), budget).await?))
+) -> Result<Response, Problem> {
+    let task: TaskId = id("a task's id", &task)?;
+    command(&deps, &caller, RequesterCommand::SetBudget { task, budget }).await
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ChooseBody {
-    /// Whose offer.
+    /// The agent whose offer is chosen.
     agent_id: AgentId,
 }
 
-/// The requester of a task whose award is `requester` takes an offer of the present round. 202: it is awarded.
+/// Awards an offer of the current round, for a task whose award is `requester`. 202.
 pub(super) async fn choose(
     State(deps): State<Deps>,
     caller: Caller,
     Path(task): Path<String>,
     Body(body): Body<ChooseBody>,
-) -> Result<StatusCode, Problem> {
-    let id: TaskId = id("a task's id", &task)?;
-    let task = caller.visible(id, deps.tasks.get(id).await?)?;
-    caller.may_command("choose an offer on", &task)?;
-    deps.tasks.choose(id, &body.agent_id).await?;
-    Ok(StatusCode::ACCEPTED)
+) -> Result<Response, Problem> {
+    let task: TaskId = id("a task's id", &task)?;
+    command(&deps, &caller, RequesterCommand::Choose { task, chosen: body.agent_id }).await
 }
 
 #[derive(Deserialize)]
@@ -217,34 +292,45 @@ pub(super) struct AnswerBody {
     answer: Value,
 }
 
-/// Answers what a task waits for; it goes on. One that does not wait is told as `conflict`.
+/// Answers the question that a task waits for; the task continues. `conflict` if it does not wait.
 pub(super) async fn answer(
     State(deps): State<Deps>,
     caller: Caller,
     Path(task): Path<String>,
     Body(body): Body<AnswerBody>,
-) -> Result<Json<Update>, Problem> {
-    let id: TaskId = id("a task's id", &task)?;
-    let task = caller.visible(id, deps.tasks.get(id).await?)?;
-    caller.may_command("answer", &task)?;
-    Ok(Json(deps.tasks.answer(id, &caller.name(), body.answer).await?))
+) -> Result<Response, Problem> {
+    let task: TaskId = id("a task's id", &task)?;
+    command(&deps, &caller, RequesterCommand::Answer { task, answer: body.answer }).await
 }
 
-/// Tries a task again that has failed or was canceled; any other is told as `conflict`.
+/// Requeues a task that failed or was canceled; `conflict` in any other state.
 pub(super) async fn requeue(
     State(deps): State<Deps>,
     caller: Caller,
     Path(task): Path<String>,
-) -> Result<Json<Update>, Problem> {
-    let id: TaskId = id("a task's id", &task)?;
-    let task = caller.visible(id, deps.tasks.get(id).await?)?;
-    caller.may_command("requeue", &task)?;
-    Ok(Json(deps.tasks.requeue(id, &caller.name()).await?))
+) -> Result<Response, Problem> {
+    let task: TaskId = id("a task's id", &task)?;
+    command(&deps, &caller, RequesterCommand::Requeue(task)).await
+}
+
+/// Requeues every task that the filter in the body matches: `{tasks, refused, more}`. Restricted to the
+/// caller's own tasks, except for the service.
+pub(super) async fn requeue_all(
+    State(deps): State<Deps>,
+    caller: Caller,
+    Params(query): Params<RequestQuery>,
+    Body(filter): Body<Requeue>,
+) -> Result<Json<Requeued>, Problem> {
+    input::limit(filter.limit)?;
+    let org = caller.view(query.org)?;
+    let by = caller.requester();
+    let own = (!caller.is_service()).then_some(&by);
+    Ok(Json(deps.tasks.requeue_all(org.as_ref(), own, &by, &filter).await?))
 }
 
 #[derive(Deserialize)]
 pub(super) struct OfferBody {
-    /// Who offers; only the service must say.
+    /// The offering agent; required for the service, else the token's.
     agent_id: Option<AgentId>,
     #[serde(flatten)]
     offer: NewOffer,
@@ -253,41 +339,41 @@ pub(super) struct OfferBody {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct DeclineBody {
-    /// Who declines; only the service must say.
+    /// The declining agent; required for the service, else the token's.
     agent_id: Option<AgentId>,
     round: i32,
     #[serde(default)]
     reason: String,
 }
 
-/// The agent that the token names will not offer in this round, which lets it close sooner. 202.
+/// Declines the current round for the agent, so that the round can close sooner. 202.
 pub(super) async fn decline(
     State(deps): State<Deps>,
     caller: Caller,
     Path(task): Path<String>,
     Body(body): Body<DeclineBody>,
-) -> Result<StatusCode, Problem> {
+) -> Result<Response, Problem> {
     let task: TaskId = id("a task's id", &task)?;
     let agent = caller
-        .agent(body.agent_id)?
-        .ok_or_else(|| Problem::bad_request("say which agent declines: agent_id"))?;
-    caller.visible(task, deps.tasks.get(task).await?)?;
-    deps.tasks.decline(task, &agent, body.round, &body.reason).await?;
-    Ok(StatusCode::ACCEPTED)
+        .speaks_as(body.agent_id)?
+        .ok_or_else(|| Problem::bad_request("name the declining agent in agent_id"))?;
+    deps.identity.check_org(&deps.tasks, &caller, &agent).await?;
+    let command = AgentCommand::Decline { task, round: body.round, reason: body.reason };
+    Ok(respond(remote::execute(&deps.tasks, &caller, RemoteCommand::Agent(agent, command)).await?))
 }
 
-/// An offer of the agent that the token names. 202: it takes part.
+/// Submits an offer of the agent. 202: the offer takes part in the round.
 pub(super) async fn offer(
     State(deps): State<Deps>,
     caller: Caller,
     Path(task): Path<String>,
     Body(body): Body<OfferBody>,
-) -> Result<StatusCode, Problem> {
+) -> Result<Response, Problem> {
     let task: TaskId = id("a task's id", &task)?;
     let agent = caller
-        .agent(body.agent_id)?
-        .ok_or_else(|| Problem::bad_request("say which agent offers: agent_id"))?;
-    caller.visible(task, deps.tasks.get(task).await?)?;
-    deps.tasks.offer(task, &agent, body.offer).await?;
-    Ok(StatusCode::ACCEPTED)
+        .speaks_as(body.agent_id)?
+        .ok_or_else(|| Problem::bad_request("name the offering agent in agent_id"))?;
+    deps.identity.check_org(&deps.tasks, &caller, &agent).await?;
+    let command = AgentCommand::Offer { task, offer: body.offer };
+    Ok(respond(remote::execute(&deps.tasks, &caller, RemoteCommand::Agent(agent, command)).await?))
 }

@@ -1,5 +1,5 @@
-//! Long polls: ask, and if there is nothing yet, ask again when something was committed.
-use super::{polls::Place, problem::Problem};
+//! Long polls: repeat a query after commits until it has a result.
+use super::{polls::PollPermit, problem::Problem};
 use serde::{Deserialize, Deserializer, de::Error};
 use std::{future::Future, time::Duration};
 use tokio::{
@@ -8,14 +8,14 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// Longest wait; a longer one is cut to it, so that no proxy has to.
+/// Longest wait; longer ones are shortened to it, before a proxy cuts the connection.
 const WAIT_MAX: Duration = Duration::from_secs(60);
-/// A busy daemon commits all the time; a poll looks no oftener than this, and after each look that found
-/// nothing half as often, so that many polls leave the database to those who work.
-const LOOK_INTERVAL: Duration = Duration::from_millis(20);
-const LOOK_INTERVAL_MAX: Duration = Duration::from_millis(320);
+/// Least time between two queries of a poll. A busy daemon commits all the time, so the interval doubles with
+/// each query without a result: many polls must not take the database from the work.
+const QUERY_INTERVAL: Duration = Duration::from_millis(20);
+const QUERY_INTERVAL_MAX: Duration = Duration::from_millis(320);
 
-/// Reads `30s`, `500ms` or a number of seconds.
+/// Parses `30s`, `500ms` or a number of seconds.
 pub(super) fn parse<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     let text = String::deserialize(deserializer)?;
     let seconds = text.parse().ok().and_then(|s| Duration::try_from_secs_f64(s).ok());
@@ -24,11 +24,11 @@ pub(super) fn parse<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Durati
         .ok_or_else(|| D::Error::custom(format!("wait={text} is not a time like 30s")))
 }
 
-/// The first answer that is `done`, or the last one when the time is up or the daemon stops. Whoever waits
-/// has a `place`.
+/// Returns the first answer that is `done`, or the last one when the time is up or the daemon stops. `permit`
+/// limits how many waiting polls query at the same time.
 pub(super) async fn until<T, F>(
     wait: Duration,
-    place: Option<&Place>,
+    permit: Option<&PollPermit>,
     mut changed: watch::Receiver<u64>,
     stop: &CancellationToken,
     mut ask: impl FnMut() -> F,
@@ -38,26 +38,29 @@ where
     F: Future<Output = Result<T, Problem>>,
 {
     let end = Instant::now() + wait;
-    let mut pause = LOOK_INTERVAL;
+    let mut pause = QUERY_INTERVAL;
     loop {
+        // Marked as seen before the query: a commit during the query wakes `changed` below.
         changed.borrow_and_update();
-        let answer = match place.filter(|_| pause > LOOK_INTERVAL) {
-            Some(place) => {
-                let _look = place.look().await;
+        // The first query needs no permit, so that a result that is there already is returned at once.
+        let answer = match permit.filter(|_| pause > QUERY_INTERVAL) {
+            Some(permit) => {
+                let _query = permit.query().await;
                 ask().await?
             }
             None => ask().await?,
         };
+        // Checked after the query: a wait of zero still returns the current state.
         if done(&answer) || Instant::now() >= end {
             return Ok(answer);
         }
         tokio::select! {
-            // What is known now is the answer.
+            // The daemon stops: the current answer is the result.
             () = stop.cancelled() => return Ok(answer),
             changed = timeout_at(end, changed.changed()) => match changed {
                 Ok(Ok(())) => {
                     sleep(pause).await;
-                    pause = (pause * 2).min(LOOK_INTERVAL_MAX);
+                    pause = (pause * 2).min(QUERY_INTERVAL_MAX);
                 }
                 Ok(Err(_)) => return Ok(answer),
                 Err(_) => {}
@@ -72,7 +75,7 @@ mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
 
     #[tokio::test(start_paused = true)]
-    async fn a_poll_ends_with_the_change_or_with_its_time() {
+    async fn poll_ends_with_a_change_or_at_its_timeout() {
         let (tick, changed) = watch::channel(0);
         let stop = CancellationToken::new();
         let state = AtomicU64::new(0);
@@ -102,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wait_is_a_time_and_has_a_limit() {
+    fn wait_is_parsed_and_limited() {
         let read =
             |text: &str| serde_json::from_value::<Query>(serde_json::json!({ "wait": text })).map(|q| q.wait);
         assert_eq!(read("30s").unwrap(), Duration::from_secs(30));

@@ -1,9 +1,7 @@
-//! The channels of a daemon alone: sockets, rooms and presence, without a database and
-//! without agents.
+//! The channels of a daemon alone: websockets, rooms and presence, without a database and without agents.
 //!
-//! For measurements and for programs that want only channels. Owns its scopes; keeps
-//! nothing but the histories that the settings name; without a secret in the settings one is
-//! made in memory, so tokens end with it.
+//! For benchmarks and for programs that need only channels. Stores nothing but the configured histories. Without a
+//! configured secret one is generated in memory, so its tokens end with it.
 use crate::{
     access::Access,
     api::Health,
@@ -13,6 +11,7 @@ use crate::{
     gateway::{self, Gateway},
     hub::Hub,
     presence::Tracker,
+    remote::Identity,
     scope::{OnExit, Scope},
     telemetry::Registry,
 };
@@ -22,13 +21,13 @@ use tokio::net::TcpListener;
 
 const STOP_WITHIN: Duration = Duration::from_secs(5);
 
-/// Channels that are being served.
+/// A server of channels.
 pub struct Channels {
-    /// Where they listen.
+    /// The address that it listens on.
     pub addr: SocketAddr,
-    /// Their rooms.
+    /// Its rooms.
     pub hub: Hub,
-    /// Their metrics.
+    /// Its metrics.
     pub registry: Registry,
     keys: Keys,
     gateway: Gateway,
@@ -37,10 +36,10 @@ pub struct Channels {
 }
 
 impl Channels {
-    /// Serves channels with the settings of `server`, `gateway`, `channels`, `history` and the secret of `auth`.
+    /// Starts with the settings `server`, `gateway`, `channels`, `history` and the secret of `auth`.
     ///
     /// # Errors
-    /// When the address cannot be listened on, the history cannot be kept, or the secret cannot be used.
+    /// If the address cannot be bound, a history cannot be opened, or the secret cannot be used.
     pub async fn start(config: &Config) -> anyhow::Result<Self> {
         let listen = config.server.listen;
         let listener =
@@ -52,36 +51,44 @@ impl Channels {
         let tracker = Tracker::start(&scope, hub.clone(), &registry);
         let made = || format!("{}{}", uuid::Uuid::new_v4(), uuid::Uuid::new_v4()).into();
         let keys = Keys::from_secret(&config.auth.jwt_secret.clone().unwrap_or_else(made))?;
+        // No daemon receives messages of agents, so they are relayed like any other.
+        let identity = Identity::new(tracker.clone(), None, true);
         let deps = gateway::Deps {
             keys: keys.clone(),
             access: Access::default(),
             hub: hub.clone(),
             tracker,
+            identity,
             clock: Clock::System,
             registry: registry.clone(),
-            coordination: None,
             changes: None,
             streaming: None,
         };
         let gateway = Gateway::new(&scope, config.gateway.clone(), deps);
         let app = gateway::router(&gateway);
         let http = scope.child();
-        super::serve_http(&http, OnExit::Log, listener, app);
+        super::serve_http(
+            &http,
+            OnExit::Log,
+            listener,
+            app,
+            super::Edge::new(&config.server, &registry, gateway.memory()),
+        );
         Ok(Self { addr, hub, registry, keys, gateway, scope, http })
     }
 
-    /// A key with which anybody may connect.
+    /// A token of role `anon`.
     ///
     /// # Errors
-    /// When it cannot be signed.
+    /// If it cannot be signed.
     pub fn anon_key(&self) -> anyhow::Result<String> {
         Ok(mint(&self.keys, &MintRequest::new(Role::Anon), Clock::System.now())?)
     }
 
-    /// Closes every socket and frees the port.
+    /// Closes every websocket and the port.
     ///
     /// # Errors
-    /// When a part does not stop in time.
+    /// If a part does not stop in time.
     pub async fn stop(self) -> anyhow::Result<()> {
         self.http.stop();
         self.gateway.stop(STOP_WITHIN).await?;

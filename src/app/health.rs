@@ -1,32 +1,40 @@
-//! Whether the database answers, asked now and then for `/health`; and whether the disk takes what is kept.
+//! The parts of `/health`: whether the database accepts writes, whether each worker makes progress, and whether
+//! the journals on disk are written.
+use super::Edge;
 use crate::{
     api::{Health, PartState},
     db::Database,
-    scope::{OnExit, Scope},
+    hub::Memory,
+    scope::{OnExit, Scope, Watched},
+    task::{self, Tasks},
 };
-use std::time::Duration;
+use std::{collections::HashSet, time::Duration};
 use tokio::sync::watch;
 
-/// How often the database is asked.
+/// Interval of the checks.
 const EVERY: Duration = Duration::from_secs(2);
-/// How long it may take to answer.
+/// Time limit for the database to answer.
 const WITHIN: Duration = Duration::from_secs(2);
+/// Time without progress after which a worker that has work is stalled: longer than any statement may take.
+pub(super) const STALLED_AFTER: Duration = Duration::from_secs(15);
 
-pub(super) fn start(scope: &Scope, database: Database, health: Health) {
+pub(super) fn start(scope: &Scope, database: Database, tasks: Tasks, edge: Edge, health: Health) {
+    let workers = scope.clone();
     scope.spawn("health", OnExit::StopDaemon, |stop| async move {
+        let mut stalled = HashSet::new();
         loop {
-            let asked = tokio::time::timeout(WITHIN, async {
-                let client = database.client().await.map_err(|error| error.to_string())?;
-                client.simple_query("select 1").await.map_err(|error| error.to_string())
-            });
-            match asked.await {
-                Ok(Ok(_)) => health.set("database", PartState::Ready, "answers"),
+            show_workers(&workers, &tasks, &health, &mut stalled);
+            match tokio::time::timeout(WITHIN, database.is_writable()).await {
+                Ok(Ok(true)) => health.set("database", PartState::Ready, "answers"),
+                Ok(Ok(false)) => health.set("database", PartState::Down, "is read-only"),
                 Ok(Err(error)) => {
-                    tracing::debug!(error, "the database does not answer");
-                    health.set("database", PartState::Down, "does not answer");
+                    tracing::debug!(%error, "database does not answer");
+                    health.set_down("database", "does not answer", error.to_string());
                 }
                 Err(_) => health.set("database", PartState::Down, "does not answer in time"),
             }
+            show_connections(&edge, &health);
+            show_memory(edge.memory(), &health);
             if tokio::time::timeout(EVERY, stop.cancelled()).await.is_ok() {
                 return Ok(());
             }
@@ -34,7 +42,44 @@ pub(super) fn start(scope: &Scope, database: Database, health: Health) {
     });
 }
 
-/// Shows whether what is kept on disk under the name of `part` is written.
+fn show_connections(edge: &Edge, health: &Health) {
+    let (open, max, refused) = edge.connections();
+    let (state, more) = match refused {
+        true => (PartState::Degraded, "; some were refused in the last minute"),
+        false => (PartState::Ready, ""),
+    };
+    health.set("connections", state, format!("{open} of {max} open{more}"));
+}
+
+/// Shows whether each worker makes progress, and logs when that changes.
+fn show_workers(scope: &Scope, tasks: &Tasks, health: &Health, stalled: &mut HashSet<&'static str>) {
+    for Watched { name, stalled_for } in scope.watched() {
+        let Some(silent) = stalled_for else {
+            if stalled.remove(name) {
+                tracing::info!(worker = name, "worker makes progress again");
+            }
+            let is_elsewhere = name == task::ARBITER_WORKER && !tasks.arbitrates();
+            health.set(name, PartState::Ready, if is_elsewhere { "on the node that leads" } else { "moves" });
+            continue;
+        };
+        let seconds = silent.as_secs();
+        if stalled.insert(name) {
+            tracing::error!(worker = name, seconds, "worker stalled: it has work and makes no progress");
+        }
+        health.set(name, PartState::Down, format!("stalled: has work and has not moved for {seconds} s"));
+    }
+}
+
+fn show_memory(memory: &Memory, health: &Health) {
+    let (held, max, evicted) = memory.state();
+    let (state, more) = match evicted {
+        true => (PartState::Degraded, "; connections were evicted in the last minute"),
+        false => (PartState::Ready, ""),
+    };
+    health.set("memory", state, format!("clients hold {} of {} KiB{more}", held >> 10, max >> 10));
+}
+
+/// Shows whether the journal `part` is written.
 pub(super) fn show_degraded(
     scope: &Scope,
     health: &Health,

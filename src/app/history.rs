@@ -1,4 +1,4 @@
-//! The histories of the rooms that the settings name, and how they are, on `/health`.
+//! The histories of the configured rooms, and their state on `/health`.
 use super::health::show_degraded;
 use crate::{
     api::Health,
@@ -13,7 +13,7 @@ use crate::{
 };
 use anyhow::Context;
 
-/// Opens what is kept, when any topic has a history.
+/// Opens the histories, if any topic has one.
 pub(super) fn start(
     scope: &Scope,
     hub: &Hub,

@@ -1,60 +1,35 @@
-//! Making tokens for clients, services and agents.
-use super::Keys;
+//! Creation of tokens for clients, services and agents.
+use super::{Keys, Role};
 use crate::id::{AgentId, OrgId};
 use chrono::{DateTime, TimeDelta, Utc};
-use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::time::Duration;
 
-/// What the bearer is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Role {
-    /// Anybody: the key that goes into a web page.
-    Anon,
-    /// A user or an agent: says who by `sub` or `agent_id`.
-    Authenticated,
-    /// The operator's own service: may do everything. Never give it to a browser.
-    ServiceRole,
-}
-
-impl Role {
-    /// As in the claim `role`.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Anon => "anon",
-            Self::Authenticated => "authenticated",
-            Self::ServiceRole => "service_role",
-        }
-    }
-}
-
-/// What a new token shall say.
+/// The content of a new token.
 #[derive(Clone, Debug)]
 pub struct MintRequest {
-    /// What the bearer is.
+    /// Role of the bearer.
     pub role: Role,
-    /// The org it belongs to.
+    /// Org of the bearer; `None` leaves the claim out.
     pub org: Option<OrgId>,
-    /// The agent it may act as.
+    /// Agent that the bearer may act as; `None` leaves the claim out.
     pub agent_id: Option<AgentId>,
-    /// How long it is good.
+    /// Time until expiry.
     pub ttl: Duration,
 }
 
 impl MintRequest {
-    /// A token of ten years for no org and no agent.
+    /// A token that is valid for ten years, without org and agent.
     #[must_use]
     pub fn new(role: Role) -> Self {
         Self { role, org: None, agent_id: None, ttl: Duration::from_secs(10 * 365 * 24 * 3600) }
     }
 }
 
-/// A signed HS256 token.
+/// Creates a signed HS256 token.
 ///
 /// # Errors
-/// [`jsonwebtoken::errors::Error`] when signing fails, which is a bug.
+/// [`jsonwebtoken::errors::Error`] if signing fails, which is a bug.
 pub fn mint(
     keys: &Keys,
     request: &MintRequest,
@@ -80,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_minted_agent_token_says_who_and_until_when() {
+    fn minted_token_has_role_org_agent_and_expiry() {
         let keys = Keys::from_secret(&"a secret of at least thirty-two bytes".into()).unwrap();
         let now = DateTime::from_timestamp(1_000_000, 0).unwrap();
         let request = MintRequest {

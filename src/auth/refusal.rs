@@ -1,27 +1,45 @@
-//! Why a token is refused, and the texts that clients know (`reference/realtime-protocol.md` §1.3, §3.4, §3.8).
+//! Reasons why a token is refused, with their texts for clients: those of Supabase Realtime where it has one
+//! (`docs/spec/realtime-protocol.md` §1.3, §3.4, §3.8).
 
-/// Why a token is refused. `Display` is the text without a code, as system messages have it.
+/// Why a token is refused. `Display` is the text without a code, as in `system` messages.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
-    /// Not three parts of base64url, or no JSON inside.
+    /// Not three parts of base64url, or no JSON object in them, or one with a duplicate member.
     #[error("The token provided is not a valid JWT")]
     Malformed,
     /// No usable algorithm, or an asymmetric one without a key id.
     #[error("Failed to generate JWT signer, check your JWT secret or JWKS configuration")]
     NoSigner,
-    /// The key id is not known.
+    /// No key has this id.
     #[error(
         "Failed to generate JWT signer for key ID (kid) \"{0}\", check your JWT secret or JWKS configuration"
     )]
     UnknownKey(String),
-    /// Signed with another key, or changed.
+    /// The signature does not match.
     #[error("Failed to validate JWT signature")]
     BadSignature,
     /// `exp` is not in the future.
     #[error("Token has expired {seconds_ago} seconds ago")]
     Expired {
-        /// How long it is over.
+        /// Seconds since `exp`.
         seconds_ago: i64,
+    },
+    /// `nbf` is in the future.
+    #[error("Token is not valid for another {seconds} seconds")]
+    NotYetValid {
+        /// Seconds until `nbf`.
+        seconds: i64,
+    },
+    /// The header has `crit`: it demands an extension, and none is supported.
+    #[error("Header crit demands extensions of JWT that are not supported")]
+    Critical,
+    /// A claim about the bearer's identity or org is present and invalid.
+    #[error("Claim {claim} is invalid: use {expected}, or leave it out")]
+    BadIdentity {
+        /// Name of the claim.
+        claim: &'static str,
+        /// The valid values.
+        expected: &'static str,
     },
     /// `role` or `exp` is missing.
     #[error("Fields `role` and `exp` are required in JWT")]
@@ -29,7 +47,7 @@ pub enum TokenError {
     /// A claim has the wrong type.
     #[error("Claim {0} is invalid")]
     BadClaim(&'static str),
-    /// A claim has another value than the settings want.
+    /// A claim differs from the value in `auth.claims`.
     #[error("Claim {0} is not the expected one")]
     OtherClaim(String),
 }
@@ -52,7 +70,11 @@ impl TokenError {
             Self::Malformed => "MalformedJWT",
             Self::NoSigner | Self::UnknownKey(_) => "JwtSignerError",
             Self::BadSignature => "JwtSignatureError",
-            Self::Expired { .. } | Self::MissingFields => "InvalidJWTToken",
+            Self::Expired { .. }
+            | Self::NotYetValid { .. }
+            | Self::Critical
+            | Self::BadIdentity { .. }
+            | Self::MissingFields => "InvalidJWTToken",
             Self::BadClaim(_) | Self::OtherClaim(_) => return "Unknown Error on Channel".to_owned(),
         };
         format!("{code}: {self}")

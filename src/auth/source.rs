@@ -1,8 +1,7 @@
-//! Key sets that change: a file or a URL that is read again.
+//! Key sets that change: a file or a URL that is read periodically.
 //!
-//! Read every ten minutes, and at once for a key id that is not known, but at most every ten
-//! seconds, however many ask, all of whom wait for the same attempt. What fails keeps the
-//! keys of before and is logged when it begins.
+//! Read every ten minutes, and on demand for an unknown key id, at most once in ten seconds. Concurrent
+//! callers share one attempt. A failed attempt keeps the last keys; the first of several failures is logged.
 use super::keyset::KeySet;
 use crate::scope::{OnExit, Scope};
 use parking_lot::RwLock;
@@ -12,29 +11,31 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-/// How often a set is read without being asked for.
-const EVERY: Duration = Duration::from_secs(600);
-/// Shortest time between two attempts.
-const PAUSE: Duration = Duration::from_secs(10);
-/// How long an attempt may take.
-const WITHIN: Duration = Duration::from_secs(3);
-/// Largest document.
-const BYTES_MAX: usize = 256 << 10;
+/// Interval of periodic reads.
+const INTERVAL: Duration = Duration::from_secs(600);
+/// Least time between two attempts. Anyone can send an unknown key id, so this also limits requests to the
+/// issuer.
+const ATTEMPT_INTERVAL: Duration = Duration::from_secs(10);
+/// Timeout of one attempt.
+const TIMEOUT: Duration = Duration::from_secs(3);
+/// Most bytes of a document.
+pub(super) const BYTES_MAX: u64 = 256 << 10;
 
-/// Where keys come from.
+/// The location of a key set.
 #[derive(Clone, Debug)]
-pub(super) enum Place {
+pub(super) enum KeyLocation {
     File(PathBuf),
     Url(String),
 }
 
-/// Keys that are read again. Clones share them.
+/// A key set with its location. Clones share it.
 #[derive(Clone)]
 pub(super) struct Source(Arc<Inner>);
 
 struct Inner {
-    place: Place,
+    location: KeyLocation,
     keys: RwLock<Arc<KeySet>>,
+    /// Locked for the whole of an attempt, so that concurrent callers wait for it and then find it recent.
     attempt: Mutex<Attempt>,
 }
 
@@ -45,50 +46,54 @@ struct Attempt {
 }
 
 impl Source {
-    pub(super) fn new(place: Place, keys: KeySet) -> Self {
-        Self(Arc::new(Inner { place, keys: RwLock::new(Arc::new(keys)), attempt: Mutex::default() }))
+    pub(super) fn new(location: KeyLocation, keys: KeySet) -> Self {
+        Self(Arc::new(Inner { location, keys: RwLock::new(Arc::new(keys)), attempt: Mutex::default() }))
     }
 
-    /// The keys as they are now.
+    /// The current keys.
     pub(super) fn keys(&self) -> Arc<KeySet> {
         self.0.keys.read().clone()
     }
 
-    /// Reads them at once and then every ten minutes.
+    /// Reads the keys now and then periodically, until the scope stops.
     pub(super) fn keep_fresh(&self, scope: &Scope) {
         let source = self.clone();
         scope.spawn("key set", OnExit::Log, |stop| async move {
             loop {
                 source.refresh().await;
-                if timeout(EVERY, stop.cancelled()).await.is_ok() {
+                if timeout(INTERVAL, stop.cancelled()).await.is_ok() {
                     return Ok(());
                 }
             }
         });
     }
 
-    /// Reads them again, unless that was tried a short while ago.
+    /// Reads the keys, unless the last attempt began less than ten seconds ago.
     pub(super) async fn refresh(&self) {
         let mut attempt = self.0.attempt.lock().await;
-        if attempt.last.is_some_and(|last| last.elapsed() < PAUSE) {
+        if attempt.last.is_some_and(|last| last.elapsed() < ATTEMPT_INTERVAL) {
             return;
         }
+        // Set before the read, so that a failed or canceled attempt counts, too.
         attempt.last = Some(Instant::now());
-        let read = timeout(WITHIN, self.read())
+        let read = timeout(TIMEOUT, self.read())
             .await
-            .unwrap_or_else(|_| Err(format!("no answer within {WITHIN:?}")));
+            .unwrap_or_else(|_| Err(format!("no answer within {TIMEOUT:?}")));
         match read.and_then(|json| KeySet::parse(&json)) {
             Ok(keys) => {
                 if attempt.failing {
-                    tracing::info!(keys = keys.len(), "the key set is read again");
+                    tracing::info!(keys = keys.len(), "key set readable again");
                 }
                 attempt.failing = false;
+                for reason in keys.refused() {
+                    tracing::warn!(location = ?self.0.location, reason, "key of the key set ignored");
+                }
                 *self.0.keys.write() = Arc::new(keys);
             }
             Err(error) => {
                 if !attempt.failing {
                     let kept = self.keys().len();
-                    tracing::warn!(place = ?self.0.place, error, kept, "the key set cannot be read: the old keys stay");
+                    tracing::warn!(location = ?self.0.location, error, kept, "key set not readable, last keys stay in use");
                 }
                 attempt.failing = true;
             }
@@ -96,18 +101,22 @@ impl Source {
     }
 
     async fn read(&self) -> Result<Vec<u8>, String> {
-        let url = match &self.0.place {
-            Place::File(path) => return tokio::fs::read(path).await.map_err(|e| e.to_string()),
-            Place::Url(url) => url,
+        let url = match &self.0.location {
+            KeyLocation::File(path) => {
+                let path = path.clone();
+                let read = tokio::task::spawn_blocking(move || crate::files::read_named(&path, BYTES_MAX));
+                return read.await.map_err(|e| e.to_string())?.map_err(|e| e.to_string());
+            }
+            KeyLocation::Url(url) => url,
         };
         let client =
-            reqwest::Client::builder().timeout(WITHIN).build().map_err(|e| e.without_url().to_string())?;
+            reqwest::Client::builder().timeout(TIMEOUT).build().map_err(|e| e.without_url().to_string())?;
         let asked = client.get(url).send().await.and_then(reqwest::Response::error_for_status);
         let mut response = asked.map_err(|e| e.without_url().to_string())?;
         let mut json = Vec::new();
         while let Some(part) = response.chunk().await.map_err(|e| e.without_url().to_string())? {
             json.extend_from_slice(&part);
-            if json.len() > BYTES_MAX {
+            if json.len() as u64 > BYTES_MAX {
                 return Err(format!("it has more than {BYTES_MAX} bytes"));
             }
         }

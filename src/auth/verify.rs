@@ -1,6 +1,5 @@
-//! From a token to its claims (`reference/realtime-protocol.md` §7.1, §7.2).
-use super::{Keys, OPAQUE_PREFIX, TokenError, keyset};
-use crate::id::{AgentId, OrgId};
+//! Verification of tokens (`docs/spec/realtime-protocol.md` §7.1, §7.2).
+use super::{Claims, Keys, OPAQUE_PREFIX, TokenError, keyset, strict_json};
 use base64::{
     Engine, alphabet,
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
@@ -8,90 +7,57 @@ use base64::{
 use chrono::{DateTime, Utc};
 use jsonwebtoken::{Algorithm, DecodingKey};
 use serde_json::{Map, Value};
-use sha2::{Digest, Sha256};
-use std::{borrow::Cow, fmt::Write};
+use std::borrow::Cow;
 
+/// Most bytes of `sub` and `iss` (OpenID Connect allows a `sub` of 255).
+const NAME_BYTES_MAX: usize = 255;
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &alphabet::URL_SAFE,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
-/// The role that may do everything.
-const SERVICE_ROLE: &str = "service_role";
-
-/// What a genuine token says.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Claims {
-    /// `role`: `anon`, `authenticated`, `service_role` or the operator's own.
-    pub role: String,
-    /// `org`, when it is a name; agents' tokens carry it.
-    pub org: Option<OrgId>,
-    /// `agent_id`, when it is a name: the bearer may act as this agent.
-    pub agent_id: Option<AgentId>,
-    /// When it ends.
-    pub exp: DateTime<Utc>,
-    /// `sub`, when it is a string.
-    pub sub: Option<String>,
-    /// Every claim, as it is in the token.
-    pub raw: Map<String, Value>,
-}
 
 impl Claims {
-    /// Whether the bearer is the operator's own service.
-    #[must_use]
-    pub fn is_service(&self) -> bool {
-        self.role == SERVICE_ROLE
-    }
-
-    /// How the bearer is named where it asks for something: the agent, else `sub`, else, so that two people
-    /// with tokens that say neither are not taken for one, the role and a mark of this very token. The service
-    /// is one.
-    #[must_use]
-    pub fn name(&self) -> String {
-        let named = self.agent_id.as_ref().map(|agent| agent.as_str().to_owned());
-        named.or_else(|| self.sub.clone()).unwrap_or_else(|| {
-            if self.is_service() {
-                return self.role.clone();
-            }
-            let claims = serde_json::to_vec(&self.raw).unwrap_or_default();
-            let mark = Sha256::digest(claims).iter().take(6).fold(String::new(), |mut text, byte| {
-                let _ = write!(text, "{byte:02x}");
-                text
-            });
-            format!("{}#{mark}", self.role)
-        })
-    }
-
-    /// Whether the token is still good at `now`; there is no leeway.
-    ///
-    /// # Errors
-    /// [`TokenError::Expired`].
-    pub fn check_expiry(&self, now: DateTime<Utc>) -> Result<(), TokenError> {
-        let seconds_ago = now.timestamp() - self.exp.timestamp();
-        if seconds_ago >= 0 { Err(TokenError::Expired { seconds_ago }) } else { Ok(()) }
+    /// Claims for tests, without `exp` and signature.
+    #[cfg(test)]
+    pub(crate) fn for_tests(mut claims: Value) -> Self {
+        claims["exp"] = 1.into();
+        let Value::Object(raw) = claims else { panic!("no object") };
+        read(raw, DateTime::UNIX_EPOCH).unwrap()
     }
 }
 
 impl Keys {
-    /// The claims of a genuine token. Blanks inside it are ignored.
+    /// Verifies a token and returns its claims. Whitespace in the token is ignored.
     ///
     /// # Errors
-    /// [`TokenError`], the first that applies: shape, key, signature, expiry, required fields.
+    /// [`TokenError`], the first that applies in this order: shape, key, signature, expiry, required fields.
     pub fn verify(&self, token: &str, now: DateTime<Utc>) -> Result<Claims, TokenError> {
-        let token = tidy(token);
+        let token = normalize(token);
         if token.starts_with(OPAQUE_PREFIX) {
             return self.inner().opaque.claims(&token).ok_or(TokenError::Malformed);
         }
         let (message, signature) = token.rsplit_once('.').ok_or(TokenError::Malformed)?;
         let (header, claims) = message.split_once('.').ok_or(TokenError::Malformed)?;
+        // `rsplit_once` and `split_once` leave further dots here: more than three parts are not a JWS.
         if claims.contains('.') {
             return Err(TokenError::Malformed);
         }
         let (header, claims) = (object(header)?, object(claims)?);
+        // RFC 7515 §4.1.11: a token with an unknown critical extension must be refused, and none is supported
+        // here.
+        if header.contains_key("crit") {
+            return Err(TokenError::Critical);
+        }
         let genuine = self.check(&header, message, signature)?;
         if !genuine {
             return Err(TokenError::BadSignature);
         }
-        let claims = read(claims, now)?;
+        let mut claims = read(claims, now)?;
+        // A signature does not prove a role: another issuer may sign any name, so only configured roles
+        // count.
+        if !self.inner().roles.contains(&claims.role) {
+            claims.role.clear();
+        }
         let wanted = self.inner().claims.iter();
         let mut other = wanted.filter(|(name, value)| claims.raw.get(*name).is_some_and(|own| own != *value));
         match other.next() {
@@ -100,8 +66,8 @@ impl Keys {
         }
     }
 
-    /// As [`Keys::verify`], but a key id that is not known is looked for where keys come from, if that was not
-    /// done a few seconds ago. Cancel safe.
+    /// Like [`Keys::verify`], but reads the key sets first if the key id is unknown and the last read is not
+    /// recent. Cancel safe.
     ///
     /// # Errors
     /// [`TokenError`].
@@ -116,7 +82,7 @@ impl Keys {
         self.verify(token, now)
     }
 
-    /// Whether the signature is that of the key which the header names.
+    /// Checks the signature with the key that the header names.
     fn check(&self, header: &Map<String, Value>, message: &str, signature: &str) -> Result<bool, TokenError> {
         let alg = header.get("alg").and_then(Value::as_str).ok_or(TokenError::NoSigner)?;
         let kid = header.get("kid").and_then(Value::as_str);
@@ -136,6 +102,7 @@ impl Keys {
                 }
             }
         }
+        // Without a matching `kid`, HMAC falls back to the shared secret. Other algorithms have no such key.
         match algorithm {
             Algorithm::HS256 | Algorithm::HS384 | Algorithm::HS512 => Ok(genuine(&inner.decoding)),
             _ => Err(kid.map_or(TokenError::NoSigner, |kid| TokenError::UnknownKey(kid.to_owned()))),
@@ -143,8 +110,8 @@ impl Keys {
     }
 }
 
-/// Undoes URL encoding and removes blanks, which copying a key from a page leaves in it.
-fn tidy(token: &str) -> Cow<'_, str> {
+/// Decodes URL encoding and removes whitespace, which copying a key from a page may add.
+fn normalize(token: &str) -> Cow<'_, str> {
     if !token.contains(|c: char| c.is_whitespace() || c == '%' || c == '+') {
         return Cow::Borrowed(token);
     }
@@ -154,7 +121,7 @@ fn tidy(token: &str) -> Cow<'_, str> {
         let code = rest.get(..3).and_then(|code| code.strip_prefix('%'));
         let byte = code.and_then(|hex| u8::from_str_radix(hex, 16).ok()).filter(u8::is_ascii);
         let (c, size) = byte.map_or((c, c.len_utf8()), |byte| (char::from(byte), 3));
-        // A plus is a blank in a query string; no part of a token contains one.
+        // A plus stands for a blank in a query string, and no token contains one.
         if !c.is_whitespace() && c != '+' {
             out.push(c);
         }
@@ -165,7 +132,7 @@ fn tidy(token: &str) -> Cow<'_, str> {
 
 fn object(part: &str) -> Result<Map<String, Value>, TokenError> {
     let bytes = BASE64.decode(part).map_err(|_| TokenError::Malformed)?;
-    serde_json::from_slice(&bytes).map_err(|_| TokenError::Malformed)
+    strict_json::object(&bytes).ok_or(TokenError::Malformed)
 }
 
 fn read(raw: Map<String, Value>, now: DateTime<Utc>) -> Result<Claims, TokenError> {
@@ -177,25 +144,41 @@ fn read(raw: Map<String, Value>, now: DateTime<Utc>) -> Result<Claims, TokenErro
     if raw.get("iat").is_some_and(|iat| !iat.is_number()) {
         return Err(TokenError::BadClaim("iat"));
     }
-    let text = |key: &str| raw.get(key).and_then(Value::as_str);
-    let role = match raw.get("role") {
-        Some(Value::String(role)) => role.clone(),
-        Some(other) => other.to_string(),
-        None => String::new(),
-    };
-    let claims = Claims {
-        role,
-        org: text("org").and_then(|org| org.parse().ok()),
-        agent_id: text("agent_id").and_then(|id| id.parse().ok()),
-        exp,
-        sub: text("sub").map(str::to_owned),
-        raw,
-    };
+    let nbf = raw.get("nbf").map(|nbf| seconds(nbf).ok_or(TokenError::BadClaim("nbf"))).transpose()?;
+    let claims = Claims { role: String::new(), org: None, agent_id: None, exp, sub: None, raw };
     claims.check_expiry(now)?;
-    if claims.raw.contains_key("role") { Ok(claims) } else { Err(TokenError::MissingFields) }
+    if let Some(nbf) = nbf.filter(|nbf| *nbf > now.timestamp()) {
+        return Err(TokenError::NotYetValid { seconds: nbf.saturating_sub(now.timestamp()) });
+    }
+    with_identity(claims)
 }
 
-/// Whole seconds; decimals are rounded.
+/// Reads the claims about the bearer's identity. An invalid one is refused: reading it as missing would give
+/// the bearer another identity, such as a member of the default org.
+fn with_identity(claims: Claims) -> Result<Claims, TokenError> {
+    const ID: &str = "1 to 63 of a-z, 0-9, - and _, beginning with a letter or digit";
+    const NAME: &str = "a text of 1 to 255 bytes without control characters";
+    let text = |claim, expected| match claims.raw.get(claim) {
+        None => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text.as_str())),
+        Some(_) => Err(TokenError::BadIdentity { claim, expected }),
+    };
+    let name = |claim| match text(claim, NAME)? {
+        Some(name) if name.is_empty() || name.len() > NAME_BYTES_MAX || name.contains(char::is_control) => {
+            Err(TokenError::BadIdentity { claim, expected: NAME })
+        }
+        name => Ok(name),
+    };
+    let bad = |claim| move |_| TokenError::BadIdentity { claim, expected: ID };
+    let role = text("role", "the name of a role")?.ok_or(TokenError::MissingFields)?.to_owned();
+    let org = text("org", ID)?.map(str::parse).transpose().map_err(bad("org"))?;
+    let agent_id = text("agent_id", ID)?.map(str::parse).transpose().map_err(bad("agent_id"))?;
+    let sub = name("sub")?.map(str::to_owned);
+    name("iss")?;
+    Ok(Claims { role, org, agent_id, sub, ..claims })
+}
+
+/// Converts to whole seconds, rounding decimals.
 fn seconds(value: &Value) -> Option<i64> {
     value.as_i64().or_else(|| {
         let rounded = value.as_f64()?.round();
@@ -233,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn claims_of_every_shared_secret_algorithm_are_read() {
+    fn claims_of_every_hmac_algorithm_are_read() {
         for alg in ["HS256", "HS384", "HS512"] {
             let claims = json!({"role": "anon", "exp": 1001, "org": "demo", "agent_id": "x", "sub": "me"});
             let claims = verify(&json!({"alg": alg}), &claims).unwrap();
@@ -245,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn each_wrong_claim_has_its_refusal() {
+    fn each_invalid_claim_has_its_own_error() {
         let hs = json!({"alg": "HS256"});
         let expired = |n| Err(TokenError::Expired { seconds_ago: n });
         assert_eq!(verify(&hs, &json!({"role": "anon", "exp": 1000})), expired(0));
@@ -261,7 +244,59 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_is_not_ours_is_named() {
+    fn invalid_identity_claim_is_refused() {
+        let long = "x".repeat(64);
+        let ids = json!([
+            "Acme", "acme.com", " default", "default ", "", 42, 1.5, null, true, ["acme"], {"org": "acme"}, long,
+            "0190C9A5-1E3B-7000-8000-000000000000", "-x", "_x", "ä", "a\u{0}", "ａcme", "acme\u{200b}",
+        ]);
+        let names = json!(["", 42, null, ["x"], {"x": 1}, true, "x".repeat(256), "a\nb", "a\u{0}"]);
+        for (claim, values) in [("org", &ids), ("agent_id", &ids), ("sub", &names), ("iss", &names)] {
+            for value in values.as_array().unwrap() {
+                let mut claims = json!({ "role": "authenticated", "exp": 1001 });
+                claims[claim] = value.clone();
+                let refused = verify(&json!({"alg": "HS256"}), &claims);
+                let expected =
+                    matches!(&refused, Err(TokenError::BadIdentity { claim: named, .. }) if *named == claim);
+                assert!(expected, "{claim} {value}: {refused:?}");
+            }
+        }
+        for role in [json!(1), json!(null), json!(["anon"]), json!({})] {
+            let refused = verify(&json!({"alg": "HS256"}), &json!({ "role": role, "exp": 1001 }));
+            assert!(matches!(refused, Err(TokenError::BadIdentity { claim: "role", .. })), "{refused:?}");
+        }
+    }
+
+    #[test]
+    fn role_that_is_not_configured_has_no_rights() {
+        let hs = json!({"alg": "HS256"});
+        for role in
+            ["pg_read_all_data", "postgres", "convoke", "Anon", "anon ", "none", "service_role\u{0}", ""]
+        {
+            let claims = verify(&hs, &json!({"role": role, "exp": 1001, "org": "demo"})).unwrap();
+            assert_eq!(claims.role, "", "{role}");
+            let bearer = crate::auth::Principal::of(claims.into());
+            assert!(bearer.may_negotiate().is_err() && !bearer.sees(&"demo".parse().unwrap()), "{role}");
+        }
+    }
+
+    #[test]
+    fn token_with_nbf_in_the_future_or_crit_header_is_refused() {
+        let claims = |nbf: Value| json!({"role": "anon", "exp": 2000, "nbf": nbf});
+        let hs = json!({"alg": "HS256"});
+        assert_eq!(verify(&hs, &claims(json!(1001))), Err(TokenError::NotYetValid { seconds: 1 }));
+        assert!(verify(&hs, &claims(json!(1000))).is_ok());
+        for bad in [json!("1000"), json!(null), json!([])] {
+            assert_eq!(verify(&hs, &claims(bad)), Err(TokenError::BadClaim("nbf")));
+        }
+        for crit in [json!(["b64"]), json!([]), json!("exp"), json!(null)] {
+            let header = json!({"alg": "HS256", "crit": crit});
+            assert_eq!(verify(&header, &claims(json!(0))), Err(TokenError::Critical));
+        }
+    }
+
+    #[test]
+    fn unknown_key_id_is_in_the_error() {
         let claims = json!({"role": "anon", "exp": 1001});
         let unknown = Err(TokenError::UnknownKey("k1".into()));
         assert_eq!(verify(&json!({"alg": "RS256", "kid": "k1"}), &claims), unknown);
@@ -272,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn garbage_and_other_signatures_are_refused() {
+    fn malformed_tokens_and_wrong_signatures_are_refused() {
         let now = DateTime::UNIX_EPOCH;
         for bad in ["", "abc", "a.b", "a.b.c", "a.b.c.d", "e30.e30", "\u{e9}.%.%c3", "bnVsbA.bnVsbA.x"] {
             assert_eq!(keys().verify(bad, now), Err(TokenError::Malformed), "{bad}");
@@ -283,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn blanks_and_url_encoding_in_a_token_are_undone() {
+    fn whitespace_and_url_encoding_in_a_token_are_removed() {
         let now = DateTime::UNIX_EPOCH;
         let token = mint(&keys(), &MintRequest::new(Role::Anon), now).unwrap();
         let (head, tail) = token.split_at(20);

@@ -1,23 +1,30 @@
 //! What the catalog says about published tables: columns, how they compare, what their types are made of.
 use crate::{
     access::rows,
-    db::{self, Database},
+    db::{self, Database, Flights},
     filter::{Kind, Kinds},
 };
 use deadpool_postgres::Object;
+use futures_util::FutureExt;
 use parking_lot::Mutex;
 use serde::Deserialize;
 use std::{
     collections::{BTreeSet, HashMap},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     time::Duration,
 };
 use tokio::time::{Instant, timeout};
 use tokio_postgres::{Row, types::Oid};
 
-use super::encode::{Shape, Shapes};
+use super::{
+    encode::{Shape, Shapes},
+    value_checks::ValueChecks,
+};
 
-/// What was read is good for so long for who subscribes; a change of a table is seen at once.
+/// How long a cached description serves new subscriptions. Changes of tables in the WAL invalidate it at once.
 const FRESH: Duration = Duration::from_secs(1);
 /// An answer that takes longer does not come.
 const WITHIN: Duration = Duration::from_secs(5);
@@ -37,16 +44,16 @@ pub(super) struct Described {
     /// Rows that its owner excluded come all the same, because another publication has them.
     pub(super) unlimited: bool,
     /// In their order.
-    pub(super) columns: Vec<Column>,
+    pub(super) columns: Vec<CatalogColumn>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Column {
+pub(super) struct CatalogColumn {
     pub(super) name: String,
     pub(super) type_oid: Oid,
     /// As in `pg_type`.
     pub(super) type_name: String,
-    /// The log does not carry it.
+    /// The WAL does not carry it.
     pub(super) generated: bool,
     pub(super) kind: Kind,
     /// How values are written when the name of the type does not say it.
@@ -74,6 +81,8 @@ pub(super) enum Error {
     Slow,
     #[error("the catalog cannot be understood")]
     Columns(#[from] serde_json::Error),
+    #[error(transparent)]
+    Shared(Arc<Self>),
 }
 
 /// Reads the catalog. What is remembered is remembered shortly.
@@ -82,6 +91,13 @@ pub(super) struct Catalog {
     database: Database,
     publications: Vec<String>,
     lists: Mutex<HashMap<Wanted, (Instant, Tables)>>,
+    reading: Flights<Wanted, Result<Tables, Arc<Error>>>,
+    /// Whether the database did not answer when it was asked last.
+    away: AtomicBool,
+    /// Statements that were answered so far.
+    answered: AtomicU64,
+    /// Values of filters that joins wait for.
+    pub(super) values: ValueChecks,
     /// The same [`Arc`] for as long as a table stays the same, so that what is known of it stays known.
     tables: Mutex<HashMap<Oid, ForRights>>,
 }
@@ -90,7 +106,7 @@ pub(super) struct Catalog {
 pub(super) type Tables = Arc<[Arc<Described>]>;
 
 /// A table, and what row security knows it as.
-type ForRights = (Arc<Described>, Arc<rows::Table>);
+type ForRights = (Arc<Described>, Arc<rows::PolicyTable>);
 
 /// Schema, name.
 type Wanted = (Option<String>, Option<String>);
@@ -98,7 +114,16 @@ type Wanted = (Option<String>, Option<String>);
 impl Catalog {
     /// `publications`: the clients' first, then others that the stream reads.
     pub(super) fn new(database: Database, publications: Vec<String>) -> Self {
-        Self { database, publications, lists: Mutex::default(), tables: Mutex::default() }
+        Self {
+            database,
+            publications,
+            lists: Mutex::default(),
+            reading: Flights::default(),
+            away: AtomicBool::new(false),
+            answered: AtomicU64::new(0),
+            values: ValueChecks::default(),
+            tables: Mutex::default(),
+        }
     }
 
     /// Asks something of a connection.
@@ -106,20 +131,47 @@ impl Catalog {
         &self,
         question: impl AsyncFnOnce(&mut Object) -> Result<T, Error>,
     ) -> Result<T, Error> {
-        let mut client = timeout(WITHIN, self.database.client()).await.map_err(|_| Error::Slow)??;
+        let client = timeout(WITHIN, self.database.client()).await;
+        let Ok(client) = client else {
+            // All connections are busy, which does not mean that the database is away.
+            return Err(Error::Slow);
+        };
+        let mut client = client.inspect_err(|error| self.set_away(!matches!(error, db::Error::Busy(_))))?;
+        let before = self.answered.load(Ordering::Relaxed);
         match timeout(WITHIN, question(&mut client)).await {
-            Ok(outcome) => outcome,
+            Ok(outcome) => {
+                self.answered.fetch_add(1, Ordering::Relaxed);
+                let is_away = match &outcome {
+                    Err(Error::Query(error)) => db::is_transient(error) || error.is_closed(),
+                    Err(Error::Database(_)) => true,
+                    _ => false,
+                };
+                self.set_away(is_away);
+                outcome
+            }
             Err(_) => {
-                // A connection that says nothing any more is of no use to others.
+                // A connection that does not answer must not go back to the pool.
                 drop(Object::take(client));
+                // A database that answered others meanwhile is busy and not away.
+                self.set_away(self.answered.load(Ordering::Relaxed) == before);
                 Err(Error::Slow)
             }
         }
     }
 
+    fn set_away(&self, away: bool) {
+        self.away.store(away, Ordering::Relaxed);
+    }
+
+    /// Whether the database did not answer the last statement. A caller that waits while it answers waits for other
+    /// callers.
+    pub(super) fn is_away(&self) -> bool {
+        self.away.load(Ordering::Relaxed)
+    }
+
     /// The published tables of these names; with `anew`, as they are this moment.
     pub(super) async fn tables(
-        &self,
+        self: &Arc<Self>,
         schema: Option<&str>,
         name: Option<&str>,
         anew: bool,
@@ -129,6 +181,21 @@ impl Catalog {
         if let Some((_, tables)) = known.filter(|_| !anew) {
             return Ok(tables);
         }
+        loop {
+            let (catalog, wanted) = (self.clone(), wanted.clone());
+            let key = wanted.clone();
+            let read = || async move { catalog.list(wanted).await.map_err(Arc::new) }.boxed();
+            let landed = self.reading.ask(key, read).await;
+            // One that was under way may be older than what is asked about.
+            if !(anew && landed.was_under_way) {
+                return landed.answer.map_err(Error::Shared);
+            }
+        }
+    }
+
+    /// Reads the published tables of these names, and remembers them shortly.
+    async fn list(&self, wanted: Wanted) -> Result<Tables, Error> {
+        let (schema, name) = (wanted.0.as_deref(), wanted.1.as_deref());
         let tables: Tables = self.read(schema, name, None).await?.into();
         let mut lists = self.lists.lock();
         if lists.len() >= LISTS_MAX {
@@ -147,7 +214,7 @@ impl Catalog {
     }
 
     /// The table as row security is asked about it.
-    pub(super) fn for_rights(&self, table: &Arc<Described>) -> Arc<rows::Table> {
+    pub(super) fn for_rights(&self, table: &Arc<Described>) -> Arc<rows::PolicyTable> {
         let mut tables = self.tables.lock();
         let known = tables.get(&table.oid).filter(|(known, _)| known == table);
         if let Some((_, rights)) = known {
@@ -155,8 +222,8 @@ impl Catalog {
         }
         let columns = table.columns.iter().filter(|column| !column.generated);
         let columns =
-            columns.map(|column| rows::Column { name: column.name.clone(), type_oid: column.type_oid });
-        let rights = Arc::new(rows::Table {
+            columns.map(|column| rows::PolicyColumn { name: column.name.clone(), type_oid: column.type_oid });
+        let rights = Arc::new(rows::PolicyTable {
             oid: table.oid,
             schema: table.schema.clone(),
             name: table.name.clone(),
@@ -206,7 +273,7 @@ fn described(
         let ColumnRow { name, type_oid, type_name, generated, odd } = column;
         let kind = kinds.of(oid, &name, type_oid)?.clone();
         let shape = if odd { shapes.of(type_oid) } else { None };
-        Some(Column { name, type_oid, type_name, generated, kind, shape })
+        Some(CatalogColumn { name, type_oid, type_name, generated, kind, shape })
     };
     Ok(Arc::new(Described {
         oid,

@@ -1,35 +1,34 @@
 //! Whether a client may subscribe to what it asks for: tables, rights, and filters with values that can be compared.
 use super::{
-    catalog::{Catalog, Column, Described, Error, Tables},
+    catalog::{Catalog, CatalogColumn, Described, Error, Tables},
     item::Item,
 };
 use crate::{
     access::rows::{Failure, Rows, Viewer},
-    db,
     filter::{Bound, Class, Operator, Unbindable},
 };
-use deadpool_postgres::Object;
 use std::sync::Arc;
 use tokio_postgres::error::{DbError, SqlState};
 
 /// Why not.
+#[derive(Clone, Debug)]
 pub(super) enum Refusal {
     /// With the text for the client; asking again does not help.
-    Told(String),
+    Asked(String),
     /// The database does not answer; asking again may help.
-    Away(Error),
+    Away(Arc<Error>),
 }
 
 impl From<Error> for Refusal {
     fn from(error: Error) -> Self {
-        Self::Away(error)
+        Self::Away(Arc::new(error))
     }
 }
 
 /// Checks an item and puts its values into the form in which Postgres writes them. Gives the tables that it is about
 /// now.
 pub(super) async fn check(
-    catalog: &Catalog,
+    catalog: &Arc<Catalog>,
     rows: &Rows,
     viewer: &Viewer,
     item: &mut Item,
@@ -39,12 +38,12 @@ pub(super) async fn check(
         let tables = catalog.tables(schema.as_deref(), name.as_deref(), anew).await?;
         match against(catalog, rows, viewer, item, &tables).await {
             // It may have been there for less than what is remembered is good for.
-            Err(Refusal::Told(_)) if !anew => {}
+            Err(Refusal::Asked(_)) if !anew => {}
             Err(refusal) => return Err(refusal),
             Ok(()) => return Ok(tables),
         }
     }
-    Err(Refusal::Told(item.not_published()))
+    Err(Refusal::Asked(item.not_published()))
 }
 
 async fn against(
@@ -55,19 +54,19 @@ async fn against(
     tables: &Tables,
 ) -> Result<(), Refusal> {
     if tables.is_empty() {
-        return Err(Refusal::Told(item.not_published()));
+        return Err(Refusal::Asked(item.not_published()));
     }
     for table in tables.iter() {
-        let raised = |text: String| Refusal::Told(item.exception("P0001 (raise_exception)", &text));
+        let raised = |text: String| Refusal::Asked(item.exception("P0001 (raise_exception)", &text));
         let rights = rows.rights(&catalog.for_rights(table), viewer.role()).await;
         let rights = rights.map_err(|failure| match failure {
-            Failure::UnknownRole => Refusal::Told(item.exception(
+            Failure::UnknownRole => Refusal::Asked(item.exception(
                 "42704 (undefined_object)",
-                &format!("role \"{}\" does not exist", viewer.role()),
+                &format!("role \"{}\" does not exist", viewer.named_role()),
             )),
             other => raised(other.to_string()),
         })?;
-        let carried: Vec<&Column> = table.columns.iter().filter(|column| !column.generated).collect();
+        let carried: Vec<&CatalogColumn> = table.columns.iter().filter(|column| !column.generated).collect();
         let readable = |name: &str| {
             let at = carried.iter().position(|column| column.name == name)?;
             rights.selectable.get(at).copied().unwrap_or_default().then_some(at)
@@ -110,7 +109,7 @@ async fn values(
         let pattern = operator.is_some_and(Operator::is_pattern);
         let word = operator.map_or("in", Operator::as_str);
         if let Err(why) = kind.check(&column.name, word, pattern) {
-            return Err(Refusal::Told(item.exception("P0001 (raise_exception)", &why.to_string())));
+            return Err(Refusal::Asked(item.exception("P0001 (raise_exception)", &why.to_string())));
         }
         if pattern {
             let asked = operator.filter(|it| *it != Operator::Like || value.ends_with('\\'));
@@ -119,11 +118,16 @@ async fn values(
                     "select {} from (select ''::text, $1::text) as p(v, l)",
                     kind.expression(operator)
                 );
-                ask(catalog, &sql, value).await?.map_err(|said| bad_pattern(item, operator, &said))?;
+                catalog
+                    .values
+                    .ask(catalog, &sql, value)
+                    .await?
+                    .map_err(|said| bad_pattern(item, operator, &said))?;
             }
         } else if !is_certain(column, value) {
-            let said = ask(catalog, &kind.written(), value).await?;
-            let written = said.map_err(|said| Refusal::Told(item.exception(&code(&said), said.message())))?;
+            let said = catalog.values.ask(catalog, &kind.output_sql(), value).await?;
+            let written =
+                said.map_err(|said| Refusal::Asked(item.exception(&code(&said), said.message())))?;
             // A type can be read and still have no such operator.
             if matches!(kind.class, Class::Asked) || !kind.ordered {
                 let operator = operator.unwrap_or(Operator::Equal);
@@ -131,13 +135,13 @@ async fn values(
                     "select {} from (select null::text, $1::text) as p(v, l)",
                     kind.expression(operator)
                 );
-                ask(catalog, &sql, value).await?.map_err(|_| {
+                catalog.values.ask(catalog, &sql, value).await?.map_err(|_| {
                     let why = Unbindable::Incomparable {
                         column: column.name.clone(),
                         type_name: kind.type_name.clone(),
                         operator: word,
                     };
-                    Refusal::Told(item.exception("P0001 (raise_exception)", &why.to_string()))
+                    Refusal::Asked(item.exception("P0001 (raise_exception)", &why.to_string()))
                 })?;
             }
             if let Some(written) = written {
@@ -154,7 +158,7 @@ async fn values(
             Unbindable::NoValue { .. } => "22P02 (invalid_text_representation)",
             _ => "P0001 (raise_exception)",
         };
-        return Err(Refusal::Told(item.exception(code, &why.to_string())));
+        return Err(Refusal::Asked(item.exception(code, &why.to_string())));
     }
     if keep {
         item.filter = filter;
@@ -163,7 +167,7 @@ async fn values(
 }
 
 /// Whether a value is one of the column's type, and written as Postgres writes it, without asking.
-fn is_certain(column: &Column, value: &str) -> bool {
+fn is_certain(column: &CatalogColumn, value: &str) -> bool {
     let digits = || value.strip_prefix('-').unwrap_or(value).bytes().all(|b| b.is_ascii_digit());
     match (&column.kind.class, column.kind.type_name.as_str()) {
         (Class::Number, "smallint") => digits() && value.parse::<i16>().is_ok(),
@@ -177,29 +181,11 @@ fn is_certain(column: &Column, value: &str) -> bool {
     }
 }
 
-/// The answer of a statement about one value, or what is wrong with the value.
-async fn ask(catalog: &Catalog, sql: &str, value: &str) -> Result<Result<Option<String>, DbError>, Error> {
-    let asked = catalog.ask(async |client: &mut Object| {
-        let statement = client.prepare_cached(sql).await?;
-        let row = client.query_one(&statement, &[&value]).await?;
-        // What is no text is an answer nobody needs.
-        Ok(row.try_get::<_, Option<String>>(0).unwrap_or_default())
-    });
-    match asked.await {
-        Ok(text) => Ok(Ok(text)),
-        Err(Error::Query(error)) if !db::is_transient(&error) => match error.as_db_error() {
-            Some(said) => Ok(Err(said.clone())),
-            None => Err(error.into()),
-        },
-        Err(error) => Err(error),
-    }
-}
-
 fn bad_pattern(item: &Item, operator: Operator, said: &DbError) -> Refusal {
     let what = format!("invalid regular expression for {} filter: {}", operator.as_str(), said.message());
     let text =
         if *said.code() == SqlState::INVALID_REGULAR_EXPRESSION { what } else { said.message().to_owned() };
-    Refusal::Told(item.exception("P0001 (raise_exception)", &text))
+    Refusal::Asked(item.exception("P0001 (raise_exception)", &text))
 }
 
 /// The SQLSTATE with its name, as the original shows it.

@@ -1,5 +1,5 @@
 //! Values whose type's name does not say how they are written: composites, domains, and arrays of them
-//! (`reference/postgres-changes.md` §2.6). Pure.
+//! (`docs/spec/postgres-changes.md` §2.6). Pure.
 use crate::wal::{Encoding, Node, parse_array, write_string};
 use std::{
     collections::{BTreeSet, HashMap},

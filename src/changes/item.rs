@@ -1,4 +1,4 @@
-//! What a client wants to hear of: one item of `config.postgres_changes` (`reference/postgres-changes.md` §1.1). Pure.
+//! What a client wants to hear of: one item of `config.postgres_changes` (`docs/spec/postgres-changes.md` §1.1). Pure.
 use crate::{
     filter::{BadFilter, Filter, Test},
     wal::Op,
@@ -11,15 +11,15 @@ use std::fmt::Write;
 pub(super) struct Item {
     /// What the client knows it by.
     pub(super) id: u64,
-    /// Nothing: every kind of change.
+    /// `None` for every kind of change.
     pub(super) op: Option<Operation>,
     pub(super) schema: Name,
     pub(super) table: Name,
     pub(super) filter: Filter,
-    /// Sorted; nothing: all columns.
+    /// Sorted; `None` for all columns.
     pub(super) select: Option<Vec<String>>,
-    /// As it is told in errors.
-    pub(super) told: Told,
+    /// As it stands in errors.
+    pub(super) told: ItemLabel,
 }
 
 /// As [`Op`], for maps.
@@ -39,7 +39,7 @@ pub(super) enum Name {
 
 /// The parts of an item as errors show them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub(super) struct Told {
+pub(super) struct ItemLabel {
     filters: String,
     select: Option<Vec<String>>,
 }
@@ -72,7 +72,7 @@ impl Item {
     /// Reads an item that has its `id`. A key that is null is no key.
     ///
     /// # Errors
-    /// The text of `reference/postgres-changes.md` §1.5.
+    /// The text of `docs/spec/postgres-changes.md` §1.5.
     pub(super) fn parse(item: &Map<String, Value>) -> Result<Self, String> {
         let member = |name: &str| item.get(name).filter(|value| !value.is_null());
         let text = |name: &str| match member(name) {
@@ -95,7 +95,7 @@ impl Item {
             schema,
             table,
             filter: Filter::default(),
-            told: Told { filters: String::new(), select: select.clone() },
+            told: ItemLabel { filters: String::new(), select: select.clone() },
             select: select.map(|mut columns| {
                 columns.sort();
                 columns.dedup();
@@ -136,7 +136,7 @@ impl Item {
         )
     }
 
-    /// The database, or who speaks for it, refuses: SQLSTATE with its name, and what is wrong.
+    /// A refusal in the form of the database: SQLSTATE with its name, and what is wrong.
     pub(super) fn exception(&self, code: &str, text: &str) -> String {
         format!(
             "Unable to subscribe to changes with given parameters. An exception happened so please check your \

@@ -1,57 +1,57 @@
-//! Row changes for clients: `postgres_changes` (`reference/postgres-changes.md`).
+//! Row changes for clients: `postgres_changes` (`docs/spec/postgres-changes.md`).
 //!
-//! What the write-ahead log says goes into the change log ([`Appender`]); from there one task delivers it to all
-//! channels that want it, in commit order, and channels that come back read what they missed. Owns the
-//! subscriptions, what is known of the tables, and the log on disk. Never writes to the database. A filter or a policy that fails
-//! hides rows from those it concerns, who are told, and stops nobody else; while the database is away, delivery
-//! waits; a reader that is too slow loses its socket.
+//! Changes from the WAL are appended to the change log ([`Appender`]). From there one task delivers them in commit
+//! order to all channels that subscribe to them; channels that resume read the changes that they missed. Owns the
+//! subscriptions, the cached descriptions of tables, and the change log on disk. Never writes to the database. A
+//! filter or a policy that fails hides rows from the channels that it concerns, which get an error, and affects no
+//! other channel. While the database is unavailable, delivery waits. A subscriber that is too slow is disconnected.
 mod catalog;
 mod check;
-mod courier;
+mod delivery_lane;
+mod dispatcher;
 mod encode;
-mod follow;
+mod filter_wait;
 mod item;
+mod join;
 mod log;
-mod member;
 mod metrics;
-mod oracle;
 mod payload;
+mod postgres_filters;
 mod registry;
+mod subscriber;
+mod subscription;
+mod value_checks;
 mod worker;
 
-pub use follow::{Following, Listener};
+pub use postgres_filters::CONNECTIONS as FILTERS_CONNECTIONS;
+pub use subscription::{ChangeSubscription, Listener};
 
 use crate::{
     access::rows::{Rows, Viewer},
     clock::Clock,
     db::Database,
     hub::Hub,
+    id::Lsn,
     journal,
     scope::{OnExit, Scope},
     telemetry::Registry as Metrics,
     wal::{Batch, Relation},
 };
-use check::Refusal;
-use courier::Courier;
+use delivery_lane::Lane;
+use dispatcher::Dispatcher;
+use filter_wait::FilterWait;
 use item::Item;
 use log::Log;
-use member::Member;
-use parking_lot::Mutex;
-use registry::Registry;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use std::{path::Path, sync::Arc, time::Duration};
-use tokio::{
-    sync::{Notify, watch},
-    time::{Instant, sleep, timeout_at},
+use std::{
+    path::Path,
+    sync::{Arc, atomic::AtomicU64},
+    time::Duration,
 };
+use tokio::sync::watch;
 
-/// How long a join waits for the database. A client whose join is not answered when it would try again, after one
-/// or two seconds, joins twice, and some end the channel then.
-const CHECK_WITHIN: Duration = Duration::from_millis(1500);
-/// Pause before the database is asked again.
-const CHECK_PAUSE: Duration = Duration::from_millis(200);
-/// How often the files of the log are looked after, and the catalog.
+/// How often the files of the change log are trimmed and synced.
 const TIDY_EVERY: Duration = Duration::from_secs(1);
 /// Every so many times the catalog is compared with what is known of it.
 const LOOK_EVERY: u32 = 2;
@@ -60,7 +60,7 @@ const LOOK_EVERY: u32 = 2;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Config {
-    /// Connections for the catalog and for filters that only Postgres can compare, beside the pool's.
+    /// Connections for the catalog, beside the pool's; two more are for filters that only Postgres can compare.
     pub connections_max: usize,
     /// Bytes on disk of the change log, which clients that come back and slow checks read; the oldest go first.
     pub log_bytes_max: u64,
@@ -96,9 +96,11 @@ impl Config {
 pub struct Deps {
     /// Where the catalog is; `connections_max` of it are used.
     pub database: Database,
-    /// Who may see which row.
+    /// Where filters are that only Postgres can compare; [`FILTERS_CONNECTIONS`] of it are used.
+    pub filters: Database,
+    /// The rights on rows.
     pub rows: Rows,
-    /// Whose outboxes are written to, and who keeps positions.
+    /// The outboxes, and the positions of clients.
     pub hub: Hub,
     /// What numbers are made of.
     pub clock: Clock,
@@ -106,7 +108,7 @@ pub struct Deps {
     pub registry: Metrics,
     /// The clients' publication, then others that the stream reads.
     pub publications: Vec<String>,
-    /// Whether the log is read.
+    /// Whether the WAL is read.
     pub streaming: watch::Receiver<bool>,
     /// For how long a client can come back, if one can.
     pub resumable: Option<Duration>,
@@ -118,11 +120,10 @@ pub struct Changes(Arc<Inner>);
 
 struct Inner {
     log: Log,
-    courier: Courier,
-    registry: Mutex<Registry>,
-    /// Channels that shall listen, or listen otherwise.
-    pending: Mutex<Vec<Arc<Member>>>,
-    wake: Notify,
+    dispatcher: Dispatcher,
+    /// Checks of joins that are under way, by role and item.
+    checks: join::Checks,
+    lanes: [Lane; delivery_lane::SHARED],
     streaming: watch::Receiver<bool>,
     scope: Scope,
 }
@@ -131,30 +132,36 @@ struct Inner {
 #[derive(Debug)]
 pub struct Appender(log::Appender);
 
-/// A subscription that is checked, at a position in the log: everything committed later is for it.
+/// A checked subscription at a position in the change log: it gets everything committed later.
 pub struct Prepared {
-    begun: Begun,
+    begun: LogAnchor,
     viewer: Arc<Viewer>,
     items: Arc<[Item]>,
     plain: bool,
 }
 
-/// A place in the log that somebody will listen from.
-struct Begun {
+/// A position in the change log from which a channel will listen.
+struct LogAnchor {
     log: Log,
     number: u64,
     kept: bool,
 }
 
-/// Why somebody cannot subscribe.
+/// Why a subscription is refused.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refused {
-    /// For what it asks for: the text of `reference/postgres-changes.md` §1.5.
+pub enum SubscribeError {
+    /// For what it asks for: the text of `docs/spec/postgres-changes.md` §1.5.
     #[error("{0}")]
     Asked(String),
     /// The database does not answer.
     #[error("UnableToConnectToProject: Realtime was unable to connect to the project database")]
     Away,
+    /// So many ask that the answer would come too late.
+    #[error("Too many subscribe at once: try again after {} ms", .retry_after.as_millis())]
+    Busy {
+        /// When to try again.
+        retry_after: Duration,
+    },
 }
 
 /// Opens the change log in a folder, of the database that a text names, and begins to deliver. What is there of
@@ -168,26 +175,30 @@ pub fn start(
     config: Config,
     (dir, source): (&Path, &str),
 ) -> Result<(Changes, Appender), journal::Error> {
-    let Deps { database, rows, hub, clock, registry, publications, streaming, resumable } = deps;
+    let Deps { database, filters, rows, hub, clock, registry, publications, streaming, resumable } = deps;
     let (log, appender) = log::open(dir, source, config.log_bytes_max, resumable, clock.clone())?;
     let catalog = Arc::new(catalog::Catalog::new(database, publications));
-    let oracle = oracle::Oracle::new(catalog.clone());
+    let oracle = postgres_filters::Oracle::new(filters);
     let metrics = metrics::Metrics::register(&registry, clock);
-    let courier = Courier { config, hub, rows, catalog, oracle, metrics };
+    let visible = AtomicU64::new(0);
+    let dispatcher = Dispatcher { config, hub, rows, catalog, oracle, metrics, visible };
+    let begin = log.delivered();
+    let lanes = [Lane::new(FilterWait::Never, begin), Lane::new(FilterWait::Short, begin)];
     let inner = Arc::new(Inner {
         log,
-        courier,
-        registry: Mutex::default(),
-        pending: Mutex::default(),
-        wake: Notify::new(),
+        dispatcher,
+        checks: join::Checks::default(),
+        lanes,
         streaming,
         scope: scope.clone(),
     });
-    let delivering = inner.clone();
-    scope.spawn("changes", OnExit::StopDaemon, |stop| async move {
-        worker::run(delivering, stop).await;
-        Ok(())
-    });
+    for (nth, name) in delivery_lane::NAMES.into_iter().enumerate() {
+        let (delivering, progress) = (inner.clone(), scope.watch(name, worker::STALLED_AFTER));
+        scope.spawn("changes", OnExit::StopDaemon, move |stop| async move {
+            worker::run(delivering, nth, progress, stop).await;
+            Ok(())
+        });
+    }
     let (keeper, keeping) = (Arc::new(appender.keeper()), inner.clone());
     scope.spawn("change log", OnExit::Log, |stop| async move {
         let mut turn = 0_u32;
@@ -207,14 +218,21 @@ pub fn start(
 
 impl Appender {
     /// Takes the changes of these batches, in order: when it is done they outlive the daemon, and the position may
-    /// be confirmed. Waits only while the disk takes nothing and much is not delivered yet.
+    /// be confirmed. A disk or readers that take too long hold it up for a few seconds at most: then the log is
+    /// degraded, and whoever reads it later gets a gap.
     pub async fn append(&mut self, batches: &[Batch]) {
         // Messages of the database are no row changes, whatever publication has their table.
         let wanted = |relation: &Relation| relation.schema != "realtime";
         self.0.append(batches, wanted).await;
     }
 
-    /// Changes were lost: everybody who listens or comes back is told.
+    /// Where the last change in the change log was committed, also by an earlier process; zero when it is empty.
+    #[must_use]
+    pub fn reached(&self) -> Lsn {
+        self.0.reached()
+    }
+
+    /// Changes were lost: every subscriber, and every client that resumes, gets a gap notice.
     pub async fn gap(&mut self) {
         self.0.gap().await;
     }
@@ -227,127 +245,101 @@ impl Changes {
         self.0.log.degraded()
     }
 
-    /// Checks what a channel asks for (`config.postgres_changes` with ids) and takes a position in the log.
+    /// Checks what a channel asks for (`config.postgres_changes` with ids) and takes a position in the change log.
     /// `plain`: for a client whose join has no `config`. Cancel safe.
     ///
     /// # Errors
-    /// [`Refused`]; [`Refused::Away`] after a second and a half.
+    /// [`SubscribeError`]; [`SubscribeError::Away`] after a second and a half in which the database did not answer, or
+    /// eight seconds in which the WAL was not read.
     pub async fn prepare(
         &self,
         items: &[Map<String, Value>],
         viewer: &Arc<Viewer>,
         plain: bool,
-    ) -> Result<Prepared, Refused> {
-        let outcome = self.checked(items, viewer, plain).await;
+    ) -> Result<Prepared, SubscribeError> {
+        let outcome = join::prepare(&self.0, items, viewer, plain).await;
         if outcome.is_err() {
-            self.0.courier.metrics.refused.inc();
+            self.0.dispatcher.metrics.refused.inc();
         }
         outcome
     }
 
-    async fn checked(
-        &self,
-        items: &[Map<String, Value>],
-        viewer: &Arc<Viewer>,
-        plain: bool,
-    ) -> Result<Prepared, Refused> {
-        let max = self.0.courier.config.items_max;
-        if items.len() > max {
-            return Err(Refused::Asked(format!("Too many subscriptions on one channel: at most {max}")));
-        }
-        let items: Result<Vec<Item>, String> = items.iter().map(Item::parse).collect();
-        let mut items = items.map_err(Refused::Asked)?;
-        let deadline = Instant::now() + CHECK_WITHIN;
-        let mut streaming = self.0.streaming.clone();
-        let streams = timeout_at(deadline, streaming.wait_for(|streams| *streams)).await;
-        if !streams.is_ok_and(|streams| streams.is_ok()) {
-            return Err(Refused::Away);
-        }
-        let Courier { catalog, rows, .. } = &self.0.courier;
-        for item in &mut items {
-            loop {
-                let checked = timeout_at(deadline, check::check(catalog, rows, viewer, item)).await;
-                match checked {
-                    Ok(Ok(tables)) => {
-                        self.0.refresh(&tables);
-                        break;
-                    }
-                    Ok(Err(Refusal::Told(text))) => return Err(Refused::Asked(text)),
-                    Ok(Err(Refusal::Away(error))) => {
-                        tracing::debug!(%error, "a subscription waits for the database");
-                        sleep(CHECK_PAUSE).await;
-                        if Instant::now() >= deadline {
-                            return Err(Refused::Away);
-                        }
-                    }
-                    Err(_) => return Err(Refused::Away),
-                }
-            }
-        }
-        let begun = Begun { number: self.0.log.begin(), log: self.0.log.clone(), kept: false };
-        Ok(Prepared { begun, viewer: viewer.clone(), items: items.into(), plain })
-    }
-
     /// Begins to put out what `prepared` is about; to be called when the client has its answer.
     #[must_use]
-    pub fn follow(&self, prepared: Prepared, listener: Listener) -> Following {
-        Following::begin(&self.0, prepared, listener)
+    pub fn follow(&self, prepared: Prepared, listener: Listener) -> ChangeSubscription {
+        ChangeSubscription::begin(&self.0, prepared, listener)
     }
 }
 
 impl Inner {
+    /// Up to which number everybody in a lane that is shared has everything.
+    fn reached(&self, lane: usize) -> u64 {
+        self.lanes.get(lane).map_or(0, Lane::at)
+    }
+
     /// What was just read of tables counts from the next change on.
     fn refresh(&self, tables: &[Arc<catalog::Described>]) {
-        let known = self.registry.lock().tables();
-        for described in tables {
-            if let Some(table) = known.iter().find(|it| it.relation.oid == described.oid) {
-                self.describe(table, Some(described.clone()));
+        for lane in &self.lanes {
+            let known = lane.registry.lock().tables();
+            for described in tables {
+                if let Some(table) = known.iter().find(|it| it.relation.oid == described.oid) {
+                    self.describe(lane, table, Some(described.clone()));
+                }
             }
         }
     }
 
-    /// Publications, types and columns can change without a word in the log.
+    /// Reads the catalog again: publications, types and columns can change without a record in the WAL.
     async fn look_again(&self) {
-        let tables = self.registry.lock().tables();
-        if tables.is_empty() || self.registry.lock().is_empty() {
+        let lanes = || self.lanes.iter().filter(|lane| !lane.registry.lock().is_empty());
+        if lanes().all(|lane| lane.registry.lock().tables().is_empty()) {
             return;
         }
-        let Ok(now) = self.courier.catalog.tables(None, None, true).await else { return };
-        for table in tables {
-            let described = now.iter().find(|it| it.oid == table.relation.oid).cloned();
-            self.describe(&table, described);
+        let Ok(now) = self.dispatcher.catalog.tables(None, None, true).await else { return };
+        for lane in lanes() {
+            let tables = lane.registry.lock().tables();
+            for table in tables {
+                let described = now.iter().find(|it| it.oid == table.relation.oid).cloned();
+                self.describe(lane, &table, described);
+            }
         }
     }
 
-    /// The catalog describes a table so now; nothing when that is known, or when the log describes it anew itself.
-    fn describe(&self, table: &Arc<registry::Table>, described: Option<Arc<catalog::Described>>) {
+    /// Applies what the catalog says about a table now; does nothing when it is known, or when the WAL describes the table
+    /// itself.
+    fn describe(
+        &self,
+        lane: &Lane,
+        table: &Arc<registry::SubscribedTable>,
+        described: Option<Arc<catalog::Described>>,
+    ) {
         if described == table.described {
             return;
         }
-        let changed = Arc::new(self.courier.known(table.relation.clone(), described));
+        let changed = Arc::new(self.dispatcher.known(table.relation.clone(), described));
         let broken = {
-            let mut registry = self.registry.lock();
+            let mut registry = lane.registry.lock();
             if registry.table(&table.relation).is_none() {
                 return;
             }
             registry.describe(changed)
         };
-        self.courier.tell_broken(broken);
+        self.dispatcher.report_broken(broken);
     }
 }
 
-impl Begun {
+impl LogAnchor {
     fn number(&self) -> u64 {
         self.number
     }
 
-    /// Whoever listens ends it.
+    /// Leaves the end of the anchor to the subscriber.
     fn keep(mut self) {
         self.kept = true;
     }
 }
 
-impl Drop for Begun {
+impl Drop for LogAnchor {
     fn drop(&mut self) {
         if !self.kept {
             self.log.end();

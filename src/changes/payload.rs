@@ -1,8 +1,8 @@
-//! A change as clients read it: the `data` of a message (`reference/postgres-changes.md` §2). Pure.
+//! A change as clients read it: the `data` of a message (`docs/spec/postgres-changes.md` §2). Pure.
 use super::{
-    catalog::{Column, Described},
+    catalog::{CatalogColumn, Described},
     item::Item,
-    registry::Table,
+    registry::SubscribedTable,
 };
 use crate::{
     access::rows::{OldRow, Rights},
@@ -16,12 +16,12 @@ const KEPT_BYTES_MAX: usize = 64;
 
 /// A change that cannot be shown at all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Refused {
+pub(super) enum Unrepresentable {
     NoKey,
     KeyNotSelectable,
 }
 
-impl Refused {
+impl Unrepresentable {
     pub(super) fn text(self) -> &'static str {
         match self {
             Self::NoKey => "Error 400: Bad Request, no primary key",
@@ -31,44 +31,45 @@ impl Refused {
 }
 
 /// Why a role sees none of the rows of a table, if that is so.
-pub(super) fn refused(op: Op, rights: &Rights) -> Option<Refused> {
+pub(super) fn refused(op: Op, rights: &Rights) -> Option<Unrepresentable> {
     match (op, &rights.primary_key) {
         (Op::Delete, _) => None,
-        (_, None) => Some(Refused::NoKey),
-        _ => (!rights.selects_key()).then_some(Refused::KeyNotSelectable),
+        (_, None) => Some(Unrepresentable::NoKey),
+        _ => (!rights.selects_key()).then_some(Unrepresentable::KeyNotSelectable),
     }
 }
 
 /// What decides how a change is shown.
 pub(super) struct Shown<'a> {
-    pub(super) table: &'a Table,
+    pub(super) table: &'a SubscribedTable,
     pub(super) row: &'a RowChange,
     pub(super) committed_at: DateTime<Utc>,
     pub(super) rights: &'a Rights,
     pub(super) old: OldRow,
-    /// Sorted; nothing: all columns.
+    /// Sorted; `None` for all columns.
     pub(super) select: Option<&'a [String]>,
 }
 
 /// The message of a change that is refused.
-pub(super) fn refusal(row: &RowChange, why: Refused) -> Vec<u8> {
+pub(super) fn refusal(row: &RowChange, why: Unrepresentable) -> Vec<u8> {
     let mut out = head(row, None);
     out.extend_from_slice(b"\"columns\":[],\"record\":{},");
     if row.op == Op::Update {
         out.extend_from_slice(b"\"old_record\":{},");
     }
-    errors(&mut out, Some(why.text()));
+    errors(&mut out, &[why.text().to_owned()]);
     out
 }
 
 impl Shown<'_> {
     /// The `data`, at most about `bytes_max` bytes of it.
     pub(super) fn data(&self, bytes_max: usize) -> Vec<u8> {
-        let data = self.written(None);
-        if data.len() <= bytes_max { data } else { self.written(Some("Error 413: Payload Too Large")) }
+        let data = self.written(false);
+        if data.len() <= bytes_max { data } else { self.written(true) }
     }
 
-    fn written(&self, error: Option<&str>) -> Vec<u8> {
+    /// With the short values only, if it is too large.
+    fn written(&self, short: bool) -> Vec<u8> {
         let mut out = head(self.row, Some(self.committed_at));
         out.extend_from_slice(b"\"columns\":[");
         let begin = out.len();
@@ -83,21 +84,25 @@ impl Shown<'_> {
             out.push(b'}');
         }
         out.extend_from_slice(b"],");
+        let mut told = Vec::new();
+        if short {
+            told.push("Error 413: Payload Too Large".to_owned());
+        }
         if let Some(new) = &self.row.new {
             out.extend_from_slice(b"\"record\":");
-            self.object(&mut out, error.is_some(), |at| self.row.completed(new, at));
+            self.object(&mut out, (short, &mut told), |at| self.row.completed(new, at));
             out.push(b',');
         }
         if self.row.op != Op::Insert {
             out.extend_from_slice(b"\"old_record\":");
-            self.object(&mut out, error.is_some(), |at| self.old(at));
+            self.object(&mut out, (short, &mut told), |at| self.old(at));
             out.push(b',');
         }
-        errors(&mut out, error);
+        errors(&mut out, &told);
         out
     }
 
-    /// Those that are shown, by their place in the row; a column that the log does not carry has none.
+    /// Those that are shown, by their place in the row; a column that the WAL does not carry has none.
     fn columns(&self) -> impl Iterator<Item = (usize, &str, &str)> {
         let columns = self.table.relation.columns.iter().enumerate();
         columns.filter(|(at, _)| self.shows(*at)).map(|(at, column)| {
@@ -106,7 +111,7 @@ impl Shown<'_> {
         })
     }
 
-    fn described(&self, at: usize) -> Option<&Column> {
+    fn described(&self, at: usize) -> Option<&CatalogColumn> {
         let described: &Described = self.table.described.as_ref()?;
         described.columns.get(self.table.columns.get(at).copied().flatten()?)
     }
@@ -136,7 +141,13 @@ impl Shown<'_> {
         }
     }
 
-    fn object<'c>(&self, out: &mut Vec<u8>, short: bool, cell: impl Fn(usize) -> Option<&'c Cell>) {
+    /// A row, with the short values only if it is too large. Columns whose value cannot be read are named in `told`.
+    fn object<'c>(
+        &self,
+        out: &mut Vec<u8>,
+        (short, told): (bool, &mut Vec<String>),
+        cell: impl Fn(usize) -> Option<&'c Cell>,
+    ) {
         out.push(b'{');
         let begin = out.len();
         for (at, column) in self.table.relation.columns.iter().enumerate() {
@@ -152,6 +163,14 @@ impl Shown<'_> {
             let value = out.len();
             match (self.described(at).and_then(|it| it.shape.as_ref()), cell.text()) {
                 (Some(shape), Some(text)) => shape.write(text, out),
+                (_, None) if matches!(cell, Cell::Text(_)) => {
+                    write_cell(column, cell, out);
+                    let error =
+                        format!("Error 422: Unprocessable Entity, column {} is not UTF-8", column.name);
+                    if !told.contains(&error) {
+                        told.push(error);
+                    }
+                }
                 _ => write_cell(column, cell, out),
             }
             if short && !self.is_key(at) && (out.len() - value > KEPT_BYTES_MAX || *cell == Cell::Null) {
@@ -179,16 +198,16 @@ fn head(row: &RowChange, committed_at: Option<DateTime<Utc>>) -> Vec<u8> {
     out
 }
 
-fn errors(out: &mut Vec<u8>, error: Option<&str>) {
+fn errors(out: &mut Vec<u8>, errors: &[String]) {
     out.extend_from_slice(b"\"errors\":");
-    match error {
-        None => out.extend_from_slice(b"null}"),
-        Some(error) => {
-            out.push(b'[');
-            write_string(error, out);
-            out.extend_from_slice(b"]}");
-        }
+    if errors.is_empty() {
+        return out.extend_from_slice(b"null}");
     }
+    for (at, error) in errors.iter().enumerate() {
+        out.push(if at == 0 { b'[' } else { b',' });
+        write_string(error, out);
+    }
+    out.extend_from_slice(b"]}");
 }
 
 /// Items of one message: those of a channel that select the same columns, all columns first.

@@ -1,22 +1,28 @@
-//! Who wants to hear of which changes, arranged so that a change finds them quickly.
+//! An index of subscriptions, by which a change finds its groups quickly.
 //!
-//! Channels that want the same, may see the same and are told it in the same words are one [`Group`]: it is
+//! Channels with identical filters, rights and encoding are one [`Group`]: it is
 //! asked about once and its frames are made once, however many they are. Items are bound to each version of a table;
 //! those with a value that a row must have are found by that value, the others one after the other. Pure.
-use super::{catalog::Described, item::Item, member::Member};
+use super::{
+    catalog::Described, filter_wait::FilterWait, item::Item, postgres_filters::Asking,
+    subscriber::ChangeSubscriber,
+};
 use crate::{
     access::rows::{self, Viewer},
-    filter::{Bound, Found, Key, Kind, Oracle, Truth, Unbindable},
+    filter::{Bound, ColumnValue, Key, Kind, Truth, Unbindable},
     wal::{Cell, Op, Relation, RowChange},
     wire::Version,
 };
 use parking_lot::Mutex;
 use std::{
     collections::{HashMap, HashSet},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
-/// What a channel wants, and as whom and how it is told.
+/// The subscription of a channel: its items, its viewer and its encoding.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Spec {
     pub(super) viewer: Arc<Viewer>,
@@ -35,7 +41,7 @@ pub(super) struct Spec {
 pub(super) struct Group {
     id: u64,
     pub(super) spec: Spec,
-    pub(super) members: Mutex<Vec<Arc<Member>>>,
+    pub(super) members: Mutex<Vec<Arc<ChangeSubscriber>>>,
     /// What it was told once about a table and is not told again: oid, and what.
     pub(super) told: Mutex<HashSet<(u32, String)>>,
 }
@@ -44,32 +50,37 @@ pub(super) struct Group {
 #[derive(Debug, Default)]
 pub(super) struct Registry {
     groups: HashMap<Spec, Arc<Group>>,
-    tables: HashMap<u32, Place>,
+    tables: HashMap<u32, ChannelEntry>,
     next_id: u64,
+    patience: FilterWait,
+    /// Changes before this one were put out already.
+    from: (u64, u32),
 }
 
 #[derive(Debug)]
-struct Place {
-    table: Arc<Table>,
+struct ChannelEntry {
+    table: Arc<SubscribedTable>,
     scan: Vec<Hit>,
     /// The roles that look at it, and how many items of theirs.
     roles: HashMap<String, usize>,
-    /// By role, groups that came since it was last looked whether the role may see anything.
+    /// Origin role, groups that came since it was last looked whether the role may see anything.
     fresh: HashMap<String, Vec<Arc<Group>>>,
-    /// By column, then by value.
+    /// Origin column, then by value.
     keyed: HashMap<usize, HashMap<Key, Vec<Hit>>>,
 }
 
-/// A version of a table, as the log and the catalog describe it.
+/// A version of a table, as the WAL and the catalog describe it.
 #[derive(Debug)]
-pub(super) struct Table {
+pub(super) struct SubscribedTable {
     pub(super) relation: Arc<Relation>,
-    /// Nothing: its changes are not for clients.
+    /// `None` when its changes are not for clients.
     pub(super) described: Option<Arc<Described>>,
     /// As row security knows it: its columns are those of the relation.
-    pub(super) rights: Arc<rows::Table>,
+    pub(super) rights: Arc<rows::PolicyTable>,
     /// For each column of the relation its description.
     pub(super) columns: Vec<Option<usize>>,
+    /// The epoch of the rights in which the catalog was read, plus one; 0 when that is not known.
+    read_at: AtomicU64,
 }
 
 /// An item of a group that may be about a change.
@@ -94,31 +105,41 @@ pub(super) struct Broken {
     pub(super) why: Unbindable,
 }
 
-impl Table {
+impl SubscribedTable {
     pub(super) fn new(
         relation: Arc<Relation>,
         described: Option<Arc<Described>>,
-        for_rights: Option<Arc<rows::Table>>,
+        for_rights: Option<Arc<rows::PolicyTable>>,
     ) -> Self {
         let find = |column: &crate::wal::Column| {
             let columns = &described.as_ref()?.columns;
             columns.iter().position(|it| it.name == column.name && it.type_oid == column.type_oid)
         };
         let columns: Vec<_> = relation.columns.iter().map(find).collect();
-        let same = |rights: &Arc<rows::Table>| {
+        let same = |rights: &Arc<rows::PolicyTable>| {
             let pairs = rights.columns.iter().map(|c| (&c.name, c.type_oid));
             pairs.eq(relation.columns.iter().map(|c| (&c.name, c.type_oid)))
         };
         let rights = for_rights.filter(same).unwrap_or_else(|| {
-            let column = |c: &crate::wal::Column| rows::Column { name: c.name.clone(), type_oid: c.type_oid };
-            Arc::new(rows::Table {
+            let column =
+                |c: &crate::wal::Column| rows::PolicyColumn { name: c.name.clone(), type_oid: c.type_oid };
+            Arc::new(rows::PolicyTable {
                 oid: relation.oid,
                 schema: relation.schema.clone(),
                 name: relation.name.clone(),
                 columns: relation.columns.iter().map(column).collect(),
             })
         });
-        Self { relation, described, rights, columns }
+        Self { relation, described, rights, columns, read_at: AtomicU64::new(0) }
+    }
+
+    /// The epoch of the rights in which it was read; `u64::MAX` when that is not known.
+    pub(super) fn read_at(&self) -> u64 {
+        self.read_at.load(Ordering::Relaxed).wrapping_sub(1)
+    }
+
+    pub(super) fn set_read_at(&self, epoch: u64) {
+        self.read_at.store(epoch.wrapping_add(1), Ordering::Relaxed);
     }
 
     /// Whether clients may hear of such a change to it.
@@ -142,16 +163,47 @@ impl Table {
 
 impl Group {
     /// Its items that are about such changes to a table.
-    pub(super) fn about(&self, table: &Table, op: Op) -> Vec<usize> {
+    pub(super) fn about(&self, table: &SubscribedTable, op: Op) -> Vec<usize> {
         let Relation { schema, name, .. } = &*table.relation;
         let items = self.spec.items.iter().enumerate();
         items.filter(|(_, item)| item.is_about(schema, name) && item.takes(op)).map(|(at, _)| at).collect()
     }
 }
 
+/// Channels that go on in the next lane, from a change on.
+pub(super) struct Moved {
+    pub(super) members: Vec<Arc<ChangeSubscriber>>,
+    pub(super) from: (u64, u32),
+}
+
 impl Registry {
+    /// For channels that wait so long for filters, and have everything before a change.
+    pub(super) fn with(patience: FilterWait, from: (u64, u32)) -> Self {
+        Self { patience, from, ..Self::default() }
+    }
+
+    pub(super) fn patience(&self) -> FilterWait {
+        self.patience
+    }
+
+    pub(super) fn from(&self) -> (u64, u32) {
+        self.from
+    }
+
+    /// Takes these groups out, with their channels, which go on elsewhere from that change on.
+    pub(super) fn take(&mut self, groups: &[Arc<Group>], from: (u64, u32)) -> Moved {
+        let mut members = Vec::new();
+        for group in groups {
+            if let Some(gone) = self.groups.remove(&group.spec) {
+                self.tables.values_mut().for_each(|place| place.unbind(&gone));
+                members.append(&mut gone.members.lock());
+            }
+        }
+        Moved { members, from }
+    }
+
     /// Lets a channel into the group of its spec.
-    pub(super) fn enter(&mut self, spec: Spec, member: Arc<Member>) -> Vec<Broken> {
+    pub(super) fn enter(&mut self, spec: Spec, member: Arc<ChangeSubscriber>) -> Vec<Broken> {
         if let Some(group) = self.groups.get(&spec) {
             group.members.lock().push(member);
             return Vec::new();
@@ -169,7 +221,7 @@ impl Registry {
     }
 
     /// Takes a channel out of the group of its spec.
-    pub(super) fn leave(&mut self, spec: &Spec, member: &Arc<Member>) {
+    pub(super) fn leave(&mut self, spec: &Spec, member: &Arc<ChangeSubscriber>) {
         let Some(group) = self.groups.get(spec) else { return };
         let mut members = group.members.lock();
         members.retain(|it| !Arc::ptr_eq(it, member));
@@ -185,25 +237,25 @@ impl Registry {
         self.groups.is_empty()
     }
 
-    pub(super) fn members(&self) -> Vec<Arc<Member>> {
+    pub(super) fn members(&self) -> Vec<Arc<ChangeSubscriber>> {
         self.groups.values().flat_map(|group| group.members.lock().clone()).collect()
     }
 
     /// The table of this very description, if it is known.
-    pub(super) fn table(&self, relation: &Arc<Relation>) -> Option<&Arc<Table>> {
+    pub(super) fn table(&self, relation: &Arc<Relation>) -> Option<&Arc<SubscribedTable>> {
         let place = self.tables.get(&relation.oid)?;
         Arc::ptr_eq(&place.table.relation, relation).then_some(&place.table)
     }
 
     /// Tables whose description was read from the catalog, to be looked at again.
-    pub(super) fn tables(&self) -> Vec<Arc<Table>> {
+    pub(super) fn tables(&self) -> Vec<Arc<SubscribedTable>> {
         self.tables.values().map(|place| place.table.clone()).collect()
     }
 
     /// A table has (another) description: all items are bound to it. Those that cannot be are given.
-    pub(super) fn describe(&mut self, table: Arc<Table>) -> Vec<Broken> {
+    pub(super) fn describe(&mut self, table: Arc<SubscribedTable>) -> Vec<Broken> {
         let oid = table.relation.oid;
-        let mut place = Place {
+        let mut place = ChannelEntry {
             table,
             scan: Vec::new(),
             roles: HashMap::new(),
@@ -221,6 +273,11 @@ impl Registry {
         broken
     }
 
+    /// Whether anybody looks at a table.
+    pub(super) fn is_watched(&self, oid: u32) -> bool {
+        self.tables.get(&oid).is_some_and(|place| !place.roles.is_empty())
+    }
+
     /// The roles that look at a table.
     pub(super) fn roles(&self, oid: u32) -> Vec<String> {
         self.tables.get(&oid).map(|place| place.roles.keys().cloned().collect()).unwrap_or_default()
@@ -230,7 +287,7 @@ impl Registry {
     /// their items that are about them, whatever their filters say.
     pub(super) fn take_refused(
         &mut self,
-        table: &Table,
+        table: &SubscribedTable,
         op: Op,
         is_refused: impl Fn(&str) -> bool,
     ) -> Vec<Match> {
@@ -251,22 +308,39 @@ impl Registry {
         found
     }
 
-    /// Whom a change to `table` is for, as far as filters know, in a fixed order; what the oracle does not know yet
-    /// counts as no match.
-    pub(super) fn find(&self, row: &RowChange, oracle: &mut impl Oracle) -> Vec<Match> {
+    /// Whom a change to `table` is for, as far as filters know, in a fixed order. Whose filter depends on what is not
+    /// known yet goes into `late`, and is no match.
+    pub(super) fn find(
+        &self,
+        row: &RowChange,
+        oracle: &mut Asking,
+        late: &mut Vec<Arc<Group>>,
+    ) -> Vec<Match> {
         let Some(place) = self.tables.get(&row.relation.oid) else { return Vec::new() };
         if !place.table.publishes(row.op) {
             return Vec::new();
         }
         let cell = |at: usize| match row.cell_at(at) {
-            Some(Cell::Null) => Found::Null,
-            Some(Cell::Text(bytes)) => std::str::from_utf8(bytes).map_or(Found::Absent, Found::Text),
-            Some(Cell::Unchanged) | None => Found::Absent,
+            Some(Cell::Null) => ColumnValue::Null,
+            Some(Cell::Text(bytes)) => {
+                std::str::from_utf8(bytes).map_or(ColumnValue::Absent, ColumnValue::Text)
+            }
+            Some(Cell::Unchanged) | None => ColumnValue::Absent,
         };
         let mut hits: Vec<(&Arc<Group>, usize)> = Vec::new();
+        oracle.next_row();
         let mut ask = |hit: &'_ Hit| {
-            let item = hit.group.spec.items.get(hit.item);
-            item.is_some_and(|item| item.takes(row.op)) && hit.bound.test(&cell, oracle) == Truth::True
+            if hit.group.spec.items.get(hit.item).is_none_or(|item| !item.takes(row.op)) {
+                return false;
+            }
+            oracle.of(hit.group.id);
+            let before = oracle.in_vain();
+            let truth = hit.bound.test(&cell, oracle);
+            let is_late = truth == Truth::Unknown && oracle.in_vain() > before;
+            if is_late && late.last().is_none_or(|last| !Arc::ptr_eq(last, &hit.group)) {
+                late.push(hit.group.clone());
+            }
+            truth == Truth::True
         };
         for hit in &place.scan {
             if ask(hit) {
@@ -274,7 +348,7 @@ impl Registry {
             }
         }
         for (column, by_value) in &place.keyed {
-            let Found::Text(text) = cell(*column) else { continue };
+            let ColumnValue::Text(text) = cell(*column) else { continue };
             let kind = place.table.relation.columns.get(*column).and_then(|it| place.table.column(&it.name));
             let Some(key) = kind.and_then(|(_, kind)| Key::read(kind, text)) else { continue };
             for hit in by_value.get(&key).into_iter().flatten() {
@@ -296,7 +370,7 @@ impl Registry {
     }
 }
 
-impl Place {
+impl ChannelEntry {
     fn bind(&mut self, group: &Arc<Group>) -> Vec<Broken> {
         let mut broken = Vec::new();
         let Relation { schema, name, .. } = &*self.table.relation;

@@ -1,37 +1,50 @@
-//! The one task that delivers what is committed to all who listen, and those that catch up with it.
+//! The task of each lane that delivers commits to its channels, and the tasks of channels that catch up with it.
 use super::{
     Inner,
-    follow::expired,
-    log::{Entry, Found},
-    member::Member,
-    registry::Registry,
+    delivery_lane::Lane,
+    filter_wait::FilterWait,
+    log::{Entry, ReadOutcome},
+    registry::{Moved, Registry},
+    subscriber::ChangeSubscriber,
+    subscription::expired,
 };
-use crate::fault;
+use crate::{fault, scope::WorkerProgress};
 use parking_lot::Mutex;
 use serde_json::json;
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
 
 /// What may be read for a channel before it listens, without a task of its own.
 const READS_INLINE_MAX: usize = 2;
 
-/// Delivers until it is stopped.
-pub(super) async fn run(inner: Arc<Inner>, stop: CancellationToken) {
-    let mut at = inner.log.delivered();
+/// One read of the change log takes longer only when it is stuck: each policy that is too slow has its time, and then rests.
+pub(super) const STALLED_AFTER: Duration = Duration::from_secs(30);
+
+/// Delivers to the channels of a lane until it is stopped.
+pub(super) async fn run(inner: Arc<Inner>, nth: usize, progress: WorkerProgress, stop: CancellationToken) {
+    let Some(lane) = inner.lanes.get(nth) else { return };
+    let mut at = lane.at();
     loop {
+        progress.idle();
         tokio::select! {
             biased;
             () = stop.cancelled() => return,
-            () = inner.wake.notified() => {}
+            () = lane.wake.notified() => {}
             () = inner.log.grown(at) => {}
         }
+        progress.step();
         let worked = async {
-            inner.let_in(at).await;
-            at = inner.deliver(at).await;
-            // Whoever came with a number that was not reached yet must not wait for yet another change.
-            inner.let_in(at).await;
-            inner.log.set_delivered(at);
-            inner.courier.metrics.look(&inner.log);
+            inner.let_in(lane, at).await;
+            progress.step();
+            at = inner.deliver(lane, at).await;
+            progress.step();
+            // A channel that came with a number that was not reached yet must not wait for yet another change.
+            inner.let_in(lane, at).await;
+            lane.set_at(at);
+            if nth == 0 {
+                inner.log.set_delivered(at);
+                inner.dispatcher.metrics.look(&inner.log);
+            }
         };
         // A change that waits for the database must not hold up the end.
         if stop.run_until_cancelled(worked).await.is_none() {
@@ -40,25 +53,45 @@ pub(super) async fn run(inner: Arc<Inner>, stop: CancellationToken) {
     }
 }
 
+/// How far a channel has come.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Caught {
+    Up,
+    NotYet,
+    /// It goes on in the next lane.
+    Moved,
+}
+
 impl Inner {
     /// The channel shall listen, or do so otherwise.
-    pub(super) fn admit(&self, member: Arc<Member>) {
-        self.pending.lock().push(member);
-        self.wake.notify_one();
+    pub(super) fn admit(self: &Arc<Self>, member: Arc<ChangeSubscriber>) {
+        let (lane, apart) = {
+            let at = member.at.lock();
+            (at.lane, at.apart)
+        };
+        match self.lanes.get(lane) {
+            // Its task sees what it shall do otherwise.
+            _ if apart => {}
+            Some(lane) => {
+                lane.pending.lock().push(member);
+                lane.wake.notify_one();
+            }
+            None => self.catch_up_apart(member),
+        }
     }
 
-    async fn deliver(&self, at: u64) -> u64 {
-        if self.registry.lock().is_empty() && self.pending.lock().is_empty() {
+    async fn deliver(self: &Arc<Self>, lane: &Lane, at: u64) -> u64 {
+        if lane.registry.lock().is_empty() && lane.pending.lock().is_empty() {
             return self.log.head();
         }
         match self.log.read(at, u64::MAX).await {
-            Found::Missing(until) => {
-                self.tell_gap(&self.registry, at, until);
+            ReadOutcome::Missing(until) => {
+                self.report_gap(&lane.registry, at, until);
                 until
             }
-            Found::Entries(entries) => {
-                let number = self.pass_on(&self.registry, &entries, (at, 0, 0)).await;
-                fault::point("changes.published");
+            ReadOutcome::Entries(entries) => {
+                let number = self.pass_on(&lane.registry, &entries, (at, 0, 0)).await;
+                fault::point(fault::Point::ChangesPublished);
                 number
             }
         }
@@ -66,7 +99,7 @@ impl Inner {
 
     /// Delivers entries to a registry; gives the number of the last.
     async fn pass_on(
-        &self,
+        self: &Arc<Self>,
         registry: &Mutex<Registry>,
         entries: &[Arc<Entry>],
         (at, missed_upto, told_upto): (u64, u64, u64),
@@ -80,18 +113,25 @@ impl Inner {
         for run in entries.chunk_by(same) {
             let (Some(first), Some(last)) = (run.first(), run.last()) else { continue };
             if first.part.is_some() {
-                self.courier.deliver(registry, run, first.number <= missed_upto).await;
+                let moved = self.dispatcher.deliver(registry, run, first.number <= missed_upto).await;
+                for Moved { members, from } in moved {
+                    for member in members {
+                        if !member.moves_on(from) {
+                            self.admit(member);
+                        }
+                    }
+                }
             } else if last.number > told_upto {
-                self.tell_gap(registry, number, last.number);
+                self.report_gap(registry, number, last.number);
             }
             number = last.number;
         }
         number
     }
 
-    fn tell_gap(&self, registry: &Mutex<Registry>, after: u64, until: u64) {
+    fn report_gap(&self, registry: &Mutex<Registry>, after: u64, until: u64) {
         for member in registry.lock().members() {
-            self.courier.metrics.gaps.inc();
+            self.dispatcher.metrics.gaps.inc();
             member.system(&json!({
                 "extension": "postgres_changes",
                 "status": "error",
@@ -102,33 +142,39 @@ impl Inner {
         }
     }
 
-    /// Those who wait to listen do, once they have what was before `at`.
-    async fn let_in(self: &Arc<Self>, at: u64) {
-        let pending = std::mem::take(&mut *self.pending.lock());
+    /// Lets in the channels that wait to listen, once they have what was before `at`.
+    async fn let_in(self: &Arc<Self>, lane: &Lane, at: u64) {
+        let pending = std::mem::take(&mut *lane.pending.lock());
         for member in pending {
             if member.is_gone() {
                 continue;
             }
-            let (live, apart, number) = {
+            let (nth, live, apart, number, from) = {
                 let at = member.at.lock();
-                (at.live, at.apart, at.number)
+                (at.lane, at.live, at.apart, at.number, at.from.0)
             };
             if apart {
                 // Its task sees what it shall do otherwise.
+            } else if !self.lanes.get(nth).is_some_and(|own| std::ptr::eq(own, lane)) {
+                // It moved on while it waited here.
+                self.admit(member);
             } else if live {
-                self.move_over(&member);
-            } else if number > at {
-                // What is before it is not for it.
-                self.pending.lock().push(member);
-            } else if self.catch_up(&member, at, READS_INLINE_MAX).await {
-                self.enter(&member, at);
+                self.move_over(lane, &member);
+            } else if number.max(from) > at {
+                // What is before it is not for it, nor all of the part in which it begins.
+                lane.pending.lock().push(member);
             } else {
-                self.catch_up_apart(member);
+                match self.catch_up(&member, &mut None, (at, READS_INLINE_MAX)).await {
+                    Caught::Up => self.enter(lane, &member, at),
+                    Caught::NotYet => self.catch_up_apart(member),
+                    // The next lane has it already.
+                    Caught::Moved => {}
+                }
             }
         }
     }
 
-    fn enter(&self, member: &Arc<Member>, number: u64) {
+    fn enter(&self, lane: &Lane, member: &Arc<ChangeSubscriber>, number: u64) {
         let spec = {
             let mut at = member.at.lock();
             at.take_next();
@@ -136,17 +182,17 @@ impl Inner {
             at.spec.clone()
         };
         let broken = {
-            let mut registry = self.registry.lock();
+            let mut registry = lane.registry.lock();
             if member.is_gone() {
                 return;
             }
             registry.enter(spec, member.clone())
         };
-        self.courier.tell_broken(broken);
+        self.dispatcher.report_broken(broken);
     }
 
     /// A channel that listens has another spec.
-    fn move_over(&self, member: &Arc<Member>) {
+    fn move_over(&self, lane: &Lane, member: &Arc<ChangeSubscriber>) {
         let (old, new) = {
             let mut at = member.at.lock();
             let old = at.spec.clone();
@@ -156,72 +202,108 @@ impl Inner {
             (old, at.spec.clone())
         };
         let broken = {
-            let mut registry = self.registry.lock();
+            let mut registry = lane.registry.lock();
             registry.leave(&old, member);
             if member.is_gone() {
                 return;
             }
             registry.enter(new, member.clone())
         };
-        self.courier.tell_broken(broken);
+        self.dispatcher.report_broken(broken);
     }
 
-    /// Says to one channel what it has not got up to `upto`; false when that takes more than so many reads.
-    async fn catch_up(&self, member: &Arc<Member>, upto: u64, reads_max: usize) -> bool {
-        let mut own: Option<Mutex<Registry>> = None;
+    /// Says to one channel what it has not got up to `upto`, with so many reads at most. `own`: what is known of the
+    /// channel alone, from one call to the next.
+    async fn catch_up(
+        self: &Arc<Self>,
+        member: &Arc<ChangeSubscriber>,
+        own: &mut Option<Mutex<Registry>>,
+        (upto, reads_max): (u64, usize),
+    ) -> Caught {
         for _ in 0..reads_max {
-            let (number, missed_upto, told_upto, spec) = {
+            let (number, missed_upto, told_upto, lane) = {
                 let mut at = member.at.lock();
                 if at.take_next() {
-                    own = None;
+                    *own = None;
                 }
-                (at.number, at.missed_upto, at.told_upto, at.spec.clone())
+                (at.number, at.missed_upto, at.told_upto, at.lane)
             };
             if number >= upto || member.is_gone() {
-                return true;
+                return Caught::Up;
             }
             let reached = match self.log.read(number, upto).await {
-                Found::Missing(until) if until <= told_upto => until,
-                Found::Missing(until) => {
-                    self.tell_position(member, until, Some(expired(number, until)));
+                ReadOutcome::Missing(until) if until <= told_upto => until,
+                ReadOutcome::Missing(until) => {
+                    self.send_position(member, until, Some(expired(number, until)));
                     until
                 }
-                Found::Entries(entries) if entries.is_empty() => upto,
-                Found::Entries(entries) => {
-                    let registry = own.get_or_insert_with(|| {
-                        let mut registry = Registry::default();
-                        registry.enter(spec, member.clone());
-                        Mutex::new(registry)
-                    });
-                    self.courier.metrics.replayed.inc_by(entries.len() as u64);
+                ReadOutcome::Entries(entries) if entries.is_empty() => upto,
+                ReadOutcome::Entries(entries) => {
+                    let registry = own.get_or_insert_with(|| Mutex::new(alone(member)));
+                    self.dispatcher.metrics.replayed.inc_by(entries.len() as u64);
                     self.pass_on(registry, &entries, (number, missed_upto, told_upto)).await
                 }
             };
-            member.at.lock().number = reached;
+            let mut at = member.at.lock();
+            if at.lane != lane {
+                return Caught::Moved;
+            }
+            at.number = reached;
         }
-        member.at.lock().number >= upto
+        if member.at.lock().number >= upto { Caught::Up } else { Caught::NotYet }
     }
 
-    /// In a task of its own, at the pace of the socket.
-    fn catch_up_apart(self: &Arc<Self>, member: Arc<Member>) {
+    /// In a task of its own, at the pace of the socket; for good when there is no lane that it may share.
+    fn catch_up_apart(self: &Arc<Self>, member: Arc<ChangeSubscriber>) {
         let inner = self.clone();
         member.at.lock().apart = true;
         self.scope.spawn("changes catch up", crate::scope::OnExit::Log, |stop| async move {
             let caught_up = async {
+                let mut own = None;
                 loop {
+                    let (lane, number) = {
+                        let at = member.at.lock();
+                        (at.lane, at.number)
+                    };
+                    let shared = inner.lanes.get(lane);
+                    if shared.is_none() {
+                        inner.log.grown(number).await;
+                    }
                     if member.outbox.emptied().await.is_err() || member.is_gone() {
                         return;
                     }
-                    if inner.catch_up(&member, inner.log.delivered(), 1).await {
-                        member.at.lock().apart = false;
-                        inner.admit(member.clone());
-                        return;
+                    let upto = shared.map_or_else(|| inner.log.head(), Lane::at);
+                    match inner.catch_up(&member, &mut own, (upto, 1)).await {
+                        Caught::Moved => own = None,
+                        Caught::Up if shared.is_some() => {
+                            member.at.lock().apart = false;
+                            inner.admit(member.clone());
+                            return;
+                        }
+                        Caught::Up | Caught::NotYet => {}
                     }
                 }
             };
-            // The daemon stops: the position is kept, and what is missing comes the next time.
-            let _stopped = stop.run_until_cancelled(caught_up).await;
+            tokio::select! {
+                biased;
+                // The daemon stops: the position is kept, and what is missing comes the next time.
+                () = stop.cancelled() => {}
+                // Nor is anything asked for a socket that is gone.
+                () = member.left() => {}
+                () = caught_up => {}
+            }
             Ok(())
         });
     }
+}
+
+/// What is known of one channel that is not with the others.
+fn alone(member: &Arc<ChangeSubscriber>) -> Registry {
+    let (spec, from, lane) = {
+        let at = member.at.lock();
+        (at.spec.clone(), at.from, at.lane)
+    };
+    let mut registry = Registry::with(FilterWait::of(lane, member), from);
+    registry.enter(spec, member.clone());
+    registry
 }

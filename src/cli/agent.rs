@@ -1,5 +1,5 @@
-//! `convoke agent …`: who there is and what they have done.
-use super::{Outcome, daemon::Daemon, screen, settings::Settings};
+//! `convoke agent …`: lists and shows agents over HTTP.
+use super::{Outcome, daemon::Daemon, output, settings::Settings};
 use crate::{
     clock::Clock,
     id::{AgentId, OrgId},
@@ -10,9 +10,9 @@ use std::time::Duration;
 
 #[derive(Subcommand)]
 pub(super) enum Command {
-    /// List the agents, with what they can do and what they have now.
+    /// List agents with their capabilities and load.
     List {
-        /// Only this org's
+        /// Only of this org
         #[arg(long)]
         org: Option<OrgId>,
     },
@@ -30,32 +30,32 @@ pub(super) async fn run(settings: &Settings, command: Command) -> Outcome {
             let query: Vec<_> = org.into_iter().map(|org| ("org", org.to_string())).collect();
             let answer = daemon.get("/v1/agents", &query, Duration::ZERO).await?;
             if settings.json {
-                screen::json(&answer);
+                output::json(&answer);
                 return Ok(());
             }
             let agents = answer.get("agents").and_then(Value::as_array).cloned().unwrap_or_default();
             let now = Clock::System.now();
             let row = |agent: &Value| {
-                let capabilities = agent["capabilities"].as_array().into_iter().flatten().map(screen::text);
+                let capabilities = agent["capabilities"].as_array().into_iter().flatten().map(output::text);
                 [
-                    screen::text(&agent["id"]),
-                    screen::text(&agent["org"]),
-                    screen::text(&agent["kind"]),
-                    screen::text(&agent["status"]),
+                    output::text(&agent["id"]),
+                    output::text(&agent["org"]),
+                    output::text(&agent["kind"]),
+                    output::text(&agent["status"]),
                     format!("{} of {}", agent["slots_used"], agent["slots"]),
-                    screen::ago(&agent["last_seen_at"], now),
+                    output::ago(&agent["last_seen_at"], now),
                     capabilities.collect::<Vec<_>>().join(" "),
                 ]
             };
             let header = ["AGENT", "ORG", "KIND", "STATUS", "SLOTS", "SEEN", "CAPABILITIES"];
-            screen::table(header, agents.iter().map(row));
+            output::table(header, agents.iter().map(row));
         }
         Command::Show { id } => {
             let answer = daemon.get(&format!("/v1/agents/{id}"), &[], Duration::ZERO).await?;
             if settings.json {
-                screen::json(&answer);
+                output::json(&answer);
             } else {
-                screen::members(&answer);
+                output::members(&answer);
             }
         }
     }

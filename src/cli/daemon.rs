@@ -1,11 +1,11 @@
-//! The running daemon, asked over HTTP.
+//! A client of the running daemon's HTTP API.
 //!
-//! Where it is: `CONVOKE_URL`, else `--listen`, else the address that a daemon left in its data
-//! folder, else `server.listen`. With what key: `CONVOKE_TOKEN`, else a service key of a few minutes
-//! made with the secret of the settings or of the data folder.
-use super::settings::Settings;
+//! The address is `CONVOKE_URL`, else `--listen`, else the one that a daemon left in its data folder, else
+//! `server.listen`. The key is `CONVOKE_TOKEN`, else a service key of [`KEY_TTL`], signed with the secret of the
+//! settings or of the data folder.
+use super::settings::{Settings, keys};
 use crate::{
-    auth::{Keys, MintRequest, Role, SECRET_FILE, mint},
+    auth::{MintRequest, Role, SECRET_FILE, mint},
     clock::Clock,
     config::Config,
 };
@@ -14,12 +14,13 @@ use reqwest::{Method, StatusCode};
 use serde_json::Value;
 use std::{net::SocketAddr, path::Path, time::Duration};
 
-/// The file in the data folder that says where the daemon listens.
+/// The file in the data folder with the daemon's URL.
 pub(super) const URL_FILE: &str = "url";
 const KEY_TTL: Duration = Duration::from_secs(600);
+/// Time of an answer, without the time that the daemon waits on purpose.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A daemon that answers at an address.
+/// The daemon at an address.
 pub(super) struct Daemon {
     http: reqwest::Client,
     url: String,
@@ -27,7 +28,7 @@ pub(super) struct Daemon {
 }
 
 impl Daemon {
-    /// Finds the daemon of these settings, without asking it anything yet.
+    /// Finds the address and the key by these settings. Sends nothing.
     pub(super) fn find(settings: &Settings) -> Result<Self, super::Failure> {
         let config = settings.load()?.config;
         let url = url(settings, &config);
@@ -39,7 +40,13 @@ impl Daemon {
         Ok(Self { http, url, token })
     }
 
-    /// The JSON that `GET path` answers. `waits` is how long the daemon may take on purpose.
+    /// Whether the daemon accepts our key. A daemon of another project has another secret.
+    pub(super) async fn knows_key(&self) -> bool {
+        let query = [("limit", "1".to_owned())];
+        self.get("/v1/tasks", &query, Duration::ZERO).await.is_ok()
+    }
+
+    /// Returns the JSON answer of `GET path`. `waits` is how long the daemon may wait on purpose (long polls).
     pub(super) async fn get(
         &self,
         path: &str,
@@ -49,7 +56,7 @@ impl Daemon {
         self.ask(Method::GET, path, query, None, waits).await
     }
 
-    /// The JSON that `POST path` answers.
+    /// Returns the JSON answer of `POST path`.
     pub(super) async fn post(
         &self,
         path: &str,
@@ -96,28 +103,31 @@ impl Daemon {
     fn explain(&self, error: reqwest::Error) -> anyhow::Error {
         if error.is_connect() {
             return anyhow!(
-                "no daemon answers at {}: start one with `convoke up`, or say where it is with --data-dir, --listen or CONVOKE_URL",
+                "no daemon answers at {}: start one with `convoke up`, or name its address with --data-dir, --listen or CONVOKE_URL",
                 self.url
             );
         }
         if error.is_timeout() {
-            return anyhow!("the daemon at {} does not answer in time", self.url);
+            return anyhow!("the daemon at {} did not answer in time", self.url);
         }
-        anyhow::Error::new(error.without_url()).context(format!("the daemon at {} hung up", self.url))
+        anyhow::Error::new(error.without_url())
+            .context(format!("the daemon at {} closed the connection", self.url))
     }
 }
 
+/// The daemon's URL, without a slash at the end.
 pub(super) fn url(settings: &Settings, config: &Config) -> String {
     let given = std::env::var("CONVOKE_URL").ok();
     let left = || {
-        let unsaid = settings.listen.is_none();
-        unsaid.then(|| std::fs::read_to_string(config.database.data_dir.join(URL_FILE)).ok()).flatten()
+        // `--listen` names a daemon of its own, wherever the last one of this data folder listened.
+        let is_default = settings.listen.is_none();
+        is_default.then(|| std::fs::read_to_string(config.database.data_dir.join(URL_FILE)).ok()).flatten()
     };
     let url = given.or_else(left).unwrap_or_else(|| http_url(config.server.listen));
     url.trim().trim_end_matches('/').to_owned()
 }
 
-/// How a client on this machine reaches what listens at `address`.
+/// The URL at which a client on this machine reaches a listener at `address`.
 pub(super) fn http_url(mut address: SocketAddr) -> String {
     if address.ip().is_unspecified() {
         let loopback =
@@ -131,11 +141,11 @@ fn service_key(config: &Config, url: &str) -> anyhow::Result<String> {
     let folder: &Path = &config.database.data_dir;
     if config.auth.jwt_secret.is_none() && !folder.join(SECRET_FILE).is_file() {
         bail!(
-            "no daemon has run in {} yet, so there is no key for {url}: start one with `convoke up`, or give --data-dir or CONVOKE_TOKEN",
+            "no daemon has run in {} yet, so no key for {url} can be made: start one with `convoke up`, or give --data-dir or CONVOKE_TOKEN",
             folder.display()
         );
     }
-    let keys = Keys::load_or_generate(&config.auth, folder)?;
+    let keys = keys(config)?;
     let request = MintRequest { ttl: KEY_TTL, ..MintRequest::new(Role::ServiceRole) };
     Ok(mint(&keys, &request, Clock::System.now())?)
 }

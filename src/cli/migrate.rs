@@ -1,5 +1,5 @@
-//! `convoke migrate`: brings the database to this program's version, without starting the daemon.
-use super::{Outcome, screen, settings::Settings};
+//! `convoke migrate`: applies missing migrations without starting the daemon.
+use super::{Outcome, output, settings::Settings};
 use crate::{
     db::{self, Database},
     scope::Scope,
@@ -15,12 +15,12 @@ pub(super) async fn run(settings: &Settings) -> Outcome {
     let _ = scope.drain(Duration::from_secs(5)).await;
     let done = outcome?;
     if settings.json {
-        screen::json(&done);
+        output::json(&done);
         return Ok(());
     }
     for name in &done.applied {
-        screen::line(format!("applied {name}"));
+        output::line(format!("applied {name}"));
     }
-    screen::line(format!("schema convoke is at version {}", done.version));
+    output::line(format!("schema convoke is at version {}", done.version));
     Ok(())
 }

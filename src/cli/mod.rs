@@ -1,31 +1,33 @@
 //! The command line.
 //!
-//! Parses, loads the settings and calls the part that does the work. Commands
-//! about tasks and agents ask the running daemon over HTTP; `up` and `demo` are
-//! the daemon. Results go to standard output (`--json`: as JSON), everything else
-//! to standard error. Exit codes: 0 done, 1 failed, 64 usage, 78 configuration.
+//! Parses arguments, loads the settings and calls the part that does the work. Commands about tasks and agents ask the
+//! running daemon over HTTP; `up` and `demo` run a daemon in this process. Results go to standard output (`--json`: as
+//! JSON), everything else to standard error. Exit codes: 0 done, 1 failed, 64 usage, 78 configuration.
 mod agent;
-mod bench;
 mod check;
 mod daemon;
+mod dashboard;
 mod demo;
 mod doctor;
-mod failure;
+mod exit;
 mod migrate;
-mod screen;
+mod output;
+mod secrets;
 mod serve;
 mod settings;
+mod steps;
 mod task;
+mod task_id_prefix;
 mod token;
 mod up;
 mod why;
 
 use clap::{Parser, Subcommand};
-use failure::Failure;
+use exit::Failure;
 use settings::Settings;
 use std::process::ExitCode;
 
-/// What a command comes to.
+/// The result of a command.
 type Outcome = Result<(), Failure>;
 
 /// The daemon that coordinates AI agents: a row changes, agents wake, negotiate and do the work.
@@ -53,30 +55,32 @@ enum Command {
     /// List and show agents.
     #[command(subcommand)]
     Agent(agent::Command),
-    /// Measure this machine.
-    #[command(subcommand)]
-    Bench(bench::Command),
-    /// Bring the database to this program's version.
+    /// Apply missing migrations to the database.
     Migrate,
-    /// Look at the database, the daemon and the invariants; say what to mend.
+    /// Check the database, the daemon and the invariants; list what to fix.
     Doctor {
-        /// Also make every row again from the events and compare (reads everything)
+        /// Also rebuild every task from the event log and compare (reads whole tables)
         #[arg(long)]
         replay: bool,
     },
-    /// Make a key for a client, a service or an agent.
+    /// Print a link that signs you in to the dashboard, once and within ten minutes.
+    Dashboard(dashboard::Args),
+    /// Sign a token for a client, a service, an agent or a user.
     Token(token::Args),
 }
 
 /// Runs the command line of this process.
 #[must_use]
 pub fn main() -> ExitCode {
+    if let Err(error) = secrets::hide() {
+        return Failure::from(error).report();
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) => {
             let _ = e.print();
-            // Help and version are no mistakes.
-            return if e.use_stderr() { ExitCode::from(failure::USAGE) } else { ExitCode::SUCCESS };
+            // clap reports --help and --version as errors too; they are written to standard output.
+            return if e.use_stderr() { ExitCode::from(exit::USAGE) } else { ExitCode::SUCCESS };
         }
     };
     match run(cli) {
@@ -86,7 +90,8 @@ pub fn main() -> ExitCode {
 }
 
 fn run(Cli { settings, command }: Cli) -> Outcome {
-    // Two of our libraries bring a TLS of their own; this says which one is meant.
+    crate::fault::check().map_err(Failure::Usage)?;
+    // More than one TLS provider is linked, and rustls does not choose one by itself.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
@@ -96,9 +101,9 @@ fn run(Cli { settings, command }: Cli) -> Outcome {
             Command::Check => check::run(&settings),
             Command::Task(command) => task::run(&settings, command).await,
             Command::Agent(command) => agent::run(&settings, command).await,
-            Command::Bench(command) => bench::run(&settings, command).await,
             Command::Migrate => migrate::run(&settings).await,
             Command::Doctor { replay } => doctor::run(&settings, replay).await,
+            Command::Dashboard(args) => dashboard::run(&settings, args),
             Command::Token(args) => token::run(&settings, &args),
         }
     })

@@ -1,4 +1,4 @@
-//! Runs a daemon in this process until a signal, and tells where it is.
+//! Runs a daemon in this process until a signal, and the texts that describe it to people.
 use super::{Outcome, daemon, settings::Settings};
 use crate::{
     agent::{Definition, Env},
@@ -6,16 +6,23 @@ use crate::{
     auth::{MintRequest, Role, mint},
     clock::Clock,
     config::Config,
+    db::{Database, private::password_file},
+    files,
 };
-use anyhow::Context;
-use std::{future::Future, io, path::PathBuf, time::Duration};
+use std::{
+    ffi::OsStr,
+    future::Future,
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// How long a daemon may take to get ready before people are told anyway.
+/// How long a daemon may take to become ready before its address is printed anyway.
 pub(super) const READY_WITHIN: Duration = Duration::from_secs(15);
 
-/// Builds, and says what to do about a port that is taken.
+/// Builds the daemon. An address in use gets a remedy in its error.
 pub(super) async fn build(builder: Builder) -> anyhow::Result<Daemon> {
     builder.build().await.map_err(|e| {
         let taken = e.chain().any(|cause| {
@@ -25,21 +32,21 @@ pub(super) async fn build(builder: Builder) -> anyhow::Result<Daemon> {
     })
 }
 
-/// Serves until `end`, then stops in order. The first SIGINT or SIGTERM cancels `stop`, from which
-/// `end` follows; a second one exits at once (the private PostgreSQL stays, and the next daemon takes
-/// it over). Calls `tell` once, when everything is ready or has taken [`READY_WITHIN`].
+/// Serves until `end` is cancelled, then stops in order. The first SIGINT or SIGTERM cancels `stop`, which must lead to
+/// `end`. A second one exits immediately; the private PostgreSQL then keeps running, and the next daemon takes it over.
+/// Calls `print` once, when the daemon is ready or [`READY_WITHIN`] has passed.
 pub(super) async fn until_signal(
     daemon: Daemon,
     config: &Config,
     stop: CancellationToken,
     end: CancellationToken,
-    tell: impl FnOnce(),
+    print: impl FnOnce(),
 ) -> Outcome {
     let url_file = leave_url(daemon.parts(), config)?;
     let health = daemon.parts().health.clone();
     let ready = tokio::time::timeout(READY_WITHIN, health.ready());
     tokio::pin!(ready);
-    let mut tell = Some(tell);
+    let mut print = Some(print);
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut hang_up = signal(SignalKind::hangup())?;
@@ -48,11 +55,11 @@ pub(super) async fn until_signal(
     let outcome = loop {
         tokio::select! {
             outcome = &mut serving => break outcome,
-            outcome = &mut ready, if tell.is_some() => {
+            outcome = &mut ready, if print.is_some() => {
                 if outcome.is_err() {
-                    eprintln!("not ready yet; /health says what is missing");
+                    eprintln!("not ready yet: {}", health.missing());
                 }
-                tell.take().into_iter().for_each(|tell| tell());
+                print.take().into_iter().for_each(|print| print());
             }
             _ = hang_up.recv() => {
                 tracing::warn!("SIGHUP: settings are not reloaded yet; restart the daemon to apply them");
@@ -61,7 +68,7 @@ pub(super) async fn until_signal(
                 if stop.is_cancelled() {
                     std::process::exit(130);
                 }
-                eprintln!("stopping; once more exits at once");
+                eprintln!("stopping; a second signal exits immediately");
                 stop.cancel();
             }
         }
@@ -77,12 +84,11 @@ async fn either<T>(one: impl Future<Output = T>, other: impl Future<Output = T>)
     }
 }
 
-/// Leaves the address where the other commands look for it.
+/// Writes the daemon's URL to the data folder, where the other commands read it.
 fn leave_url(parts: &Parts, config: &Config) -> anyhow::Result<PathBuf> {
     let file = config.database.data_dir.join(daemon::URL_FILE);
-    std::fs::create_dir_all(&config.database.data_dir)
-        .and_then(|()| std::fs::write(&file, daemon::http_url(parts.addr)))
-        .with_context(|| format!("cannot write {}", file.display()))?;
+    files::own_folder(&config.database.data_dir)?;
+    files::write_own(&file, daemon::http_url(parts.addr).as_bytes())?;
     Ok(file)
 }
 
@@ -91,14 +97,18 @@ pub(super) fn anon_key(parts: &Parts) -> anyhow::Result<String> {
     Ok(mint(&parts.keys, &MintRequest::new(Role::Anon), Clock::System.now())?)
 }
 
-/// Those that cannot work here though nothing is wrong with their files: id and why.
+/// Agents that cannot work on this machine although their files are valid: id and reason.
 pub(super) fn absent(definitions: &[Definition]) -> Vec<(String, String)> {
     let env = Env::process();
     let why = |agent: &Definition| Some((agent.id.to_string(), agent.unavailable(&env)?));
     definitions.iter().filter_map(why).collect()
 }
 
-/// The lines that connect a page to this daemon.
+/// Installs the client that [`javascript`] uses, in the version of the tests: older ones have a known fault
+/// (`docs/PROTOCOL.md`).
+pub(super) const INSTALL_CLIENT: &str = "npm install @supabase/supabase-js@2.119.1";
+
+/// JavaScript that connects a page to this daemon.
 pub(super) fn javascript(url: &str, org: &str, anon_key: &str) -> String {
     format!(
         "  import {{ createClient }} from '@supabase/supabase-js'
@@ -110,15 +120,78 @@ pub(super) fn javascript(url: &str, org: &str, anon_key: &str) -> String {
     )
 }
 
-/// How to call this program again with the same settings.
+/// The command line of this program with the same settings, for a shell in this folder.
 pub(super) fn again(settings: &Settings) -> String {
-    let program = std::env::current_exe()
-        .ok()
-        .zip(std::env::current_dir().ok())
-        .and_then(|(exe, here)| Some(exe.strip_prefix(here).ok()?.display().to_string()));
-    let mut words = program.unwrap_or_else(|| "convoke".into());
-    if let Some(data_dir) = &settings.data_dir {
-        words.push_str(&format!(" --data-dir {data_dir}"));
+    let mut words = vec![std::env::current_exe().map_or_else(|_| "convoke".into(), |exe| shell_name(&exe))];
+    if let Some(config) = &settings.config {
+        words.extend(["--config".into(), shell_word(&config.display().to_string())]);
     }
-    words
+    if let Some(data_dir) = &settings.data_dir {
+        words.extend(["--data-dir".into(), shell_word(data_dir)]);
+    }
+    words.join(" ")
+}
+
+/// The name of a program if the shell finds it by name, else its path.
+fn shell_name(exe: &Path) -> String {
+    let name = exe.file_name().map(OsStr::to_os_string).unwrap_or_default();
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).map(|folder| folder.join(&name)).find(|found| found.is_file());
+    let found = found.and_then(|found| found.canonicalize().ok());
+    if found.is_some() && found == exe.canonicalize().ok() {
+        return name.to_string_lossy().into_owned();
+    }
+    let here = std::env::current_dir().ok();
+    let below =
+        here.and_then(|here| exe.strip_prefix(here).ok()).filter(|path| path.components().count() > 1);
+    shell_word(&below.unwrap_or(exe).display().to_string())
+}
+
+/// A word for a shell, in quotes if it needs them.
+pub(super) fn shell_word(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@%,=".contains(c);
+    if !text.is_empty() && text.chars().all(plain) {
+        return text.to_owned();
+    }
+    format!("'{}'", text.replace('\'', "'\\''"))
+}
+
+/// The `psql` command line for the database. It reads the password from its file: what is printed ends up in process
+/// logs and shell histories.
+pub(super) fn psql(database: &Database, data_dir: &Path) -> String {
+    let target = database.target();
+    if database.is_private() {
+        let file = password_file(data_dir).display().to_string();
+        let (port, user, name) = (target.port, &target.user, &target.database);
+        return format!(
+            "PGPASSWORD=$(cat {}) psql -h 127.0.0.1 -p {port} -U {user} -d {name}",
+            shell_word(&file)
+        );
+    }
+    format!("psql {}", shell_word(&target.url_without_password()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_quoted_only_where_a_shell_needs_it() {
+        for (text, quoted) in [
+            ("target/debug/convoke", "target/debug/convoke"),
+            ("my data", "'my data'"),
+            ("it's", "'it'\\''s'"),
+            ("$HOME", "'$HOME'"),
+            ("", "''"),
+        ] {
+            assert_eq!(shell_word(text), quoted);
+        }
+    }
+
+    #[test]
+    fn program_off_the_path_is_named_by_its_path() {
+        assert_eq!(shell_name(Path::new("/nowhere/convoke")), "/nowhere/convoke");
+        let sh = ["/bin/sh", "/usr/bin/sh"].map(Path::new).into_iter().find(|sh| sh.exists()).unwrap();
+        assert_eq!(shell_name(sh), "sh");
+    }
 }

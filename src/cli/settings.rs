@@ -1,21 +1,25 @@
-//! The flags that every command takes, and the settings that they lead to.
-use super::failure::Failure;
-use crate::config::{self, Loaded, Options};
+//! The flags of every command, and the settings that result from them.
+use super::{exit::Failure, secrets};
+use crate::{
+    auth::Keys,
+    config::{self, Config, Loaded, Options},
+    telemetry,
+};
 use clap::Args;
 use std::path::PathBuf;
 
-/// Flags over the settings of file and environment.
+/// Flags, which take precedence over the environment and the file.
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Settings")]
 pub(super) struct Settings {
-    /// Settings file [default: config/convoke.toml, else convoke.toml, if there]
+    /// Settings file [default: config/convoke.toml, else convoke.toml, if it exists]
     #[arg(long, global = true, value_name = "FILE", env = "CONVOKE_CONFIG")]
-    config: Option<PathBuf>,
+    pub(super) config: Option<PathBuf>,
     /// Folder of the private PostgreSQL and of generated secrets [default: .convoke]
     #[arg(long, global = true, value_name = "DIR")]
     pub(super) data_dir: Option<String>,
-    /// An outside PostgreSQL, postgres://user:password@host/database [default: a private one]
-    #[arg(long, global = true, value_name = "URL", hide_env_values = true)]
+    /// An existing PostgreSQL, postgres://user:password@host/database [default: a private one]
+    #[arg(long, global = true, value_name = "URL", env = secrets::VARIABLE, hide_env = true)]
     pub(super) database_url: Option<String>,
     /// Address and port of HTTP and websocket [default: 127.0.0.1:7700]
     #[arg(long, global = true, value_name = "ADDRESS:PORT")]
@@ -23,7 +27,7 @@ pub(super) struct Settings {
     /// Folder of the agents' files [default: agents]
     #[arg(long, global = true, value_name = "DIR")]
     pub(super) agents: Option<String>,
-    /// What is logged, like info or convoke=debug
+    /// Filter of the process log, like info or convoke=debug
     #[arg(long, global = true, value_name = "FILTER")]
     pub(super) log: Option<String>,
     /// Write results as JSON
@@ -31,11 +35,17 @@ pub(super) struct Settings {
     pub(super) json: bool,
 }
 
+/// Loads the keys of these settings. Warnings about the secret's file go to standard error.
+pub(super) fn keys(config: &Config) -> anyhow::Result<Keys> {
+    telemetry::init(&config.telemetry)?;
+    Ok(Keys::load_or_generate(&config.auth, &config.database.data_dir)?)
+}
+
 impl Settings {
-    /// The settings of all layers.
+    /// Loads the settings of all layers.
     ///
     /// # Errors
-    /// Every problem that they have.
+    /// All problems of all layers.
     pub(super) fn load(&self) -> Result<Loaded, Failure> {
         Ok(config::load(&self.options())?)
     }

@@ -1,7 +1,12 @@
-//! `convoke token`: makes a key that the daemon of this data folder takes.
-use super::{Outcome, failure::Failure, screen, settings::Settings};
+//! `convoke token`: signs a token that the daemon of this data folder accepts.
+use super::{
+    Outcome,
+    exit::Failure,
+    output,
+    settings::{Settings, keys},
+};
 use crate::{
-    auth::{Keys, MintRequest, Role, mint},
+    auth::{MintRequest, Role, mint},
     clock::Clock,
     id::{AgentId, OrgId},
 };
@@ -11,7 +16,7 @@ use std::time::Duration;
 
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// What the bearer is
+    /// Role of the bearer
     #[arg(long, value_enum, default_value_t = Bearer::Anon)]
     role: Bearer,
     /// The agent that the bearer may act as (with --role agent)
@@ -20,20 +25,20 @@ pub(super) struct Args {
     /// The org that the bearer belongs to
     #[arg(long)]
     org: Option<OrgId>,
-    /// How long the key is good, like 1h or 30d
+    /// Validity of the token, like 1h or 30d
     #[arg(long, default_value = "365d", value_parser = humantime::parse_duration)]
     ttl: Duration,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Bearer {
-    /// Anybody: joins public channels. Goes into web pages.
+    /// Anonymous: joins public channels. Can be in web pages.
     Anon,
-    /// A program of yours: may do everything. Keep it secret.
+    /// A program of yours, with all rights. Keep it secret.
     Service,
-    /// An agent that speaks for itself.
+    /// A remote agent.
     Agent,
-    /// A person of an org: requests tasks and sees those of the org.
+    /// A user of an org: requests tasks and sees those of the org.
     User,
 }
 
@@ -42,7 +47,7 @@ pub(super) fn run(settings: &Settings, args: &Args) -> Outcome {
         return Err(Failure::Usage("--agent needs --role agent".into()));
     }
     let config = settings.load()?.config;
-    let keys = Keys::load_or_generate(&config.auth, &config.database.data_dir)?;
+    let keys = keys(&config)?;
     let role = match args.role {
         Bearer::Anon => Role::Anon,
         Bearer::Service => Role::ServiceRole,
@@ -53,9 +58,9 @@ pub(super) fn run(settings: &Settings, args: &Args) -> Outcome {
     let token = mint(&keys, &request, now)?;
     if settings.json {
         let claims = keys.verify(&token, now)?;
-        screen::json(&json!({ "token": token, "role": claims.role, "expires_at": claims.exp }));
+        output::json(&json!({ "token": token, "role": claims.role, "expires_at": claims.exp }));
     } else {
-        screen::line(token);
+        output::line(token);
     }
     Ok(())
 }

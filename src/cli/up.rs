@@ -1,17 +1,21 @@
-//! `convoke up`: the daemon.
+//! `convoke up`: runs the daemon and prints how to reach it.
 use super::{
-    Outcome, daemon,
-    doctor::{misfits, missing_tables},
-    screen,
-    serve::{absent, again, anon_key, build, javascript, until_signal},
+    Outcome, daemon, dashboard,
+    doctor::{misfits, missing_tables, unwatchable},
+    output,
+    serve::{INSTALL_CLIENT, absent, again, anon_key, build, javascript, psql, until_signal},
     settings::Settings,
 };
 use crate::{
     app::{Daemon, Parts},
-    config::{Loaded, load_agents},
+    auth::Login,
+    clock::Clock,
+    config::{Config, Loaded, load_agents},
+    db::private::password_file,
+    id::ORG_DEFAULT,
     telemetry,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use std::{collections::BTreeMap, fmt::Write};
 use tokio_util::sync::CancellationToken;
 
@@ -21,40 +25,62 @@ pub(super) async fn run(settings: &Settings) -> Outcome {
     let definitions = load_agents(&config.agents.dir)?;
     telemetry::init(&config.telemetry)?;
     let absent = absent(&definitions);
-    let org = definitions.first().map_or_else(|| "default".to_owned(), |agent| agent.org.to_string());
+    let org = definitions.first().map_or_else(|| ORG_DEFAULT.to_owned(), |agent| agent.org.to_string());
     let agents = definitions.len() - absent.len();
     let daemon = build(Daemon::builder(config.clone()).definitions(definitions.clone())).await?;
     let parts = daemon.parts();
-    let mut notes: Vec<_> = absent.iter().map(|(id, why)| format!("{id} is not here: {why}")).collect();
+    let mut notes: Vec<_> =
+        absent.iter().map(|(id, why)| format!("agent {id} is unavailable: {why}")).collect();
     notes.extend(waiting(missing_tables(&parts.database, &definitions).await?));
+    notes.extend(unwatchable(&parts.database, &definitions).await?.iter().map(ToString::to_string));
     let misfits = misfits(&config, &parts.database, &definitions).await?;
     notes.extend(misfits.iter().map(ToString::to_string));
     let key = anon_key(parts)?;
     let url = daemon::http_url(parts.addr);
-    let told = if settings.json {
+    let page = if config.dashboard.enabled {
+        let login = Login::new(dashboard::user(), org.parse()?, Clock::System.now());
+        Some(dashboard::link(&config.dashboard, &parts.keys, &url, &login)?)
+    } else {
+        None
+    };
+    let text = if settings.json {
         let absent = absent.iter().map(|(id, why)| json!({ "agent_id": id, "reason": why }));
-        let told = json!({
+        let text = json!({
             "url": url,
             "websocket": socket_url(&url),
-            "database": { "url": parts.database.url(), "private": parts.database.is_private() },
+            "database": database(parts, &config),
             "data_dir": config.database.data_dir,
             "agents": agents,
             "absent": absent.collect::<Vec<_>>(),
             "anon_key": key,
+            "dashboard": page,
         });
-        told.to_string()
+        text.to_string()
     } else {
         format!(
-            "{}\n\nConnect from JavaScript, in a page or Node.js 22 (npm install @supabase/supabase-js):\n\n{}\n\nCtrl-C stops.",
+            "{}\n\nConnect from JavaScript, in a page or Node.js 22 or later ({INSTALL_CLIENT}):\n\n{}\n\n{}Ctrl-C stops.",
             banner(settings, &loaded, parts, agents, &notes),
-            javascript(&url, &org, &key)
+            javascript(&url, &org, &key),
+            page.map_or_else(String::new, |link| {
+                format!(
+                    "Dashboard (the link works once, within 10 minutes; a new one: {} dashboard):\n\n  {link}\n\n",
+                    again(settings)
+                )
+            })
         )
     };
     let stop = CancellationToken::new();
-    until_signal(daemon, &config, stop.clone(), stop, || screen::line(told)).await
+    until_signal(daemon, &config, stop.clone(), stop, || output::line(text)).await
 }
 
-/// A line for each table that is not there yet, however many agents wait for it.
+/// The database's URL without its password, and the file with the password of a private PostgreSQL.
+fn database(parts: &Parts, config: &Config) -> Value {
+    let private = parts.database.is_private();
+    let file = private.then(|| password_file(&config.database.data_dir));
+    json!({ "url": parts.database.url_redacted(), "private": private, "password_file": file })
+}
+
+/// One line for each missing table, however many wakes name it.
 fn waiting<T>(missing: Vec<(String, T, String)>) -> impl Iterator<Item = String> {
     let mut tables: BTreeMap<String, (String, usize)> = BTreeMap::new();
     for (id, _, table) in missing {
@@ -68,21 +94,25 @@ fn waiting<T>(missing: Vec<(String, T, String)>) -> impl Iterator<Item = String>
 }
 
 fn socket_url(url: &str) -> String {
-    format!("{}/realtime/v1/websocket", url.replacen("http", "ws", 1))
+    // Clients append `/websocket` themselves; the URL as it is opens a websocket too.
+    format!("{}/realtime/v1", url.replacen("http", "ws", 1))
 }
 
 fn banner(settings: &Settings, loaded: &Loaded, parts: &Parts, agents: usize, notes: &[String]) -> String {
     let config = &loaded.config;
     let url = daemon::http_url(parts.addr);
     let file = loaded.file.as_ref().map_or_else(|| "defaults".to_owned(), |file| file.display().to_string());
-    let kind = if parts.database.is_private() { "private" } else { "outside" };
+    let kind = if parts.database.is_private() { "private" } else { "existing" };
     let mut text = format!("convoke {} is up\n", env!("CARGO_PKG_VERSION"));
-    let mut row = |name: &str, told: &str| {
-        let _ = writeln!(text, "  {name:<10} {told}");
+    let mut row = |name: &str, value: &str| {
+        let _ = writeln!(text, "  {name:<10} {value}");
     };
     row("http", &url);
     row("websocket", &socket_url(&url));
     row("database", &format!("{} ({kind})", parts.database.url_redacted()));
+    if parts.database.is_private() {
+        row("", &psql(&parts.database, &config.database.data_dir));
+    }
     row("data", &config.database.data_dir.display().to_string());
     row("settings", &file);
     let folder = &config.agents.dir;

@@ -1,27 +1,30 @@
-//! `convoke task why`: the rounds of a task as a table.
-#![expect(clippy::indexing_slicing, reason = "a member that JSON does not have is null, not a panic")]
-use super::screen;
-use serde_json::Value;
+//! `convoke task why`: prints the rounds, offers and attempts of a task.
+#![expect(clippy::indexing_slicing, reason = "indexing a JSON value returns null for a missing member")]
+use super::{output, steps};
+use serde_json::{Value, json};
 
 pub(super) fn print(why: &Value) {
     let task = &why["task"];
     let reason = task["state_reason"].as_str().map(|reason| format!(" ({reason})")).unwrap_or_default();
-    screen::line(format!("{} is {}{reason}", screen::text(&task["kind"]), screen::text(&task["state"])));
+    output::line(format!("{} is {}{reason}", output::text(&task["kind"]), output::text(&task["state"])));
+    if let Some(waits_for) = why["waits_for"].as_str() {
+        output::line(format!("it waits {waits_for}"));
+    }
     for round in list(&why["rounds"]) {
         let winner = match (round["winner"].as_str(), round["because"].as_str()) {
             (Some(winner), Some(because)) => format!("winner {winner}: {because}"),
             (Some(winner), None) => format!("winner {winner}"),
             (None, _) => "no winner".to_owned(),
         };
-        screen::line(format!("\nround {}: {winner}", round["round"]));
+        output::line(format!("\nround {}: {winner}", round["round"]));
         let row = |offer: &Value| {
-            let part = |name: &str| screen::fraction(&offer["score"][name]);
+            let part = |name: &str| output::fraction(&offer["score"][name]);
             [
-                format!("  {}", screen::text(&offer["agent_id"])),
-                screen::text(&offer["state"]),
-                screen::dollars(&offer["cost_microdollars"]),
+                format!("  {}", output::text(&offer["agent_id"])),
+                output::text(&offer["state"]),
+                output::dollars(&offer["cost_microdollars"]),
                 format!("{} ms", offer["eta_ms"]),
-                screen::fraction(&offer["confidence"]),
+                output::fraction(&offer["confidence"]),
                 part("total"),
                 ["cost", "speed", "confidence", "load", "reputation"].map(part).join(" "),
             ]
@@ -30,25 +33,57 @@ pub(super) fn print(why: &Value) {
         if !offers.is_empty() {
             let header =
                 ["  OFFER OF", "STATE", "COST", "TIME", "SURE", "SCORE", "COST SPEED SURE LOAD REPUTE"];
-            screen::table(header, offers.iter().map(row));
+            output::table(header, offers.iter().map(row));
         }
         if let Some(reason) = round["silent"].as_str() {
-            screen::line(format!("  nobody offered: {reason}"));
+            output::line(format!("  no offers: {reason}"));
         }
         for silent in list(&round["silent"]) {
-            let (agent, reason) = (screen::text(&silent["agent_id"]), screen::text(&silent["reason"]));
-            screen::line(format!("  {agent} did not offer: {reason}"));
+            let (agent, reason) = (output::text(&silent["agent_id"]), output::text(&silent["reason"]));
+            output::line(format!("  {agent} did not offer: {reason}"));
         }
     }
     let attempts = list(&why["attempts"]);
     if !attempts.is_empty() {
-        screen::line("\nattempts:");
+        output::line("\nattempts:");
     }
     for attempt in attempts {
-        let (agent, state) = (screen::text(&attempt["agent_id"]), screen::text(&attempt["state"]));
-        let message = attempt["outcome"].pointer("/body/message").and_then(Value::as_str);
-        let message = message.map(|message| format!(": {message}"));
-        screen::line(format!("  {agent}: {state}{}", message.unwrap_or_default()));
+        let (agent, state) = (output::text(&attempt["agent_id"]), output::text(&attempt["state"]));
+        let message = attempt["error"].as_str().map(|message| format!(": {message}"));
+        let paid = paid(&attempt["paid"]);
+        output::line(format!("  {agent}: {state}{}{paid}", message.unwrap_or_default()));
+    }
+    steps::print(&why["runs"]);
+    let all = paid(&why["paid"]);
+    if !all.is_empty() {
+        output::line(format!("\ntotal cost{all}"));
+    }
+}
+
+/// The cost, like ` (1500 tokens, $0.000450, presumed)`; empty if there is none.
+fn paid(paid: &Value) -> String {
+    if paid["tokens"].as_i64().unwrap_or(0) == 0 && paid["microdollars"].as_i64().unwrap_or(0) == 0 {
+        return String::new();
+    }
+    let presumed = if paid["presumed"] == true { ", presumed" } else { "" };
+    format!(" ({} tokens, {}{presumed})", paid["tokens"], output::dollars(&paid["microdollars"]))
+}
+
+/// Adds members of the explanation to a task: what it waits for, its costs and its attempts.
+pub(super) fn add_to(task: &mut Value, why: &Value) {
+    let Some(members) = task.as_object_mut() else { return };
+    let mut add = |name: &str, value: Value| {
+        members.insert(name.to_owned(), value);
+    };
+    add("waits_for", why["waits_for"].clone());
+    add("paid", why["paid"].clone());
+    let attempts = list(&why["attempts"]);
+    if !attempts.is_empty() {
+        let line = |attempt: &Value| {
+            json!({ "agent_id": attempt["agent_id"], "state": attempt["state"], "error": attempt["error"],
+                "paid": attempt["paid"] })
+        };
+        add("attempts", attempts.iter().map(line).collect());
     }
 }
 

@@ -1,4 +1,4 @@
-//! Many small messages as few: at most ten, or what came within 100 ms, in one broadcast.
+//! Coalesces small messages: at most ten, or those of 100 ms, go in one broadcast.
 use super::{Broadcast, Channel, Error, Payload};
 use crate::scope::OnExit;
 use bytes::Bytes;
@@ -11,19 +11,20 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-/// The event of a batch; its payload is `{"messages":[{"event":…,"payload":…},…]}`.
+/// The event of a batch. Its payload is `{"messages":[{"event":…,"payload":…},…]}`.
 pub const BATCH_EVENT: &str = "batch_messages";
 
 const MESSAGES_MAX: usize = 10;
 const WAIT: Duration = Duration::from_millis(100);
-/// A batch that is so large does not wait for more.
+/// Bytes after which a batch is sent without waiting for more.
 const BYTES_MAX: usize = 256 << 10;
-/// Messages that may wait for the batches before them.
+/// Messages that may wait for earlier batches.
 const QUEUE_MAX: usize = 1000;
 
-/// Collects messages for a channel: ten of them, or those of 100 ms, are one broadcast `batch_messages`.
+/// Collects messages for a channel: ten of them, or those of 100 ms, become one broadcast `batch_messages`.
 ///
-/// Dropping it sends what it has; a client that is closed first, only what was flushed. A receiver takes a batch apart with [`Broadcast::batch`].
+/// Dropping it sends what is queued. If the client is closed first, only flushed messages are sent. Receivers split a
+/// batch with [`Broadcast::batch`].
 #[derive(Debug)]
 pub struct Batcher {
     queue: mpsc::Sender<Item>,
@@ -31,51 +32,51 @@ pub struct Batcher {
 }
 
 enum Item {
-    Message(One),
+    Message(Entry),
     Flush(oneshot::Sender<()>),
 }
 
 #[derive(Serialize, Deserialize)]
-struct One {
+struct Entry {
     event: String,
     payload: Box<RawValue>,
 }
 
 #[derive(Serialize, Deserialize)]
 struct Batch {
-    messages: Vec<One>,
+    messages: Vec<Entry>,
 }
 
 impl Batcher {
-    /// For this channel, which stays subscribed while the batcher lives. To be called in a Tokio runtime.
+    /// A batcher for this channel, which stays subscribed while the batcher lives. Must be called in a Tokio runtime.
     #[must_use]
     pub fn new(channel: Channel) -> Self {
         let (queue, inbox) = mpsc::channel(QUEUE_MAX);
         let failed = Arc::new(Mutex::new(None));
-        let told = failed.clone();
+        let failure = failed.clone();
         let scope = channel.client().scope().clone();
         scope.spawn("batcher", OnExit::Log, |stop| async move {
-            stop.run_until_cancelled(collect(channel, inbox, &told)).await;
+            stop.run_until_cancelled(collect(channel, inbox, &failure)).await;
             Ok(())
         });
         Self { queue, failed }
     }
 
-    /// Puts a message into the batch; waits only when a thousand wait already.
+    /// Queues a message. Waits only if a thousand messages are queued.
     ///
     /// # Errors
-    /// [`Error::Payload`]; and what went wrong with an earlier batch, once: its messages are lost.
+    /// [`Error::Payload`]; and once, the error of an earlier batch, whose messages are lost.
     pub async fn send(&self, event: &str, payload: impl Serialize) -> Result<(), Error> {
         self.outcome()?;
         let payload = serde_json::value::to_raw_value(&payload).map_err(|e| Error::Payload(e.to_string()))?;
-        let one = One { event: event.to_owned(), payload };
-        self.queue.send(Item::Message(one)).await.map_err(|_| Error::Closed)
+        let entry = Entry { event: event.to_owned(), payload };
+        self.queue.send(Item::Message(entry)).await.map_err(|_| Error::Closed)
     }
 
-    /// Sends what is there now, and waits until it is sent: taken by the server, on an acknowledged channel.
+    /// Sends the queued messages. Resolves when they are sent, or acknowledged on an acknowledged channel.
     ///
     /// # Errors
-    /// What went wrong with this batch or an earlier one.
+    /// The error of this batch or an earlier one.
     pub async fn flush(&self) -> Result<(), Error> {
         let (answer, answered) = oneshot::channel();
         self.queue.send(Item::Flush(answer)).await.map_err(|_| Error::Closed)?;
@@ -95,9 +96,9 @@ async fn collect(channel: Channel, mut inbox: mpsc::Receiver<Item>, failed: &Mut
         let mut next = Some(item);
         while let Some(item) = next.take() {
             match item {
-                Item::Message(one) => {
-                    bytes += one.event.len() + one.payload.get().len();
-                    batch.messages.push(one);
+                Item::Message(entry) => {
+                    bytes += entry.event.len() + entry.payload.get().len();
+                    batch.messages.push(entry);
                 }
                 Item::Flush(answer) => {
                     flushes.push(answer);
@@ -114,25 +115,25 @@ async fn collect(channel: Channel, mut inbox: mpsc::Receiver<Item>, failed: &Mut
             failed.lock().get_or_insert(error);
         }
         for answer in flushes {
-            // Whoever asked may have stopped waiting.
+            // The caller may have stopped waiting.
             let _gone = answer.send(());
         }
     }
 }
 
 impl Broadcast {
-    /// The messages of a batch, in order; nothing when it is none.
+    /// The messages of a batch, in order; `None` if this is not a batch.
     #[must_use]
     pub fn batch(&self) -> Option<Vec<Self>> {
         if &*self.event != BATCH_EVENT {
             return None;
         }
         let batch: Batch = self.json().ok()?;
-        let one = |one: One| Self {
-            event: one.event.into(),
-            payload: Payload::Json(Bytes::from(Box::<str>::from(one.payload).into_string())),
+        let entry = |entry: Entry| Self {
+            event: entry.event.into(),
+            payload: Payload::Json(Bytes::from(Box::<str>::from(entry.payload).into_string())),
             meta: self.meta.clone(),
         };
-        Some(batch.messages.into_iter().map(one).collect())
+        Some(batch.messages.into_iter().map(entry).collect())
     }
 }

@@ -4,11 +4,11 @@ use crate::wire::Version;
 use futures_util::future::BoxFuture;
 use std::{fmt, future::Future, sync::Arc, time::Duration};
 
-/// Gives the token of now; nothing: the key's rights.
+/// Returns the current token; `None` means the rights of the key.
 pub(super) type TokenSource =
     Arc<dyn Fn() -> BoxFuture<'static, Result<Option<String>, String>> + Send + Sync>;
 
-/// Settings of a [`Client`]; each has the default of the JavaScript client unless it says another.
+/// Settings of a [`Client`]. The defaults are those of the JavaScript client, except where a method names another.
 #[derive(Clone)]
 pub struct Builder {
     pub(super) endpoint: Endpoint,
@@ -43,25 +43,25 @@ impl Builder {
         })
     }
 
-    /// The serializer: 2.0.0 unless the server is an old one. There are no bytes in 1.0.0.
+    /// The serializer. Defaults to 2.0.0; use 1.0.0 for old servers. 1.0.0 cannot carry binary payloads.
     #[must_use]
     pub fn serializer(self, version: Version) -> Self {
         Self { version, ..self }
     }
-    /// Another parameter of the handshake, like Convoke's `client_id`.
+    /// Adds a query parameter to the handshake, like Convoke's `client_id`.
     #[must_use]
     pub fn param(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.params.push((name.into(), value.into()));
         self
     }
-    /// The user's token; without one, channels have the rights of the key.
+    /// The user's token. Defaults to none: channels have the rights of the key.
     #[must_use]
     pub fn token(self, token: impl Into<String>) -> Self {
         Self { token: Some(token.into().into()), ..self }
     }
-    /// Where tokens come from. It is asked before each connection, with every heartbeat, and when a channel was
-    /// refused or closed; a new token goes to all channels, and a channel that the server closed is joined again.
-    /// When it fails, the token before it stays.
+    /// The source of tokens. It is called before each connection attempt, after every answered heartbeat, and when a
+    /// channel was refused or closed. A new token goes to all channels, and a channel that the server closed is rejoined.
+    /// If the source fails, the previous token stays.
     #[must_use]
     pub fn token_source<F, E>(self, source: impl Fn() -> F + Send + Sync + 'static) -> Self
     where
@@ -74,32 +74,32 @@ impl Builder {
         };
         Self { source: Some(Arc::new(source)), ..self }
     }
-    /// Between heartbeats; one that is not answered for so long ends the connection. 25 s.
+    /// The heartbeat interval. A heartbeat unanswered for this long ends the connection. Defaults to 25 s.
     #[must_use]
     pub fn heartbeat(self, every: Duration) -> Self {
         Self { heartbeat: every.max(Duration::from_millis(10)), ..self }
     }
-    /// For connecting, joining, and every answer. 10 s.
+    /// The timeout of connecting, joining and every reply. Defaults to 10 s.
     #[must_use]
     pub fn timeout(self, timeout: Duration) -> Self {
         Self { timeout, ..self }
     }
-    /// Between attempts to connect, and between attempts to join.
+    /// The waits between attempts to connect, and between attempts to join.
     #[must_use]
     pub fn backoff(self, backoff: Backoff) -> Self {
         Self { backoff, ..self }
     }
-    /// Events that may wait for a slow listener, before the oldest are dropped. 256.
+    /// The queue of each listener. When it is full the oldest event is dropped. Defaults to 256.
     #[must_use]
     pub fn queue(self, events: usize) -> Self {
         Self { queue: events.clamp(1, 1 << 20), ..self }
     }
-    /// A larger message of the server ends the connection. 16 MiB.
+    /// The largest message of the server. A larger one ends the connection. Defaults to 16 MiB.
     #[must_use]
     pub fn message_bytes_max(self, bytes: usize) -> Self {
         Self { message_bytes_max: bytes, ..self }
     }
-    /// The client; it connects when it has its first channel. To be called in a Tokio runtime.
+    /// Starts the client. It connects when its first channel joins. Must be called in a Tokio runtime.
     #[must_use]
     pub fn start(self) -> Client {
         Client::start(self)
@@ -117,7 +117,7 @@ impl Builder {
 }
 
 impl fmt::Debug for Builder {
-    /// Without the key and the token.
+    /// Omits the key and the token.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Builder").field("endpoint", &self.endpoint).finish_non_exhaustive()
     }

@@ -1,9 +1,9 @@
-//! Row changes: what a channel asks for, and what it gets (`reference/postgres-changes.md` §1, §2).
+//! Row changes: the filters of a channel and the changes it receives (`docs/spec/postgres-changes.md` §1, §2).
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::sync::Arc;
 
-/// Which row changes a channel wants; all of them begin with every change of a published table.
+/// The row changes that a channel subscribes to. Every filter starts as all changes of its tables.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ChangeFilter {
     event: &'static str,
@@ -25,22 +25,22 @@ impl ChangeFilter {
     pub fn schema(schema: impl Into<String>) -> Self {
         Self { event: "*", schema: schema.into(), table: None, filter: None, select: Vec::new() }
     }
-    /// Only rows that come.
+    /// Only inserts.
     #[must_use]
     pub fn inserts(self) -> Self {
         Self { event: "INSERT", ..self }
     }
-    /// Only rows that change.
+    /// Only updates.
     #[must_use]
     pub fn updates(self) -> Self {
         Self { event: "UPDATE", ..self }
     }
-    /// Only rows that go.
+    /// Only deletes.
     #[must_use]
     pub fn deletes(self) -> Self {
         Self { event: "DELETE", ..self }
     }
-    /// Only rows for which this holds, like `total=gt.100`.
+    /// Only rows that match a condition, like `total=gt.100`.
     #[must_use]
     pub fn filter(self, filter: impl Into<String>) -> Self {
         Self { filter: Some(filter.into()), ..self }
@@ -51,7 +51,7 @@ impl ChangeFilter {
         Self { select: columns.into_iter().map(Into::into).collect(), ..self }
     }
 
-    /// Whether the server's echo in the join reply is this one.
+    /// Whether the server's echo in the join reply describes this filter.
     fn is_echoed(&self, echo: &Value) -> bool {
         let is = |member: &str, ours: Option<&str>| echo.get(member).and_then(Value::as_str) == ours;
         is("event", Some(self.event))
@@ -61,44 +61,44 @@ impl ChangeFilter {
     }
 }
 
-/// What happened to a row.
+/// The kind of a row change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum ChangeKind {
-    /// It came.
+    /// A new row.
     Insert,
-    /// It changed.
+    /// A changed row.
     Update,
-    /// It went.
+    /// A deleted row.
     Delete,
 }
 
 /// One row change.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 pub struct Change {
-    /// What happened.
+    /// The kind of change.
     #[serde(rename = "type")]
     pub kind: ChangeKind,
-    /// Of the table.
+    /// The schema of the table.
     pub schema: String,
-    /// Its name.
+    /// The name of the table.
     pub table: String,
-    /// When it was committed, `YYYY-MM-DDTHH:MM:SS.mmmZ`.
+    /// The time of the commit, `YYYY-MM-DDTHH:MM:SS.mmmZ`.
     #[serde(default)]
     pub commit_timestamp: Option<String>,
-    /// The row's columns that the token may see.
+    /// The row's columns that the token may read.
     #[serde(default)]
     pub columns: Vec<Column>,
-    /// The row as it is now; not for deletes.
+    /// The new row; `None` for deletes.
     #[serde(default)]
     pub record: Option<Map<String, Value>>,
-    /// What is known of the row as it was: its replica identity; not for inserts.
+    /// The known part of the old row: its replica identity. `None` for inserts.
     #[serde(default)]
     pub old_record: Option<Map<String, Value>>,
-    /// Why something is missing.
+    /// Why parts are missing.
     #[serde(default)]
     pub errors: Option<Vec<String>>,
-    /// The filters of this channel that it passed.
+    /// The channel's filters that the change passed.
     #[serde(skip)]
     pub filters: Vec<Arc<ChangeFilter>>,
 }
@@ -106,14 +106,14 @@ pub struct Change {
 /// A column of a changed row.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct Column {
-    /// Its name.
+    /// The column's name.
     pub name: String,
-    /// As Postgres calls it, like `int4` or `_text`.
+    /// The type's name in Postgres, like `int4` or `_text`.
     #[serde(rename = "type")]
     pub type_name: String,
 }
 
-/// The filters of a channel with the ids by which the server names them.
+/// The filters of a channel with the ids that the server assigned.
 #[derive(Debug, Default)]
 pub(super) struct Bindings(Vec<(Value, Arc<ChangeFilter>)>);
 
@@ -124,7 +124,7 @@ struct Message {
 }
 
 impl Bindings {
-    /// From the `response` of a join; nothing when the server took other filters than these.
+    /// Matches filters with the `response` of a join; `None` if the server accepted other filters.
     pub(super) fn match_up(filters: &[Arc<ChangeFilter>], response: &Value) -> Option<Self> {
         let none = Vec::new();
         let echoes = match response.get("postgres_changes") {
@@ -138,7 +138,7 @@ impl Bindings {
         bound.collect::<Option<_>>().map(Self)
     }
 
-    /// The payload of `postgres_changes`; nothing when it is none, or for no filter of ours.
+    /// Decodes the payload of `postgres_changes`; `None` if it is invalid or matches no filter of the channel.
     pub(super) fn read(&self, payload: &[u8]) -> Option<Change> {
         let Message { ids, mut data } = serde_json::from_slice(payload).ok()?;
         let wanted = self.0.iter().filter(|(id, _)| ids.contains(id));
@@ -153,7 +153,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn a_change_names_the_filters_it_passed_by_the_ids_of_the_join() {
+    fn change_lists_the_filters_it_passed_by_join_ids() {
         let orders = Arc::new(ChangeFilter::table("public", "orders").inserts().filter("total=gt.100"));
         let all = Arc::new(ChangeFilter::schema("public"));
         let asked = serde_json::to_value([&orders, &all]).unwrap();

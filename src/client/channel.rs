@@ -1,8 +1,8 @@
-//! One channel: what it asks for, how it is spoken on, and how it is heard.
+//! Channels and their builder.
 use super::{
     Broadcast, Change, ChangeFilter, Client, Error, Event, Listener, PresenceState, PresenceSync, Status,
+    channel_state::{Body, ChannelOutput, ChannelState, JoinConfig, Push},
     connection::{Command, Shared},
-    line::{Body, Line, Push, Voice, Wish},
 };
 use crate::wire::{Encoding, TOPIC_PREFIX};
 use bytes::Bytes;
@@ -10,18 +10,18 @@ use serde::Serialize;
 use std::{fmt, sync::Arc};
 use tokio::sync::{broadcast, oneshot, watch};
 
-/// What a channel will ask for when it joins.
+/// The configuration of a channel before it joins.
 #[derive(Clone, Debug)]
 pub struct ChannelBuilder {
     client: Client,
     topic: Arc<str>,
-    wish: Wish,
+    join_config: JoinConfig,
 }
 
-/// A channel of a [`Client`]. Clones are the same channel; when the last of them and the last [`Listener`] are
-/// gone, it is left.
+/// A channel of a [`Client`]. Clones share the subscription, which ends when the last clone and the last
+/// [`Listener`] are dropped.
 ///
-/// Once subscribed, it subscribes again by itself after every loss, and says again what it tracked.
+/// Once subscribed, it resubscribes after every loss and sends its tracked meta again.
 #[derive(Clone)]
 pub struct Channel(Arc<Inner>);
 
@@ -29,15 +29,16 @@ pub(super) struct Inner {
     client: Client,
     topic: Arc<str>,
     wire_topic: Arc<str>,
-    wish: Wish,
-    pub(super) voice: Voice,
+    join_config: JoinConfig,
+    pub(super) output: ChannelOutput,
     handle: Arc<()>,
     shared: Arc<Shared>,
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        // The actor looks for handles that are gone: this one is, before it looks.
+        // The sweep looks for dangling handles. Replacing `handle` drops it before the notification, so that the sweep
+        // that follows finds it dangling.
         self.handle = Arc::new(());
         self.shared.dropped.notify_one();
     }
@@ -46,56 +47,58 @@ impl Drop for Inner {
 impl ChannelBuilder {
     pub(super) fn new(client: Client, topic: &str) -> Self {
         let topic = topic.strip_prefix(TOPIC_PREFIX).unwrap_or(topic);
-        Self { client, topic: topic.into(), wish: Wish::default() }
+        Self { client, topic: topic.into(), join_config: JoinConfig::default() }
     }
 
-    fn wish(mut self, change: impl FnOnce(&mut Wish)) -> Self {
-        change(&mut self.wish);
+    fn configure(mut self, change: impl FnOnce(&mut JoinConfig)) -> Self {
+        change(&mut self.join_config);
         self
     }
-    /// A private channel: who may read and write is for the database's policies to say.
+    /// Makes the channel private: the database's policies decide who may read and write.
     #[must_use]
     pub fn private(self) -> Self {
-        self.wish(|wish| wish.private = true)
+        self.configure(|join_config| join_config.private = true)
     }
-    /// Hears its own broadcasts too.
+    /// The channel also receives its own broadcasts.
     #[must_use]
     pub fn receive_own(self) -> Self {
-        self.wish(|wish| wish.own = true)
+        self.configure(|join_config| join_config.own = true)
     }
-    /// A broadcast waits for the server's word that it was taken; otherwise only until it is on its way.
+    /// Broadcasts resolve when the server acknowledges them. By default they resolve when they are queued for the socket.
     #[must_use]
     pub fn acknowledged(self) -> Self {
-        self.wish(|wish| wish.ack = true)
+        self.configure(|join_config| join_config.ack = true)
     }
-    /// Hears who is there, and may be there under a key of the server's making.
+    /// The channel receives presence and may track under a key that the server generates.
     #[must_use]
     pub fn presence(self) -> Self {
-        self.wish(|wish| wish.presence = true)
+        self.configure(|join_config| join_config.presence = true)
     }
-    /// As [`ChannelBuilder::presence`], under this key.
+    /// As [`ChannelBuilder::presence`], with this key.
     #[must_use]
     pub fn presence_key(self, key: impl Into<String>) -> Self {
-        self.wish(|wish| {
-            wish.presence = true;
-            wish.key = key.into();
+        self.configure(|join_config| {
+            join_config.presence = true;
+            join_config.key = key.into();
         })
     }
-    /// On a private channel: first what the database broadcast since then (milliseconds since 1970), at most `limit`
-    /// (25) messages.
+    /// On a private channel: replays the database's broadcasts since `since_ms` (milliseconds since 1970), at most
+    /// `limit` messages (25 or fewer).
     #[must_use]
     pub fn replay(self, since_ms: i64, limit: u32) -> Self {
-        self.wish(|wish| wish.replay = Some(serde_json::json!({ "since": since_ms, "limit": limit })))
+        self.configure(|join_config| {
+            join_config.replay = Some(serde_json::json!({ "since": since_ms, "limit": limit }))
+        })
     }
-    /// Hears these row changes; may be called several times.
+    /// The channel receives these row changes. May be called several times.
     #[must_use]
     pub fn changes(self, filter: ChangeFilter) -> Self {
-        self.wish(|wish| wish.filters.push(Arc::new(filter)))
+        self.configure(|join_config| join_config.filters.push(Arc::new(filter)))
     }
-    /// The channel, not yet subscribed: the time to make listeners that miss nothing.
+    /// Builds the channel without subscribing. Listeners made now miss no event.
     #[must_use]
     pub fn build(self) -> Channel {
-        let voice = Voice {
+        let output = ChannelOutput {
             events: broadcast::Sender::new(self.client.queue()),
             status: watch::Sender::new(Status::Closed(Error::ChannelClosed {
                 topic: self.topic.clone(),
@@ -108,16 +111,16 @@ impl ChannelBuilder {
             wire_topic: format!("{TOPIC_PREFIX}{}", self.topic).into(),
             client: self.client,
             topic: self.topic,
-            wish: self.wish,
-            voice,
+            join_config: self.join_config,
+            output,
             handle: Arc::new(()),
             shared,
         }))
     }
-    /// [`ChannelBuilder::build`] and [`Channel::subscribe`].
+    /// As [`ChannelBuilder::build`] followed by [`Channel::subscribe`].
     ///
     /// # Errors
-    /// As of [`Channel::subscribe`].
+    /// Those of [`Channel::subscribe`].
     pub async fn subscribe(self) -> Result<Channel, Error> {
         let channel = self.build();
         channel.subscribe().await?;
@@ -132,15 +135,15 @@ impl Channel {
         &self.0.topic
     }
 
-    /// Joins, and waits until the server has said yes. Cancelled, it goes on trying.
+    /// Joins, and resolves when the server has accepted. If the future is dropped, the channel goes on trying.
     ///
     /// # Errors
-    /// The first thing that went wrong: [`Error::Connect`], [`Error::Handshake`], [`Error::Lost`],
-    /// [`Error::Refused`], [`Error::TimedOut`] – after it nothing is tried any more, unlike after
-    /// [`Channel::start`]. [`Error::TopicInUse`] when the client has the topic already.
+    /// The first failure: [`Error::Connect`], [`Error::Handshake`], [`Error::Lost`], [`Error::Refused`] or
+    /// [`Error::TimedOut`]. The channel is left then, unlike after [`Channel::start`]. [`Error::TopicInUse`] if the
+    /// client already has a channel on the topic.
     pub async fn subscribe(&self) -> Result<(), Error> {
         self.start().await?;
-        match self.settled().await {
+        match self.wait_subscribed().await {
             Ok(()) => Ok(()),
             Err(error) => {
                 self.leave().await?;
@@ -149,49 +152,56 @@ impl Channel {
         }
     }
 
-    /// Joins without waiting: it is tried until it works, as [`Channel::status`] tells.
+    /// Starts to join without waiting. Retries until it succeeds; see [`Channel::status`].
     ///
     /// # Errors
     /// [`Error::TopicInUse`], or [`Error::Closed`].
     pub async fn start(&self) -> Result<(), Error> {
-        let Inner { wire_topic, topic, wish, voice, handle, .. } = &*self.0;
-        let line =
-            Line::new(wire_topic.clone(), topic.clone(), wish.clone(), voice.clone(), Arc::downgrade(handle));
-        self.ask(|answer| Command::Join(Box::new(line), answer)).await
+        let Inner { wire_topic, topic, join_config, output, handle, .. } = &*self.0;
+        let state = ChannelState::new(
+            wire_topic.clone(),
+            topic.clone(),
+            join_config.clone(),
+            output.clone(),
+            Arc::downgrade(handle),
+        );
+        self.ask(|answer| Command::Join(Box::new(state), answer)).await
     }
 
-    /// Waits until it is known whether the channel is subscribed.
-    async fn settled(&self) -> Result<(), Error> {
-        let mut status = self.0.voice.status.subscribe();
-        let settled = status.wait_for(|status| !matches!(status, Status::Joining)).await;
-        match settled.map(|status| status.clone()) {
+    /// Waits until the join has succeeded or failed.
+    async fn wait_subscribed(&self) -> Result<(), Error> {
+        let mut status = self.0.output.status.subscribe();
+        let wait_subscribed = status.wait_for(|status| !matches!(status, Status::Joining)).await;
+        match wait_subscribed.map(|status| status.clone()) {
             Ok(Status::Failed(error) | Status::Closed(error)) => Err(error),
             Ok(_) => Ok(()),
             Err(_) => Err(Error::Closed),
         }
     }
 
-    /// How the channel stands, now and whenever it changes.
+    /// The status of the channel; the receiver sees every change.
     #[must_use]
     pub fn status(&self) -> watch::Receiver<Status> {
-        self.0.voice.status.subscribe()
+        self.0.output.status.subscribe()
     }
 
-    /// Everything that the channel says from now on.
+    /// A listener for every event from now on.
     #[must_use]
     pub fn events(&self) -> Listener<Event> {
         self.listen(Some)
     }
-    /// The broadcasts of one event; `*` for all. As in the JavaScript client, case does not count.
+    /// A listener for the broadcasts of one event; `*` for all. Case-insensitive, as in the JavaScript client.
     #[must_use]
     pub fn broadcasts(&self, event: &str) -> Listener<Broadcast> {
         let wanted = event.to_owned();
         self.listen(move |event| match event {
-            Event::Broadcast(said) if wanted == "*" || said.event.eq_ignore_ascii_case(&wanted) => Some(said),
+            Event::Broadcast(broadcast) if wanted == "*" || broadcast.event.eq_ignore_ascii_case(&wanted) => {
+                Some(broadcast)
+            }
             _ => None,
         })
     }
-    /// Who comes and goes; after each of these [`Channel::present`] is up to date.
+    /// A listener for presence changes. After each one [`Channel::present`] is up to date.
     #[must_use]
     pub fn presences(&self) -> Listener<Arc<PresenceSync>> {
         self.listen(|event| match event {
@@ -199,7 +209,7 @@ impl Channel {
             _ => None,
         })
     }
-    /// The row changes that passed any of the channel's filters.
+    /// A listener for the row changes that passed any filter of the channel.
     #[must_use]
     pub fn changes(&self) -> Listener<Arc<Change>> {
         self.listen(|event| match event {
@@ -207,7 +217,7 @@ impl Channel {
             _ => None,
         })
     }
-    /// The row changes that passed this filter, which the channel must have been built with.
+    /// A listener for the row changes that passed this filter, which must be one of the channel's.
     #[must_use]
     pub fn changes_of(&self, filter: &ChangeFilter) -> Listener<Arc<Change>> {
         let wanted = filter.clone();
@@ -217,10 +227,10 @@ impl Channel {
         })
     }
     fn listen<T>(&self, select: impl Fn(Event) -> Option<T> + Send + Sync + 'static) -> Listener<T> {
-        Listener::new(self.0.clone(), select)
+        Listener::new(self.0.clone(), self.0.output.events.subscribe(), select)
     }
 
-    /// Says something to everybody on the channel. Not yet subscribed: it waits for that, 100 messages at most.
+    /// Broadcasts a JSON payload. Before the channel is subscribed, at most 100 messages are queued.
     ///
     /// # Errors
     /// [`Error::Payload`] for what cannot be sent, [`Error::Full`], [`Error::ChannelClosed`]; and on an
@@ -232,76 +242,82 @@ impl Channel {
         self.push(Body::Broadcast { event, encoding, data: data.into() }).await
     }
 
-    /// Says bytes to everybody on the channel whose client speaks serializer 2.0.0, as this one must.
+    /// Broadcasts bytes to receivers with serializer 2.0.0. This client must use 2.0.0 too.
     ///
     /// # Errors
-    /// As of [`Channel::broadcast`].
+    /// Those of [`Channel::broadcast`].
     pub async fn broadcast_bytes(&self, event: &str, data: impl Into<Bytes>) -> Result<(), Error> {
         let (event, encoding) = (event.to_owned(), Encoding::Binary);
         self.push(Body::Broadcast { event, encoding, data: data.into() }).await
     }
 
-    /// Says it over HTTP, which needs no subscription; waits until the server has taken it.
+    /// Broadcasts over HTTP, without a subscription. Resolves when the server has accepted the message.
     ///
     /// # Errors
     /// [`Error::Http`] with the server's reason, [`Error::Payload`].
     pub async fn http_send(&self, event: &str, payload: impl Serialize) -> Result<(), Error> {
         let data = serde_json::to_vec(&payload).map_err(|e| Error::Payload(e.to_string()))?;
-        self.0.client.post(&self.0.topic, event, self.0.wish.private, Encoding::Json, data.into()).await
+        self.0
+            .client
+            .post(&self.0.topic, event, self.0.join_config.private, Encoding::Json, data.into())
+            .await
     }
 
     /// As [`Channel::http_send`], with bytes.
     ///
     /// # Errors
-    /// As of [`Channel::http_send`].
+    /// Those of [`Channel::http_send`].
     pub async fn http_send_bytes(&self, event: &str, data: impl Into<Bytes>) -> Result<(), Error> {
-        self.0.client.post(&self.0.topic, event, self.0.wish.private, Encoding::Binary, data.into()).await
+        self.0
+            .client
+            .post(&self.0.topic, event, self.0.join_config.private, Encoding::Binary, data.into())
+            .await
     }
 
-    /// Is there, and says `meta` about itself, in place of what it said before; said again after a reconnect.
+    /// Sets this channel's presence meta, which replaces the previous one. It is sent again after a reconnect.
     ///
     /// # Errors
-    /// [`Error::Payload`] for what is no JSON object, and the rest as [`Channel::broadcast`] on an acknowledged
+    /// [`Error::Payload`] if `meta` is not a JSON object, else those of [`Channel::broadcast`] on an acknowledged
     /// channel.
     pub async fn track(&self, meta: impl Serialize) -> Result<(), Error> {
         let meta = serde_json::to_value(&meta).map_err(|e| Error::Payload(e.to_string()))?;
         if !meta.is_object() {
-            return Err(Error::Payload("what is tracked must be an object".into()));
+            return Err(Error::Payload("tracked metadata must be a JSON object".into()));
         }
         self.push(Body::Track(meta.to_string().into())).await
     }
 
-    /// Is not there any more.
+    /// Removes this channel's presence meta.
     ///
     /// # Errors
-    /// As of [`Channel::track`].
+    /// Those of [`Channel::track`].
     pub async fn untrack(&self) -> Result<(), Error> {
         self.push(Body::Untrack).await
     }
 
-    /// Who is there, as far as the server has told. Cheap to copy: what was tracked is shared.
+    /// The presence state as of the last frame. Cheap to clone: metas are shared.
     #[must_use]
     pub fn present(&self) -> PresenceState {
-        self.0.voice.presence.read().clone()
+        self.0.output.presence.read().clone()
     }
 
-    /// Leaves at once; the topic may be joined again, also by this handle. Listeners end.
+    /// Leaves at once. The topic can be joined again, also by this handle. Listeners end.
     ///
     /// # Errors
-    /// [`Error::Closed`] when the client is closed already.
+    /// [`Error::Closed`] if the client is closed already.
     pub async fn leave(&self) -> Result<(), Error> {
         let topic = self.0.wire_topic.clone();
         self.ask(|answer| Command::Leave(topic, answer)).await
     }
 
-    /// The client that it belongs to.
+    /// The client of the channel.
     #[must_use]
     pub fn client(&self) -> &Client {
         &self.0.client
     }
 
     pub(super) fn is_private(&self) -> bool {
-        self.0.wish.private
+        self.0.join_config.private
     }
 
     async fn push(&self, body: Body) -> Result<(), Error> {

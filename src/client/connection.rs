@@ -1,11 +1,11 @@
-//! The actor that owns the socket: it performs what the session asks for, and connects again.
+//! The actor that owns the socket: it writes the session's frames, reads the server's, and reconnects.
 //!
-//! One loop waits for commands, frames, due times and tokens. Commands are taken only while little waits to be
-//! written, so a socket that does not take more makes the callers wait and nobody else.
+//! One loop waits for commands, frames, timers and tokens. Commands are taken only while few frames wait to be
+//! written: a socket with backpressure makes callers wait and delays nothing else.
 use super::{
     Builder, Connection, Error, Stats,
+    channel_state::{Answer, ChannelState, Push},
     error::one_line,
-    line::{Answer, Line, Push},
     session::Session,
     transport::{self, Socket},
 };
@@ -28,24 +28,24 @@ use tokio::{
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 use tokio_util::sync::CancellationToken;
 
-/// Commands that may wait; more make their callers wait.
+/// Queued commands. More make their callers wait.
 pub(super) const COMMANDS_MAX: usize = 256;
-/// Frames that may wait for the socket before commands have to.
+/// Frames that may wait for the socket before commands are no longer taken.
 const OUT_MAX: usize = 256;
-/// How long the last frames may take.
-const FAREWELL: Duration = Duration::from_secs(1);
+/// The timeout for the last frames and the close frame.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 pub(super) enum Command {
-    Join(Box<Line>, Answer),
+    Join(Box<ChannelState>, Answer),
     Push(Arc<str>, Push),
     Leave(Arc<str>, Answer),
     Token(Option<Arc<str>>, Answer),
 }
 
-/// What an actor shares with the handles.
+/// State that the actor shares with the handles.
 #[derive(Debug, Default)]
 pub(super) struct Shared {
-    /// A handle is gone.
+    /// Notified when a handle is dropped.
     pub(super) dropped: Notify,
     pub(super) stats: Mutex<Stats>,
 }
@@ -58,9 +58,9 @@ pub(super) struct Actor {
     pub(super) connection: watch::Sender<Connection>,
 }
 
-/// Where the socket is.
+/// The state of the socket.
 enum Phase {
-    /// Nobody needs one.
+    /// No channel needs a socket.
     Idle,
     Connecting(BoxFuture<'static, (Token, Result<Box<Socket>, Error>)>),
     Open(Box<Socket>),
@@ -74,7 +74,7 @@ enum Progress {
     PauseOver,
 }
 
-/// What a source of tokens gave; nothing: it was not asked.
+/// The result of a token source; `None` if there is none.
 type Token = Option<Result<Option<String>, String>>;
 
 impl Actor {
@@ -93,9 +93,10 @@ impl Actor {
                     phase = Phase::Connecting(self.connect());
                 }
             }
-            // A socket that nobody needs is kept for a while, as a page that changes joins again at once.
+            // An unused socket is kept for two heartbeats: a program that replaces its channels does not reconnect.
             let linger = unused_since.map(|since| since + self.settings.heartbeat * 2);
             let due = self.session.due();
+            // Backpressure: while the socket lags, commands stay in their bounded queue.
             let room = self.session.out().len() < OUT_MAX;
             tokio::select! {
                 () = stop.cancelled() => break,
@@ -107,22 +108,22 @@ impl Actor {
                 }
                 progress = phase.progress(self.session.out()) => match progress {
                     Progress::Connected(token, Ok(socket)) => {
-                        self.renewed(token);
+                        self.apply_token(token);
                         self.shared.stats.lock().connects += 1;
                         self.connection.send_replace(Connection::Open);
                         phase = Phase::Open(socket);
                         self.session.opened(Instant::now());
                     }
                     Progress::Connected(token, Err(error)) => {
-                        self.renewed(token);
+                        self.apply_token(token);
                         phase = self.lost(error, &mut failures);
                     }
                     Progress::Message(message) => {
                         let before = self.session.garbage();
                         if self.message(message) {
-                            renewal = renewal.or_else(|| self.ask());
+                            renewal = renewal.or_else(|| self.request_token());
                         }
-                        // Only a server that speaks the protocol ends the waits that grow.
+                        // Only a valid frame resets the backoff: a server that accepts and then sends garbage is not retried quickly.
                         if self.session.garbage() == before {
                             failures = 0;
                         }
@@ -130,35 +131,35 @@ impl Actor {
                     Progress::Lost(why) => phase = self.lost(Error::Lost { why }, &mut failures),
                     Progress::PauseOver => phase = Phase::Idle,
                 },
-                token = of(&mut renewal) => {
+                token = next_token(&mut renewal) => {
                     renewal = None;
-                    self.renewed(token);
+                    self.apply_token(token);
                 }
                 command = self.commands.recv(), if room => match command {
                     Some(command) => self.command(command),
                     None => break,
                 },
                 () = until(linger), if !matches!(phase, Phase::Idle) => {
-                    farewell(&mut phase, self.session.out()).await;
+                    flush_and_close(&mut phase, self.session.out()).await;
                     self.connection.send_replace(Connection::Idle);
                     phase = Phase::Idle;
-                    self.session.lost(&Error::Lost { why: "nobody needs it".into() }, Instant::now());
+                    self.session.lost(&Error::Lost { why: "connection unused".into() }, Instant::now());
                 }
             }
         }
         self.session.close();
         self.connection.send_replace(Connection::Closed);
-        farewell(&mut phase, self.session.out()).await;
+        flush_and_close(&mut phase, self.session.out()).await;
         Ok(())
     }
 
     fn command(&mut self, command: Command) {
         let now = Instant::now();
         let (answer, outcome) = match command {
-            Command::Join(line, answer) => {
-                // What was let go of before this was asked for makes room for it.
+            Command::Join(channel, answer) => {
+                // Channels dropped before this command free their topics first.
                 self.session.sweep();
-                (answer, self.session.add(*line, now))
+                (answer, self.session.add(*channel, now))
             }
             Command::Push(topic, push) => return self.session.push(&topic, push, now),
             Command::Leave(topic, answer) => {
@@ -170,25 +171,25 @@ impl Actor {
                 (answer, Ok(()))
             }
         };
-        // Whoever asked may have stopped waiting.
+        // The caller may have stopped waiting.
         let _gone = answer.send(outcome);
     }
 
-    /// True when it is time for a fresh token.
+    /// Handles a message. Returns true if a fresh token should be requested.
     fn message(&mut self, message: Message) -> bool {
         let version = self.settings.version;
         let (size, frame) = match message {
             Message::Text(text) => (text.len(), client::read_text(version, &Bytes::from(text))),
             Message::Binary(bytes) if version == Version::V2 => (bytes.len(), client::read_binary(&bytes)),
             Message::Binary(bytes) => (bytes.len(), Err(Dropped::UnknownKind(bytes.first().copied()))),
-            // Pongs are sent by the websocket itself; a close comes as the end of the stream.
+            // The websocket library answers pings itself. A close frame ends the stream.
             _ => return false,
         };
         let fresh = match frame {
             Ok(frame) => self.session.frame(frame, Instant::now()),
             Err(why) => {
-                tracing::debug!(%why, "frame of the server dropped");
-                self.session.garbage_came();
+                tracing::debug!(%why, "server frame dropped");
+                self.session.count_garbage();
                 false
             }
         };
@@ -203,7 +204,7 @@ impl Actor {
         let now = Instant::now();
         let wait = self.settings.backoff.wait(*failures, rand::random());
         *failures = failures.saturating_add(1);
-        tracing::debug!(%error, ?wait, "no connection");
+        tracing::debug!(%error, ?wait, "client not connected");
         self.session.lost(&error, now);
         self.connection.send_replace(Connection::Waiting { error, wait });
         Phase::Pausing(now + wait)
@@ -211,7 +212,7 @@ impl Actor {
 
     fn connect(&self) -> BoxFuture<'static, (Token, Result<Box<Socket>, Error>)> {
         let settings = self.settings.clone();
-        let token = self.ask();
+        let token = self.request_token();
         Box::pin(async move {
             let token = match token {
                 Some(token) => token.await,
@@ -224,29 +225,32 @@ impl Actor {
         })
     }
 
-    fn ask(&self) -> Option<BoxFuture<'static, Token>> {
+    fn request_token(&self) -> Option<BoxFuture<'static, Token>> {
         let (source, within) = (self.settings.source.as_ref()?, self.settings.timeout);
         let token = source();
         Some(Box::pin(async move {
-            let late = |_| format!("the source gave none within {within:?}");
+            let late = |_| format!("the token source returned nothing within {within:?}");
             Some(timeout(within, token).await.unwrap_or_else(|e| Err(late(e))))
         }))
     }
 
-    fn renewed(&mut self, token: Token) {
+    fn apply_token(&mut self, token: Token) {
         match token {
             None => {}
             Some(Ok(token)) => self.session.set_token(token.map(Into::into)),
             Some(Err(why)) => {
                 self.shared.stats.lock().token_failures += 1;
-                tracing::warn!(error = one_line(&why), "no fresh token; the one before it stays");
+                tracing::warn!(
+                    error = one_line(&why),
+                    "token source failed, the previous token stays in use"
+                );
             }
         }
     }
 }
 
 impl Phase {
-    /// The next thing that happens to the socket; meanwhile what waits is written. Cancel safe.
+    /// The next event of the socket. Writes queued frames meanwhile. Cancel safe.
     async fn progress(&mut self, out: &mut VecDeque<Frame>) -> Progress {
         match self {
             Self::Idle => pending().await,
@@ -265,6 +269,7 @@ impl Phase {
 
 fn poll_open(socket: &mut Socket, out: &mut VecDeque<Frame>, cx: &mut Context<'_>) -> Poll<Progress> {
     let lost = |why: &dyn std::fmt::Display| Poll::Ready(Progress::Lost(one_line(&why.to_string())));
+    // Writes before reads: a fast server must not starve the frames that wait.
     if let Poll::Ready(Err(error)) = poll_write(socket, out, cx) {
         return lost(&error);
     }
@@ -275,12 +280,12 @@ fn poll_open(socket: &mut Socket, out: &mut VecDeque<Frame>, cx: &mut Context<'_
         },
         Poll::Ready(Some(Ok(message))) => Poll::Ready(Progress::Message(message)),
         Poll::Ready(Some(Err(error))) => lost(&error),
-        Poll::Ready(None) => lost(&"the server is gone"),
+        Poll::Ready(None) => lost(&"closed by the server without a close frame"),
         Poll::Pending => Poll::Pending,
     }
 }
 
-/// Ready when everything is written.
+/// Ready when all frames are written.
 fn poll_write(
     socket: &mut Socket,
     out: &mut VecDeque<Frame>,
@@ -306,15 +311,15 @@ fn message(frame: Frame) -> Message {
     }
 }
 
-/// The last frames and a close frame, if the server takes them in time.
-async fn farewell(phase: &mut Phase, out: &mut VecDeque<Frame>) {
+/// Writes the queued frames and a close frame, for at most [`CLOSE_TIMEOUT`].
+async fn flush_and_close(phase: &mut Phase, out: &mut VecDeque<Frame>) {
     if let Phase::Open(socket) = phase {
         let last = async {
             if poll_fn(|cx| poll_write(socket, out, cx)).await.is_ok() {
                 let _gone = socket.close(None).await;
             }
         };
-        let _too_slow = timeout(FAREWELL, last).await;
+        let _too_slow = timeout(CLOSE_TIMEOUT, last).await;
     }
 }
 
@@ -325,7 +330,7 @@ async fn until(at: Option<Instant>) {
     }
 }
 
-async fn of(renewal: &mut Option<BoxFuture<'static, Token>>) -> Token {
+async fn next_token(renewal: &mut Option<BoxFuture<'static, Token>>) -> Token {
     match renewal {
         Some(renewal) => renewal.await,
         None => pending().fuse().await,

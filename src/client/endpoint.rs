@@ -1,11 +1,11 @@
-//! Where a server is: the address of its websocket and of its HTTP broadcast.
+//! The addresses of a server's websocket and of its HTTP broadcast.
 use super::Error;
 use crate::wire::Version;
 use reqwest::Url;
 
-const HIDDEN: &str = "/realtime/v1";
+const DEFAULT_PATH: &str = "/realtime/v1";
 
-/// The two addresses that follow from the one that the user gave.
+/// The two addresses derived from the given one.
 #[derive(Clone, Debug)]
 pub(super) struct Endpoint {
     socket: Url,
@@ -13,31 +13,31 @@ pub(super) struct Endpoint {
 }
 
 impl Endpoint {
-    /// From `ws://`, `wss://`, `http://` or `https://`: `https://x.supabase.co/realtime/v1`, `ws://host/socket`, or
-    /// the bare server, for which `/realtime/v1` is meant.
+    /// Accepts `ws://`, `wss://`, `http://` or `https://`: `https://x.supabase.co/realtime/v1`, `ws://host/socket`, or
+    /// a server without a path, which means `/realtime/v1`.
     pub(super) fn parse(text: &str) -> Result<Self, Error> {
-        let wrong = |why: &str| Error::Url { url: without_secrets(text), why: why.to_owned() };
-        let mut url = Url::parse(text.trim()).map_err(|e| wrong(&e.to_string()))?;
+        let invalid = |why: &str| Error::Url { url: without_secrets(text), why: why.to_owned() };
+        let mut url = Url::parse(text.trim()).map_err(|e| invalid(&e.to_string()))?;
         let secure = match url.scheme() {
             "ws" | "http" => false,
             "wss" | "https" => true,
-            _ => return Err(wrong("it must begin with ws://, wss://, http:// or https://")),
+            _ => return Err(invalid("it must begin with ws://, wss://, http:// or https://")),
         };
         if url.host_str().is_none_or(str::is_empty) {
-            return Err(wrong("there is no host in it"));
+            return Err(invalid("it has no host"));
         }
         if !url.username().is_empty() || url.password().is_some() {
-            return Err(wrong("a name or password in it has no meaning; the key is given by itself"));
+            return Err(invalid("it must not contain a name or password; pass the key separately"));
         }
         url.set_query(None);
         url.set_fragment(None);
         let path = url.path().trim_end_matches('/');
         let path = path.strip_suffix("/websocket").unwrap_or(path);
-        let path = if path.is_empty() { HIDDEN } else { path }.to_owned();
+        let path = if path.is_empty() { DEFAULT_PATH } else { path }.to_owned();
         let base = path.strip_suffix("/socket").unwrap_or(&path);
         let with = |scheme: &str, path: &str| {
             let text = format!("{scheme}:{}", url.as_str().split_once(':').map_or("", |(_, rest)| rest));
-            let mut url = Url::parse(&text).map_err(|e| wrong(&e.to_string()))?;
+            let mut url = Url::parse(&text).map_err(|e| invalid(&e.to_string()))?;
             url.set_path(path);
             Ok::<_, Error>(url)
         };
@@ -46,7 +46,7 @@ impl Endpoint {
         Ok(Self { socket, http })
     }
 
-    /// The websocket's address with the key and everything else that the handshake wants.
+    /// The address of the websocket with the key and the other parameters of the handshake.
     pub(super) fn socket(&self, key: &str, params: &[(String, String)], version: Version) -> Url {
         let mut url = self.socket.clone();
         url.query_pairs_mut()
@@ -56,7 +56,7 @@ impl Endpoint {
         url
     }
 
-    /// Where one message is broadcast over HTTP.
+    /// The address for one broadcast over HTTP.
     pub(super) fn broadcast(&self, topic: &str, event: &str, private: bool) -> Url {
         let mut url = self.http.clone();
         if let Ok(mut path) = url.path_segments_mut() {
@@ -68,7 +68,7 @@ impl Endpoint {
         url
     }
 
-    /// Host, port, and whether it is spoken to in TLS.
+    /// Host, port, and whether TLS is used.
     pub(super) fn address(&self) -> (&str, u16, bool) {
         let host = self.socket.host_str().unwrap_or_default();
         let host = host.trim_start_matches('[').trim_end_matches(']');
@@ -76,7 +76,7 @@ impl Endpoint {
     }
 }
 
-/// A key that somebody pasted with the address must not be printed.
+/// Removes user info, query and fragment: a key that was pasted with the address must not be printed.
 fn without_secrets(text: &str) -> String {
     let text = text.split(['?', '#']).next().unwrap_or_default();
     match (text.split_once("://"), text.rsplit_once('@')) {
@@ -90,17 +90,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_addresses_follow_from_any_usual_one() {
-        let (hidden, direct) = ("/realtime/v1/websocket", "/socket/websocket");
+    fn both_addresses_derive_from_any_accepted_form() {
+        let (default_path, direct) = ("/realtime/v1/websocket", "/socket/websocket");
         for (given, socket, http) in [
             (
                 "https://x.supabase.co/realtime/v1",
-                format!("wss://x.supabase.co{hidden}"),
+                format!("wss://x.supabase.co{default_path}"),
                 "https://x.supabase.co/realtime/v1/api/broadcast",
             ),
             (
                 "http://127.0.0.1:4000",
-                format!("ws://127.0.0.1:4000{hidden}"),
+                format!("ws://127.0.0.1:4000{default_path}"),
                 "http://127.0.0.1:4000/realtime/v1/api/broadcast",
             ),
             (
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_address_is_told_without_what_is_secret_in_it() {
+    fn invalid_address_is_reported_without_its_secrets() {
         for bad in ["", "localhost:4000", "ftp://h", "ws://", "ws://u:hush@h/x", "wss://:hush@h?apikey=hush"]
         {
             let error = Endpoint::parse(bad).unwrap_err().to_string();

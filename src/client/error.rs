@@ -1,19 +1,19 @@
-//! What can go wrong, by what the caller can do about it.
+//! Errors of the client, by the caller's next decision.
 use std::{fmt, sync::Arc, time::Duration};
 
-/// Why something did not work. Never holds a key, a token or a payload.
+/// Why a call failed. Never holds a key, a token or a payload.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// Mend the address; nothing was tried.
+    /// The address is invalid. Correct it; nothing was sent.
     #[error("{url:?} is not the address of a realtime server: {why}")]
     Url {
-        /// As it was given.
+        /// The address as given, without secrets.
         url: String,
         /// What is wrong with it.
         why: String,
     },
-    /// No connection came about, or no websocket on it.
+    /// The TCP or TLS connection or the websocket handshake failed.
     #[error("cannot connect to {address}: {why}")]
     Connect {
         /// Host and port.
@@ -21,65 +21,65 @@ pub enum Error {
         /// One line.
         why: String,
     },
-    /// The server is there but does not let this client in: see to the key, the path or the limits.
+    /// The server refused the handshake: check the key, the path and the limits.
     #[error("the server refused the connection with status {status}: {why}")]
     Handshake {
-        /// Of HTTP.
+        /// The HTTP status.
         status: u16,
-        /// The server's words.
+        /// The server's message.
         why: String,
     },
-    /// The server refused the channel: see to the token, the policies or the limits it names.
+    /// The server refused the channel: check the token, the policies and the limit in the reason.
     #[error("channel {topic} was refused: {reason}")]
     Refused {
-        /// Without `realtime:`.
+        /// The topic without `realtime:`.
         topic: Arc<str>,
-        /// The server's words, like `Unauthorized: …`.
+        /// The server's message, like `Unauthorized: …`.
         reason: String,
     },
-    /// The server took the message and refused it.
+    /// The server received the message and refused it.
     #[error("the server refused it: {reason}")]
     Rejected {
-        /// The server's words.
+        /// The server's message.
         reason: String,
     },
-    /// No answer came in time; whether it had an effect is not known.
+    /// No reply came in time. It is unknown whether the call had an effect.
     #[error("{what} was not answered within {after:?}")]
     TimedOut {
-        /// What was asked.
+        /// The request.
         what: &'static str,
-        /// How long was waited.
+        /// The timeout.
         after: Duration,
     },
-    /// The connection ended before the answer; whether it had an effect is not known. It is being made again.
+    /// The connection ended before the reply. It is unknown whether the call had an effect. The client reconnects.
     #[error("the connection was lost: {why}")]
     Lost {
         /// One line.
         why: String,
     },
-    /// Another live handle of this client has this topic: use that, or a `Manager`.
+    /// Another live handle of this client has this topic. Use that handle, or a `Manager`.
     #[error("{topic} is already a channel of this client")]
     TopicInUse {
-        /// Without `realtime:`.
+        /// The topic without `realtime:`.
         topic: Arc<str>,
     },
-    /// The channel is not subscribed, or no longer.
+    /// The channel is not subscribed.
     #[error("channel {topic} is closed: {reason}")]
     ChannelClosed {
-        /// Without `realtime:`.
+        /// The topic without `realtime:`.
         topic: Arc<str>,
-        /// The server's words, or ours.
+        /// The server's message, or the client's.
         reason: String,
     },
-    /// Wait until the channel is subscribed: too much waits for it already.
+    /// The queue of messages for an unsubscribed channel is full. Wait until it is subscribed.
     #[error("{max} messages already wait until channel {topic} is subscribed")]
     Full {
-        /// Without `realtime:`.
+        /// The topic without `realtime:`.
         topic: Arc<str>,
-        /// How many may wait.
+        /// The limit of the queue.
         max: usize,
     },
-    /// Let channels go, or raise the manager's limit.
+    /// All channels of the manager are in use. Drop leases, or raise the limit.
     #[error("all {max} channels are in use")]
     TooManyChannels {
         /// The manager's limit.
@@ -88,24 +88,24 @@ pub enum Error {
     /// The client was closed.
     #[error("the client is closed")]
     Closed,
-    /// What was to be sent cannot be.
+    /// The payload cannot be sent.
     #[error("cannot be sent: {0}")]
     Payload(String),
     /// An HTTP broadcast did not succeed.
     #[error("HTTP broadcast failed{}: {why}", Status(*status))]
     Http {
-        /// Of the answer, if there was one.
+        /// The HTTP status, if there was a response.
         status: Option<u16>,
-        /// The server's words, or one line of ours.
+        /// The server's message, or one line of the client's.
         why: String,
     },
-    /// The function that gives tokens failed.
+    /// The token source failed.
     #[error("no token: {0}")]
     Token(String),
 }
 
 impl Error {
-    /// Whether the same may work later without anybody's doing.
+    /// Whether a retry may succeed without a change by the caller.
     #[must_use]
     pub fn is_temporary(&self) -> bool {
         match self {
@@ -126,7 +126,7 @@ impl fmt::Display for Status {
     }
 }
 
-/// The first line of a text from outside, not longer than people read.
+/// The first line of a foreign text, cut to 200 characters.
 pub(super) fn one_line(text: &str) -> String {
     text.lines().next().unwrap_or_default().chars().take(200).collect()
 }

@@ -1,54 +1,54 @@
-//! What a channel says, and the bounded queue by which a program hears it.
-use super::{Change, Error, PresenceSync, channel::Inner};
+//! The events of a channel, and the bounded queue that delivers them.
+use super::{Change, Error, PresenceSync};
 use bytes::Bytes;
 use futures_util::{Stream, stream};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use std::{fmt, sync::Arc};
+use std::{any::Any, fmt, sync::Arc};
 use tokio::sync::broadcast::{self, error::RecvError};
 
-/// How a channel stands. It subscribes again by itself until it is [`Status::Closed`].
+/// The status of a channel. It resubscribes by itself until it is [`Status::Closed`].
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Status {
-    /// Not subscribed yet, or on its way.
+    /// Not subscribed yet; a join is in progress or waits for the connection.
     Joining,
-    /// The server has taken it: what is said from now on is heard.
+    /// The server has accepted the join. Broadcasts from now on are delivered.
     Subscribed,
-    /// It is not subscribed, and it will be tried again.
+    /// Not subscribed; the next attempt follows after a backoff.
     Failed(Error),
-    /// For good, until somebody subscribes it again.
+    /// Closed until the program subscribes again.
     Closed(Error),
 }
 
-/// Something that a channel says. Clones share what is large.
+/// An event of a channel. Clones share large parts.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Event {
-    /// How the channel stands, in its order among the rest.
+    /// A change of the status, in order with the other events.
     Status(Status),
-    /// Somebody said something.
+    /// A broadcast message.
     Broadcast(Broadcast),
-    /// Somebody came, went, or says something else about themselves.
+    /// A presence change.
     Presence(Arc<PresenceSync>),
-    /// A row changed.
+    /// A row change.
     Change(Arc<Change>),
-    /// The server about the channel, like `Subscribed to PostgreSQL`.
+    /// A system message about the channel, like `Subscribed to PostgreSQL`.
     System(Arc<Value>),
 }
 
-/// One message to everybody on the channel.
+/// A broadcast message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Broadcast {
-    /// Chosen by the sender.
+    /// The event, chosen by the sender.
     pub event: Arc<str>,
-    /// What was sent.
+    /// The content.
     pub payload: Payload,
-    /// What the server adds, like `{"id":…}` for messages from the database and `"replayed":true`; a JSON object.
+    /// Metadata of the server, like `{"id":…}` for messages from the database and `"replayed":true`; a JSON object.
     pub meta: Option<Bytes>,
 }
 
-/// What a broadcast carries.
+/// The content of a broadcast.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Payload {
     /// Well-formed JSON of any type.
@@ -61,7 +61,7 @@ impl Broadcast {
     /// The payload as a Rust value.
     ///
     /// # Errors
-    /// [`Error::Payload`] when it has another shape, or is bytes.
+    /// [`Error::Payload`] if it has another shape, or is binary.
     pub fn json<T: DeserializeOwned>(&self) -> Result<T, Error> {
         match &self.payload {
             Payload::Json(json) => serde_json::from_slice(json).map_err(|e| Error::Payload(e.to_string())),
@@ -69,7 +69,7 @@ impl Broadcast {
         }
     }
 
-    /// The payload as it came.
+    /// The received bytes.
     #[must_use]
     pub fn bytes(&self) -> &Bytes {
         match &self.payload {
@@ -77,7 +77,7 @@ impl Broadcast {
         }
     }
 
-    /// The server's own id of the message, where it has one.
+    /// The id that the server assigned to the message; `None` if it has none.
     #[must_use]
     pub fn id(&self) -> Option<String> {
         let meta: Value = serde_json::from_slice(self.meta.as_ref()?).ok()?;
@@ -86,7 +86,7 @@ impl Broadcast {
 }
 
 impl fmt::Debug for Payload {
-    /// Its size, since logs must not hold payloads.
+    /// Formats only the size, because logs must not hold payloads.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Json(json) => write!(f, "Json({} bytes)", json.len()),
@@ -95,35 +95,36 @@ impl fmt::Debug for Payload {
     }
 }
 
-/// A listener was too slow: so many events are gone. It goes on with the oldest that are left.
+/// The listener was too slow and lost this many events. It continues with the oldest event that is left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0} events were missed, because the listener was too slow")]
 pub struct Missed(pub u64);
 
-/// Hears a channel from the moment it was made; keeps the channel subscribed while it lives.
+/// Receives the events of a channel from the moment it was made. Keeps the channel subscribed while it lives.
 ///
 /// Its queue has the length of [`Builder::queue`](super::Builder::queue). When it is full the oldest event is
-/// dropped, and the listener is told how many with [`Missed`]: a slow listener slows nobody.
+/// dropped, and [`Missed`] reports the number. A slow listener does not delay the channel or other listeners.
 pub struct Listener<T> {
     events: broadcast::Receiver<Event>,
     select: Box<dyn Fn(Event) -> Option<T> + Send + Sync>,
     ended: bool,
-    _channel: Arc<Inner>,
+    /// The channel stays subscribed until its last handle is dropped; this is one.
+    _channel: Arc<dyn Any + Send + Sync>,
 }
 
 impl<T> Listener<T> {
     pub(super) fn new(
-        channel: Arc<Inner>,
+        channel: Arc<dyn Any + Send + Sync>,
+        events: broadcast::Receiver<Event>,
         select: impl Fn(Event) -> Option<T> + Send + Sync + 'static,
     ) -> Self {
-        let events = channel.voice.events.subscribe();
         Self { events, select: Box::new(select), ended: false, _channel: channel }
     }
 
-    /// The next one; nothing when the channel is closed. Cancel safe.
+    /// The next event; `None` when the channel is closed. Cancel safe.
     ///
     /// # Errors
-    /// [`Missed`], after which it goes on.
+    /// [`Missed`]; the listener can be used afterwards.
     pub async fn next(&mut self) -> Option<Result<T, Missed>> {
         while !self.ended {
             match self.events.recv().await {

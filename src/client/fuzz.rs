@@ -1,8 +1,8 @@
-//! A session driven by bytes, for the fuzzer and a property test: any frames, answers and times in any state.
+//! A session driven by bytes, for the fuzzer and a property test: any frames, replies and times in any state.
 #![allow(unreachable_pub, reason = "public for the fuzzer alone")]
 use super::{
     Backoff, ChangeFilter, Error, Event, Status,
-    line::{Body, Line, Push, Voice, Wish},
+    channel_state::{Body, ChannelOutput, ChannelState, JoinConfig, Push},
     session::{Config, Session},
 };
 use crate::wire::{
@@ -56,17 +56,17 @@ impl Bytewise<'_> {
         let at = usize::from(self.next()?) % from.len().max(1);
         from.get(at).copied()
     }
-    fn some(&mut self) -> Option<Bytes> {
+    fn take_bytes(&mut self) -> Option<Bytes> {
         let size = usize::from(self.next()?).min(self.0.len());
-        let (some, rest) = self.0.split_at(size);
+        let (take_bytes, rest) = self.0.split_at(size);
         self.0 = rest;
-        Some(Bytes::copy_from_slice(some))
+        Some(Bytes::copy_from_slice(take_bytes))
     }
 }
 
-/// Runs a session on what `data` says. Panics when the session sends what is no frame, forgets to answer a push, or
-/// says a channel's messages outside of its subscription.
-#[expect(clippy::expect_used, reason = "this is how it tells the fuzzer")]
+/// Runs a session on the bytes of `data`. Panics if the session sends an invalid frame, leaves a push unanswered, or
+/// publishes messages of a channel that is not subscribed.
+#[expect(clippy::expect_used, reason = "the fuzzer detects a failure by a panic")]
 pub fn fuzz(data: &[u8]) {
     let mut data = Bytewise(data);
     let Some(kind) = data.next() else { return };
@@ -79,10 +79,10 @@ pub fn fuzz(data: &[u8]) {
         renews: kind & 2 != 0,
     };
     let (mut session, mut now) = (Session::new(config, None, || 0.5), Instant::now());
-    let (mut refs, mut answers, mut ears) = (vec![0], Vec::new(), Vec::new());
+    let (mut refs, mut answers, mut listeners) = (vec![0], Vec::new(), Vec::new());
     let handles = [Arc::new(()), Arc::new(())];
     while let Some(()) =
-        step(&mut data, &mut session, &mut now, &mut answers, &handles, &mut ears, &refs, version)
+        step(&mut data, &mut session, &mut now, &mut answers, &handles, &mut listeners, &refs, version)
     {
         for frame in std::mem::take(session.out()) {
             let read = match frame {
@@ -98,16 +98,16 @@ pub fn fuzz(data: &[u8]) {
     for mut answer in answers {
         answer.try_recv().expect("every push is answered").ok();
     }
-    for ear in ears {
-        check(ear);
+    for listener in listeners {
+        check(listener);
     }
 }
 
-/// What a listener heard: messages only while the channel was subscribed, and nothing after its end.
-fn check(mut ear: broadcast::Receiver<Event>) {
+/// Checks the events of a listener: messages only while the channel is subscribed, none after its end.
+fn check(mut listener: broadcast::Receiver<Event>) {
     let mut subscribed = false;
     loop {
-        match ear.try_recv() {
+        match listener.try_recv() {
             Ok(Event::Status(status)) => subscribed = matches!(status, Status::Subscribed),
             Ok(event) => assert!(subscribed, "{event:?} of a channel that is not subscribed"),
             Err(broadcast::error::TryRecvError::Lagged(_)) => return,
@@ -125,7 +125,7 @@ fn step(
     now: &mut Instant,
     answers: &mut Vec<Answered>,
     handles: &[Arc<()>; 2],
-    ears: &mut Vec<broadcast::Receiver<Event>>,
+    listeners: &mut Vec<broadcast::Receiver<Event>>,
     refs: &[u64],
     version: Version,
 ) -> Option<()> {
@@ -135,13 +135,13 @@ fn step(
         1 => session.lost(&Error::Closed, *now),
         2 => {
             *now += Duration::from_secs(data.next()?.into());
-            // An error is the end of the socket.
+            // An error means that the socket must be closed.
             if let Err(error) = session.tick(*now) {
                 session.lost(&error, *now);
             }
         }
-        3 => hear(session, read_text(version, &data.some()?), *now),
-        4 => hear(session, read_binary(&data.some()?), *now),
+        3 => feed(session, read_text(version, &data.take_bytes()?), *now),
+        4 => feed(session, read_binary(&data.take_bytes()?), *now),
         5 | 6 => {
             let (topic, event, payload) = (topic(data)?, data.pick(&EVENTS)?, data.pick(&PAYLOADS)?);
             let join_ref = data.pick(refs).filter(|at| *at > 0);
@@ -154,14 +154,18 @@ fn step(
                 ),
                 Version::V2 => format!(r#"[{join_ref},{reference},"{topic}","{event}",{payload}]"#),
             };
-            hear(session, read_text(version, &frame.into()), *now);
+            feed(session, read_text(version, &frame.into()), *now);
         }
         7 => {
             let (answer, answered) = oneshot::channel();
             let body = match data.next()? % 4 {
                 0 => Body::Track(Bytes::from_static(b"{}")),
                 1 => Body::Untrack,
-                2 => Body::Broadcast { event: "e".into(), encoding: Encoding::Binary, data: data.some()? },
+                2 => Body::Broadcast {
+                    event: "e".into(),
+                    encoding: Encoding::Binary,
+                    data: data.take_bytes()?,
+                },
                 _ => Body::Broadcast { event: "e".into(), encoding: Encoding::Json, data: "1".into() },
             };
             session.push(topic(data)?, Push { body, answer }, *now);
@@ -172,26 +176,32 @@ fn step(
             let at = usize::from(data.next()? % 2);
             let (topic, handle) = (TOPICS.get(at)?, handles.get(at)?);
             let filters = vec![Arc::new(ChangeFilter::schema("public"))];
-            let wish = Wish { presence: at == 0, ack: at == 1, filters, ..Wish::default() };
-            let voice = Voice {
+            let join_config =
+                JoinConfig { presence: at == 0, ack: at == 1, filters, ..JoinConfig::default() };
+            let output = ChannelOutput {
                 events: broadcast::Sender::new(64),
                 status: watch::Sender::new(Status::Joining),
                 presence: Arc::default(),
             };
-            let ear = voice.events.subscribe();
+            let listener = output.events.subscribe();
             let handle = Arc::downgrade(handle);
-            if session.add(Line::new((*topic).into(), "x".into(), wish, voice, handle), *now).is_ok() {
-                ears.push(ear);
+            if session
+                .add(ChannelState::new((*topic).into(), "x".into(), join_config, output, handle), *now)
+                .is_ok()
+            {
+                listeners.push(listener);
             }
         }
-        _ => session.set_token(data.some().map(|token| String::from_utf8_lossy(&token).as_ref().into())),
+        _ => {
+            session.set_token(data.take_bytes().map(|token| String::from_utf8_lossy(&token).as_ref().into()))
+        }
     }
     Some(())
 }
 
-fn hear(session: &mut Session, read: Result<FromServer, crate::wire::Dropped>, now: Instant) {
+fn feed(session: &mut Session, read: Result<FromServer, crate::wire::Dropped>, now: Instant) {
     match read {
         Ok(frame) => drop(session.frame(frame, now)),
-        Err(_) => session.garbage_came(),
+        Err(_) => session.count_garbage(),
     }
 }

@@ -1,4 +1,4 @@
-//! Channels that parts of a program share: one for each id, counted, limited, and left when nobody uses them.
+//! A pool of shared channels: one for each id, reference-counted, limited, and left when unused.
 use super::{Channel, ChannelBuilder, Client, Error, Status};
 use crate::scope::OnExit;
 use parking_lot::Mutex;
@@ -10,15 +10,15 @@ use std::{
 };
 use tokio::time::{Instant, sleep};
 
-/// How long a channel is kept that nobody uses.
+/// How long an unused channel is kept.
 const UNUSED_MAX: Duration = Duration::from_secs(300);
-/// How often unused channels are looked for.
-const LOOK_PERIOD: Duration = Duration::from_secs(15);
+/// The interval of the search for unused channels.
+const PRUNE_INTERVAL: Duration = Duration::from_secs(15);
 
-/// Gives out the channels of one [`Client`] by their id, which is their topic. Clones give out the same ones.
+/// Hands out the channels of one [`Client`] by id, which is their topic. Clones share the pool.
 ///
-/// Whoever asks for an id that is there shares its channel. A channel that nobody has held for five minutes is left,
-/// and earlier when its place is needed.
+/// A second request for an id shares its channel. A channel without leases is left after five minutes, or earlier
+/// if the limit is reached.
 #[derive(Clone, Debug)]
 pub struct Manager(Arc<Pool>);
 
@@ -32,13 +32,14 @@ struct Pool {
 #[derive(Debug)]
 struct Slot {
     channel: Channel,
-    /// Held by whoever subscribes it.
+    /// Held while a caller subscribes the channel, so that concurrent callers wait for one join.
     gate: Arc<tokio::sync::Mutex<()>>,
     leases: usize,
     unused_since: Instant,
 }
 
-/// The use of a channel; it may be left by the manager only after this is dropped. Behaves like the [`Channel`].
+/// The use of a channel. The manager leaves a channel only after its last lease is dropped. Dereferences to the
+/// [`Channel`].
 #[derive(Debug)]
 pub struct Lease {
     channel: Channel,
@@ -47,8 +48,8 @@ pub struct Lease {
 }
 
 impl Manager {
-    /// For at most `max` channels; a server that takes 100 on a connection refuses the one after. To be called in a
-    /// Tokio runtime.
+    /// A manager for at most `max` channels. Stay at or below the server's limit of channels for each connection, often
+    /// 100. Must be called in a Tokio runtime.
     #[must_use]
     pub fn new(client: &Client, max: usize) -> Self {
         let pool = Arc::new(Pool { client: client.clone(), max, slots: Mutex::default() });
@@ -57,7 +58,7 @@ impl Manager {
             loop {
                 tokio::select! {
                     () = stop.cancelled() => break,
-                    () = sleep(LOOK_PERIOD) => match weak.upgrade() {
+                    () = sleep(PRUNE_INTERVAL) => match weak.upgrade() {
                         Some(pool) => pool.prune(Instant::now()),
                         None => break,
                     }
@@ -68,16 +69,16 @@ impl Manager {
         Self(pool)
     }
 
-    /// The subscribed channel of this id. `wish` says what it asks for, and counts only when it is not there yet.
+    /// The subscribed channel of this id. `configure` applies only if the channel does not exist yet.
     ///
     /// # Errors
-    /// [`Error::TooManyChannels`] when all are in use, and those of [`Channel::subscribe`].
+    /// [`Error::TooManyChannels`] if all are in use, and those of [`Channel::subscribe`].
     pub async fn channel(
         &self,
         id: &str,
-        wish: impl FnOnce(ChannelBuilder) -> ChannelBuilder,
+        configure: impl FnOnce(ChannelBuilder) -> ChannelBuilder,
     ) -> Result<Lease, Error> {
-        let (lease, gate) = self.lease(id, wish)?;
+        let (lease, gate) = self.lease(id, configure)?;
         let guard = gate.lock().await;
         let closed = matches!(*lease.channel.status().borrow(), Status::Closed(_));
         let outcome = if closed { lease.channel.subscribe().await } else { Ok(()) };
@@ -92,17 +93,17 @@ impl Manager {
         }
     }
 
-    /// Channels that are there, used or not.
+    /// The number of channels, used or not.
     #[must_use]
     pub fn len(&self) -> usize {
         self.0.slots.lock().len()
     }
-    /// Whether there is none.
+    /// Whether there is no channel.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
-    /// How many hold this channel; nothing: it is not there.
+    /// The number of leases of a channel; `None` if it does not exist.
     #[must_use]
     pub fn users(&self, id: &str) -> Option<usize> {
         self.0.slots.lock().get(id).map(|slot| slot.leases)
@@ -111,7 +112,7 @@ impl Manager {
     fn lease(
         &self,
         id: &str,
-        wish: impl FnOnce(ChannelBuilder) -> ChannelBuilder,
+        configure: impl FnOnce(ChannelBuilder) -> ChannelBuilder,
     ) -> Result<(Lease, Arc<tokio::sync::Mutex<()>>), Error> {
         let pool = &self.0;
         let mut slots = pool.slots.lock();
@@ -124,7 +125,7 @@ impl Manager {
         let slot = match slots.entry(id.into()) {
             Entry::Occupied(slot) => slot.into_mut(),
             Entry::Vacant(vacant) => {
-                let channel = wish(pool.client.channel(id)).build();
+                let channel = configure(pool.client.channel(id)).build();
                 vacant.insert(Slot { channel, gate: Arc::default(), leases: 0, unused_since: Instant::now() })
             }
         };
@@ -140,7 +141,7 @@ impl Pool {
         self.slots.lock().retain(|_, slot| !unused(slot));
     }
 
-    /// A channel that was refused has no place, unless others hope for it.
+    /// Removes a channel that was refused, unless another caller has a lease.
     fn forget(&self, id: &str) {
         let mut slots = self.slots.lock();
         if slots.get(id).is_some_and(|slot| slot.leases == 0) {

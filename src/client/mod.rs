@@ -1,24 +1,24 @@
-//! A client of the channels, for programs in Rust, against Convoke or Supabase Realtime.
+//! A Rust client for realtime channels of Convoke or Supabase Realtime.
 //!
-//! [`Client`] owns one websocket, [`Channel`]s live on it. Usable alone: the feature `client` without `daemon`
-//! brings none of the daemon's libraries. A pure machine (`session`, `line`) speaks the protocol; one actor owns
-//! the socket, connects again with growing, scattered waits, and joins every channel again. Every queue has a limit:
-//! callers wait for the socket, a slow listener loses the oldest events and is told so. Nothing fails in silence:
-//! what cannot be done is an [`Error`], what was lost a [`Status`] or [`Missed`]. No payload, key or token is logged.
-//! Beside it stand a [`Manager`] of shared channels, a [`Batcher`], and [`testing`].
-//! Follows `reference/realtime-protocol.md`, §9 for timers. `examples/realtime_client.rs` shows it all.
+//! A [`Client`] owns one websocket and its [`Channel`]s. Usable alone: the feature `client` without `daemon`
+//! brings none of the daemon's dependencies. A pure state machine (`session`, `channel_state`) implements the
+//! protocol. One actor owns the socket, reconnects with backoff and jitter, and rejoins every channel. Every queue is
+//! bounded: callers wait for the socket; a slow listener loses the oldest events and gets [`Missed`]. No failure is
+//! silent: a failed call returns an [`Error`], a lost subscription a [`Status`]. No payload, key or token is logged.
+//! Also here: a [`Manager`] of shared channels, a [`Batcher`], and [`testing`].
+//! Follows `docs/spec/realtime-protocol.md`, §9 for timers. See `examples/realtime_client.rs` for a complete program.
 mod backoff;
 mod batcher;
 mod builder;
 mod changes;
 mod channel;
+mod channel_state;
 mod connection;
 mod endpoint;
 mod error;
 mod event;
 #[cfg(any(test, fuzzing))]
 mod fuzz;
-mod line;
 mod manager;
 mod presence;
 mod session;
@@ -52,11 +52,11 @@ use std::{
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
-/// How long [`Client::close`] waits for the last frames.
+/// The timeout of [`Client::close`] for the last frames.
 const CLOSE_WITHIN: Duration = Duration::from_secs(5);
 
-/// A client of one server. Clones are the same client; when the last of them and of its channels is gone, the
-/// connection is closed.
+/// A client of one server. Clones share the connection, which closes when the last clone and the last channel are
+/// dropped.
 #[derive(Clone)]
 pub struct Client(Arc<Inner>);
 
@@ -70,45 +70,45 @@ struct Inner {
     scope: Scope,
 }
 
-/// How the connection stands.
+/// The state of the connection.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Connection {
-    /// There is no channel that needs one.
+    /// No channel needs a connection.
     Idle,
-    /// It is being made.
+    /// A connection attempt is in progress.
     Connecting,
-    /// There is one.
+    /// Connected.
     Open,
-    /// There is none; it will be tried again.
+    /// Not connected; the next attempt starts after a backoff.
     Waiting {
-        /// Why.
+        /// Why the last attempt or connection failed.
         error: Error,
-        /// So long after it failed.
+        /// The backoff, from the failure on.
         wait: Duration,
     },
     /// The client was closed.
     Closed,
 }
 
-/// What a client has counted.
+/// Counters of a client.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
-    /// Connections that came about.
+    /// Successful connection attempts.
     pub connects: u64,
     /// Messages from the server.
     pub frames: u64,
     /// Their bytes.
     pub bytes: u64,
-    /// Messages that were not understood.
+    /// Messages that could not be decoded, or that violate the protocol.
     pub garbage: u64,
-    /// Times that the source of tokens gave none.
+    /// Failed calls of the token source.
     pub token_failures: u64,
 }
 
 impl Client {
     /// Settings for a client of the server at `url` (`https://x.supabase.co/realtime/v1`, `http://127.0.0.1:4000`,
-    /// `ws://host/socket`) with its `key`: the anon key, or whatever else the server takes for one.
+    /// `ws://host/socket`) with its `key`: the anon key, or another key that the server accepts.
     ///
     /// # Errors
     /// [`Error::Url`].
@@ -116,7 +116,7 @@ impl Client {
         Builder::new(url, key)
     }
 
-    /// A client with the usual settings. To be called in a Tokio runtime.
+    /// A client with default settings. Must be called in a Tokio runtime.
     ///
     /// # Errors
     /// [`Error::Url`].
@@ -126,7 +126,7 @@ impl Client {
 
     fn start(settings: Builder) -> Self {
         let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
-        let (told, connection) = watch::channel(Connection::Idle);
+        let (state, connection) = watch::channel(Connection::Idle);
         let (shared, scope) = (Arc::new(Shared::default()), Scope::default());
         let token = watch::Sender::new(settings.token.clone());
         let actor = Actor {
@@ -134,32 +134,32 @@ impl Client {
             settings: settings.clone(),
             commands: inbox,
             shared: shared.clone(),
-            connection: told,
+            connection: state,
         };
         scope.spawn("client", OnExit::Log, |stop| actor.run(stop));
         Self(Arc::new(Inner { settings, commands, connection, shared, http: OnceLock::new(), token, scope }))
     }
 
-    /// What a channel on this topic will ask for; nothing happens yet. A prefix `realtime:` does not count.
+    /// A builder for a channel on this topic. Nothing is sent yet. A prefix `realtime:` is ignored.
     #[must_use]
     pub fn channel(&self, topic: &str) -> ChannelBuilder {
         ChannelBuilder::new(self.clone(), topic)
     }
 
-    /// How the connection stands, now and whenever it changes.
+    /// The state of the connection; the receiver sees every change.
     #[must_use]
     pub fn connection(&self) -> watch::Receiver<Connection> {
         self.0.connection.clone()
     }
 
-    /// What was counted so far.
+    /// The counters so far.
     #[must_use]
     pub fn stats(&self) -> Stats {
         *self.0.shared.stats.lock()
     }
 
-    /// The user's token from now on: for channels that are subscribed, for later ones and for HTTP.
-    /// Nothing: later channels have the rights of the key.
+    /// Sets the user's token for subscribed channels, later channels and HTTP. `None`: later channels have the rights of
+    /// the key.
     ///
     /// # Errors
     /// [`Error::Closed`].
@@ -169,7 +169,7 @@ impl Client {
         self.ask(|answer| Command::Token(token, answer)).await
     }
 
-    /// Broadcasts one message over HTTP to a public channel; waits until the server has taken it.
+    /// Broadcasts one message over HTTP to a public channel. Resolves when the server has accepted it.
     ///
     /// # Errors
     /// [`Error::Http`] with the server's reason, [`Error::Payload`].
@@ -182,16 +182,16 @@ impl Client {
         self.channel(topic).build().http_send(event, payload).await
     }
 
-    /// Leaves every channel and closes the connection, after what waited to be written.
+    /// Leaves every channel, writes the queued frames and closes the connection.
     ///
     /// # Errors
-    /// [`Error::TimedOut`] when the server took too long; then it is closed all the same.
+    /// [`Error::TimedOut`] if this takes longer than 5 s. The connection is closed all the same.
     pub async fn close(&self) -> Result<(), Error> {
         let late = |_| Error::TimedOut { what: "the end of the connection", after: CLOSE_WITHIN };
         self.0.scope.drain(CLOSE_WITHIN).await.map_err(late)
     }
 
-    /// Another client with the same settings, on a connection of its own.
+    /// A new client with the same settings and its own connection.
     #[must_use]
     pub fn sibling(&self) -> Self {
         Self::start(Builder { token: self.0.token.borrow().clone(), ..self.0.settings.clone() })
@@ -228,6 +228,7 @@ impl Client {
         let http = match http.get() {
             Some(http) => http,
             None => {
+                // Two concurrent first calls may build two HTTP clients; only one is kept.
                 let made = transport::http(&settings.endpoint, settings.timeout)?;
                 http.get_or_init(|| made)
             }
@@ -241,7 +242,7 @@ impl Client {
             .bearer_auth(token.as_deref().unwrap_or(&settings.key))
             .body(data);
         let failed = |status, why: &str| Error::Http { status, why: error::one_line(why) };
-        // Without the address, which is of no use to the reader.
+        // Without the address, which the caller knows.
         let unsent = |e: reqwest::Error| failed(None, &e.without_url().to_string());
         let response = request.send().await.map_err(unsent)?;
         let status = response.status().as_u16();
@@ -249,10 +250,10 @@ impl Client {
             return Ok(());
         }
         let body = response.bytes().await.unwrap_or_default();
-        Err(failed(Some(status), &transport::words(&body)))
+        Err(failed(Some(status), &transport::error_text(&body)))
     }
 
-    /// The token for HTTP, from the source where there is one.
+    /// The token for HTTP: from the token source if there is one.
     async fn bearer(&self) -> Result<Option<Arc<str>>, Error> {
         let Some(source) = &self.0.settings.source else { return Ok(self.0.token.borrow().clone()) };
         let token = tokio::time::timeout(self.0.settings.timeout, source()).await;

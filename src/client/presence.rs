@@ -1,47 +1,47 @@
-//! Who is on a channel, as the server tells it: a whole state, then differences. Pure.
+//! The presence of a channel, from a whole state and later differences. Pure.
 //!
-//! Follows `reference/realtime-protocol.md` §6.5: metas are told apart by `phx_ref`, a difference's joins count
-//! before its leaves, and a state is compared with what was known, so that a reconnect is no farewell.
+//! Follows `docs/spec/realtime-protocol.md` §6.5: `phx_ref` identifies a meta. A difference's joins apply before its
+//! leaves. A new state is compared with the known one, so that a reconnect does not report everyone as left.
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use std::{collections::BTreeMap, sync::Arc};
 
-/// One thing said by one client under a key.
+/// One presence entry under a key.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Meta {
-    /// The server's name for it (`phx_ref`).
+    /// The server's id of the entry (`phx_ref`).
     pub reference: Arc<str>,
-    /// What was tracked.
+    /// The tracked object.
     pub data: Arc<Map<String, Value>>,
 }
 
-/// What happened under one key.
+/// A change under one key.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PresenceChange {
     /// The presence key.
     pub key: Arc<str>,
-    /// The metas that came or went; never empty.
+    /// The metas that joined or left; never empty.
     pub changed: Vec<Meta>,
-    /// For joins the metas that were there before, for leaves those that are left.
+    /// For joins the metas before the change, for leaves the metas after it.
     pub current: Vec<Meta>,
 }
 
-/// What one frame of the server did to the state: `join`, `leave` and then `sync` of the JavaScript client.
-/// Who says something else about themselves both joins and leaves.
+/// The effect of one frame: `join`, `leave` and then `sync` of the JavaScript client. A changed meta appears as a
+/// join and a leave.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct PresenceSync {
-    /// In the order of their keys.
+    /// Joins, in the order of their keys.
     pub joins: Vec<PresenceChange>,
-    /// In the order of their keys.
+    /// Leaves, in the order of their keys.
     pub leaves: Vec<PresenceChange>,
 }
 
-/// Who is on the channel: metas by key, the oldest first.
+/// The presence of a channel: metas by key, the oldest first.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct PresenceState(BTreeMap<Arc<str>, Vec<Meta>>);
 
 impl PresenceState {
-    /// The metas under a key; none when nobody uses it.
+    /// The metas under a key; empty for an unknown key.
     #[must_use]
     pub fn get(&self, key: &str) -> &[Meta] {
         self.0.get(key).map(Vec::as_slice).unwrap_or_default()
@@ -50,30 +50,30 @@ impl PresenceState {
     pub fn iter(&self) -> impl Iterator<Item = (&str, &[Meta])> {
         self.0.iter().map(|(key, metas)| (&**key, metas.as_slice()))
     }
-    /// How many keys there are.
+    /// The number of keys.
     #[must_use]
     pub fn len(&self) -> usize {
         self.0.len()
     }
-    /// Whether nobody is there.
+    /// Whether there is no key.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Takes over a `presence_state`.
+    /// Applies a `presence_state`.
     pub(super) fn replace(&mut self, state: Metas) -> PresenceSync {
         let mut difference = Difference::default();
         for (key, metas) in &self.0 {
             let kept = state.0.get(key).map(Vec::as_slice).unwrap_or_default();
-            let gone: Vec<_> = metas.iter().filter(|meta| !holds(kept, meta)).cloned().collect();
-            if !gone.is_empty() {
-                difference.leaves.0.insert(key.clone(), gone);
+            let left: Vec<_> = metas.iter().filter(|meta| !contains_ref(kept, meta)).cloned().collect();
+            if !left.is_empty() {
+                difference.leaves.0.insert(key.clone(), left);
             }
         }
         for (key, metas) in state.0 {
             let known = self.get(&key);
-            let new: Vec<_> = metas.into_iter().filter(|meta| !holds(known, meta)).collect();
+            let new: Vec<_> = metas.into_iter().filter(|meta| !contains_ref(known, meta)).collect();
             if !new.is_empty() {
                 difference.joins.0.insert(key, new);
             }
@@ -81,7 +81,7 @@ impl PresenceState {
         self.apply(difference)
     }
 
-    /// Takes over a `presence_diff`.
+    /// Applies a `presence_diff`.
     pub(super) fn apply(&mut self, difference: Difference) -> PresenceSync {
         let mut sync = PresenceSync::default();
         for (key, changed) in difference.joins.0 {
@@ -90,13 +90,13 @@ impl PresenceState {
             }
             let metas = self.0.entry(key.clone()).or_default();
             let current = metas.clone();
-            metas.retain(|meta| !holds(&changed, meta));
+            metas.retain(|meta| !contains_ref(&changed, meta));
             metas.extend(changed.iter().cloned());
             sync.joins.push(PresenceChange { key, changed, current });
         }
-        for (key, gone) in difference.leaves.0 {
+        for (key, left) in difference.leaves.0 {
             let Some(metas) = self.0.get_mut(&key) else { continue };
-            let changed: Vec<_> = metas.extract_if(.., |meta| holds(&gone, meta)).collect();
+            let changed: Vec<_> = metas.extract_if(.., |meta| contains_ref(&left, meta)).collect();
             let current = metas.clone();
             if current.is_empty() {
                 self.0.remove(&key);
@@ -109,11 +109,11 @@ impl PresenceState {
     }
 }
 
-fn holds(metas: &[Meta], meta: &Meta) -> bool {
+fn contains_ref(metas: &[Meta], meta: &Meta) -> bool {
     metas.iter().any(|other| other.reference == meta.reference)
 }
 
-/// `{key:{"metas":[…]}}`; a meta without a reference cannot be taken back, so it is not taken.
+/// `{key:{"metas":[…]}}`. A meta without a reference is dropped, because it could never be removed.
 #[derive(Debug, Default, Deserialize)]
 #[serde(from = "BTreeMap<String, WireMetas>")]
 pub(super) struct Metas(BTreeMap<Arc<str>, Vec<Meta>>);
@@ -159,7 +159,7 @@ mod tests {
         let metas: Vec<_> = refs.iter().map(|r| json!({"phx_ref": r, "n": r, "phx_ref_prev": "x"})).collect();
         json!({ "metas": metas })
     }
-    fn told(changes: &[PresenceChange]) -> Vec<(String, String, String)> {
+    fn rows(changes: &[PresenceChange]) -> Vec<(String, String, String)> {
         let refs = |metas: &[Meta]| metas.iter().map(|meta| &*meta.reference).collect::<Vec<_>>().join(" ");
         changes.iter().map(|c| (c.key.to_string(), refs(&c.changed), refs(&c.current))).collect()
     }
@@ -168,12 +168,12 @@ mod tests {
     }
 
     #[test]
-    fn a_state_after_a_reconnect_tells_only_what_is_new() {
+    fn state_after_a_reconnect_yields_only_the_changes() {
         let mut presence = PresenceState::default();
         presence.replace(state(json!({"ada": metas(&["1"]), "bob": metas(&["2"])})));
         let sync = presence.replace(state(json!({"ada": metas(&["1", "3"]), "eve": metas(&["4"])})));
-        assert_eq!(told(&sync.joins), [row("ada", "3", "1"), row("eve", "4", "")]);
-        assert_eq!(told(&sync.leaves), [row("bob", "2", "")]);
+        assert_eq!(rows(&sync.joins), [row("ada", "3", "1"), row("eve", "4", "")]);
+        assert_eq!(rows(&sync.leaves), [row("bob", "2", "")]);
         assert_eq!(
             presence.iter().map(|(key, metas)| (key, metas.len())).collect::<Vec<_>>(),
             [("ada", 2), ("eve", 1)]
@@ -183,20 +183,20 @@ mod tests {
     }
 
     #[test]
-    fn saying_something_else_joins_before_it_leaves() {
+    fn changed_meta_joins_before_the_old_one_leaves() {
         let mut presence = PresenceState::default();
         presence.replace(state(json!({"ada": metas(&["1"])})));
         let diff = json!({"joins": {"ada": metas(&["2"])}, "leaves": {"ada": metas(&["1"]), "nobody": metas(&["9"])}});
         let sync = presence.apply(serde_json::from_value(diff).unwrap());
-        assert_eq!(told(&sync.joins), [row("ada", "2", "1")]);
-        assert_eq!(told(&sync.leaves), [row("ada", "1", "2")]);
+        assert_eq!(rows(&sync.joins), [row("ada", "2", "1")]);
+        assert_eq!(rows(&sync.leaves), [row("ada", "1", "2")]);
         let sync = presence.apply(serde_json::from_value(json!({"leaves": {"ada": metas(&["2"])}})).unwrap());
-        assert_eq!(told(&sync.leaves), [row("ada", "2", "")]);
+        assert_eq!(rows(&sync.leaves), [row("ada", "2", "")]);
         assert!(presence.is_empty());
     }
 
     #[test]
-    fn a_meta_without_a_reference_is_not_taken() {
+    fn meta_without_a_reference_is_dropped() {
         let mut presence = PresenceState::default();
         let sync = presence.replace(state(json!({"ada": {"metas": [{"n": 1}, {"phx_ref": 7}]}})));
         assert_eq!((sync, presence.len()), (PresenceSync::default(), 0));

@@ -1,10 +1,10 @@
-//! All channels of one client and what they share: the heartbeat, the token, and the answers that are awaited.
+//! The state of all channels of one client: heartbeat, token, and pending replies.
 //!
-//! Pure: commands, frames and the time go in, frames and events come out.
+//! Pure: commands, frames and the time go in; frames and events come out.
 use super::{
     Backoff, Error,
+    channel_state::{Answer, ChannelState, FrameEffect, Push, State},
     error::one_line,
-    line::{Answer, Heard, Line, Push, State},
 };
 use crate::wire::{
     Encoding, Frame, Inbound, PHOENIX_TOPIC, Payload, Ref, TOPIC_PREFIX, Version,
@@ -19,34 +19,34 @@ use std::{
 };
 use tokio::time::Instant;
 
-/// How a client speaks.
+/// The settings of the protocol.
 #[derive(Clone, Debug)]
 pub(super) struct Config {
     pub(super) version: Version,
-    /// Between heartbeats, and for the answer to one.
+    /// The interval of heartbeats, and the timeout of the reply to one.
     pub(super) heartbeat: Duration,
-    /// For every other answer.
+    /// The timeout of every other reply.
     pub(super) timeout: Duration,
     pub(super) backoff: Backoff,
-    /// Whether there will be a new token where one has expired.
+    /// Whether a token source replaces expired tokens.
     pub(super) renews: bool,
 }
 
 pub(super) struct Session {
     core: Core,
-    lines: HashMap<Arc<str>, Line>,
+    channels: HashMap<Arc<str>, ChannelState>,
     heartbeat: Option<Heartbeat>,
-    chance: Box<dyn FnMut() -> f64 + Send>,
+    jitter: Box<dyn FnMut() -> f64 + Send>,
     garbage: u64,
 }
 
-/// Of an open socket.
+/// The heartbeat of an open socket.
 enum Heartbeat {
     Next(Instant),
     Awaited { reference: u64, due: Instant },
 }
 
-/// What channels use of the session.
+/// The part of the session that channels use.
 pub(super) struct Core {
     pub(super) config: Config,
     pub(super) token: Option<Arc<str>>,
@@ -63,51 +63,52 @@ struct Awaited {
 }
 
 impl Session {
-    /// `chance` gives numbers from 0 to 1.
+    /// `jitter` returns numbers from 0 to 1.
     pub(super) fn new(
         config: Config,
         token: Option<Arc<str>>,
-        chance: impl FnMut() -> f64 + Send + 'static,
+        jitter: impl FnMut() -> f64 + Send + 'static,
     ) -> Self {
         let core = Core { config, token, refs: 0, awaited: HashMap::new(), due: None, out: VecDeque::new() };
-        Self { core, lines: HashMap::new(), heartbeat: None, chance: Box::new(chance), garbage: 0 }
+        Self { core, channels: HashMap::new(), heartbeat: None, jitter: Box::new(jitter), garbage: 0 }
     }
 
-    /// What waits to be written.
+    /// The frames that wait to be written.
     pub(super) fn out(&mut self) -> &mut VecDeque<Frame> {
         &mut self.core.out
     }
-    /// When [`Session::tick`] has something to do.
+    /// When [`Session::tick`] must be called next.
     pub(super) fn due(&self) -> Option<Instant> {
         self.core.due
     }
     pub(super) fn is_empty(&self) -> bool {
-        self.lines.is_empty()
+        self.channels.is_empty()
     }
-    /// Frames that were not understood.
+    /// Frames that could not be decoded or violate the protocol.
     pub(super) fn garbage(&self) -> u64 {
         self.garbage
     }
 
-    /// Joins a channel as soon as there is a socket.
-    pub(super) fn add(&mut self, mut line: Line, now: Instant) -> Result<(), Error> {
-        let other = self.lines.get(&line.topic).map(|other| other.handle.strong_count() > 0);
+    /// Joins a channel, now or when a socket opens.
+    pub(super) fn add(&mut self, mut channel: ChannelState, now: Instant) -> Result<(), Error> {
+        let other = self.channels.get(&channel.topic).map(|other| other.handle.strong_count() > 0);
+        // A topic whose last handle is dropped but not yet swept is free.
         match other {
-            Some(true) => return Err(Error::TopicInUse { topic: line.name.clone() }),
-            Some(false) => self.leave(&line.topic.clone()),
+            Some(true) => return Err(Error::TopicInUse { topic: channel.name.clone() }),
+            Some(false) => self.leave(&channel.topic.clone()),
             None => {}
         }
-        line.begin();
+        channel.begin();
         if self.heartbeat.is_some() {
-            line.join(&mut self.core, now);
+            channel.join(&mut self.core, now);
         }
-        self.lines.insert(line.topic.clone(), line);
+        self.channels.insert(channel.topic.clone(), channel);
         Ok(())
     }
 
     pub(super) fn push(&mut self, topic: &str, push: Push, now: Instant) {
-        match self.lines.get_mut(topic) {
-            Some(line) => line.push(push, &mut self.core, now),
+        match self.channels.get_mut(topic) {
+            Some(channel) => channel.push(push, &mut self.core, now),
             None => {
                 let topic = topic.strip_prefix(TOPIC_PREFIX).unwrap_or(topic).into();
                 let reason = "it is not subscribed".to_owned();
@@ -116,85 +117,86 @@ impl Session {
         }
     }
 
-    /// Leaves a channel, without waiting for the server: its topic is free at once.
+    /// Leaves a channel without waiting for the reply: its topic is free at once.
     pub(super) fn leave(&mut self, topic: &str) {
-        let Some(mut line) = self.lines.remove(topic) else { return };
-        if let (Some(join_ref), Some(_)) = (line.join_ref(), &self.heartbeat) {
+        let Some(mut channel) = self.channels.remove(topic) else { return };
+        if let (Some(join_ref), Some(_)) = (channel.join_ref(), &self.heartbeat) {
             let reference = self.core.next_ref();
-            self.core.text(Some(join_ref), reference, &line.topic, "phx_leave", b"{}");
+            self.core.text(Some(join_ref), reference, &channel.topic, "phx_leave", b"{}");
         }
-        let error = Error::ChannelClosed { topic: line.name.clone(), reason: "it was left".into() };
-        self.core.give_up(Some(topic), &error);
-        line.closed(&error);
+        let error = Error::ChannelClosed { topic: channel.name.clone(), reason: "it was left".into() };
+        self.core.fail_pending(Some(topic), &error);
+        channel.closed(&error);
     }
 
-    /// Leaves the channels of which no handle is left.
+    /// Leaves the channels whose last handle was dropped.
     pub(super) fn sweep(&mut self) {
-        let dead = self.lines.values().filter(|line| line.handle.strong_count() == 0);
-        let dead: Vec<_> = dead.map(|line| line.topic.clone()).collect();
+        let dead = self.channels.values().filter(|channel| channel.handle.strong_count() == 0);
+        let dead: Vec<_> = dead.map(|channel| channel.topic.clone()).collect();
         dead.iter().for_each(|topic| self.leave(topic));
     }
 
-    /// Leaves everything.
+    /// Leaves every channel.
     pub(super) fn close(&mut self) {
-        let topics: Vec<_> = self.lines.keys().cloned().collect();
+        let topics: Vec<_> = self.channels.keys().cloned().collect();
         topics.iter().for_each(|topic| self.leave(topic));
     }
 
-    /// There is a socket.
+    /// A socket has opened.
     pub(super) fn opened(&mut self, now: Instant) {
         let next = now + self.core.config.heartbeat;
         self.heartbeat = Some(Heartbeat::Next(next));
-        self.core.soon(next);
-        for line in self.lines.values_mut() {
-            line.join(&mut self.core, now);
+        self.core.schedule(next);
+        for channel in self.channels.values_mut() {
+            channel.join(&mut self.core, now);
         }
     }
 
-    /// There is none any more, or none came about.
+    /// The socket was lost, or the attempt to open one failed.
     pub(super) fn lost(&mut self, error: &Error, now: Instant) {
         self.heartbeat = None;
         self.core.out.clear();
-        self.core.give_up(None, error);
-        for line in self.lines.values_mut() {
-            line.failed(error.clone(), None, &mut self.core, now);
+        self.core.fail_pending(None, error);
+        for channel in self.channels.values_mut() {
+            channel.failed(error.clone(), None, &mut self.core, now);
         }
     }
 
-    /// The token for future joins, and for the channels that are joined.
+    /// Sets the token for future joins and sends it to joined channels.
     pub(super) fn set_token(&mut self, token: Option<Arc<str>>) {
         self.core.token = token;
-        self.lines.values_mut().for_each(|line| line.send_token(&mut self.core));
+        self.channels.values_mut().for_each(|channel| channel.send_token(&mut self.core));
     }
 
-    /// Does what is due. An error is the end of the socket.
+    /// Handles everything that is due. An error means that the socket must be closed.
     pub(super) fn tick(&mut self, now: Instant) -> Result<(), Error> {
         self.core.due = None;
         self.core.expire(now);
-        for line in self.lines.values_mut() {
-            line.expire(&mut self.core, now);
-            match line.state {
+        for channel in self.channels.values_mut() {
+            channel.expire(&mut self.core, now);
+            match channel.state {
                 State::Joining { join_ref, due } if due <= now => {
+                    // The server may have accepted a join whose reply is late: the leave undoes it.
                     let reference = self.core.next_ref();
-                    self.core.text(Some(join_ref), reference, &line.topic, "phx_leave", b"{}");
+                    self.core.text(Some(join_ref), reference, &channel.topic, "phx_leave", b"{}");
                     let error = Error::TimedOut { what: "the join", after: self.core.config.timeout };
-                    line.failed(error, Some((self.chance)()), &mut self.core, now);
+                    channel.failed(error, Some((self.jitter)()), &mut self.core, now);
                 }
-                State::Joining { due, .. } => self.core.soon(due),
+                State::Joining { due, .. } => self.core.schedule(due),
                 State::Waiting(Some(until)) if self.heartbeat.is_some() => {
                     if until <= now {
-                        line.join(&mut self.core, now);
+                        channel.join(&mut self.core, now);
                     } else {
-                        self.core.soon(until);
+                        self.core.schedule(until);
                     }
                 }
                 _ => {}
             }
         }
-        self.beat(now)
+        self.tick_heartbeat(now)
     }
 
-    fn beat(&mut self, now: Instant) -> Result<(), Error> {
+    fn tick_heartbeat(&mut self, now: Instant) -> Result<(), Error> {
         let interval = self.core.config.heartbeat;
         let next = match self.heartbeat {
             None => return Ok(()),
@@ -210,18 +212,18 @@ impl Session {
             }
             Some(Heartbeat::Next(at) | Heartbeat::Awaited { due: at, .. }) => at,
         };
-        self.core.soon(next);
+        self.core.schedule(next);
         Ok(())
     }
 
-    /// A frame of the server. True when it is time to ask for a fresh token: with each answered heartbeat, and
-    /// when a channel was refused or closed.
+    /// Handles a frame of the server. Returns true if a fresh token should be requested: after each answered heartbeat,
+    /// and after a channel was refused or closed.
     pub(super) fn frame(&mut self, frame: FromServer, now: Instant) -> bool {
         let message = match frame {
             FromServer::User(user) => {
-                if let Some(line) = self.lines.get_mut(user.topic.as_str()) {
-                    let heard = line.user(user);
-                    debug_assert!(matches!(heard, Heard::Fine), "a broadcast has no consequence");
+                if let Some(channel) = self.channels.get_mut(user.topic.as_str()) {
+                    let effect = channel.user(user);
+                    debug_assert!(matches!(effect, FrameEffect::Handled), "a broadcast has no consequence");
                 }
                 return false;
             }
@@ -230,31 +232,32 @@ impl Session {
         let Payload::Json(payload) = &message.payload else { return false };
         let reference = message.reference.as_ref().and_then(Ref::count);
         if message.topic == PHOENIX_TOPIC {
-            return self.beaten(reference, now);
+            return self.on_heartbeat_reply(reference, now);
         }
         if message.event == "phx_reply" {
             return self.reply(&message, reference, payload, now);
         }
-        let Some(line) = self.lines.get_mut(message.topic.as_str()) else { return false };
-        if message.join_ref.is_some() && message.join_ref.as_ref().and_then(Ref::count) != line.join_ref() {
-            // Of a join that is over.
+        let Some(channel) = self.channels.get_mut(message.topic.as_str()) else { return false };
+        if message.join_ref.is_some() && message.join_ref.as_ref().and_then(Ref::count) != channel.join_ref()
+        {
+            // The frame belongs to an earlier join of the topic.
             return false;
         }
-        let heard = line.heard(&message.event, reference, payload);
-        self.consequence(&message.topic, heard, now)
+        let effect = channel.on_frame(&message.event, reference, payload);
+        self.consequence(&message.topic, effect, now)
     }
 
-    /// A frame that no decoder takes.
-    pub(super) fn garbage_came(&mut self) {
+    /// Counts a frame that could not be decoded.
+    pub(super) fn count_garbage(&mut self) {
         self.garbage += 1;
     }
 
-    fn beaten(&mut self, reference: Option<u64>, now: Instant) -> bool {
+    fn on_heartbeat_reply(&mut self, reference: Option<u64>, now: Instant) -> bool {
         match self.heartbeat {
             Some(Heartbeat::Awaited { reference: awaited, .. }) if Some(awaited) == reference => {
                 let next = now + self.core.config.heartbeat;
                 self.heartbeat = Some(Heartbeat::Next(next));
-                self.core.soon(next);
+                self.core.schedule(next);
                 true
             }
             _ => false,
@@ -267,45 +270,45 @@ impl Session {
             return false;
         };
         let topic = message.topic.as_str();
-        if let Some(line) = self.lines.get_mut(topic)
-            && line.join_ref() == Some(reference)
+        if let Some(channel) = self.channels.get_mut(topic)
+            && channel.join_ref() == Some(reference)
         {
-            let heard = line.answered(outcome, &mut self.core, now);
-            return self.consequence(topic, heard, now);
+            let effect = channel.on_join_reply(outcome, &mut self.core, now);
+            return self.consequence(topic, effect, now);
         }
         let ours = self.core.awaited.get(&reference).is_some_and(|awaited| &*awaited.topic == topic);
         let Some(awaited) = ours.then(|| self.core.awaited.remove(&reference)).flatten() else {
             return false;
         };
-        // The server has forgotten the channel, which it does not do in silence unless it was restarted badly.
+        // The server does not know the channel. It may have restarted without closing it, so it is rejoined.
         let forgotten = outcome.as_ref().is_err_and(|reason| reason == "unmatched topic");
         let _gone = awaited.answer.send(outcome.map(drop).map_err(|reason| Error::Rejected { reason }));
-        if forgotten && let Some(line) = self.lines.get(topic) {
-            let error = Error::Refused { topic: line.name.clone(), reason: "unmatched topic".into() };
-            return self.consequence(topic, Heard::Failed(error), now);
+        if forgotten && let Some(channel) = self.channels.get(topic) {
+            let error = Error::Refused { topic: channel.name.clone(), reason: "unmatched topic".into() };
+            return self.consequence(topic, FrameEffect::Failed(error), now);
         }
         false
     }
 
-    fn consequence(&mut self, topic: &str, heard: Heard, now: Instant) -> bool {
-        let error = match heard {
-            Heard::Fine => return false,
-            Heard::Garbage => {
+    fn consequence(&mut self, topic: &str, effect: FrameEffect, now: Instant) -> bool {
+        let error = match effect {
+            FrameEffect::Handled => return false,
+            FrameEffect::Garbage => {
                 self.garbage += 1;
                 return false;
             }
-            Heard::Closed(error) if !self.core.config.renews => {
-                self.core.give_up(Some(topic), &error);
-                if let Some(mut line) = self.lines.remove(topic) {
-                    line.closed(&error);
+            FrameEffect::Closed(error) if !self.core.config.renews => {
+                self.core.fail_pending(Some(topic), &error);
+                if let Some(mut channel) = self.channels.remove(topic) {
+                    channel.closed(&error);
                 }
                 return false;
             }
-            Heard::Closed(error) | Heard::Failed(error) => error,
+            FrameEffect::Closed(error) | FrameEffect::Failed(error) => error,
         };
-        self.core.give_up(Some(topic), &error);
-        if let Some(line) = self.lines.get_mut(topic) {
-            line.failed(error, Some((self.chance)()), &mut self.core, now);
+        self.core.fail_pending(Some(topic), &error);
+        if let Some(channel) = self.channels.get_mut(topic) {
+            channel.failed(error, Some((self.jitter)()), &mut self.core, now);
         }
         true
     }
@@ -317,8 +320,8 @@ impl Core {
         self.refs
     }
 
-    /// [`Session::tick`] is wanted then.
-    pub(super) fn soon(&mut self, at: Instant) {
+    /// Schedules [`Session::tick`] for `at` or earlier.
+    pub(super) fn schedule(&mut self, at: Instant) {
         self.due = Some(self.due.map_or(at, |due| due.min(at)));
     }
 
@@ -367,14 +370,15 @@ impl Core {
 
     pub(super) fn expect(&mut self, reference: u64, topic: Arc<str>, answer: Answer, now: Instant) {
         let due = now + self.config.timeout;
-        self.soon(due);
+        self.schedule(due);
         self.awaited.insert(reference, Awaited { topic, answer, due });
     }
 
-    /// Nobody will answer; no topic: nobody at all.
-    fn give_up(&mut self, topic: Option<&str>, error: &Error) {
-        let gone = self.awaited.extract_if(|_, awaited| topic.is_none_or(|topic| *awaited.topic == *topic));
-        for (_, awaited) in gone {
+    /// Fails the pending replies of one topic, or of all if `topic` is `None`.
+    fn fail_pending(&mut self, topic: Option<&str>, error: &Error) {
+        let pending =
+            self.awaited.extract_if(|_, awaited| topic.is_none_or(|topic| *awaited.topic == *topic));
+        for (_, awaited) in pending {
             let _gone = awaited.answer.send(Err(error.clone()));
         }
     }
@@ -385,11 +389,11 @@ impl Core {
             let _gone = awaited.answer.send(Err(Error::TimedOut { what: "the message", after }));
         }
         let next = self.awaited.values().map(|awaited| awaited.due).min();
-        next.into_iter().for_each(|next| self.soon(next));
+        next.into_iter().for_each(|next| self.schedule(next));
     }
 }
 
-/// What a reply says: its `response`, or why not.
+/// The outcome of a reply: its `response`, or the reason of a refusal. `None` if it is not a valid reply.
 fn outcome(payload: &[u8]) -> Option<Result<Value, String>> {
     let mut payload: Value = serde_json::from_slice(payload).ok()?;
     let response = payload.get_mut("response").map(Value::take).unwrap_or_default();
@@ -400,7 +404,7 @@ fn outcome(payload: &[u8]) -> Option<Result<Value, String>> {
     }
 }
 
-/// The text of a refusal: the values of the response, as the JavaScript client joins them.
+/// The text of a refusal: the values of the response, joined as in the JavaScript client.
 fn reason(response: &Value) -> String {
     let words = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     let text = match response {

@@ -1,15 +1,22 @@
-//! For tests of programs that use channels: against a real server, without sleeping.
+//! Helpers for tests of programs that use channels: against a real server, without sleeps.
 //!
-//! ```ignore
-//! let channel = create_test_channel(&client).await?;
+//! ```no_run
+//! # async fn example(client: &convoke::client::Client) -> anyhow::Result<()> {
+//! use convoke::client::testing::{create_test_channel, mock_presence, wait_for_event};
+//! use serde_json::json;
+//! use std::time::Duration;
+//!
+//! let channel = create_test_channel(client).await?;
 //! let mut pings = channel.broadcasts("ping");
-//! channel.broadcast("ping", &json!({"n": 1})).await?;
+//! channel.broadcast("ping", json!({"n": 1})).await?;
 //! let ping = wait_for_event(&mut pings, Duration::from_secs(5), |_| true).await?;
 //!
 //! let others = mock_presence(&channel, [("ada", json!({"status": "busy"}))]).await?;
 //! let mut presences = channel.presences();
 //! drop(others);
 //! wait_for_event(&mut presences, Duration::from_secs(5), |sync| !sync.leaves.is_empty()).await?;
+//! # Ok(())
+//! # }
 //! ```
 use super::{Channel, Client, Error, Listener, Missed};
 use futures_util::future::try_join_all;
@@ -17,39 +24,39 @@ use serde::Serialize;
 use std::time::Duration;
 use tokio::time::timeout;
 
-/// Why an awaited event did not come.
+/// Why an awaited event did not arrive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WaitError {
-    /// Others came, or none.
+    /// Only other events arrived, or none.
     #[error("not within {within:?}; {others} others came")]
     TimedOut {
-        /// How long was waited.
+        /// The timeout.
         within: Duration,
-        /// Events that came and were not wanted.
+        /// Other events that arrived.
         others: usize,
     },
-    /// Some were dropped before they were looked at, so it may have come.
+    /// The listener lost events, so the awaited one may be among them.
     #[error(transparent)]
     Missed(#[from] Missed),
-    /// The channel closed before it came.
+    /// The channel closed before the event arrived.
     #[error("the channel closed; {others} others came")]
     Closed {
-        /// Events that came and were not wanted.
+        /// Other events that arrived.
         others: usize,
     },
 }
 
-/// A subscribed public channel that nobody else uses: it hears itself, its broadcasts are acknowledged, and it may
+/// A subscribed public channel on a unique topic. It receives its own broadcasts, which are acknowledged, and may
 /// track its presence.
 ///
 /// # Errors
-/// As of [`Channel::subscribe`].
+/// Those of [`Channel::subscribe`].
 pub async fn create_test_channel(client: &Client) -> Result<Channel, Error> {
     let topic = format!("test:{}", uuid::Uuid::new_v4());
     client.channel(&topic).receive_own().acknowledged().presence().subscribe().await
 }
 
-/// The next event that is `wanted`; those before it are skipped. The listener must be older than what it waits for.
+/// The next event that is `wanted`; earlier ones are skipped. Make the listener before the event can occur.
 ///
 /// # Errors
 /// [`WaitError`].
@@ -73,15 +80,15 @@ pub async fn wait_for_event<T>(
     found.unwrap_or(Err(WaitError::TimedOut { within, others }))
 }
 
-/// Others who are there, each on a connection of its own; when it is dropped, they leave.
+/// Other clients that are present, each on its own connection. Dropping it makes them leave.
 #[derive(Debug)]
 pub struct MockPresence(Vec<(String, Channel)>);
 
-/// Makes others be present on the channel's topic, under these keys and with what they say about themselves; they are
-/// there when this returns.
+/// Makes other clients present on the channel's topic, under these keys and with these metas. They are present when
+/// this resolves.
 ///
 /// # Errors
-/// As of [`Channel::subscribe`] and [`Channel::track`].
+/// Those of [`Channel::subscribe`] and [`Channel::track`].
 pub async fn mock_presence<K: Into<String>, M: Serialize>(
     channel: &Channel,
     members: impl IntoIterator<Item = (K, M)>,
@@ -98,13 +105,13 @@ pub async fn mock_presence<K: Into<String>, M: Serialize>(
 }
 
 impl MockPresence {
-    /// The channel of one of them, to say something else.
+    /// The channel of one client, for example to track another meta.
     #[must_use]
     pub fn member(&self, key: &str) -> Option<&Channel> {
         self.0.iter().find(|(name, _)| name == key).map(|(_, channel)| channel)
     }
 
-    /// One of them leaves.
+    /// Makes one client leave.
     pub fn leave(&mut self, key: &str) {
         self.0.retain(|(name, _)| name != key);
     }

@@ -1,4 +1,4 @@
-//! A websocket on TCP or TLS, and HTTP beside it.
+//! The websocket over TCP or TLS, and the HTTP client.
 use super::{Endpoint, Error, error::one_line};
 use futures_util::future::BoxFuture;
 use std::{io, sync::Arc, time::Duration};
@@ -12,15 +12,15 @@ use tokio_tungstenite::{
     tungstenite::{self, protocol::WebSocketConfig},
 };
 
-/// What a websocket runs on.
+/// The byte stream of a websocket.
 pub(super) trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
 
 pub(super) type Socket = WebSocketStream<Box<dyn Io>>;
-/// Makes what a websocket runs on, instead of TCP.
+/// Opens the byte stream of a websocket, instead of TCP.
 pub(super) type Dial = Arc<dyn Fn() -> BoxFuture<'static, io::Result<Box<dyn Io>>> + Send + Sync>;
 
-/// Connects and shakes hands; `url` is the websocket's with all its parameters, which are secret.
+/// Connects and performs the handshake. `url` is the websocket's with all its parameters, which are secret.
 pub(super) async fn connect(
     endpoint: &Endpoint,
     url: &str,
@@ -34,7 +34,7 @@ pub(super) async fn connect(
     let attempt = async {
         let io = match dial {
             Some(dial) => dial().await.map_err(|e| cannot(e.to_string()))?,
-            None => reach(endpoint).await.map_err(|e| cannot(e.to_string()))?,
+            None => open_stream(endpoint).await.map_err(|e| cannot(e.to_string()))?,
         };
         let config = WebSocketConfig::default()
             .max_message_size(Some(message_bytes_max))
@@ -43,9 +43,9 @@ pub(super) async fn connect(
             Ok((socket, _)) => Ok(Box::new(socket)),
             Err(tungstenite::Error::Http(response)) => Err(Error::Handshake {
                 status: response.status().as_u16(),
-                why: words(response.body().as_deref().unwrap_or_default()),
+                why: error_text(response.body().as_deref().unwrap_or_default()),
             }),
-            // An error of the address would print it, and with it the key.
+            // The text of this error contains the address, and with it the key.
             Err(tungstenite::Error::Url(_)) => Err(cannot("the address is not that of a websocket".into())),
             Err(error) => Err(cannot(error.to_string())),
         }
@@ -54,7 +54,7 @@ pub(super) async fn connect(
     tokio::time::timeout(within, attempt).await.map_err(timed_out)?
 }
 
-async fn reach(endpoint: &Endpoint) -> io::Result<Box<dyn Io>> {
+async fn open_stream(endpoint: &Endpoint) -> io::Result<Box<dyn Io>> {
     let (host, port, secure) = endpoint.address();
     let socket = TcpStream::connect((host, port)).await?;
     socket.set_nodelay(true)?;
@@ -66,7 +66,7 @@ async fn reach(endpoint: &Endpoint) -> io::Result<Box<dyn Io>> {
     Ok(Box::new(TlsConnector::from(Arc::new(tls)).connect(name, socket).await?))
 }
 
-/// TLS that trusts what the machine trusts.
+/// TLS that trusts the operating system's root certificates.
 fn tls() -> Result<rustls::ClientConfig, rustls::Error> {
     let mut roots = rustls::RootCertStore::empty();
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
@@ -76,7 +76,7 @@ fn tls() -> Result<rustls::ClientConfig, rustls::Error> {
     Ok(builder.with_root_certificates(roots).with_no_client_auth())
 }
 
-/// For HTTP broadcasts. A server on this machine is not reached by a proxy.
+/// The HTTP client for broadcasts. It bypasses a configured proxy for a server on this machine.
 pub(super) fn http(endpoint: &Endpoint, timeout: Duration) -> Result<reqwest::Client, Error> {
     let cannot = |why: String| Error::Http { status: None, why: one_line(&why) };
     let (host, ..) = endpoint.address();
@@ -90,13 +90,13 @@ pub(super) fn http(endpoint: &Endpoint, timeout: Duration) -> Result<reqwest::Cl
     builder.build().map_err(|e| cannot(e.to_string()))
 }
 
-/// What the body of a refusal says: its member `error`, `message` or `errors`, else its first line.
-pub(super) fn words(body: &[u8]) -> String {
+/// The error text of a response body: its member `error`, `message` or `errors`, else its first line.
+pub(super) fn error_text(body: &[u8]) -> String {
     let text = String::from_utf8_lossy(body);
     let json: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
-    let said = ["error", "message", "errors"].iter().find_map(|member| json.get(member));
-    one_line(&said.map_or_else(
+    let text_member = ["error", "message", "errors"].iter().find_map(|member| json.get(member));
+    one_line(&text_member.map_or_else(
         || text.into_owned(),
-        |said| said.as_str().map_or_else(|| said.to_string(), str::to_owned),
+        |text_member| text_member.as_str().map_or_else(|| text_member.to_string(), str::to_owned),
     ))
 }

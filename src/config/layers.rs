@@ -1,4 +1,4 @@
-//! Puts the layers on one another and says which layer a bad value came from.
+//! Merges the layers of the settings, and attributes each bad value to its layer.
 use super::{
     Config, Loaded, Problem, Problems, check,
     path::Path,
@@ -6,6 +6,7 @@ use super::{
     read::{Fault, Reading},
     source::Source,
 };
+use crate::files;
 use figment::{
     Figment,
     providers::{Env, Serialized},
@@ -17,22 +18,24 @@ use std::{
 };
 
 const PREFIX: &str = "CONVOKE_";
+/// Largest file of settings or of an agent.
+const FILE_BYTES_MAX: u64 = 4 << 20;
 
-/// Where settings come from besides their defaults.
+/// The sources of settings besides the defaults.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// The file; without it `config/convoke.toml`, then `convoke.toml`, if there.
+    /// The settings file. Defaults to `config/convoke.toml`, else `convoke.toml`, if it exists.
     pub file: Option<PathBuf>,
-    /// Flags that were given: name like `--listen`, dotted key, value.
+    /// The flags given on the command line: name like `--listen`, dotted key, value.
     pub flags: Vec<(&'static str, &'static str, String)>,
-    /// Reads this instead of the process's environment (tests).
+    /// Used instead of the process's environment (for tests).
     pub environment: Option<Vec<(String, String)>>,
 }
 
 /// Loads and checks the settings.
 ///
 /// # Errors
-/// Every problem of every layer at once.
+/// Every problem of every layer.
 pub fn load(options: &Options) -> Result<Loaded, Problems> {
     let file = find(options.file.as_deref());
     let (source, mut problems) = match &file {
@@ -44,15 +47,16 @@ pub fn load(options: &Options) -> Result<Loaded, Problems> {
     let mut faults = reading.faults.clone();
     for (key, message, remedy) in reading.value.iter().flat_map(check) {
         let path = reading.original(&Path::parse(&key));
+        // One fault for each key: a value with a wrong type is not checked further.
         if !faults.iter().any(|fault| fault.path == path) {
             faults.push(Fault { path, message, remedy: Some(remedy) });
         }
     }
     let config = reading.value;
-    // What is left of a file that is no TOML says nothing about what was meant.
-    let whole = problems.is_empty();
-    let told = faults.into_iter().map(|fault| layers.problem(fault));
-    problems.extend(told.filter(|problem| whole || problem.file != layers.source.file));
+    // The tree of a file with syntax errors is incomplete, so its further problems would be misleading.
+    let complete = problems.is_empty();
+    let found = faults.into_iter().map(|fault| layers.problem(fault));
+    problems.extend(found.filter(|problem| complete || problem.file != layers.source.file));
     problems.sort();
     match config {
         Some(config) if problems.is_empty() => Ok(Loaded { config, file }),
@@ -60,7 +64,7 @@ pub fn load(options: &Options) -> Result<Loaded, Problems> {
     }
 }
 
-/// Section and key of every setting, as far as `text` (a settings file) names the sections.
+/// Returns section and key of every setting whose section `text` (a settings file) contains.
 #[must_use]
 pub fn keys(text: &str) -> Vec<(String, &'static str)> {
     let (source, _) = Source::parse("", text);
@@ -79,8 +83,14 @@ fn find(asked: Option<&FilePath>) -> Option<PathBuf> {
 
 pub(super) fn read_file(file: &FilePath) -> Result<(Source, Vec<Problem>), Problems> {
     let name = file.display().to_string();
-    let text = std::fs::read_to_string(file).map_err(|e| {
+    let text = files::read_named(file, FILE_BYTES_MAX).and_then(|bytes| {
+        String::from_utf8(bytes)
+            .map_err(|e| std::io::Error::new(std::io::ErrorKind::InvalidData, e.utf8_error()))
+    });
+    let text = text.map_err(|e| {
         let remedy = match e.kind() {
+            std::io::ErrorKind::FileTooLarge => "write what the daemon needs and no more",
+            std::io::ErrorKind::InvalidInput => "name a plain file",
             std::io::ErrorKind::NotFound => "name a file that exists",
             std::io::ErrorKind::PermissionDenied => "give the daemon's user the right to read it",
             _ => "see that it is a text file in UTF-8",
@@ -90,7 +100,7 @@ pub(super) fn read_file(file: &FilePath) -> Result<(Source, Vec<Problem>), Probl
     Ok(Source::parse(&name, &text))
 }
 
-/// The variables that name a key: those with `__`, by dotted key.
+/// Returns the environment variables that name a key (those with `__`), by dotted key.
 fn variables(options: &Options) -> BTreeMap<String, String> {
     let nested = |key: &str| key.contains("__");
     match &options.environment {
@@ -113,9 +123,10 @@ struct Layers {
 }
 
 impl Layers {
-    /// A variable's or flag's text is read like TOML where that makes a value of its type (`8`,
-    /// `true`), and as the text that it is where it does not (a secret of digits).
+    /// Parses the text of a variable or flag as TOML (`8`, `true`). If the setting's type does not accept the
+    /// result, the text itself is used (a secret of digits).
     fn read(&self) -> Reading<Config> {
+        // Ends: each pass adds at least one key to `as_text`, and only keys that were given.
         let mut as_text: Vec<String> = Vec::new();
         loop {
             let reading = read::read::<Config>(&self.merge(&as_text));
@@ -129,6 +140,7 @@ impl Layers {
     }
 
     fn merge(&self, as_text: &[String]) -> Value {
+        // Tables are merged key by key; a later layer overrides single keys of an earlier one.
         let mut figment = Figment::new().merge(Serialized::defaults(&self.source.tree));
         let variables = self.variables.iter().map(|(key, text)| (key.as_str(), text));
         let flags = self.flags.iter().map(|(_, key, text)| (*key, text));
@@ -144,20 +156,31 @@ impl Layers {
         figment.extract().unwrap_or_default()
     }
 
-    /// The variable or flag that gave this key its value.
+    /// Returns the name of the variable or flag that set this key. Flags win over variables, and later flags
+    /// over earlier ones.
     fn given(&self, key: &str) -> Option<String> {
         let flag = self.flags.iter().rev().find(|(_, k, _)| *k == key).map(|(name, ..)| (*name).to_owned());
         let variable = || format!("{PREFIX}{}", key.to_ascii_uppercase().replace('.', "__"));
         flag.or_else(|| self.variables.contains_key(key).then(variable))
     }
 
+    /// Returns the first variable or flag whose key is below this path.
+    fn given_below(&self, path: &Path) -> Option<String> {
+        let inside = |key: &str| Path::parse(key).0.starts_with(&path.0);
+        let flags = self.flags.iter().map(|(_, key, _)| *key);
+        let mut keys = flags.chain(self.variables.keys().map(String::as_str));
+        keys.find(|key| inside(key)).and_then(|key| self.given(key))
+    }
+
     fn problem(&self, fault: Fault) -> Problem {
         let Fault { path, message, remedy } = fault;
         let key = path.to_string();
-        // A variable can name a key inside a table, or be above the place that is wrong.
+        // A variable may set a key above the faulty one, or one inside a table.
         let above = std::iter::successors(Some(path.clone()), Path::parent);
         let given = above.filter(|at| !at.0.is_empty()).find_map(|at| self.given(&at.to_string()));
-        match given {
+        // A section that no file contains can only come from a variable or flag below it.
+        let only_below = || path.find(&self.source.tree).is_none().then(|| self.given_below(&path)).flatten();
+        match given.or_else(only_below) {
             Some(file) => Problem { file, line: None, key, message, remedy },
             None => {
                 let (file, line) = (self.source.file.clone(), self.source.line(&path));
@@ -167,6 +190,7 @@ impl Layers {
     }
 }
 
+/// Wraps the value in one object for each part of the dotted key.
 fn nest(key: &str, value: Value) -> Value {
     key.rsplit('.').fold(value, |inner, part| Value::Object(Map::from_iter([(part.to_owned(), inner)])))
 }

@@ -1,23 +1,22 @@
-//! Settings: defaults < file < environment `CONVOKE_<SECTION>__<KEY>` < flags.
+//! Settings, merged from defaults < file < environment `CONVOKE_<SECTION>__<KEY>` < flags.
 //!
-//! Assembles every part's own `Config` type and loads the agents' files. Reads
-//! everything before it complains, so that an operator mends all at once:
-//! unknown keys, wrong types and values that cannot work, each with its file,
-//! line and key. Never starts anything and never asks the database.
+//! Assembles the `Config` types of all modules, and loads the agents' files. Reports every problem in one
+//! run: unknown keys, wrong types and values that cannot work, each with its file, line and key. Starts
+//! nothing and never asks the database.
 mod agents;
 mod layers;
-mod node;
+mod messages;
 mod path;
 mod problem;
 mod read;
 mod source;
-mod words;
+mod tree_deserializer;
 
-pub use agents::{load_agents, locate};
+pub use agents::{load_agents, load_agents_with, locate};
 pub use layers::{Options, keys, load};
 pub use problem::{Problem, Problems};
 
-use crate::{access, agent, api, auth, changes, db, gateway, hub::history, task, telemetry, wal};
+use crate::{access, agent, api, auth, changes, dashboard, db, gateway, hub::history, task, telemetry, wal};
 use serde::Deserialize;
 use std::path::PathBuf;
 
@@ -25,42 +24,44 @@ use std::path::PathBuf;
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Config {
-    /// Where HTTP and websocket listen.
+    /// Addresses and limits of HTTP and websockets.
     pub server: api::Config,
-    /// Which PostgreSQL, and how it is used.
+    /// Connection to PostgreSQL.
     pub database: db::Config,
-    /// How tokens are checked.
+    /// Verification of tokens.
     pub auth: auth::Config,
-    /// How the policies of private channels are asked.
+    /// Evaluation of policies.
     pub access: access::Config,
-    /// Where the agents are.
+    /// The page for operators.
+    pub dashboard: dashboard::Config,
+    /// Location of the agents' files.
     pub agents: agent::Config,
-    /// How the write-ahead log is read.
+    /// Reading of the write-ahead log.
     pub wal: wal::Config,
-    /// How row changes reach clients.
+    /// Delivery of row changes to clients.
     pub changes: changes::Config,
-    /// What websocket clients may do.
+    /// Limits of websocket clients.
     pub gateway: gateway::Config,
-    /// Which topics keep what is said in them.
+    /// Topics with a history.
     pub channels: Vec<history::Rule>,
-    /// How much of it.
+    /// Limits of histories.
     pub history: history::Config,
-    /// How tasks are negotiated when a request does not say.
+    /// Defaults of the negotiation.
     pub task: task::Config,
-    /// What is logged and how.
+    /// Level and form of the process log.
     pub telemetry: telemetry::Config,
 }
 
-/// Settings, and where they came from.
+/// Settings and their file.
 #[derive(Clone, Debug)]
 pub struct Loaded {
     /// The settings.
     pub config: Config,
-    /// The file that was read; none when there is none and none was asked for.
+    /// The file that was read; `None` if no file exists and none was named.
     pub file: Option<PathBuf>,
 }
 
-/// What no type can say about the settings: dotted key, what is wrong, what to do.
+/// Checks what types cannot express. Returns dotted key, problem, and remedy.
 fn check(config: &Config) -> Vec<(String, String, String)> {
     let mut wrong: Vec<(&str, String, &str)> = Vec::new();
     if let Err(e) = telemetry::check_filter(&config.telemetry.log) {
@@ -74,24 +75,31 @@ fn check(config: &Config) -> Vec<(String, String, String)> {
         let message = e.to_string().replacen("wal.slot = ", "", 1);
         wrong.push(("wal.slot", message, "choose a name like \"convoke\""));
     }
-    if config.database.pool_size_max == 0 {
-        wrong.push(("database.pool_size_max", "0 connections are too few".into(), "use 2 or more, like 8"));
-    }
     for key in config.gateway.limits.zeros() {
         wrong.push((
             key,
-            "0 would let nothing through".into(),
+            "0 would block everything".into(),
             "use 1 or more, or a very large number for no limit",
         ));
     }
     let mut wrong: Vec<_> =
         wrong.into_iter().map(|(key, what, remedy)| (key.to_owned(), what, remedy.to_owned())).collect();
+    let database = config.database.check();
+    wrong.extend(
+        database.into_iter().map(|(key, what, remedy)| (format!("database.{key}"), what, remedy.to_owned())),
+    );
+    let auth = config.auth.check().into_iter();
+    wrong.extend(
+        auth.map(|(key, what)| (format!("auth.{key}"), what, "see [auth] in config/convoke.toml".into())),
+    );
     let rules = history::check(&config.channels);
     wrong.extend(
         rules.into_iter().map(|(at, key, what, remedy)| (format!("channels.{at}.{key}"), what, remedy)),
     );
     let limits = config.changes.check();
     wrong.extend(limits.map(|(key, what, remedy)| (format!("changes.{key}"), what, remedy.to_owned())));
+    let page = config.dashboard.check();
+    wrong.extend(page.map(|(key, what, remedy)| (format!("dashboard.{key}"), what, remedy.to_owned())));
     let limits = config.history.check();
     wrong.extend(limits.map(|(key, what, remedy)| (format!("history.{key}"), what, remedy.to_owned())));
     wrong

@@ -1,15 +1,15 @@
-//! Names a place in a configuration tree, like `wake.0.filter`.
+//! Paths in a configuration tree, like `wake.0.filter`.
 use serde_json::Value;
 use std::fmt;
 
-/// One step down a tree.
+/// One step of a path.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum Step {
     Key(String),
     Index(usize),
 }
 
-/// The steps from the root; empty is the root.
+/// The steps from the root; empty for the root itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct Path(pub(super) Vec<Step>);
 
@@ -33,7 +33,7 @@ impl Path {
         Some(Self(above.to_vec()))
     }
 
-    /// The value at this place.
+    /// The value at this path.
     pub(super) fn find<'a>(&self, tree: &'a Value) -> Option<&'a Value> {
         self.0.iter().try_fold(tree, |at, step| match step {
             Step::Key(key) => at.get(key),
@@ -48,7 +48,7 @@ impl Path {
         })
     }
 
-    /// Reads the dotted form; a number is an index.
+    /// Parses the dotted form; a number is an index.
     pub(super) fn parse(text: &str) -> Self {
         let step = |part: &str| part.parse().map_or_else(|_| Step::Key(part.to_owned()), Step::Index);
         Self(text.split('.').filter(|part| !part.is_empty()).map(step).collect())

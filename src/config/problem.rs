@@ -1,26 +1,26 @@
-//! What is wrong with the configuration: where, what and what to do about it.
+//! Problems of the configuration, each with place and remedy.
 use serde::Serialize;
 use std::fmt;
 
-/// One thing that an operator must mend before the daemon can use it.
+/// One problem that prevents the start of the daemon.
 ///
-/// Written `agents/a.toml:12: run.kind: unknown variant "lm"; use one of llm, command`.
+/// Displayed like `agents/a.toml:12: run.kind: unknown variant "lm"; use one of llm, command`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Problem {
-    /// The file, or the environment variable or flag that has the value.
+    /// The file, or the environment variable or flag with the value.
     pub file: String,
     /// Line in the file, from 1.
     pub line: Option<usize>,
     /// Path of the key, like `wake.0.filter`; empty for the file as a whole.
     pub key: String,
-    /// What is wrong, with the value.
+    /// The problem, with the value unless it is secret.
     pub message: String,
-    /// What to do about it.
+    /// The remedy.
     pub remedy: Option<String>,
 }
 
 impl Problem {
-    /// A problem of a whole file (or variable, or flag).
+    /// A problem of a whole file, variable or flag.
     pub fn of_file(file: impl Into<String>, message: impl Into<String>, remedy: Option<&str>) -> Self {
         let (file, message) = (file.into(), message.into());
         Self { file, line: None, key: String::new(), message, remedy: remedy.map(str::to_owned) }
@@ -41,7 +41,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Everything that is wrong, never nothing.
+/// All problems; never empty.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{}", lines(.0))]
 pub struct Problems(pub Vec<Problem>);

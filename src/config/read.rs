@@ -1,18 +1,18 @@
-//! Reads a tree into a type and finds **everything** that is wrong with it, not the first thing.
+//! Deserializes a tree and finds **every** problem in it, not only the first.
 //!
-//! Serde stops at the first error. So a bad value is noted, taken out of a copy of the tree and
-//! the copy is read again; a missing one is filled with a stand-in. Whoever has one fault gets
-//! no value, so a stand-in never reaches the daemon. Pure.
+//! Serde stops at the first error. So a bad value is recorded, removed from a copy of the tree, and the copy
+//! is read again; a missing value is replaced by a placeholder. A tree with a fault yields no configuration,
+//! so no placeholder reaches the daemon. Pure.
 use super::{
-    node::{Fail, Node, Struct},
+    messages,
     path::{Path, Step},
-    words,
+    tree_deserializer::{Fail, Node, Struct},
 };
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use std::{cell::RefCell, collections::BTreeMap};
 
-/// Something wrong at a place of the tree.
+/// A problem at one path of the tree.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Fault {
     pub(super) path: Path,
@@ -20,29 +20,29 @@ pub(super) struct Fault {
     pub(super) remedy: Option<String>,
 }
 
-/// How many values are tried for one that is missing, before a word that the error itself names.
-const STAND_INS: usize = 6;
-/// More faults than anyone reads, and a bound on the passes.
+/// Number of placeholders that are tried for a missing value, before a variant that the error names.
+const PLACEHOLDERS: usize = 6;
+/// Most faults, and most passes.
 const FAULTS_MAX: usize = 200;
 
-/// What a tree says.
+/// The result of reading a tree.
 pub(super) struct Reading<T> {
-    /// The value without its bad parts, to look for more; none when it cannot do without them.
-    /// To be used only when there is no fault.
+    /// The value without its bad parts, for further checks; `None` if those parts are required. Use it as
+    /// configuration only if there is no fault.
     pub(super) value: Option<T>,
-    /// All that is wrong.
+    /// Every problem.
     pub(super) faults: Vec<Fault>,
-    taken: Taken,
+    removed: RemovedItems,
 }
 
 impl<T> Reading<T> {
-    /// Where a place of the value was in the tree.
+    /// Converts a path in the value to the path in the given tree.
     pub(super) fn original(&self, path: &Path) -> Path {
-        self.taken.original(path)
+        self.removed.original(path)
     }
 }
 
-/// Reads a tree to the end; without a value there is at least one fault.
+/// Reads a tree completely; without a value there is at least one fault.
 pub(super) fn read<T: DeserializeOwned>(tree: &Value) -> Reading<T> {
     let mut repair = Repair { tree: tree.clone(), ..Repair::default() };
     let mut value = None;
@@ -55,16 +55,16 @@ pub(super) fn read<T: DeserializeOwned>(tree: &Value) -> Reading<T> {
                 break;
             }
             Err(fail) => {
-                if !repair.mend(&fail) {
+                if !repair.repair(&fail) {
                     break;
                 }
             }
         }
     }
-    Reading { value, faults: repair.faults.into_values().collect(), taken: repair.taken }
+    Reading { value, faults: repair.faults.into_values().collect(), removed: repair.removed }
 }
 
-/// The keys that a type knows, by the struct that has them; `tree` must name every struct.
+/// Returns the known keys of each struct of a type; `tree` must contain every struct.
 pub(super) fn known_keys<T: DeserializeOwned>(tree: &Value) -> Vec<(Path, &'static [&'static str])> {
     pass::<T>(tree).1.into_iter().map(|s| (s.path, s.known)).collect()
 }
@@ -75,66 +75,71 @@ fn pass<T: DeserializeOwned>(tree: &Value) -> (Result<T, Fail>, Vec<Struct>) {
     (outcome, structs.into_inner())
 }
 
-/// A copy of the tree with everything bad taken out so far.
+/// A copy of the tree from which the bad parts found so far are removed.
 #[derive(Default)]
 struct Repair {
     tree: Value,
-    /// By place, so that a later pass tells nothing twice.
+    /// By path, so that a later pass does not report a fault again.
     faults: BTreeMap<Path, Fault>,
-    taken: Taken,
-    /// Whether any value is a stand-in.
+    removed: RemovedItems,
+    /// Whether a value is a placeholder.
     made_up: bool,
-    /// Tables taken out because nothing stands in for what they lack.
-    given_up: Vec<Path>,
-    /// A stand-in for a missing value, and which one is being tried.
-    stand_in: Option<(Path, usize)>,
+    /// Tables removed because no placeholder fits a missing value in them.
+    abandoned: Vec<Path>,
+    /// A placeholder for a missing value, and its number.
+    placeholder: Option<(Path, usize)>,
 }
 
 impl Repair {
     fn note_unknown(&mut self, structs: Vec<Struct>) {
         for Struct { path, known, unknown } in structs {
             for key in unknown {
-                let fault = words::unknown_key(self.taken.original(&path).key(&key), &key, known);
+                let fault = messages::unknown_key(self.removed.original(&path).key(&key), &key, known);
                 self.faults.entry(fault.path.clone()).or_insert(fault);
             }
         }
     }
 
-    /// Notes the failure and changes the tree so that the next pass gets past it, if that can be.
-    fn mend(&mut self, fail: &Fail) -> bool {
+    /// Records the failure and changes the tree so that the next pass gets past it; false if that is
+    /// impossible.
+    fn repair(&mut self, fail: &Fail) -> bool {
         let path = fail.path.clone().unwrap_or_default();
-        if let Some((place, tried)) = self.stand_in.clone().filter(|(place, _)| path.0.starts_with(&place.0))
+        // The failure is about a placeholder: try the next one, or a variant of the enum that the error
+        // names.
+        if let Some((place, tried)) =
+            self.placeholder.clone().filter(|(place, _)| path.0.starts_with(&place.0))
         {
-            return match words::first_variant(&fail.message) {
-                Some(variant) if tried < STAND_INS => self.put(place, json!(variant), STAND_INS),
-                _ => self.stand_in(place, tried + 1),
+            return match messages::first_variant(&fail.message) {
+                Some(variant) if tried < PLACEHOLDERS => self.put(place, json!(variant), PLACEHOLDERS),
+                _ => self.fill(place, tried + 1),
             };
         }
-        if let Some(field) = words::missing_field(&fail.message) {
-            let place = self.taken.original(&path).key(field);
-            if !self.faults.contains_key(&place) && !self.given_up.contains(&place) {
-                let fault = words::missing(self.taken.original(&path), field);
+        if let Some(field) = messages::missing_field(&fail.message) {
+            let place = self.removed.original(&path).key(field);
+            if !self.faults.contains_key(&place) && !self.abandoned.contains(&place) {
+                let fault = messages::missing(self.removed.original(&path), field);
                 self.faults.insert(place, fault);
             }
-            return self.stand_in(path.key(field), 0);
+            return self.fill(path.key(field), 0);
         }
         let path = culprit(&self.tree, path, &fail.message);
-        let original = self.taken.original(&path);
-        self.faults.insert(original.clone(), words::wrong(original, &fail.message));
-        self.take_out(&path)
+        let original = self.removed.original(&path);
+        self.faults.insert(original.clone(), messages::wrong(original, &fail.message));
+        self.remove(&path)
     }
 
-    /// Fills a missing place with something; when nothing fits, its table is given up.
-    fn stand_in(&mut self, place: Path, which: usize) -> bool {
-        let candidates: [Value; STAND_INS] =
+    /// Puts placeholder number `which` in a missing place; if none fits, removes the table that lacks the
+    /// value.
+    fn fill(&mut self, place: Path, which: usize) -> bool {
+        let candidates: [Value; PLACEHOLDERS] =
             [json!("x"), json!(1), json!([]), json!({}), json!(false), json!("1s")];
         match candidates.into_iter().nth(which) {
             Some(candidate) => self.put(place, candidate, which),
             None => {
-                self.stand_in = None;
+                self.placeholder = None;
                 let Some(table) = place.parent() else { return false };
-                self.given_up.push(self.taken.original(&table));
-                self.take_out(&table)
+                self.abandoned.push(self.removed.original(&table));
+                self.remove(&table)
             }
         }
     }
@@ -144,17 +149,17 @@ impl Repair {
         let Some(Value::Object(map)) = table.find_mut(&mut self.tree) else { return false };
         map.insert(key.clone(), value);
         self.made_up = true;
-        self.stand_in = Some((place, which));
+        self.placeholder = Some((place, which));
         true
     }
 
-    fn take_out(&mut self, path: &Path) -> bool {
+    fn remove(&mut self, path: &Path) -> bool {
         let (Some(parent), Some(last)) = (path.parent(), path.0.last()) else { return false };
         match (parent.find_mut(&mut self.tree), last) {
             (Some(Value::Object(map)), Step::Key(key)) => map.remove(key).is_some(),
             (Some(Value::Array(items)), Step::Index(index)) if *index < items.len() => {
                 items.remove(*index);
-                self.taken.0.push(path.clone());
+                self.removed.0.push(path.clone());
                 true
             }
             _ => false,
@@ -162,16 +167,17 @@ impl Repair {
     }
 }
 
-/// Array items taken out of a tree, as they stood then: the items after them moved up by one.
+/// Paths of array items removed from a tree, in order. Each removal moves the later items up by one, so their
+/// paths must be converted back.
 #[derive(Default)]
-struct Taken(Vec<Path>);
+struct RemovedItems(Vec<Path>);
 
-impl Taken {
-    /// Where a place of the repaired tree was in the tree as it was given.
+impl RemovedItems {
+    /// Converts a path in the repaired tree to the path in the given tree.
     fn original(&self, path: &Path) -> Path {
         let mut path = path.clone();
-        for taken in self.0.iter().rev() {
-            let Some((Step::Index(gone), above)) = taken.0.split_last() else { continue };
+        for removed in self.0.iter().rev() {
+            let Some((Step::Index(gone), above)) = removed.0.split_last() else { continue };
             if let (true, Some(Step::Index(index))) = (path.0.starts_with(above), path.0.get_mut(above.len()))
                 && *index >= *gone
             {
@@ -182,9 +188,10 @@ impl Taken {
     }
 }
 
-/// An enum that is told apart by one of its keys fails as a whole: the key is to blame.
+/// Narrows an error about a tagged enum, which serde reports for the whole table, to the key with the unknown
+/// variant.
 fn culprit(tree: &Value, path: Path, message: &str) -> Path {
-    let variant = words::unknown_variant(message);
+    let variant = messages::unknown_variant(message);
     let key = match (path.find(tree), variant) {
         (Some(Value::Object(map)), Some(variant)) => {
             map.iter().find(|(_, value)| value.as_str() == Some(variant)).map(|(key, _)| key.clone())
@@ -242,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn a_good_tree_is_read() {
+    fn valid_tree_is_read() {
         let tree = json!({ "id": "a", "timeout": "5m", "run": { "kind": "command", "command": ["sh"] } });
         let reading = read::<Agent>(&tree);
         assert_eq!(reading.faults, []);
@@ -250,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_wrong_is_found_at_once() {
+    fn every_fault_is_found_in_one_read() {
         let tree = json!({
             "id": "Not A Name", "slots": 300, "wakes": [], "timeout": "soon",
             "run": { "kind": "comand" },
@@ -271,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_of_a_bad_tree_can_be_looked_at() {
+    fn valid_rest_of_a_bad_tree_is_returned() {
         let run = json!({ "kind": "http" });
         let tree = json!({ "id": "a", "slots": 300, "run": run, "wake": [7, { "table": "t" }] });
         let reading = read::<Agent>(&tree);
@@ -281,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn missing_keys_are_all_told() {
+    fn every_missing_key_is_reported() {
         insta::assert_snapshot!(faults(&json!({ "wake": [{}, {}] })).join("\n"), @r"
         id: missing; add `id = …`
         run: missing; add `run = …`

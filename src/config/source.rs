@@ -1,4 +1,4 @@
-//! TOML text as a tree, with the line of every key. All syntax errors at once. Pure.
+//! Parses TOML text to a tree with the line of every key, and finds every syntax error. Pure.
 use super::{path::Path, problem::Problem};
 use serde_json::{Map, Number, Value};
 use std::collections::HashMap;
@@ -6,9 +6,9 @@ use toml::de::{DeTable, DeValue};
 
 /// A parsed file.
 pub(super) struct Source {
-    /// Its name, as problems show it.
+    /// Name of the file, as problems show it.
     pub(super) file: String,
-    /// What it says; what could not be parsed is missing.
+    /// Content; parts with syntax errors are missing.
     pub(super) tree: Value,
     lines: HashMap<Path, usize>,
 }
@@ -30,7 +30,7 @@ impl Source {
         (source, errors.iter().map(problem).collect())
     }
 
-    /// The line of a key, or of the nearest place above it that has one.
+    /// Returns the line of a key, or of the nearest path above it with a known line.
     pub(super) fn line(&self, path: &Path) -> Option<usize> {
         let mut at = path.clone();
         loop {
@@ -77,7 +77,7 @@ fn integer(digits: &str, radix: u32) -> Value {
     signed.or_else(|_| u64::from_str_radix(digits, radix).map(Value::from)).unwrap_or_default()
 }
 
-/// JSON has no infinity: such a number stays text, so that the reader says what it expected.
+/// Infinity and NaN are not JSON numbers: they become text, so that the reader reports what it expected.
 fn number(float: f64) -> Value {
     Number::from_f64(float).map_or_else(|| Value::String(float.to_string()), Value::Number)
 }
@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_key_knows_its_line() {
+    fn line_of_every_key_is_known() {
         let text = "id = \"a\"\n\n[run]\nkind = \"llm\"\n\n[[wake]]\ntable = \"t\"\n[[wake]]\ntable = 1_0\n";
         let (source, problems) = Source::parse("a.toml", text);
         assert_eq!(problems, []);
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn all_syntax_errors_are_told_at_once() {
+    fn every_syntax_error_is_reported() {
         let (source, problems) = Source::parse("a.toml", "a = \nb = 1\nb = 2\nc = 3\n");
         let lines: Vec<_> = problems.iter().map(|p| p.line).collect();
         assert_eq!(lines, [Some(1), Some(3)], "{problems:?}");

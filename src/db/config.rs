@@ -1,25 +1,27 @@
-//! The settings of the database, as they stand in the section `[database]`.
-use secrecy::SecretString;
+//! Settings of the section `[database]`.
+use super::{Error, Target, private};
+use crate::files;
+use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use std::{path::PathBuf, time::Duration};
 
-/// Which database the daemon uses, and how.
+/// Settings of the database.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Config {
-    /// `postgres://user:password@host:5432/database?sslmode=verify-full`; none runs a private PostgreSQL.
+    /// `postgres://user:password@host:5432/database?sslmode=verify-full`. Defaults to a private PostgreSQL.
     #[serde(skip_serializing)]
     pub url: Option<SecretString>,
     /// The daemon's own folder: the private PostgreSQL, generated secrets, spilled transactions.
     pub data_dir: PathBuf,
-    /// The folder of the PostgreSQL server binaries for the private PostgreSQL; none looks for the newest.
+    /// Folder of the PostgreSQL server programs for the private PostgreSQL. Defaults to the newest found.
     pub bin_dir: Option<PathBuf>,
-    /// How many pooled connections there are at most; replication and locks have their own.
+    /// Most pooled connections. Replication, locks and policies have connections of their own.
     pub pool_size_max: usize,
-    /// How long one attempt to connect may take, name lookup, TLS and password included.
+    /// Timeout of one attempt to connect, including name lookup, TLS and login.
     #[serde(with = "humantime_serde")]
     pub connect_timeout: Duration,
-    /// How long one statement on a pooled connection may take.
+    /// Timeout of one statement on a pooled connection.
     #[serde(with = "humantime_serde")]
     pub statement_timeout: Duration,
 }
@@ -37,13 +39,46 @@ impl Default for Config {
     }
 }
 
+impl Config {
+    /// Returns every problem that can be found without connecting: key in the section, problem, remedy.
+    #[must_use]
+    pub fn check(&self) -> Vec<(&'static str, String, &'static str)> {
+        let mut wrong = Vec::new();
+        if let Some(Err(e)) = self.url.as_ref().map(|url| Target::parse(url.expose_secret())) {
+            let message = match &e {
+                Error::BadUrl(reason) => reason.clone(),
+                other => other.to_string(),
+            };
+            wrong.push(("url", message, "correct it, or leave it out for a private PostgreSQL"));
+        }
+        if let Err(e) = files::check_own_folder(&self.data_dir) {
+            wrong.push(("data_dir", e.to_string(), "the daemon's folder must be its own"));
+        }
+        if self.url.is_none()
+            && let Some(folder) = &self.bin_dir
+            && !private::has_programs(folder)
+        {
+            let message =
+                format!("{} has no PostgreSQL server programs (postgres, initdb)", folder.display());
+            wrong.push((
+                "bin_dir",
+                message,
+                "name the folder that has them, or leave it out to use the newest",
+            ));
+        }
+        if self.pool_size_max == 0 {
+            wrong.push(("pool_size_max", "0 connections are too few".into(), "use 2 or more, like 8"));
+        }
+        wrong
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use secrecy::ExposeSecret;
 
     #[test]
-    fn a_section_overrides_only_what_it_names() {
+    fn section_overrides_only_its_own_keys() {
         let config: Config =
             toml::from_str("url = \"postgres://a:b@c/d\"\nconnect_timeout = \"250ms\"").unwrap();
         assert_eq!(config.url.unwrap().expose_secret(), "postgres://a:b@c/d");
@@ -52,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn the_url_is_neither_printed_nor_serialized() {
+    fn url_is_neither_printed_nor_serialized() {
         let config = Config { url: Some("postgres://a:hunter2@c/d".into()), ..Config::default() };
         assert!(!format!("{config:?}").contains("hunter2"));
         assert!(!toml::to_string(&config).unwrap().contains("hunter2"));

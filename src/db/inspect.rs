@@ -1,38 +1,40 @@
-//! A look at what the server has and lacks, for `convoke doctor` and for errors.
+//! Checks of the server for `convoke doctor` and for error messages.
 //!
-//! Every finding has a name, what was found, and the statement that mends it.
-//! Changes nothing. Needs no more rights than connecting.
+//! Every finding has a name, the state found, and the statement that repairs it. Changes nothing. Needs only
+//! the right to connect.
 use super::{Database, Error, connect::quote};
 use crate::clock::Clock;
 use serde::Serialize;
 use tokio_postgres::Row;
 
-/// The oldest server that can stream transactions before they end.
+/// The oldest server version that streams transactions in progress.
 const VERSION_MIN: i32 = 140_000;
-/// Clocks that differ by more make times on screen confusing; nothing else depends on them.
+/// Largest clock difference that counts as ok. A larger one makes displayed times confusing; nothing else
+/// depends on it.
 const CLOCK_SKEW_MAX_MS: i64 = 2_000;
 
-/// One property of the server.
+/// The state of one property of the server.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// What was looked at, like `wal_level`.
+    /// Name of the property, like `wal_level`.
     pub name: &'static str,
-    /// Whether it is as the daemon needs it.
+    /// Whether the state is what the daemon needs.
     pub ok: bool,
-    /// What was found, like `replica`.
+    /// The state found, like `replica`.
     pub found: String,
-    /// The statement or setting that mends it, when it is not ok.
+    /// The statement or setting that repairs it; `None` if `ok`.
     pub remedy: Option<String>,
 }
 
-/// Looks at version, `wal_level`, slots, senders, rights, WAL limits, durability and clock.
+/// Checks version, `wal_level`, slots, senders, rights, WAL limits, durability and clock.
 ///
 /// # Errors
-/// Those of connecting, and [`Error::Query`].
+/// Errors of connecting, and [`Error::Query`].
 pub async fn inspect(db: &Database) -> Result<Vec<Finding>, Error> {
     let client = db.client().await?;
     let asked = Clock::System.now();
     let row = client.query_one(include_str!("sql/inspect.sql"), &[]).await?;
+    // The server reads its clock about half a round trip after the query was sent.
     let half_trip = (Clock::System.now() - asked) / 2;
     let theirs: chrono::DateTime<chrono::Utc> = row.try_get("now")?;
     let skew_ms = (theirs - (asked + half_trip)).num_milliseconds();
@@ -51,18 +53,23 @@ fn server(row: &Row) -> Result<Vec<Finding>, Error> {
     let restart = "; then restart PostgreSQL";
     let (version, version_text): (i32, String) = (row.try_get("version")?, row.try_get("version_text")?);
     let standby: bool = row.try_get("standby")?;
+    let read_only: bool = row.try_get("read_only")?;
     let wal_level: String = row.try_get("wal_level")?;
     let (slots_max, slots): (i32, i32) = (row.try_get("slots_max")?, row.try_get("slots")?);
     let (senders_max, senders): (i32, i32) = (row.try_get("senders_max")?, row.try_get("senders")?);
     let has_slot: bool = row.try_get("has_slot")?;
     let keep_mib: i64 = row.try_get("slot_wal_keep_mib")?;
     let fsync: String = row.try_get("fsync")?;
+    let encoding: String = row.try_get("encoding")?;
     Ok(vec![
         finding("server_version", version >= VERSION_MIN, version_text, || {
             "upgrade PostgreSQL to 14 or later".into()
         }),
         finding("primary", !standby, if standby { "a standby" } else { "a primary" }, || {
             "point database.url at the primary server".into()
+        }),
+        finding("writes", !read_only, if read_only { "read-only" } else { "taken" }, || {
+            "end what made the database read-only, like default_transaction_read_only".into()
         }),
         finding("wal_level", wal_level == "logical", wal_level.clone(), || {
             format!("alter system set wal_level = 'logical'{restart}")
@@ -86,6 +93,11 @@ fn server(row: &Row) -> Result<Vec<Finding>, Error> {
                     .into()
             },
         ),
+        finding("encoding", encoding == "UTF8", encoding.clone(), || {
+            "create the database with encoding 'UTF8' template template0: this one refuses every text with a \
+             character that its encoding lacks"
+                .into()
+        }),
         finding("fsync", fsync == "on", fsync.clone(), || {
             "alter system set fsync = on; select pg_reload_conf()".into()
         }),

@@ -1,9 +1,8 @@
 //! The migrations of schema `convoke`, embedded in the program.
 //!
-//! They run on a connection of their own under an advisory lock, each in its own
-//! transaction, so two daemons at once or a kill in between leave nothing half
-//! done. Their history is the table `convoke.migration`. Says by name which right
-//! the role lacks.
+//! They run on a connection of their own under an advisory lock, each in its own transaction, so that neither
+//! concurrent daemons nor a kill leave a migration half applied. Their history is the table
+//! `convoke.migration`. A missing right is reported by name.
 use super::{Database, Error, connect::quote};
 use crate::scope::Scope;
 use refinery::error::Kind;
@@ -15,28 +14,39 @@ mod embedded {
     refinery::embed_migrations!("migrations");
 }
 
-/// Any number that nobody else in a shared database is likely to lock: `convoke` in ASCII.
+/// Key of the advisory lock: `convoke` in ASCII, which other users of a shared database are unlikely to use.
 const LOCK: i64 = 0x63_6f6e_766f_6b65;
 
-/// What [`migrate`] did.
+/// Comments of migrations may have characters that the encoding of the database lacks. In a single-byte
+/// encoding, `SQL_ASCII` as client encoding stores the bytes without conversion; only comments go beyond
+/// ASCII.
+const DISABLE_CONVERSION: &str = "select pg_catalog.set_config('client_encoding', 'SQL_ASCII', false) \
+    from pg_catalog.pg_database d where d.datname = pg_catalog.current_database() \
+    and pg_catalog.pg_encoding_max_length(d.encoding) = 1";
+
+/// The result of [`migrate`].
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Migrated {
-    /// The migrations applied by this call, in order, like `V1__wal_position`.
+    /// The migrations that this call applied, in order, like `V1__wal_position`.
     pub applied: Vec<String>,
-    /// The version that the database has now.
+    /// The version of the schema after the call.
     pub version: i32,
 }
 
-/// Brings schema `convoke` to this program's version; does nothing when it is there already.
+/// Migrates schema `convoke` to this program's version; does nothing if it has that version.
 ///
-/// Waits while another daemon migrates. Cancel safe: what was committed stays, and the next call goes on.
+/// Waits while another daemon migrates. Cancel safe: committed migrations stay, and the next call continues.
 ///
 /// # Errors
-/// [`Error::NoRight`] with the statement that mends it, [`Error::OtherSchema`] when the database was
-/// migrated by a newer or changed program, [`Error::Migration`] when a statement failed.
+/// [`Error::NoRight`] with the statement that grants it, [`Error::OtherSchema`] if a newer or changed program
+/// migrated the database, [`Error::Migration`] if a statement failed.
 pub async fn migrate(db: &Database) -> Result<Migrated, Error> {
     // The connection's task ends with the client, so this scope needs no draining.
     let mut client = db.connect("convoke migrate", &Scope::default()).await?;
+    if !db.is_writable().await? {
+        return Err(Error::ReadOnly { database: db.target().database.clone() });
+    }
+    client.batch_execute(DISABLE_CONVERSION).await?;
     lock(&client).await?;
     prepare(db, &client).await?;
     let mut runner = embedded::migrations::runner();
@@ -45,16 +55,41 @@ pub async fn migrate(db: &Database) -> Result<Migrated, Error> {
     let report = runner.run_async(&mut client).await.map_err(|e| explain(db, e))?;
     let applied: Vec<String> = report.applied_migrations().iter().map(ToString::to_string).collect();
     for name in &applied {
-        info!(migration = %name, "applied");
+        info!(migration = %name, "migration applied");
     }
     Ok(Migrated { applied, version })
 }
 
-/// The lock goes with the connection.
+/// The migrations of this program that the database lacks, in order, like `V18__rights`. Empty without a schema:
+/// that database was never migrated.
+///
+/// # Errors
+/// [`Error::OtherSchema`] if a newer program migrated the database, [`Error::Query`] if its history is not readable.
+pub async fn unapplied(db: &Database) -> Result<Vec<String>, Error> {
+    let client = db.client().await?;
+    let known = "select to_regclass('convoke.migration') is not null";
+    if !client.query_one(known, &[]).await?.try_get::<_, bool>(0)? {
+        return Ok(Vec::new());
+    }
+    let rows = client.query("select version, name from convoke.migration order by version", &[]).await?;
+    let theirs: Vec<(i32, String)> = rows
+        .iter()
+        .map(|row| Ok((row.try_get(0)?, row.try_get(1)?)))
+        .collect::<Result<_, tokio_postgres::Error>>()?;
+    let mut ours = embedded::migrations::runner().get_migrations().clone();
+    ours.sort_by_key(refinery::Migration::version);
+    let newer = theirs.iter().find(|(version, _)| ours.iter().all(|known| known.version() != *version));
+    if let Some((version, name)) = newer {
+        return Err(Error::OtherSchema(unknown(&format!("V{version}__{name}"))));
+    }
+    ours.retain(|known| theirs.iter().all(|(version, _)| known.version() != *version));
+    Ok(ours.iter().map(ToString::to_string).collect())
+}
+
+/// Takes the advisory lock of the session; it is released with the connection.
 async fn lock(client: &Client) -> Result<(), Error> {
-    // Timeouts that the role or the URL sets are not for waiting on another daemon's migration.
-    client.batch_execute("set statement_timeout = 0; set lock_timeout = 0").await?;
-    let free: bool = client.query_one("select pg_try_advisory_lock($1)", &[&LOCK]).await?.get(0);
+    // Tried first without waiting, so that a wait is logged.
+    let free: bool = client.query_one("select pg_try_advisory_lock($1)", &[&LOCK]).await?.try_get(0)?;
     if !free {
         info!("waiting for another daemon to migrate the database");
         client.execute("select pg_advisory_lock($1)", &[&LOCK]).await?;
@@ -62,14 +97,15 @@ async fn lock(client: &Client) -> Result<(), Error> {
     Ok(())
 }
 
-/// Makes the schema, which holds the history; an administrator may have made it for us.
+/// Creates the schema, which holds the history. An administrator may have created it before.
 async fn prepare(db: &Database, client: &Client) -> Result<(), Error> {
     let rights = "select to_regnamespace('convoke') is not null,
             has_database_privilege(current_database(), 'create'),
             case when to_regnamespace('convoke') is null then true
                  else has_schema_privilege('convoke', 'create') end";
     let row = client.query_one(rights, &[]).await?;
-    let (exists, may_make, may_fill): (bool, bool, bool) = (row.get(0), row.get(1), row.get(2));
+    let (exists, may_make, may_fill): (bool, bool, bool) =
+        (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
     let (role, database) = (&db.target().user, &db.target().database);
     if !exists && !may_make {
         return Err(Error::NoRight {
@@ -91,14 +127,29 @@ async fn prepare(db: &Database, client: &Client) -> Result<(), Error> {
     Ok(())
 }
 
+/// Explains a mismatch in which the history or this program lacks `migration`.
+fn missing(migration: &refinery::Migration) -> String {
+    let ours = embedded::migrations::runner();
+    if ours.get_migrations().iter().any(|known| known.version() == migration.version()) {
+        // A released program applies every earlier migration, so the database was migrated by an unreleased
+        // one.
+        format!(
+            "it lacks migration {migration} and has later ones, so an unreleased convoke migrated it: \
+             restore a backup from before that, or use a new database"
+        )
+    } else {
+        unknown(&migration.to_string())
+    }
+}
+
+fn unknown(migration: &str) -> String {
+    format!("it has migration {migration}, which this program does not know: upgrade convoke")
+}
+
 fn explain(db: &Database, error: refinery::Error) -> Error {
     let applied = error.report().map_or(0, |report| report.applied_migrations().len());
     let name = match error.kind() {
-        Kind::MissingVersion(migration) => {
-            let reason =
-                format!("it has migration {migration}, which this program does not know: upgrade convoke");
-            return Error::OtherSchema(reason);
-        }
+        Kind::MissingVersion(migration) => return Error::OtherSchema(missing(migration)),
         Kind::DivergentVersion(theirs, ours) => {
             let reason = format!("it has migration {theirs}, where this program has another {ours}");
             return Error::OtherSchema(reason);
@@ -106,6 +157,9 @@ fn explain(db: &Database, error: refinery::Error) -> Error {
         _ => format!("after {applied} applied"),
     };
     let error = Error::Migration { name, source: Box::new(error) };
+    if error.sqlstate() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION) {
+        return Error::ReadOnly { database: db.target().database.clone() };
+    }
     if error.sqlstate() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) {
         let role = db.target().user.clone();
         let remedy =

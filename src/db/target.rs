@@ -1,66 +1,65 @@
-//! Where a database is and how one gets in: the parsed `database.url`.
+//! Address and credentials of a database: the parsed `database.url`.
 //!
-//! Owns everything that a connection needs, for the pool and for the replication
-//! client, which speaks the protocol by itself. Never connects. `sslmode` is read
-//! here, because the driver does not know `verify-full`. A URL that cannot be
-//! understood is [`Error::BadUrl`], which never repeats the URL.
+//! Owns everything that a connection needs, for the pool and for the replication client, which implements the
+//! protocol itself. Never connects. Parses `sslmode` itself, because the driver does not know `verify-full`.
+//! An invalid URL is [`Error::BadUrl`], whose text never contains the URL.
 use super::{Error, tls};
 use rustls::ClientConfig;
 use secrecy::{ExposeSecret, SecretString};
 use std::{fmt, path::PathBuf, sync::Arc};
 use tokio_postgres::config::{Host as PgHost, SslMode};
 
-/// Where a server listens.
+/// The address of a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Host {
-    /// A name or an address.
+    /// A host name or an IP address.
     Tcp(String),
-    /// The folder that holds the socket `.s.PGSQL.<port>`.
+    /// The folder of the socket `.s.PGSQL.<port>`.
     Unix(PathBuf),
 }
 
-/// How much TLS a connection wants; a unix socket never uses it.
+/// The TLS requirement of a connection. Unix sockets never use TLS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TlsMode {
-    /// None.
+    /// No TLS.
     Disable,
-    /// If the server offers it; the certificate is not looked at.
+    /// TLS if the server offers it; the certificate is not verified.
     Prefer,
-    /// Or no connection; the certificate is not looked at.
+    /// TLS or no connection; the certificate is not verified.
     Require,
-    /// Or no connection; the certificate must be valid for the host's name.
+    /// TLS or no connection; the certificate must be valid for the host name.
     VerifyFull,
 }
 
-/// One database on one server, with a role and how to prove it.
+/// One database on one server, with a role and its credentials.
 #[derive(Clone)]
 pub struct Target {
-    /// Where the server listens.
+    /// Address of the server.
     pub host: Host,
-    /// The TCP port, or the number in the socket's name.
+    /// TCP port, or the number in the socket's name.
     pub port: u16,
-    /// The role.
+    /// Role.
     pub user: String,
-    /// Its password, if any.
+    /// Password, if any.
     pub password: Option<SecretString>,
-    /// The database's name.
+    /// Name of the database.
     pub database: String,
-    /// Whether TLS is used.
+    /// TLS requirement.
     pub tls_mode: TlsMode,
-    /// What TLS is used with, fitting `tls_mode`.
+    /// TLS configuration that implements `tls_mode`.
     pub tls: Arc<ClientConfig>,
     base: tokio_postgres::Config,
 }
 
 impl Target {
-    /// Reads a URL like `postgres://user:password@host:5432/database?sslmode=verify-full`.
+    /// Parses a URL like `postgres://user:password@host:5432/database?sslmode=verify-full`.
     ///
-    /// A folder as host (`?host=/run/postgresql`, or percent-encoded) is a unix socket. Without
-    /// `sslmode` it is `prefer`; `sslrootcert` names a PEM file of certificates to trust instead
-    /// of the system's. Other parameters are those of the driver: `options`, `keepalives_idle`, ….
+    /// A folder as host (`?host=/run/postgresql`, or percent-encoded) is a unix socket. `sslmode` defaults to
+    /// `prefer`. `sslrootcert` names a PEM file of certificates to trust instead of the system's. Other
+    /// parameters are those of the driver: `options`, `keepalives_idle`, ….
     ///
     /// # Errors
-    /// [`Error::BadUrl`] says what is wrong with it; [`Error::File`] when `sslrootcert` cannot be read.
+    /// [`Error::BadUrl`] with the reason; [`Error::File`] if `sslrootcert` is not readable.
     pub fn parse(url: &str) -> Result<Self, Error> {
         let url = url.trim();
         if !["postgres://", "postgresql://"].iter().any(|scheme| url.starts_with(scheme)) {
@@ -69,7 +68,7 @@ impl Target {
         }
         let (rest, own) = split_tls(url)?;
         let base: tokio_postgres::Config = rest.parse().map_err(|e| bad_url(&e))?;
-        // `user@:5433/name?host=/folder` names an empty host besides the folder.
+        // `user@:5433/name?host=/folder` yields an empty host in addition to the folder.
         let hosts = base.get_hosts().iter().filter(|host| **host != PgHost::Tcp(String::new()));
         let host = match (hosts.collect::<Vec<_>>().as_slice(), base.get_hostaddrs()) {
             ([PgHost::Tcp(name)], []) => Host::Tcp(name.clone()),
@@ -82,6 +81,7 @@ impl Target {
         let database = base.get_dbname().filter(|name| !name.is_empty()).unwrap_or(&user).to_owned();
         let password =
             base.get_password().map(|p| SecretString::from(String::from_utf8_lossy(p).into_owned()));
+        // A unix socket is local and never uses TLS, whatever `sslmode` is.
         let tls_mode = if matches!(host, Host::Unix(_)) { TlsMode::Disable } else { own.mode };
         let tls = tls::client_config(tls_mode, own.root.as_deref())?;
         let port = base.get_ports().first().copied().unwrap_or(5432);
@@ -119,7 +119,7 @@ impl Target {
         Self { host, ..self.clone() }
     }
 
-    /// What the driver takes; the caller adds an application name and a time limit.
+    /// The driver's configuration; the caller adds an application name and a timeout.
     #[must_use]
     pub fn driver_config(&self) -> tokio_postgres::Config {
         let mut config = tokio_postgres::Config::new();
@@ -151,7 +151,7 @@ impl Target {
         self.base.get_options()
     }
 
-    /// Host and port, or the socket's path: for messages.
+    /// Host and port, or the socket's path, for messages.
     #[must_use]
     pub fn address(&self) -> String {
         match &self.host {
@@ -161,16 +161,22 @@ impl Target {
         }
     }
 
-    /// A URL that connects here, with the password.
+    /// A URL with the password.
     #[must_use]
     pub fn url(&self) -> String {
         self.render(self.password.as_ref().map(|p| encode(p.expose_secret())).as_deref())
     }
 
-    /// The same URL with `***` for the password: for people and logs.
+    /// The URL with `***` for the password, for people and logs.
     #[must_use]
     pub fn url_redacted(&self) -> String {
         self.render(self.password.as_ref().map(|_| "***"))
+    }
+
+    /// The URL without the password.
+    #[must_use]
+    pub fn url_without_password(&self) -> String {
+        self.render(None)
     }
 
     fn render(&self, password: Option<&str>) -> String {
@@ -205,7 +211,7 @@ struct OwnParameters {
     root: Option<PathBuf>,
 }
 
-/// Takes out the parameters that the driver does not know.
+/// Splits off the parameters that the driver does not know.
 fn split_tls(url: &str) -> Result<(String, OwnParameters), Error> {
     let mut own = OwnParameters { mode: TlsMode::Prefer, root: None };
     let Some((base, query)) = url.split_once('?') else { return Ok((url.to_owned(), own)) };
@@ -237,10 +243,10 @@ fn tls_mode(text: &str) -> Result<TlsMode, Error> {
 
 fn bad_url(error: &tokio_postgres::Error) -> Error {
     let reason = std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string);
-    Error::BadUrl(format!("is no connection URL: {reason}"))
+    Error::BadUrl(format!("is not a connection URL: {reason}"))
 }
 
-/// Percent-encodes everything that is not plain.
+/// Percent-encodes everything but unreserved characters.
 fn encode(text: &str) -> String {
     let mut encoded = String::with_capacity(text.len());
     for byte in text.bytes() {
@@ -257,7 +263,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_url_is_read_and_written_back() {
+    fn url_is_parsed_and_rendered_unchanged() {
         let url = "postgres://an%40n:p%3Aw%2F@db.example:6000/my%20db?sslmode=require";
         let target = Target::parse(url).unwrap();
         assert_eq!((target.user.as_str(), target.port, target.database.as_str()), ("an@n", 6000, "my db"));
@@ -269,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_as_host_is_a_unix_socket_without_tls() {
+    fn folder_as_host_is_a_unix_socket_without_tls() {
         for url in
             ["postgres://me@%2Frun%2Fpg:5433/app?sslmode=require", "postgresql://me@:5433/app?host=/run/pg"]
         {
@@ -282,14 +288,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_in_a_url_has_its_usual_default() {
+    fn missing_parts_of_a_url_have_defaults() {
         let target = Target::parse("postgres://me@localhost").unwrap();
         assert_eq!((target.port, target.database.as_str()), (5432, "me"));
         assert_eq!(target.tls_mode, TlsMode::Prefer);
     }
 
     #[test]
-    fn a_bad_url_is_refused_without_repeating_its_password() {
+    fn invalid_url_is_refused_without_its_password() {
         for (url, reason) in [
             ("mysql://a:hunter2@b/c", "must look like"),
             ("", "must look like"),

@@ -1,8 +1,9 @@
-//! TLS settings for the four `sslmode`s, on rustls with ring.
+//! TLS configuration for the four values of `sslmode`, with rustls and ring.
 //!
-//! As in libpq, `prefer` and `require` encrypt without looking at the
-//! certificate; only `verify-full` proves who the server is.
+//! Like in libpq, `prefer` and `require` encrypt without verifying the certificate; only `verify-full` proves
+//! the server's identity.
 use super::{Error, target::TlsMode};
+use crate::files;
 use rustls::{
     ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
@@ -11,7 +12,11 @@ use rustls::{
 };
 use std::{io, path::Path, sync::Arc};
 
-/// The settings that fit `mode`; `root` is a PEM file of certificates to trust instead of the system's.
+/// Most bytes of a file of certificates; the certificates of a whole system have 250 KB.
+const CERTIFICATES_BYTES_MAX: u64 = 4 << 20;
+
+/// Returns the configuration for `mode`. `root` is a PEM file of certificates to trust instead of the
+/// system's.
 pub(super) fn client_config(mode: TlsMode, root: Option<&Path>) -> Result<Arc<ClientConfig>, Error> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
@@ -34,7 +39,7 @@ fn roots(file: Option<&Path>) -> Result<RootCertStore, Error> {
     };
     let unreadable = |e: io::Error| Error::file("read the certificates of", path, e);
     let invalid = |e: &dyn std::error::Error| io::Error::new(io::ErrorKind::InvalidData, e.to_string());
-    let pem = std::fs::read(path).map_err(unreadable)?;
+    let pem = files::read_named(path, CERTIFICATES_BYTES_MAX).map_err(unreadable)?;
     for certificate in CertificateDer::pem_slice_iter(&pem) {
         let certificate = certificate.map_err(|e| unreadable(invalid(&e)))?;
         store.add(certificate).map_err(|e| unreadable(invalid(&e)))?;
@@ -45,7 +50,7 @@ fn roots(file: Option<&Path>) -> Result<RootCertStore, Error> {
     Ok(store)
 }
 
-/// Takes any certificate, but still checks that the server holds its key.
+/// Accepts any certificate, but still verifies that the server has its private key.
 #[derive(Debug)]
 struct AnyCertificate(Arc<CryptoProvider>);
 

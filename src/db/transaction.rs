@@ -1,4 +1,4 @@
-//! Transactions that are tried again when PostgreSQL asks for it.
+//! Transactions with retries where PostgreSQL allows them.
 use super::{Database, Error, is_transient};
 use deadpool_postgres::{ClientWrapper, Object};
 use futures_util::FutureExt;
@@ -16,11 +16,11 @@ use std::{
 use tokio_postgres::error::{DbError, SqlState};
 use tracing::debug;
 
-/// How often a transaction is tried before its error goes to the caller.
+/// Most attempts; the error of the last one is returned.
 const ATTEMPTS_MAX: u32 = 5;
 
-/// A pooled connection inside a transaction: use it like a client. Only [`Database::transaction`]
-/// makes, commits and rolls back; a clone that outlives its run is a connection without one.
+/// A pooled connection inside a transaction; use it like a client. [`Database::transaction`] begins, commits
+/// and rolls back. A clone that outlives the transaction is a connection without one.
 #[derive(Clone, Debug)]
 pub struct Transaction(Arc<Open>);
 
@@ -41,22 +41,24 @@ impl Deref for Transaction {
 impl Drop for Open {
     fn drop(&mut self) {
         if !*self.ended.get_mut() {
-            // The first poll queues the message, behind whatever is still running; nobody needs the answer.
+            // The first poll queues the message behind the running statements. The answer is not needed: the
+            // pool hands the connection on, and the server runs the rollback before the next user's
+            // statements.
             let _ = self.client.batch_execute("rollback").now_or_never();
         }
     }
 }
 
 impl Database {
-    /// Runs `work` in a transaction and commits it; on an error it is rolled back.
+    /// Runs `work` in a transaction and commits it; rolls back on an error.
     ///
-    /// It is run again, up to five times in all with a growing random pause, after a serialization
-    /// failure, a deadlock or the loss of the connection before the commit: `work` must have no
-    /// effect outside its transaction. Dropping the future rolls back.
+    /// Retries after a serialization failure, a deadlock, or the loss of the connection before the commit: up
+    /// to five attempts with a growing random backoff. So `work` must have no effect outside its transaction.
+    /// Dropping the future rolls back.
     ///
     /// # Errors
-    /// What `work` returned last; [`Error::CommitUnknown`] when the connection was lost during the
-    /// commit; those of [`Database::client`].
+    /// The last error of `work`; [`Error::CommitUnknown`] if the connection was lost during the commit; those
+    /// of [`Database::client`].
     pub async fn transaction<T, E, F, Fut>(&self, mut work: F) -> Result<T, E>
     where
         F: FnMut(Transaction) -> Fut,
@@ -72,7 +74,8 @@ impl Database {
             if attempt == ATTEMPTS_MAX || !is_worth_retrying(&error) {
                 return Err(error);
             }
-            debug!(attempt, error = %error, "transaction is tried again");
+            debug!(attempt, error = %error, "transaction failed, will retry");
+            // 20 ms, doubled with each attempt, ±50 %: transactions that collided must not collide again.
             let spread = rand::rng().random_range(0.5..1.5);
             tokio::time::sleep(Duration::from_millis(10 << attempt).mul_f64(spread)).await;
             attempt += 1;
@@ -89,13 +92,14 @@ impl Database {
         let open = Transaction(Arc::new(Open { client, ended: AtomicBool::new(false) }));
         open.batch_execute("begin").await.map_err(Error::Query)?;
         let value = work(open.clone()).await?;
-        // A commit of a transaction in which a statement failed is a silent rollback; the select complains.
+        // In an aborted transaction `commit` rolls back without an error; the `select` before it fails then.
         match open.batch_execute("select; commit").await {
             Ok(()) => {
                 open.0.ended.store(true, Ordering::Relaxed);
                 Ok(value)
             }
-            // The server answered, so the transaction is rolled back for certain.
+            // The server answered, so the transaction is rolled back for certain. Class 57 (shutdown) proves
+            // nothing.
             Err(e) if e.code().is_some_and(|code| !code.code().starts_with("57")) => {
                 Err(Error::Query(e).into())
             }
@@ -104,7 +108,7 @@ impl Database {
     }
 }
 
-/// Looks through the causes for one that PostgreSQL or the network gave.
+/// Searches the chain of sources for an error of PostgreSQL or of the network that permits a retry.
 fn is_worth_retrying(error: &(dyn StdError + 'static)) -> bool {
     let mut next = Some(error);
     while let Some(error) = next {
@@ -125,7 +129,8 @@ fn is_worth_retrying(error: &(dyn StdError + 'static)) -> bool {
     false
 }
 
-/// Rolled back for another transaction's sake, or because the server goes away.
+/// Whether the server rolled the transaction back: because of another one (40), a shutdown (57P) or a lost
+/// connection (08).
 fn is_rolled_back(code: &SqlState) -> bool {
     code.code().starts_with("40") || code.code().starts_with("57P") || code.code().starts_with("08")
 }

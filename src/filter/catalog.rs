@@ -1,4 +1,4 @@
-//! The kinds of columns as the database's catalog has them now.
+//! The kinds of columns, read from the database's catalog.
 use super::{Class, Kind};
 use std::collections::HashMap;
 use tokio_postgres::{Error, GenericClient, Row};
@@ -8,10 +8,10 @@ use tokio_postgres::{Error, GenericClient, Row};
 pub struct Kinds(HashMap<u32, HashMap<String, (u32, Kind)>>);
 
 impl Kinds {
-    /// Reads those of the tables with these oids in `pg_class`; a table that is gone has none. One query.
+    /// Reads the kinds of the tables with these oids in `pg_class`; a dropped table has none. One query.
     ///
     /// # Errors
-    /// When the database cannot be asked.
+    /// An error of the database.
     pub async fn read(client: &impl GenericClient, tables: &[u32]) -> Result<Self, Error> {
         let mut kinds: HashMap<u32, HashMap<String, (u32, Kind)>> = HashMap::new();
         for row in client.query(include_str!("sql/kinds.sql"), &[&tables]).await? {
@@ -21,8 +21,8 @@ impl Kinds {
         Ok(Self(kinds))
     }
 
-    /// That of a column which the log tells of with this type; nothing when the table has it no longer, or has it
-    /// with another type.
+    /// The kind of a column that the WAL carries with this type; `None` if the table no longer has the column, or has
+    /// it with another type.
     #[must_use]
     pub fn of(&self, table: u32, column: &str, type_oid: u32) -> Option<&Kind> {
         let (current, kind) = self.0.get(&table)?.get(column)?;
@@ -45,7 +45,7 @@ fn kind(row: &Row) -> Result<Kind, Error> {
         }
         ("c" | "p", _) | (_, "A") => kind.class = Class::Incomparable,
         ("b", _) if !builtin => {
-            // An extension's type comes with its own operators.
+            // A type of an extension has operators of its own, in its own schema.
             kind.class = Class::Asked;
             kind.operators = quoted(&schema);
         }

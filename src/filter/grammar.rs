@@ -1,20 +1,19 @@
-//! The text of a filter: conditions joined by commas, all of which must hold.
+//! The grammar of filters: conditions joined by commas, all of which must hold.
 //!
 //! A condition is `column=[not.]operator.value`, or a group `or=(…)`, `and=(…)`,
 //! `not.or=(…)` whose members, joined by commas, are `column.[not.]operator.value` or
-//! again groups `or(…)`, `and(…)`. A value that begins and ends with `"` is taken
-//! without them, with `\` before any character that is meant as itself. Reading knows
-//! no columns. Pure.
+//! nested groups `or(…)`, `and(…)`. Quotes around a whole value are removed; inside them
+//! `\` escapes the next character. Parsing resolves no columns. Pure.
 use super::list;
 
-/// Most values that an `in` may list.
+/// The most values of an `in`.
 const IN_VALUES_MAX: usize = 100;
-/// Most tests that a filter may have, groups included.
+/// The most tests of a filter, including those in groups.
 const TESTS_MAX: usize = 100;
-/// Groups within groups.
+/// The deepest nesting of groups. Bounds the recursion of the parser.
 const DEPTH_MAX: usize = 8;
 
-/// All of these must hold; none holds always.
+/// All conditions must hold. An empty filter always holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Filter {
     /// In the order of the text.
@@ -22,7 +21,7 @@ pub struct Filter {
 }
 
 impl Filter {
-    /// Every value that is compared with, with the column and how (nothing: `in`), to be looked at and changed in place.
+    /// Every compared value with its column and operator (`None` for `in`), to be replaced in place.
     pub fn values_mut(&mut self) -> Vec<(&str, Option<Operator>, &mut String)> {
         let mut all = Vec::new();
         values_mut(&mut self.conditions, &mut all);
@@ -48,46 +47,46 @@ fn values_mut<'a>(
     }
 }
 
-/// What must hold.
+/// A condition.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Condition {
-    /// A column's test.
+    /// A test of one column.
     Test(Segment),
-    /// Every one, or none when turned around.
+    /// All members hold; negated: not all do.
     All {
-        /// Of what.
+        /// The members.
         of: Vec<Condition>,
         /// `not.and`.
         negated: bool,
     },
-    /// At least one, or not one when turned around.
+    /// At least one member holds; negated: none does.
     Any {
-        /// Of what.
+        /// The members.
         of: Vec<Condition>,
         /// `not.or`.
         negated: bool,
     },
 }
 
-/// One column, compared with one value.
+/// The test of one column.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Segment {
     /// The column's name.
     pub column: String,
-    /// Whether the outcome is turned around; a comparison with NULL stays no match.
+    /// Whether the outcome is negated. NULL stays NULL.
     pub negated: bool,
-    /// How, and with what.
+    /// The test.
     pub test: Test,
 }
 
-/// How a column is compared, and with what.
+/// A comparison with its values.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Test {
-    /// With one value, which is read as the column's type; a pattern with the last four operators.
+    /// With one value, parsed as the column's type; a pattern with the last four operators.
     Compare(Operator, String),
-    /// One of these; nothing for NULL, which never matches.
+    /// With a list; `None` is NULL, which never matches.
     In(Vec<Option<String>>),
-    /// NULL, or a boolean.
+    /// With NULL or a boolean.
     Is(Keyword),
 }
 
@@ -106,20 +105,20 @@ pub enum Operator {
     Greater,
     /// `gte`
     GreaterOrEqual,
-    /// `isdistinct`: unequal, where NULL is a value like any other.
+    /// `isdistinct`: unequal, where NULL equals NULL.
     IsDistinct,
     /// `like`: a pattern with `%` and `_`.
     Like,
-    /// `ilike`: the same without case.
+    /// `ilike`: `like` without case.
     ILike,
     /// `match`: a regular expression.
     Match,
-    /// `imatch`: the same without case.
+    /// `imatch`: `match` without case.
     IMatch,
 }
 
 impl Operator {
-    /// As filters write it.
+    /// The operator's name in filters.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -154,7 +153,7 @@ impl Operator {
         }
     }
 
-    /// Whether the value is a pattern for texts.
+    /// Whether the value is a pattern.
     #[must_use]
     pub fn is_pattern(self) -> bool {
         matches!(self, Self::Like | Self::ILike | Self::Match | Self::IMatch)
@@ -178,7 +177,7 @@ impl Operator {
     }
 }
 
-/// What `is` can ask for.
+/// The operand of `is`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Keyword {
     /// NULL.
@@ -192,7 +191,7 @@ pub enum Keyword {
 }
 
 impl Keyword {
-    /// As filters write it.
+    /// The keyword's name in filters.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -204,43 +203,43 @@ impl Keyword {
     }
 }
 
-/// Why a text is no filter.
+/// Why a text is not a filter.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadFilter {
-    /// Two commas in a row, or one at an end.
+    /// Two adjacent commas, or one at an end.
     #[error("filter must not contain empty segments (check for extra commas)")]
     EmptySegment,
-    /// No condition: the parts that it was split into.
-    #[error("{0:?} is no condition of the form column=operator.value")]
+    /// Not a condition; holds the parts that it was split into.
+    #[error("{0:?} is not a condition of the form column=operator.value")]
     Form(Vec<String>),
-    /// No such operator: the operator and the value.
+    /// An unknown operator; holds the operator and the value.
     #[error(
-        "{:?} is no operator: use eq, neq, lt, lte, gt, gte, in, like, ilike, is, match, imatch or isdistinct",
+        "{:?} is not an operator: use eq, neq, lt, lte, gt, gte, in, like, ilike, is, match, imatch or isdistinct",
         .0.first().map(String::as_str).unwrap_or_default()
     )]
     Operator(Vec<String>),
     /// `in` without its parentheses.
     #[error("`in` filter value must be wrapped by parentheses")]
     Parentheses,
-    /// A group that does not end, or has no members.
+    /// A group that is not closed, or is empty.
     #[error("a group must be wrapped by parentheses and not be empty, like or=(a.eq.1,b.gt.2)")]
     Group,
-    /// Too much.
+    /// Too many tests, or groups nested too deeply.
     #[error("filter must not have more than {TESTS_MAX} conditions or {DEPTH_MAX} groups in one another")]
     TooLong,
-    /// Values of `in` that are no array: as an array literal.
+    /// The values of `in` are not an array; holds them as an array literal.
     #[error("malformed array literal: \"{0}\"")]
     List(String),
     /// Too many values of `in`.
     #[error("too many values for `in` filter. Maximum {IN_VALUES_MAX}")]
     TooMany,
-    /// `is` with another word.
+    /// An unknown keyword for `is`.
     #[error("invalid value for is filter: must be null, true, false, or unknown")]
     Keyword,
 }
 
 impl BadFilter {
-    /// The text of `reference/postgres-changes.md` §1.5, without what stands before it.
+    /// The text of `docs/spec/postgres-changes.md` §1.5, without its prefix.
     #[must_use]
     pub fn protocol_text(&self) -> String {
         match self {
@@ -251,21 +250,21 @@ impl BadFilter {
 }
 
 impl Filter {
-    /// Reads a filter; a blank text is one that always holds.
+    /// Parses a filter. A blank text is a filter that always holds.
     ///
     /// # Errors
-    /// [`BadFilter`] says which part cannot be read.
+    /// A [`BadFilter`] with the part that is invalid.
     pub fn parse(text: &str) -> Result<Self, BadFilter> {
         if text.trim().is_empty() {
             return Ok(Self::default());
         }
-        let mut reading = Reading { tests: 0 };
+        let mut parser = Parser { tests: 0 };
         let parts = split(text).into_iter();
-        let conditions = parts.map(|part| reading.outer(part.trim())).collect::<Result<_, _>>()?;
+        let conditions = parts.map(|part| parser.outer(part.trim())).collect::<Result<_, _>>()?;
         Ok(Self { conditions })
     }
 
-    /// Every test, those in groups too.
+    /// Every test, including those in groups.
     pub fn segments(&self) -> impl Iterator<Item = &Segment> {
         let mut all = Vec::new();
         gather(&self.conditions, &mut all);
@@ -282,11 +281,11 @@ fn gather<'a>(conditions: &'a [Condition], all: &mut Vec<&'a Segment>) {
     }
 }
 
-struct Reading {
+struct Parser {
     tests: usize,
 }
 
-impl Reading {
+impl Parser {
     /// `column=condition` or `or=(…)`.
     fn outer(&mut self, part: &str) -> Result<Condition, BadFilter> {
         if part.is_empty() {
@@ -319,7 +318,7 @@ impl Reading {
         }
         let form = || BadFilter::Form(vec![part.to_owned()]);
         if let Some(rest) = part.strip_prefix('"') {
-            // A name with a dot in it.
+            // A quoted name may contain a dot.
             let mut end = None;
             let mut chars = rest.char_indices();
             while let Some((at, c)) = chars.next() {
@@ -382,7 +381,7 @@ impl Reading {
     }
 }
 
-/// Whether it is an `or`, and whether it is turned around.
+/// Returns whether it is an `or`, and whether it is negated; `None` for another word.
 fn group_word(word: &str) -> Option<(bool, bool)> {
     Some(match word {
         "or" => (true, false),
@@ -397,12 +396,12 @@ fn split(text: &str) -> Vec<&str> {
     split_from(text, ' ')
 }
 
-/// In a group a quoted name may stand first.
+/// In a group the first member may be a quoted name.
 fn split_group(text: &str) -> Vec<&str> {
     split_from(text, '(')
 }
 
-/// The parts between the commas that stand in no parenthesis and no quotes.
+/// Splits at commas outside of parentheses and quotes.
 fn split_from(text: &str, before: char) -> Vec<&str> {
     let mut parts = Vec::new();
     let (mut begin, mut depth, mut quoted, mut before) = (0, 0_u32, false, before);
@@ -430,7 +429,7 @@ fn split_from(text: &str, before: char) -> Vec<&str> {
     parts
 }
 
-/// A value without its quotes, if they enclose all of it; else as it stands.
+/// Removes the quotes if they enclose the whole value.
 fn unquote(value: &str) -> String {
     quoted_whole(value).unwrap_or_else(|| value.to_owned())
 }
@@ -477,7 +476,7 @@ mod tests {
     }
 
     #[test]
-    fn segments_are_split_only_where_a_comma_is_meant() {
+    fn commas_in_quotes_and_parentheses_do_not_split() {
         let read = tests(r#"a=eq.1, b=not.gte.2 ,c=in.(x,"y,z",null),d=eq."q,\"r",e=eq.5" tall"#);
         assert_eq!(read.len(), 5);
         assert_eq!(read[0], ("a".into(), false, eq("1")));
@@ -491,7 +490,7 @@ mod tests {
     }
 
     #[test]
-    fn quotes_count_only_where_they_enclose_the_whole_value() {
+    fn quotes_are_removed_only_around_a_whole_value() {
         let one = |text: &str| tests(text).remove(0).2;
         assert_eq!(one(r#"name=eq."a,b""#), eq("a,b"));
         assert_eq!(one(r#"name=eq."she said \"hi\"""#), eq("she said \"hi\""));
@@ -508,7 +507,7 @@ mod tests {
     }
 
     #[test]
-    fn groups_hold_when_one_of_them_or_all_of_them_hold() {
+    fn groups_are_parsed_with_or_and_negation() {
         let filter = Filter::parse(r#"a=eq.1,or=(b.eq.2,not.and(c.not.lt.3,"d.e".in.(x,y)))"#).unwrap();
         let Condition::Any { of, negated: false } = &filter.conditions[1] else { panic!("{filter:?}") };
         let Condition::All { of: inner, negated: true } = &of[1] else { panic!("{filter:?}") };
@@ -525,13 +524,13 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_is_named() {
+    fn syntax_errors_name_the_part() {
         let bad = |text: &str| Filter::parse(text).unwrap_err();
         assert_eq!(bad("priority>3").protocol_text(), r#"["priority>3"]"#);
         assert_eq!(bad("a=wrong").protocol_text(), r#"["wrong"]"#);
         assert_eq!(bad("subject=foo.hey").protocol_text(), r#"["foo", "hey"]"#);
         assert_eq!(bad("a=not.not.eq.1").protocol_text(), r#"["not", "eq.1"]"#);
-        assert!(bad("a=foo.hey").to_string().starts_with("\"foo\" is no operator: use eq, neq"));
+        assert!(bad("a=foo.hey").to_string().starts_with("\"foo\" is not an operator: use eq, neq"));
         for comma in ["a=eq.1,,b=eq.2", "id=gt.0,", ",id=gt.0"] {
             assert_eq!(bad(comma), BadFilter::EmptySegment);
         }
@@ -546,13 +545,13 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn no_text_panics(text in "[a-z=.,()\"\\\\ {}é]{0,40}") {
+        fn parsing_arbitrary_text_never_panics(text in "[a-z=.,()\"\\\\ {}é]{0,40}") {
             let _ = Filter::parse(&text);
             let _ = Filter::parse(&format!("or=({text})"));
         }
 
         #[test]
-        fn a_quoted_value_is_read_back(value in "[ -~é]{0,20}") {
+        fn quoted_value_round_trips(value in "[ -~é]{0,20}") {
             let quoted = value.replace('\\', "\\\\").replace('"', "\\\"");
             proptest::prop_assert_eq!(&tests(&format!("a=eq.\"{quoted}\""))[0].2, &eq(&value));
             let list = Test::In(vec![Some(value.clone())]);

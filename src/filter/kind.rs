@@ -1,71 +1,122 @@
-//! How the values of a column compare: what this process knows for sure, and what only Postgres does.
+//! How the values of a column compare: what this process can decide, and what only Postgres can.
 //!
-//! Sure is: numbers, booleans, uuids, dates and times, bytes and enums in every way;
-//! texts by equality under a deterministic collation, and by order where that is
-//! bytes; addresses and bits by equality, because Postgres writes equal ones alike.
-//! Everything else that the type can do is asked.
-use super::{Operator, Unbindable};
+//! Decided here: every comparison of numbers, booleans, uuids, dates and times, bytes and enums;
+//! equality of texts under a deterministic collation, and their order if it is
+//! bytewise; equality of addresses and bits, because Postgres formats equal ones identically.
+//! Postgres is asked for every other operator of a type.
+use super::Operator;
 use std::sync::Arc;
 
-/// How values are read.
+/// Why a filter cannot be bound to a table.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unbindable {
+    /// No such column.
+    #[error("invalid column for filter {column}")]
+    NoColumn {
+        /// The column that the filter names.
+        column: String,
+    },
+    /// The value is not of the column's type.
+    #[error("{value:?} is not a value for column {column} of type {type_name}")]
+    NoValue {
+        /// The column.
+        column: String,
+        /// Its type.
+        type_name: String,
+        /// The value of the filter.
+        value: String,
+    },
+    /// A pattern for a type that is not text.
+    #[error("operator {operator} requires a text-compatible column type, got {type_name}")]
+    NotTextual {
+        /// The column.
+        column: String,
+        /// Its type.
+        type_name: String,
+        /// The operator.
+        operator: &'static str,
+    },
+    /// A boolean keyword for a column that is not boolean.
+    #[error("is {keyword} filter requires a boolean column, got {type_name}")]
+    NotBoolean {
+        /// The column.
+        column: String,
+        /// Its type.
+        type_name: String,
+        /// The keyword.
+        keyword: &'static str,
+    },
+    /// Values of the type cannot be compared.
+    #[error("operator {operator} cannot compare values of type {type_name}")]
+    Incomparable {
+        /// The column.
+        column: String,
+        /// Its type.
+        type_name: String,
+        /// The operator.
+        operator: &'static str,
+    },
+}
+
+/// How values are parsed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Class {
     /// Integers, `numeric`, floats, `oid`.
     Number,
     /// `bool`.
     Bool,
-    /// Texts, by their characters.
+    /// Texts, compared by characters.
     Text,
-    /// `char(n)`: blanks at the end do not count.
+    /// `char(n)`: trailing blanks are ignored.
     Padded,
     /// `uuid`.
     Uuid,
-    /// With and without zone, and dates.
+    /// Timestamps with and without time zone, and dates.
     Timestamp,
-    /// Without zone.
+    /// Times without time zone.
     Time,
     /// `bytea`.
     Bytes,
     /// The labels in their order.
     Enum(Arc<[Box<str>]>),
-    /// Equal values are written alike, and their order is Postgres' to say.
+    /// Equal values have the same text. Only Postgres knows their order.
     Alike,
     /// Only Postgres can compare them.
     Asked,
-    /// They cannot be compared at all.
+    /// They cannot be compared.
     Incomparable,
 }
 
 /// How the values of one column compare.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Kind {
-    /// How values are read.
+    /// How values are parsed.
     pub class: Class,
-    /// Whether the order of what [`Class`] reads is the column's own.
+    /// Whether the order of the parsed values is the column's order.
     pub ordered: bool,
-    /// Whether patterns can be asked of it.
+    /// Whether patterns can be matched.
     pub textual: bool,
-    /// The type as a statement names it, quoted; the base type of a domain.
+    /// The quoted type for SQL statements; for a domain its base type.
     pub sql_type: String,
-    /// The schema of the type's operators, quoted: found there whatever the search path is.
+    /// The quoted schema of the type's operators. Statements name it, so that the search path does not matter.
     pub operators: String,
-    /// A collation other than the type's own as a statement names it, quoted.
+    /// The quoted collation for SQL statements, if it is not the type's own.
     pub collation: Option<String>,
-    /// The type as people name it: `integer`.
+    /// The type's display name, like `integer`.
     pub type_name: String,
 }
 
 impl Kind {
     /// The kind of a column of a built-in type, by the type's name in `pg_type`.
     ///
-    /// The collation is taken for a deterministic one whose order is not known here. A type of a user's own
-    /// (`user_type`) counts as an enum whose labels' order is not known here.
+    /// Assumes a deterministic collation with an order unknown here. A user-defined type
+    /// (`user_type`) is treated as an enum whose order of labels is unknown here.
     #[must_use]
     pub fn builtin(name: &str, user_type: bool) -> Self {
         let (class, ordered) = match name {
             "int2" | "int4" | "int8" | "oid" | "float4" | "float8" | "numeric" => (Class::Number, true),
             "bool" => (Class::Bool, true),
-            // One byte, and names have the collation C.
+            // `"char"` is one byte, and `name` has the collation C.
             "name" | "char" => (Class::Text, true),
             "text" | "varchar" => (Class::Text, false),
             "bpchar" => (Class::Padded, false),
@@ -86,12 +137,12 @@ impl Kind {
         Self { class, ordered, textual, sql_type, operators, collation: None, type_name: name.to_owned() }
     }
 
-    /// Whether equality of what is read is equality in Postgres.
+    /// Whether parsed values are equal exactly if Postgres considers them equal.
     pub(super) fn knows_equality(&self) -> bool {
         !matches!(self.class, Class::Asked | Class::Incomparable)
     }
 
-    /// Whether `operator` is decided here and not asked.
+    /// Whether `operator` is decided here.
     pub(super) fn knows(&self, operator: Operator) -> bool {
         match operator {
             Operator::Equal | Operator::NotEqual | Operator::IsDistinct => self.knows_equality(),
@@ -101,7 +152,7 @@ impl Kind {
         }
     }
 
-    /// Refuses what can never be asked of the type.
+    /// Refuses an operator that the type cannot have.
     ///
     /// # Errors
     /// [`Unbindable::NotTextual`] and [`Unbindable::Incomparable`].
@@ -116,14 +167,14 @@ impl Kind {
         Ok(())
     }
 
-    /// The question how Postgres writes the text `$1` as a value of this type.
+    /// The SQL statement that formats the text `$1` as a value of this type.
     #[must_use]
-    pub fn written(&self) -> String {
-        // By its output function, as the log has it: a cast gives an `inet` its mask.
+    pub fn output_sql(&self) -> String {
+        // By the output function, as in the WAL: a cast to text would add a mask to an `inet`.
         format!("select pg_catalog.format('%s', $1::text::{})", self.sql_type)
     }
 
-    /// The question `operator` as SQL over `p.v`, the value of a row, and `p.l`, the literal: both texts.
+    /// The SQL expression of `operator` over `p.v`, the value of a row, and `p.l`, the literal: both texts.
     #[must_use]
     pub fn expression(&self, operator: Operator) -> String {
         let Self { sql_type, operators, collation, .. } = self;
@@ -132,7 +183,7 @@ impl Kind {
             true => "pg_catalog.text",
             false => sql_type,
         };
-        // Neither side is NULL, so that distinct is no more than unequal, which not every type has a sign for.
+        // Neither side is NULL, so "distinct" means "not equal". Not every type has a `<>` operator.
         let (not, sign) = match operator {
             Operator::IsDistinct | Operator::NotEqual => ("not ", "="),
             other => ("", other.sign()),

@@ -1,8 +1,8 @@
 //! The elements of an `in.(…)`, which follow the rules of a Postgres array literal.
 use std::{iter::Peekable, str::Chars};
 
-/// The elements between the parentheses; nothing for an unquoted `NULL`. Nothing at all when Postgres would call
-/// it a malformed array literal.
+/// The elements between the parentheses; an unquoted `NULL` is an inner `None`. Returns `None` for what Postgres
+/// calls a malformed array literal.
 pub(super) fn elements(inside: &str) -> Option<Vec<Option<String>>> {
     if inside.trim().is_empty() {
         return Some(Vec::new());
@@ -36,7 +36,7 @@ fn quoted(chars: &mut impl Iterator<Item = char>) -> Option<String> {
     }
 }
 
-/// An element without quotes: blanks at its end do not count, but for one that `\` protects.
+/// An unquoted element. Trailing blanks are dropped unless the last one is escaped.
 fn bare(chars: &mut Peekable<Chars<'_>>) -> Option<Option<String>> {
     let mut text = String::new();
     let (mut kept, mut escaped) = (0, false);

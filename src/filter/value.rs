@@ -1,7 +1,7 @@
-//! Values of columns in Postgres' text form, read by class so that they compare as Postgres compares them.
+//! Values of columns in Postgres' text form, parsed by class so that they compare as in Postgres.
 //!
-//! Numbers without rounding, times as times, the rest by its bytes after Postgres has
-//! written it. Pure.
+//! Numbers without rounding, times as points in time, the rest by the bytes of Postgres'
+//! output. Pure.
 use super::Class;
 use chrono::{DateTime, Datelike, NaiveDate, NaiveDateTime, NaiveTime, Timelike};
 use std::cmp::Ordering;
@@ -15,11 +15,11 @@ pub(super) enum Operand {
     Timestamp(Moment),
     /// Microseconds since midnight.
     Time(i64),
-    /// The place among the labels.
+    /// The index of the label.
     Enum(usize),
 }
 
-/// A point in time; dates and times without zone count as UTC.
+/// A point in time. Dates, and times without zone, count as UTC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum Moment {
     Past,
@@ -29,7 +29,7 @@ pub(super) enum Moment {
 }
 
 impl Operand {
-    /// Reads `text` as a value of that class; nothing if it is none.
+    /// Parses `text` as a value of this class; `None` if it is not one.
     pub(super) fn read(class: &Class, text: &str) -> Option<Self> {
         match class {
             Class::Number => Number::read(text).map(Self::Number),
@@ -73,8 +73,8 @@ fn time(text: &str) -> Option<i64> {
     (parts.next().is_none() && minutes < 60 && micros <= DAY_MICROS).then_some(micros)
 }
 
-/// As Postgres writes it with ISO dates in UTC: `2026-08-21 09:15:02.118+00`, `0044-03-15 BC`.
-fn written(text: &str) -> Option<Moment> {
+/// Parses Postgres' output with ISO dates in UTC: `2026-08-21 09:15:02.118+00`, `0044-03-15 BC`.
+fn parse_output(text: &str) -> Option<Moment> {
     let (text, before_christ) = match text.strip_suffix(" BC") {
         Some(rest) => (rest, true),
         None => (text, false),
@@ -97,17 +97,17 @@ fn moment(text: &str) -> Option<Moment> {
         "-infinity" => return Some(Moment::Past),
         _ => {}
     }
-    // What people write: other zones, and forms without seconds.
+    // Forms that people write in filters: other zones, and times without seconds.
     let zoned = |form| DateTime::parse_from_str(text, form).ok().map(|at| at.naive_utc());
     let plain = |form| NaiveDateTime::parse_from_str(text, form).ok();
-    let said = || -> Option<NaiveDateTime> {
+    let parse_other_form = || -> Option<NaiveDateTime> {
         let rfc = DateTime::parse_from_rfc3339(text).ok().map(|at| at.naive_utc());
         rfc.or_else(|| ["%Y-%m-%d %H:%M:%S%.f%#z", "%Y-%m-%dT%H:%M:%S%.f%#z"].into_iter().find_map(zoned))
             .or_else(|| ["%Y-%m-%d %H:%M", "%Y-%m-%dT%H:%M"].into_iter().find_map(plain))
             .or_else(|| NaiveDate::parse_from_str(text, "%Y-%m-%d").ok()?.and_hms_opt(0, 0, 0))
     };
-    written(text).or_else(|| {
-        let at = said()?;
+    parse_output(text).or_else(|| {
+        let at = parse_other_form()?;
         let midnight = NaiveTime::MIN;
         let micros = (at.time() - midnight).num_microseconds().unwrap_or(i64::from(at.second()));
         Some(Moment::At(at.year(), at.month(), at.day(), micros))
@@ -116,7 +116,7 @@ fn moment(text: &str) -> Option<Moment> {
 
 /// A decimal number of any length, compared without rounding.
 ///
-/// The order of the variants is Postgres' own: `NaN` is above everything.
+/// The order of the variants is Postgres': `NaN` is larger than every other value.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum Number {
     NegativeInfinity,
@@ -125,7 +125,7 @@ pub(super) enum Number {
     Undefined,
 }
 
-/// Sign, the place of the first digit, and the digits without zeros at the ends.
+/// Sign, exponent, and the digits without leading and trailing zeros.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Decimal {
     negative: bool,
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn booleans_uuids_and_texts_compare_as_themselves() {
+    fn booleans_uuids_texts_and_enums_compare_as_in_postgres() {
         assert_eq!(read("bool", "t"), read("bool", "true"));
         let (upper, braced) =
             ("A0EEBC99-9C0B-4EF8-BB6D-6BB9BD380A11", "{a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11}");
@@ -270,7 +270,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn whole_numbers_compare_like_numbers(a in -1_000_000_i64..1_000_000, b in -1_000_000_i64..1_000_000, shift in 0_u32..6) {
+        fn integers_compare_numerically(a in -1_000_000_i64..1_000_000, b in -1_000_000_i64..1_000_000, shift in 0_u32..6) {
             let exact = |n: i64| format!("{n}e-{shift}");
             let plain = |n: i64| {
                 let (sign, digits) = (if n < 0 { "-" } else { "" }, format!("{:0>8}", n.abs()));
@@ -281,7 +281,7 @@ mod tests {
         }
 
         #[test]
-        fn no_text_panics(text in "[-0-9: .+TZBCé]{0,30}") {
+        fn parsing_arbitrary_text_never_panics(text in "[-0-9: .+TZBCé]{0,30}") {
             for name in ["timestamp", "time", "numeric", "uuid", "bool"] {
                 let _ = read(name, &text);
             }

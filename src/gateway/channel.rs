@@ -1,22 +1,23 @@
-//! One topic of one socket as a pure machine: events in, actions out.
+//! One topic of one socket as a pure state machine: events in, actions out.
 //!
-//! It does no I/O and reads no clock: whether a join is admitted, and when a delay is
-//! over, come in as events, and the session performs what it asks for. While a join is
-//! checked or its refusal delayed, frames of this topic wait here, in order and
-//! bounded, and every other topic goes on (`reference/realtime-protocol.md` §3, §4, §6).
-mod words;
+//! It does no I/O and reads no clock. The result of a check and the end of a delay
+//! arrive as events; the session performs the actions. While a join is
+//! checked or its refusal delayed, frames of this topic are queued here, in order and
+//! bounded; other topics continue (`docs/spec/realtime-protocol.md` §3, §4, §6).
+mod events;
 
-pub(super) use words::{Action, Admitted, Event, Hearing, Limits, Refusal, Told};
+pub(super) use events::{Action, Admitted, ChannelEvent, Limits, PolicyAnswer, Refusal};
 
 use super::{
-    Refused,
+    Rejection,
     join::{AskedReplay, Join},
     joined::{Asking, Joined},
-    refused,
+    rejection,
 };
 use crate::{
     access,
     auth::Claims,
+    hub::Interests,
     id::Topic,
     wire::{Inbound, Payload, Ref, text},
 };
@@ -24,11 +25,11 @@ use serde_json::json;
 use std::{collections::VecDeque, sync::Arc};
 use tokio::time::Instant;
 
-/// Frames that may wait for a join; later ones are dropped.
+/// Frames queued during a join. Later ones are refused.
 const WAITING_MAX: usize = 128;
-/// Bytes that may wait with them, so that refused joins cannot be used to fill the memory.
+/// Their bytes: refused joins must not be usable to fill memory.
 const WAITING_BYTES_MAX: usize = 1 << 20;
-/// The same while a member's rights are asked for; what is beyond is refused.
+/// The same limits while a member's rights are checked.
 const MEMBER_WAITING_MAX: usize = 4096;
 const MEMBER_WAITING_BYTES_MAX: usize = 8 << 20;
 
@@ -52,7 +53,7 @@ struct Joining {
     join_ref: Option<Ref>,
     reference: Option<Ref>,
     join: Join,
-    /// The join_ref of the channel that this join replaces.
+    /// The join_ref of the channel that this join replaces, if any.
     replaced: Option<Option<Ref>>,
 }
 
@@ -61,7 +62,7 @@ impl Channel {
         Self { sub_topic: sub_topic.to_owned(), phase: Phase::Closed, waiting: VecDeque::new() }
     }
 
-    /// Whether it can be forgotten.
+    /// Whether it can be dropped.
     pub(super) fn is_idle(&self) -> bool {
         matches!(self.phase, Phase::Closed) && self.waiting.is_empty()
     }
@@ -82,7 +83,7 @@ impl Channel {
         }
     }
 
-    /// Whether a joined channel hears its own words, and the join_ref of what it is told.
+    /// Whether a joined channel receives its own broadcasts, and the join_ref of its pushes.
     pub(super) fn terms(&self) -> Option<(bool, Option<Ref>)> {
         match &self.phase {
             Phase::Joined(joined) => Some((joined.to_self, joined.push_ref.clone())),
@@ -94,29 +95,37 @@ impl Channel {
         &self.sub_topic
     }
 
-    /// Takes an event; adds what is to be done to `out`.
-    pub(super) fn on(&mut self, event: Event, limits: &Limits, now: Instant, out: &mut Vec<Action>) {
+    /// Handles an event and appends the resulting actions to `out`.
+    pub(super) fn on(&mut self, event: ChannelEvent, limits: &Limits, now: Instant, out: &mut Vec<Action>) {
         match event {
-            Event::Frame(frame) if self.is_busy() => return self.keep(frame, out),
-            Event::Frame(frame) => self.frame(frame, limits, now, out),
-            Event::TooFast(frame, retry_after_ms) => self.too_fast(frame, retry_after_ms, out),
-            Event::Impostor(frame, why) => {
+            ChannelEvent::Frame(frame) if self.is_busy() => return self.enqueue(frame, out),
+            ChannelEvent::Frame(frame) => self.frame(frame, limits, now, out),
+            ChannelEvent::TooFast(frame, retry_after_ms) => self.too_fast(frame, retry_after_ms, out),
+            ChannelEvent::Rejection(frame, code, why) => {
                 if let Phase::Joined(joined) = &self.phase {
-                    joined.refuse(frame, "impostor", &why, out);
+                    joined.refuse(frame, code, &why, out);
                 }
             }
-            Event::Slowed(count, retry_after_ms) => self.slowed(count, retry_after_ms, out),
-            Event::Checked(outcome) => self.checked(outcome, limits, out),
-            Event::DelayOver => self.refuse(out),
-            Event::Renewed(outcome) => self.renewed(outcome, out),
-            Event::Told(outcome) => self.told(outcome, out),
-            Event::Streams(streams) => self.streams(streams, out),
-            Event::Shutdown(message) => self.shutdown(&message, out),
+            ChannelEvent::ThrottleNotice(count, retry_after_ms) => {
+                self.throttle_notice(count, retry_after_ms, out)
+            }
+            ChannelEvent::Checked(outcome) => self.checked(outcome, limits, out),
+            ChannelEvent::DelayOver => self.refuse(out),
+            ChannelEvent::Renewed(outcome) => self.renewed(outcome, out),
+            ChannelEvent::PolicyAnswer(outcome) => self.rights_known(outcome, out),
+            ChannelEvent::Streams(streams) => self.streams(streams, out),
+            ChannelEvent::Shutdown(message) => self.shutdown(&message, out),
         }
+        // Queued frames follow in order as soon as nothing is pending; each may start a check that queues the rest again.
         while !self.is_busy() {
             let Some(frame) = self.waiting.pop_front() else { break };
             self.frame(frame, limits, now, out);
         }
+    }
+
+    /// Bytes of the queued frames.
+    pub(super) fn waiting_bytes(&self) -> usize {
+        self.waiting.iter().map(|frame| frame.payload.size()).sum()
     }
 
     fn is_busy(&self) -> bool {
@@ -127,9 +136,9 @@ impl Channel {
         }
     }
 
-    /// A frame waits for what is being asked.
-    fn keep(&mut self, frame: Inbound, out: &mut Vec<Action>) {
-        let bytes: usize = self.waiting.iter().map(|frame| frame.payload.size()).sum();
+    /// Queues a frame until the pending check is finished, or refuses it.
+    fn enqueue(&mut self, frame: Inbound, out: &mut Vec<Action>) {
+        let bytes = self.waiting_bytes();
         let (frames_max, bytes_max) = match &self.phase {
             Phase::Joined(_) => (MEMBER_WAITING_MAX, MEMBER_WAITING_BYTES_MAX),
             _ => (WAITING_MAX, WAITING_BYTES_MAX),
@@ -139,19 +148,19 @@ impl Channel {
         } else if let Phase::Joined(joined) = &self.phase {
             joined.refuse(frame, "crowded", "Too many messages wait for the database", out);
         } else {
-            crowded(frame, out);
+            queue_full(frame, out);
         }
     }
 
-    fn told(&mut self, outcome: Result<Told, access::Error>, out: &mut Vec<Action>) {
+    fn rights_known(&mut self, outcome: Result<PolicyAnswer, access::Error>, out: &mut Vec<Action>) {
         let Phase::Joined(joined) = &mut self.phase else { return };
         if joined.asking != Some(Asking::Rights) {
             return;
         }
         joined.asking = None;
         match outcome {
-            // The frame that asked is the first of those that wait.
-            Ok(told) => joined.learn(told),
+            // The frame that needed the rights is the first of the queue.
+            Ok(notified) => joined.learn(notified),
             Err(error) => {
                 if let (Some(frame), Some(topic)) = (self.waiting.pop_front(), Topic::new(&self.sub_topic)) {
                     joined.refuse(frame, "unavailable", &error.join_text(&topic), out);
@@ -170,6 +179,7 @@ impl Channel {
         };
         if let Some(unknown) = joined.unknown(&frame) {
             joined.asking = Some(Asking::Rights);
+            // Back to the front: it is handled first when the rights are known.
             self.waiting.push_front(frame);
             out.push(Action::Ask(unknown));
             return;
@@ -184,27 +194,27 @@ impl Channel {
             "access_token" => joined.access_token(&frame, out),
             "phx_leave" => self.leave(frame, out),
             unknown => {
-                let refused = Refused::push("push", "unknown_event", &format!("unknown event {unknown}"));
-                out.push(Action::Note { refused, told: false });
+                let refused = Rejection::push("push", "unknown_event", &format!("unknown event {unknown}"));
+                out.push(Action::RecordRejection { refused, notified: false });
             }
         }
     }
 
-    /// A push with an answer gets one; about others the client is told later, together.
+    /// Refuses a frame over the rate. A push with a reply gets one; other refusals are reported by a coalesced notice.
     fn too_fast(&self, frame: Inbound, retry_after_ms: u64, out: &mut Vec<Action>) {
         let Phase::Joined(joined) = &self.phase else { return };
-        let (what, told) = match frame.event.as_str() {
+        let (what, notified) = match frame.event.as_str() {
             "broadcast" => ("broadcast", joined.ack),
             "presence" => ("presence", true),
             _ => ("access_token", false),
         };
-        if told {
-            out.push(joined.reply(frame.reference, false, &refused::rate_limited(retry_after_ms)));
+        if notified {
+            out.push(joined.reply(frame.reference, false, &rejection::rate_limited(retry_after_ms)));
         }
-        out.push(Action::Note { refused: Refused::rate(what, retry_after_ms), told });
+        out.push(Action::RecordRejection { refused: Rejection::rate(what, retry_after_ms), notified });
     }
 
-    fn slowed(&self, count: u64, retry_after_ms: u64, out: &mut Vec<Action>) {
+    fn throttle_notice(&self, count: u64, retry_after_ms: u64, out: &mut Vec<Action>) {
         let Phase::Joined(joined) = &self.phase else { return };
         let payload = json!({
             "extension": "system",
@@ -257,7 +267,7 @@ impl Channel {
             Ok(admitted) => self.phase = Phase::Joined(Box::new(self.enter(joining, admitted, limits, out))),
             Err(refusal) => {
                 note_join(&refusal, out);
-                // What it wanted need not be kept while the refusal waits.
+                // The configuration is dropped during the delay, to free its memory.
                 let joining = Joining { join: Join::default(), ..joining };
                 let at_once = refusal.at_once;
                 self.phase = Phase::Refusing(joining, refusal);
@@ -274,9 +284,9 @@ impl Channel {
         out.extend(replaced.map(close));
         let Admitted { token, claims, grant, fresh_key, changes } = admitted;
         let presence = join.presence || limits.presence_enabled;
-        // A channel that gets the state hears differences from the state on.
-        let hears = Hearing { broadcast: grant.broadcast_read, presence: !join.private && !presence };
-        out.push(Action::Enter { private: join.private, hears });
+        // A channel with presence gets the state first, then differences.
+        let interests = Interests { broadcast: grant.broadcast_read, presence: !join.private && !presence };
+        out.push(Action::Enter { private: join.private, interests });
         if matches!(join.replay, AskedReplay::Yes(_)) {
             out.push(Action::Replay { join_ref: push_ref.clone() });
         }
@@ -299,7 +309,10 @@ impl Channel {
             token,
             claims,
             grant,
-            hears: Hearing { presence: hears.presence || (presence && grant.sees_presence()), ..hears },
+            interests: Interests {
+                presence: interests.presence || (presence && grant.sees_presence()),
+                ..interests
+            },
             asking: None,
             asked_for_track: false,
             calls: 0,
@@ -307,7 +320,7 @@ impl Channel {
         }
     }
 
-    /// Says what has become of the row changes that were asked for.
+    /// Sends the result of the row change subscription and starts it.
     fn subscribed(&self, changes: Option<Result<(), String>>, join_ref: Option<&Ref>, out: &mut Vec<Action>) {
         let Some(outcome) = changes else { return };
         let (status, message) = match &outcome {
@@ -317,11 +330,11 @@ impl Channel {
         let payload = system("postgres_changes", status, message, &self.sub_topic);
         out.push(Action::Push { join_ref: join_ref.cloned(), reference: None, event: "system", payload });
         match outcome {
-            Ok(()) => out.push(Action::Follow),
+            Ok(()) => out.push(Action::StartChanges),
             Err(why) => {
-                let refused = Refused::push("postgres_changes", "refused", &why);
-                out.push(Action::Note { refused, told: true });
-                out.push(Action::Unfollow);
+                let refused = Rejection::push("postgres_changes", "refused", &why);
+                out.push(Action::RecordRejection { refused, notified: true });
+                out.push(Action::StopChanges);
             }
         }
     }
@@ -330,7 +343,7 @@ impl Channel {
         match std::mem::replace(&mut self.phase, Phase::Closed) {
             Phase::Refusing(joining, refusal) => {
                 let Joining { join_ref, reference, replaced, .. } = joining;
-                let limited = refusal.retry_after_ms.map(refused::rate_limited);
+                let limited = refusal.retry_after_ms.map(rejection::rate_limited);
                 let response = limited.unwrap_or_else(|| text::reason(&refusal.reason));
                 out.push(Action::Reply { join_ref, reference, ok: false, response });
                 out.extend(replaced.map(close));
@@ -362,7 +375,7 @@ impl Channel {
         let (join_ref, push_ref) = (joined.join_ref.clone(), joined.push_ref.clone());
         self.phase = Phase::Closed;
         let (reference, response) = (frame.reference, "{}".to_owned());
-        out.push(Action::Forget);
+        out.push(Action::DeletePositions);
         out.push(Action::Exit);
         out.push(Action::Reply { join_ref: push_ref, reference, ok: true, response });
         out.push(close(join_ref));
@@ -395,13 +408,13 @@ impl Channel {
         }
     }
 
-    /// Ends a joined channel: a system message says why, and the client does not rejoin.
+    /// Ends a joined channel: a system message gives the reason, and the client does not rejoin.
     fn shutdown(&mut self, message: &str, out: &mut Vec<Action>) {
         match std::mem::replace(&mut self.phase, Phase::Closed) {
             Phase::Joined(joined) => {
                 let payload = system("system", "error", message, &self.sub_topic);
-                let refused = Refused::push("channel", "shutdown", message);
-                out.push(Action::Note { refused, told: true });
+                let refused = Rejection::push("channel", "shutdown", message);
+                out.push(Action::RecordRejection { refused, notified: true });
                 out.push(Action::Exit);
                 out.push(Action::Push {
                     join_ref: joined.push_ref,
@@ -416,23 +429,23 @@ impl Channel {
     }
 }
 
-/// A system message of one channel (`reference/realtime-protocol.md` §3.6).
+/// A system message of one channel (`docs/spec/realtime-protocol.md` §3.6).
 pub(super) fn system(extension: &str, status: &str, message: &str, sub_topic: &str) -> String {
     json!({ "extension": extension, "status": status, "message": message, "channel": sub_topic }).to_string()
 }
 
 fn note_join(refusal: &Refusal, out: &mut Vec<Action>) {
     let refused = match refusal.retry_after_ms {
-        Some(retry_after_ms) => Refused::rate("phx_join", retry_after_ms),
-        None => Refused::join(&refusal.reason),
+        Some(retry_after_ms) => Rejection::rate("phx_join", retry_after_ms),
+        None => Rejection::join(&refusal.reason),
     };
-    out.push(Action::Note { refused, told: true });
+    out.push(Action::RecordRejection { refused, notified: true });
 }
 
-/// There is no room for a frame to wait for the join before it.
-fn crowded(frame: Inbound, out: &mut Vec<Action>) {
+/// Refuses a frame because the queue of the pending join is full.
+fn queue_full(frame: Inbound, out: &mut Vec<Action>) {
     const WHY: &str = "too much waits for the join";
-    out.push(Action::Note { refused: Refused::push("push", "crowded", WHY), told: true });
+    out.push(Action::RecordRejection { refused: Rejection::push("push", "crowded", WHY), notified: true });
     let Inbound { join_ref, reference, .. } = frame;
     out.push(Action::Reply { join_ref, reference, ok: false, response: text::reason(WHY) });
 }
@@ -446,7 +459,7 @@ fn close(join_ref: Option<Ref>) -> Action {
     }
 }
 
-/// The answer to a push on a topic that is not joined.
+/// The reply to a push on a topic that is not joined.
 pub(super) fn not_joined(frame: Inbound) -> Action {
     if frame.event == "phx_leave" {
         let (join_ref, reference) = (frame.join_ref, frame.reference);

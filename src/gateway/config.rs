@@ -3,39 +3,47 @@ use super::limits;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
-/// What one connection and all of them together may do.
+/// The limits of one connection and of all together.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Config {
-    /// How long a refused handshake waits for its answer: a brake on clients that retry at once.
+    /// The delay of a refused handshake's response: throttles clients that retry without backoff.
     #[serde(with = "humantime_serde")]
     pub handshake_error_delay: Duration,
-    /// How long a refused join waits for its answer; under the client's join timeout of 10 s.
+    /// The delay of a refused join's reply. Must be below the client's join timeout of 10 s.
     #[serde(with = "humantime_serde")]
     pub join_error_delay: Duration,
-    /// A socket from which nothing comes for so long is closed with 1000.
+    /// A socket that sends nothing for this long is closed with 1000.
     #[serde(with = "humantime_serde")]
     pub idle_timeout: Duration,
     /// A larger websocket message closes the socket with 1009.
     pub message_bytes_max: usize,
-    /// A larger broadcast payload or tracked object is refused; 500 bytes for its envelope are allowed on top.
+    /// The largest broadcast payload or tracked object; its envelope may add 500 bytes.
     pub payload_bytes_max: usize,
-    /// Sockets with at least one channel; more are refused with 429.
+    /// Sockets with at least one channel. Further ones are refused with 429.
     pub connections_max: usize,
     /// Channels of one socket.
     pub channels_max: usize,
     /// Whether public channels are refused.
     pub private_only: bool,
-    /// Whether presence is on for channels that do not ask for it.
+    /// Whether presence is enabled for channels that do not request it.
     pub presence_enabled: bool,
-    /// Frames that may wait for a slow reader; one more closes the socket with 4008.
+    /// Frames queued for a slow subscriber. One more closes the socket with 4008.
     pub outbox_frames_max: usize,
-    /// Bytes that may wait for a slow reader; more close the socket with 4008.
+    /// Bytes queued for a slow subscriber. More close the socket with 4008.
     pub outbox_bytes_max: usize,
-    /// A socket that wanted a channel and has had none for so long is closed with 1000.
+    /// Bytes that all clients hold together: messages queued in outboxes, histories and HTTP inboxes, messages buffered
+    /// during a replay, presence, bodies, incomplete messages, frames that wait for a policy, and the index of
+    /// histories, which may use an eighth of it. Above it the connection that holds the most is closed with 4008.
+    pub memory_bytes_max: usize,
+    /// The same limit for the connections of one org; those without an org count as one org.
+    pub memory_bytes_per_org: usize,
+    /// The same limit for one connection without its outbox. A presence call above it is refused.
+    pub memory_bytes_per_connection: usize,
+    /// A socket without a channel for this long is closed with 1000, also if it never joined one.
     #[serde(with = "humantime_serde")]
     pub no_channel_timeout: Duration,
-    /// How much may come in over time.
+    /// The rate limits.
     pub limits: limits::Config,
 }
 
@@ -53,6 +61,9 @@ impl Default for Config {
             presence_enabled: false,
             outbox_frames_max: 4_096,
             outbox_bytes_max: 16 << 20,
+            memory_bytes_max: 128 << 20,
+            memory_bytes_per_org: 96 << 20,
+            memory_bytes_per_connection: 16 << 20,
             no_channel_timeout: Duration::from_secs(600),
             limits: limits::Config::default(),
         }

@@ -1,36 +1,33 @@
-//! The websocket request: who asks, in which serializer, and what a refusal looks like
-//! (`reference/realtime-protocol.md` §1.2 to §1.4).
+//! The websocket handshake: authentication, choice of the serializer, and refusals
+//! (`docs/spec/realtime-protocol.md` §1.2 to §1.4).
 use super::{
     connection,
+    edge::{ConnectionSlot, Stream},
     session::{Session, SocketKey},
     shared::Shared,
 };
-use crate::{hub::Outbox, scope::OnExit, wire::Version};
+use crate::{hub::Outbox, id::OrgId, scope::OnExit, wire::Version};
 use axum::{
     extract::{ConnectInfo, Query, Request, State, rejection::QueryRejection},
-    http::{HeaderMap, HeaderValue, Method, StatusCode, header, request::Parts},
+    http::{HeaderMap, HeaderValue, Method, StatusCode, header, request},
     response::{IntoResponse, Response},
 };
 use base64::{Engine, prelude::BASE64_STANDARD};
-use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::TokioIo;
+use hyper::upgrade::{OnUpgrade, Parts};
 use serde::Deserialize;
 use sha1::{Digest, Sha1};
 use std::{
     net::SocketAddr,
     sync::{Arc, atomic::Ordering},
 };
-use tokio::{
-    net::TcpStream,
-    time::{Instant, sleep},
-};
+use tokio::time::{Instant, sleep};
 use tracing::Instrument;
 
 #[derive(Deserialize)]
 pub(super) struct Params {
     apikey: Option<String>,
     vsn: Option<String>,
-    /// Which client it is, over connections: what it missed can be said again.
+    /// Identifies the client across connections, so that it can resume.
     client_id: Option<String>,
 }
 
@@ -47,11 +44,11 @@ pub(super) async fn websocket(
         return StatusCode::FORBIDDEN.into_response();
     };
     if shared.stopping.load(Ordering::Acquire) {
-        // A socket that is closed as soon as it is open confuses clients more than one they do not get.
+        // A refused handshake is retried later. A socket that closes right after it opened confuses clients more.
         return refusal(StatusCode::SERVICE_UNAVAILABLE, "Realtime is restarting, please standby");
     }
-    let apikey = match key(&shared, &parts.headers, params.apikey).await {
-        Ok(apikey) => apikey,
+    let (apikey, org) = match key(&shared, &parts.headers, params.apikey).await {
+        Ok(found) => found,
         Err((status, text)) => {
             shared.metrics.refused_handshakes.inc();
             tracing::debug!(%status, text, "handshake refused");
@@ -62,29 +59,37 @@ pub(super) async fn websocket(
     let headers = as_json(&parts.headers, |name| name.starts_with("x-")).into();
     let client = params.client_id.filter(|id| !id.is_empty());
     let key = SocketKey { apikey, headers, client };
+    let forwarded = parts.extensions.remove::<Arc<ConnectionSlot>>();
     let (upgrade, accept) = match upgrade(&mut parts) {
         Ok(upgrade) => upgrade,
         Err(why) => return (StatusCode::BAD_REQUEST, why).into_response(),
     };
-    // Before the client has an answer: who opens one socket after the other gets rising numbers.
+    // Assigned before the response: sockets that a client opens one after the other get ascending ids.
     let conn = shared.conn_id();
     let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(peer)| *peer);
     let scope = shared.scope.clone();
     scope.spawn("connection", OnExit::Log, |_| async move {
         let Ok(upgraded) = upgrade.await else { return Ok(()) };
-        let (socket, early) = match upgraded.downcast::<TokioIo<TcpStream>>() {
-            // Copied, because an empty part of the large buffer that the request was read into keeps all of it.
-            Ok(parts) => (parts.io.into_inner(), Box::from(&*parts.read_buf)),
-            Err(_) => anyhow::bail!("a websocket came over something else than a TCP connection of ours"),
+        let Ok(Parts { io, read_buf, .. }) = upgraded.downcast::<Stream>() else {
+            anyhow::bail!("a websocket came over something else than a connection of this server");
         };
+        let early = Box::from(&*read_buf);
+        // A variable of this block, or a slice of it, would keep its 8 KiB as long as the socket is open.
+        drop(read_buf);
+        // The socket counts against the connection limit while it is open.
+        let (socket, slot) = io.into_parts();
+        let _slots = (slot, forwarded);
         let outbox = Outbox::new(shared.config.outbox_frames_max, shared.config.outbox_bytes_max);
         let outbox = Arc::new(outbox);
-        let session = Session::new(shared.clone(), conn, version, key, outbox.clone());
+        let account = shared.memory.account(org.as_ref(), &outbox);
+        let session = Session::new(shared.clone(), (conn, version), key, outbox.clone(), account);
         let span = tracing::debug_span!("conn", id = %conn, ip = tracing::field::Empty);
         if let Some(peer) = peer {
             span.record("ip", tracing::field::display(peer.ip()));
         }
-        connection::serve(socket, early, session, &outbox, &shared).instrument(span).await;
+        let (background, is_large) = (shared.background.clone(), session.is_large());
+        let served = Box::pin(connection::serve(socket, early, session, outbox, shared).instrument(span));
+        background.carry(served, move || is_large.load(Ordering::Acquire)).await;
         Ok(())
     });
     let headers = [
@@ -95,9 +100,17 @@ pub(super) async fn websocket(
     (StatusCode::SWITCHING_PROTOCOLS, headers).into_response()
 }
 
-/// The connection behind a websocket request and the `sec-websocket-accept` of its answer (RFC 6455 §4.2),
-/// or what is wrong with the request.
-fn upgrade(parts: &mut Parts) -> Result<(OnUpgrade, HeaderValue), &'static str> {
+/// `…/longpoll`: Phoenix's transport without websockets, which is not supported. phoenix.js reads the status in
+/// the body and stops polling on 403.
+pub(super) async fn long_poll() -> Response {
+    let text = "Long polling is not served here: connect to /realtime/v1/websocket";
+    let body = serde_json::json!({ "status": 403, "token": null, "messages": [], "error": text }).to_string();
+    (StatusCode::FORBIDDEN, [(header::CONTENT_TYPE, "application/json; charset=utf-8")], body).into_response()
+}
+
+/// The upgrade of a websocket request and the `sec-websocket-accept` of its response (RFC 6455 §4.2), or the error
+/// in the request.
+fn upgrade(parts: &mut request::Parts) -> Result<(OnUpgrade, HeaderValue), &'static str> {
     let has = |name, token: &str| {
         let values = parts.headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
         values.flat_map(|value| value.split(',')).any(|value| value.trim().eq_ignore_ascii_case(token))
@@ -123,17 +136,17 @@ fn upgrade(parts: &mut Parts) -> Result<(OnUpgrade, HeaderValue), &'static str> 
     Ok((upgrade, accept.map_err(|_| "`Sec-WebSocket-Key` header is invalid")?))
 }
 
-/// The key of a socket, when it is good and there is room for one more.
+/// Verifies the key of a socket and the limits of connections. Returns the key and its org.
 async fn key(
     shared: &Shared,
     headers: &HeaderMap,
     query: Option<String>,
-) -> Result<Arc<str>, (StatusCode, String)> {
+) -> Result<(Arc<str>, Option<OrgId>), (StatusCode, String)> {
     let header = headers.get("x-api-key").map(|key| key.to_str().unwrap_or_default().to_owned());
     let unauthorized = |text: &str| (StatusCode::UNAUTHORIZED, text.to_owned());
     let apikey = header.or(query).filter(|key| !key.is_empty());
     let apikey = apikey.ok_or_else(|| unauthorized("API key is missing"))?;
-    shared.verify(&apikey).await.map_err(|e| unauthorized(&e.handshake_text()))?;
+    let claims = shared.verify(&apikey).await.map_err(|e| unauthorized(&e.handshake_text()))?;
     let too_many = |text: &str| Err((StatusCode::TOO_MANY_REQUESTS, text.to_owned()));
     if shared.users.load(Ordering::Acquire) >= shared.config.connections_max {
         return too_many("Too many connected users");
@@ -141,10 +154,10 @@ async fn key(
     if shared.rates.refuses_sockets(Instant::now()) {
         return too_many("Too many joins per second");
     }
-    Ok(apikey.into())
+    Ok((apikey.into(), claims.org))
 }
 
-/// Headers as the policies of private channels see them: `request.headers`.
+/// Headers as policies of private channels read them: `request.headers`.
 pub(super) fn as_json(headers: &HeaderMap, wanted: impl Fn(&str) -> bool) -> String {
     let mut object = serde_json::Map::new();
     for (name, value) in headers.iter().filter(|(name, _)| wanted(name.as_str())) {

@@ -1,33 +1,33 @@
-//! What a client asks for when it joins (`reference/realtime-protocol.md` §3.1). Pure.
+//! The payload of a join (`docs/spec/realtime-protocol.md` §3.1). Pure.
 use crate::access::Replay;
 use serde_json::{Map, Value};
 use std::{collections::HashSet, sync::Arc};
 
-/// A join's wishes, with every default filled in.
+/// The configuration of a join, with all defaults filled in.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Join {
     pub(super) private: bool,
-    /// Own broadcasts come back.
+    /// Whether own broadcasts are delivered to the sender.
     pub(super) to_self: bool,
     pub(super) ack: bool,
-    /// Missed messages were asked for.
+    /// The request for stored messages.
     pub(super) replay: AskedReplay,
-    /// To be told when messages of the database come.
+    /// Whether the client wants a notice when broadcasts of the database are streamed.
     pub(super) when_ready: bool,
     pub(super) presence: bool,
-    /// Empty: a fresh one is made.
+    /// Empty: the server generates one.
     pub(super) presence_key: String,
-    /// Each with its `id`, in request order.
+    /// The row changes, each with its `id`, in request order.
     pub(super) changes: Arc<[Map<String, Value>]>,
-    /// A client without `config`: changes are told to it without anything around them.
+    /// A client without `config`: row changes are sent to it without an envelope.
     pub(super) plain: bool,
-    /// The channel's own token; nothing: the socket's.
+    /// The channel's own token; `None`: the socket's.
     pub(super) token: Option<String>,
 }
 
 impl Join {
-    /// Reads a join payload. A member of the wrong type is its default, but for `private`, which must not be
-    /// guessed, and for members that are no objects where an object must be.
+    /// Parses a join payload. A member of the wrong type counts as missing, except `private`, which must not be
+    /// guessed, and except members that must be objects.
     ///
     /// # Errors
     /// The reason text.
@@ -71,12 +71,12 @@ impl Join {
     }
 }
 
-/// Whether old messages are wanted.
+/// The request for stored messages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum AskedReplay {
     #[default]
     No,
-    /// In a way that is refused, with this reason.
+    /// Refused, with this reason.
     Bad(&'static str),
     Yes(Replay),
 }
@@ -118,7 +118,7 @@ fn boolean(value: &Value) -> Option<bool> {
     }
 }
 
-/// An opaque key (`sb_…`) stands for the socket's.
+/// The channel's own token. An opaque key (`sb_…`) means the socket's.
 fn token(payload: &Map<String, Value>) -> Option<String> {
     let text = |name: &str| payload.get(name).and_then(Value::as_str);
     let (access, user) = (text("access_token"), text("user_token"));
@@ -136,7 +136,7 @@ fn changes(value: Value) -> Result<Arc<[Map<String, Value>]>, String> {
     items.collect::<Result<_, _>>().map(numbered)
 }
 
-/// The subscription of a client without `config`: its sub-topic is `schema[:table[:filter]]`.
+/// The row change item of a client without `config`: its sub-topic is `schema[:table[:filter]]`.
 fn legacy(sub_topic: &str) -> Map<String, Value> {
     let mut item = Map::from_iter([("event".to_owned(), Value::from("*"))]);
     let names = ["schema", "table", "filter"];
@@ -149,7 +149,8 @@ fn legacy(sub_topic: &str) -> Map<String, Value> {
     item
 }
 
-/// Gives each item an `id` from 1 to 2^27 - 1 that stays over rejoins and is different for different items.
+/// Gives each item an `id` from 1 to 2^27 - 1. The id is a hash, so it is stable over rejoins; different items get
+/// different ids.
 fn numbered(items: Vec<Map<String, Value>>) -> Arc<[Map<String, Value>]> {
     const RANGE: u64 = (1 << 27) - 1;
     let mut taken: HashSet<u64> = HashSet::new();
@@ -187,13 +188,13 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_config_is_all_defaults() {
+    fn empty_config_has_all_defaults() {
         assert_eq!(parse(json!({"config": {}})), Ok(Join::default()));
         assert_eq!(parse(json!({"config": null, "version": "x"})), Ok(Join::default()));
     }
 
     #[test]
-    fn booleans_may_be_written_as_text_and_others_are_false() {
+    fn boolean_strings_are_accepted_and_other_types_are_false() {
         let join = parse(json!({"config": {
             "private": "True", "broadcast": {"self": "TRUE", "ack": 1}, "presence": {"enabled": "true", "key": 123},
         }}));
@@ -203,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_guessed_is_refused() {
+    fn wrong_types_of_required_members_are_refused() {
         for bad in [
             json!([]),
             json!({"config": 1}),
@@ -216,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn the_token_is_the_users_unless_it_is_opaque() {
+    fn token_is_the_users_unless_it_is_opaque() {
         let token = |payload: Value| parse(payload).unwrap().token;
         assert_eq!(
             token(json!({"config": {}, "access_token": "a", "user_token": "u"})).as_deref(),
@@ -228,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn changes_come_back_in_order_with_ids_that_tell_them_apart() {
+    fn changes_keep_their_order_and_get_distinct_ids() {
         let one = json!({"event": "*", "schema": "public"});
         let two = json!({"event": "INSERT", "schema": "public", "filter": null});
         let join = parse(json!({"config": {"postgres_changes": [one, null, two, one]}})).unwrap();
@@ -242,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_without_config_names_its_table_by_the_topic() {
+    fn client_without_config_uses_its_topic_as_table() {
         let item = &parse(json!({})).unwrap().changes[0];
         assert_eq!((&item["schema"], &item["table"]), (&json!("public"), &json!("tickets")));
         assert!(item.get("filter").is_none());

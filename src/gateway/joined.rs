@@ -1,11 +1,13 @@
 //! A joined channel: broadcasts, presence calls and new tokens of its client. Pure.
 use super::{
-    Refused,
-    channel::{Action, Admitted, Hearing, Limits, Told},
+    Rejection,
+    channel::{Action, Admitted, Limits, PolicyAnswer},
 };
 use crate::{
     access::{Grant, Rights},
     auth::Claims,
+    hub::Interests,
+    json,
     wire::{Inbound, Payload, Ref, is_object, text},
 };
 use serde::Deserialize;
@@ -13,14 +15,14 @@ use serde_json::{Value, value::RawValue};
 use std::sync::Arc;
 use tokio::time::Instant;
 
-/// What an envelope may add to the payload limit.
+/// Bytes that the envelope may add to the payload limit.
 const ENVELOPE_BYTES: usize = 500;
 
 #[derive(Debug)]
 pub(super) struct Joined {
-    /// As the client gave it: on `phx_close`.
+    /// As the client sent it; used on `phx_close`.
     pub(super) join_ref: Option<Ref>,
-    /// With the join's ref in place of a missing one: on replies and pushes.
+    /// The join_ref, or the join's ref if it is missing; used on replies and pushes.
     pub(super) push_ref: Option<Ref>,
     pub(super) private: bool,
     pub(super) to_self: bool,
@@ -30,25 +32,25 @@ pub(super) struct Joined {
     pub(super) token: Arc<str>,
     pub(super) claims: Arc<Claims>,
     pub(super) grant: Grant,
-    pub(super) hears: Hearing,
+    pub(super) interests: Interests,
     pub(super) calls: u32,
     pub(super) calls_since: Option<Instant>,
-    /// What is being asked about; frames wait for it.
+    /// The pending check; frames are queued until it is finished.
     pub(super) asking: Option<Asking>,
-    /// A track asked for the right to write: a denial is not kept (`reference/realtime-protocol.md` §7.5).
+    /// The pending check of the right to write is for a track: its denial is not cached (`docs/spec/realtime-protocol.md` §7.5).
     pub(super) asked_for_track: bool,
 }
 
-/// A question about a joined channel.
+/// A check of a joined channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Asking {
-    /// What the first of the waiting frames needs to know.
+    /// The rights that the first queued frame needs.
     Rights,
-    /// Whether a new token is good.
+    /// A new token.
     Token,
 }
 
-/// What must be asked before a frame can be dealt with.
+/// The rights that must be checked before a frame is handled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Unknown {
     pub(super) write: bool,
@@ -72,7 +74,7 @@ impl Joined {
         self.grant.write.unwrap_or(Rights::NONE)
     }
 
-    /// What policies must say before this frame is looked at.
+    /// The rights that policies must decide before this frame is handled; `None` if they are known or not needed.
     pub(super) fn unknown(&mut self, frame: &Inbound) -> Option<Unknown> {
         let write = self.grant.write.is_none();
         let presence_read = self.grant.presence_read.is_none();
@@ -88,19 +90,19 @@ impl Joined {
         (unknown.write || unknown.presence_read).then_some(unknown)
     }
 
-    pub(super) fn learn(&mut self, told: Told) {
-        self.grant.write = self.grant.write.or(told.write);
-        self.grant.presence_read = self.grant.presence_read.or(told.presence_read);
+    pub(super) fn learn(&mut self, answer: PolicyAnswer) {
+        self.grant.write = self.grant.write.or(answer.write);
+        self.grant.presence_read = self.grant.presence_read.or(answer.presence_read);
     }
 
-    /// Answers a frame that cannot be dealt with, if its sender waits for an answer.
+    /// Refuses a frame; replies if its sender waits for a reply.
     pub(super) fn refuse(&self, frame: Inbound, code: &'static str, reason: &str, out: &mut Vec<Action>) {
         let (what, awaited) = match frame.event.as_str() {
             "broadcast" => ("broadcast", self.ack),
             "presence" => ("presence", true),
             _ => ("push", false),
         };
-        out.push(Action::Note { refused: Refused::push(what, code, reason), told: awaited });
+        out.push(Action::RecordRejection { refused: Rejection::push(what, code, reason), notified: awaited });
         if awaited {
             out.push(self.reply(frame.reference, false, &text::reason(reason)));
         }
@@ -110,16 +112,16 @@ impl Joined {
         let refused = match &frame.payload {
             payload if payload.size() > limits.payload_bytes_max + ENVELOPE_BYTES => {
                 let why = "payload_size_exceeded";
-                Some((Refused::push("broadcast", why, why), format!("\"{why}\"")))
+                Some((Rejection::push("broadcast", why, why), format!("\"{why}\"")))
             }
             Payload::Json(json) if !is_object(json) => {
                 let why = "Broadcast payload must be a map";
-                Some((Refused::push("broadcast", "not_an_object", why), text::reason(why)))
+                Some((Rejection::push("broadcast", "not_an_object", why), text::reason(why)))
             }
             _ if !self.may_write().broadcast => {
                 let why = "You do not have permissions to write to this Channel topic";
                 let why = format!("{why}: {sub_topic}");
-                Some((Refused::push("broadcast", "unauthorized", &why), text::reason(&why)))
+                Some((Rejection::push("broadcast", "unauthorized", &why), text::reason(&why)))
             }
             _ => None,
         };
@@ -130,13 +132,13 @@ impl Joined {
             }
             return;
         };
-        out.push(Action::Note { refused, told: self.ack });
+        out.push(Action::RecordRejection { refused, notified: self.ack });
         if self.ack {
             out.push(self.reply(frame.reference, false, &response));
         }
     }
 
-    /// An error is the message with which the channel ends.
+    /// Handles a presence push. An error is the message with which the channel ends.
     pub(super) fn presence(
         &mut self,
         frame: &Inbound,
@@ -151,7 +153,10 @@ impl Joined {
         };
         let (join_ref, to) = (self.push_ref.clone(), reference.clone());
         let mut refuse = |code, why: &str, response: &str| {
-            out.push(Action::Note { refused: Refused::push("presence", code, why), told: true });
+            out.push(Action::RecordRejection {
+                refused: Rejection::push("presence", code, why),
+                notified: true,
+            });
             let (join_ref, reference) = (join_ref.clone(), to.clone());
             out.push(Action::Reply { join_ref, reference, ok: false, response: response.to_owned() });
             Ok(())
@@ -167,7 +172,7 @@ impl Joined {
         let action = if what.is_empty() {
             None
         } else if what.eq_ignore_ascii_case("track") {
-            match self.tracked(push.payload, limits)? {
+            match self.parse_track(push.payload, limits)? {
                 Ok(action) => Some(action),
                 Err((code, why, response)) => {
                     if std::mem::take(&mut self.asked_for_track) && !self.may_write().presence {
@@ -183,31 +188,38 @@ impl Joined {
         };
         self.count_call(limits, now)?;
         let tracks = matches!(action, Some(Action::Track { .. }));
-        if tracks && !self.hears.presence && self.grant.sees_presence() {
-            self.hears.presence = true;
-            out.push(Action::Hear(self.hears));
+        if tracks && !self.interests.presence && self.grant.sees_presence() {
+            self.interests.presence = true;
+            out.push(Action::SetInterests(self.interests));
         }
         out.extend(action);
         out.push(self.reply(reference, true, "{}"));
         Ok(())
     }
 
-    /// What a track does, or the `response` that refuses it.
-    fn tracked(
+    /// The action of a track, or the code, reason and `response` of its refusal. The outer error ends the channel.
+    fn parse_track(
         &self,
         payload: Option<&RawValue>,
         limits: &Limits,
     ) -> Result<Result<Action, (&'static str, String, String)>, &'static str> {
-        let json = payload.map_or("{}", RawValue::get);
-        if json.len() > limits.payload_bytes_max + ENVELOPE_BYTES {
+        let meta_text = payload.map_or("{}", RawValue::get);
+        if meta_text.len() > limits.payload_bytes_max + ENVELOPE_BYTES {
             return Err("Track message size exceeded");
         }
         if !self.may_write().presence {
             return Ok(Err(("unauthorized", "no right to write presence".to_owned(), "{}".to_owned())));
         }
-        let Ok(meta) = serde_json::from_str(json) else {
-            let why = "Presence track payload must be a map";
-            return Ok(Err(("not_an_object", why.to_owned(), text::reason(why))));
+        let meta = match json::parse(meta_text.as_bytes()) {
+            Ok(Value::Object(meta)) => meta,
+            Ok(_) | Err(json::Refused::Syntax { .. }) => {
+                let why = "Presence track payload must be a map";
+                return Ok(Err(("not_an_object", why.to_owned(), text::reason(why))));
+            }
+            Err(refused) => {
+                let why = format!("Presence track payload: {refused}");
+                return Ok(Err(("not_an_object", why.clone(), text::reason(&why))));
+            }
         };
         Ok(Ok(Action::Track { key: self.key.clone(), meta }))
     }
@@ -238,13 +250,13 @@ impl Joined {
 
     pub(super) fn accept(&mut self, new: Admitted, out: &mut Vec<Action>) {
         let gained_presence = self.presence && new.grant.sees_presence() && !self.grant.sees_presence();
-        let hears = Hearing {
+        let interests = Interests {
             broadcast: new.grant.broadcast_read,
-            presence: (self.hears.presence || gained_presence) && new.grant.sees_presence(),
+            presence: (self.interests.presence || gained_presence) && new.grant.sees_presence(),
         };
-        if hears != self.hears {
-            self.hears = hears;
-            out.push(Action::Hear(hears));
+        if interests != self.interests {
+            self.interests = interests;
+            out.push(Action::SetInterests(interests));
         }
         (self.token, self.claims, self.grant) = (new.token, new.claims, new.grant);
         out.push(Action::WatchToken);

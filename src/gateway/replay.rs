@@ -1,55 +1,55 @@
-//! Old messages of a private channel for whoever joins it (`reference/postgres-changes.md` §6).
+//! Replays stored messages of a private channel to a joining client (`docs/spec/postgres-changes.md` §6).
 //!
-//! The channel listens before they are read, and what is said meanwhile is held back, so that nothing is
-//! lost between the old and the new; what is both comes once.
+//! The channel subscribes before the messages are read, and buffers live messages meanwhile: no message is
+//! lost between stored and live ones, and duplicates are removed.
 use super::{channel::Refusal, shared::Shared};
 use crate::{
-    access::{Missing, Payload, Replay, Stored, unauthorized},
-    hub::{Hears, Outbox, Room, Subscription},
+    access::{Asker, Missing, Payload, Replay, Stored, unauthorized},
+    hub::{Interests, Outbox, Room, Subscription},
     wire::{self, Encoding, Frame, Ref, Version, text},
 };
 use parking_lot::Mutex;
 use serde_json::json;
 use std::sync::Arc;
 
-/// A place in a room that holds its breath, and what is to be said first.
-pub(super) struct Held {
+/// A subscription that buffers live messages, and the stored messages to deliver first.
+pub(super) struct HeldReplay {
     pub(super) subscription: Subscription,
-    pub(super) old: Old,
+    pub(super) old: StoredMessages,
 }
 
-/// What is to be said first.
-pub(super) struct Old {
+/// The stored messages to deliver first.
+pub(super) struct StoredMessages {
     messages: Vec<Stored>,
     missing: Option<Missing>,
 }
 
-/// Where a join leaves what it has read.
-pub(super) type Place = Arc<Mutex<Option<Held>>>;
+/// The replay of a join, which its check stores here.
+pub(super) type ReplaySlot = Arc<Mutex<Option<HeldReplay>>>;
 
-/// Listens and reads; to be called when everything else about the join is checked.
+/// Subscribes and reads. Must be called after all other checks of the join.
 pub(super) async fn read(
     shared: &Shared,
     room: &Room,
-    may_hear: bool,
+    (asker, may_hear): (&Asker, bool),
     replay: Replay,
     (version, outbox): (Version, Arc<Outbox>),
-) -> Result<Held, Refusal> {
+) -> Result<HeldReplay, Refusal> {
     if !may_hear {
         return Err(Refusal::new(unauthorized(&room.topic)));
     }
-    let subscription = shared.hub.subscribe_held(room.clone(), version, outbox, Hears::all());
+    let subscription = shared.hub.subscribe_held(room.clone(), version, outbox, Interests::all());
     let (messages, missing) = shared
         .access
-        .replay(&room.topic, replay)
+        .replay(asker, &room.topic, replay)
         .await
         .map_err(|_| Refusal::new("UnableToReplayMessages: Realtime was unable to replay messages"))?;
-    Ok(Held { subscription, old: Old { messages, missing } })
+    Ok(HeldReplay { subscription, old: StoredMessages { messages, missing } })
 }
 
-impl Old {
-    /// Says it, and lets go what was held back. Gives what may be missing.
-    pub(super) fn say(
+impl StoredMessages {
+    /// Delivers the stored messages, then the buffered ones. Returns what may be missing.
+    pub(super) fn deliver(
         self,
         subscription: &Subscription,
         version: Version,
@@ -65,7 +65,7 @@ impl Old {
     }
 }
 
-/// Nothing for bytes that the receiver cannot have.
+/// Encodes a stored message; `None` for a binary payload that the receiver cannot have.
 fn frame(message: &Stored, version: Version, join_ref: Option<&Ref>, topic: &str) -> Option<Frame> {
     let mut meta = json!({ "id": message.id, "replayed": true });
     if let (Some(cursor), Some(meta)) = (&message.cursor, meta.as_object_mut()) {
@@ -84,7 +84,7 @@ fn frame(message: &Stored, version: Version, join_ref: Option<&Ref>, topic: &str
     }
 }
 
-/// What a channel is told when there was more than could be said.
+/// The notice about an incomplete replay.
 pub(super) fn incomplete(sub_topic: &str, missing: Missing) -> String {
     let message = match missing {
         Missing::Later => "Replay is incomplete: more messages were missed than can be replayed at once",

@@ -1,37 +1,38 @@
-//! Clients that come back: who they are, and what their heartbeats prove.
+//! The identity of resuming clients, and what their heartbeats prove.
 //!
-//! A client is the `client_id` of its socket together with the role and `sub` of its token, so
-//! that nobody resumes what is another's. Only a hash is kept. Clients of this protocol send a
+//! A client is the `client_id` of its socket together with the role and the agent or user of its token, so
+//! that no client can resume another's position. Only a hash is kept. Clients of this protocol send a
 //! heartbeat only after the reply to the last one, so the next heartbeat proves that everything
 //! before that reply was processed. A client whose heartbeats have no ref (Python's) sends them
-//! by the clock and proves nothing: it is pinged, and a heartbeat well after the pong counts.
+//! on a timer, which proves nothing. It is pinged, and a heartbeat well after the pong counts.
 use crate::{
-    auth::Claims,
+    auth::{Claims, Principal},
     hub::{Room, history::Client},
     id::ConnId,
 };
 use sha2::{Digest, Sha256};
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 
-/// The pong is sent when bytes arrive; by then what came before the ping is being processed.
+/// A client answers a ping as soon as its bytes arrive. After this time it has processed the frames before the ping.
 const AFTER_PONG: Duration = Duration::from_secs(1);
 
-/// What a socket that lost its place is told.
+/// The notice to a socket that lost its resume position.
 pub(super) const NOT_RESUMED: &str =
     "This connection is not resumed any more: another one has this client_id, or there are too many clients";
 
-/// Who a client is in a room, for a token; on which connection.
-pub(super) fn client(client_id: &str, conn: ConnId, claims: &Claims, room: &Room) -> Client {
-    let owner = hash(&[claims.role.as_bytes(), claims.sub.as_deref().unwrap_or_default().as_bytes()]);
+/// The identity of a client in a room: with this token, on this connection.
+pub(super) fn client(client_id: &str, conn: ConnId, claims: &Arc<Claims>, room: &Room) -> Client {
+    let identity = Principal::of(claims.clone()).identity().map(|who| who.to_string()).unwrap_or_default();
+    let owner = hash(&[claims.role.as_bytes(), identity.as_bytes()]);
     let id = hash(&[&owner, client_id.as_bytes()]);
     let key = hash(&[&id, &[room.private.into()], room.topic.as_str().as_bytes()]);
     let owner = owner.first_chunk().copied().map(u64::from_le_bytes).unwrap_or_default();
     Client { key, owner, id, conn }
 }
 
-/// The same client as its row changes know it: they have positions of their own.
-pub(super) fn of_changes(client: Client) -> Client {
+/// The identity of the same client for row changes, which have positions of their own.
+pub(super) fn for_row_changes(client: Client) -> Client {
     Client { key: hash(&[&client.key, b"postgres_changes"]), ..client }
 }
 
@@ -44,41 +45,41 @@ fn hash(parts: &[&[u8]]) -> [u8; 16] {
     hash.finalize().first_chunk().copied().unwrap_or_default()
 }
 
-/// What is known of a socket's heartbeats.
+/// The state of a socket's heartbeats.
 #[derive(Debug, Default)]
 pub(super) enum Proof {
-    /// The last one was answered, or there was none.
+    /// No ping is pending.
     #[default]
     None,
-    /// A ping was sent behind the reply to one without a ref.
+    /// A ping was sent after the reply to a heartbeat without a ref.
     Pinged,
-    /// The pong came.
+    /// The pong arrived at this time.
     Ponged(Instant),
 }
 
-/// What a heartbeat is good for.
+/// What a heartbeat proves.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Beat {
-    /// It proves what the last one marked, and is a mark itself.
+pub(super) enum HeartbeatProof {
+    /// It proves receipt up to the last mark, and sets a new mark.
     Proves,
-    /// As above, and a ping must follow the reply.
+    /// As [`Beat::Proves`], and a ping must follow the reply.
     ProvesWithPing,
-    /// Nothing: the mark of an earlier one is not proved yet.
+    /// Nothing: the last mark is not proved yet.
     Nothing,
 }
 
 impl Proof {
-    /// A heartbeat came; `waits` when its client waits for replies.
-    pub(super) fn beat(&mut self, waits: bool, now: Instant) -> Beat {
-        if waits {
-            return Beat::Proves;
+    /// Handles a heartbeat. `waits`: the client waits for replies.
+    pub(super) fn heartbeat(&mut self, waits_for_replies: bool, now: Instant) -> HeartbeatProof {
+        if waits_for_replies {
+            return HeartbeatProof::Proves;
         }
         match self {
-            Self::Pinged => Beat::Nothing,
-            Self::Ponged(at) if now < *at + AFTER_PONG => Beat::Nothing,
+            Self::Pinged => HeartbeatProof::Nothing,
+            Self::Ponged(at) if now < *at + AFTER_PONG => HeartbeatProof::Nothing,
             Self::None | Self::Ponged(_) => {
                 *self = Self::Pinged;
-                Beat::ProvesWithPing
+                HeartbeatProof::ProvesWithPing
             }
         }
     }
@@ -96,19 +97,20 @@ mod tests {
     use crate::id::Topic;
     use serde_json::json;
 
-    fn claims(role: &str, sub: Option<&str>) -> Claims {
-        Claims {
+    fn claims(role: &str, sub: Option<&str>) -> Arc<Claims> {
+        let claims = Claims {
             role: role.into(),
             org: None,
             agent_id: None,
             exp: chrono::DateTime::from_timestamp(0, 0).unwrap(),
             sub: sub.map(str::to_owned),
             raw: json!({}).as_object().cloned().unwrap(),
-        }
+        };
+        claims.into()
     }
 
     #[test]
-    fn a_client_is_bound_to_its_token_and_room() {
+    fn client_identity_depends_on_token_and_room() {
         let room = |private| Room { topic: Topic::new("den").unwrap(), private };
         let of = |id: &str, role: &str, sub: Option<&str>, private| {
             client(id, ConnId(1), &claims(role, sub), &room(private))
@@ -129,17 +131,17 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn heartbeats_by_the_clock_prove_only_well_after_a_pong() {
+    async fn timed_heartbeats_prove_only_well_after_a_pong() {
         let now = Instant::now();
         let mut proof = Proof::default();
         proof.pong(now);
-        assert_eq!(proof.beat(false, now), Beat::ProvesWithPing, "the first one marks");
-        assert_eq!(proof.beat(false, now + AFTER_PONG * 30), Beat::Nothing, "no pong yet");
+        assert_eq!(proof.heartbeat(false, now), HeartbeatProof::ProvesWithPing, "the first one marks");
+        assert_eq!(proof.heartbeat(false, now + AFTER_PONG * 30), HeartbeatProof::Nothing, "no pong yet");
         let ponged = now + AFTER_PONG * 40;
         proof.pong(ponged);
-        assert_eq!(proof.beat(false, ponged), Beat::Nothing, "too close behind it");
-        assert_eq!(proof.beat(false, ponged + AFTER_PONG), Beat::ProvesWithPing);
-        assert_eq!(proof.beat(false, ponged + AFTER_PONG * 30), Beat::Nothing);
-        assert_eq!(Proof::default().beat(true, now), Beat::Proves);
+        assert_eq!(proof.heartbeat(false, ponged), HeartbeatProof::Nothing, "too close behind it");
+        assert_eq!(proof.heartbeat(false, ponged + AFTER_PONG), HeartbeatProof::ProvesWithPing);
+        assert_eq!(proof.heartbeat(false, ponged + AFTER_PONG * 30), HeartbeatProof::Nothing);
+        assert_eq!(Proof::default().heartbeat(true, now), HeartbeatProof::Proves);
     }
 }

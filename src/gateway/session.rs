@@ -1,67 +1,74 @@
-//! One socket's channels: gives frames to the machines and performs what they ask for.
-mod brake;
-mod questions;
+//! The channels of one socket: passes frames to their state machines and performs the returned actions.
+mod large_messages;
+mod pending_checks;
+mod publish;
 mod room;
-mod say;
+mod throttle;
 
 use super::{
-    Refused,
-    attendance::Attending,
-    channel::{Action, Channel, Event, not_joined},
-    directory::Listed,
+    Rejection,
+    channel::{Action, Channel, ChannelEvent, not_joined},
+    channel_registry::Registration,
     limits::OfSocket,
+    publish_batch::PublishBatch,
     replay,
     resume::{self, Proof},
-    said::Said,
     shared::{Shared, Wanted},
 };
 use crate::{
-    changes::{Following, Prepared},
-    hub::{Outbox, Subscription, history::Place},
+    changes::{ChangeSubscription, Prepared},
+    hub::{
+        Outbox, Subscription,
+        history::ResumeCursor,
+        memory::{Account, Charge},
+    },
     id::ConnId,
-    presence::{Member, StateRequest},
+    presence::{PresenceHandle, StateRequest},
+    remote::PresenceGuard,
     wire::{self, Inbound, PHOENIX_TOPIC, Ref, TOPIC_PREFIX, Version, text},
 };
-use brake::{Brake, Call};
 use bytes::Bytes;
 use futures_util::stream::FuturesUnordered;
 use parking_lot::Mutex;
-use questions::Question;
-use room::to_hears;
-use say::Tally;
+use pending_checks::PendingCheck;
+use publish::LocalCounters;
 use std::{
     cmp::Reverse,
     collections::{BinaryHeap, HashMap, VecDeque},
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
+use throttle::{Call, Throttle};
 use tokio::{sync::Notify, time::Instant};
 use tracing::{Instrument, Span};
 
-/// Refusals that wait at once on one socket; more are told without delay, so that a flood is not kept.
+/// Delayed refusals on one socket. Further ones are sent at once, so that a flood of joins is not buffered.
 const REFUSALS_MAX: usize = 64;
-/// Topic, event and refs of a frame together.
+/// Bytes of topic, event and refs of a frame together.
 const ENVELOPE_BYTES_MAX: usize = 4096;
-/// Payload of a join or a new token: some of it is kept while the channel is.
+/// Payload bytes of a join or a new token; part of it is kept while the channel exists.
 const JOIN_BYTES_MAX: usize = 64 << 10;
-/// The socket wanted a channel and has had none for long.
+/// Close code of a socket that has had no channel for too long.
 const CLOSE_NORMAL: u16 = 1000;
-/// A live channel's token is looked at least so often.
+/// The longest interval between two checks of a joined channel's token.
 const TOKEN_CHECK_PERIOD: Duration = Duration::from_secs(300);
 
-/// With what a socket came.
+/// The credentials and identity with which a socket was opened.
 pub(super) struct SocketKey {
     pub(super) apikey: Arc<str>,
-    /// The headers that policies see, as a JSON object.
+    /// The request headers that policies can read, as a JSON object.
     pub(super) headers: Arc<str>,
-    /// The client's own name for itself.
+    /// The `client_id`, if the client sent one.
     pub(super) client: Option<String>,
 }
 
-/// One socket, from its handshake to its end. Dropping it leaves every channel.
+/// The channels of one socket, from its handshake to its end. Dropping it leaves every channel.
 pub(super) struct Session {
     core: Core,
-    /// Boxed: a map keeps room for four, and most sockets have one.
+    /// Boxed: a map allocates for four entries at least, and most sockets have one channel.
     channels: HashMap<String, Box<Slot>>,
     actions: Vec<Action>,
 }
@@ -71,54 +78,66 @@ struct Core {
     conn: ConnId,
     version: Version,
     outbox: Arc<Outbox>,
+    /// The memory account of the socket.
+    account: Arc<Account>,
+    /// The charge of the incomplete message.
+    partial: Charge,
+    /// The charge of the frames that wait in its channels.
+    waiting: Charge,
     apikey: Arc<str>,
-    /// What policies see of the upgrade request, as a JSON object.
+    /// The headers of the upgrade request that policies can read, as a JSON object.
     headers: Arc<str>,
     counted: bool,
     joined: usize,
     refusals: usize,
     timers: BinaryHeap<Reverse<Timer>>,
     timer_id: u64,
-    /// What is being asked for its channels; only their own frames wait for it.
-    questions: FuturesUnordered<Question>,
-    /// Joins among them.
+    /// Pending checks of its channels. Only frames of the same topic wait for them.
+    checks: FuturesUnordered<PendingCheck>,
+    /// Pending joins.
     joining: usize,
     close: Option<u16>,
-    /// Since when a socket that wanted a channel has none.
+    /// Since when the socket has no channel, from its start or from leaving the last one.
     empty_since: Option<Instant>,
-    tally: Tally,
+    counters: LocalCounters,
     used: OfSocket,
-    /// Wakes the reader for [`Session::cut`].
+    /// Wakes the reader for [`Session::end_over_limit`].
     wake: Arc<Notify>,
-    /// What was said since the last [`Core::flush`].
-    said: Said,
-    /// The client's own name for itself.
+    /// See [`Session::is_large`].
+    is_large: Arc<AtomicBool>,
+    /// The messages published since the last [`Core::flush`].
+    batch: PublishBatch,
+    /// The `client_id`, if the client sent one.
     client: Option<String>,
-    /// What its heartbeats prove.
+    /// The state of its heartbeats.
     proof: Proof,
+    /// The next reply is to a presence call that the tracker has: it must follow the difference.
+    reply_follows_presence: bool,
 }
 
-/// Where a question leaves what it found.
-type Found = Arc<Mutex<Option<Prepared>>>;
+/// The result of a check of row changes, which the check's future stores here.
+type PreparedSlot = Arc<Mutex<Option<Prepared>>>;
 
 struct Slot {
     channel: Channel,
     entered: Option<Entered>,
     refusal_timer: u64,
     token_check: Option<(Instant, u64)>,
-    /// The question whose answer is waited for.
-    question: u64,
-    brake: Brake,
-    /// The question whether messages of the database come.
+    /// The id of the pending check; 0 for none.
+    check: u64,
+    throttle: Throttle,
+    /// The id of the pending check of replication; 0 for none.
     readiness: u64,
-    /// Where a join that wants old messages leaves them.
-    held: Option<replay::Place>,
-    /// The row changes that its channel wants.
+    /// The replay of a join that asked for stored messages; the check's future stores it here.
+    held: Option<replay::ReplaySlot>,
+    /// The row changes that the channel asked for.
     wanted: Wanted,
-    /// Where a join or token leaves what was found of them.
-    prepared: Option<Found>,
-    /// What is to be said before anything else.
-    old: Option<replay::Old>,
+    /// The result of the check of row changes.
+    prepared: Option<PreparedSlot>,
+    /// Stored messages to deliver before live ones.
+    old: Option<replay::StoredMessages>,
+    /// The charge of its presence, stored and in the state sent to new members.
+    presence: Option<Charge>,
     span: Span,
 }
 
@@ -129,28 +148,29 @@ impl Slot {
             entered: None,
             refusal_timer: 0,
             token_check: None,
-            question: 0,
-            brake: Brake::default(),
+            check: 0,
+            throttle: Throttle::default(),
             readiness: 0,
             held: None,
             wanted: Wanted::default(),
             prepared: None,
             old: None,
+            presence: None,
             span: tracing::debug_span!("channel", topic = sub_topic),
         }
     }
 }
 
-/// What a joined channel holds; dropping it leaves the room.
+/// The resources of a joined channel. Dropping it leaves the room.
 struct Entered {
-    /// Its agent is gone before anything else of it is.
-    attending: Option<Attending>,
-    listed: Listed,
-    /// Of a client that can come back, in a room with a history.
-    place: Option<Place>,
+    /// Its agent's connection. The first field, because fields drop in order: the agent disconnects first.
+    agent: Option<PresenceGuard>,
+    registration: Registration,
+    /// The resume position of a client with `client_id`, in a room with a history.
+    cursor: Option<ResumeCursor>,
     /// Its row changes.
-    following: Option<Following>,
-    member: Member,
+    row_changes: Option<ChangeSubscription>,
+    member: PresenceHandle,
     subscription: Subscription,
 }
 
@@ -164,10 +184,10 @@ struct Timer {
 impl Session {
     pub(super) fn new(
         shared: Arc<Shared>,
-        conn: ConnId,
-        version: Version,
+        (conn, version): (ConnId, Version),
         key: SocketKey,
         outbox: Arc<Outbox>,
+        account: Arc<Account>,
     ) -> Self {
         shared.metrics.connections.inc();
         let SocketKey { apikey, headers, client } = key;
@@ -176,6 +196,9 @@ impl Session {
             conn,
             version,
             outbox,
+            partial: account.charge(),
+            waiting: account.charge(),
+            account,
             apikey,
             headers,
             counted: false,
@@ -183,16 +206,18 @@ impl Session {
             refusals: 0,
             timers: BinaryHeap::new(),
             timer_id: 0,
-            questions: FuturesUnordered::new(),
+            checks: FuturesUnordered::new(),
             joining: 0,
             close: None,
-            empty_since: None,
-            tally: Tally::default(),
+            empty_since: Some(Instant::now()),
+            counters: LocalCounters::default(),
             used: OfSocket::default(),
             wake: Arc::default(),
-            said: Said::default(),
+            is_large: Arc::default(),
+            batch: PublishBatch::default(),
             client,
             proof: Proof::default(),
+            reply_follows_presence: false,
         };
         Self { core, channels: HashMap::new(), actions: Vec::new() }
     }
@@ -201,52 +226,52 @@ impl Session {
         self.core.conn
     }
 
-    /// Resolves when [`Session::cut`] has something to do. Cancel safe.
+    /// Notified when [`Session::end_over_limit`] must be called.
     pub(super) fn wake(&self) -> Arc<Notify> {
         self.core.wake.clone()
     }
 
-    /// So many messages came: how long the socket is not read.
+    /// Charges `frames` messages to the read rate. Returns how long the socket must not be read.
     pub(super) fn pace(&self, now: Instant, frames: u64) -> Duration {
         self.core.shared.rates.frames(&self.core.used, now, frames)
     }
 
-    /// The code with which the socket shall be closed now.
+    /// The code with which the socket must be closed now.
     pub(super) fn closing(&self) -> Option<u16> {
         self.core.close
     }
 
-    /// When [`Session::tick`] has something to do.
+    /// When [`Session::tick`] must be called next.
     pub(super) fn due(&self) -> Option<Instant> {
         let timer = self.core.timers.peek().map(|Reverse(timer)| timer.due);
         timer.into_iter().chain(self.core.swept_at()).min()
     }
 
-    /// Passes on what was said. To be called after the messages that came together, before more are waited
+    /// Publishes what was said. To be called after the messages that came together, before more are waited
     /// for: those who hear them are visited once for all.
     ///
-    /// `heard`: when the first of them was read.
-    pub(super) fn flush(&mut self, heard: Instant) {
-        self.core.settle(Some(heard));
+    /// `read_at` is when the first of them was read.
+    pub(super) fn flush(&mut self, read_at: Instant) {
+        self.core.flush_and_count(Some(read_at));
     }
 
-    /// A text message from the client.
+    /// Handles a text message of the client.
     pub(super) async fn text(&mut self, frame: Bytes) {
-        self.received(frame.len(), wire::decode_text(self.core.version, &frame)).await;
-        self.core.wait_for_room().await;
+        self.handle_frame(frame.len(), wire::decode_text(self.core.version, &frame)).await;
+        self.core.wait_for_history().await;
     }
 
-    /// A binary message from the client.
+    /// Handles a binary message of the client.
     pub(super) async fn binary(&mut self, frame: Bytes) {
         let decoded = match self.core.version {
             Version::V1 => Err(wire::Dropped::UnknownKind(frame.first().copied())),
             Version::V2 => wire::decode_binary(&frame),
         };
-        self.received(frame.len(), decoded).await;
-        self.core.wait_for_room().await;
+        self.handle_frame(frame.len(), decoded).await;
+        self.core.wait_for_history().await;
     }
 
-    /// Performs what is due.
+    /// Handles expired timers.
     pub(super) async fn tick(&mut self, now: Instant) {
         while let Some(Reverse(timer)) = self.core.timers.pop() {
             if timer.due > now {
@@ -257,7 +282,7 @@ impl Session {
             let event = if slot.refusal_timer == timer.id {
                 slot.refusal_timer = 0;
                 self.core.refusals = self.core.refusals.saturating_sub(1);
-                Some(Event::DelayOver)
+                Some(ChannelEvent::DelayOver)
             } else if slot.token_check.is_some_and(|(_, id)| id == timer.id) {
                 slot.token_check = None;
                 self.core.check_token(&timer.topic, slot)
@@ -273,8 +298,8 @@ impl Session {
         }
     }
 
-    /// Tells every channel that the server goes; the socket is closed after it.
-    pub(super) fn say_goodbye(&mut self) {
+    /// Notifies every channel that the server stops. The caller closes the socket afterwards.
+    pub(super) fn notify_shutdown(&mut self) {
         let payload = br#"{"extension":"system","status":"ok","message":"Server requested disconnect"}"#;
         for (topic, slot) in &self.channels {
             if slot.entered.is_some() {
@@ -283,28 +308,29 @@ impl Session {
         }
     }
 
-    async fn received(&mut self, size: usize, decoded: Result<Inbound, wire::Dropped>) {
-        let tally = &mut self.core.tally;
-        tally.frames_in += 1;
-        tally.bytes_in += size as u64;
+    async fn handle_frame(&mut self, size: usize, decoded: Result<Inbound, wire::Dropped>) {
+        let counters = &mut self.core.counters;
+        counters.frames_in += 1;
+        counters.bytes_in += size as u64;
         let frame = match decoded {
-            // Names that fill the memory are rubbish, too.
+            // Limits the memory that topic, event and refs can take.
             Ok(frame) if size - frame.payload.size().min(size) > ENVELOPE_BYTES_MAX => {
-                tally.dropped += 1;
+                counters.dropped += 1;
                 tracing::debug!(conn = %self.core.conn, size, "frame dropped: its names are too long");
                 return;
             }
             Ok(frame) => frame,
             Err(why) => {
-                tally.dropped += 1;
+                counters.dropped += 1;
                 tracing::debug!(conn = %self.core.conn, %why, "frame dropped");
                 return;
             }
         };
         let topic = frame.topic.clone();
         if topic == PHOENIX_TOPIC && frame.event == "heartbeat" {
+            // The batch goes out before the reply: the reply to a heartbeat is a barrier for everything sent before it.
             self.core.flush();
-            let ping = self.core.client.is_some() && self.proved(frame.reference.is_some());
+            let ping = self.core.client.is_some() && self.advance_positions(frame.reference.is_some());
             self.core.write(None, frame.reference.as_ref(), &topic, "phx_reply", &text::reply(true, "{}"));
             if ping {
                 let _closed = self.core.outbox.push_control(wire::socket::ping());
@@ -329,21 +355,36 @@ impl Session {
             self.channels.insert(topic.clone(), slot);
             self.core.empty_since = None;
         }
-        let Some(slot) = self.channels.get(&topic) else { return };
-        let event = self.core.gate(slot, frame);
+        let Some(slot) = self.channels.get_mut(&topic) else { return };
+        let event = self.core.admit_frame(slot, frame);
         self.run(&topic, event).await;
+        self.count_waiting();
     }
 
-    async fn run(&mut self, topic: &str, event: Event) {
+    /// Whether the socket must end now because of the memory it holds.
+    pub(super) fn is_evicted(&self) -> bool {
+        self.core.account.is_evicted()
+    }
+
+    /// Charges the frames that wait in its channels. Closes the socket if it exceeds its memory limit.
+    fn count_waiting(&mut self) {
+        let waiting = self.channels.values().map(|slot| slot.channel.waiting_bytes()).sum();
+        if self.core.waiting.resize(waiting).is_err() {
+            self.core.close = Some(super::connection::CLOSE_NO_ROOM);
+        }
+    }
+
+    async fn run(&mut self, topic: &str, event: ChannelEvent) {
         let Some(slot) = self.channels.get(topic) else { return };
         let span = slot.span.clone();
         self.work(topic, event).instrument(span).await;
     }
 
-    async fn work(&mut self, topic: &str, event: Event) {
+    async fn work(&mut self, topic: &str, event: ChannelEvent) {
         let Some(slot) = self.channels.get_mut(topic) else { return };
         let mut actions = std::mem::take(&mut self.actions);
         let mut next = VecDeque::from([event]);
+        // An action may produce a further event at once; it is handled before the next frame.
         while let Some(event) = next.pop_front() {
             slot.channel.on(event, &self.core.shared.limits, Instant::now(), &mut actions);
             for action in actions.drain(..) {
@@ -362,7 +403,7 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        self.core.settle(None);
+        self.core.flush_and_count(None);
         let shared = &self.core.shared;
         shared.metrics.connections.dec();
         shared.metrics.channels.dec_by(i64::try_from(self.core.joined).unwrap_or_default());
@@ -378,12 +419,12 @@ impl Core {
         self.empty_since.map(|since| since + self.shared.config.no_channel_timeout)
     }
 
-    /// Refuses a join or token that is too large to be looked at.
+    /// Refuses a join or token that is too large to be parsed.
     fn oversized(&self, topic: &str, frame: Inbound) {
         let what = if frame.event == "phx_join" { "phx_join" } else { "access_token" };
         let why = format!("UnknownErrorOnChannel: {what} is larger than {JOIN_BYTES_MAX} bytes");
         let sub_topic = topic.strip_prefix(TOPIC_PREFIX).unwrap_or(topic);
-        self.shared.refused(None, sub_topic, Some(self.conn), Refused::push(what, "too_large", &why));
+        self.shared.refused(None, sub_topic, Some(self.conn), Rejection::push(what, "too_large", &why));
         let Inbound { join_ref, reference, .. } = frame;
         self.answer(topic, Action::Reply { join_ref, reference, ok: false, response: text::reason(&why) });
     }
@@ -396,8 +437,8 @@ impl Core {
         event: &str,
         payload: &[u8],
     ) {
-        self.tally.frames_out.set(self.tally.frames_out.get() + 1);
-        // A closed outbox means that the socket is going; nobody is left to read the reply.
+        self.counters.frames_out.set(self.counters.frames_out.get() + 1);
+        // A closed outbox means that the connection is ending: the reply has no receiver.
         let _closed =
             self.outbox.push(&text::encode(self.version, join_ref, reference, topic, event, payload));
     }
@@ -415,7 +456,8 @@ impl Core {
         }
     }
 
-    async fn perform(&mut self, topic: &str, slot: &mut Slot, action: Action) -> Option<Event> {
+    async fn perform(&mut self, topic: &str, slot: &mut Slot, action: Action) -> Option<ChannelEvent> {
+        // Anything but a publish or a reply ends the batch, so that its messages precede the effect of this action.
         match &action {
             Action::Publish { .. } => {}
             Action::Reply { join_ref, reference, ok, response } => {
@@ -426,63 +468,64 @@ impl Core {
         }
         match action {
             Action::Push { .. } | Action::Reply { .. } => self.answer(topic, action),
-            Action::Check(join) => return self.ask_join(topic, slot, join),
-            Action::Delay if self.refusals >= REFUSALS_MAX => return Some(Event::DelayOver),
+            Action::Check(join) => return self.check_join(topic, slot, join),
+            Action::Delay if self.refusals >= REFUSALS_MAX => return Some(ChannelEvent::DelayOver),
             Action::Delay => {
                 self.refusals += 1;
                 let due = Instant::now() + self.shared.config.join_error_delay;
                 slot.refusal_timer = self.start_timer(due, topic);
             }
             Action::Verify { token, private, presence } => {
-                return self.ask_token(topic, slot, token, (private, presence));
+                return self.check_new_token(topic, slot, token, (private, presence));
             }
-            Action::Ask(unknown) => return self.ask_rights(topic, slot, unknown),
-            Action::Enter { private, hears } => self.enter(topic, slot, private, hears),
-            Action::Hear(hears) => {
+            Action::Ask(unknown) => return self.check_rights(topic, slot, unknown),
+            Action::Enter { private, interests } => self.enter(topic, slot, private, interests),
+            Action::SetInterests(interests) => {
                 if let Some(entered) = &slot.entered {
-                    entered.subscription.ear().set(to_hears(hears));
+                    entered.subscription.handle().set(interests);
                 }
             }
             Action::Replay { join_ref } => {
                 let (entered, old) = (slot.entered.as_ref()?, slot.old.take()?);
-                if let Some(missing) = old.say(&entered.subscription, self.version, join_ref.as_ref()) {
+                if let Some(missing) = old.deliver(&entered.subscription, self.version, join_ref.as_ref()) {
                     let payload = replay::incomplete(slot.channel.sub_topic(), missing);
                     self.write(join_ref.as_ref(), None, topic, "system", payload.as_bytes());
                 }
             }
-            Action::AwaitReplication => self.ask_replication(topic, slot),
-            Action::Follow => self.follow(slot),
-            Action::Unfollow => {
+            Action::AwaitReplication => self.await_replication(topic, slot),
+            Action::StartChanges => self.start_changes(slot),
+            Action::StopChanges => {
                 if let Some(entered) = &mut slot.entered {
-                    entered.following = None;
+                    entered.row_changes = None;
                 }
             }
             Action::WatchToken => {
                 self.watch_token(topic, slot);
                 let claims = slot.channel.claims()?;
                 let entered = slot.entered.as_mut()?;
-                entered.listed.renew(claims.clone());
+                entered.registration.renew(claims.clone());
                 let room = entered.subscription.room();
-                if let (Some(place), Some(id)) = (&mut entered.place, &self.client) {
-                    // Another user may not move the position of this one.
-                    if place.client() != resume::client(id, self.conn, claims, room) {
-                        place.give_up();
+                if let (Some(cursor), Some(id)) = (&mut entered.cursor, &self.client) {
+                    // The position of one user must not be moved by another.
+                    if cursor.client() != resume::client(id, self.conn, claims, room) {
+                        cursor.give_up();
                     }
                 }
-                if let (Some(following), Some(id)) = (&mut entered.following, &self.client) {
-                    let same = resume::of_changes(resume::client(id, self.conn, claims, room));
-                    if following.client().is_some_and(|client| client != same) {
-                        following.give_up();
+                if let (Some(row_changes), Some(id)) = (&mut entered.row_changes, &self.client) {
+                    let same = resume::for_row_changes(resume::client(id, self.conn, claims, room));
+                    if row_changes.client().is_some_and(|client| client != same) {
+                        row_changes.give_up();
                     }
                 }
-                if entered.attending.as_ref().is_some_and(|part| !part.may_stay(room, claims)) {
-                    entered.attending = None;
+                if entered.agent.as_ref().is_some_and(|agent| !agent.is_allowed(room, claims)) {
+                    entered.agent = None;
                 }
             }
             Action::Exit => {
-                (slot.question, slot.readiness) = (0, 0);
+                (slot.check, slot.readiness) = (0, 0);
                 (slot.held, slot.old, slot.prepared) = (None, None, None);
-                slot.brake.forget();
+                slot.presence = None;
+                slot.throttle.drop_delayed();
                 if let Some((_, id)) = slot.token_check.take() {
                     self.stop_timer(id);
                 }
@@ -491,23 +534,25 @@ impl Core {
                     self.shared.metrics.channels.dec();
                 }
             }
-            Action::Forget => {
+            Action::DeletePositions => {
                 if let Some(entered) = &mut slot.entered {
-                    entered.place.take().into_iter().for_each(Place::leave);
-                    entered.following.take().into_iter().for_each(Following::leave);
+                    entered.cursor.take().into_iter().for_each(ResumeCursor::leave);
+                    entered.row_changes.take().into_iter().for_each(ChangeSubscription::leave);
                 }
             }
             Action::Publish { payload, to_self } => self.publish(slot, payload, to_self),
-            Action::Track { key, meta } => self.call(topic, slot, Call::Track { key, meta }).await,
-            Action::Untrack => self.call(topic, slot, Call::Untrack).await,
-            Action::Note { refused, told } => return self.note(topic, slot, refused, told),
+            Action::Track { key, meta } => self.presence_call(topic, slot, Call::Track { key, meta }).await,
+            Action::Untrack => self.presence_call(topic, slot, Call::Untrack).await,
+            Action::RecordRejection { refused, notified } => {
+                return self.record_rejection(topic, slot, refused, notified);
+            }
             Action::SendState { .. } if self.presence_too_fast(Instant::now(), 1) => {
-                return Some(Event::Shutdown("Too many presence messages per second".into()));
+                return Some(ChannelEvent::Shutdown("Too many presence messages per second".into()));
             }
             Action::SendState { join_ref } => {
                 let entered = slot.entered.as_ref()?;
-                let (ear, outbox) = (entered.subscription.ear(), self.outbox.clone());
-                entered.member.send_state(StateRequest { ear, outbox, version: self.version, join_ref });
+                let (handle, outbox) = (entered.subscription.handle(), self.outbox.clone());
+                entered.member.send_state(StateRequest { handle, outbox, version: self.version, join_ref });
             }
             Action::CloseSocket(code) => self.close = Some(code),
         }
@@ -520,15 +565,16 @@ impl Core {
         self.timer_id
     }
 
-    /// Timers are few: one a channel and one a waiting refusal.
+    /// Linear, but timers are few: one per channel and one per delayed refusal.
     fn stop_timer(&mut self, id: u64) {
         self.timers.retain(|Reverse(timer)| timer.id != id);
     }
 
-    /// Sets the next look at a channel's token, unless an earlier one is set already.
+    /// Schedules the next check of a channel's token, unless an earlier one is scheduled.
     fn watch_token(&mut self, topic: &str, slot: &mut Slot) {
         let Some(claims) = slot.channel.claims() else { return };
         let left = (claims.exp - self.shared.clock.now()).to_std().unwrap_or_default();
+        // One millisecond more: the token has expired for certain when the timer fires.
         let due = Instant::now() + left.min(TOKEN_CHECK_PERIOD) + Duration::from_millis(1);
         if slot.token_check.is_none_or(|(set, _)| due < set) {
             if let Some((_, id)) = slot.token_check.take() {
@@ -538,10 +584,10 @@ impl Core {
         }
     }
 
-    fn check_token(&mut self, topic: &str, slot: &mut Slot) -> Option<Event> {
+    fn check_token(&mut self, topic: &str, slot: &mut Slot) -> Option<ChannelEvent> {
         let claims = slot.channel.claims()?;
         match claims.check_expiry(self.shared.clock.now()) {
-            Err(expired) => Some(Event::Shutdown(expired.to_string())),
+            Err(expired) => Some(ChannelEvent::Shutdown(expired.to_string())),
             Ok(()) => {
                 self.watch_token(topic, slot);
                 None

@@ -1,18 +1,19 @@
-//! What is said to a room, before it is frames.
+//! A message to a room before it is encoded as frames, and its stored form.
+use super::memory::{Account, Counting};
 use crate::wire::{self, Encoding, Frame, Version, text};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use serde::Serialize;
 use serde_json::{Map, Value, value::RawValue};
 use std::{collections::BTreeMap, sync::Arc};
 
-/// What a message is about: a subscriber may hear one kind and not another.
+/// The kind of a message. A subscriber may receive one kind and not another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Said by somebody.
+    /// From a client or from the database.
     Broadcast,
-    /// Who came and went.
+    /// A presence difference.
     Presence,
-    /// By the server, about the channel.
+    /// From the server, about the channel.
     System,
 }
 
@@ -22,28 +23,28 @@ pub struct Message(Arc<Body>);
 
 #[derive(Debug)]
 enum Body {
-    /// A text frame for both serializers; the payload is a JSON object.
+    /// A text frame for both serializers. The payload is a JSON object.
     Text { kind: Kind, event: &'static str, payload: Bytes },
-    /// A user broadcast: binary frame for 2.0.0, object for 1.0.0, which never gets bytes.
+    /// A user broadcast: a binary frame for 2.0.0, a JSON object for 1.0.0. A binary payload is never sent to 1.0.0.
     User { event: String, encoding: Encoding, data: Bytes, meta: Option<Bytes> },
 }
 
 impl Message {
     /// A broadcast of the daemon itself: `{"type":"broadcast","event":…,"payload":…}` as text, for every client.
-    /// A payload that cannot be JSON (a map with keys that are no strings) is sent as `{}`.
+    /// A payload that cannot be JSON (a map with non-string keys) is sent as `{}`.
     #[must_use]
     pub fn broadcast(event: &str, payload: &impl Serialize) -> Self {
         let payload = serde_json::to_vec(payload).unwrap_or_else(|_| b"{}".to_vec());
         Self::relayed(text::user_object(event, &payload, None))
     }
 
-    /// A text broadcast that is passed on as it came; `payload` must be a well-formed JSON object.
+    /// A text broadcast whose payload is forwarded unchanged. `payload` must be a well-formed JSON object.
     #[must_use]
     pub fn relayed(payload: Bytes) -> Self {
         Self(Arc::new(Body::Text { kind: Kind::Broadcast, event: "broadcast", payload }))
     }
 
-    /// A user broadcast; `data` and `meta` must be well-formed JSON where they are said to be.
+    /// A user broadcast. `data` must be well-formed JSON if `encoding` is JSON, and `meta` always.
     #[must_use]
     pub fn user(event: &str, encoding: Encoding, data: Bytes, meta: Option<Bytes>) -> Self {
         Self(Arc::new(Body::User { event: event.to_owned(), encoding, data, meta }))
@@ -55,13 +56,29 @@ impl Message {
         Self(Arc::new(Body::Text { kind: Kind::Presence, event: "presence_diff", payload }))
     }
 
-    /// A system message to everybody in the room.
+    /// A system message to every subscriber of the room.
     #[must_use]
     pub fn system(payload: Bytes) -> Self {
         Self(Arc::new(Body::Text { kind: Kind::System, event: "system", payload }))
     }
 
-    /// Bytes of its payload.
+    /// A copy whose payload is charged to the clients' memory until its last clone is dropped.
+    #[must_use]
+    pub(super) fn counted(&self, counting: &Counting, sender: Option<&Arc<Account>>) -> Self {
+        Self(Arc::new(match &*self.0 {
+            Body::Text { kind, event, payload } => {
+                Body::Text { kind: *kind, event, payload: counting.counted(payload.clone(), sender) }
+            }
+            Body::User { event, encoding, data, meta } => Body::User {
+                event: event.clone(),
+                encoding: *encoding,
+                data: counting.counted(data.clone(), sender),
+                meta: meta.clone(),
+            },
+        }))
+    }
+
+    /// Bytes of the payload.
     #[must_use]
     pub fn size(&self) -> usize {
         match &*self.0 {
@@ -70,7 +87,7 @@ impl Message {
         }
     }
 
-    /// What it is about.
+    /// The kind.
     #[must_use]
     pub fn kind(&self) -> Kind {
         match &*self.0 {
@@ -79,7 +96,8 @@ impl Message {
         }
     }
 
-    /// The JSON object of a broadcast as text clients see it: `{"type","event","payload"}`; nothing for bytes.
+    /// The JSON object of a broadcast as text clients receive it: `{"type","event","payload"}`. `None` for a binary
+    /// payload.
     #[must_use]
     pub fn object(&self) -> Option<Bytes> {
         match &*self.0 {
@@ -89,7 +107,7 @@ impl Message {
         }
     }
 
-    /// The `meta.id` of a user broadcast: messages that come from the database have one.
+    /// The `meta.id` of a user broadcast, or `None`. Messages from the database have one.
     #[must_use]
     pub fn id(&self) -> Option<String> {
         #[derive(serde::Deserialize)]
@@ -102,7 +120,7 @@ impl Message {
         }
     }
 
-    /// The frame for receivers of `version` on `topic` (with prefix), or nothing when they cannot have it.
+    /// The frame for receivers of `version` on `topic` (with prefix); `None` if they cannot receive the message.
     pub(in crate::hub) fn encode(&self, version: Version, topic: &str) -> Option<Frame> {
         let user = match &*self.0 {
             Body::Text { event, payload, .. } => {
@@ -113,18 +131,18 @@ impl Message {
             }
             Body::User { .. } => None,
         };
-        // 1.0.0, and names too long for a binary header.
+        // Serializer 1.0.0, and names too long for a binary header.
         user.or_else(|| Some(text::encode(version, None, None, topic, "broadcast", &self.object()?)))
     }
 }
 
-/// How a kept message begins: what it is.
+/// The first byte of a stored message: its form.
 const TEXT: u8 = 0;
 const USER_JSON: u8 = 1;
 const USER_BYTES: u8 = 2;
 
 impl Message {
-    /// Appends a broadcast as it is kept.
+    /// Appends a broadcast in its stored form.
     pub(super) fn put(&self, out: &mut BytesMut) {
         match &*self.0 {
             Body::Text { payload, .. } => {
@@ -142,7 +160,7 @@ impl Message {
         }
     }
 
-    /// Reads what [`Message::put`] wrote.
+    /// Reads the form that [`Message::put`] writes. `None` if the bytes are not of that form.
     pub(super) fn get(mut bytes: Bytes) -> Option<Self> {
         let encoding = match bytes.try_get_u8().ok()? {
             TEXT => return Some(Self::relayed(bytes)),
@@ -159,7 +177,7 @@ impl Message {
         Some(Self::user(event, encoding, bytes, Some(meta).filter(|meta| !meta.is_empty())))
     }
 
-    /// The same broadcast with `meta.id`, unless it has one, and `meta.replayed` when it is said again.
+    /// A copy with `meta.id` (an existing id is kept), and with `meta.replayed` if `replayed`.
     #[must_use]
     pub(super) fn numbered(&self, id: u64, replayed: bool) -> Self {
         match &*self.0 {
@@ -189,9 +207,10 @@ fn meta_of(meta: Option<&[u8]>, id: u64, replayed: bool) -> Bytes {
     Value::Object(meta).to_string().into()
 }
 
-/// Puts `meta` into a JSON object without touching anything else in it, unless it has one already.
+/// Adds `meta` to a JSON object and keeps every other byte. An existing `meta` is merged.
 fn payload_with_meta(payload: &[u8], id: u64, replayed: bool) -> Bytes {
     const NAME: &[u8] = b"\"meta\"";
+    // A scan for the name avoids parsing the payload in the usual case; a match may be in a string or nested.
     if payload.windows(NAME.len()).any(|part| part == NAME)
         && let Ok(mut object) = serde_json::from_slice::<BTreeMap<String, &RawValue>>(payload)
         && let Some(meta) = object.get("meta")
@@ -216,7 +235,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_topic_too_long_for_a_binary_header_goes_as_text() {
+    fn topic_too_long_for_a_binary_header_is_sent_as_text() {
         let topic = format!("realtime:{}", "x".repeat(300));
         let json = Message::user("e", Encoding::Json, Bytes::from_static(b"[1]"), None);
         let Some(Frame::Text(text)) = json.encode(Version::V2, &topic) else { panic!("not text") };
@@ -226,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_comes_back_as_it_was() {
+    fn stored_message_decodes_to_the_original() {
         let user = |encoding, data: &'static [u8], meta: Option<&'static [u8]>| {
             Message::user("é", encoding, Bytes::from_static(data), meta.map(Bytes::from_static))
         };
@@ -248,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_are_added_and_nothing_else_is_touched() {
+    fn numbered_adds_meta_and_keeps_other_bytes() {
         for (payload, replayed, expected) in [
             ("{}", false, r#"{"meta":{"id":"7"}}"#),
             (

@@ -1,4 +1,4 @@
-//! What the hub counts.
+//! The metrics of the hub.
 use crate::telemetry::Registry;
 use prometheus_client::metrics::counter::Counter;
 
@@ -6,7 +6,7 @@ pub(super) struct Metrics {
     pub(super) published: Counter,
     pub(super) delivered: Counter,
     pub(super) bytes: Counter,
-    /// Those of `delivered` that were about presence.
+    /// The part of `delivered` that is presence differences.
     pub(super) presence: Counter,
     pub(super) slow: Counter,
     pub(super) local_dropped: Counter,
@@ -14,11 +14,7 @@ pub(super) struct Metrics {
 
 impl Metrics {
     pub(super) fn register(registry: &Registry) -> Self {
-        let counter = |name: &str, help: &str| {
-            let counter = Counter::default();
-            registry.register(name, help, counter.clone());
-            counter
-        };
+        let counter = |name, help| registry.counter(name, help);
         Self {
             published: counter("hub_messages", "Messages published to rooms"),
             delivered: counter("hub_deliveries", "Messages put into outboxes"),

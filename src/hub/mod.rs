@@ -1,28 +1,32 @@
-//! Rooms, who listens to them, and saying something to everybody in one.
+//! Rooms, their subscribers, and the fan-out of a message to all subscribers of a room.
 //!
 //! Owns the subscriber lists and each socket's [`Outbox`]. [`Hub::publish`] never
 //! waits: it takes a snapshot of the list, encodes the message once per
 //! serializer, and puts the shared bytes into outboxes that are bounded in frames
-//! and bytes, or, while there is little to do, past an empty outbox to the socket at
-//! once. A reader that is too slow loses its connection, not its order, and
-//! never slows anyone else. No lock is held across a fan-out. The order of one
-//! publisher in one room is kept; nothing is stored.
-//! Frames follow `reference/realtime-protocol.md` §4.2.
-mod aside;
-mod at_once;
+//! and bytes. While the hub is idle it writes past an empty outbox to the socket inline.
+//! A slow subscriber is disconnected; it is never sent a reordered stream and
+//! never delays other subscribers. No lock is held across a fan-out, except the write permit,
+//! which other publishers only try. The order of one
+//! publisher in one room is kept. Only rooms with a [`History`] are stored.
+//! Frames follow `docs/spec/realtime-protocol.md` §4.2.
+mod held_buffer;
+mod held_messages;
 pub mod history;
-mod line;
+mod inline_write;
+pub mod memory;
 mod message;
 mod metrics;
 mod outbox;
 mod rooms;
+mod socket_writer;
 mod traffic;
 
-pub use history::{By, History};
-pub use line::Line;
+pub use history::{History, Origin};
+pub use memory::Memory;
 pub use message::{Kind, Message};
 pub use outbox::{Closed, Outbox};
-pub use rooms::{Ear, Hears, Listener, SubscriberId, Subscription};
+pub use rooms::{Interests, Listener, SubscriberId, Subscription, SubscriptionHandle};
+pub use socket_writer::SocketWriter;
 pub use traffic::{Flow, Traffic};
 
 use crate::{
@@ -30,23 +34,26 @@ use crate::{
     telemetry,
     wire::{Version, socket},
 };
-use at_once::{AtOnce, Turn};
 use bytes::{Bytes, BytesMut};
+use inline_write::{InlineWrite, WritePermit};
 use metrics::Metrics;
 use outbox::Chunk;
 use rooms::{Rooms, Sink, Subscriber};
-use std::sync::{
-    Arc, OnceLock,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    cell::OnceCell,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 use tokio::{sync::mpsc, time::Instant};
 
-/// Where a message goes: public and private rooms of one topic are two rooms.
+/// The destination of a message. The public and the private room of one topic are different rooms.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Room {
     /// The topic without `realtime:`.
     pub topic: Topic,
-    /// Whether only permitted tokens may enter.
+    /// Whether the room admits only authorized tokens.
     pub private: bool,
 }
 
@@ -56,14 +63,14 @@ impl Room {
     pub fn public(topic: Topic) -> Self {
         Self { topic, private: false }
     }
-    /// The topic as frames carry it.
+    /// The topic as frames carry it, with `realtime:`.
     #[must_use]
     pub fn wire_topic(&self) -> String {
         format!("{}{}", crate::wire::TOPIC_PREFIX, self.topic)
     }
 }
 
-/// All rooms of a daemon. Clones name the same rooms.
+/// All rooms of a daemon. Clones share the same rooms.
 #[derive(Clone)]
 pub struct Hub(Arc<Inner>);
 
@@ -72,7 +79,8 @@ struct Inner {
     next_id: AtomicU64,
     metrics: Metrics,
     history: OnceLock<History>,
-    at_once: AtOnce,
+    inline: InlineWrite,
+    counting: memory::Counting,
 }
 
 impl Hub {
@@ -81,28 +89,40 @@ impl Hub {
     pub fn new(registry: &telemetry::Registry) -> Self {
         let metrics = Metrics::register(registry);
         let (rooms, next_id, history) = (Rooms::default(), AtomicU64::new(1), OnceLock::new());
-        Self(Arc::new(Inner { rooms, next_id, metrics, history, at_once: AtOnce::new() }))
+        let (inline, counting) = (InlineWrite::new(), memory::Counting::default());
+        Self(Arc::new(Inner { rooms, next_id, metrics, history, inline, counting }))
     }
 
-    /// From now on rooms have the histories that it keeps; the first one counts.
+    /// Charges messages to `memory` until they are written. Only the first call has an effect.
+    pub fn count_in(&self, memory: Memory) {
+        self.0.counting.set(memory);
+    }
+
+    /// Charges bytes that several outboxes share until the last outbox has written them.
+    #[must_use]
+    pub fn counted(&self, bytes: Bytes) -> Bytes {
+        self.0.counting.counted(bytes, None)
+    }
+
+    /// Sets the store of histories. Only the first call has an effect.
     fn keep(&self, history: History) {
-        let _the_first_counts = self.0.history.set(history);
+        let _only_the_first = self.0.history.set(history);
     }
 
-    /// The history, when broadcasts in this room are kept.
+    /// The history if broadcasts in this room are kept, else `None`.
     #[must_use]
     pub fn history(&self, room: &Room) -> Option<&History> {
         self.0.history.get().filter(|history| history.keeps(room))
     }
 
-    /// The histories, when any topic has one.
+    /// The histories if any topic has one, else `None`.
     #[must_use]
     pub fn histories(&self) -> Option<&History> {
         self.0.history.get()
     }
 
-    /// Puts whole websocket frames out to one socket; never waits.
-    pub fn put_out(&self, outbox: &Outbox, frames: Bytes, count: usize) {
+    /// Enqueues `count` whole websocket frames to one socket. Never waits.
+    pub fn enqueue(&self, outbox: &Outbox, frames: Bytes, count: usize) {
         let metrics = &self.0.metrics;
         let bytes = frames.len() as u64;
         match outbox.push_chunk(Chunk { bytes: frames, frames: count }) {
@@ -117,81 +137,115 @@ impl Hub {
         }
     }
 
-    /// Resolves when whoever says much should say more: at once, unless the rooms with a history have got
-    /// more than they can write. Cancel safe.
-    pub async fn has_room(&self) {
+    /// An empty charge that belongs to no connection; `None` until memory is counted.
+    #[must_use]
+    pub fn charge(&self) -> Option<memory::Charge> {
+        self.0.counting.charge()
+    }
+
+    /// The charge of the index of histories, and its limit in bytes; `None` until memory is counted.
+    fn index_charge(&self) -> Option<(memory::Charge, usize)> {
+        self.0.counting.index()
+    }
+
+    /// Backpressure for publishers: resolves at once unless more than 4 MiB wait to be written to histories,
+    /// else when everything published before this call is written. Cancel safe.
+    pub async fn wait_for_capacity(&self) {
         if let Some(history) = self.0.history.get().filter(|history| history.is_crowded()) {
-            history.heard().await;
+            history.wait_delivered().await;
         }
     }
 
-    /// Resolves when everything that was said in rooms with a history is kept and on its way: what outlives
-    /// this, outlives the daemon. Cancel safe.
-    pub async fn settled(&self) {
+    /// Resolves when every broadcast published before this call to a room with a history is written and
+    /// enqueued. Such a broadcast survives a kill of the daemon, unless the disk failed: then it is enqueued
+    /// without being kept. Cancel safe.
+    pub async fn wait_delivered(&self) {
         if let Some(history) = self.0.history.get() {
-            history.heard().await;
+            history.wait_delivered().await;
         }
     }
 
-    /// Says `message` to everybody in `room` but `except`; never waits. Gives how many it was put out for.
+    /// Publishes `message` to every subscriber of `room` but `except`. Never waits. Returns the number of deliveries.
     pub fn publish(&self, room: &Room, message: Message, except: Option<SubscriberId>) -> usize {
         self.publish_all(room, &[message], except)
     }
 
-    /// Says several messages of one kind, in order, as [`Hub::publish`] says one: each outbox is visited,
-    /// and its writer woken, once for all of them. Gives how many frames were put out. In a room with a history
-    /// they are written first, and put out later: the number is how many listen.
+    /// Publishes several messages of one kind, in order. Each outbox is locked and its writer woken once for all
+    /// of them. Returns the number of enqueued frames. In a room with a history the messages are written first
+    /// and enqueued later; the number is then an estimate: the present subscribers times the messages.
     pub fn publish_all(&self, room: &Room, messages: &[Message], except: Option<SubscriberId>) -> usize {
-        self.publish_by(room, messages, By { except, ..By::default() })
+        self.publish_by(room, messages, Origin { except, ..Origin::default() })
     }
 
-    /// As [`Hub::publish_all`], by somebody of whom more is known.
-    pub fn publish_by(&self, room: &Room, messages: &[Message], by: By) -> usize {
+    /// As [`Hub::publish_all`], with the sender, its acknowledgements and its memory account.
+    pub fn publish_by(&self, room: &Room, messages: &[Message], origin: Origin) -> usize {
         let is_kept = messages.first().is_some_and(|message| message.kind() == Kind::Broadcast);
+        // In a room with a history the writer delivers: a subscriber must not receive what is not yet kept.
         if let Some(history) = self.history(room).filter(|_| is_kept) {
-            history.say(room, messages.iter().cloned(), by);
+            history.append(room, &self.0.counting, messages, origin);
             return self.watchers(room) * messages.len();
         }
-        let delivered = self.deliver(room, messages, |it| Some(it.id) != by.except);
-        for (outbox, frame) in by.then {
-            // A closed outbox means that nobody is left to be told.
+        let sender = origin.sender.as_ref();
+        let delivered = self.deliver(room, messages, sender, |it| Some(it.id) != origin.except);
+        for (outbox, frame) in origin.acknowledgements {
+            // A closed outbox means that the sender is disconnected: the acknowledgement has no receiver.
             let _closed = outbox.push(&frame);
         }
         delivered
     }
 
-    /// Says `message` to these subscribers of `room` alone, of those that are there; never waits. Gives how
-    /// many it was put out for.
+    /// Publishes `message` only to those of `only` that subscribe to `room`. Never waits. Returns the number of
+    /// deliveries.
     pub fn publish_to(&self, room: &Room, message: Message, only: &[SubscriberId]) -> usize {
-        self.deliver(room, &[message], |it| only.contains(&it.id))
+        self.deliver(room, &[message], None, |it| only.contains(&it.id))
     }
 
-    /// Puts out messages that are written, or that cannot be, with their numbers.
+    /// Delivers messages with their numbers, after they are written or have failed to be written.
     fn deliver_kept(&self, room: &Room, messages: &[(u64, Message)], except: Option<SubscriberId>) {
         let frames: Vec<_> = messages.iter().map(|(id, message)| message.numbered(*id, false)).collect();
-        self.deliver(room, &frames, |it| Some(it.id) != except && !it.hold(messages));
+        // Built when the first gate buffers: almost every subscriber's gate is open.
+        let held: OnceCell<Vec<(u64, Message)>> = OnceCell::new();
+        let counted = || {
+            let count = |(id, message): &(u64, Message)| (*id, message.counted(&self.0.counting, None));
+            held.get_or_init(|| messages.iter().map(count).collect()).as_slice()
+        };
+        self.deliver(room, &frames, None, |it| Some(it.id) != except && !it.hold(counted));
     }
 
-    fn deliver(&self, room: &Room, messages: &[Message], wanted: impl Fn(&Subscriber) -> bool) -> usize {
+    fn deliver(
+        &self,
+        room: &Room,
+        messages: &[Message],
+        sender: Option<&Arc<memory::Account>>,
+        wanted: impl Fn(&Subscriber) -> bool,
+    ) -> usize {
         let Some(kind) = messages.first().map(Message::kind) else { return 0 };
         let metrics = &self.0.metrics;
         metrics.published.inc_by(messages.len() as u64);
-        let Some((everybody, traffic)) = self.0.rooms.snapshot(room) else { return 0 };
-        let mut chunks = Encoded { messages, topic: room.wire_topic(), v1: None, v2: None };
+        // The clone of the snapshot is independent of the list: joins and leaves go on during the fan-out.
+        let Some((subscribers, traffic)) = self.0.rooms.snapshot(room) else { return 0 };
+        let (topic, counting) = (room.wire_topic(), (&self.0.counting, sender));
+        let mut chunks = Encoded { messages, topic, counting, v1: None, v2: None };
+        let held: OnceCell<Vec<Message>> = OnceCell::new();
+        let counted = || {
+            let count = |message: &Message| message.counted(&self.0.counting, sender);
+            held.get_or_init(|| messages.iter().map(count).collect()).as_slice()
+        };
         let (mut delivered, mut bytes) = (0, 0);
-        let mut turn = if messages.len() == 1 { self.0.at_once.turn() } else { None };
-        for subscriber in everybody.iter() {
-            if !subscriber.hears(kind) || !wanted(subscriber) {
+        // A batch is never written inline: its bytes are better coalesced by the sockets' own tasks.
+        let mut permit = if messages.len() == 1 { self.0.inline.try_acquire() } else { None };
+        for subscriber in subscribers.iter() {
+            if !subscriber.receives(kind) || !wanted(subscriber) {
                 continue;
             }
-            if subscriber.takes_aside(messages, &chunks.topic) {
+            if subscriber.intercept(counted, &chunks.topic) {
                 delivered += messages.len();
                 continue;
             }
             match &subscriber.sink {
                 Sink::Socket { version, outbox } => {
                     let Some(chunk) = chunks.get(*version) else { continue };
-                    let pushed = if turn.as_mut().is_some_and(Turn::takes_one) {
+                    let pushed = if permit.as_mut().is_some_and(WritePermit::admits_socket) {
                         outbox.write_chunk(chunk.clone())
                     } else {
                         outbox.push_chunk(chunk.clone())
@@ -219,7 +273,7 @@ impl Hub {
                 }
             }
         }
-        drop(turn);
+        drop(permit);
         metrics.delivered.inc_by(delivered as u64);
         metrics.bytes.inc_by(bytes as u64);
         if kind == Kind::Presence {
@@ -232,53 +286,60 @@ impl Hub {
         delivered
     }
 
-    /// How many listen to `room`: cheap, to skip making a message that nobody hears.
+    /// The number of subscribers of `room`. Cheap; callers use it to skip building a message without receivers.
     #[must_use]
     pub fn watchers(&self, room: &Room) -> usize {
         self.0.rooms.count(room)
     }
 
-    /// How much is said in `room`; nothing when nobody is there.
+    /// The traffic of `room`; `None` if it has no subscribers.
     #[must_use]
     pub fn traffic(&self, room: &Room) -> Option<Traffic> {
         self.0.rooms.traffic(room).map(|counter| counter.read(Instant::now()))
     }
 
-    /// How many differences of presence were ever put into outboxes.
+    /// The number of `presence_diff` frames ever enqueued.
     #[must_use]
     pub fn presence_deliveries(&self) -> u64 {
         self.0.metrics.presence.get()
     }
 
-    /// Puts a socket's channel into a room, until the subscription is dropped.
+    /// Subscribes a socket's channel to a room until the subscription is dropped.
     #[must_use]
-    pub fn subscribe(&self, room: Room, version: Version, outbox: Arc<Outbox>, hears: Hears) -> Subscription {
-        self.enter(room, Sink::Socket { version, outbox }, (hears, false))
+    pub fn subscribe(
+        &self,
+        room: Room,
+        version: Version,
+        outbox: Arc<Outbox>,
+        interests: Interests,
+    ) -> Subscription {
+        self.enter(room, Sink::Socket { version, outbox }, (interests, false))
     }
 
-    /// As [`Hub::subscribe`], but what is said is held back until [`Subscription::release`].
+    /// As [`Hub::subscribe`], but buffers live messages until [`Subscription::release`].
     #[must_use]
     pub fn subscribe_held(
         &self,
         room: Room,
         version: Version,
         outbox: Arc<Outbox>,
-        hears: Hears,
+        interests: Interests,
     ) -> Subscription {
-        self.enter(room, Sink::Socket { version, outbox }, (hears, true))
+        self.enter(room, Sink::Socket { version, outbox }, (interests, true))
     }
 
-    /// Hears a room from inside the daemon; messages beyond `capacity` unread ones are dropped and counted.
+    /// Subscribes to a room inside the daemon. Messages beyond `capacity` unread ones are dropped and counted.
     #[must_use]
     pub fn listen(&self, room: Room, capacity: usize) -> Listener {
         let (sender, queue) = mpsc::channel(capacity.max(1));
-        let subscription = self.enter(room, Sink::Local(sender), (Hears::all(), false));
+        let subscription = self.enter(room, Sink::Local(sender), (Interests::all(), false));
         Listener { queue, subscription }
     }
 
-    fn enter(&self, room: Room, sink: Sink, hears: (Hears, bool)) -> Subscription {
+    fn enter(&self, room: Room, sink: Sink, interests: (Interests, bool)) -> Subscription {
+        // Relaxed: the id only has to be unique.
         let id = SubscriberId(self.0.next_id.fetch_add(1, Ordering::Relaxed));
-        let subscriber = self.0.rooms.insert(&room, id, sink, hears);
+        let subscriber = self.0.rooms.insert(&room, id, sink, interests);
         Subscription { hub: self.clone(), room, subscriber }
     }
 
@@ -293,16 +354,18 @@ impl std::fmt::Debug for Hub {
     }
 }
 
-/// The frames of some messages, made for each serializer when its first receiver needs them.
+/// The frames of some messages, encoded for each serializer when its first receiver needs them.
 struct Encoded<'a> {
     messages: &'a [Message],
     topic: String,
+    /// The memory that the frames are charged to, and the sender's account.
+    counting: (&'a memory::Counting, Option<&'a Arc<memory::Account>>),
     v1: Option<Chunk>,
     v2: Option<Chunk>,
 }
 
 impl Encoded<'_> {
-    /// Nothing when receivers of this version can have none of them.
+    /// `None` if receivers of this version can receive none of the messages.
     fn get(&mut self, version: Version) -> Option<&Chunk> {
         let slot = match version {
             Version::V1 => &mut self.v1,
@@ -315,7 +378,8 @@ impl Encoded<'_> {
                 socket::put_frame(&mut bytes, &frame);
                 frames += 1;
             }
-            Chunk { bytes: bytes.freeze(), frames }
+            let (counting, sender) = self.counting;
+            Chunk { bytes: counting.counted(bytes.freeze(), sender), frames }
         });
         (chunk.frames > 0).then_some(chunk)
     }
@@ -335,16 +399,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn everybody_but_the_sender_hears_it_in_their_own_serializer() {
+    async fn publish_reaches_every_subscriber_but_the_sender_in_its_serializer() {
         let hub = Hub::new(&telemetry::Registry::default());
         let boxes = [socket(), socket(), socket()];
         let versions = [Version::V1, Version::V2, Version::V2];
         let subscriptions: Vec<_> = boxes
             .iter()
             .zip(versions)
-            .map(|(outbox, version)| hub.subscribe(room(false), version, outbox.clone(), Hears::all()))
+            .map(|(outbox, version)| hub.subscribe(room(false), version, outbox.clone(), Interests::all()))
             .collect();
-        let _elsewhere = hub.subscribe(room(true), Version::V2, socket(), Hears::all());
+        let _elsewhere = hub.subscribe(room(true), Version::V2, socket(), Interests::all());
         assert_eq!(hub.watchers(&room(false)), 3);
 
         let message =
@@ -361,22 +425,22 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_old_serializer_never_gets_bytes() {
+    async fn binary_payload_is_never_sent_to_serializer_1() {
         let hub = Hub::new(&telemetry::Registry::default());
         let (old, new) = (socket(), socket());
-        let _a = hub.subscribe(room(false), Version::V1, old, Hears::all());
-        let _b = hub.subscribe(room(false), Version::V2, new, Hears::all());
+        let _a = hub.subscribe(room(false), Version::V1, old, Interests::all());
+        let _b = hub.subscribe(room(false), Version::V2, new, Interests::all());
         let message = Message::user("raw", crate::wire::Encoding::Binary, Bytes::from_static(b"\xff"), None);
         assert_eq!(hub.publish(&room(false), message, None), 1);
     }
 
     #[tokio::test]
-    async fn a_reader_that_stands_still_is_closed_and_counted_once() {
+    async fn slow_subscriber_is_closed_and_counted_once() {
         let registry = telemetry::Registry::default();
         let hub = Hub::new(&registry);
         let (still, brisk) = (socket(), socket());
-        let _a = hub.subscribe(room(false), Version::V2, still.clone(), Hears::all());
-        let _b = hub.subscribe(room(false), Version::V2, brisk.clone(), Hears::all());
+        let _a = hub.subscribe(room(false), Version::V2, still.clone(), Interests::all());
+        let _b = hub.subscribe(room(false), Version::V2, brisk.clone(), Interests::all());
         for n in 0..20 {
             hub.publish(&room(false), Message::broadcast("tick", &serde_json::json!({ "n": n })), None);
             assert_eq!(brisk.frames().await.unwrap().len(), 1);
@@ -386,7 +450,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_listener_inside_the_daemon_hears_the_message_itself() {
+    async fn local_listener_receives_the_unencoded_message() {
         let hub = Hub::new(&telemetry::Registry::default());
         let mut listener = hub.listen(room(false), 1);
         let message = || Message::broadcast("tick", &serde_json::json!({}));
@@ -397,10 +461,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_said_while_old_messages_are_read_comes_after_them_and_once() {
+    async fn live_messages_follow_the_replay_and_are_deduplicated() {
         let hub = Hub::new(&telemetry::Registry::default());
         let outbox = socket();
-        let held = hub.subscribe_held(room(false), Version::V1, outbox.clone(), Hears::all());
+        let held = hub.subscribe_held(room(false), Version::V1, outbox.clone(), Interests::all());
         let message = |id: &str| {
             let meta = format!("{{\"id\":\"{id}\"}}").into();
             Message::user(id, crate::wire::Encoding::Json, Bytes::from_static(b"{}"), Some(meta))
@@ -408,10 +472,89 @@ mod tests {
         let frame = |id: &str| message(id).encode(Version::V1, "realtime:den").unwrap();
         hub.publish(&room(false), message("b"), None);
         hub.publish(&room(false), message("c"), None);
-        held.ear().set(Hears::all());
+        held.handle().set(Interests::all());
         assert!(held.release(["a", "b", "x"].map(|id| (id.to_owned(), Some(frame(id)))).into()));
         hub.publish_all(&room(false), &[message("x"), message("d")], None);
         hub.publish(&room(false), message("e"), None);
         assert_eq!(outbox.frames().await.unwrap(), ["a", "x", "b", "c", "d", "e"].map(frame));
+    }
+
+    fn counted(hub: &Hub, total: usize) -> Memory {
+        let limits = memory::Limits { total, per_org: total, per_connection: total };
+        let memory = Memory::new(limits, &telemetry::Registry::default());
+        hub.count_in(memory.clone());
+        memory
+    }
+
+    fn large(size: usize) -> Message {
+        Message::user("e", crate::wire::Encoding::Binary, vec![b'x'; size].into(), None)
+    }
+
+    #[test]
+    fn buffered_messages_count_once_in_total_and_for_each_buffering_socket() {
+        let hub = Hub::new(&telemetry::Registry::default());
+        let memory = counted(&hub, 100_000);
+        let boxes = [1, 2].map(|_| Arc::new(Outbox::new(100, 4000)));
+        let held = boxes
+            .clone()
+            .map(|outbox| hub.subscribe_held(room(false), Version::V2, outbox, Interests::all()));
+        for _ in 0..3 {
+            hub.publish(&room(false), large(1000), None);
+        }
+        assert_eq!((memory.state().0, boxes[0].held(), boxes[1].held()), (3000, 3000, 3000));
+        // Exceeds the outboxes: the buffers are freed, and the loss is reported.
+        for _ in 0..2 {
+            hub.publish(&room(false), large(1000), None);
+        }
+        assert_eq!((memory.state().0, boxes[0].held()), (0, 0));
+        assert!(held.iter().all(|held| !held.release(Vec::new())));
+        hub.publish(&room(false), large(10), None);
+        assert!(boxes[0].held() > 0, "live messages come");
+    }
+
+    #[test]
+    fn socket_that_buffers_the_most_is_evicted() {
+        let hub = Hub::new(&telemetry::Registry::default());
+        let memory = counted(&hub, 5000);
+        let boxes = [1, 2].map(|_| Arc::new(Outbox::new(100, 100_000)));
+        let accounts = boxes.clone().map(|outbox| memory.account(None, &outbox));
+        let den = |name: &str| Room::public(Topic::new(name).unwrap());
+        let _held = ["a", "b"].map(|name| {
+            let outbox = boxes[usize::from(name == "b")].clone();
+            hub.subscribe_held(den(name), Version::V2, outbox, Interests::all())
+        });
+        hub.publish(&den("a"), large(1000), None);
+        for _ in 0..5 {
+            hub.publish(&den("b"), large(1000), None);
+        }
+        assert_eq!(accounts.map(|account| account.is_evicted()), [false, true]);
+    }
+
+    #[tokio::test]
+    async fn messages_that_wait_for_the_history_are_charged_to_their_sender() {
+        let (hub, registry) = (Hub::new(&telemetry::Registry::default()), telemetry::Registry::default());
+        let (scope, folder) = (crate::scope::Scope::default(), tempfile::tempdir().unwrap());
+        let minute = std::time::Duration::from_secs(60);
+        let rule = history::Rule { topic: "*".into(), history: minute, resume: true };
+        let (rules, config) = (history::Rules::new(vec![rule]), history::Config::default());
+        let clock = crate::clock::Clock::System;
+        let history = history::start(&scope, &hub, folder.path(), rules, &config, clock, &registry).unwrap();
+        let memory = counted(&hub, 5000);
+        let outbox = socket();
+        let sender = memory.account(None, &outbox);
+        let publish = |size| {
+            let origin = Origin { sender: Some(sender.clone()), ..Origin::default() };
+            hub.publish_by(&room(false), &[large(size)], origin);
+        };
+        // Nothing is written before this test waits: its runtime has one thread.
+        publish(3000);
+        assert_eq!(memory.state().0, 3000);
+        publish(3000);
+        assert_eq!(memory.state().0, 3000, "refused: the sender is the one that holds the most");
+        assert!(registry.encode().unwrap().contains("convoke_history_refused_total 1\n"));
+        history.wait_delivered().await;
+        assert!((1..1000).contains(&memory.state().0), "written; its entry in the index counts");
+        assert!(!sender.is_evicted());
+        scope.drain(std::time::Duration::from_secs(5)).await.unwrap();
     }
 }

@@ -1,5 +1,5 @@
-//! What waits to be written to one socket: bounded in frames and in bytes.
-use super::Line;
+//! The outbox of one socket: a queue of encoded frames, bounded in frames and in bytes.
+use super::SocketWriter;
 use crate::wire::{Frame, socket};
 use bytes::{Buf, Bytes, BytesMut};
 use parking_lot::{Mutex, MutexGuard};
@@ -10,31 +10,31 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-/// Room that an empty queue may keep, so that a burst does not stay in memory.
+/// Capacity that an empty queue keeps. More would hold the memory of a past burst.
 const CHUNKS_KEPT: usize = 32;
 
-/// Frames that travel together, with their websocket headers. Clones share the bytes.
+/// Frames that are enqueued together, with their websocket headers. Clones share the bytes.
 #[derive(Clone, Debug)]
 pub(super) struct Chunk {
     pub(super) bytes: Bytes,
     pub(super) frames: usize,
 }
 
-/// Why nothing more can be put in or taken out.
+/// Why an outbox accepts or yields nothing more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Closed {
-    /// The reader was too slow; what waited is thrown away, but for the rest of a frame that has begun.
+    /// The subscriber was too slow. The queue was dropped, except the rest of a partly written frame.
     #[error("reader too slow")]
     Slow {
-        /// Whether this push was the one that found out.
+        /// Whether this push closed the outbox.
         first: bool,
     },
-    /// By the owner; what waited before can still be taken.
+    /// Closed by the owner. Frames queued before can still be taken.
     #[error("closed")]
     Done,
 }
 
-/// The queue of websocket frames between those who say something and the writer of one socket.
+/// The queue of websocket frames between publishers and the writer of one socket.
 ///
 /// When a frame would not fit, the outbox closes as [`Closed::Slow`]. A single
 /// frame larger than the limit fits into an empty outbox.
@@ -42,53 +42,57 @@ pub enum Closed {
 pub struct Outbox {
     frames_max: usize,
     bytes_max: usize,
-    line: OnceLock<Weak<Line>>,
+    socket: OnceLock<Weak<SocketWriter>>,
     state: Mutex<State>,
 }
 
 #[derive(Debug, Default)]
 struct State {
     chunks: VecDeque<Bytes>,
-    /// The first of them is the rest of a frame that is partly written: nothing else may come after that part.
+    /// The first chunk is the rest of a partly written frame: no other frame may come before it.
     begun: bool,
     frames: usize,
     bytes: usize,
+    /// Bytes that the writer has taken and may not have written yet.
+    in_flight: usize,
+    /// Bytes of messages that subscribers of this socket buffer; see [`BufferedCharge`].
+    buffered: usize,
     closed: Option<Closed>,
-    /// Of [`Outbox::take`]: there only while it waits, with nothing in its hands and nothing in here.
+    /// The task in [`Outbox::take`]. Set only while the queue is empty and no taken bytes are unwritten.
     writer: Option<Waker>,
-    /// Of [`Outbox::too_slow`]: a writer that waits for the socket is not woken by every frame.
+    /// The task in [`Outbox::too_slow`]. Apart from `writer`, so that a frame does not wake it.
     watcher: Option<Waker>,
-    /// Of [`Outbox::emptied`].
+    /// The tasks in [`Outbox::emptied`].
     waiting: Vec<Waker>,
 }
 
 impl Outbox {
-    /// An empty outbox for at most `frames_max` frames of together `bytes_max` bytes.
+    /// An empty outbox for at most `frames_max` frames and `bytes_max` bytes.
     #[must_use]
     pub fn new(frames_max: usize, bytes_max: usize) -> Self {
-        Self { frames_max, bytes_max, line: OnceLock::new(), state: Mutex::default() }
+        Self { frames_max, bytes_max, socket: OnceLock::new(), state: Mutex::default() }
     }
 
-    /// Says where it is emptied to: whoever takes from it writes everything to `line` before it takes more.
-    pub fn attach(&self, line: &Arc<Line>) {
-        let _the_first_stays = self.line.set(Arc::downgrade(line));
+    /// Sets the socket for inline writes. The taker must write everything it took to `socket` before it takes more.
+    pub fn attach(&self, socket: &Arc<SocketWriter>) {
+        let _only_the_first = self.socket.set(Arc::downgrade(socket));
     }
 
-    /// Puts a frame in; never waits.
+    /// Enqueues a frame. Never waits.
     ///
     /// # Errors
-    /// [`Closed`] when it was closed before, or now because the reader is too slow.
+    /// [`Closed`] if it was closed before, or is closed by this push because the subscriber is too slow.
     pub fn push(&self, frame: &Frame) -> Result<(), Closed> {
         let mut bytes = BytesMut::with_capacity(frame.size() + socket::HEADER_BYTES_MAX);
         socket::put_frame(&mut bytes, frame);
         self.push_chunk(Chunk { bytes: bytes.freeze(), frames: 1 })
     }
 
-    /// Puts a text frame in whose payload is shared with others; never waits. What stands before and after it is
-    /// this frame's own.
+    /// Enqueues a text frame whose payload is shared with other outboxes; `before` and `after` belong to this frame
+    /// alone. Never waits.
     ///
     /// # Errors
-    /// As of [`Outbox::push`].
+    /// Those of [`Outbox::push`].
     pub fn push_around(&self, before: &[u8], payload: Bytes, after: Bytes) -> Result<(), Closed> {
         let size = before.len() + payload.len() + after.len();
         let mut first = BytesMut::with_capacity(before.len() + socket::HEADER_BYTES_MAX);
@@ -97,10 +101,10 @@ impl Outbox {
         self.put(1, [first.freeze(), payload, after])
     }
 
-    /// Puts a websocket frame in that is no message, such as a pong, with its header; never waits.
+    /// Enqueues a websocket control frame, such as a pong, with its header. Never waits.
     ///
     /// # Errors
-    /// As of [`Outbox::push`].
+    /// Those of [`Outbox::push`].
     pub fn push_control(&self, bytes: Bytes) -> Result<(), Closed> {
         self.push_chunk(Chunk { bytes, frames: 1 })
     }
@@ -109,17 +113,19 @@ impl Outbox {
         self.put(chunk.frames, [chunk.bytes])
     }
 
-    /// As [`Outbox::push_chunk`], but where nothing waits, the bytes go to the line at once; what it does not take
-    /// now waits.
+    /// As [`Outbox::push_chunk`], but if nothing is queued or in flight, writes to the socket inline and enqueues
+    /// only the rest.
     pub(super) fn write_chunk(&self, mut chunk: Chunk) -> Result<(), Closed> {
+        // The lock is held during the write, which does not block: another publisher cannot write between the
+        // two halves of a frame. A parked writer (`writer` is set) proves that no bytes are in flight.
         let mut state = self.state.lock();
         if state.closed.is_none()
             && state.chunks.is_empty()
             && state.writer.is_some()
-            && let Some(line) = self.line.get().and_then(Weak::upgrade)
+            && let Some(socket) = self.socket.get().and_then(Weak::upgrade)
         {
-            // An error is found again by the writer, which ends the connection.
-            let written = line.try_write(&chunk.bytes).unwrap_or(0);
+            // The writer meets the same error at its next write and ends the connection.
+            let written = socket.try_write(&chunk.bytes).unwrap_or(0);
             if written == chunk.bytes.len() {
                 return Ok(());
             }
@@ -129,7 +135,7 @@ impl Outbox {
         self.put_into(state, chunk.frames, [chunk.bytes])
     }
 
-    /// So many whole frames, in parts that nothing may come between.
+    /// Enqueues `frames` whole frames in `parts` that no other frame may separate.
     fn put<const N: usize>(&self, frames: usize, parts: [Bytes; N]) -> Result<(), Closed> {
         self.put_into(self.state.lock(), frames, parts)
     }
@@ -147,27 +153,42 @@ impl Outbox {
         let frames = state.frames + frames;
         let fits = frames <= self.frames_max && bytes <= self.bytes_max;
         let mut watcher = None;
+        // An empty queue takes a frame of any size, else one larger than `bytes_max` could never be sent.
         let outcome = if fits || state.chunks.is_empty() {
             (state.bytes, state.frames) = (bytes, frames);
             state.chunks.extend(parts);
             Ok(())
         } else {
-            state.closed = Some(Closed::Slow { first: false });
-            let kept = usize::from(state.begun);
-            state.chunks.truncate(kept);
-            state.chunks.shrink_to(kept);
-            (state.bytes, state.frames) = (0, 0);
-            watcher = state.watcher.take();
-            state.waiting.drain(..).for_each(Waker::wake);
+            watcher = state.disconnect_slow();
             Err(Closed::Slow { first: true })
         };
+        // Wakes after the lock is released, so that a woken task does not block on it.
         let writer = state.writer.take();
         drop(state);
         writer.into_iter().chain(watcher).for_each(Waker::wake);
         outcome
     }
 
-    /// Lets nothing more in; what is in it can still be taken.
+    /// Bytes that wait, those that the writer may not have written yet, and those that subscribers hold back.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        let state = self.state.lock();
+        state.bytes + state.in_flight + state.buffered
+    }
+
+    /// Closes it as [`Closed::Slow`] and frees the queue.
+    pub fn close_as_slow(&self) {
+        let mut state = self.state.lock();
+        if matches!(state.closed, Some(Closed::Slow { .. })) {
+            return;
+        }
+        let watcher = state.disconnect_slow();
+        let writer = state.writer.take();
+        drop(state);
+        writer.into_iter().chain(watcher).for_each(Waker::wake);
+    }
+
+    /// Closes it for publishers. Queued frames can still be taken.
     pub fn close(&self) {
         let mut state = self.state.lock();
         state.closed.get_or_insert(Closed::Done);
@@ -179,33 +200,33 @@ impl Outbox {
         }
     }
 
-    /// Moves everything that waits into `into`, which must be empty: whole websocket frames in order, at
-    /// least one. For one taker at a time; cancel safe.
+    /// Moves the whole queue into `into`, which must be empty: at least one whole websocket frame, in order. Only
+    /// one task may take at a time. Cancel safe.
     ///
     /// # Errors
-    /// [`Closed`] when nothing is left and nothing more comes.
+    /// [`Closed`] if the queue is empty and closed.
     pub async fn take(&self, into: &mut VecDeque<Bytes>) -> Result<(), Closed> {
         poll_fn(|cx| self.poll_take(cx, into)).await
     }
 
-    /// Resolves when the reader has been found too slow. For one watcher at a time; cancel safe.
+    /// Resolves when the outbox is closed as [`Closed::Slow`]. Only one task may wait at a time. Cancel safe.
     pub async fn too_slow(&self) {
         poll_fn(|cx| {
             let mut state = self.state.lock();
             if matches!(state.closed, Some(Closed::Slow { .. })) {
                 return Poll::Ready(());
             }
-            remember(&mut state.watcher, cx);
+            register(&mut state.watcher, cx);
             Poll::Pending
         })
         .await;
     }
 
-    /// Resolves when nothing waits, because the writer took everything: whoever has much to say says it in
-    /// pieces. Cancel safe.
+    /// Resolves when the writer has taken the whole queue. Producers of large replays wait for it between two
+    /// pieces, so that a replay cannot fill the outbox. Cancel safe.
     ///
     /// # Errors
-    /// [`Closed`].
+    /// [`Closed`] if the outbox is closed.
     pub async fn emptied(&self) -> Result<(), Closed> {
         poll_fn(|cx| {
             let mut state = self.state.lock();
@@ -226,21 +247,24 @@ impl Outbox {
     fn poll_take(&self, cx: &mut Context<'_>, into: &mut VecDeque<Bytes>) -> Poll<Result<(), Closed>> {
         let mut state = self.state.lock();
         if !state.chunks.is_empty() {
+            state.in_flight = state.bytes;
             (state.begun, state.bytes, state.frames) = (false, 0, 0);
-            // The empty one stays here, so that nothing is allocated while a socket keeps up.
+            // The queues are swapped, so that a socket that keeps up causes no allocation.
             into.shrink_to(CHUNKS_KEPT);
             std::mem::swap(&mut state.chunks, into);
             state.waiting.drain(..).for_each(Waker::wake);
             return Poll::Ready(Ok(()));
         }
+        // The taker calls again only after it has written everything.
+        state.in_flight = 0;
         if let Some(closed) = state.closed {
             return Poll::Ready(Err(closed));
         }
-        remember(&mut state.writer, cx);
+        register(&mut state.writer, cx);
         Poll::Pending
     }
 
-    /// What waits, as frames.
+    /// The queued frames, decoded.
     #[cfg(test)]
     pub(crate) async fn frames(&self) -> Result<Vec<Frame>, Closed> {
         let mut chunks = VecDeque::new();
@@ -261,7 +285,56 @@ impl Outbox {
     }
 }
 
-fn remember(place: &mut Option<Waker>, cx: &Context<'_>) {
+/// The bytes of messages that a subscriber buffers, charged to the outbox of its socket. Dropping it frees them.
+///
+/// All subscriptions of a socket share the limit of its outbox, so many channels buffer no more than one.
+#[derive(Debug)]
+pub(super) struct BufferedCharge {
+    outbox: Arc<Outbox>,
+    bytes: usize,
+}
+
+impl BufferedCharge {
+    /// An empty charge.
+    pub(super) fn new(outbox: Arc<Outbox>) -> Self {
+        Self { outbox, bytes: 0 }
+    }
+
+    /// Charges `bytes` more. Returns false, and charges nothing, if the outbox is closed or they do not fit.
+    pub(super) fn grow(&mut self, bytes: usize) -> bool {
+        let mut state = self.outbox.state.lock();
+        let fits = state.bytes + state.buffered + bytes <= self.outbox.bytes_max;
+        if state.closed.is_some() || !fits {
+            return false;
+        }
+        state.buffered += bytes;
+        self.bytes += bytes;
+        true
+    }
+}
+
+impl Drop for BufferedCharge {
+    fn drop(&mut self) {
+        self.outbox.state.lock().buffered -= self.bytes;
+    }
+}
+
+impl State {
+    /// Disconnects a slow subscriber: the connection sees it in [`Outbox::too_slow`] and closes the socket. Frees the
+    /// queue, except the rest of a partly written frame: without it the client would read the next
+    /// bytes, such as the close frame, as part of that frame. Returns the watcher, to be woken after unlocking.
+    fn disconnect_slow(&mut self) -> Option<Waker> {
+        self.closed = Some(Closed::Slow { first: false });
+        let kept = usize::from(self.begun);
+        self.chunks.truncate(kept);
+        self.chunks.shrink_to(kept);
+        (self.bytes, self.frames) = (0, 0);
+        self.waiting.drain(..).for_each(Waker::wake);
+        self.watcher.take()
+    }
+}
+
+fn register(place: &mut Option<Waker>, cx: &Context<'_>) {
     if !place.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
         *place = Some(cx.waker().clone());
     }
@@ -281,7 +354,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn bytes_are_bounded_too_but_one_big_frame_fits() {
+    async fn bytes_are_bounded_but_one_large_frame_fits() {
         let outbox = Outbox::new(100, 14);
         outbox.push(&frame(50)).unwrap();
         assert_eq!(outbox.frames().await.unwrap().len(), 1);
@@ -294,21 +367,21 @@ mod tests {
     }
 
     /// An outbox on a real socket, and the other end of it.
-    async fn attached(frames_max: usize) -> (Arc<Outbox>, Arc<Line>, TcpStream) {
+    async fn attached(frames_max: usize) -> (Arc<Outbox>, Arc<SocketWriter>, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (_, socket) = listener.accept().await.unwrap().0.into_split();
-        let line = Arc::new(Line::new(socket, Counter::default()));
+        let socket = Arc::new(SocketWriter::new(socket, Counter::default()));
         let outbox = Arc::new(Outbox::new(frames_max, usize::MAX));
-        outbox.attach(&line);
-        (outbox, line, client)
+        outbox.attach(&socket);
+        (outbox, socket, client)
     }
 
-    /// What the task of a socket does.
-    async fn serve(outbox: &Outbox, line: Arc<Line>) -> Closed {
+    /// The writer task of a socket.
+    async fn serve(outbox: &Outbox, socket: Arc<SocketWriter>) -> Closed {
         let mut chunks = VecDeque::new();
         loop {
-            line.write_all(&mut chunks).await.unwrap();
+            socket.write_all(&mut chunks).await.unwrap();
             if let Err(closed) = outbox.take(&mut chunks).await {
                 return closed;
             }
@@ -320,16 +393,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_nothing_waits_before_is_written_without_the_sockets_own_task() {
-        let (outbox, line, mut client) = attached(10).await;
+    async fn frame_is_written_inline_when_nothing_is_queued() {
+        let (outbox, socket, mut client) = attached(10).await;
         outbox.write_chunk(chunk("a")).unwrap();
-        assert_eq!(outbox.state.lock().frames, 1, "nobody knows what the writer has in its hands");
-        let mut serving = Box::pin(serve(&outbox, line.clone()));
+        assert_eq!(outbox.state.lock().frames, 1, "the writer may have bytes in flight");
+        let mut serving = Box::pin(serve(&outbox, socket.clone()));
         assert!(futures_util::poll!(&mut serving).is_pending());
         outbox.write_chunk(chunk("b")).unwrap();
         outbox.push_chunk(chunk("c")).unwrap();
         outbox.write_chunk(chunk("d")).unwrap();
-        assert_eq!(outbox.state.lock().frames, 2, "c waits, and d behind it");
+        assert_eq!(outbox.state.lock().frames, 2, "c is queued, and d behind it");
         let mut got = [0; 2];
         client.read_exact(&mut got).await.unwrap();
         assert_eq!(&got, b"ab");
@@ -337,66 +410,66 @@ mod tests {
         assert_eq!(serving.await, Closed::Done);
         client.read_exact(&mut got).await.unwrap();
         assert_eq!(&got, b"cd");
-        assert_eq!(line.written.get(), 4);
+        assert_eq!(socket.written.get(), 4);
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn whoever_writes_every_byte_comes_once_and_in_order() {
-        let (outbox, line, mut client) = attached(usize::MAX).await;
-        let (frames, said) = (6000_u32, outbox.clone());
-        // Some fit into what a socket has left only in part.
+    async fn inline_and_queued_writes_keep_the_order_of_bytes() {
+        let (outbox, socket, mut client) = attached(usize::MAX).await;
+        let (frames, publisher) = (6000_u32, outbox.clone());
+        // Some sizes fit only in part into the socket's buffer.
         let frame = |n: u32| n.to_be_bytes().repeat(1 + (n as usize).pow(2) % 9001);
-        let say = async move {
+        let publish = async move {
             for n in 0..frames {
                 let chunk = chunk(frame(n));
-                if n % 3 == 0 { said.push_chunk(chunk) } else { said.write_chunk(chunk) }.unwrap();
-                // Mostly nothing waits, while the writer has everything in its hands or nothing.
+                if n % 3 == 0 { publisher.push_chunk(chunk) } else { publisher.write_chunk(chunk) }.unwrap();
+                // Pauses now and then, so that the queue is empty with the writer parked or with bytes in flight.
                 if n % 5 == 0 {
-                    said.emptied().await.unwrap();
+                    publisher.emptied().await.unwrap();
                 }
             }
-            said.close();
+            publisher.close();
         };
         #[expect(
             clippy::disallowed_methods,
             reason = "waited for below: on another processor than the writer"
         )]
-        let say = tokio::spawn(say);
-        let hear = async {
+        let publish = tokio::spawn(publish);
+        let receive = async {
             for n in 0..frames {
                 let mut bytes = vec![0; frame(n).len()];
                 client.read_exact(&mut bytes).await.unwrap();
                 assert!(bytes == frame(n), "{n}");
             }
         };
-        let (said, closed, ()) = tokio::join!(say, serve(&outbox, line), hear);
-        said.unwrap();
+        let (publisher, closed, ()) = tokio::join!(publish, serve(&outbox, socket), receive);
+        publisher.unwrap();
         assert_eq!(closed, Closed::Done);
     }
 
     #[tokio::test]
-    async fn a_reader_found_too_slow_still_gets_the_rest_of_the_frame_that_has_begun() {
-        let (outbox, line, mut client) = attached(1).await;
-        let mut serving = Box::pin(serve(&outbox, line));
+    async fn slow_subscriber_gets_the_rest_of_a_partly_written_frame() {
+        let (outbox, socket, mut client) = attached(1).await;
+        let mut serving = Box::pin(serve(&outbox, socket));
         assert!(futures_util::poll!(&mut serving).is_pending());
         let (size, mut whole) = (100_003, 0);
         while outbox.write_chunk(chunk(vec![b'x'; size])).is_ok() {
             whole += 1;
         }
         assert!(matches!(outbox.state.lock().closed, Some(Closed::Slow { .. })));
-        let hear = async {
+        let receive = async {
             let mut got = Vec::new();
             client.read_to_end(&mut got).await.unwrap();
             got.len()
         };
-        let (closed, got) = tokio::join!(serving, hear);
+        let (closed, got) = tokio::join!(serving, receive);
         assert_eq!(closed, Closed::Slow { first: false });
         assert_eq!(got % size, 0, "a frame is cut off after {} bytes", got % size);
         assert!((whole - 1..=whole).contains(&(got / size)), "{got} bytes of {whole} frames");
     }
 
     #[tokio::test]
-    async fn what_was_in_it_when_it_closed_is_still_taken() {
+    async fn queued_frames_can_be_taken_after_close() {
         let outbox = Outbox::new(2, 10);
         outbox.push(&frame(1)).unwrap();
         outbox.close();

@@ -1,9 +1,9 @@
-//! Who is in which room.
+//! The subscriber lists of all rooms.
 //!
-//! Lists are changed under a lock of one of a few shards; a fan-out works on a
-//! snapshot that is made when the first message after a change needs it, so that
-//! ten thousand joins in a row cost ten thousand inserts and not their square.
-use super::{Hub, Kind, Message, Outbox, Room, aside::Aside, history::Gate, traffic::Counter};
+//! Lists are sharded; each shard has a lock. A fan-out works on a snapshot of the list. A change
+//! only invalidates the snapshot, and the next message rebuilds it: n joins in a row cost n
+//! inserts, not n copies of the list.
+use super::{Hub, Kind, Message, Outbox, Room, held_messages::HeldMessages, history::Gate, traffic::Counter};
 use crate::wire::{Frame, Version};
 use parking_lot::Mutex;
 use std::{
@@ -16,26 +16,27 @@ use std::{
 };
 use tokio::{sync::mpsc, time::Instant};
 
+/// Shards of the subscriber lists: few threads meet on one lock.
 const SHARDS: usize = 64;
 
-/// Beside the bits of [`Hears`]: the subscriber gets something otherwise than as it comes.
-const ASIDE: u8 = 8;
+/// A bit beside those of [`Interests`]: live messages are buffered or deduplicated because a replay is in progress.
+const INTERCEPTED: u8 = 8;
 
-/// One listener of one room, unique in this run.
+/// Identifies one subscriber of one room; unique for the life of the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SubscriberId(pub u64);
 
-/// Which kinds of message a subscriber gets; it can change while it listens.
+/// The kinds of message that a subscriber receives; can change while it is subscribed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Hears {
-    /// What others say.
+pub struct Interests {
+    /// Broadcasts.
     pub broadcast: bool,
-    /// Who comes and goes.
+    /// Presence differences.
     pub presence: bool,
 }
 
-impl Hears {
-    /// Everything.
+impl Interests {
+    /// Every kind.
     #[must_use]
     pub fn all() -> Self {
         Self { broadcast: true, presence: true }
@@ -56,36 +57,43 @@ pub(super) enum Sink {
 pub(super) struct Subscriber {
     pub(super) id: SubscriberId,
     pub(super) sink: Sink,
-    hears: AtomicU8,
+    /// Bits of [`Interests`], `GATED` and `INTERCEPTED` in one atomic: a fan-out reads one word for each subscriber.
+    interests: AtomicU8,
     gate: Mutex<Gate>,
-    aside: Aside,
+    held: HeldMessages,
 }
 
-/// Among the bits of what is heard: the gate is not open.
+/// A bit beside those of [`Interests`]: the gate is not open.
 const GATED: u8 = 4;
 
 impl Subscriber {
-    pub(super) fn hears(&self, kind: Kind) -> bool {
-        let hears = Hears::from_bits(self.hears.load(Ordering::Acquire));
+    pub(super) fn receives(&self, kind: Kind) -> bool {
+        let interests = Interests::from_bits(self.interests.load(Ordering::Acquire));
         match kind {
-            Kind::Broadcast => hears.broadcast,
-            Kind::Presence => hears.presence,
+            Kind::Broadcast => interests.broadcast,
+            Kind::Presence => interests.presence,
             Kind::System => true,
         }
     }
 
-    /// Whether the messages are behind a gate that takes care of them.
-    pub(super) fn hold(&self, messages: &[(u64, Message)]) -> bool {
-        self.hears.load(Ordering::Acquire) & GATED != 0 && self.gate.lock().take(messages)
+    /// True if the gate has taken the messages. Locks the gate only if it is not open.
+    pub(super) fn hold<'a>(&self, messages: impl FnOnce() -> &'a [(u64, Message)]) -> bool {
+        if self.interests.load(Ordering::Acquire) & GATED == 0 {
+            return false;
+        }
+        // Before the gate is locked: counting may evict a connection.
+        let messages = messages();
+        self.gate.lock().take(messages)
     }
 
-    /// Whether the messages were taken care of otherwise; one look at a bit for nearly everybody.
-    pub(super) fn takes_aside(&self, messages: &[Message], topic: &str) -> bool {
-        self.hears.load(Ordering::Acquire) & ASIDE != 0 && self.aside.take(messages, &self.sink, topic)
+    /// Whether the messages were taken care of otherwise; one look at a bit for nearly every subscriber.
+    pub(super) fn intercept<'a>(&self, messages: impl FnOnce() -> &'a [Message], topic: &str) -> bool {
+        self.interests.load(Ordering::Acquire) & INTERCEPTED != 0
+            && self.held.intercept(messages(), &self.sink, topic)
     }
 }
 
-/// A place in a room; dropping it leaves the room.
+/// Membership of a room. Dropping it unsubscribes.
 pub struct Subscription {
     pub(super) hub: Hub,
     pub(super) room: Room,
@@ -93,31 +101,33 @@ pub struct Subscription {
 }
 
 impl Subscription {
-    /// What [`Hub::publish`] takes to leave this one out.
+    /// The id that [`Hub::publish`] takes to exclude this subscriber.
     #[must_use]
     pub fn id(&self) -> SubscriberId {
         self.subscriber.id
     }
-    /// Which room.
+    /// The room.
     #[must_use]
     pub fn room(&self) -> &Room {
         &self.room
     }
-    /// Lets go what [`Hub::subscribe_held`] held back: those of `first`, each with its `meta.id`, that are not among
-    /// what was said since, and then that; later, none of them comes again. One without a frame is nothing for this
-    /// subscriber. False when more was said than could be held.
+    /// Ends the buffering of [`Hub::subscribe_held`]. Delivers `first`, each with its `meta.id`, then the messages
+    /// buffered since that are not in it; live messages with an id of `first` are deduplicated from then on. An item
+    /// without a frame is one that this subscriber may not or need not receive. Returns false if the buffer
+    /// overflowed, so that messages are missing.
     pub fn release(&self, first: Vec<(String, Option<Frame>)>) -> bool {
-        let Subscriber { aside, sink, hears, .. } = &*self.subscriber;
-        let (complete, skips) = aside.release(first, sink, &self.room.wire_topic());
+        let Subscriber { held, sink, interests, .. } = &*self.subscriber;
+        let (complete, skips) = held.release(first, sink, &self.room.wire_topic());
+        // Cleared only after the buffer is delivered: until then a publisher must meet the lock of `held`.
         if !skips {
-            hears.fetch_and(!ASIDE, Ordering::AcqRel);
+            interests.fetch_and(!INTERCEPTED, Ordering::AcqRel);
         }
         complete
     }
-    /// A handle that changes what it hears, and writes to it, while the subscription lives elsewhere.
+    /// A handle that changes the interests of the subscriber and its gate while the subscription is owned elsewhere.
     #[must_use]
-    pub fn ear(&self) -> Ear {
-        Ear(self.subscriber.clone())
+    pub fn handle(&self) -> SubscriptionHandle {
+        SubscriptionHandle(self.subscriber.clone())
     }
 }
 
@@ -127,55 +137,57 @@ impl Drop for Subscription {
     }
 }
 
-/// Changes what a subscriber hears. Clones name the same subscriber.
+/// Changes what a subscriber receives. Clones name the same subscriber.
 #[derive(Clone)]
-pub struct Ear(Arc<Subscriber>);
+pub struct SubscriptionHandle(Arc<Subscriber>);
 
-impl Ear {
-    /// From the next message on.
-    pub fn set(&self, hears: Hears) {
-        let others_kept = |bits: u8| Some(hears.bits() | bits & !3);
-        let _never_fails = self.0.hears.fetch_update(Ordering::AcqRel, Ordering::Acquire, others_kept);
+impl SubscriptionHandle {
+    /// Replaces the interests from the next message on.
+    pub fn set(&self, interests: Interests) {
+        // Keeps the bits of the gate and of the interception, which other tasks change.
+        let merge = |bits: u8| Some(interests.bits() | bits & !3);
+        let _never_fails = self.0.interests.fetch_update(Ordering::AcqRel, Ordering::Acquire, merge);
     }
-    /// Changes what becomes of live messages of rooms with a history; `change` sees what it was.
+    /// Changes the gate for live messages of rooms with a history. `change` gets the present gate.
     pub(super) fn set_gate<T>(&self, change: impl FnOnce(&mut Gate) -> T) -> T {
         let mut gate = self.0.gate.lock();
         let outcome = change(&mut gate);
-        // Under the lock: who sees the bit and finds the gate open puts messages behind those let out.
+        // Under the gate's lock: a publisher that sees the bit and then finds the gate open delivers behind
+        // the messages that `change` released.
         if matches!(*gate, Gate::Open) {
-            self.0.hears.fetch_and(!GATED, Ordering::AcqRel);
+            self.0.interests.fetch_and(!GATED, Ordering::AcqRel);
         } else {
-            self.0.hears.fetch_or(GATED, Ordering::AcqRel);
+            self.0.interests.fetch_or(GATED, Ordering::AcqRel);
         }
         outcome
     }
-    /// What it hears now.
+    /// The present interests.
     #[must_use]
-    pub fn hears(&self) -> Hears {
-        Hears::from_bits(self.0.hears.load(Ordering::Acquire))
+    pub fn interests(&self) -> Interests {
+        Interests::from_bits(self.0.interests.load(Ordering::Acquire))
     }
-    /// From the next message on, presence is heard or not; broadcasts as before.
-    pub fn set_presence(&self, heard: bool) {
-        if heard {
-            self.0.hears.fetch_or(2, Ordering::AcqRel);
+    /// Turns presence on or off from the next message on; broadcasts are unchanged.
+    pub fn set_presence(&self, on: bool) {
+        if on {
+            self.0.interests.fetch_or(2, Ordering::AcqRel);
         } else {
-            self.0.hears.fetch_and(!2, Ordering::AcqRel);
+            self.0.interests.fetch_and(!2, Ordering::AcqRel);
         }
     }
 }
 
-/// Hears one room from inside the daemon.
+/// A subscription to one room inside the daemon.
 pub struct Listener {
     pub(super) queue: mpsc::Receiver<(Room, Message)>,
     pub(super) subscription: Subscription,
 }
 
 impl Listener {
-    /// The next message, with the room it was said in. Cancel safe.
+    /// The next message, with its room. `None` if the hub is gone. Cancel safe.
     pub async fn recv(&mut self) -> Option<(Room, Message)> {
         self.queue.recv().await
     }
-    /// What [`Hub::publish`] takes to leave this one out.
+    /// The id that [`Hub::publish`] takes to exclude this listener.
     #[must_use]
     pub fn id(&self) -> SubscriberId {
         self.subscription.id()
@@ -214,11 +226,12 @@ impl Rooms {
         room: &Room,
         id: SubscriberId,
         sink: Sink,
-        (hears, held): (Hears, bool),
+        (interests, is_held): (Interests, bool),
     ) -> Arc<Subscriber> {
-        let (aside, bit) = if held { (Aside::holding(), ASIDE) } else { (Aside::default(), 0) };
-        let (hears, gate) = (AtomicU8::new(hears.bits() | bit), Mutex::default());
-        let subscriber = Arc::new(Subscriber { id, sink, hears, gate, aside });
+        let (held, bit) =
+            if is_held { (HeldMessages::holding(&sink), INTERCEPTED) } else { (HeldMessages::default(), 0) };
+        let (interests, gate) = (AtomicU8::new(interests.bits() | bit), Mutex::default());
+        let subscriber = Arc::new(Subscriber { id, sink, interests, gate, held });
         let mut shard = self.shard(room).lock();
         if !shard.contains_key(room) {
             shard.insert(room.clone(), Members::new());
@@ -240,12 +253,13 @@ impl Rooms {
         }
     }
 
-    /// Who is there, and where to count what is said to them.
+    /// The subscribers of a room and its traffic counter; `None` if it has no subscribers.
     pub(super) fn snapshot(&self, room: &Room) -> Option<(Snapshot, Arc<Counter>)> {
         let mut shard = self.shard(room).lock();
         let members = shard.get_mut(room)?;
-        let everybody = members.snapshot.get_or_insert_with(|| members.by_id.values().cloned().collect());
-        Some((everybody.clone(), members.traffic.clone()))
+        // Ids ascend, and a BTreeMap iterates by id: a fan-out visits subscribers in the order of their joins.
+        let subscribers = members.snapshot.get_or_insert_with(|| members.by_id.values().cloned().collect());
+        Some((subscribers.clone(), members.traffic.clone()))
     }
 
     pub(super) fn traffic(&self, room: &Room) -> Option<Arc<Counter>> {

@@ -1,6 +1,6 @@
-//! How much is said in a room: totals, and rates of the last ten seconds or so.
+//! The traffic of a room: totals, and rates over about ten seconds.
 //!
-//! Counted once a publish, however many hear it.
+//! Counted once per publish, not once per subscriber.
 use parking_lot::Mutex;
 use serde::Serialize;
 use std::time::Duration;
@@ -8,25 +8,25 @@ use tokio::time::Instant;
 
 const WINDOW: Duration = Duration::from_secs(10);
 
-/// What was said in a room, or how much of it a second.
+/// Traffic of a room: a total, or a rate per second.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Flow {
-    /// Messages that were said.
+    /// Published messages.
     pub messages_in: f64,
     /// Bytes of their payloads.
     pub bytes_in: f64,
-    /// Messages put out for those who hear them: one for each.
+    /// Messages enqueued to subscribers: one per receiver.
     pub messages_out: f64,
-    /// Bytes of those, with everything around the payload.
+    /// Bytes of the enqueued frames, with envelope and header.
     pub bytes_out: f64,
 }
 
-/// What was counted in a room since somebody entered it.
+/// Traffic of a room since its first subscriber joined.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Traffic {
-    /// In all.
+    /// Totals.
     pub total: Flow,
-    /// A second, lately.
+    /// Rates per second over about the last ten seconds.
     pub rate: Flow,
 }
 
@@ -36,10 +36,10 @@ pub(super) struct Counter(Mutex<State>);
 #[derive(Debug)]
 struct State {
     window_ends: Instant,
-    /// Of this window, of the one before it, and of all that went before.
+    /// The flow of this window, of the window before it, and of all earlier windows.
     now: Flow,
     before: Flow,
-    long_ago: Flow,
+    earlier: Flow,
 }
 
 impl std::ops::Add for Flow {
@@ -69,37 +69,38 @@ impl Flow {
 impl Counter {
     pub(super) fn new(now: Instant) -> Self {
         let none = Flow::default();
-        Self(Mutex::new(State { window_ends: now + WINDOW, now: none, before: none, long_ago: none }))
+        Self(Mutex::new(State { window_ends: now + WINDOW, now: none, before: none, earlier: none }))
     }
 
     pub(super) fn count(&self, now: Instant, flow: Flow) {
         let mut state = self.0.lock();
-        state.turn(now);
+        state.roll_window(now);
         state.now = state.now + flow;
     }
 
     pub(super) fn read(&self, now: Instant) -> Traffic {
         let mut state = self.0.lock();
-        state.turn(now);
+        state.roll_window(now);
         let left = (state.window_ends - now).as_secs_f64() / WINDOW.as_secs_f64();
-        let lately = state.before.times(left) + state.now;
-        let total = state.long_ago + state.before + state.now;
-        Traffic { total, rate: lately.times(1.0 / WINDOW.as_secs_f64()) }
+        let recent = state.before.times(left) + state.now;
+        let total = state.earlier + state.before + state.now;
+        Traffic { total, rate: recent.times(1.0 / WINDOW.as_secs_f64()) }
     }
 }
 
 impl State {
-    /// Begins the window that `now` is in.
-    fn turn(&mut self, now: Instant) {
+    /// Starts the window that contains `now`.
+    fn roll_window(&mut self, now: Instant) {
         if now < self.window_ends {
             return;
         }
         let (before, current) = (self.before, std::mem::take(&mut self.now));
-        self.long_ago = self.long_ago + before;
+        self.earlier = self.earlier + before;
         self.before = current;
         self.window_ends += WINDOW;
+        // More than one window has passed without traffic: the previous window was empty.
         if now >= self.window_ends {
-            self.long_ago = self.long_ago + current;
+            self.earlier = self.earlier + current;
             self.before = Flow::default();
             self.window_ends = now + WINDOW;
         }
@@ -111,7 +112,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn rates_follow_what_is_said_and_totals_forget_nothing() {
+    async fn rates_follow_traffic_and_totals_keep_everything() {
         let start = Instant::now();
         let counter = Counter::new(start);
         let one = Flow { messages_in: 1.0, bytes_in: 10.0, messages_out: 3.0, bytes_out: 60.0 };

@@ -1,34 +1,34 @@
-//! Why a file of the journal cannot be used.
+//! Errors of the journal's files.
 use std::{
     io,
     path::{Path, PathBuf},
 };
 
-/// What went wrong with which file.
+/// The failed operation and its file.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The system refused: a full disk, a missing right, a lost device.
+    /// The operating system returned an error: a full disk, a missing permission, a lost device.
     #[error("{path} cannot be {doing}: {source}")]
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// What was tried, like `written`.
+        /// The failed operation as a participle, like `written`.
         doing: &'static str,
-        /// The system's words.
+        /// The operating system's error.
         source: io::Error,
     },
-    /// A record is not what was written there.
+    /// A record fails its checksum.
     #[error("{path} is damaged at byte {offset}")]
     Damaged {
         /// The file.
         path: PathBuf,
-        /// Where in it.
+        /// The byte offset of the record.
         offset: u64,
     },
-    /// One record is larger than a segment can say.
+    /// A record or a batch exceeds the size that the file format can hold.
     #[error("a record of {size} bytes is too large")]
     TooLarge {
-        /// Of the record with its header.
+        /// Bytes of the record with its header, or of the batch.
         size: usize,
     },
 }

@@ -1,9 +1,8 @@
-//! Numbered records over several files, oldest first.
+//! A log of numbered records in segment files, oldest first.
 use super::{
-    Error,
-    mark::Mark,
-    record,
-    segment::{self, Read, Reader, Segment},
+    Error, record,
+    segment::{self, Read, Segment, SegmentReader},
+    shutdown_marker::ShutdownMarker,
 };
 use bytes::{Bytes, BytesMut};
 use std::{
@@ -13,82 +12,82 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// How much a log keeps.
+/// The retention of a log.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// Bytes of all segments; the oldest go first.
+pub struct LogLimits {
+    /// Bytes of all segments. The oldest segments are deleted first.
     pub bytes_max: u64,
-    /// Records whose number is smaller than the latest by more than this may go: numbers that are
-    /// microseconds make it an age.
+    /// Records whose number is smaller than the latest by more than this may be deleted. If numbers are
+    /// microseconds, this is an age.
     pub span_max: u64,
 }
 
-/// Segments that a full log has about.
+/// The number of segments of a full log, about. Retention works in whole segments.
 const SEGMENTS: u64 = 16;
 /// Offsets in a segment are 32 bits wide.
 const SEGMENT_BYTES_MAX: u64 = 1 << 30;
 
-/// Where a record is.
+/// The location of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
-    /// Its segment; later ones are larger.
+pub struct RecordLocation {
+    /// The ordinal of its segment. Ordinals ascend.
     pub segment: u32,
-    /// Bytes from the beginning of the segment.
+    /// Bytes from the start of the segment.
     pub offset: u32,
-    /// Bytes of the record.
+    /// Bytes of the record with its header.
     pub size: u32,
 }
 
-/// One thing to append.
+/// A record to append.
 #[derive(Clone, Debug)]
 pub struct Record {
-    /// Larger than every number before it.
+    /// Must be larger than every number before it.
     pub number: u64,
-    /// What it says.
+    /// The content.
     pub payload: Bytes,
 }
 
-/// What was found when a log was opened.
+/// The result of opening a log.
 #[derive(Debug)]
 pub struct Opened {
     /// The log.
     pub log: Log,
-    /// Records up to this number are gone, if there were any.
+    /// Records up to this number may have been deleted.
     pub floor: u64,
-    /// The number of the last record.
+    /// The number of the last record, or 0.
     pub last: u64,
-    /// Whether everything after `floor` that was ever appended is there.
+    /// Whether every record after `floor` that was ever appended is present.
     pub whole: bool,
 }
 
-/// Records in segments under one folder. One at a time may have the folder open.
+/// Records in segments in one folder. Only one `Log` may have the folder open.
 #[derive(Debug)]
 pub struct Log {
     dir: PathBuf,
-    limits: Limits,
+    limits: LogLimits,
     segments: VecDeque<Segment>,
     next_ordinal: u32,
     last: u64,
-    mark: Mark,
+    marker: ShutdownMarker,
     dirty: bool,
 }
 
 impl Log {
-    /// Opens or makes the log in `dir` and shows each record that is there: number, place, payload.
+    /// Opens or creates the log in `dir` and passes each record to `each`: number, location, payload.
     ///
     /// # Errors
-    /// When the folder or a file cannot be read or written. Damage is no error: see [`Opened::whole`].
+    /// [`Error::Io`] if the folder or a file cannot be read or written. Damage is not an error: see [`Opened::whole`].
     pub fn open(
         dir: &Path,
-        limits: Limits,
-        mut each: impl FnMut(u64, Place, &[u8]),
+        limits: LogLimits,
+        mut each: impl FnMut(u64, RecordLocation, &[u8]),
     ) -> Result<Opened, Error> {
         let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
         made.map_err(Error::io(dir, "created"))?;
-        let mark = Mark::new(dir.join("whole"));
+        let marker = ShutdownMarker::new(dir.join("whole"));
         let ordinals = ordinals(dir)?;
         let latest = ordinals.last().copied();
-        let mut whole = ordinals.is_empty() || mark.is_whole();
+        let mut whole = ordinals.is_empty() || marker.is_whole();
         let mut segments: VecDeque<Segment> = VecDeque::new();
         let mut last = 0;
         for ordinal in ordinals {
@@ -96,35 +95,38 @@ impl Log {
             let read = Segment::read(dir, ordinal, is_latest, |number, offset, payload| {
                 let size = record::HEADER_BYTES + record::NUMBER_BYTES + payload.len();
                 if let (Ok(offset), Ok(size)) = (u32::try_from(offset), u32::try_from(size)) {
-                    each(number, Place { segment: ordinal, offset, size }, payload);
+                    each(number, RecordLocation { segment: ordinal, offset, size }, payload);
                 }
             })?;
             let Some(Read { segment, whole: good }) = read else {
-                // Killed while it was made: it is empty. An older one without a header is damage.
+                // A kill during `Segment::create` leaves an empty latest file. An older one without a header is damage.
                 whole &= is_latest;
                 let path = segment::path_of(dir, ordinal);
                 fs::remove_file(&path).map_err(Error::io(&path, "removed"))?;
                 continue;
             };
+            // Each segment stores the number before it: a mismatch means that a segment between is missing.
             whole &= good && (segments.is_empty() || segment.before == last);
             last = segment.last.unwrap_or(segment.before).max(last);
             segments.push_back(segment);
         }
         if let Some(latest) = segments.back() {
+            // Removes the cut record of a kill, so that appends continue behind the last good one.
             latest.truncate()?;
         }
-        mark.open()?;
+        // Only after the check above: from here on a kill loses nothing that was appended.
+        marker.open()?;
         let floor = segments.front().map_or(0, |segment| segment.before);
         let next_ordinal = latest.map_or(1, |ordinal| ordinal.saturating_add(1));
-        let log = Self { dir: dir.to_owned(), limits, segments, next_ordinal, last, mark, dirty: false };
+        let log = Self { dir: dir.to_owned(), limits, segments, next_ordinal, last, marker, dirty: false };
         Ok(Opened { log, floor, last, whole })
     }
 
-    /// Appends records in one write and says where they are. Nothing is appended when it fails.
+    /// Appends records with one write and returns their locations. Nothing is appended if it fails.
     ///
     /// # Errors
     /// [`Error::Io`], like a full disk, and [`Error::TooLarge`].
-    pub fn append(&mut self, records: &[Record]) -> Result<Vec<Place>, Error> {
+    pub fn append(&mut self, records: &[Record]) -> Result<Vec<RecordLocation>, Error> {
         let (Some(first), Some(last)) = (records.first(), records.last()) else { return Ok(Vec::new()) };
         let mut bytes = BytesMut::new();
         let mut sizes = Vec::with_capacity(records.len());
@@ -148,17 +150,18 @@ impl Log {
         Ok(sizes
             .into_iter()
             .map(|size| {
-                let place = Place { segment: ordinal, offset, size };
+                let location = RecordLocation { segment: ordinal, offset, size };
                 offset = offset.saturating_add(size);
-                place
+                location
             })
             .collect())
     }
 
-    /// Removes segments that are too old at `now` or too many. Gives the first that is kept, when any went.
+    /// Deletes segments that are too old at `now` or exceed the limit of bytes. Returns the first remaining segment
+    /// if any was deleted. The latest segment always stays.
     ///
     /// # Errors
-    /// When a file cannot be removed; it is tried again the next time.
+    /// [`Error::Io`] if a file cannot be deleted. The next call tries again.
     pub fn trim(&mut self, now: u64) -> Result<Option<u32>, Error> {
         let old = now.saturating_sub(self.limits.span_max);
         let mut bytes: u64 = self.segments.iter().map(|segment| segment.bytes).sum();
@@ -182,10 +185,10 @@ impl Log {
         self.segments.iter().map(|segment| segment.bytes).sum()
     }
 
-    /// Makes what was appended safe from a crash of the machine.
+    /// Syncs the log, so that what was appended survives a crash of the machine.
     ///
     /// # Errors
-    /// When the disk does not take it.
+    /// [`Error::Io`] if the sync fails.
     pub fn sync(&mut self) -> Result<(), Error> {
         if let Some(latest) = self.segments.back().filter(|_| self.dirty) {
             latest.sync()?;
@@ -194,73 +197,74 @@ impl Log {
         Ok(())
     }
 
-    /// Notes, even on a full disk, that something is not in the log: the next [`Log::open`] finds it not whole.
+    /// Marks the log as incomplete: the next [`Log::open`] returns `whole == false`. Works on a full disk.
     ///
     /// # Errors
-    /// When even that cannot be noted.
-    pub fn lost(&self) -> Result<(), Error> {
-        self.mark.remove()
+    /// [`Error::Io`] if even that fails.
+    pub fn mark_incomplete(&self) -> Result<(), Error> {
+        self.marker.remove()
     }
 
-    /// Takes back [`Log::lost`], once what was lost is itself in the log.
+    /// Takes [`Log::mark_incomplete`] back, after a record that accounts for the loss was appended.
     ///
     /// # Errors
-    /// When the disk does not take it.
-    pub fn found(&self) -> Result<(), Error> {
-        self.mark.open()
+    /// [`Error::Io`] if the write fails.
+    pub fn clear_incomplete(&self) -> Result<(), Error> {
+        self.marker.open()
     }
 
-    /// Makes everything safe and notes that nothing is missing, unless `lost` was said.
+    /// Syncs everything and marks the log as complete, unless [`Log::mark_incomplete`] was called.
     ///
     /// # Errors
-    /// When the disk does not take it.
+    /// [`Error::Io`] if the sync or the write fails.
     pub fn close(mut self) -> Result<(), Error> {
         self.sync()?;
-        self.settle()
+        self.mark_closed()
     }
 
-    /// Notes that nothing is missing, unless `lost` was said. Nothing may be appended afterwards.
+    /// Marks the log as complete, unless [`Log::mark_incomplete`] was called. Nothing may be appended afterwards.
     ///
     /// # Errors
-    /// When the disk does not take it.
-    pub fn settle(&self) -> Result<(), Error> {
-        if self.mark.is_whole() { self.mark.close() } else { Ok(()) }
+    /// [`Error::Io`] if the write fails.
+    pub fn mark_closed(&self) -> Result<(), Error> {
+        if self.marker.is_whole() { self.marker.close() } else { Ok(()) }
     }
 
-    /// All segments, oldest first.
+    /// The ordinals of all segments, oldest first.
     pub fn segments(&self) -> impl Iterator<Item = u32> + '_ {
         self.segments.iter().map(|segment| segment.ordinal)
     }
 
-    /// What makes safe what was appended since this was last asked, without stopping who appends more.
-    pub fn unsafe_part(&mut self) -> Option<Reader> {
+    /// A reader that syncs what was appended since the last call, while more is appended. `None` if nothing was.
+    pub fn unsynced(&mut self) -> Option<SegmentReader> {
         let latest = self.segments.back().filter(|_| self.dirty)?;
+        // Older segments need no sync: `segment_for` syncs a segment before it creates the next.
         self.dirty = false;
         Some(latest.reader())
     }
 
-    /// What notes a loss while the log itself is busy.
+    /// A handle that marks a loss while the log itself is busy on another thread.
     #[must_use]
-    pub fn mark(&self) -> Mark {
-        self.mark.clone()
+    pub fn marker(&self) -> ShutdownMarker {
+        self.marker.clone()
     }
 
-    /// What reads the records of a segment, if it is still there.
+    /// A reader of the records of a segment; `None` if the segment was deleted.
     #[must_use]
-    pub fn reader(&self, segment: u32) -> Option<Reader> {
+    pub fn reader(&self, segment: u32) -> Option<SegmentReader> {
         self.segments.iter().find(|it| it.ordinal == segment).map(Segment::reader)
     }
 
-    /// The segment that the next records go to; a new one when the latest is full or old.
+    /// The segment for the next records. Creates a new one if the latest is full or spans too much time.
     fn segment_for(&mut self, number: u64, bytes: u64) -> Result<&mut Segment, Error> {
-        let Limits { bytes_max, span_max } = self.limits;
+        let LogLimits { bytes_max, span_max } = self.limits;
         let full = (bytes_max / SEGMENTS).min(SEGMENT_BYTES_MAX);
         let fits = self.segments.back().is_some_and(|latest| {
             let young = latest.first.is_none_or(|first| number.saturating_sub(first) <= span_max / SEGMENTS);
             latest.first.is_none() || (young && latest.bytes + bytes <= full)
         });
         if !fits {
-            // What is left behind is safe before anything newer is, so that only the last one can be cut.
+            // The old segment is synced before a newer one exists, so that a crash can cut only the latest segment.
             self.sync()?;
             let segment = Segment::create(&self.dir, self.next_ordinal, self.last)?;
             self.next_ordinal = self.next_ordinal.saturating_add(1);

@@ -1,21 +1,21 @@
-//! Files that are only ever appended to, for what must outlive a killed daemon: a [`Log`] of
-//! numbered records in segments, and a [`Table`] of small values by key.
+//! Append-only files for data that must survive a kill of the daemon: a [`Log`] of numbered records
+//! in segments, and a [`KeyValueLog`] of small values by key.
 //!
-//! Both know nothing of what they keep. A record is written whole with a checksum; what a kill
-//! cut off at the end is dropped when the files are opened again, and nobody was told of it
-//! before it was written. Damage elsewhere, a machine that went down before its writes were
-//! safe, and a time in which the disk took nothing are found out and told as [`Opened::whole`]
-//! being false, never papered over. Old segments go by age and bytes. All calls block: callers
+//! Neither interprets its payloads. Each record is written with a checksum. A record that a kill cut
+//! off at the end is dropped when the files are opened again; callers acknowledge a record only after
+//! it is written. Damage elsewhere, a crash of the machine before a sync, and writes that failed make
+//! [`Opened::whole`] false. Old segments are deleted by age and bytes. All calls block: callers use a
+//! thread that may block.
 //! have a thread for them.
 mod error;
+mod key_value_log;
 mod log;
-mod mark;
 mod record;
 mod segment;
-mod table;
+mod shutdown_marker;
 
 pub use error::Error;
-pub use log::{Limits, Log, Opened, Place, Record};
-pub use mark::Mark;
-pub use segment::Reader;
-pub use table::{KEY_BYTES, Key, Table};
+pub use key_value_log::{KEY_BYTES, Key, KeyValueLog};
+pub use log::{Log, LogLimits, Opened, Record, RecordLocation};
+pub use segment::SegmentReader;
+pub use shutdown_marker::ShutdownMarker;

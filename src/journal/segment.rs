@@ -1,7 +1,7 @@
 //! One file of a log: a header, then records.
 use super::{
     Error,
-    record::{self, Found},
+    record::{self, Parsed},
 };
 use bytes::{Bytes, BytesMut};
 use std::{
@@ -11,25 +11,25 @@ use std::{
     sync::Arc,
 };
 
-/// What a segment begins with; then the number of the last record before it.
+/// The first bytes of a segment. The number of the last record before it follows.
 const MAGIC: &[u8; 8] = b"CNVKLOG1";
 pub(super) const HEADER_BYTES: u64 = 16;
 
-/// A segment whose records are known to be good.
+/// A segment and the range of its valid records.
 #[derive(Debug)]
 pub(super) struct Segment {
     pub(super) ordinal: u32,
     path: PathBuf,
     file: Arc<File>,
-    /// Up to the end of the last good record.
+    /// The end of the last valid record.
     pub(super) bytes: u64,
     pub(super) first: Option<u64>,
     pub(super) last: Option<u64>,
-    /// The last record before this segment; zero when it is the first of its log.
+    /// The number of the last record before this segment; zero for the first segment of a log.
     pub(super) before: u64,
 }
 
-/// A segment that was read, and whether all of it could be.
+/// A segment that was read, and whether all its bytes are valid records.
 pub(super) struct Read {
     pub(super) segment: Segment,
     pub(super) whole: bool,
@@ -39,7 +39,7 @@ pub(super) fn path_of(dir: &Path, ordinal: u32) -> PathBuf {
     dir.join(format!("{ordinal:010}.log"))
 }
 
-/// The number in a segment's name.
+/// The ordinal in a segment's file name; `None` for another file.
 pub(super) fn ordinal_of(path: &Path) -> Option<u32> {
     let name = path.file_name()?.to_str()?.strip_suffix(".log")?;
     (name.len() == 10).then(|| name.parse().ok())?
@@ -61,8 +61,8 @@ impl Segment {
         Ok(Self { ordinal, path, file, bytes: HEADER_BYTES, first: None, last: None, before })
     }
 
-    /// Reads every good record of a file. What is cut off at the end is no damage when it is the `latest`
-    /// segment: it was being written. A file without a header is [`None`].
+    /// Passes every valid record of a file to `each`. A cut record at the end is not damage in the `latest` segment,
+    /// which was being written. Returns `None` for a file without a header.
     pub(super) fn read(
         dir: &Path,
         ordinal: u32,
@@ -80,13 +80,14 @@ impl Segment {
         loop {
             match record::first(bytes.get(at..).unwrap_or_default()) {
                 None => break,
-                Some(Found::Record { number, payload, size }) if number > last.unwrap_or(before) => {
+                // Numbers must ascend: an old record behind a newer one is a remnant of an earlier write.
+                Some(Parsed::Record { number, payload, size }) if number > last.unwrap_or(before) => {
                     each(number, at as u64, payload);
                     first.get_or_insert(number);
                     last = Some(number);
                     at += size;
                 }
-                Some(Found::Cut) if latest => break,
+                Some(Parsed::Cut) if latest => break,
                 Some(_) => {
                     whole = false;
                     break;
@@ -97,14 +98,15 @@ impl Segment {
         Ok(Some(Read { segment, whole }))
     }
 
-    /// Removes what is behind the last good record.
+    /// Truncates the file after the last valid record.
     pub(super) fn truncate(&self) -> Result<(), Error> {
         self.file.set_len(self.bytes).map_err(Error::io(&self.path, "truncated"))
     }
 
-    /// Writes `bytes`, the records `first` to `last`, behind the others, wholly or not at all.
+    /// Appends `bytes`, the records `first` to `last`, wholly or not at all.
     pub(super) fn append(&mut self, bytes: &[u8], first: u64, last: u64) -> Result<(), Error> {
         if let Err(e) = self.file.write_all_at(bytes, self.bytes) {
+            // A failed truncation is harmless: the next append overwrites the same offset.
             let _ = self.truncate();
             return Err(Error::io(&self.path, "written")(e));
         }
@@ -122,37 +124,37 @@ impl Segment {
         fs::remove_file(&self.path).map_err(Error::io(&self.path, "removed"))
     }
 
-    pub(super) fn reader(&self) -> Reader {
-        Reader { path: self.path.as_path().into(), file: self.file.clone() }
+    pub(super) fn reader(&self) -> SegmentReader {
+        SegmentReader { path: self.path.as_path().into(), file: self.file.clone() }
     }
 }
 
-/// Reads records of one segment, even after it was removed. Clones read the same file.
+/// Reads records of one segment, also after the segment was deleted. Clones share the open file.
 #[derive(Clone, Debug)]
-pub struct Reader {
+pub struct SegmentReader {
     path: Arc<Path>,
     file: Arc<File>,
 }
 
-impl Reader {
-    /// The number and payload of the record at a place; `size` is the whole record's. Blocks.
+impl SegmentReader {
+    /// Returns the number and the payload of the record at an offset. `size` includes the header. Blocks.
     ///
     /// # Errors
-    /// [`Error::Io`], and [`Error::Damaged`] when it is not what was written.
+    /// [`Error::Io`], and [`Error::Damaged`] if the record fails its checksum.
     pub fn read(&self, offset: u32, size: u32) -> Result<(u64, Bytes), Error> {
         let mut bytes = BytesMut::zeroed(size as usize);
         self.file.read_exact_at(&mut bytes, offset.into()).map_err(Error::io(&self.path, "read"))?;
         let bytes = bytes.freeze();
         match record::first(&bytes) {
-            Some(Found::Record { number, payload, .. }) => Ok((number, bytes.slice_ref(payload))),
+            Some(Parsed::Record { number, payload, .. }) => Ok((number, bytes.slice_ref(payload))),
             _ => Err(Error::Damaged { path: self.path.to_path_buf(), offset: offset.into() }),
         }
     }
 
-    /// Makes the segment safe from a crash of the machine. Blocks.
+    /// Syncs the segment, so that it survives a crash of the machine. Blocks.
     ///
     /// # Errors
-    /// When the disk does not take it.
+    /// [`Error::Io`] if the sync fails.
     pub fn sync(&self) -> Result<(), Error> {
         self.file.sync_data().map_err(Error::io(&self.path, "made safe"))
     }

@@ -1,4 +1,4 @@
-//! How many questions an endpoint gets at once, and the pause that all its askers keep after a 429.
+//! Concurrency limit of an endpoint, and the pause of all its callers after a 429.
 use parking_lot::Mutex;
 use std::{sync::Arc, time::Duration};
 use tokio::{
@@ -6,7 +6,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-/// The gate of one endpoint. Clones are the same gate.
+/// The limit of one endpoint. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Admission {
     places: Arc<Semaphore>,
@@ -14,15 +14,16 @@ pub struct Admission {
 }
 
 impl Admission {
-    /// A gate with this many places.
+    /// A limit of `places` concurrent requests, at least one.
     #[must_use]
     pub fn new(places: usize) -> Self {
         Self { places: Arc::new(Semaphore::new(places.max(1))), not_before: Arc::default() }
     }
 
-    /// Waits for a place and for the end of the pause. Cancel safe: dropping it leaves the queue.
+    /// Waits for a permit and for the end of the pause. Cancel safe: dropping the future leaves the queue.
     pub async fn enter(&self) -> Option<OwnedSemaphorePermit> {
         let place = self.places.clone().acquire_owned().await.ok();
+        // Read again after each sleep: another caller may have extended the pause.
         loop {
             let until = *self.not_before.lock();
             match until {
@@ -32,7 +33,7 @@ impl Admission {
         }
     }
 
-    /// Nobody enters for this long; a longer pause that is on already stays.
+    /// Holds every `enter` for this long; a longer pause in progress stays.
     pub fn pause(&self, wait: Duration) {
         let until = Instant::now() + wait;
         let mut not_before = self.not_before.lock();
@@ -47,7 +48,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_pause_holds_everyone() {
+    async fn pause_holds_every_caller() {
         let gate = Admission::new(2);
         gate.pause(Duration::from_secs(3));
         gate.pause(Duration::from_secs(1));

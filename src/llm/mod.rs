@@ -1,142 +1,193 @@
-//! Language models: one question, one answer, with what it cost in tokens.
+//! Language models: one request, one answer, with its token counts.
 //!
-//! [`Model`] has two implementations: [`OpenAi`] speaks to any server that
-//! answers `POST /chat/completions` as OpenAI's does, through async-openai over
-//! a plain transport of ours (one request a call, a limit on the answer's size,
-//! nothing read from `OPENAI_*` variables, nothing of an answer in the log), and
-//! [`Scripted`] gives prepared answers to tests. [`Models`] hands them out and
-//! keeps one [`Admission`] an endpoint, so that a fleet of agents shares its
-//! limit and its back-off after a 429. Owns no conversation and no tools. Fails
-//! with [`Error`], made for the caller's choice between again, later and never;
-//! its texts hold no word of a model or of its server.
+//! [`Model`] has two implementations. [`OpenAi`] works with any server that implements chat completions
+//! (`POST /chat/completions`) like OpenAI, through async-openai over a plain transport of our own: one HTTP
+//! request for each call, a limit on the size of the answer, no `OPENAI_*` variables, no content in the
+//! process log.
+//! [`Scripted`] returns prepared answers, for tests. [`Models`] creates them and keeps one [`Admission`] for
+//! each endpoint, so that all agents share its concurrency limit and its pause after a 429. Owns no
+//! conversation and no tools. Fails with [`Error`], which tells whether to retry; its texts contain nothing
+//! that a model or its server wrote.
 mod admission;
+mod chat;
 mod models;
 mod openai;
 mod scripted;
 mod transport;
 
 pub use admission::Admission;
+pub use chat::{ChatAnswer, ChatRequest};
 pub use models::{Models, Provider};
 pub use openai::OpenAi;
 pub use scripted::{Scripted, Step};
 pub use transport::{Clients, retry_after};
 pub(crate) use transport::{backoff, innermost, read_body};
 
+use serde_json::{Value, json};
 use std::time::Duration;
 
-/// A model that can be asked.
+/// A language model.
 #[async_trait::async_trait]
 pub trait Model: Send + Sync {
-    /// Asks once. Nothing is repeated here; dropping the future ends the request.
+    /// Sends one request, without retries. Dropping the future cancels the request.
     ///
     /// # Errors
     /// See [`Error`].
-    async fn ask(&self, question: &Question) -> Result<Answer, Error>;
+    async fn ask(&self, question: &CompletionRequest) -> Result<Answer, Error>;
+
+    /// Sends one request of a conversation with tools, without retries. Dropping the future cancels the request.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    async fn chat(&self, question: &ChatRequest) -> Result<ChatAnswer, Error>;
 }
 
-/// What a model is asked.
+/// A request for a completion.
 #[derive(Clone, Debug)]
-pub struct Question {
-    /// The model's name at its endpoint.
+pub struct CompletionRequest {
+    /// Name of the model at its endpoint.
     pub model: String,
-    /// What it is told to be and do.
+    /// System prompt.
     pub system: String,
-    /// What it is to work on.
+    /// User prompt.
     pub user: String,
-    /// What its answer must look like.
+    /// Required form of the answer.
     pub format: Format,
-    /// Most tokens that it may write.
+    /// Most tokens of the answer; `None` leaves it to the endpoint.
     pub max_tokens: Option<u32>,
-    /// 0 to 2; the endpoint's own by default.
+    /// 0 to 2. Defaults to the endpoint's own.
     pub temperature: Option<f32>,
-    /// How long the answer may take.
+    /// Timeout of one attempt.
     pub timeout: Duration,
 }
 
-/// What an answer must look like, as far as the endpoint can see to it.
+/// The required form of an answer, as far as the endpoint enforces it.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Format {
-    /// Nothing is asked for.
+    /// Any text.
     Text,
     /// A JSON object.
     JsonObject,
-    /// JSON of this schema.
+    /// JSON that matches this schema.
     JsonSchema(serde_json::Value),
 }
 
-/// What a model answered.
+impl Format {
+    /// The member `response_format`. `None` for any text.
+    fn member(&self) -> Option<Value> {
+        match self {
+            Self::Text => None,
+            Self::JsonObject => Some(json!({ "type": "json_object" })),
+            Self::JsonSchema(schema) => {
+                Some(json!({ "type": "json_schema", "json_schema": { "name": "result", "schema": schema } }))
+            }
+        }
+    }
+}
+
+/// A temperature with six decimals: 0.2 as f32 would be sent as 0.20000000298.
+fn rounded(temperature: f32) -> Value {
+    json!((f64::from(temperature) * 1e6).round() / 1e6)
+}
+
+/// The answer of a model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
-    /// Its words.
+    /// The text.
     pub text: String,
-    /// Tokens that it read, as the endpoint counts them; 0 when it does not say.
-    pub input_tokens: u64,
-    /// Tokens that it wrote.
-    pub output_tokens: u64,
-    /// Whether it ended because `max_tokens` was reached.
+    /// Tokens of the prompt, as counted by the endpoint; `None` if the count is missing or unreadable.
+    pub input_tokens: Option<u64>,
+    /// Tokens of the answer, likewise.
+    pub output_tokens: Option<u64>,
+    /// Whether the answer was cut off at `max_tokens`.
     pub cut_off: bool,
 }
 
-/// Why there is no answer.
+/// Why a request failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// The key is wrong or may not use the model: asking again is of no use.
+    /// The key is invalid or may not use the model. Permanent.
     #[error("model endpoint refused the key ({status})")]
     Refused {
         /// 401 or 403.
         status: u16,
     },
-    /// The endpoint does not take the question: asking again is of no use.
+    /// The endpoint does not accept the request. Permanent.
     #[error("model endpoint rejected the request ({status})")]
     Rejected {
-        /// Another 4xx, or a redirect, which is not followed.
+        /// Another 4xx, or a redirect: redirects are not followed.
         status: u16,
     },
-    /// Too many questions for now.
+    /// The rate limit of the endpoint is exceeded.
     #[error("model endpoint is over its rate limit (429)")]
     RateLimited {
-        /// When to come again, as the endpoint says.
+        /// `Retry-After`, if given.
         retry_after: Option<Duration>,
     },
-    /// The endpoint has trouble of its own.
+    /// The endpoint failed.
     #[error("model endpoint failed ({status})")]
     Failed {
-        /// A 5xx.
+        /// A 5xx, or 408.
         status: u16,
-        /// When to come again, as the endpoint says.
+        /// `Retry-After`, if given.
         retry_after: Option<Duration>,
     },
-    /// No connection, or it broke.
+    /// No connection, so the request was not sent.
     #[error("model endpoint cannot be reached: {reason}")]
     Unreachable {
         /// `connection refused` and the like.
         reason: String,
     },
+    /// The connection was lost after the request was sent: it may have been answered and charged.
+    #[error("model endpoint broke the connection: {reason}")]
+    Broken {
+        /// `connection reset by peer` and the like.
+        reason: String,
+    },
     /// No answer in time.
     #[error("model endpoint did not answer within {}", humantime::format_duration(*.0))]
     Timeout(Duration),
-    /// An answer that is none.
+    /// The answer is not a chat completion.
     #[error("model endpoint gave an answer that is no chat completion: {0}")]
-    Rubbish(&'static str),
+    InvalidAnswer(&'static str),
 }
 
 impl Error {
-    /// Whether the endpoint may take the same question in a moment.
+    /// Whether a retry of the same request may succeed soon.
     #[must_use]
     pub fn is_transient(&self) -> bool {
         matches!(
             self,
-            Self::RateLimited { .. } | Self::Failed { .. } | Self::Unreachable { .. } | Self::Timeout(_)
+            Self::RateLimited { .. }
+                | Self::Failed { .. }
+                | Self::Unreachable { .. }
+                | Self::Broken { .. }
+                | Self::Timeout(_)
         )
     }
 
-    /// Whether asking again, however late, is of no use before someone has changed something.
+    /// Whether the endpoint is down or overloaded, independent of the request.
+    #[must_use]
+    pub fn is_outage(&self) -> bool {
+        matches!(
+            self,
+            Self::RateLimited { .. } | Self::Failed { .. } | Self::Unreachable { .. } | Self::Broken { .. }
+        )
+    }
+
+    /// Whether the failed request may have been answered and charged.
+    #[must_use]
+    pub fn may_have_cost(&self) -> bool {
+        matches!(self, Self::Broken { .. } | Self::Timeout(_) | Self::InvalidAnswer(_))
+    }
+
+    /// Whether a retry cannot succeed until the request or the settings change.
     #[must_use]
     pub fn is_permanent(&self) -> bool {
         matches!(self, Self::Refused { .. } | Self::Rejected { .. })
     }
 
-    /// When to come again, as the endpoint says.
+    /// `Retry-After` of the endpoint, if given.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         match self {

@@ -1,11 +1,12 @@
 //! A model behind an OpenAI-compatible endpoint.
-use super::{Answer, Clients, Error, Format, Model, Question, transport::Plain};
-use crate::clock::Clock;
+use super::{Answer, ChatAnswer, ChatRequest, Clients, CompletionRequest, Error, Model, transport::Plain};
+use crate::{clock::Clock, json::count};
 use async_openai::{Client, config::Config, error::OpenAIError};
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use std::time::Duration;
 
 /// A model behind `base_url`. Clones share connections.
 #[derive(Clone)]
@@ -13,7 +14,7 @@ pub struct OpenAi {
     client: Client<Endpoint>,
 }
 
-/// Where and with which key; unlike async-openai's own settings it never looks at the environment.
+/// Address and key. Unlike async-openai's own configuration, it never reads environment variables.
 #[derive(Clone, Debug)]
 struct Endpoint {
     base_url: String,
@@ -46,37 +47,51 @@ impl Config for Endpoint {
     }
 }
 
-/// The parts of a chat completion that matter; compatible servers leave out many of the others.
+/// The parts of a chat completion that are used; compatible servers omit many others.
 #[derive(Deserialize)]
 struct Completion {
     choices: Vec<Choice>,
+    /// Parsed leniently by `count`: an unusual count must not lose the answer.
     #[serde(default)]
-    usage: Option<Usage>,
+    usage: Value,
 }
 #[derive(Deserialize)]
 struct Choice {
-    message: Message,
+    message: ChatMessage,
     #[serde(default)]
     finish_reason: Option<String>,
 }
 #[derive(Deserialize)]
-struct Message {
+struct ChatMessage {
     #[serde(default)]
-    content: Option<String>,
+    content: Value,
 }
-#[derive(Default, Deserialize)]
-struct Usage {
-    #[serde(default)]
-    prompt_tokens: u64,
-    #[serde(default)]
-    completion_tokens: u64,
+
+/// Returns the text of a message: a string, or the concatenation of its parts of type `text`.
+fn words(content: Value) -> String {
+    match content {
+        Value::String(text) => text,
+        Value::Array(parts) => {
+            let is_text = |part: &Value| {
+                let kind = part.get("type").and_then(Value::as_str).unwrap_or("text");
+                matches!(kind, "text" | "output_text")
+            };
+            let text = |part: &Value| match part {
+                Value::String(text) => Some(text.clone()),
+                part if is_text(part) => Some(part.get("text")?.as_str()?.to_owned()),
+                _ => None,
+            };
+            parts.iter().filter_map(text).collect()
+        }
+        _ => String::new(),
+    }
 }
 
 impl OpenAi {
-    /// The endpoint at `base_url` (up to and with `/v1`); without a key no `Authorization` is sent.
+    /// Creates a model at `base_url` (including `/v1`). Without a key no `Authorization` is sent.
     ///
     /// # Errors
-    /// Why no HTTP client can be made.
+    /// If no HTTP client can be created.
     pub fn new(
         base_url: &str,
         key: Option<SecretString>,
@@ -90,8 +105,9 @@ impl OpenAi {
         Ok(Self { client: Client::build(client, endpoint).with_http_service(transport) })
     }
 
-    /// The request as JSON. Only OpenAI itself wants the newer name of the token limit; the others know the old.
-    fn body(&self, question: &Question) -> Value {
+    /// Builds the request. OpenAI itself needs the newer name of the token limit; other servers only know the
+    /// old one.
+    fn body(&self, question: &CompletionRequest) -> Value {
         let mut body = json!({
             "model": question.model,
             "messages": [
@@ -100,55 +116,58 @@ impl OpenAi {
             ],
             "stream": false,
         });
-        let own = self.client.config().base_url.contains("://api.openai.com");
-        let limit = if own { "max_completion_tokens" } else { "max_tokens" };
-        let format = match &question.format {
-            Format::Text => None,
-            Format::JsonObject => Some(json!({ "type": "json_object" })),
-            Format::JsonSchema(schema) => {
-                Some(json!({ "type": "json_schema", "json_schema": { "name": "result", "schema": schema } }))
-            }
-        };
+        let limit = if self.is_openai() { "max_completion_tokens" } else { "max_tokens" };
         if let Value::Object(members) = &mut body {
-            members.extend(format.map(|format| ("response_format".to_owned(), format)));
+            members.extend(question.format.member().map(|format| ("response_format".to_owned(), format)));
             members.extend(question.max_tokens.map(|most| (limit.to_owned(), json!(most))));
-            // As a decimal of six digits, or 0.2 would be sent as 0.20000000298.
-            let temperature = question.temperature.map(|t| (f64::from(t) * 1e6).round() / 1e6);
-            members.extend(temperature.map(|t| ("temperature".to_owned(), json!(t))));
+            members.extend(question.temperature.map(|t| ("temperature".to_owned(), super::rounded(t))));
         }
         body
+    }
+
+    /// Whether the endpoint is OpenAI's own.
+    fn is_openai(&self) -> bool {
+        self.client.config().base_url.contains("://api.openai.com")
+    }
+
+    /// Sends one request and waits for its whole answer.
+    async fn send(&self, body: Value, timeout: Duration) -> Result<Value, Error> {
+        let chat = self.client.chat();
+        let asked = tokio::time::timeout(timeout, chat.create_byot::<Value, Value>(body)).await;
+        asked.map_err(|_| Error::Timeout(timeout))?.map_err(own_error)
     }
 }
 
 #[async_trait::async_trait]
 impl Model for OpenAi {
-    async fn ask(&self, question: &Question) -> Result<Answer, Error> {
-        let chat = self.client.chat();
-        let asked = chat.create_byot::<Value, Value>(self.body(question));
-        let answer = tokio::time::timeout(question.timeout, asked).await;
-        let answer = answer.map_err(|_| Error::Timeout(question.timeout))?.map_err(own_error)?;
-        let completion: Completion =
-            serde_json::from_value(answer).map_err(|_| Error::Rubbish("it has no choices with messages"))?;
-        let choice = completion.choices.into_iter().next().ok_or(Error::Rubbish("it has no choice"))?;
-        let usage = completion.usage.unwrap_or_default();
+    async fn ask(&self, question: &CompletionRequest) -> Result<Answer, Error> {
+        let answer = self.send(self.body(question), question.timeout).await?;
+        let completion: Completion = serde_json::from_value(answer)
+            .map_err(|_| Error::InvalidAnswer("it has no choices with messages"))?;
+        let choice = completion.choices.into_iter().next().ok_or(Error::InvalidAnswer("it has no choice"))?;
+        let used = |name: &str| completion.usage.get(name).and_then(count);
         Ok(Answer {
-            text: choice.message.content.unwrap_or_default(),
-            input_tokens: usage.prompt_tokens,
-            output_tokens: usage.completion_tokens,
+            text: words(choice.message.content),
+            input_tokens: used("prompt_tokens"),
+            output_tokens: used("completion_tokens"),
             cut_off: choice.finish_reason.as_deref() == Some("length"),
         })
     }
+
+    async fn chat(&self, question: &ChatRequest) -> Result<ChatAnswer, Error> {
+        ChatAnswer::read(self.send(question.body(self.is_openai()), question.timeout).await?)
+    }
 }
 
-/// What the transport put into async-openai's box.
+/// Unwraps the error that the transport boxed.
 fn own_error(error: OpenAIError) -> Error {
     match error {
         OpenAIError::Boxed(inner) => match inner.downcast::<Error>() {
             Ok(own) => *own,
             Err(_) => Error::Unreachable { reason: "the transport failed".into() },
         },
-        OpenAIError::Reqwest(e) => Error::Unreachable { reason: super::transport::innermost(&e) },
-        OpenAIError::JSONDeserialize(..) => Error::Rubbish("it is no JSON"),
+        OpenAIError::Reqwest(e) => super::transport::broken(&e),
+        OpenAIError::JSONDeserialize(..) => Error::InvalidAnswer("it is no JSON"),
         OpenAIError::ApiError(e) => Error::Rejected { status: e.status_code.as_u16() },
         _ => Error::Rejected { status: 400 },
     }

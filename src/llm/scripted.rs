@@ -1,45 +1,46 @@
-//! A model that gives prepared answers, for tests and rehearsals.
-use super::{Answer, Error, Model, Question};
+//! A model with prepared answers, for tests and rehearsals.
+use super::{Answer, ChatAnswer, ChatRequest, CompletionRequest, Error, Model};
 use parking_lot::Mutex;
+use serde_json::{Value, json};
 use std::collections::VecDeque;
 
-/// What a scripted model does with one question.
+/// The reaction to one request.
 #[derive(Clone, Debug)]
 pub enum Step {
-    /// Answers this; a word counts as a token.
+    /// Answers with this text; each word counts as a token.
     Say(String),
-    /// Answers this, counted so.
+    /// Answers with this text and these counts.
     Answer(Answer),
-    /// Fails.
+    /// Fails with this error.
     Fail(Error),
-    /// Never answers.
+    /// Gives no answer until the timeout of the request.
     Hang,
 }
 
-/// Prepared answers in order; the last one is repeated. Remembers what it was asked.
+/// Prepared answers in order; the last one is repeated. Records the requests.
 #[derive(Debug)]
 pub struct Scripted {
     steps: Mutex<VecDeque<Step>>,
-    asked: Mutex<Vec<Question>>,
+    asked: Mutex<Vec<CompletionRequest>>,
 }
 
 impl Scripted {
-    /// A model that does this.
+    /// Creates a model with these steps.
     #[must_use]
     pub fn new(steps: impl IntoIterator<Item = Step>) -> Self {
         Self { steps: Mutex::new(steps.into_iter().collect()), asked: Mutex::default() }
     }
 
-    /// The questions so far.
+    /// The requests so far.
     #[must_use]
-    pub fn asked(&self) -> Vec<Question> {
+    pub fn asked(&self) -> Vec<CompletionRequest> {
         self.asked.lock().clone()
     }
 }
 
 #[async_trait::async_trait]
 impl Model for Scripted {
-    async fn ask(&self, question: &Question) -> Result<Answer, Error> {
+    async fn ask(&self, question: &CompletionRequest) -> Result<Answer, Error> {
         self.asked.lock().push(question.clone());
         let step = {
             let mut steps = self.steps.lock();
@@ -47,12 +48,12 @@ impl Model for Scripted {
         };
         let words = |text: &str| text.split_whitespace().count() as u64;
         match step {
-            None => Err(Error::Rubbish("the script is empty")),
+            None => Err(Error::InvalidAnswer("the script is empty")),
             Some(Step::Fail(error)) => Err(error),
             Some(Step::Answer(answer)) => Ok(answer),
             Some(Step::Say(text)) => Ok(Answer {
-                input_tokens: words(&question.system) + words(&question.user),
-                output_tokens: words(&text),
+                input_tokens: Some(words(&question.system) + words(&question.user)),
+                output_tokens: Some(words(&text)),
                 text,
                 cut_off: false,
             }),
@@ -61,6 +62,31 @@ impl Model for Scripted {
                 Err(Error::Timeout(question.timeout))
             }
         }
+    }
+
+    /// The same steps: each text is an assistant message without calls.
+    async fn chat(&self, question: &ChatRequest) -> Result<ChatAnswer, Error> {
+        let content = |message: Option<&Value>| {
+            let text = message.and_then(|message| message.get("content")?.as_str());
+            text.unwrap_or_default().to_owned()
+        };
+        let asked = CompletionRequest {
+            model: question.model.clone(),
+            system: content(question.messages.first()),
+            user: content(question.messages.last()),
+            format: question.format.clone(),
+            max_tokens: Some(question.max_tokens),
+            temperature: question.temperature,
+            timeout: question.timeout,
+        };
+        let Answer { text, input_tokens, output_tokens, cut_off } = self.ask(&asked).await?;
+        Ok(ChatAnswer {
+            message: json!({ "role": "assistant", "content": text }),
+            finish: Some(if cut_off { "length" } else { "stop" }.to_owned()),
+            model: None,
+            input_tokens,
+            output_tokens,
+        })
     }
 }
 
@@ -71,8 +97,8 @@ mod tests {
     use std::{sync::Arc, time::Duration};
     use tokio::time::Instant;
 
-    fn question() -> Question {
-        Question {
+    fn question() -> CompletionRequest {
+        CompletionRequest {
             model: "m".into(),
             system: "you are".into(),
             user: "a question".into(),
@@ -95,7 +121,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_rate_limit_is_waited_for_as_long_as_the_endpoint_says() {
+    async fn rate_limit_is_waited_for_as_long_as_retry_after() {
         let limited = Step::Fail(Error::RateLimited { retry_after: Some(Duration::from_secs(7)) });
         let (answer, asked, took) = ask([limited, Step::Say("yes".into())], Duration::from_secs(60)).await;
         assert_eq!(answer.unwrap().text, "yes");
@@ -103,7 +129,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn nobody_waits_beyond_the_deadline() {
+    async fn request_ends_at_its_deadline() {
         let limited = Error::RateLimited { retry_after: Some(Duration::from_secs(70)) };
         let (answer, asked, took) = ask([Step::Fail(limited.clone())], Duration::from_secs(60)).await;
         assert_eq!((answer, asked, took), (Err(limited), 1, Duration::ZERO));
@@ -112,7 +138,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_refused_key_is_not_tried_again_and_trouble_five_times() {
+    async fn refused_key_is_not_retried_and_failure_is_tried_five_times() {
         let refused = Error::Refused { status: 401 };
         let (answer, asked, _) = ask([Step::Fail(refused.clone())], Duration::from_secs(60)).await;
         assert_eq!((answer, asked), (Err(refused), 1));

@@ -1,8 +1,8 @@
-//! HTTP to servers that are not ours: clients, `Retry-After`, and the transport under async-openai.
+//! HTTP to servers of others: clients, `Retry-After`, and the transport under async-openai.
 //!
-//! The transport sends one request, once. async-openai's own would retry by
-//! itself and write bodies of bad answers to the log; so every answer that is
-//! not a 2xx with JSON ends here, as an [`Error`] in the box of its error type.
+//! The transport sends one request, once. async-openai's own transport would retry and log bodies of failed
+//! answers. So every answer that is not a 2xx with JSON becomes an [`Error`] here, boxed in async-openai's
+//! error type.
 use super::Error;
 use async_openai::{error::OpenAIError, middleware::HttpRequestFactory};
 use bytes::{Bytes, BytesMut};
@@ -18,17 +18,17 @@ use std::{
     time::Duration,
 };
 
-/// Largest answer of a model endpoint, in bytes.
+/// Most bytes of an answer.
 const ANSWER_BYTES_MAX: usize = 4 << 20;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// The longest that a server may tell us to wait; more is taken for this.
+/// Longest `Retry-After`; longer ones are shortened to it.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(3_600);
 
 const PAUSE_FIRST: Duration = Duration::from_millis(250);
 const PAUSE_MAX: Duration = Duration::from_secs(20);
 
-/// HTTP clients, made when they are first needed: one that goes straight to its target for this machine's
-/// own addresses, and one that uses the proxy of the environment. Neither follows redirects.
+/// HTTP clients, created on first use: one without proxy for loopback addresses, and one with the proxy of
+/// the environment. Neither follows redirects.
 #[derive(Clone, Debug, Default)]
 pub struct Clients {
     direct: Arc<OnceLock<Result<reqwest::Client, String>>>,
@@ -36,10 +36,10 @@ pub struct Clients {
 }
 
 impl Clients {
-    /// The client for this address.
+    /// Returns the client for this URL.
     ///
     /// # Errors
-    /// Why no client can be made, one line.
+    /// If no client can be created; one line.
     pub fn for_url(&self, url: &str) -> Result<reqwest::Client, String> {
         let host = reqwest::Url::parse(url).ok().and_then(|url| url.host_str().map(str::to_owned));
         let host = host.unwrap_or_default();
@@ -53,7 +53,7 @@ impl Clients {
 
 fn client(direct: bool) -> Result<reqwest::Client, String> {
     let mut roots = rustls::RootCertStore::empty();
-    // A machine without certificates can still speak plain HTTP; TLS then fails with its own reason.
+    // Without system certificates plain HTTP still works, and TLS fails with its own error.
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let tls = rustls::ClientConfig::builder_with_provider(provider)
@@ -71,7 +71,7 @@ fn client(direct: bool) -> Result<reqwest::Client, String> {
     builder.build().map_err(|e| innermost(&e))
 }
 
-/// When a server says to come again: in seconds or as a date; an hour at most.
+/// Parses `Retry-After`, in seconds or as a date; at most an hour.
 #[must_use]
 pub fn retry_after(headers: &HeaderMap, now: DateTime<Utc>) -> Option<Duration> {
     let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
@@ -82,13 +82,13 @@ pub fn retry_after(headers: &HeaderMap, now: DateTime<Utc>) -> Option<Duration> 
     Some(wait.min(RETRY_AFTER_MAX))
 }
 
-/// The pause after the `tried`-th try, with up to a fifth more or less so that askers do not come together.
+/// The backoff after attempt `tried`: exponential, with ±20 % jitter so that callers do not retry together.
 pub(crate) fn backoff(tried: u32) -> Duration {
     let base = PAUSE_FIRST.saturating_mul(1 << tried.saturating_sub(1).min(10)).min(PAUSE_MAX);
     base.mul_f64(rand::random_range(0.8..1.2))
 }
 
-/// The cause at the bottom, which says `connection refused` where the top says `error sending request`.
+/// Returns the innermost cause, like `connection refused`; the outermost is only `error sending request`.
 pub(crate) fn innermost(error: &reqwest::Error) -> String {
     let mut cause: &dyn std::error::Error = error;
     while let Some(deeper) = cause.source() {
@@ -101,7 +101,7 @@ pub(crate) fn innermost(error: &reqwest::Error) -> String {
     }
 }
 
-/// Reads a body up to `bytes_max`; nothing when it is larger.
+/// Reads a body of at most `bytes_max`; `None` if it is larger.
 pub(crate) async fn read_body(
     response: reqwest::Response,
     bytes_max: usize,
@@ -143,13 +143,22 @@ impl tower_service::Service<HttpRequestFactory> for Plain {
     }
 }
 
+/// Classifies a transport error: a request that was not sent costs nothing, a sent one may have been charged.
+pub(super) fn broken(error: &reqwest::Error) -> Error {
+    let reason = innermost(error);
+    if error.is_connect() || error.is_builder() {
+        Error::Unreachable { reason }
+    } else {
+        Error::Broken { reason }
+    }
+}
+
 async fn send(
     client: &reqwest::Client,
     clock: &crate::clock::Clock,
     request: reqwest::Request,
 ) -> Result<reqwest::Response, Error> {
-    let unreachable = |e: reqwest::Error| Error::Unreachable { reason: innermost(&e) };
-    let response = client.execute(request).await.map_err(unreachable)?;
+    let response = client.execute(request).await.map_err(|e| broken(&e))?;
     let status = response.status();
     let retry_after = retry_after(response.headers(), clock.now());
     match status.as_u16() {
@@ -160,10 +169,10 @@ async fn send(
         code @ 500.. => return Err(Error::Failed { status: code, retry_after }),
         code => return Err(Error::Rejected { status: code }),
     }
-    let body = read_body(response, ANSWER_BYTES_MAX).await.map_err(unreachable)?;
-    let body = body.ok_or(Error::Rubbish("it is over 4 MiB"))?;
+    let body = read_body(response, ANSWER_BYTES_MAX).await.map_err(|e| broken(&e))?;
+    let body = body.ok_or(Error::InvalidAnswer("it is over 4 MiB"))?;
     if serde_json::from_slice::<IgnoredAny>(&body).is_err() {
-        return Err(Error::Rubbish("it is no JSON"));
+        return Err(Error::InvalidAnswer("it is no JSON"));
     }
     Ok(http::Response::new(body).into())
 }
@@ -173,7 +182,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_client_is_made_for_near_and_far() {
+    fn clients_are_created_for_loopback_and_remote_urls() {
         let clients = Clients::default();
         for url in
             ["https://api.openai.com/v1", "http://127.0.0.1:8080", "http://[::1]:8080", "http://localhost"]
@@ -184,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_says_when_to_come_again_in_seconds_or_as_a_date() {
+    fn retry_after_is_parsed_as_seconds_or_date() {
         let now = DateTime::parse_from_rfc3339("2026-08-21T09:00:00Z").unwrap().to_utc();
         let read = |text: &str| {
             let mut headers = HeaderMap::new();

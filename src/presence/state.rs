@@ -7,12 +7,12 @@ use std::{
     sync::Arc,
 };
 
-/// Names one meta for ever: which node made it, and its how-manieth that was.
+/// Uniquely identifies a presence entry: the node that created it and that node's sequence number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Dot {
     /// The node.
     pub replica: u32,
-    /// Rises with each meta that the node makes, in all rooms together.
+    /// Rises with each meta that the node creates, in all rooms together.
     pub counter: u64,
 }
 
@@ -27,16 +27,16 @@ impl Dot {
     }
 }
 
-/// What holds at most one meta in a room.
+/// The owner of at most one meta in a room.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Owner {
     /// A client's channel.
     Channel(u64),
-    /// An agent of this daemon, by its key.
+    /// A hosted agent, by its key.
     Hosted(Arc<str>),
 }
 
-/// One thing said by one owner, under a key that others may use too.
+/// One entry of one owner, under a key that other owners may use too.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Meta {
     key: Arc<str>,
@@ -45,72 +45,73 @@ struct Meta {
     json: Arc<str>,
 }
 
-/// Who is in one room.
+/// The presence of one room.
 ///
-/// A state-based CRDT: what nodes exchange is the state, and [`State::merge`] is a join. Only the node that made a
-/// meta adds and removes it, so a dot that a node's state has seen and does not hold is over, for everybody.
+/// A state-based CRDT: nodes exchange states, and [`State::merge`] is a join. Only the node that created a meta
+/// adds and removes it. So a dot that a node's state has seen and does not hold is removed, on every node.
 #[derive(Clone, Debug, Default)]
 pub struct State {
     metas: BTreeMap<Dot, Meta>,
-    /// The last counter known of each node: a dot up to it that is not in `metas` has been removed.
+    /// The last known counter of each node. A dot up to it that is not in `metas` has been removed.
     seen: BTreeMap<u32, u64>,
     /// The owners on this node.
     owned: HashMap<Owner, Dot>,
 }
 
 impl PartialEq for State {
-    /// What nodes agree on; who owns a meta is known to one node only.
+    /// Compares what nodes agree on. Only one node knows the owner of a meta.
     fn eq(&self, other: &Self) -> bool {
         self.metas == other.metas && self.seen == other.seen
     }
 }
 
 impl State {
-    /// An empty room on a node that has made so many metas, none of which is in it (any more): what other nodes
-    /// still hold of them is over.
+    /// An empty room on a node whose last meta is `last`. Metas of this node up to `last` that other nodes still
+    /// hold count as removed.
     #[must_use]
     pub fn since(last: Dot) -> Self {
         Self { seen: BTreeMap::from([(last.replica, last.counter)]), ..Self::default() }
     }
 
-    /// Says `meta` for `owner` under `key`, in place of what it said before. `dot` must be new.
+    /// Sets the meta of `owner` under `key` and replaces its previous one. `dot` must be new.
     ///
-    /// The difference is empty, and nothing changes, when it says the same again.
+    /// Returns an empty difference, and changes nothing, if key and meta are unchanged.
     pub fn track(&mut self, dot: Dot, owner: Owner, key: &str, mut meta: Map<String, Value>) -> Diff {
         meta.remove("phx_ref");
         meta.remove("phx_ref_prev");
         let mut diff = Diff::default();
         let old = self.owned.get(&owner).copied();
-        if let Some((old, said)) = old.and_then(|old| Some((old, self.metas.get(&old)?))) {
-            if *said.key == *key && same(&said.json, &meta) {
+        if let Some((old, current)) = old.and_then(|old| Some((old, self.metas.get(&old)?))) {
+            if *current.key == *key && is_same(&current.json, &meta) {
                 return diff;
             }
-            diff.leaves.insert(old, said.clone());
+            diff.leaves.insert(old, current.clone());
             self.metas.remove(&old);
         }
         let json = Value::Object(meta).to_string().into();
         let meta = Meta { key: key.into(), prev: old, json };
         diff.joins.insert(dot, meta.clone());
         self.metas.insert(dot, meta);
-        self.saw(dot);
+        self.record_seen(dot);
         self.owned.insert(owner, dot);
         diff
     }
 
-    /// Takes back what `owner` said; empty when it said nothing.
+    /// Removes the meta of `owner`. Returns an empty difference if it has none.
     pub fn untrack(&mut self, owner: &Owner) -> Diff {
         let meta = self.owned.remove(owner).and_then(|dot| Some((dot, self.metas.remove(&dot)?)));
         Diff { joins: BTreeMap::new(), leaves: meta.into_iter().collect() }
     }
 
-    /// Takes over what another node knows. Merging is commutative, associative and idempotent, and a meta
-    /// that one side has removed stays removed.
+    /// Merges the state of another node. Commutative, associative and idempotent. A meta that either side has
+    /// removed stays removed.
     pub fn merge(&mut self, other: &Self) -> Diff {
         let mut diff = Diff::default();
         let unknown = |seen: &BTreeMap<u32, u64>, dot: &Dot| {
             seen.get(&dot.replica).is_none_or(|&counter| counter < dot.counter)
         };
         self.metas.retain(|dot, meta| {
+            // Absent from the other side: removed there if that side has seen its dot, else not yet known there.
             let stays = other.metas.contains_key(dot) || unknown(&other.seen, dot);
             if !stays {
                 diff.leaves.insert(*dot, meta.clone());
@@ -124,13 +125,13 @@ impl State {
             }
         }
         for (&replica, &counter) in &other.seen {
-            self.saw(Dot { replica, counter });
+            self.record_seen(Dot { replica, counter });
         }
         diff
     }
 
-    /// A node is dead: what it made leaves, and does not come back with what others still know of it. Its next
-    /// life has another name.
+    /// Removes the metas of a dead node. They stay removed when other nodes still send them, because `seen` keeps
+    /// the node's counter. A restarted node has a new replica id.
     pub fn forget(&mut self, replica: u32) -> Diff {
         let range = Dot { replica, counter: 0 }..=Dot { replica, counter: u64::MAX };
         let dots: Vec<_> = self.metas.range(range).map(|(dot, _)| *dot).collect();
@@ -139,13 +140,13 @@ impl State {
         Diff { joins: BTreeMap::new(), leaves }
     }
 
-    /// How many metas there are.
+    /// The number of metas.
     #[must_use]
     pub fn len(&self) -> usize {
         self.metas.len()
     }
 
-    /// Whether nobody says anything.
+    /// Whether the room has no meta.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.metas.is_empty()
@@ -159,13 +160,13 @@ impl State {
         out.freeze()
     }
 
-    fn saw(&mut self, dot: Dot) {
+    fn record_seen(&mut self, dot: Dot) {
         let last = self.seen.entry(dot.replica).or_default();
         *last = dot.counter.max(*last);
     }
 }
 
-/// Who came and who went.
+/// Metas that joined and metas that left.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Diff {
     joins: BTreeMap<Dot, Meta>,
@@ -173,13 +174,13 @@ pub struct Diff {
 }
 
 impl Diff {
-    /// Whether nothing happened.
+    /// Whether it contains nothing.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.joins.is_empty() && self.leaves.is_empty()
     }
 
-    /// Adds what happened after it. Who came and went in between was never there.
+    /// Appends a later difference. A meta that joined and left in between cancels out.
     pub fn extend(&mut self, later: Self) {
         for (dot, meta) in later.leaves {
             if self.joins.remove(&dot).is_none() {
@@ -202,8 +203,8 @@ impl Diff {
     }
 }
 
-fn same(json: &str, meta: &Map<String, Value>) -> bool {
-    serde_json::from_str::<Map<String, Value>>(json).is_ok_and(|said| said == *meta)
+fn is_same(json: &str, meta: &Map<String, Value>) -> bool {
+    serde_json::from_str::<Map<String, Value>>(json).is_ok_and(|current| current == *meta)
 }
 
 fn put_metas<'a>(out: &mut BytesMut, metas: impl Iterator<Item = (Dot, &'a Meta)>) {
@@ -238,7 +239,7 @@ fn put_meta(out: &mut BytesMut, dot: Dot, meta: &Meta) {
         out.put_slice(prev.to_ref().as_bytes());
         out.put_u8(b'"');
     }
-    // What was said is an object: its members follow ours, without its opening brace.
+    // `json` is an object: its members follow ours, without its opening brace.
     let members = meta.json.strip_prefix('{').unwrap_or("}");
     if members != "}" {
         out.put_u8(b',');
@@ -264,7 +265,7 @@ mod tests {
     const ADA: Owner = Owner::Channel(1);
 
     #[test]
-    fn saying_something_else_is_one_difference_with_the_old_meta_leaving() {
+    fn changed_meta_is_one_difference_in_which_the_old_meta_leaves() {
         let mut state = State::default();
         let (first, second) = (dot(1).to_ref(), dot(2).to_ref());
         assert_eq!(first.len(), 16);
@@ -278,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn saying_the_same_again_is_no_difference() {
+    fn unchanged_meta_is_no_difference() {
         let mut state = State::default();
         state.track(dot(1), ADA, "ada", meta(json!({"a": 1, "b": [2]})));
         assert!(state.track(dot(2), ADA, "ada", meta(json!({"b": [2], "a": 1}))).is_empty());
@@ -289,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn two_channels_with_one_key_are_two_metas() {
+    fn two_channels_with_one_key_have_two_metas() {
         let mut state = State::default();
         state.track(dot(1), ADA, "k", meta(json!({})));
         state.track(dot(2), Owner::Hosted("k".into()), "k", meta(json!({})));
@@ -298,7 +299,7 @@ mod tests {
         assert_eq!(json(&state.payload())["k"]["metas"].as_array().unwrap().len(), 1);
     }
 
-    /// What three nodes did and heard of each other, in any order.
+    /// The states of three nodes after random changes and merges.
     fn nodes() -> impl Strategy<Value = Vec<State>> {
         proptest::collection::vec((0usize..3, 0usize..3, 0u64..3, any::<bool>()), 0..40).prop_map(|steps| {
             let mut nodes = vec![State::default(), State::default(), State::default()];
@@ -323,7 +324,7 @@ mod tests {
         a
     }
 
-    /// A difference applied to what was known before, as a client does it.
+    /// Applies a difference to known metas, as a client does.
     fn applied(mut metas: BTreeMap<Dot, Meta>, diff: &Diff) -> BTreeMap<Dot, Meta> {
         metas.extend(diff.joins.clone());
         metas.retain(|dot, _| !diff.leaves.contains_key(dot));
@@ -332,7 +333,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_dead_node_takes_its_own_with_it_and_nobody_brings_it_back(nodes in nodes(), dead in 0u32..3) {
+        fn metas_of_a_dead_node_leave_and_never_return(nodes in nodes(), dead in 0u32..3) {
             let [a, b, c] = &nodes[..] else { unreachable!() };
             let all = merged(&merged(a, b), c);
             let mut left = all.clone();
@@ -341,19 +342,19 @@ mod tests {
             prop_assert!(left.metas.keys().all(|dot| dot.replica != dead));
             prop_assert_eq!(applied(all.metas.clone(), &diff), left.metas.clone());
             prop_assert!(left.forget(dead).is_empty());
-            // What others still know of it does not count, in whatever order it comes.
+            // States that other nodes still hold do not bring the metas back, in whatever order they are merged.
             for other in [a, b, c, &all, a] {
                 left.merge(other);
                 prop_assert!(left.metas.keys().all(|dot| dot.replica != dead));
             }
-            // Those who hear of the death from another agree with those who saw it themselves.
-            let (mut saw, heard) = (all.clone(), merged(&all, &left));
+            // Nodes that learn of the removal by a merge agree with those that removed the node themselves.
+            let (mut saw, by_merge) = (all.clone(), merged(&all, &left));
             saw.forget(dead);
-            prop_assert_eq!(saw, heard);
+            prop_assert_eq!(saw, by_merge);
         }
 
         #[test]
-        fn a_room_that_was_forgotten_does_not_come_back_with_what_others_remember(nodes in nodes()) {
+        fn dropped_room_does_not_reappear_from_stale_states(nodes in nodes()) {
             let mut again = State::since(Dot { replica: 0, counter: 1000 });
             for other in &nodes {
                 again.merge(other);
@@ -362,7 +363,7 @@ mod tests {
         }
 
         #[test]
-        fn many_differences_told_as_one_come_to_the_same(
+        fn coalesced_differences_have_the_same_result(
             steps in proptest::collection::vec((0u64..4, 0u8..3), 0..30), told in 0usize..30,
         ) {
             let (mut state, mut pending, mut known) = (State::default(), Diff::default(), BTreeMap::new());
@@ -376,12 +377,12 @@ mod tests {
                     known = applied(known, &std::mem::take(&mut pending));
                 }
             }
-            prop_assert!(pending.leaves.keys().all(|dot| known.contains_key(dot)), "only who was there leaves");
+            prop_assert!(pending.leaves.keys().all(|dot| known.contains_key(dot)), "only known metas leave");
             prop_assert_eq!(applied(known, &pending), state.metas);
         }
 
         #[test]
-        fn merging_is_commutative_associative_and_idempotent(nodes in nodes()) {
+        fn merge_is_commutative_associative_and_idempotent(nodes in nodes()) {
             let [a, b, c] = &nodes[..] else { unreachable!() };
             prop_assert_eq!(merged(a, b), merged(b, a));
             prop_assert_eq!(merged(&merged(a, b), c), merged(a, &merged(b, c)));
@@ -390,7 +391,7 @@ mod tests {
         }
 
         #[test]
-        fn a_difference_is_what_changed(nodes in nodes()) {
+        fn merge_returns_the_changes(nodes in nodes()) {
             let before = nodes[0].clone();
             let mut after = before.clone();
             let diff = after.merge(&nodes[1]);

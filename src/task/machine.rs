@@ -1,8 +1,8 @@
-//! The life of a task as a pure function (`reference/negotiation.md` §3, §5).
+//! The state machine of a task, as a pure function (`docs/spec/negotiation.md` §3, §5).
 //!
-//! It reads no clock and no database. The store locks the row, asks here what an
-//! event makes of it, and writes exactly that. It fails by refusing: a final state
-//! stays final unless someone requeues it, and only a live assignment can be reported on.
+//! It reads no clock and no database. The store locks the row, gets the transition for an event here, and writes
+//! exactly that. It fails by refusing: a final state stays final until a requeue, and only a live assignment accepts
+//! reports.
 use super::{TaskState, WaitFor};
 
 /// State of an assignment.
@@ -12,7 +12,7 @@ pub enum AssignmentState {
     Awarded,
     /// Its agent works.
     Running,
-    /// A person, budget or a verifier is waited for; it holds no slot and no lease.
+    /// Waits for an answer or a verifier; it holds no slot and no lease.
     Waiting,
     /// Its result was accepted.
     Finished,
@@ -22,9 +22,9 @@ pub enum AssignmentState {
     ConfirmTimeout,
     /// Its agent confirmed and did not start in time.
     StartTimeout,
-    /// Its agent died, or was silent for longer than the lease.
+    /// Its agent died, or sent no heartbeat within the lease.
     LeaseLost,
-    /// Its agent lived but showed no work.
+    /// Its agent lived but reported no progress.
     Stalled,
     /// Its agent gave it up.
     Released,
@@ -37,6 +37,29 @@ pub enum AssignmentState {
 }
 
 impl AssignmentState {
+    /// All states.
+    pub const ALL: [Self; 13] = [
+        Self::Awarded,
+        Self::Running,
+        Self::Waiting,
+        Self::Finished,
+        Self::Refused,
+        Self::ConfirmTimeout,
+        Self::StartTimeout,
+        Self::LeaseLost,
+        Self::Stalled,
+        Self::Released,
+        Self::Canceled,
+        Self::Failed,
+        Self::Rejected,
+    ];
+
+    /// The state with this word.
+    #[must_use]
+    pub fn parse(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|state| state.as_str() == word)
+    }
+
     /// The word in the database.
     #[must_use]
     pub fn as_str(self) -> &'static str {
@@ -58,57 +81,10 @@ impl AssignmentState {
     }
 }
 
-impl TaskState {
-    /// All states.
-    pub const ALL: [Self; 11] = [
-        Self::Blocked,
-        Self::Scheduled,
-        Self::Open,
-        Self::Awarded,
-        Self::Running,
-        Self::Verifying,
-        Self::Waiting,
-        Self::Canceling,
-        Self::Completed,
-        Self::Failed,
-        Self::Canceled,
-    ];
-
-    /// The word in the database and on the wire.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Blocked => "blocked",
-            Self::Scheduled => "scheduled",
-            Self::Open => "open",
-            Self::Awarded => "awarded",
-            Self::Running => "running",
-            Self::Verifying => "verifying",
-            Self::Waiting => "waiting",
-            Self::Canceling => "canceling",
-            Self::Completed => "completed",
-            Self::Failed => "failed",
-            Self::Canceled => "canceled",
-        }
-    }
-
-    /// The state with this word.
-    #[must_use]
-    pub fn parse(word: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|state| state.as_str() == word)
-    }
-
-    /// Whether nothing can change it any more.
-    #[must_use]
-    pub fn is_final(self) -> bool {
-        matches!(self, Self::Completed | Self::Failed | Self::Canceled)
-    }
-}
-
-/// What is known of a task when something happens to it.
+/// The columns of a task that decide about an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Facts {
-    /// Where it is.
+    /// Its state.
     pub state: TaskState,
     /// Attempts that started.
     pub attempt: i32,
@@ -116,25 +92,25 @@ pub struct Facts {
     pub attempts_max: i32,
 }
 
-/// What happens to a task.
+/// An event of a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Event {
-    /// All that it depends on has ended as it needs.
+pub enum TaskEvent {
+    /// All dependencies have ended as needed.
     Unblocked {
-        /// Whether its `run_at` is still to come.
+        /// Whether its `run_at` has not passed.
         later: bool,
     },
-    /// Something that it depends on has failed or was canceled.
+    /// A dependency has failed or was canceled.
     DependencyFailed,
-    /// Its `run_at` has come.
+    /// Its `run_at` has passed.
     RunAt,
-    /// A back-off is over.
+    /// The backoff is over.
     BackOffOver,
     /// The best offer of a round won.
     Award,
     /// The last allowed round brought no offer.
     RoundsExhausted,
-    /// The request itself cannot be carried out.
+    /// The request cannot be carried out.
     Unworkable,
     /// The winner confirms and starts later.
     Confirm,
@@ -146,101 +122,115 @@ pub enum Event {
     ConfirmTimeout,
     /// The winner confirmed and did not start in time.
     StartTimeout,
-    /// The assignee needs a person or budget.
+    /// The assignee needs an answer.
     Wait(WaitFor),
-    /// What it waited for has come.
+    /// The answer has come.
     Answer,
-    /// What it waited for did not come in time.
+    /// The answer did not come in time.
     AnswerTimeout {
-        /// Whether it was budget.
+        /// Whether it waited for budget.
         budget: bool,
     },
-    /// The assignee delivers.
+    /// The assignee delivers its result.
     Finish,
-    /// The assignee delivers what a verifier has to look at.
+    /// The assignee delivers a result that a verifier must check.
     FinishToVerify,
     /// The verifier accepts the result.
     Verified,
-    /// The verifier could not say anything.
+    /// The verification ended without a verdict.
     VerifierFailed,
-    /// The assignee delivered what does not pass the check.
+    /// The result did not pass the check.
     Reject,
     /// The assignee fails.
     Fail {
-        /// Whether another attempt may do better.
+        /// Whether another attempt may succeed.
         retryable: bool,
     },
-    /// The assignee gives up.
+    /// A trigger or constraint of the database refuses the result.
+    Unstorable,
+    /// The assignee gives the task back.
     Release,
+    /// The attempt ended because of an outage: a service is down, or the daemon ended. It does not count.
+    Outage {
+        /// Whether the assignee ended with it.
+        lost: bool,
+    },
     /// The assignee died, or its lease ran out.
     LeaseLost,
     /// The attempt took longer than allowed.
     AttemptTimeout,
-    /// The assignee shows no work.
+    /// The assignee reported no progress for too long.
     Stall,
-    /// Someone cancels the task.
+    /// The task is canceled.
     Cancel,
-    /// A canceled assignee had time enough to stop.
+    /// The grace period of a canceled assignee is over.
     GraceOver,
-    /// The deadline has come.
+    /// The deadline has passed.
     Deadline,
-    /// Someone wants it tried again after its end.
+    /// The task is requeued after its end.
     Requeue {
         /// Whether it depends on others.
         blocked: bool,
     },
 }
 
-/// What to do with a task that is open again.
+/// The next step of a task that is open again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// Nothing by itself: the state's own timer, or none.
+    /// None: the timer of the state, if it has one.
     Rest,
     /// A new round as soon as an agent has a free slot.
     Round,
     /// The next standby offer of the same round.
     Standby,
-    /// A new round after the back-off, unless another agent can take it at once.
+    /// A new round after the backoff, or at once if another agent can take it.
     RetryLater,
     /// A new round in which the same agent is asked first.
     Same,
 }
 
-/// What an event makes of a task.
+/// The effect of an event on a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Step {
-    /// Where it goes.
+pub struct Transition {
+    /// The new state.
     pub state: TaskState,
-    /// Why, for states that need a reason.
+    /// The reason, for states that have one.
     pub reason: Option<&'static str>,
-    /// What its live assignment becomes; nothing when there is none or it goes on.
+    /// The new state of its live assignment; `None` if there is none or it continues.
     pub assignment: Option<AssignmentState>,
-    /// What comes then.
+    /// The next step.
     pub next: Next,
-    /// Whether the attempt that ends with this was none: its continuation is the same attempt.
+    /// Whether the attempt does not count: its continuation is the same attempt.
     pub attempt_goes_on: bool,
 }
 
 /// A task in this state does not take this event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the task is {}", state.as_str())]
-pub struct Refused {
-    /// Where it is.
+pub struct InvalidTransition {
+    /// Its state.
     pub state: TaskState,
 }
 
 impl Facts {
-    /// What `event` makes of the task.
+    /// The transition for `event`.
     ///
     /// # Errors
-    /// [`Refused`] when a task in this state does not take it; nothing changes then.
-    pub fn next(self, event: Event) -> Result<Step, Refused> {
+    /// [`InvalidTransition`] when a task in this state does not take it; nothing changes then.
+    pub fn next(self, event: TaskEvent) -> Result<Transition, InvalidTransition> {
         use AssignmentState as A;
         use TaskState as S;
-        let to =
-            |state, assignment, next| Step { state, reason: None, assignment, next, attempt_goes_on: false };
-        let because =
-            |state, reason, assignment| Step { reason: Some(reason), ..to(state, assignment, Next::Rest) };
+        let to = |state, assignment, next| Transition {
+            state,
+            reason: None,
+            assignment,
+            next,
+            attempt_goes_on: false,
+        };
+        let because = |state, reason, assignment| Transition {
+            reason: Some(reason),
+            ..to(state, assignment, Next::Rest)
+        };
         let failed = |reason, assignment| because(S::Failed, reason, assignment);
         let again_or = |reason, assignment, next| {
             if self.attempt < self.attempts_max {
@@ -255,63 +245,81 @@ impl Facts {
             _ => None,
         };
         Ok(match (self.state, event) {
-            (S::Blocked, Event::Unblocked { later: true }) => to(S::Scheduled, None, Next::Rest),
-            (S::Blocked, Event::Unblocked { later: false }) => to(S::Open, None, Next::Round),
-            (S::Blocked, Event::DependencyFailed) => because(S::Canceled, "dependency", None),
-            (S::Scheduled, Event::RunAt) | (S::Open, Event::BackOffOver) => to(S::Open, None, Next::Round),
-            (S::Open, Event::Award) => to(S::Awarded, Some(A::Awarded), Next::Rest),
-            (S::Open, Event::RoundsExhausted | Event::Unworkable) => failed("unallocatable", None),
-            (S::Awarded, Event::Confirm) => to(S::Awarded, None, Next::Rest),
-            (S::Awarded, Event::Accept) => to(S::Running, Some(A::Running), Next::Rest),
-            (S::Awarded, Event::Refuse) => to(S::Open, Some(A::Refused), Next::Standby),
-            (S::Awarded, Event::ConfirmTimeout) => to(S::Open, Some(A::ConfirmTimeout), Next::Standby),
-            (S::Awarded, Event::StartTimeout) => to(S::Open, Some(A::StartTimeout), Next::Standby),
-            (S::Awarded, Event::LeaseLost) => to(S::Open, Some(A::LeaseLost), Next::Standby),
-            (S::Running, Event::Wait(what)) => because(S::Waiting, what.as_str(), Some(A::Waiting)),
-            (S::Waiting, Event::Answer) => {
-                Step { attempt_goes_on: true, ..to(S::Open, Some(A::Released), Next::Same) }
+            (S::Blocked, TaskEvent::Unblocked { later: true }) => to(S::Scheduled, None, Next::Rest),
+            (S::Blocked, TaskEvent::Unblocked { later: false }) => to(S::Open, None, Next::Round),
+            (S::Blocked, TaskEvent::DependencyFailed) => because(S::Canceled, "dependency", None),
+            (S::Scheduled, TaskEvent::RunAt) | (S::Open, TaskEvent::BackOffOver) => {
+                to(S::Open, None, Next::Round)
             }
-            (S::Waiting, Event::AnswerTimeout { budget: true }) => failed("budget", live),
-            (S::Waiting, Event::AnswerTimeout { budget: false }) => failed("deadline", live),
-            (S::Running | S::Waiting, Event::Finish) => to(S::Completed, Some(A::Finished), Next::Rest),
-            (S::Running | S::Waiting, Event::FinishToVerify) => {
+            (S::Open, TaskEvent::Award) => to(S::Awarded, Some(A::Awarded), Next::Rest),
+            (S::Open, TaskEvent::RoundsExhausted | TaskEvent::Unworkable) => failed("unallocatable", None),
+            (S::Awarded, TaskEvent::Confirm) => to(S::Awarded, None, Next::Rest),
+            (S::Awarded, TaskEvent::Accept) => to(S::Running, Some(A::Running), Next::Rest),
+            (S::Awarded, TaskEvent::Refuse) => to(S::Open, Some(A::Refused), Next::Standby),
+            (S::Awarded, TaskEvent::ConfirmTimeout) => to(S::Open, Some(A::ConfirmTimeout), Next::Standby),
+            (S::Awarded, TaskEvent::StartTimeout) => to(S::Open, Some(A::StartTimeout), Next::Standby),
+            (S::Awarded, TaskEvent::LeaseLost) => to(S::Open, Some(A::LeaseLost), Next::Standby),
+            (S::Running, TaskEvent::Wait(what)) => because(S::Waiting, what.as_str(), Some(A::Waiting)),
+            (S::Waiting, TaskEvent::Answer) => {
+                Transition { attempt_goes_on: true, ..to(S::Open, Some(A::Released), Next::Same) }
+            }
+            (S::Waiting, TaskEvent::AnswerTimeout { budget: true }) => failed("budget", live),
+            (S::Waiting, TaskEvent::AnswerTimeout { budget: false }) => failed("deadline", live),
+            (S::Running | S::Waiting, TaskEvent::Finish) => to(S::Completed, Some(A::Finished), Next::Rest),
+            (S::Running | S::Waiting, TaskEvent::FinishToVerify) => {
                 to(S::Verifying, Some(A::Waiting), Next::Rest)
             }
-            (S::Verifying, Event::Verified) => to(S::Completed, Some(A::Finished), Next::Rest),
-            (S::Verifying, Event::VerifierFailed) => failed("verification", Some(A::Released)),
-            (S::Running | S::Waiting | S::Verifying, Event::Reject) => {
+            (S::Verifying, TaskEvent::Verified) => to(S::Completed, Some(A::Finished), Next::Rest),
+            (S::Verifying, TaskEvent::VerifierFailed) => failed("verification", Some(A::Released)),
+            (S::Running | S::Waiting | S::Verifying, TaskEvent::Reject) => {
                 again_or("verification", A::Rejected, Next::Same)
             }
-            (S::Running | S::Waiting, Event::Fail { retryable: true }) => again(A::Failed, Next::RetryLater),
-            (S::Running | S::Waiting, Event::Fail { retryable: false }) => {
+            (S::Running | S::Waiting, TaskEvent::Fail { retryable: true }) => {
+                again(A::Failed, Next::RetryLater)
+            }
+            (S::Running | S::Waiting, TaskEvent::Fail { retryable: false }) => {
                 failed("attempts_exhausted", Some(A::Failed))
             }
-            (S::Running | S::Waiting, Event::Release) => again(A::Released, Next::RetryLater),
-            (S::Running, Event::LeaseLost) => again(A::LeaseLost, Next::Round),
-            (S::Running, Event::AttemptTimeout) => again(A::Canceled, Next::Round),
-            (S::Running, Event::Stall) => again(A::Stalled, Next::RetryLater),
-            // Nobody works on it, so nobody has to be given time to stop.
-            (S::Blocked | S::Scheduled | S::Open | S::Awarded | S::Waiting | S::Verifying, Event::Cancel) => {
-                to(S::Canceled, live, Next::Rest)
+            (S::Running | S::Waiting | S::Verifying, TaskEvent::Unstorable) => {
+                failed("result_refused", Some(A::Failed))
             }
-            (S::Running, Event::Cancel) => to(S::Canceling, None, Next::Rest),
+            (S::Running | S::Waiting, TaskEvent::Release) => again(A::Released, Next::RetryLater),
+            (S::Running | S::Waiting, TaskEvent::Outage { lost }) => {
+                let ended = if lost { A::LeaseLost } else { A::Released };
+                Transition { attempt_goes_on: true, ..to(S::Open, Some(ended), Next::RetryLater) }
+            }
+            (S::Running, TaskEvent::LeaseLost) => again(A::LeaseLost, Next::Round),
+            (S::Running, TaskEvent::AttemptTimeout) => again(A::Canceled, Next::Round),
+            (S::Running, TaskEvent::Stall) => again(A::Stalled, Next::RetryLater),
+            // No agent works on it, so there is no grace period.
+            (
+                S::Blocked | S::Scheduled | S::Open | S::Awarded | S::Waiting | S::Verifying,
+                TaskEvent::Cancel,
+            ) => to(S::Canceled, live, Next::Rest),
+            (S::Running, TaskEvent::Cancel) => to(S::Canceling, None, Next::Rest),
             (
                 S::Canceling,
-                Event::GraceOver
-                | Event::Finish
-                | Event::FinishToVerify
-                | Event::Reject
-                | Event::Wait(_)
-                | Event::Fail { .. }
-                | Event::Release
-                | Event::LeaseLost
-                | Event::AttemptTimeout
-                | Event::Deadline,
+                TaskEvent::GraceOver
+                | TaskEvent::Finish
+                | TaskEvent::FinishToVerify
+                | TaskEvent::Reject
+                | TaskEvent::Wait(_)
+                | TaskEvent::Fail { .. }
+                | TaskEvent::Unstorable
+                | TaskEvent::Release
+                | TaskEvent::Outage { .. }
+                | TaskEvent::LeaseLost
+                | TaskEvent::AttemptTimeout
+                | TaskEvent::Deadline,
             ) => to(S::Canceled, live, Next::Rest),
-            (state, Event::Deadline) if !state.is_final() => failed("deadline", live),
-            (S::Failed | S::Canceled, Event::Requeue { blocked: true }) => to(S::Blocked, None, Next::Rest),
-            (S::Failed | S::Canceled, Event::Requeue { blocked: false }) => to(S::Open, None, Next::Round),
-            (state, _) => return Err(Refused { state }),
+            (state, TaskEvent::Deadline) if !state.is_final() => failed("deadline", live),
+            (S::Failed | S::Canceled, TaskEvent::Requeue { blocked: true }) => {
+                to(S::Blocked, None, Next::Rest)
+            }
+            (S::Failed | S::Canceled, TaskEvent::Requeue { blocked: false }) => {
+                to(S::Open, None, Next::Round)
+            }
+            (state, _) => return Err(InvalidTransition { state }),
         })
     }
 }

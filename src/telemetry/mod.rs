@@ -1,7 +1,15 @@
 //! Tracing set-up and the Prometheus registry.
 //!
-//! Metrics are owned by the module that counts them; it registers them here.
-//! Logs never carry a payload, a row value, a prompt or a token.
+//! The module that counts a metric owns it and registers it here. Logs never contain a payload, a row value,
+//! a prompt or a token.
+mod outage;
+mod reason_counter;
+mod throttle;
+
+pub use outage::Outage;
+pub use reason_counter::ReasonCounter;
+pub use throttle::Throttle;
+
 use parking_lot::Mutex;
 use prometheus_client::{
     metrics::{counter::Counter, gauge::Gauge},
@@ -11,11 +19,11 @@ use serde::{Deserialize, Serialize};
 use std::{io::IsTerminal, sync::Arc};
 use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
 
-/// How the daemon logs.
+/// Settings of the process log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Config {
-    /// What is logged, in the syntax of `RUST_LOG`, like `info` or `convoke=debug`.
+    /// Filter in the syntax of `RUST_LOG`, like `info` or `convoke=debug`.
     pub log: String,
     /// `text` for people, `json` for machines.
     pub format: Format,
@@ -25,9 +33,9 @@ pub struct Config {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Format {
-    /// One line a record, coloured on a terminal.
+    /// One line for each record, colored on a terminal.
     Text,
-    /// One JSON object a record.
+    /// One JSON object for each record.
     Json,
 }
 
@@ -37,7 +45,7 @@ impl Default for Config {
     }
 }
 
-/// Why logging could not be set up.
+/// `telemetry.log` is not a valid filter.
 #[derive(Debug, thiserror::Error)]
 #[error("telemetry.log = {log:?} is not a log filter: {reason}")]
 pub struct BadFilter {
@@ -45,24 +53,26 @@ pub struct BadFilter {
     reason: String,
 }
 
-/// Libraries that call their own affairs news, unless the filter names them.
+/// Filters for libraries that log their internals at info. The configured filter comes after them and can
+/// override them.
 const QUIET: &str = "refinery_core=warn,tokio_postgres=warn,deadpool.postgres=error";
 
-/// Whether `log` is a filter that [`init`] will take.
+/// Parses a filter, as [`init`] will use it.
 ///
 /// # Errors
-/// [`BadFilter`] says what is wrong with it.
+/// [`BadFilter`] with the reason.
 pub fn check_filter(log: &str) -> Result<EnvFilter, BadFilter> {
     let bad =
         |e: tracing_subscriber::filter::ParseError| BadFilter { log: log.to_owned(), reason: e.to_string() };
+    // Parsed alone first, so that an error is about the configured text only.
     EnvFilter::try_new(log).map_err(bad)?;
     EnvFilter::try_new(format!("{QUIET},{log}")).map_err(bad)
 }
 
-/// Sends log records to standard error; a second call in one process does nothing.
+/// Starts logging to standard error. A second call in one process does nothing.
 ///
 /// # Errors
-/// [`BadFilter`] when `config.log` is no filter.
+/// [`BadFilter`] if `config.log` is not a valid filter.
 pub fn init(config: &Config) -> Result<(), BadFilter> {
     let filter = check_filter(&config.log)?;
     let registry = tracing_subscriber::registry().with(filter);
@@ -77,7 +87,7 @@ pub fn init(config: &Config) -> Result<(), BadFilter> {
     Ok(())
 }
 
-/// The metrics of one daemon. Clones name the same registry.
+/// The metrics of one daemon. Clones share the registry.
 #[derive(Clone, Debug)]
 pub struct Registry(Arc<Mutex<Prometheus>>);
 
@@ -88,31 +98,42 @@ impl Default for Registry {
 }
 
 impl Registry {
-    /// Adds a metric; `name` is without the `convoke_` prefix and, for counters, without `_total`.
+    /// Registers a metric. `name` is without the prefix `convoke_` and, for counters, without `_total`.
     pub fn register(&self, name: &str, help: &str, metric: impl Metric) {
         self.0.lock().register(name, help, metric);
     }
 
-    /// A new counter under this name.
+    /// Registers a metric and returns it, as [`Registry::register`].
+    #[must_use]
+    pub fn add<M: Metric + Clone>(&self, name: &str, help: &str, metric: M) -> M {
+        self.register(name, help, metric.clone());
+        metric
+    }
+
+    /// Registers and returns a new counter.
     #[must_use]
     pub fn counter(&self, name: &str, help: &str) -> Counter {
-        let counter = Counter::default();
-        self.register(name, help, counter.clone());
+        self.add(name, help, Counter::default())
+    }
+
+    /// Registers and returns a new gauge.
+    #[must_use]
+    pub fn gauge(&self, name: &str, help: &str) -> Gauge {
+        self.add(name, help, Gauge::default())
+    }
+
+    /// Registers and returns a new counter with the label `reason`.
+    #[must_use]
+    pub fn reason_counter(&self, name: &str, help: &str) -> ReasonCounter {
+        let counter = ReasonCounter::default();
+        self.register(name, help, counter.family());
         counter
     }
 
-    /// A new gauge under this name.
-    #[must_use]
-    pub fn gauge(&self, name: &str, help: &str) -> Gauge {
-        let gauge = Gauge::default();
-        self.register(name, help, gauge.clone());
-        gauge
-    }
-
-    /// All metrics as OpenMetrics text.
+    /// Encodes every metric as OpenMetrics text.
     ///
     /// # Errors
-    /// When a metric cannot be written, which is a bug of that metric.
+    /// If a metric cannot be encoded, which is a bug of that metric.
     pub fn encode(&self) -> Result<String, std::fmt::Error> {
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &self.0.lock())?;

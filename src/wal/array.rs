@@ -12,7 +12,7 @@ pub(crate) enum Node<'a> {
     List(Vec<Node<'a>>),
 }
 
-/// The array in `text`, or nothing when it is none.
+/// Parses `text` as an array; `None` if it is not one.
 pub(crate) fn parse(text: &str, delimiter: u8) -> Option<Node<'_>> {
     let text = if text.starts_with('[') { text.split_once('=')?.1 } else { text };
     let mut parser = Parser { text, at: 0, delimiter };
@@ -102,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_no_array_is_nothing() {
+    fn text_that_is_no_array_is_none() {
         for bad in ["", "{", "}", "{1", "{1,}", "{,1}", "{1}x", "{\"a}", "{\"a\\", "[0:1]", "{{{{{{{1}}}}}}}"]
         {
             assert_eq!(parse(bad, b','), None, "{bad}");

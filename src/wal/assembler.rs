@@ -9,7 +9,7 @@
 use super::{
     change::{Batch, Change},
     error::Error,
-    pgoutput::{CommitMessage, Malformed, Message, decode},
+    pgoutput::{CommitMessage, Malformed, PgOutputMessage, decode},
     relation::Relations,
     spill::{Area, Buffered, Drain, Entry},
 };
@@ -81,6 +81,11 @@ impl Assembler {
             memory_bytes_max,
             done,
         }
+    }
+
+    /// Texts come in an encoding that is not ours: those beyond ASCII cannot be read.
+    pub(super) fn refuse_other_encodings(&mut self) {
+        self.relations.only_ascii = true;
     }
 
     /// Removes the files that an earlier life left behind.
@@ -155,21 +160,21 @@ impl Assembler {
         let between = self.open.is_none() && self.block.is_none();
         let order = || Err(Malformed::Order(char::from(tag)).into());
         match decode(tag, body)? {
-            Message::Begin { xid } if between => self.open = Some((xid, Buffered::default())),
-            Message::Commit(commit) => match self.open.take() {
+            PgOutputMessage::Begin { xid } if between => self.open = Some((xid, Buffered::default())),
+            PgOutputMessage::Commit(commit) => match self.open.take() {
                 Some((xid, buffered)) => self.commit(xid, commit, buffered, HashSet::new())?,
                 None => return order(),
             },
-            Message::StreamStart { xid } if between => {
+            PgOutputMessage::StreamStart { xid } if between => {
                 self.streams.entry(xid).or_default();
                 self.block = Some(xid);
             }
-            Message::StreamStop if self.block.is_some() => self.block = None,
-            Message::StreamCommit { xid, commit } if between => match self.streams.remove(&xid) {
+            PgOutputMessage::StreamStop if self.block.is_some() => self.block = None,
+            PgOutputMessage::StreamCommit { xid, commit } if between => match self.streams.remove(&xid) {
                 Some(Streamed { buffered, aborted }) => self.commit(xid, commit, buffered, aborted)?,
                 None => return order(),
             },
-            Message::StreamAbort { xid, subxid } if between => {
+            PgOutputMessage::StreamAbort { xid, subxid } if between => {
                 if xid == subxid {
                     let gone = self.streams.remove(&xid);
                     let freed = gone.map_or(0, |streamed| streamed.buffered.memory_bytes());
@@ -178,7 +183,7 @@ impl Assembler {
                     streamed.aborted.insert(subxid);
                 }
             }
-            Message::Origin => {}
+            PgOutputMessage::Origin => {}
             _ => return order(),
         }
         Ok(())

@@ -1,4 +1,4 @@
-//! What the log says happened: relations, rows and changes, as the decoder cuts them from the wire.
+//! Relations, rows and changes of the WAL, as the decoder cuts them from the wire.
 //!
 //! Cells are slices of the read buffer (no copy). A slice keeps its buffer of
 //! up to 256 KiB alive, so what is kept for long should be copied out.
@@ -13,7 +13,7 @@ use std::sync::Arc;
 pub enum Cell {
     /// SQL `NULL`.
     Null,
-    /// A large value stored out of line that the update did not touch; the log does not carry it.
+    /// A large value stored out of line that the update did not touch; the WAL does not carry it.
     Unchanged,
     /// The value in Postgres's text form (ISO dates, UTC, UTF-8).
     Text(Bytes),
@@ -166,7 +166,7 @@ pub enum Change {
     Message {
         /// Whom it is for.
         prefix: String,
-        /// What it says.
+        /// The text of the message.
         content: Bytes,
     },
 }
@@ -174,13 +174,13 @@ pub enum Change {
 /// A committed transaction, or a part of a big one.
 ///
 /// The parts of one transaction come one after the other with nothing between
-/// them. When an [`Event::Standby`], [`Event::Down`] or [`Event::Leading`] comes before the last
+/// them. When an [`WalEvent::Standby`], [`WalEvent::Down`] or [`WalEvent::Leading`] comes before the last
 /// part, the transaction comes again from its first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batch {
     /// The transaction's id.
     pub xid: u32,
-    /// Where its commit record begins: orders transactions and, with the index, names a change for ever.
+    /// Where its commit record begins: orders transactions and, with the index, identifies a change permanently.
     pub commit_lsn: Lsn,
     /// Where its commit record ends: what is confirmed.
     pub end_lsn: Lsn,
@@ -199,15 +199,15 @@ pub struct Batch {
 pub struct Gap {
     /// The last position that was safe.
     pub from: Option<Lsn>,
-    /// Where changes come from again. Confirm it once the gap is dealt with: until then a restart tells of it again.
+    /// Where changes come from again. Confirm it once the gap is handled: until then every start reports it again.
     pub to: Lsn,
     /// What happened to the slot.
     pub reason: String,
 }
 
-/// What the consumer is told, in order.
+/// The events that the consumer gets, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Event {
+pub enum WalEvent {
     /// This daemon holds the leader lock and streams; comes before the first batch after every (re)gain.
     /// Whole transactions that came before, in this process, do not come again.
     Leading {
@@ -216,13 +216,20 @@ pub enum Event {
     },
     /// No changes come, because another daemon leads: this one takes over when that is gone.
     Standby,
-    /// No changes come, because the log cannot be read. It is tried again by itself.
+    /// No changes come, because the WAL cannot be read. The worker retries by itself.
     Down {
         /// Why, for people.
         reason: String,
     },
+    /// The publications that are not read from here on: they do not exist at the WAL position that is read, or do not
+    /// agree with the others on the columns of a table.
+    /// Comes when that changes. Changes of a publication that is back and were committed before are not handed over.
+    Publications {
+        /// Their names.
+        missing: Vec<String>,
+    },
     /// Changes, in commit order.
     Batch(Batch),
-    /// Changes were lost: look at everything. Comes before the [`Event::Leading`] that follows it.
+    /// Changes were lost: look at everything. Comes before the [`WalEvent::Leading`] that follows it.
     Gap(Gap),
 }

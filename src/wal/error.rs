@@ -1,4 +1,4 @@
-//! Why the log cannot be read, sorted by what the worker does about it.
+//! Why the WAL cannot be read, by what the worker does about it.
 use super::pgoutput::Malformed;
 use std::{io, path::PathBuf, time::Duration};
 use tokio_postgres::error::SqlState;
@@ -26,7 +26,7 @@ pub enum Error {
     /// Encryption was asked for and cannot be had.
     #[error("no encrypted connection to PostgreSQL: {0}")]
     Tls(String),
-    /// The server wants to be convinced in a way that this client cannot or will not.
+    /// The server asks for an authentication method that this client does not support.
     #[error("cannot log in to PostgreSQL for replication: {0}")]
     Login(String),
     /// The server refused a command.
@@ -46,7 +46,7 @@ pub enum Error {
     /// The slot's name cannot be used.
     #[error("wal.slot = {0:?} is no slot name: use 1 to 63 of a-z, 0-9 and _")]
     BadSlotName(String),
-    /// The slot is somebody else's.
+    /// The slot belongs to another consumer or database.
     #[error("replication slot {slot} belongs to {owner}: choose another wal.slot")]
     ForeignSlot {
         /// Its name.
@@ -69,15 +69,80 @@ pub enum Error {
     },
     /// Publishing the table would make Postgres refuse its updates and deletes.
     #[error(
-        "table {schema}.{table} has no primary key, so its updates cannot be published: \
-         add one, or: alter table {schema}.{table} replica identity full"
+        "table {schema}.{table} has no replica identity, so its updates cannot be published: \
+         add a primary key, or: alter table {schema}.{table} replica identity full"
     )]
     NoReplicaIdentity {
-        /// The table's schema.
+        /// The schema of the table, or of the partition that has none.
         schema: String,
         /// Its name.
         table: String,
     },
+    /// PostgreSQL streams no table whose columns differ between two publications of one stream.
+    #[error(
+        "publication {beside} has a column list for table {schema}.{table}, and PostgreSQL streams a table with the \
+         same columns in all publications or not at all: alter publication {} drop table {}; \
+         alter publication {} add table {}",
+        super::publication::quoted(beside),
+        super::publication::sql_name(schema, table),
+        super::publication::quoted(beside),
+        super::publication::sql_name(schema, table)
+    )]
+    OtherColumns {
+        /// The table's schema.
+        schema: String,
+        /// Its name.
+        table: String,
+        /// The publication that lists columns.
+        beside: String,
+    },
+    /// PostgreSQL streams a change of a partition once, under one name for all publications of the stream.
+    #[error(
+        "{beside} has {other} and the wake names {schema}.{table}, and PostgreSQL streams the changes of a partition \
+         under one name: {remedy}"
+    )]
+    OtherPart {
+        /// The table's schema.
+        schema: String,
+        /// Its name.
+        table: String,
+        /// The publication, or the wake, that has another name.
+        beside: String,
+        /// The table of the same partition tree that it has.
+        other: String,
+        /// The statement or the change that resolves it.
+        remedy: String,
+    },
+    /// Only its owner can publish a table.
+    #[error(
+        "table {schema}.{table} belongs to role {owner}, so role {role} cannot publish it: \
+         grant {} to {}",
+        super::publication::quoted(owner),
+        super::publication::quoted(role)
+    )]
+    NotOwner {
+        /// The table's schema.
+        schema: String,
+        /// Its name.
+        table: String,
+        /// Its owner.
+        owner: String,
+        /// The role that the daemon connects as.
+        role: String,
+    },
+    /// The database refused to publish the table.
+    #[error("table {schema}.{table} cannot be published")]
+    NotPublished {
+        /// The table's schema.
+        schema: String,
+        /// Its name.
+        table: String,
+        /// What the server said.
+        source: tokio_postgres::Error,
+    },
+    /// The stream must begin again in another way, at once; not a failure.
+    #[error("the stream begins again")]
+    Renew,
     /// A big transaction could not be parked on disk.
     #[error("cannot spill a transaction to {}", path.display())]
     Spill {
@@ -112,9 +177,20 @@ impl Error {
     pub fn sqlstate(&self) -> Option<&SqlState> {
         match self {
             Self::Server { code, .. } => Some(code),
-            Self::Query(e) => e.code(),
+            Self::Query(e) | Self::NotPublished { source: e, .. } => e.code(),
             _ => None,
         }
+    }
+
+    /// Whether the server ended only the stream, for something that the next one may leave out.
+    pub(super) fn leaves_the_session(&self) -> bool {
+        let passable = [
+            SqlState::UNDEFINED_OBJECT,
+            SqlState::FEATURE_NOT_SUPPORTED,
+            SqlState::CHARACTER_NOT_IN_REPERTOIRE,
+            SqlState::UNTRANSLATABLE_CHARACTER,
+        ];
+        matches!(self, Self::Server { code, .. } if passable.contains(code))
     }
 
     pub(super) fn database(error: crate::db::Error) -> Self {
@@ -128,6 +204,9 @@ impl Error {
             | Self::MissingPublication(_)
             | Self::MissingTable { .. }
             | Self::NoReplicaIdentity { .. }
+            | Self::OtherColumns { .. }
+            | Self::OtherPart { .. }
+            | Self::NotOwner { .. }
             | Self::Tls(_)
             | Self::Login(_)
             | Self::Spill { .. }

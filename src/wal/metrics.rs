@@ -19,6 +19,8 @@ pub struct Metrics {
     pub spilled_bytes: Counter,
     /// Times that changes were lost.
     pub gaps: Counter,
+    /// Values of row changes that are not valid text.
+    pub undecodable: Counter,
     /// 1 while this daemon streams.
     pub leading: Gauge,
 }
@@ -27,17 +29,17 @@ impl Metrics {
     /// New counters, shown by `registry` as `convoke_wal_…`.
     #[must_use]
     pub fn register(registry: &Registry) -> Self {
-        let new = Self::default();
-        let add = |name, help, gauge: &Gauge| registry.register(name, help, gauge.clone());
-        add("wal_lag_bytes", "Log that the slot has not confirmed yet", &new.lag_bytes);
-        add("wal_retained_bytes", "Log that the server keeps because of the slot", &new.retained_bytes);
-        add("wal_leading", "1 while this daemon streams the log", &new.leading);
-        let add = |name, help, counter: &Counter| registry.register(name, help, counter.clone());
-        add("wal_transactions", "Transactions handed over", &new.transactions);
-        add("wal_changes", "Changes handed over", &new.changes);
-        add("wal_reconnects", "Replication connections lost while streaming", &new.reconnects);
-        add("wal_spilled_bytes", "Bytes of big transactions written to disk", &new.spilled_bytes);
-        add("wal_gaps", "Times that the slot was lost and changes with it", &new.gaps);
-        new
+        let (counter, gauge) = (|n, h| registry.counter(n, h), |n, h| registry.gauge(n, h));
+        Self {
+            lag_bytes: gauge("wal_lag_bytes", "Log that the slot has not confirmed yet"),
+            retained_bytes: gauge("wal_retained_bytes", "Log that the server keeps because of the slot"),
+            leading: gauge("wal_leading", "1 while this daemon streams the log"),
+            transactions: counter("wal_transactions", "Transactions handed over"),
+            changes: counter("wal_changes", "Changes handed over"),
+            reconnects: counter("wal_reconnects", "Replication connections lost while streaming"),
+            spilled_bytes: counter("wal_spilled_bytes", "Bytes of big transactions written to disk"),
+            undecodable: counter("wal_undecodable", "Values of row changes that are not valid UTF-8"),
+            gaps: counter("wal_gaps", "Times that the slot was lost and changes with it"),
+        }
     }
 }

@@ -2,23 +2,23 @@
 //!
 //! Owns the replication slot, the connection that streams from it, the pure
 //! `pgoutput` decoder, the relation cache and the table `convoke.wal_position`.
-//! One daemon leads and streams; the others stand by and take over. Postgres
-//! is told only what the consumer [confirmed](Confirm::confirm), so nothing is
-//! lost on `kill -9`; what was not confirmed comes again.
+//! One daemon leads and streams; the others stand by and take over. Only positions that the consumer
+//! [confirmed](Confirm::confirm) are confirmed to Postgres, so nothing is lost on `kill -9`: unconfirmed changes are
+//! read again.
 //!
-//! It never blocks its socket on the consumer, never confirms what was only
-//! received and never passes over a lost slot in silence: that is an
-//! [`Event::Gap`]. When the server is away it tries again by itself.
+//! It never blocks its socket on the consumer and never confirms a change that was only received. A lost slot is
+//! reported as a [`WalEvent::Gap`]. While the server is unavailable, it retries.
 mod array;
 pub mod assembler;
 mod change;
 mod connection;
 mod error;
-mod keeper;
 mod leader;
+mod memory;
 mod metrics;
 pub mod pgoutput;
 pub mod position;
+mod position_store;
 mod publication;
 mod reader;
 mod relation;
@@ -28,11 +28,13 @@ mod value;
 mod worker;
 
 pub(crate) use array::{Node, parse as parse_array};
-pub use change::{Batch, Cell, Change, Column, Event, Gap, Op, Relation, Row, RowChange};
+pub use change::{Batch, Cell, Change, Column, Gap, Op, Relation, Row, RowChange, WalEvent};
 pub use error::Error;
 pub use metrics::Metrics;
 pub use pgoutput::Malformed;
-pub use publication::{TableName, ensure as ensure_publication, publish};
+pub use publication::{
+    Reconciled, TableName, ensure as ensure_publication, publish, reconcile, unpublishable,
+};
 pub(crate) use value::write_string;
 pub use value::{Encoding, to_json, write_cell};
 
@@ -43,6 +45,7 @@ use crate::{
 };
 use serde::{Deserialize, Serialize};
 use std::{
+    collections::BTreeSet,
     path::PathBuf,
     sync::{
         Arc,
@@ -53,15 +56,15 @@ use std::{
 use tokio::sync::mpsc;
 use tracing::Instrument;
 
-/// How the log is read.
+/// How the WAL is read.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Config {
     /// The slot's name: 1 to 63 of `a-z`, `0-9` and `_`, one per database of a server.
     pub slot: String,
-    /// Bytes of log that the server may keep for us before it is an error; a quarter of it is a warning.
+    /// Bytes of WAL that the server may retain for the slot before an error is logged; a quarter of it is a warning.
     pub lag_max: u64,
-    /// How often Postgres is told what is confirmed.
+    /// How often the confirmed position is reported to Postgres.
     #[serde(with = "humantime_serde")]
     pub status_interval: Duration,
     /// A server that is silent for so long, although it was asked, is given up.
@@ -96,39 +99,55 @@ impl Default for Config {
 /// How many events wait for the consumer. A batch has a mebibyte at most, or one huge row.
 const EVENTS_MAX: usize = 16;
 
-/// Reads the log of `publications` until the scope stops; they must exist, and so must the migrated schema.
+/// What this machine keeps about the WAL, outside the database.
+#[derive(Clone, Debug, Default)]
+pub struct Local {
+    /// Where transactions beyond the memory limit wait in files; made when it is needed.
+    pub spill_dir: PathBuf,
+    /// Where the last stored position is kept, to notice that a database was put back from an older copy. Defaults
+    /// to nowhere: then only what this process has read itself shows it.
+    pub position_file: Option<PathBuf>,
+    /// The furthest position that the consumer keeps something of from an earlier life.
+    pub reached: Lsn,
+}
+
+/// Streams the WAL of `publications` until the scope stops. The first one must exist, and so must the migrated schema.
 ///
-/// Never fails: what is wrong is logged, told as [`Event::Down`] and tried
-/// again. Transactions beyond the memory limit wait in files in `spill_dir`,
-/// which is made when it is needed. When the scope stops, what is confirmed by
-/// then is stored and Postgres told: let the consumer finish before.
+/// Never fails: an error is logged, reported as [`WalEvent::Down`] and retried
+/// again. When the scope stops, what is confirmed by
+/// then is stored and reported to Postgres: let the consumer finish before.
 #[must_use]
 pub fn start(
     scope: &Scope,
     database: Database,
     config: Config,
     publications: Vec<String>,
-    spill_dir: PathBuf,
+    local: Local,
     metrics: Metrics,
 ) -> Stream {
     let (sender, events) = mpsc::channel(EVENTS_MAX);
     let confirm = Confirm::default();
     let span = tracing::info_span!("wal", slot = config.slot);
-    let office = leader::Office {
+    let office = leader::LeaderSession {
         scope: scope.clone(),
         clients: scope.child(),
         database,
         config,
         publications,
-        spill_dir,
+        left_out: BTreeSet::new(),
+        sent_missing: BTreeSet::new(),
+        raw: false,
+        spill_dir: local.spill_dir,
+        memory: Arc::new(memory::Memory::open(local.position_file)),
+        reached: local.reached,
         metrics,
         events: sender,
         confirm: confirm.clone(),
-        progress: keeper::Progress::default(),
+        progress: position_store::StoredProgress::default(),
         stop: scope.stopping(),
         broken: None,
         in_blocks: true,
-        told: None,
+        reported_idle: None,
     };
     scope.spawn("wal", OnExit::StopDaemon, |_| {
         async {
@@ -140,16 +159,16 @@ pub fn start(
     Stream { events, confirm }
 }
 
-/// The consumer's end: events in order, and the way to say what is done.
+/// The consumer's end: events in order, and the handle that confirms them.
 #[derive(Debug)]
 pub struct Stream {
-    /// What happens; bounded, so that a slow consumer slows the reading and Postgres keeps the log.
-    pub events: mpsc::Receiver<Event>,
+    /// What happens; bounded, so that a slow consumer applies backpressure and Postgres retains the WAL.
+    pub events: mpsc::Receiver<WalEvent>,
     /// What is done.
     pub confirm: Confirm,
 }
 
-/// Says how far changes are durably handed off. Clones say it together.
+/// Confirms positions up to which changes are durably handed off. Clones share the position.
 #[derive(Clone, Debug, Default)]
 pub struct Confirm(Arc<AtomicU64>);
 
@@ -169,13 +188,13 @@ impl Confirm {
         Lsn(self.0.load(Ordering::Acquire))
     }
 
-    /// Forgets everything, because the log is another one.
+    /// Resets the position, because it is about another WAL.
     fn reset(&self) {
         self.0.store(0, Ordering::Release);
     }
 }
 
-/// Whether `target` lets a replication connection in: logs in, asks who the server is, and leaves.
+/// Checks that `target` accepts a replication connection: logs in, identifies the system and disconnects.
 ///
 /// # Errors
 /// What the stream would stand by for.

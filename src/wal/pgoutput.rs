@@ -1,4 +1,4 @@
-//! The `pgoutput` messages of protocol 2, decoded (`reference/postgres-changes.md §9.2`).
+//! The `pgoutput` messages of protocol 2, decoded (`docs/spec/postgres-changes.md §9.2`).
 //!
 //! Pure: no I/O, no state, no panic on any bytes. Values are slices of the
 //! message. The transaction id that messages inside a stream block carry after
@@ -31,7 +31,7 @@ pub enum Malformed {
         /// The byte.
         byte: u8,
     },
-    /// A name is not UTF-8 or has no end, or a time is none.
+    /// A name has no end, or a time is invalid.
     #[error("message {tag:?} has no valid {place}")]
     Text {
         /// The message's tag.
@@ -91,7 +91,7 @@ pub struct CommitMessage {
 
 /// One message.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Message {
+pub enum PgOutputMessage {
     /// `B`: a whole transaction follows.
     Begin {
         /// Its id.
@@ -148,7 +148,7 @@ pub enum Message {
         transactional: bool,
         /// Whom it is for.
         prefix: String,
-        /// What it says.
+        /// The text of the message.
         content: Bytes,
     },
     /// `S`: a part of a transaction that is still running follows.
@@ -178,34 +178,34 @@ pub enum Message {
 ///
 /// # Errors
 /// [`Malformed`] says what is wrong and where.
-pub fn decode(tag: u8, body: Bytes) -> Result<Message, Malformed> {
+pub fn decode(tag: u8, body: Bytes) -> Result<PgOutputMessage, Malformed> {
     let mut r = Reader { tag: char::from(tag), body, at: 0 };
     Ok(match tag {
         b'B' => {
             r.skip(16)?;
-            Message::Begin { xid: r.u32()? }
+            PgOutputMessage::Begin { xid: r.u32()? }
         }
-        b'C' => Message::Commit(r.commit()?),
-        b'O' => Message::Origin,
-        b'R' => Message::Relation(r.relation()?),
-        b'Y' => Message::Type { oid: r.u32()?, schema: r.string("schema")?, name: r.string("name")? },
+        b'C' => PgOutputMessage::Commit(r.commit()?),
+        b'O' => PgOutputMessage::Origin,
+        b'R' => PgOutputMessage::Relation(r.relation()?),
+        b'Y' => PgOutputMessage::Type { oid: r.u32()?, schema: r.string("schema")?, name: r.string("name")? },
         b'I' => {
             let relation = r.u32()?;
             r.expect_new()?;
-            Message::Insert { relation, new: r.row()? }
+            PgOutputMessage::Insert { relation, new: r.row()? }
         }
         b'U' => r.update()?,
         b'D' => {
             let relation = r.u32()?;
             let key_only = r.old_kind()?;
-            Message::Delete { relation, old: r.row()?, key_only }
+            PgOutputMessage::Delete { relation, old: r.row()?, key_only }
         }
         b'T' => r.truncate()?,
         b'M' => r.logical()?,
-        b'S' => Message::StreamStart { xid: r.u32()? },
-        b'E' => Message::StreamStop,
-        b'c' => Message::StreamCommit { xid: r.u32()?, commit: r.commit()? },
-        b'A' => Message::StreamAbort { xid: r.u32()?, subxid: r.u32()? },
+        b'S' => PgOutputMessage::StreamStart { xid: r.u32()? },
+        b'E' => PgOutputMessage::StreamStop,
+        b'c' => PgOutputMessage::StreamCommit { xid: r.u32()?, commit: r.commit()? },
+        b'A' => PgOutputMessage::StreamAbort { xid: r.u32()?, subxid: r.u32()? },
         other => return Err(Malformed::Tag(other)),
     })
 }
@@ -270,8 +270,8 @@ impl Reader {
         let text = Malformed::Text { tag: self.tag, place };
         let rest = self.body.get(self.at..).unwrap_or_default();
         let Some(end) = rest.iter().position(|&byte| byte == 0) else { return Err(text) };
-        let Some(Ok(string)) = rest.get(..end).map(std::str::from_utf8) else { return Err(text) };
-        let string = string.to_owned();
+        // A database without an encoding can have any bytes in its names; one such name must not end the stream.
+        let string = String::from_utf8_lossy(rest.get(..end).unwrap_or_default()).into_owned();
         self.at += end + 1;
         Ok(string)
     }
@@ -338,7 +338,7 @@ impl Reader {
         Ok(RelationMessage { oid, schema, name, replica_identity, columns })
     }
 
-    fn update(&mut self) -> Result<Message, Malformed> {
+    fn update(&mut self) -> Result<PgOutputMessage, Malformed> {
         let relation = self.u32()?;
         let kind = self.u8()?;
         let old = match kind {
@@ -349,25 +349,25 @@ impl Reader {
         if old.is_some() {
             self.expect_new()?;
         }
-        Ok(Message::Update { relation, old, new: self.row()? })
+        Ok(PgOutputMessage::Update { relation, old, new: self.row()? })
     }
 
-    fn truncate(&mut self) -> Result<Message, Malformed> {
+    fn truncate(&mut self) -> Result<PgOutputMessage, Malformed> {
         let count = self.u32()? as usize;
         self.skip(1)?;
         let mut relations = Vec::with_capacity(count.min(self.left() / 4));
         for _ in 0..count {
             relations.push(self.u32()?);
         }
-        Ok(Message::Truncate { relations })
+        Ok(PgOutputMessage::Truncate { relations })
     }
 
-    fn logical(&mut self) -> Result<Message, Malformed> {
+    fn logical(&mut self) -> Result<PgOutputMessage, Malformed> {
         let transactional = self.u8()? & 1 == 1;
         self.skip(8)?;
         let prefix = self.string("prefix")?;
         let length = self.u32()? as usize;
-        Ok(Message::Logical { transactional, prefix, content: self.slice(length)? })
+        Ok(PgOutputMessage::Logical { transactional, prefix, content: self.slice(length)? })
     }
 }
 
@@ -388,14 +388,15 @@ mod tests {
         (bytes[0], Bytes::copy_from_slice(&bytes[1..]))
     }
 
-    fn message(text: &str) -> Result<Message, Malformed> {
+    fn message(text: &str) -> Result<PgOutputMessage, Malformed> {
         let (tag, body) = hex(text);
         decode(tag, body)
     }
 
     #[test]
     fn recorded_messages_are_read() {
-        let Ok(Message::Commit(commit)) = message("43 00 00000000017543b8 00000000017543e8 000303f36e0c958d")
+        let Ok(PgOutputMessage::Commit(commit)) =
+            message("43 00 00000000017543b8 00000000017543e8 000303f36e0c958d")
         else {
             panic!("no commit")
         };
@@ -403,25 +404,31 @@ mod tests {
         assert_eq!(commit.committed_at.format("%Y-%m").to_string(), "2026-11");
         assert_eq!(
             message("42 00000000017543b8 000303f36e0c958d 00000524"),
-            Ok(Message::Begin { xid: 0x524 })
+            Ok(PgOutputMessage::Begin { xid: 0x524 })
         );
         let mut old = vec![Cell::Null; 6];
         old[0] = Cell::Text(Bytes::from_static(b"8"));
         assert_eq!(
             message("44 0000419e 4b 0006 74 00000001 38 6e 6e 6e 6e 6e"),
-            Ok(Message::Delete { relation: 0x419e, old, key_only: true })
+            Ok(PgOutputMessage::Delete { relation: 0x419e, old, key_only: true })
         );
-        assert_eq!(message("54 00000001 02 000041a6"), Ok(Message::Truncate { relations: vec![0x41a6] }));
+        assert_eq!(
+            message("54 00000001 02 000041a6"),
+            Ok(PgOutputMessage::Truncate { relations: vec![0x41a6] })
+        );
         assert_eq!(
             message("4d 01 0000000001754a50 706678 00 00000005 68656c6c6f"),
-            Ok(Message::Logical {
+            Ok(PgOutputMessage::Logical {
                 transactional: true,
                 prefix: "pfx".into(),
                 content: Bytes::from_static(b"hello")
             })
         );
-        assert_eq!(message("53 00000545 01"), Ok(Message::StreamStart { xid: 0x545 }));
-        assert_eq!(message("41 00000545 00000546"), Ok(Message::StreamAbort { xid: 0x545, subxid: 0x546 }));
+        assert_eq!(message("53 00000545 01"), Ok(PgOutputMessage::StreamStart { xid: 0x545 }));
+        assert_eq!(
+            message("41 00000545 00000546"),
+            Ok(PgOutputMessage::StreamAbort { xid: 0x545, subxid: 0x546 })
+        );
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! The server's own memory of a slot's position goes back when the server is
 //! restarted, so ours decides where a stream begins. It only rises, but for
-//! [`reset`], when the log itself is another one.
+//! `reset`, when the WAL is another one.
 use super::error::Error;
 use crate::id::Lsn;
 use tokio_postgres::{GenericClient, types::PgLsn};

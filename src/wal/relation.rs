@@ -4,58 +4,66 @@
 //! descriptions are valid in commit order, so they are learnt when their
 //! transaction is handed over, not when they arrive.
 use super::{
-    change::{Change, Column, Op, Relation, Row, RowChange},
-    pgoutput::{Malformed, Message, RelationMessage},
+    change::{Cell, Change, Column, Op, Relation, Row, RowChange},
+    pgoutput::{Malformed, PgOutputMessage, RelationMessage},
 };
+use bytes::Bytes;
 use std::{collections::HashMap, sync::Arc};
 use tokio_postgres::types::Type;
+
+/// A byte that no UTF-8 text has.
+const NOT_UTF8: Bytes = Bytes::from_static(b"\xff");
 
 /// Relations and type names by oid, as of the last transaction handed over.
 #[derive(Debug, Default)]
 pub(super) struct Relations {
+    /// Texts beyond ASCII are in an encoding that is not ours.
+    pub(super) only_ascii: bool,
     relations: HashMap<u32, Arc<Relation>>,
     types: HashMap<u32, String>,
 }
 
 impl Relations {
     /// Makes a change of a message, or learns from it and makes none.
-    pub(super) fn change(&mut self, message: Message) -> Result<Option<Change>, Malformed> {
+    pub(super) fn change(&mut self, message: PgOutputMessage) -> Result<Option<Change>, Malformed> {
         let row = |change| Ok(Some(Change::Row(change)));
         match message {
-            Message::Insert { relation, new } => {
+            PgOutputMessage::Insert { relation, new } => {
                 let relation = self.of_row(relation, &new)?;
-                row(RowChange { relation, op: Op::Insert, new: Some(new), old: None, old_is_key_only: false })
+                let new = Some(self.readable(new));
+                row(RowChange { relation, op: Op::Insert, new, old: None, old_is_key_only: false })
             }
-            Message::Update { relation, old, new } => {
+            PgOutputMessage::Update { relation, old, new } => {
                 let relation = self.of_row(relation, &new)?;
                 let (old, old_is_key_only) = old.map_or((None, false), |(row, key)| (Some(row), key));
                 if let Some(old) = &old {
                     width(&relation, old)?;
                 }
-                row(RowChange { relation, op: Op::Update, new: Some(new), old, old_is_key_only })
+                let (new, old) = (Some(self.readable(new)), old.map(|old| self.readable(old)));
+                row(RowChange { relation, op: Op::Update, new, old, old_is_key_only })
             }
-            Message::Delete { relation, old, key_only } => {
+            PgOutputMessage::Delete { relation, old, key_only } => {
                 let relation = self.of_row(relation, &old)?;
                 row(RowChange {
                     relation,
                     op: Op::Delete,
                     new: None,
-                    old: Some(old),
+                    old: Some(self.readable(old)),
                     old_is_key_only: key_only,
                 })
             }
-            Message::Truncate { relations } => {
+            PgOutputMessage::Truncate { relations } => {
                 let relations: Result<_, _> = relations.into_iter().map(|oid| self.get(oid)).collect();
                 Ok(Some(Change::Truncate(relations?)))
             }
-            Message::Logical { transactional: true, prefix, content } => {
+            PgOutputMessage::Logical { transactional: true, prefix, content } => {
                 Ok(Some(Change::Message { prefix, content }))
             }
-            Message::Relation(message) => {
+            PgOutputMessage::Relation(message) => {
                 self.learn(message);
                 Ok(None)
             }
-            Message::Type { oid, schema: _, name } => {
+            PgOutputMessage::Type { oid, schema: _, name } => {
                 self.types.insert(oid, name);
                 Ok(None)
             }
@@ -71,6 +79,16 @@ impl Relations {
         let relation = self.get(oid)?;
         width(&relation, row)?;
         Ok(relation)
+    }
+
+    /// A text in another encoding could be taken for one of ours, so it is made one that is certainly none.
+    fn readable(&self, mut row: Row) -> Row {
+        for cell in row.iter_mut().filter(|_| self.only_ascii) {
+            if matches!(cell, Cell::Text(text) if !text.is_ascii()) {
+                *cell = Cell::Text(NOT_UTF8);
+            }
+        }
+        row
     }
 
     fn learn(&mut self, message: RelationMessage) {
@@ -90,7 +108,7 @@ impl Relations {
             replica_identity: message.replica_identity,
             columns,
         };
-        // The same description comes again on every connection; who holds the old one may compare pointers.
+        // The same description comes again on every connection; holders of the old one may compare pointers.
         if self.relations.get(&relation.oid).is_none_or(|known| **known != relation) {
             self.relations.insert(relation.oid, Arc::new(relation));
         }

@@ -1,4 +1,4 @@
-//! The replication slot: found, made, and held against what we remember of it.
+//! The replication slot: found, made, and compared with the stored position.
 //!
 //! A slot that is missing, lost, or further than our stored position means
 //! that changes are gone; it is made anew or taken as it is, and a [`Gap`]
@@ -8,12 +8,17 @@ use super::{
     change::Gap,
     connection::Connection,
     error::Error,
+    memory::{Known, Log, left_at},
     position::{self, Stored},
+    publication,
 };
 use crate::id::Lsn;
 use std::time::Duration;
 use tokio_postgres::{GenericClient, types::PgLsn};
 use tracing::{info, warn};
+
+const RESTORED: &str = "the database was put back from an older copy";
+const OTHER_CLUSTER: &str = "the database is now in another PostgreSQL cluster";
 
 /// When to say that a slot's creation waits for running transactions.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -21,10 +26,18 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// What the server says of itself on a replication connection.
 #[derive(Debug)]
 pub(super) struct System {
-    id: String,
+    pub(super) log: Log,
     /// Where its log ends.
     end: Lsn,
     database: String,
+}
+
+/// What is known about the WAL from outside the database.
+#[derive(Debug, Default)]
+pub(super) struct Outside {
+    pub(super) known: Option<Known>,
+    /// The furthest position that the consumer was handed, in this process or an earlier one.
+    pub(super) reached: Lsn,
 }
 
 /// Where a stream begins.
@@ -34,21 +47,31 @@ pub(super) struct Prepared {
     /// What `convoke.wal_position` says.
     pub(super) stored: Lsn,
     pub(super) gap: Option<Gap>,
-    /// The log is not the one that earlier positions were about.
+    /// The WAL is not the one that earlier positions were about.
     pub(super) other_log: bool,
+    pub(super) log: Log,
 }
 
 /// What is needed to judge a slot.
-pub(super) struct Slot<'a> {
+pub(super) struct ReplicationSlot<'a> {
     pub(super) name: &'a str,
     pub(super) publications: &'a [String],
-    /// The highest position that this process told the server.
-    pub(super) told: Lsn,
+    /// The highest position that this process confirmed to the server, or handed to its consumer, gaps included.
+    /// A slot that is no further lost nothing.
+    pub(super) known: Lsn,
     /// Why the slot is of no use although it looks well.
     pub(super) broken: Option<&'a str>,
+    pub(super) outside: Outside,
 }
 
-struct Found {
+/// Where the slot has everything from, and what is wrong.
+struct Begun {
+    confirmed: Lsn,
+    useless: Option<String>,
+    went_back: Option<String>,
+}
+
+struct SlotState {
     plugin: String,
     database: String,
     lost: bool,
@@ -60,10 +83,12 @@ impl System {
         let rows = connection.query("IDENTIFY_SYSTEM").await?;
         let mut row = rows.into_iter().next().unwrap_or_default().into_iter();
         let mut field = |skip: usize| row.nth(skip).flatten();
-        let (id, end, database) = (field(0), field(1), field(0));
-        let end = end.and_then(|end| end.parse().ok());
-        match (id, end, database) {
-            (Some(id), Some(end), Some(database)) => Ok(Self { id, end, database }),
+        let (id, timeline, end, database) = (field(0), field(0), field(0), field(0));
+        let (timeline, end) = (timeline.and_then(|it| it.parse().ok()), end.and_then(|it| it.parse().ok()));
+        match (id, timeline, end, database) {
+            (Some(system), Some(timeline), Some(end), Some(database)) => {
+                Ok(Self { log: Log { system, timeline }, end, database })
+            }
             _ => Err(Error::Unexpected("an answer to IDENTIFY_SYSTEM without its fields".into())),
         }
     }
@@ -76,8 +101,8 @@ pub(super) fn check_name(name: &str) -> Result<(), Error> {
     if fits && name.bytes().all(word) { Ok(()) } else { Err(Error::BadSlotName(name.to_owned())) }
 }
 
-/// Takes the leader's lock if nobody has it. It lives as long as this connection, which also streams:
-/// who loses the one has lost the other.
+/// Tries to take the leader lock. It lives as long as this connection, which also streams: a daemon that loses the
+/// connection has lost the lock.
 pub(super) async fn try_lead(connection: &mut Connection, slot: &str) -> Result<bool, Error> {
     let rows = connection.query(&format!("select pg_try_advisory_lock({})", lock_key(slot))).await?;
     Ok(rows.first().and_then(|row| row.first()?.as_deref()) == Some("t"))
@@ -91,8 +116,8 @@ fn lock_key(slot: &str) -> i64 {
     hash.cast_signed()
 }
 
-impl Slot<'_> {
-    /// Finds where to begin; makes the slot where there is none. Only the leader may call it.
+impl ReplicationSlot<'_> {
+    /// Returns the position to start from, and creates the slot if it does not exist. Only the leader may call it.
     pub(super) async fn prepare(
         &self,
         connection: &mut Connection,
@@ -100,7 +125,7 @@ impl Slot<'_> {
     ) -> Result<Prepared, Error> {
         self.check_publications(client).await?;
         let stored = position::load_stored(client, self.name).await?;
-        // After the position is read, so that the end of the log cannot be from before it.
+        // After the position is read, so that the end of the WAL cannot be from before it.
         let system = &System::identify(connection).await?;
         let found = self.find(client).await?;
         if let Some(found) = &found {
@@ -109,7 +134,7 @@ impl Slot<'_> {
         let useless = match (&found, self.broken) {
             (None, _) => Some(format!("replication slot {} is missing", self.name)),
             (Some(found), _) if found.lost => Some(format!(
-                "replication slot {} was invalidated, because it held back more log than \
+                "replication slot {} was invalidated, because it held back more WAL than \
                  max_slot_wal_keep_size allows",
                 self.name
             )),
@@ -117,9 +142,50 @@ impl Slot<'_> {
         };
         let (confirmed, useless) = match (found, useless) {
             (Some(found), None) => (found.confirmed, None),
-            (found, useless) => (self.make(connection, found.is_some()).await?, useless),
+            (found, useless) => {
+                if let Some(ours) = self.publications.first() {
+                    // Before the slot: what is committed after its position is decoded with the publication.
+                    publication::ensure(client, ours).await?;
+                }
+                (self.make(connection, found.is_some()).await?, useless)
+            }
         };
-        self.judge(client, system, stored, confirmed, useless).await
+        let went_back = self.went_back(connection, system, stored.as_ref()).await;
+        self.judge(client, system, stored, Begun { confirmed, useless, went_back }).await
+    }
+
+    /// Why the WAL is not the one that positions from outside the database are about; `None` if it is.
+    async fn went_back(
+        &self,
+        connection: &mut Connection,
+        system: &System,
+        stored: Option<&Stored>,
+    ) -> Option<String> {
+        let Outside { known, reached } = &self.outside;
+        let stored = stored.map_or(Lsn(0), |stored| stored.lsn);
+        let (end, furthest) = (system.end, stored.max(*reached));
+        if furthest > end {
+            return Some(format!("the WAL ends at {end}, before {furthest}, which was read: {RESTORED}"));
+        }
+        let Known { log, stored: known } = known.as_ref()?;
+        if log.system != system.log.system {
+            return (*reached > Lsn(0)).then(|| OTHER_CLUSTER.to_owned());
+        }
+        if stored < *known {
+            return Some(format!("the stored position is {stored} and was {known}: {RESTORED}"));
+        }
+        let (before, now) = (log.timeline, system.log.timeline);
+        if before == now {
+            return None;
+        }
+        // A failover that kept everything goes on; a history that cannot be read proves nothing of the kind.
+        let history = connection.query(&format!("TIMELINE_HISTORY {now}")).await.unwrap_or_default();
+        let history = history.first().and_then(|row| row.get(1)?.clone()).unwrap_or_default();
+        let left = left_at(&history, before);
+        let kept = left.is_some_and(|left| left >= furthest.max(*known));
+        (!kept).then(|| {
+            format!("the WAL went from timeline {before} to {now} before {furthest}, which was read")
+        })
     }
 
     async fn judge(
@@ -127,53 +193,63 @@ impl Slot<'_> {
         client: &impl GenericClient,
         system: &System,
         stored: Option<Stored>,
-        confirmed: Lsn,
-        useless: Option<String>,
+        begun: Begun,
     ) -> Result<Prepared, Error> {
+        let Begun { confirmed, useless, went_back } = begun;
+        let log = system.log.clone();
+        let id = &system.log.system;
         let Some(Stored { lsn, system_id }) = stored else {
-            position::reset(client, self.name, &system.id, confirmed).await?;
-            return Ok(Prepared { from: confirmed, stored: confirmed, gap: None, other_log: false });
+            // A copy from before the first start is as much another log as any other.
+            let gap = went_back.map(|reason| Gap { from: None, to: confirmed, reason });
+            let (other_log, stored) = (gap.is_some(), if gap.is_some() { Lsn(0) } else { confirmed });
+            position::reset(client, self.name, id, stored).await?;
+            return Ok(Prepared { from: confirmed, stored, gap, other_log, log });
         };
-        let other_system = system_id.as_ref().is_some_and(|id| *id != system.id);
-        let other_log = other_system || lsn > system.end;
+        let other_system = system_id.as_ref().is_some_and(|known| known != id);
+        let other_log = other_system || went_back.is_some();
+        // An older copy of the same log has what its own position says; its slot may remember less.
+        let confirmed = if went_back.is_some() && !other_system && lsn <= system.end {
+            confirmed.max(lsn)
+        } else {
+            confirmed
+        };
         let reason = if other_system {
-            Some("the database is now in another PostgreSQL cluster".to_owned())
-        } else if other_log {
-            let end = system.end;
-            Some(format!("the log ends at {end}, before the stored position: it was restored from a backup"))
+            Some(OTHER_CLUSTER.to_owned())
+        } else if went_back.is_some() {
+            went_back
         } else if useless.is_some() {
             useless
-        } else if confirmed > lsn.max(self.told) {
-            Some(format!("somebody else moved replication slot {} on to {confirmed}", self.name))
+        } else if confirmed > lsn.max(self.known) {
+            Some(format!("replication slot {} was moved to {confirmed} by another session", self.name))
         } else {
             None
         };
         if other_log {
             // The old position means nothing here; zero keeps the gap open until it is confirmed.
-            position::reset(client, self.name, &system.id, Lsn(0)).await?;
+            position::reset(client, self.name, id, Lsn(0)).await?;
         } else if system_id.is_none() {
-            position::reset(client, self.name, &system.id, lsn).await?;
+            position::reset(client, self.name, id, lsn).await?;
         }
         let gap = reason.map(|reason| Gap { from: Some(lsn), to: confirmed, reason });
         let from = if gap.is_some() { confirmed } else { lsn };
         let stored = if other_log { Lsn(0) } else { lsn };
-        Ok(Prepared { from, stored, gap, other_log })
+        Ok(Prepared { from, stored, gap, other_log, log })
     }
 
+    /// One publication is enough to go on: what only another has does not come until that one is back.
     async fn check_publications(&self, client: &impl GenericClient) -> Result<(), Error> {
-        let missing = "select name from unnest($1::text[]) as name \
-                       where not exists (select from pg_publication where pubname = name) limit 1";
-        match client.query_opt(missing, &[&self.publications]).await? {
-            Some(row) => Err(Error::MissingPublication(row.try_get(0)?)),
-            None => Ok(()),
+        let found = "select from pg_publication where pubname = any($1::text[]) limit 1";
+        match (client.query_opt(found, &[&self.publications]).await?, self.publications.first()) {
+            (None, Some(first)) => Err(Error::MissingPublication(first.clone())),
+            _ => Ok(()),
         }
     }
 
-    async fn find(&self, client: &impl GenericClient) -> Result<Option<Found>, Error> {
+    async fn find(&self, client: &impl GenericClient) -> Result<Option<SlotState>, Error> {
         let row = client.query_opt(include_str!("sql/find_slot.sql"), &[&self.name]).await?;
         let Some(row) = row else { return Ok(None) };
         let confirmed: Option<PgLsn> = row.try_get(3)?;
-        Ok(Some(Found {
+        Ok(Some(SlotState {
             plugin: row.try_get(0)?,
             database: row.try_get(1)?,
             lost: row.try_get(2)?,
@@ -181,7 +257,7 @@ impl Slot<'_> {
         }))
     }
 
-    fn check_owner(&self, found: &Found, system: &System) -> Result<(), Error> {
+    fn check_owner(&self, found: &SlotState, system: &System) -> Result<(), Error> {
         let owner = if found.database != system.database {
             format!("database {:?}", found.database)
         } else if found.plugin != "pgoutput" {
@@ -196,7 +272,7 @@ impl Slot<'_> {
     async fn make(&self, connection: &mut Connection, drop_first: bool) -> Result<Lsn, Error> {
         let slot = self.name;
         if drop_first {
-            warn!("replication slot {slot} is dropped, because it cannot be read any more");
+            warn!("replication slot {slot} dropped, because it cannot be read any more");
             connection.query(&format!("select pg_drop_replication_slot('{slot}')")).await?;
         }
         let sql = format!("select lsn from pg_create_logical_replication_slot('{slot}', 'pgoutput')");
@@ -220,7 +296,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_slot_name_is_what_postgres_takes() {
+    fn slot_name_follows_the_rules_of_postgres() {
         assert!(check_name("convoke_2").is_ok());
         for bad in ["", "Convoke", "a-b", "a\"; drop", &"x".repeat(64)] {
             assert!(check_name(bad).is_err(), "{bad:?}");

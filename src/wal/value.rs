@@ -1,8 +1,8 @@
-//! Values of the log as JSON, by column type (`reference/postgres-changes.md §2.6`).
+//! Values of the WAL as JSON, by column type (`docs/spec/postgres-changes.md §2.6`).
 //!
 //! Two forms: a [`Map`] for code that looks into values, and JSON text for
 //! clients, which keeps every digit of a `numeric`. A value that does not
-//! look like its type says is given as a string, never an error.
+//! match the format of its type is returned as a string, never an error.
 use super::{
     array::{self, Node},
     change::{Cell, Column, Op, RowChange},
@@ -182,7 +182,8 @@ fn scalar_value(scalar: Scalar, text: &str, in_array: bool) -> Value {
         Scalar::Numeric => exact_number(text).map_or_else(plain, Value::Number),
         Scalar::Bool if text == "t" => Value::Bool(true),
         Scalar::Bool if text == "f" => Value::Bool(false),
-        Scalar::Json => serde_json::from_str(text).unwrap_or_else(|_| plain()),
+        // As with `numeric`: what a number of JSON would round is a text.
+        Scalar::Json => crate::json::parse(text.as_bytes()).unwrap_or_else(|_| plain()),
         Scalar::Bytes if !in_array => Value::String(without_hex_mark(text).to_owned()),
         Scalar::Timestamp => Value::String(iso(text, false)),
         Scalar::TimestampTz => Value::String(iso(text, true)),
@@ -254,13 +255,13 @@ fn is_json_number(text: &str) -> bool {
         && text.parse::<f64>().is_ok_and(f64::is_finite)
 }
 
-/// The number if a JSON integer or double says exactly the same.
+/// The number if a JSON integer or double is exactly equal.
 fn exact_number(text: &str) -> Option<Number> {
     if let Ok(integer) = text.parse::<i64>() {
         return Some(integer.into());
     }
     let number = Number::from_f64(text.parse().ok()?)?;
-    // A double has 15 digits that are always right; trailing zeros of the scale say nothing.
+    // A double has 15 digits that are always right; trailing zeros of the scale are ignored.
     let digits = text.trim_start_matches('-').trim_start_matches(['0', '.']);
     let fraction = text.contains('.');
     let digits = if fraction { digits.trim_end_matches('0') } else { digits };

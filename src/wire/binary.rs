@@ -1,4 +1,4 @@
-//! Binary frames of serializer 2.0.0: kind 3 in, kind 4 out (`reference/realtime-protocol.md` §2.4).
+//! Binary frames of serializer 2.0.0: kind 3 in, kind 4 out (`docs/spec/realtime-protocol.md` §2.4).
 use super::{Dropped, Encoding, Frame, Inbound, Payload, Ref, is_json};
 use bytes::{BufMut, Bytes, BytesMut};
 
@@ -6,10 +6,10 @@ const GENERIC_PUSH: u8 = 0;
 pub(super) const USER_PUSH: u8 = 3;
 pub(super) const USER_BROADCAST: u8 = 4;
 
-/// Reads a binary frame of a 2.0.0 socket; the payload is a slice of `frame`.
+/// Decodes a binary frame of a 2.0.0 socket. The payload is a slice of `frame`.
 ///
-/// Metadata is checked and forgotten. A JSON payload is checked to be well-formed, because
-/// receivers break on one that is not.
+/// Metadata is checked and discarded. A JSON payload is checked to be well-formed, because
+/// receivers fail on a malformed one.
 ///
 /// # Errors
 /// [`Dropped`] for every kind but 3, for sizes beyond the frame, and for invalid strings or JSON.
@@ -46,9 +46,9 @@ pub fn decode_binary(frame: &Bytes) -> Result<Inbound, Dropped> {
     })
 }
 
-/// A kind 4 frame, or nothing when topic, event or metadata are longer than a byte can say.
+/// Encodes a kind 4 frame; `None` if topic, event or metadata is longer than 255 bytes.
 ///
-/// `topic` is the receiver's, with its prefix; `data` must be well-formed JSON when the encoding says so.
+/// `topic` has its prefix. `data` must be well-formed JSON if `encoding` is JSON.
 #[must_use]
 pub fn user_broadcast(
     topic: &str,
@@ -90,7 +90,7 @@ mod tests {
     const PUSH: &[u8] = b"\x03\x01\x01\x0c\x04\x00\x0149realtime:denping{\"n\":1}";
 
     #[test]
-    fn the_example_of_the_protocol_is_read_and_written() {
+    fn protocol_example_is_decoded_and_encoded() {
         let frame = decode_binary(&Bytes::from_static(PUSH)).unwrap();
         assert_eq!(frame.join_ref.unwrap().as_json(), "\"4\"");
         assert_eq!(frame.reference.unwrap().as_json(), "\"9\"");
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn payloads_that_would_break_a_receiver_are_dropped() {
+    fn malformed_json_and_strings_are_dropped() {
         for bad in [&b""[..], b"{", b"\"\xff\""] {
             let mut frame = b"\x03\x00\x00\x01\x01\x00\x01te".to_vec();
             frame.extend_from_slice(bad);
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn lengths_are_bytes_and_stop_at_255() {
+    fn lengths_are_bytes_up_to_255() {
         let event = "é".repeat(127);
         let Some(Frame::Binary(frame)) =
             user_broadcast("t", &event, Some(b"{}"), Encoding::Binary, &[0xde, 0xad])
@@ -133,7 +133,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn decoding_anything_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..64), kind in 0u8..6) {
+        fn decoding_arbitrary_bytes_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..64), kind in 0u8..6) {
             let mut frame = vec![kind];
             frame.extend(bytes);
             let _ = decode_binary(&frame.into());

@@ -1,6 +1,6 @@
-//! The client's side of the frames: pushes out, whatever the server says in.
+//! The client's side of the wire format: encodes pushes, decodes frames of a server.
 //!
-//! Text frames of the server are read by [`decode_text`], like those of a client.
+//! Text frames of a server are read by [`decode_text`], like those of a client.
 use super::{
     Dropped, Encoding, Frame, Ref, Version,
     binary::{Cursor, USER_BROADCAST, USER_PUSH},
@@ -8,7 +8,7 @@ use super::{
 };
 use bytes::{BufMut, Bytes, BytesMut};
 
-/// What a server sent.
+/// A frame from a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FromServer {
     /// A text frame.
@@ -17,14 +17,14 @@ pub enum FromServer {
     User(UserBroadcast),
 }
 
-/// A user broadcast as a receiver gets it; `data` and `meta` are slices of the frame.
+/// A user broadcast as a receiver gets it. `data` and `meta` are slices of the frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UserBroadcast {
-    /// With its prefix.
+    /// The topic with its prefix.
     pub topic: String,
     /// The event that the application chose.
     pub event: String,
-    /// Of `data`; JSON has been checked to be well-formed.
+    /// The encoding of `data`. JSON is checked to be well-formed.
     pub encoding: Encoding,
     /// The user payload.
     pub data: Bytes,
@@ -32,15 +32,15 @@ pub struct UserBroadcast {
     pub meta: Option<Bytes>,
 }
 
-/// Reads a text frame of a server.
+/// Decodes a text frame of a server.
 ///
 /// # Errors
-/// [`Dropped::NotText`] when it is not the shape of this serializer.
+/// [`Dropped::NotText`] if it does not have the shape of this serializer.
 pub fn read_text(version: Version, frame: &Bytes) -> Result<FromServer, Dropped> {
     decode_text(version, frame).map(FromServer::Message)
 }
 
-/// Reads a binary frame of a 2.0.0 server: kind 4 alone.
+/// Decodes a binary frame of a 2.0.0 server. Only kind 4 is accepted.
 ///
 /// # Errors
 /// [`Dropped`] for every other kind, for sizes beyond the frame, and for invalid strings or JSON.
@@ -67,7 +67,8 @@ pub fn read_binary(frame: &Bytes) -> Result<FromServer, Dropped> {
     Ok(FromServer::User(UserBroadcast { topic, event, encoding, data, meta }))
 }
 
-/// A text frame to a server; `payload` must be a JSON object. Unlike a server's, one of 1.0.0 has a `join_ref`.
+/// Encodes a text frame to a server. `payload` must be a JSON object. Unlike a server's, a 1.0.0 frame carries
+/// `join_ref`.
 #[must_use]
 pub fn push(
     version: Version,
@@ -91,9 +92,9 @@ pub fn push(
     }
 }
 
-/// A user broadcast to a 2.0.0 server (kind 3), or nothing when topic or event are longer than a byte can say.
+/// Encodes a user broadcast to a 2.0.0 server (kind 3); `None` if topic or event is longer than 255 bytes.
 ///
-/// `data` must be well-formed JSON when the encoding says so.
+/// `data` must be well-formed JSON if `encoding` is JSON.
 #[must_use]
 pub fn user_push(
     join_ref: u64,
@@ -124,7 +125,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn a_push_of_the_first_serializer_carries_its_join_ref() {
+    fn push_of_serializer_1_carries_its_join_ref() {
         let (one, two) = (Ref::from_count(1), Ref::from_count(2));
         let Frame::Text(text) = push(Version::V1, Some(&one), &two, "realtime:den", "phx_leave", b"{}")
         else {
@@ -136,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn metadata_is_kept_apart_from_the_payload() {
+    fn metadata_is_separate_from_the_payload() {
         let frame = Bytes::from_static(b"\x04\x01\x04\x0a\x00tping{\"id\":\"7\"}\xde\xad");
         let Ok(FromServer::User(got)) = read_binary(&frame) else { panic!("not read") };
         assert_eq!((&got.topic[..], &got.event[..], &got.data[..]), ("t", "ping", &b"\xde\xad"[..]));
@@ -151,7 +152,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_a_client_pushes_the_server_reads(
+        fn server_decodes_what_a_client_encodes(
             join in any::<u64>(), own in any::<u64>(), topic in ".{0,60}", event in ".{0,60}", n in any::<i32>(),
         ) {
             let data = n.to_string();
@@ -171,7 +172,7 @@ mod tests {
         }
 
         #[test]
-        fn reading_anything_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..80), kind in 0u8..6) {
+        fn decoding_arbitrary_bytes_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..80), kind in 0u8..6) {
             let mut frame = vec![kind];
             frame.extend(bytes);
             let _ = read_binary(&frame.into());

@@ -1,4 +1,4 @@
-//! The types of a frame, before it is bytes and after.
+//! The decoded form of frames.
 use bytes::Bytes;
 use std::{fmt, sync::Arc};
 
@@ -12,9 +12,9 @@ pub enum Version {
 }
 
 impl Version {
-    /// The serializer that a `vsn` names: `1.0.x` or `2.0.x`, 1.0.0 when there is none.
+    /// The serializer for a `vsn`: `1.0.x` or `2.0.x`. Defaults to 1.0.0; `None` for any other.
     ///
-    /// Only full versions count, as `2` and `2.1.0` are refused (`reference/realtime-protocol.md` §1.4).
+    /// Only full versions count: `2` and `2.1.0` are refused (`docs/spec/realtime-protocol.md` §1.4).
     #[must_use]
     pub fn from_vsn(vsn: Option<&str>) -> Option<Self> {
         let Some(vsn) = vsn else { return Some(Self::V1) };
@@ -45,12 +45,12 @@ impl fmt::Display for Version {
     }
 }
 
-/// A `ref` or `join_ref`: the client's own JSON text, echoed as it came, usually `"14"`.
+/// A `ref` or `join_ref`: JSON text of the client, usually `"14"`, which replies echo unchanged.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ref(Arc<str>);
 
 impl Ref {
-    /// From JSON text; nothing for `null`.
+    /// From JSON text; `None` for `null`.
     pub(super) fn from_json(json: &str) -> Option<Self> {
         (json != "null").then(|| Self(json.into()))
     }
@@ -58,12 +58,12 @@ impl Ref {
     pub(super) fn from_string(text: &str) -> Self {
         Self(serde_json::Value::from(text).to_string().into())
     }
-    /// As clients make them: a count, rendered as a decimal string.
+    /// A count as a decimal string, as clients make references.
     #[must_use]
     pub fn from_count(count: u64) -> Self {
         Self(format!("\"{count}\"").into())
     }
-    /// The count that [`Ref::from_count`] made it of.
+    /// The count of a reference made by [`Ref::from_count`]; `None` for any other.
     #[must_use]
     pub fn count(&self) -> Option<u64> {
         self.0.strip_prefix('"')?.strip_suffix('"')?.parse().ok()
@@ -84,16 +84,16 @@ pub enum Encoding {
     Json,
 }
 
-/// What an inbound frame carries; slices of the frame, not copies.
+/// The content of an inbound frame, as slices of the frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Payload {
     /// Well-formed JSON of any type, from a text frame.
     Json(Bytes),
-    /// A user broadcast of a binary frame; JSON has been checked to be well-formed.
+    /// A user broadcast of a binary frame. A JSON payload is checked to be well-formed.
     User {
         /// The event that the application chose.
         event: String,
-        /// Of `data`.
+        /// The encoding of `data`.
         encoding: Encoding,
         /// The user payload.
         data: Bytes,
@@ -101,7 +101,7 @@ pub enum Payload {
 }
 
 impl Payload {
-    /// How many bytes the sender chose to send, for the size limit.
+    /// Bytes of the content that the client chose, for the size limit.
     #[must_use]
     pub fn size(&self) -> usize {
         match self {
@@ -114,15 +114,15 @@ impl Payload {
 /// One frame from a client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Inbound {
-    /// Of the join that the sender believes in.
+    /// The `join_ref` of the sender's join.
     pub join_ref: Option<Ref>,
-    /// What the reply must carry.
+    /// The `ref` that the reply must carry.
     pub reference: Option<Ref>,
-    /// With its `realtime:` prefix.
+    /// The topic with its `realtime:` prefix.
     pub topic: String,
-    /// Of the protocol, like `phx_join`; a binary user broadcast is `broadcast`.
+    /// The event of the protocol, like `phx_join`. A binary user broadcast has `broadcast`.
     pub event: String,
-    /// What it carries.
+    /// The content.
     pub payload: Payload,
 }
 
@@ -131,7 +131,7 @@ pub struct Inbound {
 pub enum Frame {
     /// UTF-8 text.
     Text(Bytes),
-    /// Kind 4 only.
+    /// A binary frame of kind 4.
     Binary(Bytes),
 }
 
@@ -150,7 +150,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_full_versions_of_the_two_serializers_are_taken() {
+    fn only_full_versions_of_both_serializers_are_accepted() {
         assert_eq!(Version::from_vsn(None), Some(Version::V1));
         assert_eq!(Version::from_vsn(Some("1.0.0")), Some(Version::V1));
         assert_eq!(Version::from_vsn(Some("2.0.7")), Some(Version::V2));

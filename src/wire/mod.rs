@@ -1,12 +1,12 @@
-//! The words on the wire: Phoenix frames 1.0.0 (JSON objects) and 2.0.0 (JSON
+//! The wire format: Phoenix frames 1.0.0 (JSON objects) and 2.0.0 (JSON
 //! arrays, binary kind 3 in and kind 4 out), the websocket frames around them, and the
-//! texts of refusals.
+//! texts of error replies.
 //!
-//! Pure: bytes in, frames out, and back. Envelopes are parsed, payloads stay the
-//! bytes that came, so relaying a message never rebuilds it. No decoder panics
-//! and none allocates more than the frame is long: rubbish is a [`Dropped`] with
-//! its reason, which the caller counts, because a client is never told.
-//! Follows `reference/realtime-protocol.md` §2.
+//! Pure: bytes in, frames out, and back. Envelopes are parsed; payloads stay the
+//! received bytes, so relaying a message never rebuilds it. No decoder panics,
+//! and none allocates more than the length of the frame. Invalid input is a [`Dropped`] with
+//! its reason, which the caller counts, because the protocol sends no reply to it.
+//! Follows `docs/spec/realtime-protocol.md` §2.
 mod binary;
 pub mod client;
 mod frame;
@@ -17,13 +17,13 @@ pub use binary::{decode_binary, user_broadcast};
 pub use frame::{Encoding, Frame, Inbound, Payload, Ref, Version};
 pub use text::decode_text;
 
-/// What every topic on the wire begins with; a sub-topic is what follows.
+/// The prefix of every topic on the wire. The sub-topic follows it.
 pub const TOPIC_PREFIX: &str = "realtime:";
 
 /// The topic of heartbeats.
 pub const PHOENIX_TOPIC: &str = "phoenix";
 
-/// Why a frame was dropped without an answer (`reference/realtime-protocol.md` §2.6).
+/// Why a frame was dropped without an answer (`docs/spec/realtime-protocol.md` §2.6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Dropped {
     /// Not JSON, or not the shape of this serializer.
@@ -35,10 +35,10 @@ pub enum Dropped {
     /// The sizes in the header go beyond the frame.
     #[error("binary frame is truncated")]
     Truncated,
-    /// A string of the header is no UTF-8, or the metadata or payload is not the JSON it says it is.
+    /// A header string is not UTF-8, or the metadata or a payload declared as JSON is not JSON.
     #[error("binary frame has an invalid {0}")]
     Invalid(&'static str),
-    /// Kind 0 of stock Phoenix: clients of this protocol never send it.
+    /// Kind 0 of stock Phoenix, which clients of this protocol never send.
     #[error("binary push of kind 0 is not used by this protocol")]
     GenericPush,
 }

@@ -1,9 +1,9 @@
-//! Websocket frames (RFC 6455), as bytes: written with their header once, and read from
-//! whatever pieces a socket gives.
+//! Websocket frames (RFC 6455): encoded with their header once, and decoded from
+//! pieces of any size.
 //!
-//! Pure. The [`Decoder`] keeps no raw bytes: a header is at most 14 of them, and payload is
-//! unmasked straight into its message, so a socket that is still holds nothing, and a
-//! header that lies about its size reserves nothing. No extension is spoken.
+//! Pure. The [`Decoder`] keeps no raw bytes: it buffers at most 14 header bytes and unmasks
+//! payload directly into its message. An idle socket therefore holds no memory, and a
+//! header with a false size reserves at most 64 KiB. No extension is supported.
 use super::Frame;
 use bytes::{BufMut, Bytes, BytesMut};
 
@@ -11,7 +11,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 pub const HEADER_BYTES_MAX: usize = 10;
 const HEADER_READ_MAX: usize = 14;
 const CONTROL_BYTES_MAX: usize = 125;
-/// What is reserved at once for a message that is said to be large.
+/// Bytes reserved at once, whatever size a header declares.
 const RESERVED_MAX: usize = 64 << 10;
 
 const CONTINUATION: u8 = 0;
@@ -30,19 +30,19 @@ pub fn put_frame(out: &mut BytesMut, frame: &Frame) {
     put(out, opcode, payload);
 }
 
-/// The answer to a ping; `payload` is the ping's.
+/// A pong with the payload of its ping.
 #[must_use]
 pub fn pong(payload: &[u8]) -> Bytes {
     control(PONG, payload)
 }
 
-/// Asks the other end for a pong, which comes after it has read what was written before.
+/// A ping. The peer's pong proves that it has read everything written before.
 #[must_use]
 pub fn ping() -> Bytes {
     control(PING, b"")
 }
 
-/// A close frame; nothing: without a code.
+/// A close frame; without a code if `code` is `None`.
 #[must_use]
 pub fn close(code: Option<u16>, reason: &str) -> Bytes {
     let mut payload = Vec::new();
@@ -60,7 +60,7 @@ fn control(opcode: u8, payload: &[u8]) -> Bytes {
     out.freeze()
 }
 
-/// Appends the header of a server's text frame with a payload of `size` bytes, which follow from elsewhere.
+/// Appends the header of a server's text frame. The caller writes its payload of `size` bytes.
 pub fn put_text_header(out: &mut BytesMut, size: usize) {
     put_header(out, TEXT, size);
 }
@@ -85,22 +85,22 @@ fn put_header(out: &mut BytesMut, opcode: u8, size: usize) {
     }
 }
 
-/// What a client sent.
+/// A message or control frame from a client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Incoming {
-    /// UTF-8, checked.
+    /// Text, checked to be UTF-8.
     Text(Bytes),
     /// Any bytes.
     Binary(Bytes),
-    /// Wants a pong with the same bytes.
+    /// Must be answered by a pong with the same bytes.
     Ping(Bytes),
-    /// Of no consequence.
+    /// Needs no answer.
     Pong,
-    /// The client closes, with this code.
+    /// The client closes the connection, with this code.
     Close(Option<u16>),
 }
 
-/// Why a socket cannot be read on.
+/// Why the connection must be closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Violation {
     /// Close code 1002.
@@ -115,7 +115,7 @@ pub enum Violation {
 }
 
 impl Violation {
-    /// The close code that says so.
+    /// The close code for it.
     #[must_use]
     pub fn code(self) -> u16 {
         match self {
@@ -126,15 +126,15 @@ impl Violation {
     }
 }
 
-/// Reads the frames of one client. After a [`Violation`] it must not be asked again.
+/// Decodes the frames of one client. Must not be used after a [`Violation`].
 #[derive(Debug)]
 pub struct Decoder {
     message_bytes_max: usize,
     header: [u8; HEADER_READ_MAX],
     header_size: usize,
-    /// The frame whose payload is being read.
+    /// The frame whose payload is incomplete.
     frame: Option<Head>,
-    /// Whether the message in parts is text; nothing: there is none.
+    /// Whether the fragmented message is text; `None` if no message has started.
     text: Option<bool>,
     message: BytesMut,
     control: BytesMut,
@@ -150,7 +150,7 @@ struct Head {
 }
 
 impl Decoder {
-    /// For messages of at most so many bytes, all their frames together.
+    /// A decoder for messages of at most `message_bytes_max` bytes, all fragments together.
     #[must_use]
     pub fn new(message_bytes_max: usize) -> Self {
         Self {
@@ -164,10 +164,23 @@ impl Decoder {
         }
     }
 
-    /// Takes bytes off the front of `bytes`; gives the next message, or nothing when more are needed.
+    /// Bytes that the incomplete message takes.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.message.capacity()
+    }
+
+    /// Bytes that the incomplete message will have at the end of its present frame.
+    #[must_use]
+    pub fn expected(&self) -> usize {
+        let missing = self.frame.filter(|head| head.opcode < CLOSE).map_or(0, |head| head.size - head.read);
+        self.message.len() + missing
+    }
+
+    /// Consumes bytes from the front of `bytes`. Returns the next message, or `None` if more bytes are needed.
     ///
     /// # Errors
-    /// [`Violation`] by which the socket must be closed.
+    /// The [`Violation`] for which the connection must be closed.
     pub fn next(&mut self, bytes: &mut &[u8]) -> Result<Option<Incoming>, Violation> {
         loop {
             let head = match self.frame {
@@ -179,7 +192,13 @@ impl Decoder {
             };
             let (part, rest) = bytes.split_at((head.size - head.read).min(bytes.len()));
             *bytes = rest;
-            let into = if head.opcode >= CLOSE { &mut self.control } else { &mut self.message };
+            // Control frames may come between the fragments of a message, so they have a buffer of their own.
+            let into = if head.opcode >= CLOSE {
+                &mut self.control
+            } else {
+                grow(&mut self.message, part.len(), head.size - head.read);
+                &mut self.message
+            };
             let from = into.len();
             into.extend_from_slice(part);
             unmask(into.get_mut(from..).unwrap_or_default(), head.mask, head.read);
@@ -189,13 +208,13 @@ impl Decoder {
                 return Ok(None);
             }
             self.frame = None;
-            if let Some(incoming) = self.whole(head)? {
+            if let Some(incoming) = self.complete(head)? {
                 return Ok(Some(incoming));
             }
         }
     }
 
-    /// Reads a header and checks it; nothing when it is not all there.
+    /// Reads and checks a header; `None` if it is incomplete.
     fn head(&mut self, bytes: &mut &[u8]) -> Result<Option<Head>, Violation> {
         loop {
             let wanted = match (self.header_size, self.header) {
@@ -225,11 +244,12 @@ impl Decoder {
             size => (u64::from(size), [a, b, c, d]),
         };
         if size >> 63 != 0 {
-            return Err(Violation::Protocol("a size with its first bit set"));
+            return Err(Violation::Protocol("payload size over 63 bits"));
         }
         let opcode = first & 0x0f;
         let too_big = Violation::TooBig(self.message_bytes_max);
         let size = usize::try_from(size).map_err(|_| too_big)?;
+        // The limit is checked before anything is reserved, and covers all fragments of the message.
         if opcode < CLOSE {
             if size > self.message_bytes_max.saturating_sub(self.message.len()) {
                 return Err(too_big);
@@ -239,30 +259,32 @@ impl Decoder {
         Ok(Some(Head { last: first & 0x80 != 0, opcode, mask, size, read: 0 }))
     }
 
-    /// What the first two bytes already tell.
+    /// Checks the first two bytes of a header before the rest has arrived.
     fn check_start(&mut self) -> Result<(), Violation> {
         let [first, second, ..] = self.header;
-        let wrong = |why| Err(Violation::Protocol(why));
+        let violation = |why| Err(Violation::Protocol(why));
         if first & 0x70 != 0 {
-            return wrong("a reserved bit is set");
+            return violation("reserved bit set");
         }
         if second & 0x80 == 0 {
-            return wrong("not masked");
+            return violation("not masked");
         }
         match first & 0x0f {
-            CONTINUATION if self.text.is_none() => return wrong("goes on with a message that never began"),
-            TEXT | BINARY if self.text.is_some() => return wrong("a message begins within another"),
-            CLOSE | PING | PONG if first & 0x80 == 0 => return wrong("a control frame in parts"),
-            CLOSE | PING | PONG if second & 0x7f > 125 => return wrong("a control frame that is too long"),
+            CONTINUATION if self.text.is_none() => return violation("continuation without a message"),
+            TEXT | BINARY if self.text.is_some() => return violation("new message inside a fragmented one"),
+            CLOSE | PING | PONG if first & 0x80 == 0 => return violation("fragmented control frame"),
+            CLOSE | PING | PONG if second & 0x7f > 125 => {
+                return violation("control frame longer than 125 bytes");
+            }
             CONTINUATION | CLOSE | PING | PONG => {}
             opcode @ (TEXT | BINARY) => self.text = Some(opcode == TEXT),
-            _ => return wrong("unknown opcode"),
+            _ => return violation("unknown opcode"),
         }
         Ok(())
     }
 
-    /// What a frame comes to, now that all of it has been read.
-    fn whole(&mut self, head: Head) -> Result<Option<Incoming>, Violation> {
+    /// The message or control frame that a complete frame ends, if any.
+    fn complete(&mut self, head: Head) -> Result<Option<Incoming>, Violation> {
         match head.opcode {
             PING => return Ok(Some(Incoming::Ping(std::mem::take(&mut self.control).freeze()))),
             PONG => {
@@ -270,7 +292,8 @@ impl Decoder {
                 return Ok(Some(Incoming::Pong));
             }
             CLOSE => {
-                return closed(&std::mem::take(&mut self.control)).map(|code| Some(Incoming::Close(code)));
+                return decode_close(&std::mem::take(&mut self.control))
+                    .map(|code| Some(Incoming::Close(code)));
             }
             _ if !head.last => return Ok(None),
             _ => {}
@@ -284,7 +307,20 @@ impl Decoder {
     }
 }
 
-/// Eight bytes at a time, since a large message is mostly this loop.
+/// Makes room for `more` bytes of the `missing` ones of a frame: twice what is there, and never more than the frame has.
+fn grow(message: &mut BytesMut, more: usize, missing: usize) {
+    let needed = message.len() + more;
+    if needed > message.capacity() {
+        // `BytesMut::reserve` would double beyond the end of the frame, and the message keeps that memory.
+        let capacity = needed.max(2 * message.len()).min(message.len() + missing);
+        let mut larger = BytesMut::with_capacity(capacity);
+        larger.extend_from_slice(message);
+        *message = larger;
+    }
+}
+
+/// Unmasks eight bytes at a time: for a large message this loop dominates.
+// The mask is rotated to where the previous piece of the same frame ended.
 fn unmask(bytes: &mut [u8], mask: [u8; 4], read: usize) {
     let mut mask = mask;
     mask.rotate_left(read % 4);
@@ -297,14 +333,14 @@ fn unmask(bytes: &mut [u8], mask: [u8; 4], read: usize) {
     rest.iter_mut().zip(mask.iter().cycle()).for_each(|(byte, mask)| *byte ^= mask);
 }
 
-fn closed(payload: &[u8]) -> Result<Option<u16>, Violation> {
+fn decode_close(payload: &[u8]) -> Result<Option<u16>, Violation> {
     let Some((code, reason)) = payload.split_first_chunk() else {
         let empty = payload.is_empty();
-        return if empty { Ok(None) } else { Err(Violation::Protocol("a close code of one byte")) };
+        return if empty { Ok(None) } else { Err(Violation::Protocol("close code of one byte")) };
     };
     let code = u16::from_be_bytes(*code);
     if !matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999) {
-        return Err(Violation::Protocol("a close code that nobody may send"));
+        return Err(Violation::Protocol("reserved close code"));
     }
     if std::str::from_utf8(reason).is_err() {
         return Err(Violation::NotText);
@@ -317,7 +353,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// A client's frame; `first` is the byte with the final bit and the opcode.
+    /// A client's frame. `first` is the byte with the final bit and the opcode.
     fn frame(first: u8, mask: [u8; 4], payload: &[u8]) -> Vec<u8> {
         let mut out = BytesMut::new();
         put(&mut out, first & 0x0f, payload);
@@ -344,7 +380,7 @@ mod tests {
     const MASK: [u8; 4] = [1, 2, 3, 4];
 
     #[test]
-    fn control_frames_come_between_the_parts_of_a_message() {
+    fn control_frames_may_interleave_with_fragments() {
         let bytes = [
             frame(TEXT, MASK, "h\u{e9}".as_bytes().get(..2).unwrap()),
             frame(0x89, MASK, b"hi"),
@@ -358,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_client_must_not_send_is_told() {
+    fn invalid_frames_are_protocol_violations() {
         let protocol =
             |bytes: &[u8]| assert!(matches!(once(bytes), Err(Violation::Protocol(_))), "{bytes:?}");
         protocol(&[0x81, 2, b'{', b'}']);
@@ -377,7 +413,7 @@ mod tests {
     }
 
     #[test]
-    fn the_limit_is_of_the_message_and_a_lie_reserves_nothing() {
+    fn size_limit_covers_all_fragments_and_a_false_size_reserves_little() {
         assert!(once(&frame(0x82, MASK, &[0; 1000])).is_ok());
         assert_eq!(once(&frame(0x82, MASK, &[0; 1001])), Err(Violation::TooBig(1000)));
         let parts = [frame(BINARY, MASK, &[0; 600]), frame(0x80, MASK, &[0; 401])].concat();
@@ -389,7 +425,25 @@ mod tests {
     }
 
     #[test]
-    fn a_server_s_frame_has_the_shortest_header() {
+    fn message_takes_at_most_twice_what_arrived_and_never_more_than_its_frame() {
+        let (payload, mut decoder) = (vec![7; 1_000_000], Decoder::new(usize::MAX));
+        let bytes = frame(0x82, MASK, &payload);
+        let mut read = 0;
+        for mut part in bytes.chunks(16 << 10) {
+            read += part.len();
+            if let Some(message) = decoder.next(&mut part).unwrap() {
+                assert_eq!(message, Incoming::Binary(payload.clone().into()));
+            } else {
+                assert!(decoder.held() <= (2 * read).max(RESERVED_MAX), "{} of {read}", decoder.held());
+                assert!(decoder.held() <= payload.len());
+                assert_eq!(decoder.expected(), payload.len());
+            }
+        }
+        assert_eq!((decoder.held(), decoder.expected()), (0, 0));
+    }
+
+    #[test]
+    fn server_frame_has_the_shortest_header() {
         for (size, header) in [(0, 2), (125, 2), (126, 4), (65_535, 4), (65_536, 10)] {
             let mut out = BytesMut::new();
             put_frame(&mut out, &Frame::Binary(vec![7; size].into()));
@@ -402,7 +456,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_pieces_do_not_matter(payload in proptest::collection::vec(any::<u8>(), 0..300), mask: [u8; 4], piece in 1..40_usize) {
+        fn decoding_does_not_depend_on_the_pieces(payload in proptest::collection::vec(any::<u8>(), 0..300), mask: [u8; 4], piece in 1..40_usize) {
             let bytes = [frame(BINARY, mask, &payload), frame(0x80, mask, &payload), frame(0x8a, mask, b"p")].concat();
             let mut decoder = Decoder::new(1000);
             let mut got = Vec::new();
@@ -413,7 +467,7 @@ mod tests {
         }
 
         #[test]
-        fn reading_anything_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200), piece in 1..20_usize) {
+        fn decoding_arbitrary_bytes_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200), piece in 1..20_usize) {
             let mut decoder = Decoder::new(100);
             for mut piece in bytes.chunks(piece) {
                 while let Ok(Some(_)) = decoder.next(&mut piece) {}

@@ -1,4 +1,4 @@
-//! Text frames of both serializers, in and out (`reference/realtime-protocol.md` §2.1, §2.2).
+//! Text frames of both serializers, in and out (`docs/spec/realtime-protocol.md` §2.1, §2.2).
 use super::{Dropped, Frame, Inbound, Payload, Ref, Version};
 use bytes::{BufMut, Bytes, BytesMut};
 use serde::{
@@ -8,15 +8,15 @@ use serde::{
 use serde_json::value::RawValue;
 use std::{borrow::Cow, fmt};
 
-/// Reads a text frame; the payload is a slice of `frame`.
+/// Decodes a text frame. The payload is a slice of `frame`.
 ///
 /// # Errors
-/// [`Dropped::NotText`] when it is not UTF-8, not JSON, or not an array of at least five (2.0.0) or an
+/// [`Dropped::NotText`] if it is not UTF-8, not JSON, or not an array of at least five (2.0.0) or an
 /// object with `topic`, `event`, `payload` and `ref` (1.0.0).
 pub fn decode_text(version: Version, frame: &Bytes) -> Result<Inbound, Dropped> {
     let parsed = std::str::from_utf8(frame).ok().and_then(|text| {
-        let parts: Parts<'_> = match version {
-            // A derived struct would also be read from an array, which is the other serializer's shape.
+        let parts: FrameParts<'_> = match version {
+            // Serde also reads a derived struct from an array, which is the shape of the other serializer.
             Version::V1 if !super::is_object(frame) => return None,
             Version::V1 => serde_json::from_str::<Object<'_>>(text).ok()?.into(),
             Version::V2 => serde_json::from_str(text).ok()?,
@@ -32,7 +32,7 @@ pub fn decode_text(version: Version, frame: &Bytes) -> Result<Inbound, Dropped> 
     parsed.ok_or(Dropped::NotText(version))
 }
 
-/// A text frame to a client. `payload` must be a JSON object; 1.0.0 has no place for `join_ref`.
+/// Encodes a text frame to a client. `payload` must be a JSON object. 1.0.0 omits `join_ref`.
 #[must_use]
 pub fn encode(
     version: Version,
@@ -50,7 +50,7 @@ pub fn encode(
     Frame::Text(out.freeze())
 }
 
-/// What stands before and after the payload of [`encode`], for a large one that many frames share.
+/// The bytes before and after the payload of [`encode`], for a large payload that many frames share.
 #[must_use]
 pub fn envelope(
     version: Version,
@@ -85,20 +85,20 @@ pub fn envelope(
     }
 }
 
-/// The payload of a `phx_reply`; `response` is JSON.
+/// The payload of a `phx_reply`. `response` must be JSON.
 #[must_use]
 pub fn reply(ok: bool, response: &str) -> Vec<u8> {
     let status = if ok { "ok" } else { "error" };
     format!("{{\"status\":\"{status}\",\"response\":{response}}}").into_bytes()
 }
 
-/// A JSON object with the one member `reason`, as error replies have it.
+/// The JSON object of error replies, with the one member `reason`.
 #[must_use]
 pub fn reason(text: &str) -> String {
     serde_json::json!({ "reason": text }).to_string()
 }
 
-/// The object form of a user broadcast: what 1.0.0 receivers get, and 2.0.0 ones when a binary header cannot hold it.
+/// The JSON object of a user broadcast: for 1.0.0 receivers, and for 2.0.0 ones if a binary header cannot hold it.
 #[must_use]
 pub fn user_object(event: &str, payload: &[u8], meta: Option<&[u8]>) -> Bytes {
     let mut out = BytesMut::with_capacity(payload.len() + event.len() + 64);
@@ -125,7 +125,7 @@ pub fn put_string(out: &mut BytesMut, text: &str) {
     }
 }
 
-struct Parts<'a> {
+struct FrameParts<'a> {
     join_ref: Option<&'a RawValue>,
     reference: &'a RawValue,
     topic: Cow<'a, str>,
@@ -135,7 +135,7 @@ struct Parts<'a> {
 
 #[derive(Deserialize)]
 struct Object<'a> {
-    // Borrowing as raw text keeps an explicit null apart from a missing key.
+    // Borrowed raw text distinguishes an explicit null from a missing key.
     #[serde(borrow, default)]
     join_ref: Option<&'a RawValue>,
     #[serde(borrow, rename = "ref")]
@@ -148,7 +148,7 @@ struct Object<'a> {
     payload: &'a RawValue,
 }
 
-impl<'a> From<Object<'a>> for Parts<'a> {
+impl<'a> From<Object<'a>> for FrameParts<'a> {
     fn from(o: Object<'a>) -> Self {
         Self {
             join_ref: o.join_ref,
@@ -160,22 +160,22 @@ impl<'a> From<Object<'a>> for Parts<'a> {
     }
 }
 
-impl<'de: 'a, 'a> Deserialize<'de> for Parts<'a> {
+impl<'de: 'a, 'a> Deserialize<'de> for FrameParts<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Five;
         impl<'de> Visitor<'de> for Five {
-            type Value = Parts<'de>;
+            type Value = FrameParts<'de>;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("[join_ref, ref, topic, event, payload]")
             }
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Parts<'de>, A::Error> {
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<FrameParts<'de>, A::Error> {
                 fn next<'de, A: SeqAccess<'de>, T: Deserialize<'de>>(
                     seq: &mut A,
                     at: usize,
                 ) -> Result<T, A::Error> {
                     seq.next_element()?.ok_or_else(|| serde::de::Error::invalid_length(at, &Five))
                 }
-                let parts = Parts {
+                let parts = FrameParts {
                     join_ref: Some(next(&mut seq, 0)?),
                     reference: next(&mut seq, 1)?,
                     topic: next::<_, Text<'de>>(&mut seq, 2)?.0,
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn an_array_of_five_is_read_and_its_payload_kept_as_it_came() {
+    fn array_of_five_is_decoded_and_its_payload_bytes_are_kept() {
         let frame = v2(r#"["1",null,"realtime:den","broadcast",{"b" : 1, "a":[]}, "more"]"#).unwrap();
         assert_eq!(frame.join_ref.unwrap().as_json(), "\"1\"");
         assert_eq!(frame.reference, None);
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_shape_is_dropped() {
+    fn wrong_shape_is_dropped() {
         let object = r#"{"topic":"phoenix","event":"heartbeat","payload":{},"ref":"1"}"#;
         for bad in ["", "[", "null", r#"["1","1","t","e"]"#, r#"["1","1",3,"e",{}]"#, object] {
             assert_eq!(v2(bad), Err(Dropped::NotText(Version::V2)), "{bad}");
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn an_object_never_carries_a_join_ref() {
+    fn server_object_has_no_join_ref() {
         let one = Ref::from_string("1");
         let frame = encode(Version::V1, Some(&one), Some(&one), "realtime:\"ö", "phx_reply", b"{}");
         let Frame::Text(text) = frame else { panic!("not text") };
@@ -236,14 +236,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn decoding_anything_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fn decoding_arbitrary_bytes_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let bytes = Bytes::from(bytes);
             let _ = decode_text(Version::V1, &bytes);
             let _ = decode_text(Version::V2, &bytes);
         }
 
         #[test]
-        fn what_is_encoded_is_read_back(topic in ".*", event in ".*", n in any::<i64>(), join in proptest::option::of("[0-9]{1,4}")) {
+        fn encoded_frame_decodes_to_the_original(topic in ".*", event in ".*", n in any::<i64>(), join in proptest::option::of("[0-9]{1,4}")) {
             let payload = format!("{{\"n\":{n}}}");
             let join = join.map(|j| Ref::from_string(&j));
             for version in [Version::V1, Version::V2] {

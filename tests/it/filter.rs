@@ -1,8 +1,8 @@
-//! Filters against a real database: the kinds of columns, and what Postgres alone can say, equal `where`.
+//! Filters against a real database: kinds of columns and probes give the same rows as `where`.
 use crate::support::{TestDb, empty_database};
 use convoke::{
     db::Database,
-    filter::{Answers, Bound, Filter, Found, Kinds, Truth, Unbindable},
+    filter::{Answers, Bound, ColumnValue, Filter, Kinds, Truth, Unbindable},
     scope::Scope,
 };
 use std::{collections::HashMap, time::Duration};
@@ -30,7 +30,7 @@ const TABLES: &str = r#"
         (4, null, null, null, null, null, null, null, null, null, null, null, null, null, null, null, null)
 "#;
 
-/// Filters, and the same as SQL says it.
+/// Filters, and the equivalent SQL condition.
 const SAME: [(&str, &str); 40] = [
     ("title=gt.apple", "title > 'apple'"),
     ("title=lte.apple", "title <= 'apple'"),
@@ -74,7 +74,7 @@ const SAME: [(&str, &str); 40] = [
     ("title=not.in.()", "true"),
 ];
 
-/// A database with the table, whose connections are lent as the daemon lends them.
+/// A database with the table, and a pool configured like the daemon's.
 struct Things {
     client: Client,
     table: Table,
@@ -135,15 +135,15 @@ impl Table {
 
     fn test(&self, bound: &Bound, row: usize, answers: &mut Answers) -> Truth {
         let cell = |at: usize| match &self.rows[row][at] {
-            None => Found::Null,
-            Some(text) => Found::Text(text),
+            None => ColumnValue::Null,
+            Some(text) => ColumnValue::Text(text),
         };
         bound.test(&cell, answers)
     }
 }
 
 #[tokio::test]
-async fn what_a_filter_says_is_what_where_says() {
+async fn filter_matches_the_rows_of_the_equivalent_where() {
     let things = Things::new().await;
     let (Things { client, table, .. }, mut lent) = (&things, things.lent().await);
     let mut answers = Answers::default();
@@ -159,7 +159,7 @@ async fn what_a_filter_says_is_what_where_says() {
         }
     }
     let mut fetches = 0;
-    while answers.lack() {
+    while answers.has_open() {
         answers.fetch(&mut lent, SECOND).await.unwrap();
         fetches += 1;
         for (bound, row) in bounds.iter().flat_map(|bound| (0..4).map(move |row| (bound, row))) {
@@ -177,7 +177,7 @@ async fn what_a_filter_says_is_what_where_says() {
 }
 
 #[tokio::test]
-async fn what_postgres_does_not_take_is_refused_before_any_row() {
+async fn invalid_filters_are_refused_before_any_row() {
     let things = Things::new().await;
     let (table, mut lent) = (&things.table, things.lent().await);
     for (filter, sqlstate) in [
@@ -195,8 +195,8 @@ async fn what_postgres_does_not_take_is_refused_before_any_row() {
     for (filter, why) in [
         ("tags=eq.{a}", "operator eq cannot compare values of type text[]"),
         ("duo=in.(1)", "operator in cannot compare values of type pair"),
-        ("depth=eq.x", "\"x\" is no value for column depth of type integer"),
-        ("feeling=eq.angry", "\"angry\" is no value for column feeling of type \"odd \"\"schema\".mood"),
+        ("depth=eq.x", "\"x\" is not a value for column depth of type integer"),
+        ("feeling=eq.angry", "\"angry\" is not a value for column feeling of type \"odd \"\"schema\".mood"),
         ("depth=like.3", "operator like requires a text-compatible column type, got integer"),
     ] {
         assert_eq!(table.bind(filter).expect_err(filter).to_string(), why);
@@ -204,30 +204,30 @@ async fn what_postgres_does_not_take_is_refused_before_any_row() {
 }
 
 #[tokio::test]
-async fn a_question_that_fails_takes_no_other_with_it() {
+async fn failing_probe_does_not_affect_the_others() {
     let things = Things::new().await;
     let (Things { client, table, .. }, mut lent) = (&things, things.lent().await);
-    // Values that the type took when the log was written, and takes no more.
+    // Values that were valid for the type when the WAL was written, and no longer are.
     let bound = table.bind("span=gt.\"[1,6)\"").unwrap();
     let values = ["[1,5)", "broken", "[2,9)"];
     let mut answers = Answers::default();
-    let ask = |answers: &mut Answers| values.map(|value| bound.test(&|_| Found::Text(value), answers));
+    let ask = |answers: &mut Answers| values.map(|value| bound.test(&|_| ColumnValue::Text(value), answers));
     ask(&mut answers);
     answers.fetch(&mut lent, SECOND).await.unwrap();
     assert_eq!(ask(&mut answers), [Truth::False, Truth::Unknown, Truth::True]);
-    assert!(!answers.lack(), "what is refused is not asked again");
-    // A lost connection leaves the questions open.
+    assert!(!answers.has_open(), "refused probes are not fetched again");
+    // A lost connection leaves the probes open.
     let bound = table.bind("title=gt.b").unwrap();
-    let _ = bound.test(&|_| Found::Text("c"), &mut answers);
+    let _ = bound.test(&|_| ColumnValue::Text("c"), &mut answers);
     let cut = "select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() \
                and pid <> pg_backend_pid()";
     client.execute(cut, &[]).await.unwrap();
     assert!(answers.fetch(&mut lent, SECOND).await.unwrap_err().is_transient());
-    assert!(answers.lack());
+    assert!(answers.has_open());
     drop(lent);
-    // The pool may hold another that was cut and does not know it yet.
-    while answers.lack() {
+    // The pool may hold another cut connection that it has not noticed yet.
+    while answers.has_open() {
         let _ = answers.fetch(&mut things.lent().await, SECOND).await;
     }
-    assert_eq!(bound.test(&|_| Found::Text("c"), &mut answers), Truth::True);
+    assert_eq!(bound.test(&|_| ColumnValue::Text("c"), &mut answers), Truth::True);
 }

@@ -1,63 +1,71 @@
-//! Asking Postgres: many questions in one round trip, and the failure of one kept from the others.
+//! Evaluates policies in Postgres: many queries in one round trip, each in a transaction of its own.
+//!
+//! No state that a policy leaves behind (settings, locks, prepared statements) is visible to the next viewer,
+//! and a failed query does not affect the others.
 use super::{
+    super::reset::RESET,
     Inner,
-    plan::Question,
+    plan::PolicyQuery,
     session::Session,
     types::{Failure, Viewer},
 };
 use crate::db;
-use futures_util::future::{join, join_all};
+use futures_util::{future::join_all, join};
 use std::{collections::VecDeque, ops::Range, sync::Arc, time::Duration};
 use tokio_postgres::{Error, Statement, error::SqlState, types::ToSql};
 
-/// Questions of one transaction; few enough for [`join_all`] to send them in their order.
+/// Most queries in one round trip. [`join_all`] polls up to 30 futures in order, and so sends them in order;
+/// this stays well below.
 const PIECES_MAX: usize = 12;
-/// Rows of one statement, and their bytes.
+/// Most rows of one statement, and most bytes of their text.
 const ROWS_MAX: usize = 500;
 const BYTES_MAX: usize = 4 << 20;
-/// Rows of a statement that took too long with more; if it does with these, the policy is too slow.
+/// A statement that times out with more rows is split; with at most these, the policy counts as slow.
 const ROWS_SLOW_MAX: usize = 16;
-/// How often one question's rows are divided to find those that a policy fails on.
+/// How often the rows of one job are split to isolate those on which a policy fails.
 const SPLITS_MAX: usize = 64;
-/// How often a question may lose its connection before it is taken for the cause.
+/// Least timeout of one query.
+const TIMEOUT_MIN: Duration = Duration::from_millis(1);
+/// After so many lost connections a query counts as their cause, and fails.
 const LOSSES_MAX: u32 = 10;
-/// How long the server may take over an answer beyond the time that checks have.
+/// How long an answer may take beyond the timeout of the check; the connection counts as lost after that.
 const GRACE: Duration = Duration::from_secs(5);
-/// Pause after a loss; it grows with each.
+/// Pause after the first loss; it grows linearly with each further one.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// One viewer's look at rows of one table.
+/// Rows of one table to check for one viewer.
 pub(super) struct Job<'a> {
-    pub(super) question: Arc<Question>,
+    pub(super) query: Arc<PolicyQuery>,
     pub(super) viewer: Arc<Viewer>,
     pub(super) rows: Vec<&'a str>,
 }
 
-/// For each row of a job, whether the viewer sees it.
+/// Whether the viewer sees each row of a job.
 pub(super) type Answers = Vec<Result<bool, Failure>>;
 
-/// Some rows of a job.
+/// A range of rows of a job that one statement checks.
 #[derive(Clone)]
 struct Piece {
     job: usize,
     rows: Range<usize>,
     losses: u32,
-    /// Prepared again already, after a right was lacking.
+    /// Runs in a round trip of its own, with the full timeout.
+    alone: bool,
+    /// The statement was prepared again once, after a missing privilege.
     renewed: bool,
 }
 
-/// What became of a piece.
+/// The result of one statement.
 enum Outcome {
     Seen(Vec<bool>),
-    /// Another piece failed first, or the connection was lost.
-    Again,
     Lost,
     Failed(Error),
     Refused(Failure),
 }
 
-/// Asks until every job has its answers.
+/// Runs every job and returns its answers, in the order of `jobs`. Retries after lost connections.
 pub(super) async fn run(inner: &Inner, jobs: &[Job<'_>]) -> Vec<Answers> {
+    // Fails closed: a row keeps this failure unless an answer replaces it.
     let mut answers: Vec<Answers> =
         jobs.iter().map(|job| vec![Err(Failure::Policy); job.rows.len()]).collect();
     let mut splits = vec![0; jobs.len()];
@@ -67,25 +75,27 @@ pub(super) async fn run(inner: &Inner, jobs: &[Job<'_>]) -> Vec<Answers> {
             job: at,
             rows,
             losses: 0,
+            alone: job.query.is_heavy(),
             renewed: false,
         }));
     }
     while !pieces.is_empty() {
-        // A piece that lost its connection is asked alone, so that it takes no other with it.
         let losses = pieces.front().map_or(0, |piece| piece.losses);
-        let count = if losses > 0 { 1 } else { PIECES_MAX.min(pieces.len()) };
         if losses > 0 {
             tokio::time::sleep(PAUSE * losses).await;
         }
-        let batch: Vec<Piece> = pieces.drain(..count).collect();
+        // A round trip takes either one piece that runs alone, or up to `PIECES_MAX` others.
+        let alone = pieces.front().is_some_and(|piece| piece.alone);
+        let together = pieces.iter().take(PIECES_MAX).take_while(|piece| !piece.alone).count();
+        let batch: Vec<Piece> = pieces.drain(..if alone { 1 } else { together }).collect();
         let mut lent = inner.sessions.lend().await;
-        let within = inner.config.check_timeout * u32::try_from(count).unwrap_or(1) + GRACE;
+        let within = inner.config.check_timeout + GRACE;
         let asked = tokio::time::timeout(within, ask(inner, &mut lent.session, jobs, &batch)).await;
-        // A connection that says nothing any more is as lost as one that is cut.
+        // A connection that does not answer in time counts as lost.
         let silent = || batch.iter().map(|_| Outcome::Lost).collect();
         let outcomes = asked.unwrap_or_else(|_| silent());
         let lost = outcomes.iter().any(|outcome| matches!(outcome, Outcome::Lost));
-        let mut put_off = Vec::new();
+        let mut retry = Vec::new();
         for (mut piece, outcome) in batch.into_iter().zip(outcomes) {
             let Some(job) = jobs.get(piece.job) else { continue };
             let mut answer = |rows: &Range<usize>, answer: Result<bool, Failure>| {
@@ -99,25 +109,24 @@ pub(super) async fn run(inner: &Inner, jobs: &[Job<'_>]) -> Vec<Answers> {
                     }
                     continue;
                 }
-                Outcome::Again => {
-                    put_off.push(piece);
-                    continue;
-                }
                 Outcome::Lost if piece.losses < LOSSES_MAX => {
-                    piece.losses += 1;
-                    put_off.push(piece);
+                    // Alone in its next round trip, so that it cannot take other queries down with it.
+                    (piece.losses, piece.alone) = (piece.losses + 1, true);
+                    retry.push(piece);
                     continue;
                 }
                 Outcome::Lost => Failure::Policy,
                 Outcome::Refused(failure) => {
-                    inner.complain(job, failure, None);
+                    inner.log_failure(job, failure, None);
                     failure
                 }
                 Outcome::Failed(error) => {
                     let lacks_right = error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE);
-                    if lacks_right && !piece.renewed && lent.session.forget(&job.question) {
+                    // After an invalidation Postgres parses the statement again with the viewer's role, which may
+                    // not use a schema in it. Prepared anew with the daemon's role it is retried once.
+                    if lacks_right && !piece.renewed && lent.session.forget(&job.query) {
                         piece.renewed = true;
-                        put_off.push(piece);
+                        retry.push(piece);
                         continue;
                     }
                     let failure = if error.code() == Some(&SqlState::QUERY_CANCELED) {
@@ -125,17 +134,25 @@ pub(super) async fn run(inner: &Inner, jobs: &[Job<'_>]) -> Vec<Answers> {
                     } else {
                         Failure::Policy
                     };
+                    if failure == Failure::Slow && !piece.alone {
+                        // It had only a share of the timeout, so it gets one more run with all of it before
+                        // it counts as slow.
+                        job.query.set_heavy();
+                        piece.alone = true;
+                        retry.push(piece);
+                        continue;
+                    }
                     let least = if failure == Failure::Slow { ROWS_SLOW_MAX } else { 1 };
                     if let (Some(halves), Some(split)) = (halves(&piece, least), splits.get_mut(piece.job))
                         && *split < SPLITS_MAX
                     {
                         *split += 1;
-                        put_off.extend(halves);
+                        retry.extend(halves);
                         continue;
                     }
-                    inner.complain(job, failure, Some(&error));
+                    inner.log_failure(job, failure, Some(&error));
                     if failure == Failure::Slow {
-                        inner.rest.add(&job.question, job.viewer.fingerprint);
+                        inner.slow_policies.add(&job.query, job.viewer.fingerprint);
                     }
                     failure
                 }
@@ -143,16 +160,16 @@ pub(super) async fn run(inner: &Inner, jobs: &[Job<'_>]) -> Vec<Answers> {
             inner.metrics.failed(failure);
             answer(&piece.rows, Err(failure));
         }
-        // A lost connection is closed by not giving it back.
+        // Not returned, and so closed.
         if !lost {
             lent.give_back();
         }
-        pieces.extend(put_off);
+        pieces.extend(retry);
     }
     answers
 }
 
-/// Parts that a statement can take.
+/// Cuts rows into ranges that one statement can take. A row above the byte limit is alone in its range.
 fn cut(rows: &[&str]) -> Vec<Range<usize>> {
     let (mut parts, mut from, mut bytes) = (Vec::new(), 0, 0);
     for (at, row) in rows.iter().enumerate() {
@@ -166,6 +183,7 @@ fn cut(rows: &[&str]) -> Vec<Range<usize>> {
     parts
 }
 
+/// Splits a piece in two; `None` if it has at most `least` rows.
 fn halves(piece: &Piece, least: usize) -> Option<[Piece; 2]> {
     let Range { start, end } = piece.rows;
     let middle = start + (end - start) / 2;
@@ -176,78 +194,83 @@ fn halves(piece: &Piece, least: usize) -> Option<[Piece; 2]> {
 }
 
 impl Inner {
-    /// Tells the operator, who alone can mend it, without the database's words: they may hold values of rows.
-    fn complain(&self, job: &Job<'_>, failure: Failure, error: Option<&Error>) {
-        if !self.complaints.is_due(&job.question, failure) {
+    /// Logs a failure for the operator, throttled. Without text of the database, which may contain values of
+    /// rows.
+    fn log_failure(&self, job: &Job<'_>, failure: Failure, error: Option<&Error>) {
+        if !self.log_throttle.is_due(&job.query, failure) {
             return;
         }
-        let (table, role) = (job.question.table.as_str(), job.viewer.role.as_str());
+        let (table, role) = (job.query.table.as_str(), job.viewer.role.as_str());
         let sqlstate = error.and_then(Error::code).map(SqlState::code);
         match failure {
             Failure::RoleRefused => tracing::error!(
                 table,
                 role,
-                "row security cannot be checked for this role: grant it to the role of database.url \
-                 (`convoke doctor` says how)"
+                "row security not checkable for role: grant the role to the role of database.url \
+                 (`convoke doctor` prints the statement)"
             ),
-            failure => tracing::error!(table, role, sqlstate, "rows are hidden: {failure}"),
+            failure => tracing::error!(table, role, sqlstate, "rows hidden: {failure}"),
         }
     }
 }
 
-/// One transaction with all pieces, sent at once. After the first that fails, those behind it come again.
+/// Sends all pieces at once. They share the timeout of one check, so that slow policies do not add up.
 async fn ask(inner: &Inner, session: &mut Session, jobs: &[Job<'_>], pieces: &[Piece]) -> Vec<Outcome> {
     let mut prepared = Vec::new();
     for piece in pieces {
+        // Prepared before the first `begin`, with the daemon's own role and outside a transaction.
         prepared.push(match jobs.get(piece.job) {
             None => Err(Outcome::Refused(Failure::Policy)),
-            Some(job) if inner.rest.has(&job.question, job.viewer.fingerprint) => {
+            Some(job) if inner.slow_policies.has(&job.query, job.viewer.fingerprint) => {
                 Err(Outcome::Refused(Failure::Slow))
             }
-            Some(job) => match session.prepare(&job.question).await {
+            Some(job) => match session.prepare(&job.query).await {
                 Ok(statement) => Ok((job, statement)),
                 Err(error) => Err(Outcome::of(error)),
             },
         });
     }
+    // Divided evenly. A policy that exceeds its share runs alone next, with the whole timeout.
+    let share = inner.config.check_timeout / u32::try_from(pieces.len()).unwrap_or(1).max(1);
     let begin = format!(
         "begin read only; set local statement_timeout = {}",
-        inner.config.check_timeout.as_millis().clamp(1, 600_000)
+        share.max(TIMEOUT_MIN).as_millis().clamp(1, 600_000)
     );
-    let looks = prepared.iter().zip(pieces).filter_map(|(prepared, piece)| {
-        let (job, statement) = prepared.as_ref().ok()?;
-        Some(look(session, job, statement, piece))
+    let session = &*session;
+    let evaluations = prepared.into_iter().zip(pieces).map(async |(prepared, piece)| match prepared {
+        Ok((job, statement)) => evaluate_piece(session, &begin, job, (&statement, piece)).await,
+        Err(outcome) => outcome,
     });
-    let (begun, looks) = join(session.client.batch_execute(&begin), join_all(looks)).await;
-    session.roll_back();
-    let mut looks = looks.into_iter();
-    let mut over = begun.is_err();
-    let mut outcomes = Vec::new();
-    for prepared in prepared {
-        let outcome = match prepared {
-            Err(outcome) => outcome,
-            // Not asked in earnest: the transaction was over.
-            Ok(_) if over => Outcome::Again,
-            Ok(_) => {
-                let outcome = looks.next().unwrap_or(Outcome::Again);
-                over = !matches!(outcome, Outcome::Seen(_));
-                outcome
-            }
-        };
-        outcomes.push(outcome);
-    }
-    outcomes
+    join_all(evaluations).await
 }
 
-/// Becomes the viewer and looks.
-async fn look(session: &Session, job: &Job<'_>, statement: &Statement, piece: &Piece) -> Outcome {
+/// Sets the viewer's role, evaluates the rows and resets the connection, in a transaction of its own.
+async fn evaluate_piece(
+    session: &Session,
+    begin: &str,
+    job: &Job<'_>,
+    asked: (&Statement, &Piece),
+) -> Outcome {
+    let (statement, piece) = asked;
     let Viewer { role, claims, sub, .. } = &*job.viewer;
     let rows = job.rows.get(piece.rows.clone()).unwrap_or_default();
-    let (dress, rows_asked): ([&(dyn ToSql + Sync); 3], [&(dyn ToSql + Sync); 1]) =
+    let (set_role, rows_asked): ([&(dyn ToSql + Sync); 3], [&(dyn ToSql + Sync); 1]) =
         ([role, claims, sub], [&rows]);
-    let dressed = session.client.execute(&session.dress, &dress);
-    let (dressed, seen) = join(dressed, session.client.query(statement, &rows_asked)).await;
-    match (dressed, seen) {
+    // A pure policy only reads, so a rollback takes back everything; any other may leave session state
+    // behind.
+    let end = if job.query.pure { "rollback" } else { RESET };
+    // Queued in this order on the first poll, the reset included, even if this future is dropped afterwards.
+    let (begun, role_set, seen, ended) = join!(
+        session.client.batch_execute(begin),
+        session.client.execute(&session.set_role, &set_role),
+        session.client.query(statement, &rows_asked),
+        session.client.batch_execute(end),
+    );
+    if begun.is_err() || ended.is_err() {
+        // Without its end the state of the connection is unknown.
+        return Outcome::Lost;
+    }
+    match (role_set, seen) {
         (Err(error), _) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
             Outcome::Refused(Failure::RoleRefused)
         }
@@ -258,6 +281,7 @@ async fn look(session: &Session, job: &Job<'_>, statement: &Statement, piece: &P
         (Ok(_), Ok(seen)) => {
             let seen: Result<Vec<bool>, Error> = seen.iter().map(|row| row.try_get(0)).collect();
             match seen {
+                // One answer for each row, or none: a shorter result would assign answers to the wrong rows.
                 Ok(seen) if seen.len() == rows.len() => Outcome::Seen(seen),
                 _ => Outcome::Refused(Failure::Policy),
             }
@@ -276,7 +300,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rows_are_cut_by_number_and_by_bytes() {
+    fn rows_are_cut_by_count_and_by_bytes() {
         let short = vec!["()"; 1_001];
         assert_eq!(cut(&short), [0..500, 500..1_000, 1_000..1_001]);
         let long = "x".repeat(3 << 20);

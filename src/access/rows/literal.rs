@@ -1,18 +1,18 @@
-//! A row in the text form of its composite type, with the columns that its policies look at.
+//! Encodes an image in the text form of its composite type, with the columns that policies read.
 use super::types::{Cell, Image};
 
-/// Where a column of the row type takes its value from.
+/// The source of a column's value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Source {
-    /// The image's cell, without which nothing can be said.
-    Needed(usize),
-    /// The image's cell, if it has it: a domain may refuse `NULL`.
-    Wanted(usize),
-    /// No policy looks at it.
-    Nothing,
+    /// The image's cell; the row cannot be checked without it.
+    Required(usize),
+    /// The image's cell if it has one. For domains, which may refuse `NULL`.
+    Optional(usize),
+    /// `NULL`: no policy reads the column.
+    Omitted,
 }
 
-/// The row; nothing when a cell that is needed is not known or is no UTF-8.
+/// Returns the row; `None` if a required cell is missing or is not UTF-8.
 pub(super) fn row(sources: &[Source], image: &Image) -> Option<String> {
     let mut text = String::from("(");
     for (at, source) in sources.iter().enumerate() {
@@ -20,23 +20,24 @@ pub(super) fn row(sources: &[Source], image: &Image) -> Option<String> {
             text.push(',');
         }
         match source {
-            Source::Needed(at) => match image.get(*at)? {
+            Source::Required(at) => match image.get(*at)? {
                 Cell::Null => {}
                 Cell::Unknown => return None,
                 Cell::Text(value) => quote(std::str::from_utf8(value).ok()?, &mut text),
             },
-            Source::Wanted(at) => {
+            Source::Optional(at) => {
                 if let Some(Cell::Text(value)) = image.get(*at) {
                     quote(std::str::from_utf8(value).ok()?, &mut text);
                 }
             }
-            Source::Nothing => {}
+            Source::Omitted => {}
         }
     }
     text.push(')');
     Some(text)
 }
 
+/// Quotes a value. Always with quotes: an unquoted empty text would be `NULL`.
 fn quote(value: &str, text: &mut String) {
     text.push('"');
     for c in value.chars() {
@@ -53,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_row_has_the_cells_that_are_looked_at_and_no_others() {
+    fn row_has_only_the_cells_that_policies_read() {
         let image = vec![
             Cell::Text("a\"b\\c, (é)".into()),
             Cell::Null,
@@ -61,13 +62,19 @@ mod tests {
             Cell::Text("".into()),
             Cell::Text(bytes::Bytes::from_static(b"\xff")),
         ];
-        let needed = |at| Source::Needed(at);
-        let sources =
-            [needed(0), needed(1), Source::Wanted(2), needed(3), Source::Nothing, Source::Wanted(9)];
+        let required = |at| Source::Required(at);
+        let sources = [
+            required(0),
+            required(1),
+            Source::Optional(2),
+            required(3),
+            Source::Omitted,
+            Source::Optional(9),
+        ];
         assert_eq!(row(&sources, &image).unwrap(), r#"("a\"b\\c, (é)",,,"",,)"#);
-        assert_eq!(row(&[needed(2)], &image), None);
-        assert_eq!(row(&[needed(4)], &image), None);
-        assert_eq!(row(&[needed(9)], &image), None);
-        assert_eq!(row(&[Source::Nothing], &image).unwrap(), "()");
+        assert_eq!(row(&[required(2)], &image), None);
+        assert_eq!(row(&[required(4)], &image), None);
+        assert_eq!(row(&[required(9)], &image), None);
+        assert_eq!(row(&[Source::Omitted], &image).unwrap(), "()");
     }
 }

@@ -1,80 +1,96 @@
-//! What the catalog says about one table and one role, made into one statement that judges rows.
+//! Builds, from the catalog, one statement that checks rows of one table for one role.
 //!
-//! Policies are read as text and evaluated over rows of the table's own row type, under the table's
-//! name, so that columns, whole rows and references from sub-selects mean what they mean in Postgres.
-//! Only the columns that policies look at travel.
+//! Policies are read as text and evaluated over rows of the table's own row type, under the table's name:
+//! columns, whole-row references and sub-selects keep their meaning. Only columns that policies read are
+//! sent.
 use super::{
+    cacheability,
     literal::{self, Source},
-    pure,
-    types::{Image, Rights, Security, Table},
+    types::{Image, PolicyTable, Rights, Security},
 };
 use std::{
     collections::BTreeSet,
     fmt::Write,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 use tokio_postgres::{Client, Error, Row, types::Oid};
 
-/// Names each question of this process: statements and outcomes are remembered by it.
-static QUESTIONS: AtomicU64 = AtomicU64::new(0);
+/// The number of the column `tableoid` in `pg_attribute`. The numbers of all system columns are negative.
+const TABLEOID: i32 = -6;
 
-/// What is known about a table and a role until the catalog changes.
+/// Source of query ids, unique in the process. Prepared statements and cached outcomes are keyed by them.
+static NEXT_QUERY_ID: AtomicU64 = AtomicU64::new(0);
+
+/// The check of a table for a role; valid until the catalog changes.
 #[derive(Debug)]
 pub(super) struct Plan {
     pub(super) rights: Arc<Rights>,
     pub(super) check: Check,
-    /// The table and those above it, whose catalog rows the plan was made of.
+    /// The table and its ancestors, from whose catalog rows the plan was made.
     pub(super) related: Vec<Oid>,
-    /// The functions that the outcome was found to depend on.
+    /// The functions on whose definitions the outcome depends; empty unless policies are pure.
     pub(super) functions: Vec<Oid>,
 }
 
-/// How rows are judged.
+/// How to check rows.
 #[derive(Debug)]
 pub(super) enum Check {
     /// Every row is visible.
-    All,
-    /// No row is.
-    None,
-    /// The images lack a column that the policies look at.
-    Lacking,
-    /// Postgres says.
-    Ask(Arc<Question>),
+    AllVisible,
+    /// No row is visible.
+    NoneVisible,
+    /// The images lack a column that the policies read.
+    MissingColumn,
+    /// Postgres evaluates the policies.
+    Query(Arc<PolicyQuery>),
 }
 
-/// The policies as one statement: takes rows as `text[]`, gives a boolean for each, in their order.
+/// The policies as one statement: takes rows as `text[]` and returns one boolean for each, in the same order.
 #[derive(Debug)]
-pub(super) struct Question {
+pub(super) struct PolicyQuery {
     pub(super) id: u64,
     pub(super) sql: String,
-    /// For logs, like `public.orders`.
+    /// Name for logs, like `public.orders`.
     pub(super) table: String,
-    /// Whether the outcome depends on nothing but the row and the claims.
+    /// Whether the outcome is known to depend on the row and the claims alone, and may be cached.
     pub(super) pure: bool,
+    /// Whether it once exceeded its share of the time of a round trip.
+    heavy: AtomicBool,
     sources: Vec<Source>,
 }
 
-impl Question {
-    /// The image as the statement takes it; nothing when a value that policies look at is not known.
+impl PolicyQuery {
+    /// Whether it gets a round trip of its own. Relaxed: the flag only affects speed, and nothing else
+    /// depends on it.
+    pub(super) fn is_heavy(&self) -> bool {
+        self.heavy.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_heavy(&self) {
+        self.heavy.store(true, Ordering::Relaxed);
+    }
+
+    /// Returns the image in the form that the statement takes; `None` if the image lacks a column that
+    /// policies read.
     pub(super) fn row(&self, image: &Image) -> Option<String> {
         literal::row(&self.sources, image)
     }
 }
 
-/// Why there is no plan.
+/// Why no plan could be made.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum NoPlan {
+pub(super) enum PlanError {
     #[error("no such role")]
     UnknownRole,
-    #[error("the catalog cannot be read")]
+    #[error("the catalog is not readable")]
     Query(#[from] Error),
 }
 
-/// A column of the row type, as it is now.
-struct Live {
+/// A column of the table's current row type.
+struct LiveColumn {
     name: String,
     quoted: String,
     number: i16,
@@ -91,12 +107,19 @@ struct Policy {
 }
 
 impl Plan {
-    /// Reads the catalog. The client must be in a transaction with an empty `search_path`, so that every
-    /// name in an expression comes with its schema.
-    pub(super) async fn read(client: &Client, table: &Table, role: &str) -> Result<Self, NoPlan> {
+    /// Reads the catalog and makes the plan. `cache` enables the analysis whether outcomes may be cached.
+    ///
+    /// The client must be in a transaction with an empty `search_path`, so that every name in an expression
+    /// is qualified with its schema.
+    pub(super) async fn read(
+        client: &Client,
+        table: &PolicyTable,
+        role: &str,
+        cache: bool,
+    ) -> Result<Self, PlanError> {
         let row = client.query_opt(include_str!("sql/rights.sql"), &[&table.oid, &role]).await?;
-        let Some(row) = row else { return Ok(Self::gone(table)) };
-        let viewer: Oid = row.try_get::<_, Option<Oid>>("viewer")?.ok_or(NoPlan::UnknownRole)?;
+        let Some(row) = row else { return Ok(Self::of_missing_table(table)) };
+        let viewer: Oid = row.try_get::<_, Option<Oid>>("viewer")?.ok_or(PlanError::UnknownRole)?;
         let security = match (row.try_get("off")?, row.try_get("exempt")?) {
             (true, _) => Security::Off,
             (false, true) => Security::Exempt,
@@ -105,40 +128,54 @@ impl Plan {
         let rights = Arc::new(rights(table, &row, security)?);
         let related = row.try_get("related")?;
         if security != Security::On {
-            return Ok(Self { rights, check: Check::All, related, functions: Vec::new() });
+            return Ok(Self { rights, check: Check::AllVisible, related, functions: Vec::new() });
         }
         let governing: Oid = row.try_get("governing")?;
         let policies = client.query(include_str!("sql/policies.sql"), &[&governing, &viewer]).await?;
         let policies = policies.iter().map(policy).collect::<Result<Vec<_>, _>>()?;
+        // Without a permissive policy Postgres denies every row.
         if !policies.iter().any(|policy| policy.permissive) {
-            return Ok(Self { rights, check: Check::None, related, functions: Vec::new() });
+            return Ok(Self { rights, check: Check::NoneVisible, related, functions: Vec::new() });
         }
         let columns = client.query(include_str!("sql/columns.sql"), &[&governing]).await?;
-        let columns = columns.iter().map(live).collect::<Result<Vec<_>, _>>()?;
-        let functions = pure::functions(client, policies.iter().map(|policy| policy.tree.as_str())).await?;
-        let Some(sources) = sources(table, &columns, &policies) else {
-            return Ok(Self { rights, check: Check::Lacking, related, functions: Vec::new() });
+        let columns = columns.iter().map(live_column).collect::<Result<Vec<_>, _>>()?;
+        let expressions = policies.iter().map(|policy| (policy.tree.as_str(), policy.expression.as_str()));
+        let functions = if cache { cacheability::functions(client, expressions).await? } else { None };
+        // Changes of a partitioned table that is published via its root carry the oid of the root, not of the
+        // partition, so `tableoid` is unknown then.
+        let tableoid = (!row.try_get::<_, bool>("partitioned")?).then_some(table.oid);
+        let system = system_columns(&policies, tableoid);
+        let (Some(system), Some(sources)) = (system, sources(table, &columns, &policies)) else {
+            return Ok(Self { rights, check: Check::MissingColumn, related, functions: Vec::new() });
         };
-        let question = Question {
-            id: QUESTIONS.fetch_add(1, Ordering::Relaxed),
-            sql: statement(&columns, &policies, &sources, row.try_get("row_type")?, row.try_get("alias")?),
+        let query = PolicyQuery {
+            // Relaxed: only uniqueness matters.
+            id: NEXT_QUERY_ID.fetch_add(1, Ordering::Relaxed),
+            sql: statement(&columns, &policies, &sources, (row.try_get("row_type")?, row.try_get("alias")?))
+                + &system,
             table: format!("{}.{}", table.schema, table.name),
             pure: functions.is_some(),
+            heavy: AtomicBool::new(false),
             sources,
         };
         let functions = functions.unwrap_or_default();
-        Ok(Self { rights, check: Check::Ask(Arc::new(question)), related, functions })
+        Ok(Self { rights, check: Check::Query(Arc::new(query)), related, functions })
     }
 
-    /// Of a table that is no more nobody can say who might see it.
-    fn gone(table: &Table) -> Self {
+    /// The plan of a table that was dropped: every row is hidden, because its policies are gone.
+    fn of_missing_table(table: &PolicyTable) -> Self {
         let selectable = vec![false; table.columns.len()];
         let rights = Rights { selectable, primary_key: None, security: Security::On };
-        Self { rights: Arc::new(rights), check: Check::None, related: vec![table.oid], functions: Vec::new() }
+        Self {
+            rights: Arc::new(rights),
+            check: Check::NoneVisible,
+            related: vec![table.oid],
+            functions: Vec::new(),
+        }
     }
 }
 
-fn rights(table: &Table, row: &Row, security: Security) -> Result<Rights, Error> {
+fn rights(table: &PolicyTable, row: &Row, security: Security) -> Result<Rights, Error> {
     let selectable: Vec<String> = row.try_get("selectable")?;
     let selectable: BTreeSet<String> = selectable.into_iter().collect();
     let key: Vec<String> = row.try_get("key")?;
@@ -157,8 +194,8 @@ fn policy(row: &Row) -> Result<Policy, Error> {
     })
 }
 
-fn live(row: &Row) -> Result<Live, Error> {
-    Ok(Live {
+fn live_column(row: &Row) -> Result<LiveColumn, Error> {
+    Ok(LiveColumn {
         name: row.try_get("name")?,
         quoted: row.try_get("quoted")?,
         number: row.try_get("attnum")?,
@@ -168,43 +205,55 @@ fn live(row: &Row) -> Result<Live, Error> {
     })
 }
 
-/// Where each column takes its value from; nothing when the images lack one that policies look at.
-fn sources(table: &Table, columns: &[Live], policies: &[Policy]) -> Option<Vec<Source>> {
-    let looked_at: BTreeSet<i32> =
-        policies.iter().flat_map(|policy| policy.columns.iter().copied()).collect();
-    let is_looked_at = |column: &Live| looked_at.contains(&i32::from(column.number));
-    // A reference to the whole row, or a column made of others: all are needed.
+/// Returns the SQL that adds the system columns which policies read; `None` if the WAL does not carry one of
+/// them: `ctid`, `xmin` and the like, and `tableoid` where the row may be of any partition.
+fn system_columns(policies: &[Policy], tableoid: Option<Oid>) -> Option<String> {
+    let mut read = policies.iter().flat_map(|policy| &policy.columns).filter(|column| **column < 0);
+    match (read.next(), tableoid) {
+        (None, _) => Some(String::new()),
+        (Some(&TABLEOID), Some(oid)) if read.all(|column| *column == TABLEOID) => {
+            Some(format!(" cross join (select '{oid}'::pg_catalog.oid as tableoid) as system_columns"))
+        }
+        _ => None,
+    }
+}
+
+/// Returns the source of each column's value; `None` if the images lack a column that policies read.
+fn sources(table: &PolicyTable, columns: &[LiveColumn], policies: &[Policy]) -> Option<Vec<Source>> {
+    let read: BTreeSet<i32> = policies.iter().flat_map(|policy| policy.columns.iter().copied()).collect();
+    let is_read = |column: &LiveColumn| read.contains(&i32::from(column.number));
+    // A whole-row reference, or a generated column, may read any column.
     let all = policies.iter().any(|policy| policy.tree.contains(":varattno 0 "))
-        || columns.iter().any(|column| column.generated.is_some() && is_looked_at(column));
-    let position = |column: &Live| {
-        let same = |c: &super::Column| c.name == column.name && c.type_oid == column.type_oid;
+        || columns.iter().any(|column| column.generated.is_some() && is_read(column));
+    let position = |column: &LiveColumn| {
+        let same = |c: &super::PolicyColumn| c.name == column.name && c.type_oid == column.type_oid;
         table.columns.iter().position(same)
     };
-    let source = |column: &Live| {
+    let source = |column: &LiveColumn| {
+        // The statement computes generated columns itself.
         if column.generated.is_some() {
-            return Some(Source::Nothing);
+            return Some(Source::Omitted);
         }
         match position(column) {
-            Some(at) if all || is_looked_at(column) => Some(Source::Needed(at)),
-            None if all || is_looked_at(column) => None,
-            Some(at) if column.is_domain => Some(Source::Wanted(at)),
-            _ => Some(Source::Nothing),
+            Some(at) if all || is_read(column) => Some(Source::Required(at)),
+            None if all || is_read(column) => None,
+            Some(at) if column.is_domain => Some(Source::Optional(at)),
+            _ => Some(Source::Omitted),
         }
     };
     columns.iter().map(source).collect()
 }
 
 fn statement(
-    columns: &[Live],
+    columns: &[LiveColumn],
     policies: &[Policy],
     sources: &[Source],
-    row_type: &str,
-    alias: &str,
+    (row_type, alias): (&str, &str),
 ) -> String {
     let rows = format!("select t::{row_type} from unnest($1::text[]) as t");
-    let needed = sources.iter().any(|source| matches!(source, Source::Needed(_)));
+    let needed = sources.iter().any(|source| matches!(source, Source::Required(_)));
     let rows = if needed && columns.iter().any(|column| column.generated.is_some()) {
-        let value = |column: &Live| match &column.generated {
+        let value = |column: &LiveColumn| match &column.generated {
             Some(expression) => format!("({expression})"),
             None => format!("{alias}.{}", column.quoted),
         };
@@ -213,6 +262,8 @@ fn statement(
     } else {
         rows
     };
+    // Like Postgres: every restrictive policy and at least one permissive policy must hold; null counts as
+    // false.
     let mut sql = String::from("select coalesce(");
     for policy in policies.iter().filter(|policy| !policy.permissive) {
         let _ = write!(sql, "({}) and ", policy.expression);

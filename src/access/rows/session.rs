@@ -1,9 +1,9 @@
-//! Connections for checks: few, apart from the pool, with the statements that they have prepared.
+//! A small pool of connections for checks, apart from the daemon's pool, with prepared statements.
 //!
-//! Statements are prepared as the daemon's role and run as the viewer's, as Postgres reads a policy
-//! when it is made and not when it is used: a viewer needs no right to the schema of a function that a
-//! policy calls.
-use super::plan::Question;
+//! Statements are prepared with the daemon's role and run with the viewer's, because Postgres resolves the
+//! names in a policy when it is created and not when it is used: a viewer needs no right to the schema of a
+//! function that a policy calls.
+use super::plan::PolicyQuery;
 use crate::{
     db::{self, Database},
     scope::Scope,
@@ -14,21 +14,22 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio_postgres::{Client, Error, Statement, types::Type};
 
-/// Statements that one connection keeps prepared; with more it forgets them all.
+/// Most prepared statements of one connection; at the limit all are evicted.
 const STATEMENTS_MAX: usize = 1000;
-/// The first pause before another try to connect; it doubles up to [`PAUSE_MAX`].
+/// First pause between attempts to connect; it doubles up to [`PAUSE_MAX`].
 const PAUSE: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 
-/// A plan that is made anew for each run costs more than the check, as does compiling it.
-const SETTINGS: &str = "set plan_cache_mode = force_generic_plan; set jit = off; \
+/// Settings of each connection. A custom plan for each run, or JIT, costs more than the check itself.
+/// Policies see the default time zone of the database.
+const SETTINGS: &str = "reset timezone; set plan_cache_mode = force_generic_plan; set jit = off; \
     set default_transaction_read_only = on; set idle_in_transaction_session_timeout = '1min'";
 
-/// Policies see these, as they do behind PostgREST.
-const DRESS: &str = "select set_config('role', $1, true), set_config('request.jwt.claims', $2, true), \
+/// Sets the role and the settings that policies read, like `PostgREST` does.
+const SET_ROLE: &str = "select set_config('role', $1, true), set_config('request.jwt.claims', $2, true), \
     set_config('request.jwt.claim.role', $1, true), set_config('request.jwt.claim.sub', $3, true)";
 
-/// The connections; each is used by one check at a time.
+/// The pool. One check at a time uses a connection.
 #[derive(Debug)]
 pub(super) struct Sessions {
     database: Database,
@@ -37,16 +38,19 @@ pub(super) struct Sessions {
     permits: Semaphore,
 }
 
-/// A connection, and what it has prepared.
+/// A connection with its prepared statements.
 #[derive(Debug)]
 pub(super) struct Session {
     pub(super) client: Client,
-    /// Becomes the viewer until the transaction ends: role, all claims, `sub`.
-    pub(super) dress: Statement,
+    /// Sets role, claims and `sub` until the transaction ends.
+    pub(super) set_role: Statement,
     statements: HashMap<u64, Statement>,
+    /// The prepared statement of the fingerprint check, after its first use.
+    pub(super) fingerprint: Option<Statement>,
 }
 
-/// A connection on loan; [`Lent::give_back`] it once its transaction is over, or it is closed.
+/// A borrowed connection. [`Lent::give_back`] returns it after its transaction; dropping it closes the
+/// connection.
 pub(super) struct Lent<'a> {
     pub(super) session: Session,
     sessions: &'a Sessions,
@@ -59,15 +63,16 @@ impl Sessions {
         Self { database, scope: scope.clone(), free: Mutex::default(), permits }
     }
 
-    /// A connection; waits while all are in use, and while the database is away.
+    /// Borrows a connection. Waits while all are in use, and while the database is unavailable.
     pub(super) async fn lend(&self) -> Lent<'_> {
         let permit = loop {
-            // The semaphore is never closed.
+            // The semaphore is never closed, so the error cannot occur.
             match self.permits.acquire().await {
                 Ok(permit) => break permit,
                 Err(_) => std::future::pending().await,
             }
         };
+        // Taken while the permit is held, so at most as many connections exist as there are permits.
         let free = self.free.lock().pop();
         let session = match free {
             Some(session) if !session.client.is_closed() => session,
@@ -76,22 +81,23 @@ impl Sessions {
         Lent { session, sessions: self, _permit: permit }
     }
 
-    /// Lets go of the connections that nobody uses: the scope cannot end before them.
+    /// Closes the idle connections, so that the scope can end.
     pub(super) fn close(&self) {
         self.free.lock().clear();
     }
 
     async fn connect(&self) -> Session {
         let mut pause = PAUSE;
-        let mut told = false;
+        let mut logged = false;
         loop {
             match self.open().await {
                 Ok(session) => return session,
-                Err(error) if !told => {
-                    told = true;
+                Err(error) if !logged => {
+                    // Logged once for each outage, not for each attempt.
+                    logged = true;
                     tracing::warn!(
                         error = &error as &dyn std::error::Error,
-                        "row checks wait for the database"
+                        "row checks are waiting for the database"
                     );
                 }
                 Err(_) => {}
@@ -104,41 +110,43 @@ impl Sessions {
     async fn open(&self) -> Result<Session, db::Error> {
         let client = self.database.connect("convoke row checks", &self.scope).await?;
         client.batch_execute(SETTINGS).await?;
-        let dress = client.prepare_typed(DRESS, &[Type::TEXT, Type::TEXT, Type::TEXT]).await?;
-        Ok(Session { client, dress, statements: HashMap::new() })
+        let set_role = client.prepare_typed(SET_ROLE, &[Type::TEXT, Type::TEXT, Type::TEXT]).await?;
+        Ok(Session { client, set_role, statements: HashMap::new(), fingerprint: None })
     }
 }
 
 impl Session {
-    /// The question's statement; must be called outside a transaction, as the daemon's own role.
-    pub(super) async fn prepare(&mut self, question: &Arc<Question>) -> Result<Statement, Error> {
-        if let Some(statement) = self.statements.get(&question.id) {
+    /// Returns the query's prepared statement. Call it outside a transaction, with the daemon's own role.
+    pub(super) async fn prepare(&mut self, query: &Arc<PolicyQuery>) -> Result<Statement, Error> {
+        if let Some(statement) = self.statements.get(&query.id) {
             return Ok(statement.clone());
         }
-        let statement = self.client.prepare_typed(&question.sql, &[Type::TEXT_ARRAY]).await?;
+        let statement = self.client.prepare_typed(&query.sql, &[Type::TEXT_ARRAY]).await?;
         if self.statements.len() >= STATEMENTS_MAX {
             self.statements.clear();
         }
-        self.statements.insert(question.id, statement.clone());
+        self.statements.insert(query.id, statement.clone());
         Ok(statement)
     }
 
-    /// Forgets the question's statement, so that it is read again as the daemon's own role.
-    pub(super) fn forget(&mut self, question: &Question) -> bool {
-        self.statements.remove(&question.id).is_some()
+    /// Evicts the query's statement, so that the next `prepare` resolves its names anew; false if there was
+    /// none.
+    pub(super) fn forget(&mut self, query: &PolicyQuery) -> bool {
+        self.statements.remove(&query.id).is_some()
     }
 
-    /// Ends the transaction without waiting for it: what is sent next comes after it.
+    /// Queues a rollback without waiting for the answer: Postgres runs it before whatever is sent next.
     pub(super) fn roll_back(&self) {
         let _ = self.client.batch_execute("rollback").now_or_never();
     }
 }
 
 impl Lent<'_> {
-    /// Ends the transaction and lets others use the connection.
+    /// Ends the transaction and returns the connection to the pool.
     pub(super) fn give_back(self) {
         self.session.roll_back();
-        // Under the lock: after a stop none is added behind the back of `close`.
+        // Checked under the lock that `close` takes: after a stop no connection is added that `close` has
+        // missed.
         let mut free = self.sessions.free.lock();
         if !self.sessions.scope.stopping().is_cancelled() && !self.session.client.is_closed() {
             free.push(self.session);

@@ -1,4 +1,4 @@
-//! The words of row visibility: tables, images of rows, viewers, verdicts.
+//! Types of row security: tables, images of rows, viewers, verdicts.
 use crate::auth::Claims;
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
@@ -7,29 +7,28 @@ use std::{
     sync::Arc,
 };
 
-/// A table as the log described it when a change to it was made.
+/// A table as the WAL described it at the time of a change.
 ///
-/// Make a new one whenever the log describes the table anew, even in the same words: policies and
-/// privileges are read again for each [`Arc`], so that what the log says after a change of policy is
-/// judged by the new policy.
+/// Policies and privileges are cached by the address of its [`Arc`]: keep one for as long as the description
+/// is the same.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Table {
-    /// Its oid in `pg_class`.
+pub struct PolicyTable {
+    /// Oid in `pg_class`.
     pub oid: u32,
-    /// Its schema, like `public`.
+    /// Schema, like `public`.
     pub schema: String,
-    /// Its name without the schema.
+    /// Name without the schema.
     pub name: String,
-    /// The columns that images carry, by position.
-    pub columns: Vec<Column>,
+    /// The columns in the order of the images' cells.
+    pub columns: Vec<PolicyColumn>,
 }
 
-/// A column of a [`Table`].
+/// A column of a [`PolicyTable`].
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Column {
-    /// Its name.
+pub struct PolicyColumn {
+    /// Name.
     pub name: String,
-    /// Its type's oid in `pg_type`.
+    /// Oid of the type in `pg_type`.
     pub type_oid: u32,
 }
 
@@ -38,16 +37,17 @@ pub struct Column {
 pub enum Cell {
     /// SQL `NULL`.
     Null,
-    /// The image does not carry it: an unchanged value stored out of line, or no part of the replica identity.
+    /// The image lacks the value: it is unchanged and stored out of line (TOAST), or outside the replica
+    /// identity.
     Unknown,
-    /// The value in Postgres's text form, UTF-8.
+    /// The value in the text form of Postgres, UTF-8.
     Text(Bytes),
 }
 
 /// The cells of a row in the order of its table's columns.
 pub type Image = Vec<Cell>;
 
-/// What was done to a row, by the images that the log carries.
+/// The operation on a row, with the images that the WAL carries.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Images {
     /// A new row.
@@ -57,34 +57,37 @@ pub enum Images {
     },
     /// Another version of a row.
     Update {
-        /// The row as it became, completed from the old one where it can be.
+        /// The new version of the row, completed from the old one where possible.
         new: Image,
-        /// The whole row as it was; nothing when the log carries at most its key.
+        /// The old version, as far as the WAL carries it; `None` if it carries no part of it.
         old: Option<Image>,
     },
     /// The end of a row.
     Delete {
-        /// The whole row as it was; nothing when the log carries only its key.
+        /// The deleted row, as far as the WAL carries it: often only the key.
         old: Option<Image>,
     },
 }
 
-/// A change to be judged.
+/// A change to check against row security.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RowChange {
-    /// The table; the same [`Arc`] for all changes that the same description covers.
-    pub table: Arc<Table>,
-    /// The row.
+    /// The table; the same [`Arc`] for every change with the same description.
+    pub table: Arc<PolicyTable>,
+    /// The operation and its images.
     pub images: Images,
 }
 
-/// Whoever looks with the same role and the same claims: one viewer, however many subscribe.
+/// A role with its claims. Subscribers with equal role and claims are one viewer.
 #[derive(Clone, Debug)]
 pub struct Viewer {
     pub(super) role: String,
+    /// The role in the token, which may be missing in `auth.roles`.
+    named_role: String,
     pub(super) sub: String,
     pub(super) claims: String,
-    /// Of the role and the claims, collisions impossible to find: what is remembered is remembered by it.
+    /// First 128 bits of a SHA-256 of role and claims: the key of cached outcomes. A collision would leak
+    /// rows, so a fast hash is not enough.
     pub(super) fingerprint: u128,
 }
 
@@ -101,49 +104,58 @@ impl Hash for Viewer {
 }
 
 impl Viewer {
-    /// The bearer of these claims, all of which policies see as `request.jwt.claims`.
+    /// The viewer with these claims. Policies see all of them as `request.jwt.claims`.
     #[must_use]
     pub fn of(claims: &Claims) -> Self {
         let role = claims.role.clone();
+        let named = claims.raw.get("role").and_then(serde_json::Value::as_str);
+        let named_role = named.unwrap_or(&role).to_owned();
         let raw = serde_json::Value::Object(claims.raw.clone()).to_string();
+        // The zero byte separates the two parts: a role cannot contain it.
         let digest = Sha256::new().chain_update(&role).chain_update([0]).chain_update(&raw).finalize();
         let fingerprint = digest.iter().take(16).fold(0, |sum, byte| sum << 8 | u128::from(*byte));
-        Self { role, sub: claims.sub.clone().unwrap_or_default(), claims: raw, fingerprint }
+        Self { role, named_role, sub: claims.sub.clone().unwrap_or_default(), claims: raw, fingerprint }
     }
 
-    /// The database role that is looked with.
+    /// The role in the token, for error messages.
+    #[must_use]
+    pub fn named_role(&self) -> &str {
+        &self.named_role
+    }
+
+    /// The database role of the checks.
     #[must_use]
     pub fn role(&self) -> &str {
         &self.role
     }
 }
 
-/// How far row security of a table limits a role.
+/// Whether row security of a table limits a role.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Security {
-    /// The table has none; every row is visible.
+    /// Row security is disabled for the table; every row is visible.
     Off,
-    /// The table has it, but not for this role (owner, superuser or `bypassrls`); every row is visible.
+    /// Row security does not apply to this role (owner, superuser or `bypassrls`); every row is visible.
     Exempt,
-    /// Policies decide about each row.
+    /// Policies decide for each row.
     On,
 }
 
-/// What a role may see of a table, whatever the row.
+/// The rights of a role on a table, independent of the row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rights {
-    /// For each column of the [`Table`], whether the role may select it. A column that the table no
-    /// longer has may not be selected; nor any, if the role may not use the schema.
+    /// For each column of the [`PolicyTable`], whether the role may select it. False for columns that the
+    /// table no longer has, and for all columns if the role may not use the schema.
     pub selectable: Vec<bool>,
-    /// The positions of the primary key's columns in the [`Table`]; nothing when it has no primary key
-    /// or the images do not carry all of it.
+    /// Positions of the primary key's columns in the [`PolicyTable`]; `None` if there is no primary key or
+    /// the images lack a column of it.
     pub primary_key: Option<Vec<usize>>,
-    /// Whether policies decide.
+    /// Whether policies limit the rows.
     pub security: Security,
 }
 
 impl Rights {
-    /// Whether every column of the primary key may be selected; false without one.
+    /// Whether the role may select every column of the primary key; false without a primary key.
     #[must_use]
     pub fn selects_key(&self) -> bool {
         let may = |at: &usize| self.selectable.get(*at).copied().unwrap_or_default();
@@ -154,7 +166,7 @@ impl Rights {
 /// How much of the old row may be shown with a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OldRow {
-    /// All that the log carries.
+    /// All columns that the WAL carries.
     Whole,
     /// The primary key's columns.
     Key,
@@ -167,14 +179,14 @@ pub enum Verdict {
     Shown(OldRow),
     /// The change is not for this viewer.
     Hidden,
-    /// Nobody knows, so the change is not shown, and the viewer's subscribers are told so.
+    /// The check failed. The change is not shown, and the viewer's subscribers are notified.
     Failed(Failure),
 }
 
-/// Why a change could not be judged. The text is for clients: it holds nothing of the database's own words.
+/// Why a check failed. The text is for clients and has no text of the database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Failure {
-    /// The token's role is no role of the database.
+    /// The role of the token does not exist in the database.
     #[error("the token's role does not exist in the database")]
     UnknownRole,
     /// The daemon may not act as the role.
@@ -183,10 +195,10 @@ pub enum Failure {
     /// A policy raised an error.
     #[error("a row security policy of the table failed")]
     Policy,
-    /// A policy took too long; it is not asked again for a while.
+    /// A policy ran into its timeout and is in backoff.
     #[error("a row security policy of the table took too long")]
     Slow,
-    /// The change does not carry a column that a policy needs, or carries it with another type.
+    /// The change lacks a column that a policy reads, or has it with another type.
     #[error("a row security policy of the table needs a column that the change does not carry")]
     Column,
 }

@@ -1,4 +1,5 @@
--- A fresh message whose place is not kept yet has not come through the log; an older one was there before the daemon.
+-- A fresh message without a position has not come through the WAL yet. An older one without a position was sent
+-- before the daemon recorded positions.
 select id::text, event, payload, bytes, position, fresh
   from (select m.id, m.event, m.payload::text, decode(substr(to_jsonb(m) ->> 'binary_payload', 3), 'hex') as bytes,
                m.inserted_at, o.commit_lsn, o.index, o.commit_lsn::text || ':' || o.index as position,

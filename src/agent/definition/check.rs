@@ -1,28 +1,28 @@
-//! Everything that can be told about a definition without a database: all problems at once.
-use super::{Definition, Kind, OfferBy, Wake, WakeEvent};
+//! The checks of a definition that need no database: all problems at once.
+use super::{Definition, Kind, OfferBy, Wake, WakeEvent, check_tools};
 use crate::{
     agent::{
         Env,
         kind::{llm, program},
-        schedule::Clockwork,
+        schedule::CronSchedule,
         wake::RequestTemplate,
     },
     filter::Filter,
-    task::{INPUT_BYTES_MAX, Policy},
+    task::{INPUT_BYTES_MAX, Policy, check_setting},
 };
 use std::{collections::HashMap, fmt::Display, time::Duration};
 
-/// Columns that changes may be put together by.
+/// Most columns of `coalesce_by`.
 const COALESCE_COLUMNS_MAX: usize = 16;
 
-/// Something in an agent's file that has to be changed.
+/// A mistake in a definition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// Where, like `wake.0.filter`.
+    /// The key, like `wake.0.filter`.
     pub key: String,
     /// What is wrong, one line.
     pub message: String,
-    /// What to do, where it is not plain from the message.
+    /// What to do, if the message does not say it.
     pub remedy: Option<String>,
 }
 
@@ -32,8 +32,8 @@ pub fn check(definition: &Definition) -> Vec<Problem> {
     check_in(definition, &Env::process())
 }
 
-/// All problems of a set of definitions that are run together: those of each, and ids that are used twice.
-/// Each comes with the index of its definition.
+/// All problems of definitions that run together: those of each, and duplicate ids. Each problem comes with the index
+/// of its definition.
 #[must_use]
 pub fn check_all(definitions: &[Definition]) -> Vec<(usize, Problem)> {
     let mut seen = HashMap::new();
@@ -49,12 +49,12 @@ pub fn check_all(definitions: &[Definition]) -> Vec<(usize, Problem)> {
     problems
 }
 
-/// All problems of one definition.
+/// All problems of one definition, with this environment.
 #[must_use]
 pub fn check_in(definition: &Definition, env: &Env) -> Vec<Problem> {
-    let mut found = Found(Vec::new());
-    general(definition, &mut found);
-    for (key, kind) in definition.run.said() {
+    let mut found = Problems(Vec::new());
+    general(definition, env, &mut found);
+    for (key, kind) in definition.run.present_keys() {
         if kind != definition.run.kind {
             let message = format!("{key} belongs to kind = \"{kind}\", not to \"{}\"", definition.run.kind);
             found.add(format!("run.{key}"), message);
@@ -66,12 +66,13 @@ pub fn check_in(definition: &Definition, env: &Env) -> Vec<Problem> {
         Kind::Llm => model(definition, env, &mut found),
         Kind::Rust | Kind::Remote => {}
     }
+    check_tools::check(definition, env, &mut found);
     for (at, wake) in definition.wake.iter().enumerate() {
         check_wake(&format!("wake.{at}"), wake, &mut found);
     }
     for (at, schedule) in definition.schedule.iter().enumerate() {
         let place = format!("schedule.{at}");
-        if let Err((key, message)) = Clockwork::read(definition, at, schedule) {
+        if let Err((key, message)) = CronSchedule::read(definition, at, schedule) {
             found.add(format!("{place}.{key}"), message);
         }
         let request = &schedule.request;
@@ -80,25 +81,30 @@ pub fn check_in(definition: &Definition, env: &Env) -> Vec<Problem> {
     found.0
 }
 
-struct Found(Vec<Problem>);
+pub(super) struct Problems(Vec<Problem>);
 
-impl Found {
-    fn add(&mut self, key: impl Into<String>, message: impl Into<String>) {
+impl Problems {
+    pub(super) fn add(&mut self, key: impl Into<String>, message: impl Into<String>) {
         self.0.push(Problem { key: key.into(), message: message.into(), remedy: None });
     }
-    fn add_with(&mut self, key: impl Into<String>, message: impl Into<String>, remedy: impl Into<String>) {
+    pub(super) fn add_with(
+        &mut self,
+        key: impl Into<String>,
+        message: impl Into<String>,
+        remedy: impl Into<String>,
+    ) {
         let remedy = Some(remedy.into());
         self.0.push(Problem { key: key.into(), message: message.into(), remedy });
     }
-    /// A number outside of its bounds.
-    fn bounds<T: PartialOrd + Display>(&mut self, key: &str, value: T, least: T, most: T) {
+    /// Reports a number outside its bounds.
+    pub(super) fn bounds<T: PartialOrd + Display>(&mut self, key: &str, value: T, least: T, most: T) {
         if !(least <= value && value <= most) {
             self.add(key, format!("{value} is not in {least} to {most}"));
         }
     }
 }
 
-fn general(definition: &Definition, found: &mut Found) {
+fn general(definition: &Definition, env: &Env, found: &mut Problems) {
     if definition.description.len() > 1_000 {
         found.add(
             "description",
@@ -115,7 +121,7 @@ fn general(definition: &Definition, found: &mut Found) {
         found.add("idle_timeout", "it must be 10ms or more");
     }
     found.bounds("offer.confidence", definition.offer.confidence, 0.0, 1.0);
-    check_hook(definition, found);
+    check_hook(definition, env, found);
     let limits = &definition.limits;
     if limits.timeout < Duration::from_millis(10) {
         found.add("limits.timeout", "it must be 10ms or more");
@@ -139,7 +145,7 @@ fn general(definition: &Definition, found: &mut Found) {
     }
 }
 
-fn check_hook(definition: &Definition, found: &mut Found) {
+fn check_hook(definition: &Definition, env: &Env, found: &mut Problems) {
     let offer = &definition.offer;
     found.bounds("offer.tokens", offer.tokens, 1, 100_000);
     if offer.timeout < Duration::from_millis(10) || offer.timeout > Duration::from_secs(600) {
@@ -154,14 +160,17 @@ fn check_hook(definition: &Definition, found: &mut Found) {
         OfferBy::Model if kind != Kind::Llm => {
             found.add("offer.by", "only kind = \"llm\" has a model that could think about it");
         }
-        OfferBy::Command if offer.argv.as_ref().is_none_or(Vec::is_empty) => {
-            found.add("offer.argv", "argv is missing: there is no command that makes the offers");
-        }
+        OfferBy::Command => match offer.argv.as_deref() {
+            None | Some([]) => {
+                found.add("offer.argv", "argv is missing: there is no command that makes the offers");
+            }
+            Some([name, ..]) => check_program("offer.argv", name, definition, env, found),
+        },
         OfferBy::Http => match &offer.url {
             None => found.add("offer.url", "url is missing: there is nowhere to POST"),
             Some(url) => url_problem("offer.url", url, found),
         },
-        OfferBy::Model | OfferBy::Command => {}
+        OfferBy::Model => {}
     }
     if offer.argv.is_some() && offer.by != OfferBy::Command {
         found.add("offer.argv", "argv belongs to by = \"command\"");
@@ -171,7 +180,7 @@ fn check_hook(definition: &Definition, found: &mut Found) {
     }
 }
 
-fn command(definition: &Definition, env: &Env, found: &mut Found) {
+fn command(definition: &Definition, env: &Env, found: &mut Problems) {
     let run = &definition.run;
     match run.argv.as_deref() {
         None | Some([]) => found.add_with(
@@ -179,11 +188,7 @@ fn command(definition: &Definition, env: &Env, found: &mut Found) {
             "argv is missing: there is no command to run",
             "name the program and its arguments, like argv = [\"python3\", \"triage.py\"]",
         ),
-        Some([name, ..]) => {
-            if let Err(e) = program(name, definition.folder.as_deref(), env) {
-                found.add_with("run.argv", e, "install it, correct the name, or give its full path");
-            }
-        }
+        Some([name, ..]) => check_program("run.argv", name, definition, env, found),
     }
     if let Some(cwd) = &run.cwd {
         let cwd = definition.folder.as_ref().map_or_else(|| cwd.clone(), |folder| folder.join(cwd));
@@ -198,14 +203,23 @@ fn command(definition: &Definition, env: &Env, found: &mut Found) {
     }
 }
 
-fn http(definition: &Definition, found: &mut Found) {
+pub(super) fn check_program(key: &str, name: &str, definition: &Definition, env: &Env, found: &mut Problems) {
+    match program(name, definition.folder.as_deref(), env) {
+        // The error about a file that exists says what to do.
+        Err(e) if !e.starts_with("there is no") => found.add(key, e),
+        Err(e) => found.add_with(key, e, "install it, correct the name, or give its full path"),
+        Ok(_) => {}
+    }
+}
+
+fn http(definition: &Definition, found: &mut Problems) {
     match &definition.run.url {
         None => found.add("run.url", "url is missing: there is nowhere to POST"),
         Some(url) => url_problem("run.url", url, found),
     }
 }
 
-fn url_problem(key: &str, url: &str, found: &mut Found) {
+pub(super) fn url_problem(key: &str, url: &str, found: &mut Problems) {
     match reqwest::Url::parse(url) {
         Ok(parsed) if matches!(parsed.scheme(), "http" | "https") && parsed.has_host() => {}
         Ok(_) => found.add(key, format!("{url:?} is no http or https URL")),
@@ -213,7 +227,7 @@ fn url_problem(key: &str, url: &str, found: &mut Found) {
     }
 }
 
-fn model(definition: &Definition, env: &Env, found: &mut Found) {
+fn model(definition: &Definition, env: &Env, found: &mut Problems) {
     let run = &definition.run;
     if run.model.as_deref().unwrap_or_default().is_empty() {
         found.add("run.model", "model is missing: name it as its endpoint knows it");
@@ -228,7 +242,7 @@ fn model(definition: &Definition, env: &Env, found: &mut Found) {
         None => {}
     }
     if let Some((name, url)) = run.base_url_env.as_ref().and_then(|name| Some((name, env.get(name)?))) {
-        let mut inner = Found(Vec::new());
+        let mut inner = Problems(Vec::new());
         url_problem("run.base_url_env", &url, &mut inner);
         found.0.extend(inner.0.into_iter().map(|problem| Problem {
             message: format!("{name} in the environment: {}", problem.message),
@@ -241,34 +255,31 @@ fn model(definition: &Definition, env: &Env, found: &mut Found) {
         found.add("run.prompt", e.reason);
     }
     if let Some(schema) = &run.result_schema
-        && let Err(e) = jsonschema::validator_for(schema)
+        && let Err(e) = check_setting(schema)
     {
         found.add("run.result_schema", format!("it is no JSON schema: {e}"));
     }
     if let Some(temperature) = run.temperature {
         found.bounds("run.temperature", temperature, 0.0, 2.0);
     }
-    if !run.tools.is_empty() {
-        found.add_with("run.tools", "tools are not supported yet", "leave the key out");
-    }
 }
 
-/// What is wrong with the task that something requests.
+/// Checks the request of a wake or a schedule.
 fn check_request(
     place: &str,
     kind: &str,
     policy: &serde_json::Map<String, serde_json::Value>,
-    found: &mut Found,
+    found: &mut Problems,
 ) {
     if kind.is_empty() || kind.len() > 200 {
         found.add(format!("{place}.request.kind"), "the kind of a task has 1 to 200 bytes");
     }
-    if let Err(e) = Policy::default().with(policy) {
+    if let Err(e) = Policy::default().with(policy).and_then(|policy| policy.compile_setting()) {
         found.add(format!("{place}.request.policy"), e);
     }
 }
 
-fn check_wake(place: &str, wake: &Wake, found: &mut Found) {
+fn check_wake(place: &str, wake: &Wake, found: &mut Problems) {
     let (schema, table) = wake.table_name();
     if schema.is_empty() || table.is_empty() {
         found.add(format!("{place}.table"), format!("{:?} is not of the form schema.table", wake.table));
@@ -317,7 +328,7 @@ fn check_wake(place: &str, wake: &Wake, found: &mut Found) {
     if let Err(e) = RequestTemplate::parse(request) {
         found.add(format!("{place}.request.{}", e.place), e.reason);
     }
-    if let Err(e) = Policy::default().with(&request.policy) {
+    if let Err(e) = Policy::default().with(&request.policy).and_then(|policy| policy.compile_setting()) {
         found.add(format!("{place}.request.policy"), e);
     }
 }
@@ -333,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn every_problem_is_told_at_once_with_its_key() {
+    fn all_problems_are_returned_with_their_keys() {
         let text = r#"
             id = "bad"
             slots = 0
@@ -370,7 +381,7 @@ mod tests {
                 "run.argv: there is no command convoke-no-such-program on PATH",
                 "run.cwd: /no/such/folder is no folder",
                 "wake.0.events: no event: it would never wake",
-                "wake.0.filter: [\"priority>3\"] is no condition of the form column=operator.value",
+                "wake.0.filter: [\"priority>3\"] is not a condition of the form column=operator.value",
                 "wake.0.debounce: it must be 1ms to 1h",
                 "wake.0.request.kind: the kind of a task has 1 to 200 bytes",
                 "wake.0.request.idempotency_key: idempotency_key is not supported in a wake yet: each change \
@@ -383,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn a_model_needs_a_name_and_a_place() {
+    fn model_needs_a_name_and_an_endpoint() {
         let text = r#"
             id = "m"
             [run]
@@ -399,12 +410,12 @@ mod tests {
         assert!(found[2].starts_with("run.prompt: there is no \"inptu\": use "));
         assert!(found[3].starts_with("run.result_schema: it is no JSON schema: "));
         assert_eq!(found[4], "run.temperature: 3 is not in 0 to 2");
-        assert_eq!(found[5], "run.tools: tools are not supported yet");
+        assert_eq!(found[5], "run.tools.0: there is no tool \"sql:read\"");
         assert_eq!(found.len(), 6);
     }
 
     #[test]
-    fn addresses_are_read() {
+    fn urls_are_checked() {
         let http = |url: &str| problems(&format!("id = \"h\"\n[run]\nkind = \"http\"\nurl = {url:?}"));
         assert_eq!(http("http://127.0.0.1:9/x"), Vec::<String>::new());
         assert_eq!(http("ftp://x/y"), ["run.url: \"ftp://x/y\" is no http or https URL"]);
@@ -412,7 +423,7 @@ mod tests {
     }
 
     #[test]
-    fn a_truncate_has_no_columns_to_be_put_together_by() {
+    fn truncate_cannot_be_coalesced_by_columns() {
         let wake = |by: &str| {
             let wake = format!(
                 "table = \"t\"\nevents = [\"TRUNCATE\"]\ncoalesce_by = {by}\nrequest = {{ kind = \"k\" }}"
@@ -425,7 +436,7 @@ mod tests {
     }
 
     #[test]
-    fn two_agents_may_not_share_an_id() {
+    fn duplicate_ids_are_a_problem() {
         let one: Definition = toml::from_str("id = \"a\"\n[run]\nkind = \"remote\"").unwrap();
         let found = check_all(&[one.clone(), one]);
         assert_eq!(

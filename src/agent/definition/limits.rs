@@ -1,33 +1,33 @@
-//! What is offered for an agent, and what one task of it may use.
+//! The offers of an agent, and the limits of one task.
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
-/// `[offer]`: what is offered for an agent.
+/// `[offer]`: the offers of an agent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Offer {
-    /// Who makes the offers.
+    /// What makes the offers.
     pub by: OfferBy,
     /// `command`: the program and its arguments; as `run.argv`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub argv: Option<Vec<String>>,
-    /// `http`: where to POST; signed with `run.secret_env`.
+    /// `http`: the URL of the POST, which is signed with `run.secret_env`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
-    /// `model`, `command`, `http`: how long it may think; 15 seconds unless said.
+    /// `model`, `command`, `http`: time limit of one offer. Defaults to 15 seconds.
     #[serde(with = "humantime_serde")]
     pub timeout: Duration,
-    /// `model`: most tokens of its answer; 300 unless said.
+    /// `model`: most tokens of its answer. Defaults to 300.
     pub tokens: u32,
-    /// `model`, `command`, `http`: what thinking may cost in any 60 minutes; over it, the runtime offers. No
-    /// limit unless said.
+    /// `model`, `command`, `http`: most cost of making offers in any 60 minutes; over it, the runtime makes them.
+    /// Defaults to no limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub microdollars_per_hour: Option<u64>,
-    /// What a task costs, until measurements say otherwise; 0 unless said.
+    /// Cost of a task, until it has been measured. Defaults to 0.
     pub cost_microdollars: u64,
-    /// How sure it is of its results, 0 to 1; 0.6 unless said.
+    /// Confidence in its results, 0 to 1. Defaults to 0.6.
     pub confidence: f32,
-    /// How long a task takes, until measurements say otherwise; 1 second unless said.
+    /// Duration of a task, until it has been measured. Defaults to 1 second.
     #[serde(with = "humantime_serde")]
     pub eta: Duration,
 }
@@ -48,40 +48,46 @@ impl Default for Offer {
     }
 }
 
-/// Who makes an agent's offers.
+/// What makes the offers of an agent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OfferBy {
-    /// The daemon, from the file and from what it measured.
+    /// The daemon, from the definition and its measurements.
     #[default]
     Runtime,
-    /// The model of `kind = "llm"` thinks about it.
+    /// The model of `kind = "llm"`.
     Model,
-    /// The command `argv` says it.
+    /// The command `argv`.
     Command,
-    /// A POST to `url` says it.
+    /// A POST to `url`.
     Http,
 }
 
-/// `[limits]`: what one task of an agent may use.
+/// `[limits]`: the limits of one task.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Limits {
-    /// How long an attempt may take; the task's own limit holds too. 2 minutes unless said.
+    /// Time limit of an attempt, beside the task's own. Defaults to 2 minutes.
     #[serde(with = "humantime_serde")]
     pub timeout: Duration,
-    /// Largest result, in bytes of JSON; 1 MiB unless said, which is also the most.
+    /// Largest result, in bytes of JSON. Defaults to 1 MiB, which is also the maximum.
     pub output_bytes: usize,
-    /// `command`: address space of each of its processes, in bytes; no limit unless said.
+    /// `command`: address space of each of its processes, in bytes. Defaults to no limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_bytes: Option<u64>,
-    /// `llm`: model tokens of one task, in and out; no limit unless said.
+    /// `llm`: model tokens of one task, in and out. Defaults to no limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tokens_per_task: Option<u32>,
-    /// What the agent may spend in any 60 minutes; over it, it refuses awards. No limit unless said.
+    /// `llm` with tools: questions to the model in one run. Defaults to 50.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub steps_max: Option<u32>,
+    /// `llm` with tools: calls of tools in one run. Defaults to 200.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub calls_max: Option<u32>,
+    /// Most cost of all its tasks in any 60 minutes; over it, the agent refuses awards. Defaults to no limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub microdollars_per_hour: Option<u64>,
-    /// At most one progress report in this time goes to the database; 250 ms unless said.
+    /// Least time between two progress reports to the database. Defaults to 250 ms.
     #[serde(with = "humantime_serde")]
     pub progress_interval: Duration,
 }
@@ -93,6 +99,8 @@ impl Default for Limits {
             output_bytes: crate::task::INPUT_BYTES_MAX,
             memory_bytes: None,
             tokens_per_task: None,
+            steps_max: None,
+            calls_max: None,
             microdollars_per_hour: None,
             progress_interval: Duration::from_millis(250),
         }

@@ -1,22 +1,22 @@
-//! What an agent's file says: its words, and what can be told about them without a database.
+//! Agent definitions: the keys of `agents/*.toml`, and their checks that need no database.
 //!
-//! Owns the shapes of `agents/*.toml`. Every key is plain serde with a default
-//! where one makes sense, so that the loader can find unknown keys and report
-//! them with their place. What a key means together with others (a command
-//! without `argv`, a filter that cannot be read) is judged by [`check`], which
-//! returns all problems at once. Never reads a file and never starts anything;
-//! it looks at the environment and the disk only to say whether a command and
-//! its folder exist. Fails by returning [`Problem`]s, never by an error.
+//! Every key is plain serde, with a default where there is one, so that the loader can find unknown keys and
+//! report their place. What depends on several keys (a command without `argv`, a filter that cannot be parsed) is
+//! checked by [`check`], which returns all problems at once. Never reads a definition file and never starts
+//! anything; it reads the environment and the disk only to see whether a command and its folder exist.
 mod check;
+mod check_tools;
 mod limits;
 mod run;
 mod schedule;
+mod tool;
 mod wake;
 
 pub use check::{Problem, check, check_all, check_in};
 pub use limits::{Limits, Offer, OfferBy};
 pub use run::{Kind, Price, ResponseFormat, Run};
 pub use schedule::{Missed, Schedule, ScheduleRequest};
+pub use tool::{Tool, ToolKind};
 pub use wake::{Wake, WakeEvent, WakeRequest};
 
 use super::Env;
@@ -28,29 +28,29 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::{path::PathBuf, time::Duration};
 
-/// One agent, as its file describes it.
+/// The definition of one agent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Definition {
     /// Its id, unique in the database.
     pub id: AgentId,
-    /// Whose tasks it takes; `default` unless said.
-    #[serde(default = "default_org")]
+    /// The org whose tasks it takes. Defaults to `default`.
+    #[serde(default)]
     pub org: OrgId,
     /// One line for people, up to 1,000 bytes.
     #[serde(default)]
     pub description: String,
-    /// What it can do; it is eligible for a task whose `requires` are all among these.
+    /// Its capabilities. It is eligible for a task whose `requires` are all among them.
     #[serde(default)]
     pub capabilities: Vec<String>,
-    /// Tasks at once, 1 to 1,000; 1 unless said.
+    /// Tasks at the same time, 1 to 1,000. Defaults to 1.
     #[serde(default = "one")]
     pub slots: u32,
-    /// How long its actor lives without work; 5 minutes unless said.
+    /// How long its actor stays without work. Defaults to 5 minutes.
     #[serde(default = "five_minutes", with = "humantime_serde")]
     pub idle_timeout: Duration,
     /// How it does its work.
     pub run: Run,
-    /// What is offered for it.
+    /// Its offers.
     #[serde(default)]
     pub offer: Offer,
     /// The row changes that request a task.
@@ -59,18 +59,17 @@ pub struct Definition {
     /// The times that request a task.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub schedule: Vec<Schedule>,
-    /// What one task may use.
+    /// The tools that its model may call.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tool: Vec<Tool>,
+    /// The limits of one task.
     #[serde(default)]
     pub limits: Limits,
-    /// The folder of its file, against which relative paths are read; set by whoever loads it.
+    /// The folder of its file, for relative paths; set by the loader. `None` for a definition from code.
     #[serde(skip)]
     pub folder: Option<PathBuf>,
 }
 
-fn default_org() -> OrgId {
-    #[expect(clippy::expect_used, reason = "a constant that is a name")]
-    OrgId::try_from("default").expect("a name")
-}
 fn one() -> u32 {
     1
 }
@@ -78,11 +77,11 @@ fn five_minutes() -> Duration {
     Duration::from_secs(300)
 }
 
-/// What a round waits longer for a hook than the hook may think, so that its replacement is not late.
+/// How much longer a round waits than its hook may take, so that the computed offer in its place is not late.
 const HOOK_GRACE: Duration = Duration::from_millis(500);
 
 impl Definition {
-    /// A definition of this kind with every default: a start for agents made by a program.
+    /// A definition of this kind with all defaults, for agents defined in code.
     #[must_use]
     pub fn new(id: AgentId, org: OrgId, kind: Kind) -> Self {
         Self {
@@ -96,32 +95,41 @@ impl Definition {
             offer: Offer::default(),
             wake: Vec::new(),
             schedule: Vec::new(),
+            tool: Vec::new(),
             limits: Limits::default(),
             folder: None,
         }
     }
 
-    /// The same with more capabilities.
+    /// Adds capabilities.
     #[must_use]
     pub fn capable<'a>(mut self, capabilities: impl IntoIterator<Item = &'a str>) -> Self {
         self.capabilities.extend(capabilities.into_iter().map(str::to_owned));
         self
     }
 
-    /// Changes when anything in the file that matters changes, and only then: hexadecimal, 32 digits.
+    /// The declared tool of a name.
+    pub(crate) fn declared(&self, name: &str) -> Option<&Tool> {
+        self.tool.iter().find(|tool| tool.name == name)
+    }
+
+    /// A hash of everything but the order of keys: 32 hexadecimal digits.
     #[must_use]
     pub fn hash(&self) -> String {
-        // Going through a value sorts the keys, so the order in the file does not matter.
+        // A JSON value sorts the keys, so their order in the file does not matter.
         let text = serde_json::to_value(self).map(|value| value.to_string()).unwrap_or_default();
         super::hex(Sha256::digest(text).as_slice().get(..16).unwrap_or_default())
     }
 
-    /// Why it cannot work here though nothing is wrong with its file: a key that the environment
-    /// does not have. Such an agent is not registered, so that nobody waits for its offers.
+    /// Why the agent cannot work in this environment although its definition is right: a missing key. `None` if it
+    /// can. Such an agent is not registered, so that no round waits for its offers.
     #[must_use]
     pub fn unavailable(&self, env: &Env) -> Option<String> {
         match self.run.kind {
-            Kind::Llm => self.run.endpoint(env).err(),
+            Kind::Llm => self.run.endpoint(env).err().or_else(|| {
+                let mut variables = self.tool.iter().flat_map(|tool| tool.headers_env.values());
+                variables.find(|name| env.get(name).is_none()).map(|name| format!("{name} is not set"))
+            }),
             Kind::Http => {
                 let name = self.run.secret_env.as_ref()?;
                 env.get(name).is_none().then(|| format!("{name} is not set"))
@@ -130,13 +138,13 @@ impl Definition {
         }
     }
 
-    /// What it is to the negotiation.
+    /// Its profile for the negotiation.
     #[must_use]
     pub fn profile(&self) -> Profile {
         Profile {
             id: self.id.clone(),
             org: self.org.clone(),
-            kind: self.run.kind.to_string(),
+            kind: self.run.kind,
             description: self.description.clone(),
             capabilities: self.capabilities.clone(),
             slots: self.slots.max(1),
@@ -183,7 +191,7 @@ mod tests {
     "#;
 
     #[test]
-    fn the_file_of_the_guide_is_understood() {
+    fn definition_of_the_guide_is_read() {
         let definition: Definition = toml::from_str(TRIAGE).unwrap();
         assert_eq!(definition.slots, 4);
         assert_eq!(definition.limits.timeout, Duration::from_secs(120));
@@ -196,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn the_hash_follows_the_meaning_and_not_the_order() {
+    fn hash_ignores_the_order_of_keys() {
         let one: Definition = toml::from_str(TRIAGE).unwrap();
         let (top, rest) = TRIAGE.split_once("org = \"demo\"\n").unwrap();
         let two: Definition = toml::from_str(&format!("org = \"demo\"\n{top}{rest}")).unwrap();
@@ -207,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn a_model_without_its_key_is_unavailable_and_says_so() {
+    fn model_without_its_key_is_unavailable() {
         let keyed = TRIAGE.replace("base_url = ", "base_url_env = \"BASE\"\napi_key_env = \"KEY\"\n#");
         let definition: Definition = toml::from_str(&keyed).unwrap();
         let none = Env::of([]);
@@ -218,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn a_remote_agent_speaks_for_itself() {
+    fn remote_agent_makes_its_own_offers() {
         let definition: Definition = toml::from_str("id = \"far\"\n[run]\nkind = \"remote\"").unwrap();
         assert!(!definition.profile().terms.computed);
         assert_eq!(definition.org.as_str(), "default");

@@ -1,114 +1,81 @@
 //! `[run]`: how an agent does its work.
 //!
-//! One flat table: each key belongs to one kind (or to some), and the check
-//! says so when it stands beside the wrong one.
-use crate::agent::Env;
+//! One flat table. Each key belongs to one kind or to some; the check refuses it with another kind.
+use crate::agent::{Env, think::ToolsBy};
+pub use crate::task::AgentKind as Kind;
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::{collections::BTreeMap, fmt, path::PathBuf};
+use std::{collections::BTreeMap, path::PathBuf};
 
-/// Where a model is when an agent names a key but no address.
+/// The endpoint of an agent that names a key and no endpoint.
 pub(crate) const OPENAI_BASE_URL: &str = "https://api.openai.com/v1";
-
-/// How an agent does its work.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Kind {
-    /// A model behind an OpenAI-compatible endpoint.
-    Llm,
-    /// A process for each task.
-    Command,
-    /// A POST for each task.
-    Http,
-    /// Code in this process that implements [`crate::agent::Agent`].
-    Rust,
-    /// Whoever joins the agent's channel with the right token; nothing is hosted here.
-    Remote,
-}
-
-impl Kind {
-    /// As it is written in a file.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Llm => "llm",
-            Self::Command => "command",
-            Self::Http => "http",
-            Self::Rust => "rust",
-            Self::Remote => "remote",
-        }
-    }
-}
-
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
 
 /// How an agent does its work: `kind`, and the keys of that kind.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Run {
-    /// Which of the others matter.
+    /// The kind, which decides the other keys that count.
     pub kind: Kind,
 
     /// `command`: the program and its arguments; no shell. A name without `/` is looked up on `PATH`,
     /// a relative path from the agent's folder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub argv: Option<Vec<String>>,
-    /// `command`: where it runs; relative to, and unless said the same as, the folder of the file.
+    /// `command`: its working folder, relative to the folder of the file. Defaults to that folder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cwd: Option<PathBuf>,
-    /// `command`: variables of the daemon's environment that it gets; none unless said.
+    /// `command`: variables of the daemon's environment that the process gets. Defaults to none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub env: Vec<String>,
     /// `command`: variables with these values.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env_set: BTreeMap<String, String>,
 
-    /// `http`: where to POST.
+    /// `http`: the URL of the POST.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
-    /// `http`: the variable with the secret that signs the request; unsigned unless said.
+    /// `http`: the variable with the secret that signs the request. Defaults to unsigned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret_env: Option<String>,
 
     /// `llm`: the model's name at its endpoint.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
-    /// `llm`: the endpoint, up to and with `/v1`; the OpenAI API unless said.
+    /// `llm`: the endpoint, up to and with `/v1`. Defaults to the OpenAI API.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base_url: Option<String>,
-    /// `llm`: the variable with the endpoint, which goes before `base_url`.
+    /// `llm`: the variable with the endpoint. It takes precedence over `base_url`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base_url_env: Option<String>,
     /// `llm`: the variable with the key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub api_key_env: Option<String>,
-    /// `llm`: what it is told before each task.
+    /// `llm`: the system message before each task.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instructions: Option<String>,
-    /// `llm`: a template of the message with the task; the input as JSON unless said.
+    /// `llm`: a template of the message with the task. Defaults to the input as JSON.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prompt: Option<String>,
-    /// `llm`: JSON schema of its results; a task's own goes before it.
+    /// `llm`: JSON schema of its results. A task's own schema takes precedence.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub result_schema: Option<Value>,
-    /// `llm`: how the endpoint is asked for JSON; by schema if there is one unless said.
+    /// `llm`: how the endpoint is asked for JSON. Defaults to the schema, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub response_format: Option<ResponseFormat>,
-    /// `llm`: 0 to 2; the endpoint's own unless said.
+    /// `llm`: 0 to 2. Defaults to the endpoint's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub temperature: Option<f32>,
-    /// `llm`: what the endpoint charges.
+    /// `llm`: the prices of the endpoint.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub price: Option<Price>,
-    /// `llm`: tools that the model may call (not supported yet).
+    /// `llm`: the tools that the model may call: names of `[[tool]]`, and `ask`. Defaults to none: one question, one answer.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tools: Vec<String>,
+    /// `llm`: how the model calls tools. Defaults to the endpoint's own calls.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tools_by: Option<ToolsBy>,
 
-    /// `rust`: under which name its code is registered; the agent's id unless said.
+    /// `rust`: the name under which its code is registered. Defaults to the agent's id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
 }
@@ -117,35 +84,35 @@ pub struct Run {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ResponseFormat {
-    /// The schema is sent along and the endpoint holds the model to it.
+    /// The schema is sent, and the endpoint makes the model keep to it.
     JsonSchema,
     /// Any JSON object.
     JsonObject,
-    /// Nothing is asked for: for endpoints that know neither.
+    /// No format, for endpoints without the others.
     Text,
 }
 
-/// What an endpoint charges.
+/// The prices of an endpoint.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Price {
-    /// For a million tokens that it reads.
+    /// Of a million input tokens.
     pub input_microdollars_per_million_tokens: u64,
-    /// For a million tokens that it writes.
+    /// Of a million output tokens.
     pub output_microdollars_per_million_tokens: u64,
 }
 
 impl Price {
-    /// What these tokens cost, rounded up.
+    /// The cost of these tokens, rounded up to a microdollar.
     #[must_use]
     pub fn of(self, input_tokens: u64, output_tokens: u64) -> u64 {
         let input = u128::from(self.input_microdollars_per_million_tokens) * u128::from(input_tokens);
         let output = u128::from(self.output_microdollars_per_million_tokens) * u128::from(output_tokens);
-        u64::try_from((input + output).div_ceil(1_000_000)).unwrap_or(u64::MAX)
+        u64::try_from(input.saturating_add(output).div_ceil(1_000_000)).unwrap_or(u64::MAX)
     }
 }
 
-/// Where an agent's model is, and its key.
+/// The endpoint of an agent's model, and its key.
 #[derive(Clone, Debug)]
 pub(crate) struct Endpoint {
     pub(crate) base_url: String,
@@ -153,7 +120,7 @@ pub(crate) struct Endpoint {
 }
 
 impl Run {
-    /// This kind, with nothing else said.
+    /// This kind with all defaults.
     #[must_use]
     pub fn new(kind: Kind) -> Self {
         Self {
@@ -175,12 +142,13 @@ impl Run {
             temperature: None,
             price: None,
             tools: Vec::new(),
+            tools_by: None,
             name: None,
         }
     }
 
-    /// Where the model is. An address from the environment needs no key (a server of one's own);
-    /// any other needs the key that the file names.
+    /// The endpoint of the model. One from the environment needs no key (a local server); any other needs the key
+    /// that the definition names.
     ///
     /// # Errors
     /// Which variable is missing, one line.
@@ -203,8 +171,8 @@ impl Run {
         Ok(Endpoint { base_url, api_key })
     }
 
-    /// The keys that are said, each with the kind it belongs to.
-    pub(super) fn said(&self) -> Vec<(&'static str, Kind)> {
+    /// The keys that are present, each with its kind.
+    pub(super) fn present_keys(&self) -> Vec<(&'static str, Kind)> {
         let keys = [
             ("argv", Kind::Command, self.argv.is_some()),
             ("cwd", Kind::Command, self.cwd.is_some()),
@@ -223,6 +191,7 @@ impl Run {
             ("temperature", Kind::Llm, self.temperature.is_some()),
             ("price", Kind::Llm, self.price.is_some()),
             ("tools", Kind::Llm, !self.tools.is_empty()),
+            ("tools_by", Kind::Llm, self.tools_by.is_some()),
             ("name", Kind::Rust, self.name.is_some()),
         ];
         keys.into_iter().filter(|(_, _, said)| *said).map(|(key, kind, _)| (key, kind)).collect()

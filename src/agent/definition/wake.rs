@@ -3,43 +3,43 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::time::Duration;
 
-/// A table, which of its changes matter, and the task that each of them requests.
+/// The changes of a table, and the task that each of them requests.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Wake {
-    /// `schema.table`; the schema is `public` unless said.
+    /// `schema.table`. The schema defaults to `public`.
     pub table: String,
-    /// Which changes; all but `TRUNCATE` unless said.
+    /// The kinds of changes. Defaults to all but `TRUNCATE`.
     #[serde(default = "row_events")]
     pub events: Vec<WakeEvent>,
-    /// Which rows, like `priority=gte.3,state=eq.new`; all unless said.
+    /// The rows, like `priority=gte.3,state=eq.new`. Defaults to all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub filter: Option<String>,
-    /// One task for a burst of changes, made when none has come for so long, or after ten times that.
+    /// Coalesces changes: one task when no change has come for this time, or after ten times that.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "humantime_serde")]
     pub debounce: Option<Duration>,
-    /// One pending task for each value of these columns; with an empty list one for all.
+    /// Coalesces changes: one pending task for each value of these columns, or one for all with an empty list.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub coalesce_by: Option<Vec<String>>,
     /// The task.
     pub request: WakeRequest,
 }
 
-/// What happened to a row, or to all rows.
+/// The kind of a row change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum WakeEvent {
-    /// A row came.
+    /// A row was inserted.
     Insert,
-    /// A row changed; the filter looks at the row as it is now.
+    /// A row was updated; the filter sees the new row.
     Update,
-    /// A row went; the filter sees the columns of its replica identity only.
+    /// A row was deleted; the filter sees only the columns of its replica identity.
     Delete,
-    /// All rows went at once; has no row, so no filter.
+    /// The table was truncated; there is no row, so no filter.
     Truncate,
 }
 
 impl WakeEvent {
-    /// As it is written in a file.
+    /// As written in a definition.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -58,25 +58,24 @@ fn row_events() -> Vec<WakeEvent> {
 /// The task that a change requests. Texts in `input` are templates.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct WakeRequest {
-    /// What kind of work.
+    /// The kind of the task.
     pub kind: String,
-    /// Capabilities that an agent must all have.
+    /// Capabilities that the agent must have, all of them.
     #[serde(default)]
     pub requires: Vec<String>,
-    /// What the agent works on: any value; a text that is one `{{ expression }}` becomes that value.
+    /// The input: any value. A text that is one `{{ expression }}` becomes that value.
     #[serde(default = "whole_change")]
     pub input: Value,
-    /// Higher goes first; 0 unless said.
+    /// Tasks of higher priority go first. Defaults to 0.
     #[serde(default)]
     pub priority: i16,
     /// One task for all changes with the same key (not supported yet: each change requests its own).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idempotency_key: Option<String>,
-    /// The task fails when it is not done this long after the commit.
+    /// The task fails if it is not completed this long after the commit.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "humantime_serde")]
     pub deadline_after: Option<Duration>,
-    /// How it is awarded, timed and retried: members of [`crate::task::Policy`] that differ from the
-    /// daemon's defaults.
+    /// Members of [`crate::task::Policy`] that differ from the daemon's defaults: award, timeouts, retries.
     #[serde(default)]
     pub policy: Map<String, Value>,
 }

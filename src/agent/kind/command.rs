@@ -3,24 +3,27 @@
 //! The input comes as JSON on standard input, the result is the one JSON value on
 //! standard output, lines on standard error like `{"progress": 0.5, "activity":
 //! "reading"}` are progress; a `{"question": "…", "for": "input"}` (or `"approval"`)
-//! before a good end asks instead of answering, and the task comes again with the answer in
-//! `CONVOKE_ANSWERS` and the last `{"checkpoint": …}` in `CONVOKE_CHECKPOINT`. No shell reads the command line, and the environment
-//! holds what the file lists and `CONVOKE_*`, nothing else. The process leads its
-//! own group, which is asked to end (SIGTERM) on cancel and timeout and killed
-//! two seconds later, and killed in any case when the process has ended. A
-//! process that leaves the group by a session of its own escapes this.
-use super::group::Group;
+//! before exit status 0 asks instead of answering, and the task comes again with the answer in
+//! `CONVOKE_ANSWERS` and the last `{"checkpoint": …}` in `CONVOKE_CHECKPOINT`. No shell reads the command line, and
+//! the environment has only `CONVOKE_*` and the variables of the definition. The process leads its own group, which
+//! gets SIGTERM on cancel and timeout and SIGKILL two seconds later, and in any case when the process has ended. A
+//! descendant that leaves the group by a session of its own is not killed.
+use super::{
+    group::Group,
+    program::{program, spawn_error},
+};
 use crate::{
     agent::{
         Agent, Definition, Env, Finished, Job, Reporter,
-        job::{one_line, permanent, retryable},
+        job::{one_line, permanent, retryable, unread},
     },
+    json,
     task::{Failure, Progress, Question, Usage, WaitFor},
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::{
-    path::{Path, PathBuf},
+    path::Path,
     process::{ExitStatus, Stdio},
     sync::Arc,
     time::Duration,
@@ -31,51 +34,24 @@ use tokio::{
     time::timeout,
 };
 
-/// From SIGTERM to SIGKILL.
+/// Time between SIGTERM and SIGKILL.
 const TERM_GRACE: Duration = Duration::from_secs(2);
-/// How long output may come after the process has ended, from a descendant that left the group.
+/// Time limit for output after the process has ended, from a descendant that left the group.
 const AFTER_EXIT: Duration = Duration::from_secs(1);
-/// Longest line of standard error that is looked at, in bytes.
+/// Longest line of standard error that is read, in bytes.
 const LINE_BYTES_MAX: u64 = 64 << 10;
 /// Largest checkpoint, and most of the messages, that fits into the environment, in bytes.
 const CHECKPOINT_BYTES_MAX: usize = 100 << 10;
 /// Sets the limit on the address space, then becomes the command.
 const LIMITED: &str = "ulimit -v \"$0\" && exec \"$@\"";
 
-/// An agent that is a command.
+/// An agent of kind `command`.
 pub(crate) struct Command {
     definition: Arc<Definition>,
     env: Env,
 }
 
-/// The file behind the first word of `argv`: a path is read from `folder`, a name is looked up on `PATH`.
-///
-/// # Errors
-/// One line that names it.
-pub(crate) fn program(name: &str, folder: Option<&Path>, env: &Env) -> Result<PathBuf, String> {
-    if name.contains('/') {
-        let path = folder.map_or_else(|| PathBuf::from(name), |folder| folder.join(name));
-        // The process may run in another folder, so the path must not depend on ours.
-        let path = std::path::absolute(&path).unwrap_or(path);
-        return match runnable(&path) {
-            Some(true) => Ok(path),
-            Some(false) => Err(format!("{} is not executable", path.display())),
-            None => Err(format!("there is no command {}", path.display())),
-        };
-    }
-    let path = env.get("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".to_owned());
-    let mut candidates = std::env::split_paths(&path).map(|folder| folder.join(name));
-    let found = candidates.find(|candidate| runnable(candidate) == Some(true) && candidate.is_absolute());
-    found.ok_or_else(|| format!("there is no command {name} on PATH"))
-}
-
-fn runnable(path: &Path) -> Option<bool> {
-    use std::os::unix::fs::PermissionsExt;
-    let metadata = path.metadata().ok()?;
-    metadata.is_file().then(|| metadata.permissions().mode() & 0o111 != 0)
-}
-
-/// What came of a process.
+/// The outcome of a process.
 struct Ended {
     status: ExitStatus,
     output: Result<Vec<u8>, TooMuch>,
@@ -84,14 +60,14 @@ struct Ended {
     checkpoint: Option<Value>,
 }
 
-/// What it asked on standard error before it ended.
+/// The question on standard error before the process ended.
 struct Asked {
     wait_for: WaitFor,
     question: String,
 }
 
 /// More output than the limit.
-pub(super) struct TooMuch;
+pub(in crate::agent) struct TooMuch;
 
 impl Command {
     pub(crate) fn new(definition: Arc<Definition>, env: Env) -> Self {
@@ -102,13 +78,8 @@ impl Command {
         let argv = self.definition.run.argv.as_deref().unwrap_or_default();
         let mut command = process(&self.definition, argv, &self.env).map_err(permanent)?;
         let child = command.envs(ids(job)).spawn().map_err(|e| {
-            let name = argv.first().map_or("", String::as_str);
-            match e.kind() {
-                std::io::ErrorKind::NotFound | std::io::ErrorKind::PermissionDenied => {
-                    permanent(format!("{name} cannot be run: {}", e.kind()))
-                }
-                kind => retryable(format!("{name} cannot be run: {kind}")),
-            }
+            let (message, again) = refused(&command, &e);
+            if again { retryable(message) } else { permanent(message) }
         })?;
         let group = Group::of(child.id());
         Ok((child, group))
@@ -132,23 +103,25 @@ impl Command {
             }));
         }
         if let Some(Asked { wait_for, question }) = ended.question {
-            let usage = Usage { tokens: 0, microdollars: self.definition.offer.cost_microdollars };
+            let usage =
+                Usage { tokens: 0, microdollars: self.definition.offer.cost_microdollars, presumed: false };
             return Ok(Finished::Waits(Question { wait_for, question, checkpoint: ended.checkpoint, usage }));
         }
-        let result: Value = serde_json::from_slice(&output).map_err(|e| match output.trim_ascii() {
-            [] => retryable("result is no JSON: the command wrote nothing on standard output"),
-            _ => retryable(format!("result is no JSON: line {} column {}", e.line(), e.column())),
+        let result = json::parse(&output).map_err(|e| match (output.trim_ascii(), e) {
+            ([], _) => retryable("result is no JSON: the command wrote nothing on standard output"),
+            (_, e) => unread(&e),
         })?;
-        let usage = Usage { tokens: 0, microdollars: self.definition.offer.cost_microdollars };
+        let usage =
+            Usage { tokens: 0, microdollars: self.definition.offer.cost_microdollars, presumed: false };
         Ok(Finished::Result { result, usage })
     }
 }
 
-/// The process of a command line of this agent: with pipes, in a group of its own, in the folder, with the
-/// environment and the limit on memory that its file says.
+/// The process of a command line of this agent: with pipes, in a group of its own, with the folder, environment and
+/// memory limit of the definition.
 ///
 /// # Errors
-/// One line: what is missing.
+/// What is missing, one line.
 pub(super) fn process(
     definition: &Definition,
     argv: &[String],
@@ -179,6 +152,12 @@ pub(super) fn process(
     Ok(command)
 }
 
+/// Why the command was not started, and whether another attempt may do better.
+pub(super) fn refused(command: &tokio::process::Command, error: &std::io::Error) -> (String, bool) {
+    let command = command.as_std();
+    spawn_error(Path::new(command.get_program()), command.get_current_dir(), error)
+}
+
 fn ids(job: &Job) -> Vec<(&'static str, String)> {
     let start = &job.start;
     let mut ids = vec![
@@ -196,7 +175,7 @@ fn ids(job: &Job) -> Vec<(&'static str, String)> {
     );
     let mut messages = job.messages();
     let mut text = json!(messages).to_string();
-    // The oldest go first where the environment has no room for all.
+    // The environment has a size limit: the oldest are left out first.
     while let (true, [_, later @ ..]) = (text.len() > CHECKPOINT_BYTES_MAX, messages) {
         messages = later;
         text = json!(messages).to_string();
@@ -230,7 +209,7 @@ impl Agent for Command {
                 status = child.wait() => (status, None),
                 seen = &mut streams => (child.wait().await, Some(seen)),
             };
-            // What it left behind would keep the pipes open.
+            // Descendants that are left would keep the pipes open.
             group.end();
             let seen = match seen {
                 Some(seen) => Some(seen),
@@ -257,16 +236,16 @@ impl Agent for Command {
     }
 }
 
-pub(super) async fn feed(stdin: Option<ChildStdin>, input: String) {
+pub(in crate::agent) async fn feed(stdin: Option<ChildStdin>, input: String) {
     if let Some(mut stdin) = stdin {
-        // A command that does not read its input closes the pipe, which is its right.
+        // A command may close the pipe without reading its input.
         let _ = stdin.write_all(input.as_bytes()).await;
         let _ = stdin.write_all(b"\n").await;
     }
 }
 
-/// All of the output. The group is killed once it is too much: it would write for ever.
-pub(super) async fn read_output(
+/// All of the output. The group is killed once it is over the limit, since it may never stop writing.
+pub(in crate::agent) async fn read_output(
     stdout: Option<ChildStdout>,
     bytes_max: usize,
     group: &Group,
@@ -296,7 +275,7 @@ struct Line {
     checkpoint: Option<Value>,
 }
 
-/// Reports what is progress, and gives the last line that is none, and the last question.
+/// Reports progress lines; returns the last other line and the last question.
 async fn read_lines(stderr: Option<ChildStderr>, reporter: Reporter) -> (Option<String>, Option<Asked>) {
     let Some(stderr) = stderr else { return (None, None) };
     let mut stderr = BufReader::new(stderr);

@@ -6,18 +6,19 @@
 //! `Convoke-Signature: sha256=<hex>` is the HMAC-SHA256 of `<timestamp>.<body>`
 //! with `Convoke-Timestamp` in Unix seconds. `Convoke-Event` is `task`, or the event of a message from
 //! another agent, which comes by a POST of its own. `Idempotency-Key` is the assignment,
-//! so a repeat can be told. Where there is a secret, `Convoke-Url` and `Convoke-Token`
-//! say where and with what the agent may request parts and report. 200 with JSON is the result (what it cost may stand
-//! in `Convoke-Tokens` and `Convoke-Microdollars`); 202 means that the other side
+//! so a server can detect a repeat. Where there is a secret, `Convoke-Url` and `Convoke-Token`
+//! let the server request parts and report as the agent. 200 with JSON is the result (its cost may be in
+//! `Convoke-Tokens` and `Convoke-Microdollars`); 202 means that the server
 //! reports through `/v1/assignments` and renews the lease itself; 429, 5xx and
 //! broken connections are tried again while the attempt lasts; redirects are not
 //! followed. No text of an answer becomes part of a failure.
-use super::Parts;
+use super::RunnerDeps;
 use crate::{
     agent::{
-        Agent, Definition, Finished, Handled, Job, Message, hex,
-        job::{permanent, retryable},
+        Agent, AgentMessage, Definition, Finished, Handled, Job, hex,
+        job::{outage, permanent, retryable, unread},
     },
+    json::{self, count_text},
     llm::{backoff, innermost, read_body, retry_after},
     task::{Failure, Usage},
 };
@@ -32,7 +33,7 @@ use sha2::Sha256;
 use std::{sync::Arc, time::Duration};
 use tokio::time::{Instant, sleep, timeout_at};
 
-/// Times that one job is posted at most.
+/// Most tries of one job.
 const TRIES_MAX: u32 = 5;
 
 /// An agent behind a URL.
@@ -40,17 +41,17 @@ pub(crate) struct Http {
     definition: Arc<Definition>,
     url: String,
     secret: Option<SecretString>,
-    parts: Parts,
+    parts: RunnerDeps,
 }
 
-/// Why a try gave no answer, and how long to wait for the next.
-struct Again {
+/// Why a try failed, and how long to wait before the next.
+struct RetryAfter {
     failure: Failure,
     wait: Option<Duration>,
 }
 
 impl Http {
-    pub(crate) fn new(definition: Arc<Definition>, parts: Parts) -> Result<Self, String> {
+    pub(crate) fn new(definition: Arc<Definition>, parts: RunnerDeps) -> Result<Self, String> {
         let url = definition.run.url.clone().ok_or("url is missing")?;
         let secret = secret(&definition, &parts)?;
         Ok(Self { definition, url, secret, parts })
@@ -71,11 +72,11 @@ impl Http {
         request(&self.parts, &self.url, self.secret.as_ref(), event, body)
     }
 
-    async fn post(&self, job: &Job, body: &[u8]) -> Result<Result<Finished, Failure>, Again> {
-        let again = |message: String, wait| Again { failure: retryable(message), wait };
+    async fn post(&self, job: &Job, body: &[u8]) -> Result<Result<Finished, Failure>, RetryAfter> {
+        let again = |message: String, wait| RetryAfter { failure: outage(message), wait };
         let request = self.request("task", body).map_err(|e| again(e, None))?;
         let request = request.header("Idempotency-Key", job.start.key.assignment_id.to_string());
-        // Only to a side that shares a secret: the token speaks as the agent.
+        // Only to a server that shares a secret: the token acts as the agent.
         let request = match job.pass().filter(|_| self.secret.is_some()) {
             Some(pass) => request.header("Convoke-Url", &pass.url).header("Convoke-Token", &pass.token),
             None => request,
@@ -86,7 +87,7 @@ impl Http {
         let status = response.status().as_u16();
         let wait = retry_after(response.headers(), self.parts.clock.now());
         Ok(match status {
-            202 => Ok(Finished::Elsewhere),
+            202 => Ok(Finished::Delegated),
             200..300 => self.result(response).await.map_err(unreachable)?,
             300..400 => Err(permanent(format!(
                 "the agent answered with a redirect ({status}), which is not followed"
@@ -104,34 +105,35 @@ impl Http {
             let message = format!("the result is over limits.output_bytes, {bytes_max} bytes");
             return Ok(Err(with_usage(permanent(message))));
         };
-        Ok(match serde_json::from_slice(&body) {
+        Ok(match json::parse(&body) {
             Ok(result) => Ok(Finished::Result { result, usage }),
-            Err(e) => {
-                let message = format!("result is no JSON: line {} column {}", e.line(), e.column());
-                Err(with_usage(retryable(message)))
-            }
+            Err(e) => Err(with_usage(unread(&e))),
         })
     }
 
     fn usage(&self, headers: &HeaderMap) -> Usage {
-        let number = |name| headers.get(name)?.to_str().ok()?.parse::<u64>().ok();
+        // Usage in an unreadable header is presumed; without a header it is the definition's.
+        let number = |name| headers.get(name).map(|value| value.to_str().ok().and_then(count_text));
+        let (tokens, money) = (number("Convoke-Tokens"), number("Convoke-Microdollars"));
+        let cost = self.definition.offer.cost_microdollars;
         Usage {
-            tokens: number("Convoke-Tokens").unwrap_or(0),
-            microdollars: number("Convoke-Microdollars").unwrap_or(self.definition.offer.cost_microdollars),
+            tokens: tokens.flatten().unwrap_or(0),
+            microdollars: money.flatten().unwrap_or(cost),
+            presumed: tokens == Some(None) || money == Some(None),
         }
     }
 }
 
-/// The secret that an agent's file names for its signatures.
-pub(super) fn secret(definition: &Definition, parts: &Parts) -> Result<Option<SecretString>, String> {
+/// The secret of the agent's signatures.
+pub(super) fn secret(definition: &Definition, parts: &RunnerDeps) -> Result<Option<SecretString>, String> {
     let Some(name) = &definition.run.secret_env else { return Ok(None) };
     let secret = parts.env.get(name).ok_or_else(|| format!("{name} is not set in the environment"))?;
     Ok(Some(SecretString::from(secret)))
 }
 
-/// A POST of this body, signed where there is a secret; why there can be none, one line.
+/// A POST of this body, signed if there is a secret. The error is one line.
 pub(super) fn request(
-    parts: &Parts,
+    parts: &RunnerDeps,
     url: &str,
     secret: Option<&SecretString>,
     event: &str,
@@ -153,7 +155,7 @@ pub(super) fn request(
 
 /// `sha256=` and the HMAC-SHA256 of `<timestamp>.<body>` in hexadecimal.
 fn signature(secret: &SecretString, timestamp: i64, body: &[u8]) -> String {
-    // A key of any length is a key for HMAC, so this cannot fail.
+    // HMAC takes a key of any length, so this cannot fail.
     let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(secret.expose_secret().as_bytes()) else {
         return String::new();
     };
@@ -169,11 +171,12 @@ impl Agent for Http {
         let body = Self::body(&job);
         let tries = async {
             for tried in 1.. {
-                let Again { failure, wait } = match timeout_at(job.deadline, self.post(&job, &body)).await {
-                    Ok(Ok(outcome)) => return outcome,
-                    Ok(Err(again)) => again,
-                    Err(_) => return Err(retryable("the agent did not answer in time")),
-                };
+                let RetryAfter { failure, wait } =
+                    match timeout_at(job.deadline, self.post(&job, &body)).await {
+                        Ok(Ok(outcome)) => return outcome,
+                        Ok(Err(again)) => again,
+                        Err(_) => return Err(retryable("the agent did not answer in time")),
+                    };
                 let wait = wait.unwrap_or_else(|| backoff(tried));
                 if tried == TRIES_MAX || Instant::now() + wait >= job.deadline {
                     return Err(match tried {
@@ -190,13 +193,13 @@ impl Agent for Http {
         };
         tokio::select! {
             outcome = tries => outcome,
-            // Dropping the request closes its connection, which is all that HTTP has to say stop.
+            // Dropping the request closes its connection: HTTP has no other way to cancel.
             () = job.stopped() => Err(retryable("the request was stopped")),
         }
     }
 
-    /// Posted once: a message is a hint.
-    async fn message(&self, message: &Message) -> Result<Handled, Failure> {
+    /// Posted once, without retries: a message is a hint.
+    async fn message(&self, message: &AgentMessage) -> Result<Handled, Failure> {
         let definition = &self.definition;
         let mut body = json!(message);
         if let Value::Object(members) = &mut body {
@@ -219,7 +222,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_signature_can_be_checked_with_any_hmac() {
+    fn signature_is_the_hmac_of_timestamp_and_body() {
         // printf '1700000000.{"a":1}' | openssl dgst -sha256 -hmac secret
         let expected = "sha256=49f24e537407743fa4a0242bb63b94b9a47ee99cbbe071ccd8a22550ae411686";
         assert_eq!(signature(&SecretString::from("secret"), 1_700_000_000, b"{\"a\":1}"), expected);

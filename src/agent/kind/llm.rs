@@ -1,60 +1,70 @@
-//! `kind = "llm"`: a model answers each task with JSON.
+//! `kind = "llm"`: a model answers each task with JSON, or works on it with tools (`crate::agent::think`).
 //!
-//! It is told the `instructions` and the input (or what `prompt` makes of it),
-//! and asked for JSON: by schema where the task or the file has one. The answer
-//! is checked here whatever the endpoint promises. Tokens come from the usage
-//! that the endpoint reports, money from `price`; both are charged for failures
-//! too. No word of the model becomes part of a failure.
-use super::Parts;
+//! The model gets the `instructions` and the input (or the result of `prompt`), and is asked for JSON, by schema if
+//! the task or the definition has one. The answer is always checked here. Tokens come from the usage that the
+//! endpoint reports, money from `price`; failures are charged too. No text of the model becomes part of a failure.
+use super::{RunnerDeps, json_in_text::candidates};
 use crate::{
     agent::{
         Agent, Definition, Finished, Job, ResponseFormat,
-        job::{permanent, retryable},
+        job::{outage, permanent, retryable},
+        think::{Session, Thinker},
         wake::{BadTemplate, Context, Template},
     },
-    llm::{Answer, Error, Format, Provider, Question},
-    task::{Failure, Usage},
+    llm::{Answer, CompletionRequest, Error, Format, Provider},
+    task::{Failure, SchemaMismatch, Schemas, Usage},
 };
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
 use tokio::time::Instant;
 
-/// What a prompt may name.
+/// Names that a prompt may use.
 const NAMES: [&str; 9] =
     ["input", "kind", "task_id", "attempt", "checkpoint", "result_schema", "messages", "answers", "rejected"];
-/// Bytes of text that count as a token before the endpoint has counted.
-const BYTES_PER_TOKEN: usize = 4;
-/// Most tokens of an answer that counts to a budget, where `limits.tokens_per_task` does not say.
+/// Bytes of text that are estimated as one token before the endpoint reports its count.
+pub(in crate::agent) const BYTES_PER_TOKEN: usize = 4;
+/// Most tokens of an answer under a budget, without `limits.tokens_per_task`.
 const ANSWER_TOKENS_MAX: u32 = 4_096;
-/// Tokens that an endpoint puts around a question.
-pub(super) const FRAME_TOKENS: u64 = 64;
+/// Tokens that an endpoint adds to a question.
+pub(in crate::agent) const FRAME_TOKENS: u64 = 64;
 
-/// An agent that is a model with instructions.
+/// An agent of kind `llm`.
 pub(crate) struct Llm {
     definition: Arc<Definition>,
     provider: Provider,
     prompt: Option<Template>,
+    schemas: Schemas,
+    /// The loop, if the model has tools.
+    thinker: Option<Thinker>,
 }
 
-/// Reads the template of a prompt.
+/// Parses the template of a prompt.
 pub(crate) fn prompt_template(text: &str) -> Result<Template, BadTemplate> {
     Template::parse(&Value::String(text.to_owned()), "prompt", &NAMES)
 }
 
 impl Llm {
-    pub(crate) fn new(definition: Arc<Definition>, parts: &Parts) -> Result<Self, String> {
+    pub(crate) fn new(definition: Arc<Definition>, parts: &RunnerDeps) -> Result<Self, String> {
         let endpoint = definition.run.endpoint(&parts.env)?;
         let provider = parts.models.at(&endpoint.base_url, endpoint.api_key).map_err(|e| e.to_string())?;
         let prompt = definition.run.prompt.as_deref().map(prompt_template).transpose();
-        Ok(Self { prompt: prompt.map_err(|e| e.to_string())?, provider, definition })
+        let prompt = prompt.map_err(|e| e.to_string())?;
+        let schemas = Schemas::default();
+        let thinker = (!definition.run.tools.is_empty()).then(|| Thinker {
+            definition: definition.clone(),
+            parts: parts.clone(),
+            provider: provider.clone(),
+            schemas: schemas.clone(),
+        });
+        Ok(Self { prompt, provider, definition, schemas, thinker })
     }
 
-    fn question(&self, job: &Job, schema: Option<&Value>) -> Result<Question, Failure> {
-        let run = &self.definition.run;
+    /// The message with the task.
+    fn user(&self, job: &Job, schema: Option<&Value>) -> Result<String, Failure> {
         let user = match &self.prompt {
             None if job.messages().is_empty() => job.start.input.to_string(),
             None => {
-                // Data, like the input: what others say is no instruction.
+                // As data, like the input: messages of others must not be instructions.
                 let messages = json!(job.messages());
                 format!("{}\n\nMessages from others since the last task:\n{messages}", job.start.input)
             }
@@ -63,13 +73,18 @@ impl Llm {
                 prompt.fill_text("prompt", &context).map_err(|e| permanent(format!("run.{e}")))?
             }
         };
-        let user = match &job.start.rejected {
-            // Data, like the input: it may hold words of a verifier.
+        Ok(match &job.start.rejected {
+            // As data, like the input: it may contain text of a verifier.
             Some(reason) if self.prompt.is_none() => {
                 format!("{user}\n\nThe last result was rejected:\n{}", json!(reason))
             }
             _ => user,
-        };
+        })
+    }
+
+    fn question(&self, job: &Job, schema: Option<&Value>) -> Result<CompletionRequest, Failure> {
+        let run = &self.definition.run;
+        let user = self.user(job, schema)?;
         let wanted = run.response_format.unwrap_or(match schema {
             Some(_) => ResponseFormat::JsonSchema,
             None => ResponseFormat::JsonObject,
@@ -80,13 +95,13 @@ impl Llm {
             (ResponseFormat::JsonSchema | ResponseFormat::JsonObject, _) => Format::JsonObject,
         };
         let mut system = run.instructions.clone().unwrap_or_default();
-        // OpenAI refuses to be asked for an object unless the word JSON is there.
+        // OpenAI refuses the format `json_object` unless the messages contain the word JSON.
         system.push_str("\n\nAnswer with one JSON value and nothing else.");
         if let (Some(schema), false) = (schema, matches!(format, Format::JsonSchema(_))) {
             system.push_str(&format!(" It must satisfy this JSON schema: {schema}"));
         }
         let max_tokens = self.tokens_left(system.len() + user.len())?;
-        Ok(Question {
+        Ok(CompletionRequest {
             model: run.model.clone().unwrap_or_default(),
             system: system.trim_start().to_owned(),
             user,
@@ -97,7 +112,7 @@ impl Llm {
         })
     }
 
-    /// What `limits.tokens_per_task` leaves for the answer.
+    /// The tokens that `limits.tokens_per_task` leaves for the answer.
     fn tokens_left(&self, question_bytes: usize) -> Result<Option<u32>, Failure> {
         let Some(limit) = self.definition.limits.tokens_per_task else { return Ok(None) };
         let question = u32::try_from(question_bytes / BYTES_PER_TOKEN).unwrap_or(u32::MAX);
@@ -109,8 +124,8 @@ impl Llm {
         }
     }
 
-    /// The most that asking may use: no tokenizer makes more tokens than there are bytes.
-    fn most(&self, question: &Question, answer_tokens: u32) -> Usage {
+    /// The most usage of a question: no tokenizer makes more tokens than bytes.
+    fn most(&self, question: &CompletionRequest, answer_tokens: u32) -> Usage {
         let schema = match &question.format {
             Format::JsonSchema(schema) => schema.to_string().len(),
             Format::Text | Format::JsonObject => 0,
@@ -121,40 +136,78 @@ impl Llm {
             Some(price) => price.of(input, u64::from(answer_tokens)),
             None => self.definition.offer.cost_microdollars,
         };
-        Usage { tokens: input.saturating_add(u64::from(answer_tokens)), microdollars }
+        Usage { tokens: input.saturating_add(u64::from(answer_tokens)), microdollars, presumed: false }
     }
 
-    fn usage(&self, answer: &Answer) -> Usage {
+    /// The usage of an answer. What the endpoint does not report is presumed to be the most that it may be.
+    fn usage(&self, question: &CompletionRequest, answer: &Answer) -> Usage {
+        let (input, output) = match (answer.input_tokens, answer.output_tokens) {
+            (Some(input), Some(output)) => (input, output),
+            _ => return self.presumed(question, answer.text.len()),
+        };
         let microdollars = match self.definition.run.price {
-            Some(price) => price.of(answer.input_tokens, answer.output_tokens),
+            Some(price) => price.of(input, output),
             None => self.definition.offer.cost_microdollars,
         };
-        Usage { tokens: answer.input_tokens.saturating_add(answer.output_tokens), microdollars }
+        Usage { tokens: input.saturating_add(output), microdollars, presumed: false }
     }
 
-    fn result(&self, answer: &Answer, schema: Option<&Value>) -> Result<Value, Failure> {
+    /// The presumed usage of a question whose answer had at least so many bytes.
+    fn presumed(&self, question: &CompletionRequest, answer_bytes: usize) -> Usage {
+        let answer = u32::try_from(answer_bytes).unwrap_or(u32::MAX);
+        let most = question.max_tokens.unwrap_or(ANSWER_TOKENS_MAX).max(answer);
+        Usage { presumed: true, ..self.most(question, most) }
+    }
+
+    async fn result(&self, answer: &Answer, schema: Option<&Value>) -> Result<Value, Failure> {
         if answer.cut_off {
             return Err(permanent(
                 "the answer was cut off at the limit of tokens: raise limits.tokens_per_task",
             ));
         }
-        let text = without_fence(&answer.text);
-        let result: Value = serde_json::from_str(text).map_err(|_| retryable("result is no JSON"))?;
-        let bytes_max = self.definition.limits.output_bytes;
-        if text.len() > bytes_max {
-            return Err(permanent(format!("the result is over limits.output_bytes, {bytes_max} bytes")));
-        }
-        let Some(schema) = schema else { return Ok(result) };
-        let validator =
-            jsonschema::validator_for(schema).map_err(|_| permanent("the result schema is none"))?;
-        if let Err(e) = validator.validate(&result) {
-            // The message would quote the model; the place and the rule do not.
-            let (place, rule) = (e.instance_path().to_string(), e.schema_path().to_string());
-            let place = if place.is_empty() { "/".to_owned() } else { place };
-            return Err(retryable(format!("result does not satisfy its schema: {place} breaks {rule}")));
-        }
-        Ok(result)
+        result_in(&answer.text, schema, &self.schemas, self.definition.limits.output_bytes).await
     }
+}
+
+/// The result in the text of a model: the most likely value that fits the schema.
+///
+/// # Errors
+/// The failure of the most likely value.
+pub(in crate::agent) async fn result_in(
+    text: &str,
+    schema: Option<&Value>,
+    schemas: &Schemas,
+    bytes_max: usize,
+) -> Result<Value, Failure> {
+    let mut why = None;
+    for found in candidates(text) {
+        let result = match found {
+            Ok(result) => result,
+            Err(refused) => {
+                why = why.or_else(|| Some(format!("the result cannot be kept: {refused}")));
+                continue;
+            }
+        };
+        let Some(schema) = schema else { return within_limits(result, bytes_max) };
+        match schemas.fits(schema, &result).await.map_err(|e| retryable(e.to_string()))? {
+            Ok(()) => return within_limits(result, bytes_max),
+            // The validator's message quotes the model; its path and rule do not.
+            Err(SchemaMismatch::Value { place, rule, .. }) => {
+                let place = if place.is_empty() { "/".to_owned() } else { place };
+                why = why
+                    .or_else(|| Some(format!("result does not satisfy its schema: {place} breaks {rule}")));
+            }
+            Err(misfit) => return Err(permanent(misfit.to_string())),
+        }
+    }
+    Err(retryable(why.unwrap_or_else(|| "result is no JSON".to_owned())))
+}
+
+fn within_limits(result: Value, bytes_max: usize) -> Result<Value, Failure> {
+    if result.to_string().len() > bytes_max {
+        return Err(permanent(format!("the result is over limits.output_bytes, {bytes_max} bytes")));
+    }
+    Ok(result)
 }
 
 fn prompt_context(job: &Job, schema: Option<&Value>) -> Context {
@@ -173,34 +226,40 @@ fn prompt_context(job: &Job, schema: Option<&Value>) -> Context {
     Context::new(names.into_iter().map(|(name, value)| (name.to_owned(), value)).collect::<Map<_, _>>())
 }
 
-/// The text without the fence that models like to put around JSON.
-pub(super) fn without_fence(text: &str) -> &str {
-    let text = text.trim();
-    let inside = text.strip_prefix("```").and_then(|rest| rest.strip_suffix("```"));
-    let inside = inside.map(|rest| rest.strip_prefix("json").unwrap_or(rest).trim());
-    inside.unwrap_or(text)
-}
-
-fn failure(error: Error) -> Failure {
-    if error.is_permanent() { permanent(error.to_string()) } else { retryable(error.to_string()) }
+pub(in crate::agent) fn failure(error: &Error) -> Failure {
+    match error {
+        error if error.is_permanent() => permanent(error.to_string()),
+        error if error.is_outage() => outage(error.to_string()),
+        error => retryable(error.to_string()),
+    }
 }
 
 #[async_trait::async_trait]
 impl Agent for Llm {
     async fn run(&self, job: Job) -> Result<Finished, Failure> {
         let schema = job.start.result_schema.as_ref().or(self.definition.run.result_schema.as_ref());
+        if let Some(thinker) = &self.thinker {
+            return Session::open(thinker, &job, || self.user(&job, schema)).await?.run().await;
+        }
         let mut question = self.question(&job, schema)?;
-        if let Some(purse) = job.purse() {
-            // What nobody limits cannot be reserved.
+        if let Some(budget) = job.budget() {
+            // Without a limit there is nothing to reserve from.
             let answer = *question.max_tokens.get_or_insert(ANSWER_TOKENS_MAX);
-            purse.reserve(self.most(&question, answer)).await?;
+            budget.reserve(self.most(&question, answer)).await?;
         }
         let answer = tokio::select! {
-            answer = self.provider.ask(&question, job.deadline) => answer.map_err(failure)?,
-            () = job.stopped() => return Err(retryable("the request to the model was stopped")),
+            answer = self.provider.ask(&question, job.deadline) => answer.map_err(|error| {
+                let failure = failure(&error);
+                let usage = if error.may_have_cost() { self.presumed(&question, 0) } else { failure.usage };
+                Failure { usage, ..failure }
+            })?,
+            () = job.stopped() => {
+                let usage = self.presumed(&question, 0);
+                return Err(Failure { usage, ..retryable("the request to the model was stopped") });
+            }
         };
-        let usage = self.usage(&answer);
-        let result = self.result(&answer, schema).map_err(|failure| Failure { usage, ..failure })?;
+        let usage = self.usage(&question, &answer);
+        let result = self.result(&answer, schema).await.map_err(|failure| Failure { usage, ..failure })?;
         Ok(Finished::Result { result, usage })
     }
 }

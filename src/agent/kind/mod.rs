@@ -1,20 +1,25 @@
-//! The kinds of agents that are hosted here, each an implementation of [`Agent`].
+//! The kinds of hosted agents, each an implementation of [`Agent`].
 pub(crate) mod command;
 mod group;
 pub(crate) mod hook;
 pub(crate) mod http;
+mod json_in_text;
 pub(crate) mod llm;
+mod program;
 
-pub(crate) use command::program;
+pub(in crate::agent) use command::{feed, read_output};
+pub(in crate::agent) use group::Group;
+pub(crate) use program::program;
+pub(in crate::agent) use program::spawn_error;
 
 use super::{Agent, Definition, Env, Kind, Registry};
 use crate::{clock::Clock, llm::Models};
 use std::sync::Arc;
 
-/// What the kinds need from the daemon. Clones are cheap.
+/// What the kinds need from the daemon. Cloning is cheap.
 #[derive(Clone, Default)]
-pub struct Parts {
-    /// Where names of variables in files are looked up.
+pub struct RunnerDeps {
+    /// The environment of the variables in definitions.
     pub env: Env,
     /// The models, and the HTTP clients.
     pub models: Models,
@@ -22,13 +27,13 @@ pub struct Parts {
     pub clock: Clock,
 }
 
-/// What does the work of `definition`; nothing for `remote`, whose work is done elsewhere.
+/// The code that runs the jobs of `definition`. `None` for kind `remote`, whose jobs run elsewhere.
 ///
 /// # Errors
-/// One line: code that is not registered, a variable that is missing, a schema that is none.
+/// One line: unregistered code, a missing variable, an invalid schema.
 pub fn runner(
     definition: &Arc<Definition>,
-    parts: &Parts,
+    parts: &RunnerDeps,
     registry: &Registry,
 ) -> Result<Option<Arc<dyn Agent>>, String> {
     Ok(match definition.run.kind {

@@ -1,7 +1,7 @@
-//! Whether the tables and columns that wakes name are there.
+//! Checks that the tables and columns of wakes exist.
 use super::{
     WakeIndex,
-    fit::{Fit, Misfit, kinds_of},
+    bind::{BindError, BoundWake, kinds_of},
 };
 use crate::{
     agent::definition::Problem,
@@ -13,12 +13,11 @@ use crate::{
 use tokio_postgres::GenericClient;
 
 impl WakeIndex {
-    /// Holds every wake against the database: missing tables and columns, values that are none of their
-    /// column's type, patterns that Postgres does not take. Each problem comes with its agent; the key is that
-    /// of the agent's file.
+    /// Checks every wake against the database: missing tables and columns, values that do not fit the type of their
+    /// column, patterns that Postgres refuses. Each problem comes with its agent and the key of its definition.
     ///
     /// # Errors
-    /// When the database cannot be asked.
+    /// If the database cannot be read.
     pub async fn check(&self, database: &Database) -> Result<Vec<(AgentId, Problem)>, db::Error> {
         let mut client = database.client().await?;
         let relations = self.relations(&**client).await?;
@@ -35,9 +34,9 @@ impl WakeIndex {
                 ),
                 Some(relation) => {
                     let kinds = kinds_of(relation, &kinds);
-                    match Fit::verified(&mut client, relation, &kinds, &entry.wants).await? {
+                    match BoundWake::verified(&mut client, relation, &kinds, &entry.wants).await? {
                         Ok(_) => continue,
-                        Err(Misfit { key, message }) => (key, format!("{schema}.{name}: {message}"), None),
+                        Err(BindError { key, message }) => (key, format!("{schema}.{name}: {message}"), None),
                     }
                 }
             };
@@ -48,7 +47,7 @@ impl WakeIndex {
         Ok(problems)
     }
 
-    /// The named tables as the log will describe them.
+    /// The tables as the WAL describes them.
     async fn relations(&self, client: &impl GenericClient) -> Result<Vec<Relation>, db::Error> {
         let (schemas, names): (Vec<_>, Vec<_>) = self.tables().into_iter().unzip();
         let mut relations: Vec<Relation> = Vec::new();

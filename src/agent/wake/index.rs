@@ -1,15 +1,12 @@
 //! The wakes of all agents, found by table.
 use super::{
     Context, RequestTemplate,
-    fit::{ASK_WITHIN, Fit, Wants, kinds_of},
+    bind::{ASK_WITHIN, BoundWake, WakeCriteria, kinds_of},
 };
 use crate::{
-    agent::{
-        definition::{Definition, WakeEvent},
-        metrics::Metrics,
-    },
+    agent::{compiled::CompiledAgent, definition::WakeEvent, metrics::Metrics},
     db::{self, Database},
-    filter::{Answers, Filter, Kinds, Truth},
+    filter::{Answers, Kinds, Truth},
     id::{AgentId, Lsn, OrgId},
     task::{Burst, Wake},
     wal::{Change, Op, Relation, RowChange},
@@ -24,41 +21,41 @@ use std::{
 };
 use tracing::error;
 
-/// The key of changes that no column tells apart.
+/// The coalescing key without columns.
 const NO_COLUMNS: &str = "[]";
 
-/// Where and when a change was committed.
+/// The position and time of a commit.
 #[derive(Clone, Copy, Debug)]
 pub struct Commit {
-    /// The commit's place in the log.
+    /// The WAL position of the commit.
     pub lsn: Lsn,
     /// Its time, by the database's clock.
     pub committed_at: DateTime<Utc>,
 }
 
-/// A change, and its place in the log.
+/// A row change with its position.
 #[derive(Clone, Copy, Debug)]
-pub struct Placed<'a> {
-    /// The commit that it belongs to.
+pub struct PositionedChange<'a> {
+    /// Its commit.
     pub commit: Commit,
-    /// Its place in that commit.
+    /// Its number in the commit.
     pub index: u32,
-    /// What was done.
+    /// The change.
     pub change: &'a Change,
 }
 
 /// The wakes of all agents. Built once for a set of definitions; shared by reference.
 #[derive(Debug, Default)]
 pub struct WakeIndex {
-    tables: HashMap<String, HashMap<String, Table>>,
+    tables: HashMap<String, HashMap<String, WatchedTable>>,
     metrics: Metrics,
 }
 
-/// The wakes that name one table.
+/// The wakes of one table.
 #[derive(Debug, Default)]
-struct Table {
+struct WatchedTable {
     entries: Vec<Entry>,
-    /// Fitted to the version of the table that was seen last.
+    /// Bound to the latest version of the table.
     fitted: Mutex<Option<Arc<Fitted>>>,
 }
 
@@ -66,30 +63,30 @@ struct Table {
 pub(super) struct Entry {
     pub(super) agent: AgentId,
     pub(super) at: usize,
-    pub(super) wants: Wants,
+    pub(super) wants: WakeCriteria,
     org: OrgId,
     events: Vec<WakeEvent>,
     together: Option<Together>,
     request: Arc<RequestTemplate>,
 }
 
-/// How the changes of a wake are put together.
+/// How the changes of a wake are coalesced.
 #[derive(Clone, Copy, Debug)]
 struct Together {
     quiet: Duration,
     merges: bool,
 }
 
-/// The entries of a table, each fitted to one version of it; nothing for one that does not fit.
+/// The wakes of a table, each bound to one version of it; `None` for one that cannot be bound.
 #[derive(Debug)]
 struct Fitted {
     relation: Arc<Relation>,
-    fits: Vec<Option<Fit>>,
+    fits: Vec<Option<BoundWake>>,
 }
 
-/// A row's change and those that may care.
-struct Look<'a> {
-    placed: &'a Placed<'a>,
+/// A row change and the wakes of its table.
+struct MatchCandidate<'a> {
+    placed: &'a PositionedChange<'a>,
     row: &'a RowChange,
     event: WakeEvent,
     entries: &'a [Entry],
@@ -97,60 +94,54 @@ struct Look<'a> {
 }
 
 impl WakeIndex {
-    /// The wakes of `definitions`. One whose filter or template cannot be read is left out and logged:
-    /// [`crate::agent::check`] names it before it comes to that.
+    /// The wakes of these agents.
     #[must_use]
-    pub fn new<'a>(definitions: impl IntoIterator<Item = &'a Definition>, metrics: &Metrics) -> Self {
+    pub fn new<'a>(agents: impl IntoIterator<Item = &'a CompiledAgent>, metrics: &Metrics) -> Self {
         let mut index = Self { tables: HashMap::new(), metrics: metrics.clone() };
-        for definition in definitions {
-            for (at, wake) in definition.wake.iter().enumerate() {
-                let filter = Filter::parse(wake.filter.as_deref().unwrap_or_default());
-                let (filter, request) = match (filter, RequestTemplate::parse(&wake.request)) {
-                    (Ok(filter), Ok(request)) => (filter, request),
-                    (Err(e), _) => {
-                        error!(agent = %definition.id, wake = at, error = %e, "wake left out");
-                        continue;
-                    }
-                    (_, Err(e)) => {
-                        error!(agent = %definition.id, wake = at, error = %e, "wake left out");
-                        continue;
-                    }
-                };
+        for CompiledAgent { definition, wakes, .. } in agents {
+            for (at, (wake, compiled)) in definition.wake.iter().zip(wakes).enumerate() {
                 let (schema, table) = wake.table_name();
                 let tables = index.tables.entry(schema.to_owned()).or_default();
                 tables.entry(table.to_owned()).or_default().entries.push(Entry {
                     agent: definition.id.clone(),
                     at,
-                    wants: Wants { filter, by: wake.coalesce_by.clone().unwrap_or_default() },
+                    wants: WakeCriteria {
+                        filter: compiled.filter.clone(),
+                        by: wake.coalesce_by.clone().unwrap_or_default(),
+                    },
                     org: definition.org.clone(),
                     events: wake.events.clone(),
                     together: (wake.debounce.is_some() || wake.coalesce_by.is_some()).then(|| Together {
                         quiet: wake.debounce.unwrap_or_default(),
                         merges: wake.coalesce_by.is_some(),
                     }),
-                    request: Arc::new(request),
+                    request: compiled.request.clone(),
                 });
             }
         }
         index
     }
 
-    /// Every table that a wake names, once each, in order: what the publication must carry.
+    /// The tables of all wakes, sorted, each once: what the publication must contain.
     #[must_use]
     pub fn tables(&self) -> Vec<(String, String)> {
         let names = self.entries().map(|(schema, table, _)| (schema.to_owned(), table.to_owned()));
         names.collect::<BTreeSet<_>>().into_iter().collect()
     }
 
-    /// What these changes wake, in their order and that of the agents and their wakes.
+    /// The wakes of these changes, in the order of the changes, the agents and their wakes.
     ///
-    /// Asks the database only what it alone can say: the catalog when a table is seen for the first time or has
-    /// changed, and the questions of filters about all these rows at once. A question that it takes for an
-    /// error about a row makes a wake that says so in place of its request.
+    /// Asks the database only what it alone can answer: the catalog for a table that is new or has changed, and the
+    /// questions of filters, for all rows in one query. A question that fails for a row makes a wake with the error in
+    /// place of its request.
     ///
     /// # Errors
-    /// When the database is away; try again.
-    pub async fn wakes(&self, database: &Database, changes: &[Placed<'_>]) -> Result<Vec<Wake>, db::Error> {
+    /// If the database cannot be reached: try again.
+    pub async fn find_wakes(
+        &self,
+        database: &Database,
+        changes: &[PositionedChange<'_>],
+    ) -> Result<Vec<Wake>, db::Error> {
         let mut looks = Vec::new();
         for placed in changes {
             let Change::Row(row) = placed.change else { continue };
@@ -159,12 +150,18 @@ impl WakeIndex {
                 Some(fitted) => fitted,
                 None => table.fit(database, &row.relation).await?,
             };
-            looks.push(Look { placed, row, event: event_of(row.op), entries: &table.entries, fitted });
+            looks.push(MatchCandidate {
+                placed,
+                row,
+                event: event_of(row.op),
+                entries: &table.entries,
+                fitted,
+            });
         }
         let mut answers = Answers::default();
         loop {
             looks.iter().for_each(|look| look.ask(&mut answers));
-            if !answers.lack() {
+            if !answers.has_open() {
                 break;
             }
             answers.fetch(&mut database.client().await?, ASK_WITHIN).await?;
@@ -173,7 +170,7 @@ impl WakeIndex {
         let mut wakes = Vec::new();
         for placed in changes {
             if let Some(look) = looks.next_if(|look| std::ptr::eq(look.placed, placed)) {
-                look.wakes(&mut answers, &self.metrics, &mut wakes);
+                look.collect_wakes(&mut answers, &self.metrics, &mut wakes);
             } else if let Change::Truncate(relations) = placed.change {
                 self.truncated(placed, relations, &mut wakes);
             }
@@ -181,19 +178,20 @@ impl WakeIndex {
         Ok(wakes)
     }
 
-    /// What a `TRUNCATE` wakes: those that list the event; `new` and `old` are null.
-    fn truncated(&self, placed: &Placed<'_>, relations: &[Arc<Relation>], wakes: &mut Vec<Wake>) {
+    /// Adds the wakes of a `TRUNCATE`: those that list the event. `new` and `old` are null.
+    fn truncated(&self, placed: &PositionedChange<'_>, relations: &[Arc<Relation>], wakes: &mut Vec<Wake>) {
         for relation in relations {
             let Some(table) = self.of(relation) else { continue };
             let context = Arc::new(context_of(relation, WakeEvent::Truncate, &placed.commit, None, None));
             let woken = table.entries.iter().filter(|entry| entry.events.contains(&WakeEvent::Truncate));
-            wakes.extend(
-                woken.map(|entry| entry.wake(placed, &context, Some(NO_COLUMNS.to_owned()), &self.metrics)),
-            );
+            wakes
+                .extend(woken.map(|entry| {
+                    entry.to_wake(placed, &context, Some(NO_COLUMNS.to_owned()), &self.metrics)
+                }));
         }
     }
 
-    fn of(&self, relation: &Relation) -> Option<&Table> {
+    fn of(&self, relation: &Relation) -> Option<&WatchedTable> {
         self.tables.get(&relation.schema)?.get(&relation.name)
     }
 
@@ -206,7 +204,7 @@ impl WakeIndex {
     }
 }
 
-impl Table {
+impl WatchedTable {
     fn fitted_to(&self, relation: &Arc<Relation>) -> Option<Arc<Fitted>> {
         self.fitted.lock().as_ref().filter(|fitted| Arc::ptr_eq(&fitted.relation, relation)).cloned()
     }
@@ -214,40 +212,40 @@ impl Table {
     async fn fit(&self, database: &Database, relation: &Arc<Relation>) -> Result<Arc<Fitted>, db::Error> {
         let mut fits = Vec::new();
         if self.entries.iter().all(|entry| entry.wants.nothing()) {
-            fits.extend(self.entries.iter().map(|_| Some(Fit::default())));
+            fits.extend(self.entries.iter().map(|_| Some(BoundWake::default())));
         } else {
             let mut client = database.client().await?;
             let kinds = kinds_of(relation, &Kinds::read(&**client, &[relation.oid]).await?);
             for entry in &self.entries {
-                let fit = Fit::verified(&mut client, relation, &kinds, &entry.wants).await?;
+                let fit = BoundWake::verified(&mut client, relation, &kinds, &entry.wants).await?;
                 fits.push(fit.map_err(|misfit| entry.complain(relation, misfit)).ok());
             }
         }
         Ok(self.keep(relation, fits))
     }
 
-    fn keep(&self, relation: &Arc<Relation>, fits: Vec<Option<Fit>>) -> Arc<Fitted> {
+    fn keep(&self, relation: &Arc<Relation>, fits: Vec<Option<BoundWake>>) -> Arc<Fitted> {
         let fitted = Arc::new(Fitted { relation: relation.clone(), fits });
         *self.fitted.lock() = Some(fitted.clone());
         fitted
     }
 }
 
-impl Look<'_> {
-    /// Those that want to hear of such an event; nothing in place of the fit of one that does not fit.
-    fn concerned(&self) -> impl Iterator<Item = (&Entry, Option<&Fit>)> {
+impl MatchCandidate<'_> {
+    /// The wakes that list this event, each with its binding; `None` for one that cannot be bound.
+    fn concerned(&self) -> impl Iterator<Item = (&Entry, Option<&BoundWake>)> {
         let pairs = self.entries.iter().zip(&self.fitted.fits).map(|(entry, fit)| (entry, fit.as_ref()));
         pairs.filter(|(entry, _)| entry.events.contains(&self.event))
     }
 
-    /// Asks what has to be asked of Postgres.
+    /// Collects the questions for Postgres.
     fn ask(&self, answers: &mut Answers) {
         for fit in self.concerned().filter_map(|(_, fit)| fit).filter(|fit| fit.asks()) {
             fit.test(self.row, answers);
         }
     }
 
-    fn wakes(&self, answers: &mut Answers, metrics: &Metrics, wakes: &mut Vec<Wake>) {
+    fn collect_wakes(&self, answers: &mut Answers, metrics: &Metrics, wakes: &mut Vec<Wake>) {
         let mut context = None;
         for (entry, fit) in self.concerned() {
             let outcome = fit.map(|fit| fit.test(self.row, answers));
@@ -266,7 +264,7 @@ impl Look<'_> {
                         let old = self.row.old.as_ref().map(|_| Value::Object(self.row.old_json()));
                         Arc::new(context_of(&self.row.relation, self.event, &self.placed.commit, new, old))
                     });
-                    wakes.push(entry.wake(self.placed, context, key, metrics));
+                    wakes.push(entry.to_wake(self.placed, context, key, metrics));
                 }
             }
         }
@@ -274,16 +272,16 @@ impl Look<'_> {
 }
 
 impl Entry {
-    fn complain(&self, relation: &Relation, misfit: super::fit::Misfit) {
+    fn complain(&self, relation: &Relation, misfit: super::bind::BindError) {
         let table = format!("{}.{}", relation.schema, relation.name);
         let key = format!("wake.{}.{}", self.at, misfit.key);
-        error!(agent = %self.agent, key, table, error = misfit.message, "a wake does not fit its table");
+        error!(agent = %self.agent, key, table, error = misfit.message, "wake cannot match: column or type missing in table");
     }
 
-    /// `key`: what the change is put together by; nothing when the log does not carry it.
-    fn wake(
+    /// `key` is the coalescing key, `None` if the WAL does not carry its columns.
+    fn to_wake(
         &self,
-        placed: &Placed<'_>,
+        placed: &PositionedChange<'_>,
         context: &Arc<Context>,
         key: Option<String>,
         metrics: &Metrics,
@@ -306,7 +304,7 @@ impl Entry {
         Wake { request, burst, ..self.bare(placed) }
     }
 
-    fn bare(&self, placed: &Placed<'_>) -> Wake {
+    fn bare(&self, placed: &PositionedChange<'_>) -> Wake {
         Wake {
             trigger: format!("{}#{}", self.agent, self.at),
             agent: self.agent.clone(),

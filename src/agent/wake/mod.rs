@@ -2,31 +2,51 @@
 //!
 //! Owns the templates and the index over the wakes of all agents; the filters are
 //! [`crate::filter`]'s, the same as those of clients. A change is looked up by schema
-//! and table, so a table without wakes costs two failed look-ups. The database is asked
-//! only what it alone can say ([`WakeIndex::wakes`]), for many changes at once. It
-//! decides nothing about exactly-once: a wake names its trigger and its place in the
-//! log, and whoever records it keys it by these. Fails loudly: a template that cannot be
-//! filled in, and a question that the database takes for an error, is a wake with the
-//! reason in place of the request; what does not fit a table is logged once for each
-//! version of the table and counted.
+//! and table, so a table without wakes costs two failed look-ups. The database is asked only what it alone can answer
+//! ([`WakeIndex::wakes`]), for many changes at once. Exactly-once is the recorder's part: a wake has its trigger and
+//! WAL position, and `task` keys it by these. A template that cannot be filled in, or a question that fails in the
+//! database, becomes a wake with the reason in place of its request; a wake that cannot be bound to its table is
+//! counted, and logged once for each version of the table.
+mod bind;
 mod check;
-mod fit;
 mod index;
 mod template;
 
-pub use index::{Commit, Placed, WakeIndex};
+pub use index::{Commit, PositionedChange, WakeIndex};
 pub use template::BadTemplate;
 pub(crate) use template::{Context, Template};
 
-use super::definition::WakeRequest;
-use crate::task::Request;
+use super::definition::{Wake, WakeRequest};
+use crate::{filter::Filter, task::Request};
 use serde_json::Value;
+use std::sync::Arc;
 
-/// What the templates of a wake may name.
+/// Names that the templates of a wake may use.
 pub(crate) const NAMES: [&str; 8] =
     ["new", "old", "event", "schema", "table", "commit_lsn", "committed_at", "changes"];
 
-/// A wake's request with its templates read.
+/// A `[[wake]]` whose filter and templates are parsed.
+#[derive(Clone, Debug)]
+pub(crate) struct CompiledWake {
+    filter: Filter,
+    request: Arc<RequestTemplate>,
+}
+
+impl CompiledWake {
+    /// Parses a wake.
+    ///
+    /// # Errors
+    /// The key below `wake.<n>`, and what is wrong with it.
+    pub(crate) fn parse(wake: &Wake) -> Result<Self, (String, String)> {
+        let filter = Filter::parse(wake.filter.as_deref().unwrap_or_default());
+        let filter = filter.map_err(|error| ("filter".to_owned(), error.to_string()))?;
+        let request = RequestTemplate::parse(&wake.request);
+        let request = request.map_err(|error| (format!("request.{}", error.place), error.reason))?;
+        Ok(Self { filter, request: Arc::new(request) })
+    }
+}
+
+/// The request of a wake with its templates parsed.
 #[derive(Debug)]
 pub(crate) struct RequestTemplate {
     request: WakeRequest,
@@ -34,10 +54,10 @@ pub(crate) struct RequestTemplate {
 }
 
 impl RequestTemplate {
-    /// Reads the templates.
+    /// Parses the templates.
     pub(crate) fn parse(request: &WakeRequest) -> Result<Self, BadTemplate> {
         let input = Template::parse(&request.input, "input", &NAMES)?;
-        // The template has it all; one copy is enough for a thousand agents.
+        // The template holds the input: one copy is enough.
         Ok(Self { request: WakeRequest { input: Value::Null, ..request.clone() }, input })
     }
 

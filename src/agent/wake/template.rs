@@ -1,23 +1,21 @@
-//! Templates: values in an agent's file whose texts are filled in when a row changes or a task starts.
+//! Templates: values of a definition whose texts are filled in when a row changes or a task starts.
 //!
 //! A text that is exactly one `{{ expression }}` becomes the value of the
-//! expression, whatever its type; any other text with `{{` or `{%` becomes a
-//! text; everything else stays. The language is Jinja, without includes, with a
-//! limit on its steps, and strict: a name that is not there is an error, never an
-//! empty text. Pure. Fails with the place in the value and what kind of mistake
-//! it is, never with values of a row.
+//! expression, of any type; any other text with `{{` or `{%` becomes a text; everything else stays. The language is
+//! Jinja without includes, with a limit on its steps, and strict: an unknown name is an error, never an empty text.
+//! Pure. Errors name the place in the value and the kind of mistake, never values of a row.
 use minijinja::{Environment, ErrorKind, Expression, UndefinedBehavior};
 use serde_json::{Map, Value};
 use std::sync::{LazyLock, OnceLock};
 
-/// Steps that one template may take.
+/// Most steps of one template.
 const FUEL: u64 = 100_000;
-/// Largest text that a template may make, in bytes.
+/// Largest text that a template makes, in bytes.
 const TEXT_BYTES_MAX: usize = crate::task::INPUT_BYTES_MAX;
-/// What the language itself defines.
+/// Names that the language defines.
 const BUILT_IN: [&str; 6] = ["range", "dict", "namespace", "debug", "loop", "self"];
 
-/// The language. It holds no state: nothing can be added to it.
+/// The language. Immutable.
 static LANGUAGE: LazyLock<Environment<'static>> = LazyLock::new(|| {
     let mut language = Environment::new();
     language.set_undefined_behavior(UndefinedBehavior::Strict);
@@ -25,11 +23,11 @@ static LANGUAGE: LazyLock<Environment<'static>> = LazyLock::new(|| {
     language
 });
 
-/// Why a template cannot be read or filled in.
+/// Why a template cannot be parsed or filled in.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{place}: {reason}")]
 pub struct BadTemplate {
-    /// Where in the value, like `input.ticket`.
+    /// The place in the value, like `input.ticket`.
     pub place: String,
     /// What is wrong.
     pub reason: String,
@@ -44,7 +42,7 @@ pub(crate) struct Template {
 #[derive(Debug)]
 enum Node {
     Literal(Value),
-    /// `{{ new.title }}`: members, without the language.
+    /// `{{ new.title }}`: a path of members, evaluated without the language.
     Path(Vec<String>),
     Expression(Box<Expression<'static, 'static>>),
     Text(String),
@@ -52,20 +50,20 @@ enum Node {
     Object(Vec<(String, Node)>),
 }
 
-/// What names in a template stand for; read at most once into the language's own form.
+/// The values of the names in a template. Converted at most once to the language's own form.
 pub(crate) struct Context {
     names: Map<String, Value>,
     read: OnceLock<minijinja::Value>,
 }
 
 impl Context {
-    /// These names.
+    /// A context with these names.
     #[must_use]
     pub(crate) fn new(names: Map<String, Value>) -> Self {
         Self { names, read: OnceLock::new() }
     }
 
-    /// The same with another value for one of them.
+    /// The same context with another value of one name.
     #[must_use]
     pub(crate) fn with(&self, name: &str, value: Value) -> Self {
         let mut names = self.names.clone();
@@ -79,10 +77,10 @@ impl Context {
 }
 
 impl Template {
-    /// Reads the templates in `value`; `place` names it in errors. Only `names` may be used.
+    /// Parses the templates in `value`; `place` names it in errors. Only `names` may be used.
     ///
     /// # Errors
-    /// The first text that cannot be read.
+    /// The first text that cannot be parsed.
     pub(crate) fn parse(value: &Value, place: &str, names: &[&str]) -> Result<Self, BadTemplate> {
         Ok(Self { root: node(value, place, names)? })
     }
@@ -95,7 +93,7 @@ impl Template {
         fill(&self.root, place, context)
     }
 
-    /// The value as a text: what is no text is written as JSON.
+    /// The value as a text; other values are written as JSON.
     ///
     /// # Errors
     /// As [`Self::fill`].
@@ -158,7 +156,7 @@ fn text_node(text: &str, place: &str, names: &[&str]) -> Result<Node, BadTemplat
     Ok(Node::Text(text.to_owned()))
 }
 
-/// What stands in the braces of a text that is one pair of them and nothing else.
+/// The expression of a text that is one pair of braces and nothing else.
 fn sole_expression(text: &str) -> Option<&str> {
     let inside = text.trim().strip_prefix("{{")?.strip_suffix("}}")?;
     let inside = inside.strip_prefix('-').unwrap_or(inside);
@@ -230,7 +228,7 @@ impl std::io::Write for Limited {
     }
 }
 
-/// The kind of a mistake. Its detail may quote values and is only told where it is about the source.
+/// The kind of a mistake. Its detail may quote values, so it is used only for mistakes of the source.
 fn reason(error: &minijinja::Error) -> String {
     match (error.kind(), error.detail()) {
         (ErrorKind::SyntaxError, Some(detail)) => format!("syntax error: {detail}"),
@@ -274,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_is_not_there_is_an_error_and_never_an_empty_text() {
+    fn unknown_name_is_an_error_and_not_an_empty_text() {
         let why = |template: Value| filled(template).unwrap_err();
         assert_eq!(why(json!({ "t": "{{ nwe.id }}" })), "input.t: there is no \"nwe\": use event, new, old");
         assert_eq!(why(json!("x {{ nwe }}")), "input: there is no \"nwe\": use event, new, old");
@@ -284,14 +282,14 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_names_its_place() {
+    fn parse_error_names_its_place() {
         let why = |template: Value| filled(template).unwrap_err();
         assert!(why(json!({ "a": { "b": "{{ new. }}" } })).starts_with("input.a.b: syntax error: "));
         assert!(why(json!("{% if %}")).starts_with("input: syntax error: "));
     }
 
     #[test]
-    fn a_template_cannot_run_away() {
+    fn template_has_a_limit_of_steps_and_bytes() {
         let text = "{% for a in range(1000) %}{% for b in range(1000) %}{% for c in range(1000) %}x\
                     {% endfor %}{% endfor %}{% endfor %}";
         assert_eq!(filled(json!(text)).unwrap_err(), "input: takes more than 100000 steps");

@@ -1,10 +1,10 @@
-//! The change log: what the write-ahead log said about published rows, for as long as somebody may ask.
+//! The change log: a journal of the row changes of published tables, kept for as long as a subscriber may ask for them.
 //!
 //! Numbered parts of transactions in commit order; the last ones in memory, all of them in a [`journal`]
-//! (`crate::journal`) bounded by age and bytes. Who delivers changes and who catches up read the same log, each
-//! from a number of its own, so that a slow check or a huge transaction delays its readers and nobody else. Numbers are
-//! microseconds and only grow. What a full disk did not take is delivered all the same, and told as missing to
-//! whoever asks for it later.
+//! (`crate::journal`) bounded by age and bytes. Delivery and catching up read the same change log, each
+//! from a number of its own, so that a slow check or a huge transaction delays no other reader. Numbers are
+//! microseconds and only grow. What a full disk did not take is delivered all the same, and is a gap for
+//! subscribers that ask for it later.
 mod record;
 
 pub(super) use record::Part;
@@ -13,22 +13,29 @@ use crate::{
     clock::Clock,
     fault,
     id::Lsn,
-    journal::{self, Limits, Opened, Place, Reader, Record},
+    journal::{self, LogLimits, Opened, Record, RecordLocation, SegmentReader},
     wal::{Batch, Relation},
 };
 use bytes::Bytes;
 use parking_lot::Mutex;
 use record::Reading;
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeSet, HashMap, VecDeque},
     fs,
-    io::ErrorKind,
-    os::unix::fs::DirBuilderExt,
+    io::{ErrorKind, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::Path,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
-use tokio::sync::watch;
+use tokio::{
+    sync::watch,
+    task::JoinHandle,
+    time::{Instant, timeout, timeout_at},
+};
 
 /// Bytes of records that stay in memory.
 const MEMORY_BYTES_MAX: usize = 32 << 20;
@@ -37,6 +44,9 @@ const RECORD_BYTES_MAX: usize = 32 << 20;
 /// What is read at once.
 const READ_ENTRIES_MAX: usize = 256;
 const READ_BYTES_MAX: usize = 1 << 20;
+/// How long an append may hold up the WAL consumer: for the disk, and while the disk takes nothing for readers.
+/// Afterwards the log goes on without the disk, and readers get a gap.
+const APPEND_WITHIN: Duration = Duration::from_secs(2);
 /// Rows that are read at once, unless one record has more.
 const READ_ROWS_MAX: usize = 256;
 
@@ -44,20 +54,22 @@ const READ_ROWS_MAX: usize = 256;
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) number: u64,
-    /// Nothing: changes before it were lost with the replication slot.
+    /// `None` for a gap: changes before it were lost with the replication slot.
     pub(super) part: Option<Part>,
+    /// The transaction that made it; `None` if it is older than this daemon's reading of the log.
+    pub(super) transaction: Option<u32>,
     bytes: usize,
 }
 
 /// What a reader finds.
-pub(super) enum Found {
-    /// In order; nothing when there is no more.
+pub(super) enum ReadOutcome {
+    /// In order; empty when there are no more.
     Entries(Vec<Arc<Entry>>),
     /// Everything up to this number may be missing.
     Missing(u64),
 }
 
-/// The log for its readers. Clones read the same one.
+/// The change log for its readers. Clones read the same one.
 #[derive(Clone, Debug)]
 pub(super) struct Log(Arc<Shared>);
 
@@ -66,7 +78,7 @@ struct Shared {
     clock: Clock,
     state: Mutex<State>,
     head: watch::Sender<u64>,
-    /// Up to where the one who delivers has come.
+    /// The number up to which everything was delivered to live subscribers.
     delivered: watch::Sender<u64>,
     degraded: watch::Sender<bool>,
 }
@@ -74,14 +86,14 @@ struct Shared {
 #[derive(Debug)]
 struct State {
     head: u64,
-    /// Who listens, or can come back.
+    /// Subscribers that listen or can resume; without any, nothing is recorded.
     wanted: usize,
     memory: VecDeque<Arc<Entry>>,
     memory_bytes: usize,
     /// The last part that is not in memory any more.
     evicted: u64,
-    index: VecDeque<(u64, Place)>,
-    readers: HashMap<u32, Reader>,
+    index: VecDeque<(u64, RecordLocation)>,
+    readers: HashMap<u32, SegmentReader>,
     /// Parts up to this number are gone.
     floor: u64,
     /// From and to which numbers parts are missing on the disk, in order.
@@ -89,23 +101,32 @@ struct State {
     reading: Reading,
 }
 
-/// The end of the log at which it grows.
+/// The writing end of the change log.
 #[derive(Debug)]
 pub(super) struct Appender {
     log: Log,
     disk: Arc<Mutex<journal::Log>>,
-    /// The last change that is in the log: what comes again is passed over.
+    /// The last change that is in the change log: replayed changes up to it are skipped.
     seen: Option<(Lsn, u32)>,
     /// The disk has not taken something.
     hole: bool,
+    /// A write that took too long and holds the lock of `disk` still.
+    hanging: Option<JoinHandle<Result<Written, String>>>,
     /// Whether another life can be asked for what this one kept.
     asked_later: bool,
 }
 
-/// Which database's log a folder holds.
+/// Where records are on disk, and the readers of the segments that they are in.
+#[derive(Debug)]
+struct Written {
+    places: Vec<RecordLocation>,
+    readers: Vec<(u32, SegmentReader)>,
+}
+
+/// The file that says which database's change log a folder holds.
 const SOURCE_FILE: &str = "source";
 
-/// Throws away what is of another database: its positions mean nothing here.
+/// Removes the change log of another database: its positions mean nothing here.
 fn of_source(dir: &Path, source: &str) -> Result<(), journal::Error> {
     let file = dir.join(SOURCE_FILE);
     if fs::read_to_string(&file).is_ok_and(|known| known == source) {
@@ -118,12 +139,14 @@ fn of_source(dir: &Path, source: &str) -> Result<(), journal::Error> {
         _ => {}
     }
     let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
-    let written = made.and_then(|()| fs::write(&file, source));
+    let mut options = fs::OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    let written = made.and_then(|()| options.open(&file)?.write_all(source.as_bytes()));
     written.map_err(|error| journal::Error::Io { path: file, doing: "written", source: error })
 }
 
-/// Opens what an earlier life kept of the database `source` in `dir`, at most `bytes_max` bytes and `age`; without `age`, nobody can ask for
-/// what an earlier life kept. Blocks.
+/// Opens what an earlier process kept of the database `source` in `dir`, at most `bytes_max` bytes and `age`; without `age`, no subscriber can ask for
+/// what an earlier process kept. Blocks.
 pub(super) fn open(
     dir: &Path,
     source: &str,
@@ -134,7 +157,7 @@ pub(super) fn open(
     const UNASKED: Duration = Duration::from_secs(60);
     of_source(dir, source)?;
     let span = age.unwrap_or(UNASKED);
-    let limits = Limits { bytes_max, span_max: u64::try_from(span.as_micros()).unwrap_or(u64::MAX) };
+    let limits = LogLimits { bytes_max, span_max: u64::try_from(span.as_micros()).unwrap_or(u64::MAX) };
     let (mut index, mut holes, mut latest) = (VecDeque::new(), VecDeque::new(), Bytes::new());
     let mut before = 0;
     let opened = journal::Log::open(dir, limits, |number, place, payload| {
@@ -156,7 +179,7 @@ pub(super) fn open(
         floor = head;
     }
     if age.is_none() {
-        disk.lost()?;
+        disk.mark_incomplete()?;
     }
     let mut reading = Reading::default();
     let part = reading.part(latest);
@@ -184,11 +207,11 @@ pub(super) fn open(
     };
     let log = Log(Arc::new(shared));
     let disk = Arc::new(Mutex::new(disk));
-    Ok((log.clone(), Appender { log, disk, seen, hole: false, asked_later: age.is_some() }))
+    Ok((log.clone(), Appender { log, disk, seen, hole: false, hanging: None, asked_later: age.is_some() }))
 }
 
 impl Log {
-    /// The number of the last part; whoever takes it and listens from then on misses nothing that is committed later.
+    /// The number of the last part. A subscriber that listens from it misses nothing that is committed later.
     pub(super) fn begin(&self) -> u64 {
         let mut state = self.0.state.lock();
         state.wanted += 1;
@@ -207,13 +230,13 @@ impl Log {
         Some(hole.max(state.floor)).filter(|last| *last > after)
     }
 
-    /// Who [began](Self::begin) listens no more.
+    /// Ends what [`Self::begin`] began.
     pub(super) fn end(&self) {
         let mut state = self.0.state.lock();
         state.wanted = state.wanted.saturating_sub(1);
     }
 
-    /// Up to which number everything was put out to everybody who listens.
+    /// The number up to which everything was delivered to live subscribers.
     pub(super) fn delivered(&self) -> u64 {
         *self.0.delivered.borrow()
     }
@@ -222,33 +245,33 @@ impl Log {
         self.0.delivered.send_replace(number);
     }
 
-    /// Whether the disk takes nothing; changes are seen.
+    /// Whether the disk takes no records. The receiver sees changes.
     pub(super) fn degraded(&self) -> watch::Receiver<bool> {
         self.0.degraded.subscribe()
     }
 
     /// Resolves when there is something after `number`. Cancel safe.
     pub(super) async fn grown(&self, number: u64) {
-        // The sender lives as long as the log.
+        // The sender lives as long as the change log.
         let mut head = self.0.head.subscribe();
         let _never_closed = head.wait_for(|head| *head > number).await;
     }
 
     /// What follows `after`, up to `upto`.
-    pub(super) async fn read(&self, after: u64, upto: u64) -> Found {
+    pub(super) async fn read(&self, after: u64, upto: u64) -> ReadOutcome {
         let (places, readers) = {
             let state = self.0.state.lock();
             if after >= state.evicted {
-                return Found::Entries(state.recent(after, upto));
+                return ReadOutcome::Entries(state.recent(after, upto));
             }
             if state.floor > after {
-                return Found::Missing(state.floor);
+                return ReadOutcome::Missing(state.floor);
             }
             let from = state.index.partition_point(|(number, _)| *number <= after);
             let hole = state.holes.iter().find(|(_, last)| *last > after).copied();
             let next = state.index.get(from).map(|(number, _)| *number);
             if let Some((_, last)) = hole.filter(|(first, _)| next.is_none_or(|next| next > *first)) {
-                return Found::Missing(last);
+                return ReadOutcome::Missing(last);
             }
             let upto = hole.map_or(upto, |(first, _)| upto.min(first));
             let mut bytes = 0;
@@ -265,14 +288,14 @@ impl Log {
                 .copied()
                 .collect();
             let segments = places.iter().map(|(_, place)| place.segment);
-            let readers: HashMap<u32, Reader> = segments
+            let readers: HashMap<u32, SegmentReader> = segments
                 .filter_map(|segment| Some((segment, state.readers.get(&segment)?.clone())))
                 .collect();
             (places, readers)
         };
-        let Some((last, _)) = places.last().copied() else { return Found::Entries(Vec::new()) };
+        let Some((last, _)) = places.last().copied() else { return ReadOutcome::Entries(Vec::new()) };
         let read = tokio::task::spawn_blocking(move || {
-            let read = |(_, place): &(u64, Place)| {
+            let read = |(_, place): &(u64, RecordLocation)| {
                 readers.get(&place.segment).map(|reader| reader.read(place.offset, place.size)).transpose()
             };
             places.iter().map(read).collect::<Result<Option<Vec<_>>, _>>()
@@ -280,18 +303,18 @@ impl Log {
         let records = match read.await {
             Ok(Ok(Some(records))) => records,
             Ok(Err(error)) => {
-                tracing::error!(%error, "the change log cannot be read");
-                return Found::Missing(last);
+                tracing::error!(%error, "failed to read change log");
+                return ReadOutcome::Missing(last);
             }
-            _ => return Found::Missing(last),
+            _ => return ReadOutcome::Missing(last),
         };
         let mut state = self.0.state.lock();
         let entries = records.into_iter().map(|(number, payload)| {
             let bytes = payload.len();
             let part = state.reading.part(payload)?;
-            Some(Arc::new(Entry { number, part: Some(part), bytes }))
+            Some(Arc::new(Entry { number, part: Some(part), transaction: None, bytes }))
         });
-        entries.collect::<Option<Vec<_>>>().map_or(Found::Missing(last), Found::Entries)
+        entries.collect::<Option<Vec<_>>>().map_or(ReadOutcome::Missing(last), ReadOutcome::Entries)
     }
 }
 
@@ -325,7 +348,8 @@ impl Appender {
             if after.is_some_and(|after| after >= last) {
                 continue;
             }
-            payloads.extend(record::encode(batch, after, &wanted).filter(|_| asked));
+            let payload = record::encode(batch, after, &wanted).filter(|_| asked);
+            payloads.extend(payload.map(|payload| (payload, Some(batch.xid))));
             self.seen = Some((batch.commit_lsn, last));
         }
         if !payloads.is_empty() {
@@ -333,35 +357,39 @@ impl Appender {
         }
     }
 
-    /// Changes were lost: whoever reads on is told.
-    pub(super) async fn gap(&mut self) {
-        self.seen = None;
-        self.put(vec![Bytes::new()]).await;
+    /// The commit position of the last change in the change log; zero if it is empty.
+    pub(super) fn reached(&self) -> Lsn {
+        self.seen.map_or(Lsn(0), |(lsn, _)| lsn)
     }
 
-    async fn put(&mut self, payloads: Vec<Bytes>) {
+    /// Changes were lost: every reader gets a gap.
+    pub(super) async fn gap(&mut self) {
+        self.seen = None;
+        self.put(vec![(Bytes::new(), None)]).await;
+    }
+
+    /// Appends payloads with their transactions; an empty one is a gap.
+    async fn put(&mut self, payloads: Vec<(Bytes, Option<u32>)>) {
+        let (payloads, transactions): (Vec<_>, Vec<_>) = payloads.into_iter().unzip();
         let records = self.numbered(payloads);
         let kept = self.write(records.clone()).await;
-        fault::point("changes.logged");
-        self.make_room().await;
+        fault::point(fault::Point::ChangesLogged);
+        let has_room = self.make_room().await;
         let shared = &self.log.0;
         let mut state = shared.state.lock();
-        if let Some(places) = &kept {
-            let disk = self.disk.lock();
+        if let Some(Written { places, readers }) = &kept {
             for (record, place) in records.iter().zip(places) {
                 if !record.payload.is_empty() {
                     state.index.push_back((record.number, *place));
                 }
-                if !state.readers.contains_key(&place.segment) {
-                    state.readers.extend(disk.reader(place.segment).map(|reader| (place.segment, reader)));
-                }
             }
+            state.readers.extend(readers.iter().cloned());
         }
         if let (None, Some(first), Some(last)) = (&kept, records.first(), records.last()) {
-            // Live listeners have it from memory; nobody finds it later.
+            // Live subscribers get it from memory; readers that come later get a gap.
             state.holes.push_back((first.number, last.number));
         }
-        for Record { number, payload } in records {
+        for (Record { number, payload }, transaction) in records.into_iter().zip(transactions) {
             let bytes = payload.len();
             let is_gap = payload.is_empty();
             if is_gap {
@@ -369,13 +397,15 @@ impl Appender {
             }
             let part = if is_gap { None } else { state.reading.part(payload) };
             state.memory_bytes += bytes;
-            state.memory.push_back(Arc::new(Entry { number, part, bytes }));
+            state.memory.push_back(Arc::new(Entry { number, part, transaction, bytes }));
         }
         let delivered = *shared.delivered.borrow();
         while state.memory_bytes > MEMORY_BYTES_MAX {
             let Some(first) = state.memory.front() else { break };
             let (number, bytes) = (first.number, first.bytes);
-            if number > delivered && state.index.binary_search_by_key(&number, |(it, _)| *it).is_err() {
+            let on_disk = state.index.binary_search_by_key(&number, |(it, _)| *it).is_ok();
+            // What is nowhere else stays for the readers, unless they were too slow: then they get a gap.
+            if number > delivered && !on_disk && has_room {
                 break;
             }
             (state.memory_bytes, state.evicted) = (state.memory_bytes - bytes, number);
@@ -396,9 +426,11 @@ impl Appender {
         payloads.into_iter().map(number).collect()
     }
 
-    /// While the disk takes nothing, what is not delivered may not leave the memory: the log waits.
-    async fn make_room(&self) {
+    /// While the disk takes nothing, the log waits for its readers before it grows beyond the memory; false if they
+    /// were too slow.
+    async fn make_room(&self) -> bool {
         let shared = &self.log.0;
+        let until = Instant::now() + APPEND_WITHIN;
         loop {
             let (full, first) = {
                 let state = shared.state.lock();
@@ -406,66 +438,66 @@ impl Appender {
                 (self.hole && state.memory_bytes > MEMORY_BYTES_MAX, first)
             };
             if !full || *shared.delivered.borrow() >= first {
-                return;
+                return true;
             }
-            // The sender lives as long as the log.
+            // The sender lives as long as the change log.
             let mut delivered = shared.delivered.subscribe();
-            let _never_closed = delivered.wait_for(|done| *done >= first).await;
+            let caught_up = timeout_at(until, delivered.wait_for(|done| *done >= first)).await;
+            if caught_up.is_err() {
+                return false;
+            }
         }
     }
 
-    /// Where the records are on disk; nothing when it does not take them.
-    async fn write(&mut self, mut records: Vec<Record>) -> Option<Vec<Place>> {
-        let largest = records.iter().map(|record| record.payload.len()).max().unwrap_or_default();
+    /// Where the records are on disk; `None` if the disk did not take them within [`APPEND_WITHIN`].
+    async fn write(&mut self, mut records: Vec<Record>) -> Option<Written> {
+        // A write that hangs holds the lock: another one would only hang behind it, one thread for each batch.
+        if self.hanging.as_ref().is_some_and(|thread| !thread.is_finished()) {
+            self.hole = true;
+            return None;
+        }
+        self.hanging = None;
         let before = records.first().map_or(0, |record| record.number.saturating_sub(1));
         // Once something is missing, the first record that is kept again says so.
-        let mended = self.hole;
-        if mended {
+        let closes_hole = self.hole;
+        if closes_hole {
             records.insert(0, Record { number: before, payload: Bytes::new() });
         }
-        let (disk, asked_later) = (self.disk.clone(), self.asked_later);
-        let written = tokio::task::spawn_blocking(move || {
+        let (disk, given_up) = (self.disk.clone(), Arc::new(AtomicBool::new(false)));
+        let (asked_later, is_given_up) = (self.asked_later, given_up.clone());
+        let mut thread = tokio::task::spawn_blocking(move || {
             let mut disk = disk.lock();
-            let too_large = largest > RECORD_BYTES_MAX;
-            let places = if too_large { None } else { Some(disk.append(&records)) };
-            match places {
-                Some(Ok(places)) => {
-                    if mended
-                        && asked_later
-                        && let Err(error) = disk.found()
-                    {
-                        tracing::error!(%error, "the change log stays marked as not whole");
-                    }
-                    Ok(places)
-                }
-                other => {
-                    // Before anybody hears what is not kept, so that a kill does not make it forgotten.
-                    if let Err(error) = disk.lost() {
-                        tracing::error!(%error, "that the change log has a hole cannot be noted");
-                    }
-                    Err(match other {
-                        Some(Err(error)) => error.to_string(),
-                        _ => format!("a record of {largest} bytes is too large"),
-                    })
-                }
+            let written = write_records(&mut disk, &records, closes_hole && asked_later);
+            // The records of a write that was given up on count as missing, after a kill too.
+            if is_given_up.load(Ordering::Acquire) {
+                note_loss(&disk);
             }
+            written
         });
-        let outcome = written.await.unwrap_or_else(|error| Err(error.to_string()));
+        let outcome = match timeout(APPEND_WITHIN, &mut thread).await {
+            Ok(written) => written.unwrap_or_else(|error| Err(error.to_string())),
+            Err(_) => {
+                given_up.store(true, Ordering::Release);
+                self.hanging = Some(thread);
+                Err(format!("the disk has not answered within {APPEND_WITHIN:?}"))
+            }
+        };
         let was_degraded = *self.log.0.degraded.borrow();
         match outcome {
-            Ok(mut places) => {
+            Ok(mut written) => {
                 self.hole = false;
                 if was_degraded {
-                    tracing::info!("the disk takes the change log again");
+                    tracing::info!("change log written again");
                     self.log.0.degraded.send_replace(false);
                 }
-                Some(places.split_off(usize::from(mended).min(places.len())))
+                written.places.drain(..usize::from(closes_hole).min(written.places.len()));
+                Some(written)
             }
             Err(why) => {
                 if !was_degraded {
                     tracing::error!(
                         why,
-                        "the change log is not written: changes go on, and clients that come back are told"
+                        "change log not written: delivery goes on, clients that resume get a gap"
                     );
                     self.log.0.degraded.send_replace(true);
                 }
@@ -481,6 +513,29 @@ impl Appender {
     }
 }
 
+/// Appends in one write. Blocks. `closes_hole`: these records say what is missing, so the mark on disk may go.
+fn write_records(disk: &mut journal::Log, records: &[Record], closes_hole: bool) -> Result<Written, String> {
+    let largest = records.iter().map(|record| record.payload.len()).max().unwrap_or_default();
+    let places = match largest {
+        ..=RECORD_BYTES_MAX => disk.append(records).map_err(|error| error.to_string()),
+        _ => Err(format!("a record of {largest} bytes is too large")),
+    };
+    let places = places.inspect_err(|_| note_loss(disk))?;
+    if closes_hole && let Err(error) = disk.clear_incomplete() {
+        tracing::error!(%error, "failed to clear change-log gap marker");
+    }
+    let segments: BTreeSet<u32> = places.iter().map(|place| place.segment).collect();
+    let readers = segments.into_iter().filter_map(|segment| Some((segment, disk.reader(segment)?))).collect();
+    Ok(Written { places, readers })
+}
+
+/// Marks the files as incomplete, before a reader gets what is not kept: a kill must not hide the loss.
+fn note_loss(disk: &journal::Log) {
+    if let Err(error) = disk.mark_incomplete() {
+        tracing::error!(%error, "failed to persist change-log gap marker");
+    }
+}
+
 /// Looks after the files.
 pub(super) struct Keeper {
     log: Log,
@@ -493,23 +548,23 @@ impl Keeper {
         let now = self.log.0.clock.micros();
         let (fresh, trimmed) = {
             let mut disk = self.disk.lock();
-            (disk.unsafe_part(), disk.trim(now))
+            (disk.unsynced(), disk.trim(now))
         };
         if let Some(Err(error)) = fresh.map(|fresh| fresh.sync()) {
-            tracing::warn!(%error, "the change log is not safe from a crash of the machine");
+            tracing::warn!(%error, "failed to sync change log");
         }
         match trimmed {
             Ok(None) => {}
             Ok(Some(segment)) => self.log.0.state.lock().trim(segment),
-            Err(error) => tracing::warn!(%error, "the old change log is not removed"),
+            Err(error) => tracing::warn!(%error, "failed to trim change log"),
         }
     }
 
     /// The daemon stops in good order. Blocks.
     pub(super) fn close(&self) {
         let mut disk = self.disk.lock();
-        if let Err(error) = disk.sync().and_then(|()| disk.settle()) {
-            tracing::error!(%error, "the change log is not safe on the disk");
+        if let Err(error) = disk.sync().and_then(|()| disk.mark_closed()) {
+            tracing::error!(%error, "failed to sync change log at stop");
         }
     }
 }

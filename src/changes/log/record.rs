@@ -113,7 +113,7 @@ pub(super) struct Reading {
 }
 
 impl Reading {
-    /// The part that a record holds; cells are slices of it. Nothing when it is none.
+    /// Decodes the part in a record; cells are slices of it. `None` if the record is malformed.
     pub(super) fn part(&mut self, mut record: Bytes) -> Option<Part> {
         let from = &mut record;
         if from.try_get_u8().ok()? != LAYOUT {

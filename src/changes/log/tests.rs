@@ -38,9 +38,9 @@ async fn read(log: &Log, mut after: u64) -> Result<Vec<String>, u64> {
     let mut all = Vec::new();
     loop {
         let entries = match log.read(after, u64::MAX).await {
-            Found::Missing(until) => return Err(until),
-            Found::Entries(entries) if entries.is_empty() => return Ok(all),
-            Found::Entries(entries) => entries,
+            ReadOutcome::Missing(until) => return Err(until),
+            ReadOutcome::Entries(entries) if entries.is_empty() => return Ok(all),
+            ReadOutcome::Entries(entries) => entries,
         };
         after = entries.last().unwrap().number;
         for (_, row) in entries.iter().filter_map(|entry| entry.part.as_ref()).flat_map(|part| &part.rows) {
@@ -100,12 +100,14 @@ async fn a_gap_is_found_by_who_listens_and_by_who_comes_later() {
     let before = log.head();
     appender.gap().await;
     put(&mut appender, &[batch(5, 0, &["b"])]).await;
-    let Found::Entries(live) = log.read(before, u64::MAX).await else { panic!("it is in memory") };
+    let ReadOutcome::Entries(live) = log.read(before, u64::MAX).await else { panic!("it is in memory") };
     assert_eq!((live.len(), live[0].part.is_none()), (2, true));
     let until = live[0].number;
     drop((log, appender));
     let (log, _appender) = opened(dir.path(), "one");
-    let Found::Entries(first) = log.read(begun, u64::MAX).await else { panic!("what was before is there") };
+    let ReadOutcome::Entries(first) = log.read(begun, u64::MAX).await else {
+        panic!("what was before is there")
+    };
     assert_eq!(first.len(), 1);
     assert_eq!(read(&log, first[0].number).await.unwrap_err(), until);
     assert_eq!(read(&log, until).await.unwrap(), ["b"]);
@@ -127,14 +129,71 @@ async fn a_disk_that_takes_nothing_stops_no_change_and_leaves_a_hole() {
     assert!(!*log.degraded().borrow());
     drop((log, appender));
     let (log, _appender) = opened(dir.path(), "one");
-    let Found::Entries(first) = log.read(begun, u64::MAX).await else { panic!("what was before is there") };
+    let ReadOutcome::Entries(first) = log.read(begun, u64::MAX).await else {
+        panic!("what was before is there")
+    };
     assert_eq!(first.len(), 1);
     let until = read(&log, first[0].number).await.unwrap_err();
     assert_eq!(read(&log, until).await.unwrap(), ["c"]);
 }
 
+/// A disk that hangs: another thread holds the lock of the files, as a write that does not return does.
 #[tokio::test]
-async fn nothing_is_kept_while_nobody_can_ask_for_it() {
+async fn disk_that_hangs_delays_an_append_by_its_limit_and_leaves_a_gap() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, mut appender) = opened(dir.path(), "one");
+    let begun = log.begin();
+    let disk = appender.disk.clone();
+    let (hangs, is_hanging) = tokio::sync::oneshot::channel();
+    let (answer, answers) = std::sync::mpsc::channel::<()>();
+    let hanging = std::thread::spawn(move || {
+        let _held = disk.lock();
+        hangs.send(()).unwrap();
+        let _ = answers.recv();
+    });
+    is_hanging.await.unwrap();
+    // The first append waits for its limit, the others do not wait for a disk that hangs already.
+    let limit = APPEND_WITHIN * 3;
+    for (lsn, value) in [(10, "a"), (20, "b"), (30, "c"), (40, "d")] {
+        timeout(limit, put(&mut appender, &[batch(lsn, 0, &[value])])).await.unwrap();
+    }
+    assert!(*log.degraded().borrow());
+    assert_eq!(
+        read(&log, begun).await.unwrap(),
+        ["a", "b", "c", "d"],
+        "subscribers receive them from memory"
+    );
+    answer.send(()).unwrap();
+    hanging.join().unwrap();
+    while appender.hanging.as_ref().is_some_and(|thread| !thread.is_finished()) {
+        tokio::task::yield_now().await;
+    }
+    put(&mut appender, &[batch(50, 0, &["e"])]).await;
+    assert!(!*log.degraded().borrow());
+    let head = log.head();
+    drop((log, appender));
+    let (log, _appender) = opened(dir.path(), "one");
+    let mut after = begun;
+    let mut values = Vec::new();
+    let mut gaps = 0;
+    while after < head {
+        match log.read(after, u64::MAX).await {
+            ReadOutcome::Missing(until) => (gaps, after) = (gaps + 1, until),
+            ReadOutcome::Entries(entries) => {
+                let Some(last) = entries.last() else { break };
+                after = last.number;
+                let rows = entries.iter().filter_map(|entry| entry.part.as_ref()).flat_map(|part| &part.rows);
+                values.extend(rows.map(|(_, row)| row.new.as_ref().unwrap()[0].text().unwrap().to_owned()));
+            }
+        }
+    }
+    assert!(gaps > 0, "the appends that the disk did not take are a gap");
+    assert_eq!(values.last().map(String::as_str), Some("e"));
+    assert!(!values.iter().any(|value| ["b", "c", "d"].contains(&value.as_str())), "{values:?}");
+}
+
+#[tokio::test]
+async fn change_log_keeps_nothing_while_no_client_can_resume() {
     let dir = tempfile::tempdir().unwrap();
     let (log, mut appender) = open(dir.path(), "one", BYTES_MAX, None, Clock::System).unwrap();
     let head = log.head();

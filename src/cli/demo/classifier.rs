@@ -1,5 +1,5 @@
-//! The demo's HTTP agent: a small service that weighs the words of a ticket. It stands for whatever
-//! service of your own an agent of `kind = "http"` calls.
+//! The demo's HTTP agent: a small service that classifies a ticket by weighted words. It stands for any service that an
+//! agent of `kind = "http"` calls.
 use crate::{
     agent::{Definition, Kind},
     scope::{OnExit, Scope},
@@ -16,16 +16,21 @@ use std::{
 };
 use tokio::net::TcpListener;
 
-/// The agent of the example that this service is.
+/// The agent of the example whose service this is.
 const AGENT: &str = "classifier";
 /// The port that the example's file names.
 const PORT: u16 = 7711;
-/// A model of some size takes some time.
+/// Simulated time of a model.
 const TAKES: Duration = Duration::from_millis(80);
-/// What one answer costs.
-const MICRODOLLARS: HeaderValue = HeaderValue::from_static("40");
+/// Cost of one answer. Offers are free.
+const MICRODOLLARS: u64 = 40;
+/// Confidence if two categories have the highest weight.
+const CONFIDENCE_MIN: f64 = 0.2;
+/// Confidence for each point that the best category is ahead of the next.
+const CONFIDENCE_PER_WEIGHT: f64 = 0.05;
+const CONFIDENCE_MAX: f64 = 0.85;
 
-/// Category, its usual urgency, and how much each word speaks for it.
+/// A category, its usual urgency, and the weight of each word.
 type Weights = (&'static str, i32, &'static [(&'static str, i32)]);
 
 const WEIGHTS: &[Weights] = &[
@@ -149,14 +154,14 @@ const WEIGHTS: &[Weights] = &[
     ),
 ];
 
-/// Starts the service: on the port that the file names, or on a free one where that is taken.
+/// Starts the service on the port of the example's file, or on a free one if that is in use.
 pub(super) async fn start(scope: &Scope) -> anyhow::Result<SocketAddr> {
     let listener = match TcpListener::bind((Ipv4Addr::LOCALHOST, PORT)).await {
         Ok(listener) => listener,
         Err(_) => TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?,
     };
     let address = listener.local_addr()?;
-    let routes = Router::new().route("/triage", post(answer));
+    let routes = Router::new().route("/triage", post(answer)).route("/offer", post(offer));
     scope.spawn("classifier", OnExit::Log, |stop| async move {
         Ok(axum::serve(listener, routes).with_graceful_shutdown(stop.cancelled_owned()).await?)
     });
@@ -168,6 +173,7 @@ pub(super) fn point_to(definitions: &mut [Definition], service: SocketAddr) {
     for agent in definitions.iter_mut().filter(|agent| agent.id.as_str() == AGENT) {
         if agent.run.kind == Kind::Http {
             agent.run.url = Some(format!("http://{service}/triage"));
+            agent.offer.url = Some(format!("http://{service}/offer"));
         }
     }
 }
@@ -175,23 +181,40 @@ pub(super) fn point_to(definitions: &mut [Definition], service: SocketAddr) {
 async fn answer(Json(job): Json<Value>) -> ([(HeaderName, HeaderValue); 1], Json<Value>) {
     tokio::time::sleep(TAKES).await;
     let ticket = job.pointer("/input/ticket").cloned().unwrap_or_default();
-    let cost = [(HeaderName::from_static("convoke-microdollars"), MICRODOLLARS)];
+    let cost = [(HeaderName::from_static("convoke-microdollars"), HeaderValue::from(MICRODOLLARS))];
     (cost, Json(classify(&ticket)))
+}
+
+/// Offers with a confidence that rises with the distance of the best category to the next.
+async fn offer(Json(asked): Json<Value>) -> Json<Value> {
+    // A prefix of the input as text, which may be cut anywhere.
+    let text =
+        asked.pointer("/task/input_preview").and_then(Value::as_str).unwrap_or_default().to_lowercase();
+    let mut weights: Vec<i32> = WEIGHTS.iter().map(|category| weigh(category, &text)).collect();
+    weights.sort_unstable_by(|a, b| b.cmp(a));
+    let (first, second) = match weights.as_slice() {
+        [first, second, ..] => (*first, *second),
+        _ => (0, 0),
+    };
+    let confidence = (CONFIDENCE_MIN + f64::from(first - second) * CONFIDENCE_PER_WEIGHT).min(CONFIDENCE_MAX);
+    let note = format!("best weight {first}, next {second}");
+    Json(json!({ "offer": { "cost": MICRODOLLARS, "eta_ms": 120, "confidence": confidence, "note": note } }))
+}
+
+/// The weight of a category for a text.
+fn weigh((_, _, words): &Weights, text: &str) -> i32 {
+    let count = |word: &str| i32::try_from(text.matches(word).count()).unwrap_or(0);
+    words.iter().map(|(word, weight)| weight * count(word)).sum()
 }
 
 fn classify(ticket: &Value) -> Value {
     let member = |name: &str| ticket.get(name).and_then(Value::as_str).unwrap_or_default().to_lowercase();
-    // The subject says it shortest, so it counts twice.
+    // The subject is the summary, so it counts twice.
     let text = format!("{0} {0} {1}", member("subject"), member("body"));
-    let weigh = |(_, _, words): &&Weights| -> i32 {
-        words
-            .iter()
-            .map(|(word, weight)| weight * i32::try_from(text.matches(word).count()).unwrap_or(0))
-            .sum()
-    };
-    let best = WEIGHTS.iter().map(|category| (weigh(&category), category)).max_by_key(|(weight, _)| *weight);
+    let best =
+        WEIGHTS.iter().map(|category| (weigh(category, &text), category)).max_by_key(|(weight, _)| *weight);
     let Some((weight, (category, usual, words))) = best.filter(|(weight, _)| *weight > 0) else {
-        return json!({ "category": "question", "urgency": 2, "reason": "nothing in it weighs anything" });
+        return json!({ "category": "question", "urgency": 2, "reason": "no word has a weight" });
     };
     let found: Vec<_> = words.iter().filter(|(word, _)| text.contains(word)).map(|(word, _)| *word).collect();
     let plan = match member("plan").as_str() {
@@ -214,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ticket_is_sorted_by_what_weighs_most() {
+    fn ticket_is_classified_by_the_highest_weight() {
         assert_eq!(sorted("enterprise", "Production is down", "503 since 07:40"), ("outage".into(), 5));
         assert_eq!(sorted("team", "Charged twice", "Please refund"), ("billing".into(), 3));
         assert_eq!(sorted("free", "Love the new editor", "thanks"), ("feedback".into(), 1));

@@ -1,43 +1,49 @@
-//! `convoke demo`: a support desk whose tickets are sorted by agents that compete.
+//! `convoke demo`: agents compete for the tickets of a support desk.
 //!
-//! Runs the daemon in this process on a private PostgreSQL of its own, starts the
-//! HTTP agent's service, loads the tickets with plain SQL and shows what becomes of
-//! each. A run before it, even one that was killed, leaves nothing in its way.
+//! Runs the daemon in this process on a private PostgreSQL of its own, starts the HTTP agent's service, inserts the
+//! tickets with plain SQL and shows the result of each. Removes the tickets of an earlier run, even of one that was
+//! killed.
 mod classifier;
-mod desk;
+mod support_desk;
 mod view;
 
 use super::{
-    Outcome, daemon,
-    failure::Failure,
-    screen,
-    serve::{READY_WITHIN, absent, again, anon_key, build, javascript, until_signal},
+    Outcome, daemon, dashboard,
+    exit::Failure,
+    output,
+    serve::{
+        INSTALL_CLIENT, READY_WITHIN, absent, again, anon_key, build, javascript, psql, shell_word,
+        until_signal,
+    },
     settings::Settings,
 };
 use crate::{
     app::{Daemon, Parts},
+    auth::Login,
+    clock::Clock,
     config::{Config, load_agents},
+    dashboard as page,
     scope::{OnExit, Scope},
     telemetry,
 };
 use anyhow::Context;
-use desk::Desk;
 use std::{
     net::TcpListener,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
+use support_desk::Desk;
 use tokio_util::sync::CancellationToken;
 use view::View;
 
 const DATA_DIR: &str = ".convoke-demo";
-/// No ticket moved for so long: something is stuck, and the demo says so instead of waiting on.
+/// The demo gives up when no ticket has changed for this time.
 const STUCK_AFTER: Duration = Duration::from_secs(60);
 
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// End when every ticket is done; fail if one is not
+    /// Exit when every ticket is done; fail if one is not
     #[arg(long)]
     once: bool,
     /// Folder of the example
@@ -64,18 +70,21 @@ pub(super) async fn run(settings: &Settings, args: &Args) -> Outcome {
     classifier::point_to(&mut definitions, service);
 
     eprintln!("starting PostgreSQL and the daemon …");
-    desk::lay_out(&config.database, &schema).await?;
+    support_desk::create_tables(&config.database, &schema).await?;
     let daemon = build(Daemon::builder(config.clone()).definitions(definitions)).await?;
     let parts = daemon.parts().clone();
     let once = args.once;
-    // First the show ends, then the daemon: the show has a connection to its database.
+    // A signal cancels `stop`, which ends the show; the show then cancels `end`, which stops the daemon. The show has a
+    // connection to the database, so the daemon must outlive it.
     let (stop, end) = (CancellationToken::new(), CancellationToken::new());
     let undone = Arc::new(parking_lot::Mutex::new(None));
-    let (told, stopping, ended) = (Arc::clone(&undone), stop.clone(), end.clone());
-    let show = Show { settings: settings.clone(), parts, absent, tickets, once };
+    let (outcome_cell, stopping, ended) = (Arc::clone(&undone), stop.clone(), end.clone());
+    let (data_dir, agents) = (config.database.data_dir.clone(), config.agents.dir.clone());
+    let page = config.dashboard.clone();
+    let show = Show { settings: settings.clone(), parts, absent, tickets, once, data_dir, agents, page };
     scope.spawn("demo", OnExit::Log, |_| async move {
         let outcome = show.run(&stopping).await;
-        *told.lock() = Some(outcome);
+        *outcome_cell.lock() = Some(outcome);
         ended.cancel();
         Ok(())
     });
@@ -85,18 +94,18 @@ pub(super) async fn run(settings: &Settings, args: &Args) -> Outcome {
     match outcome {
         Some(Ok(0)) | None => Ok(()),
         Some(Ok(_)) if !once => Ok(()),
-        Some(Ok(undone)) => Err(anyhow::anyhow!("{undone} tickets were left undone").into()),
+        Some(Ok(undone)) => Err(anyhow::anyhow!("{undone} tickets are not done").into()),
         Some(Err(e)) => Err(e.into()),
     }
 }
 
-/// The settings of the demo: its own data folder, its own agents, a free port, and never a database
-/// that was not named for it (its table of tickets is emptied).
+/// The settings of the demo: a data folder of its own, its own agents and a free port. Only `--database-url` selects
+/// another database, never the file or the environment, because the demo truncates its table of tickets.
 fn prepare(settings: &Settings, dir: &Path) -> Result<Config, Failure> {
     if !dir.join("schema.sql").is_file() {
-        let told =
-            format!("there is no example in {}: run it in the repository, or give --dir", dir.display());
-        return Err(Failure::Usage(told));
+        let message =
+            format!("no example in {}: run the demo in the repository, or give --dir", dir.display());
+        return Err(Failure::Usage(message));
     }
     let mut config = settings.load()?.config;
     if settings.database_url.is_none() {
@@ -107,68 +116,72 @@ fn prepare(settings: &Settings, dir: &Path) -> Result<Config, Failure> {
     }
     let listen = config.server.listen;
     if settings.listen.is_none() && TcpListener::bind(listen).is_err() {
-        eprintln!("{listen} is taken: using a free port instead");
+        eprintln!("{listen} is in use: using a free port instead");
         config.server.listen.set_port(0);
     }
     Ok(config)
 }
 
-/// What is shown while the daemon runs.
+/// What the demo does and shows while the daemon runs.
 struct Show {
     settings: Settings,
     parts: Parts,
     absent: Vec<(String, String)>,
     tickets: String,
     once: bool,
+    data_dir: PathBuf,
+    agents: PathBuf,
+    page: page::Config,
 }
 
 impl Show {
-    /// Shows every ticket to its end; gives how many were left undone.
+    /// Inserts the tickets and shows each until its end. Returns how many are not done.
     async fn run(self, stop: &CancellationToken) -> anyhow::Result<usize> {
         let desk = Desk::open(&self.parts.database).await?;
         let mut view = View::new(self.settings.json);
         for (id, why) in &self.absent {
-            view.note(&format!("{id} is not taking part: {why}"));
+            view.note(&format!("agent {id} is unavailable: {why}"));
         }
-        // A row that is inserted before the log is read for the first time wakes nobody.
+        // A row that commits before the replication slot exists wakes no agent.
         let ready = tokio::time::timeout(READY_WITHIN, self.parts.health.ready()).await;
-        ready.context("the daemon does not get ready: see its /health")?;
+        ready
+            .with_context(|| format!("not ready within {READY_WITHIN:?}: {}", self.parts.health.missing()))?;
         desk.clear().await?;
-        let mut quiet = Duration::ZERO;
-        let mut waiting = desk::arrivals(&self.tickets).into_iter();
+        let mut idle = Duration::ZERO;
+        let mut waiting = support_desk::arrivals(&self.tickets).into_iter();
         loop {
             let arrived = match waiting.next() {
                 Some(insert) => desk.insert(&insert).await.map(|()| true)?,
                 None => false,
             };
-            let tickets = desk.look().await?;
+            let tickets = desk.tickets().await?;
             let moved = view.show(&tickets) || arrived;
-            if !arrived && tickets.iter().all(desk::Ticket::is_over) {
+            if !arrived && tickets.iter().all(support_desk::Ticket::is_over) {
                 break;
             }
-            quiet = if moved { Duration::ZERO } else { quiet };
-            if quiet >= STUCK_AFTER {
-                view.note("nothing moves any more");
+            idle = if moved { Duration::ZERO } else { idle };
+            if idle >= STUCK_AFTER {
+                view.note(&format!("no ticket has changed for {STUCK_AFTER:?}"));
                 break;
             }
             let tick = Duration::from_millis(120);
             tokio::select! {
                 () = stop.cancelled() => break,
-                () = tokio::time::sleep(tick) => quiet += tick,
+                () = tokio::time::sleep(tick) => idle += tick,
             }
         }
-        let tickets = desk.look().await?;
+        let tickets = desk.tickets().await?;
         let agents = desk.agents().await?;
         view.finish(&tickets, &agents);
         let undone = tickets.iter().filter(|ticket| !ticket.is_done()).count();
         if !self.once && !stop.is_cancelled() {
-            self.tell_more(&tickets)?;
+            self.print_next_steps(&tickets)?;
             let mut changed = self.parts.tasks.changed();
             while !stop.is_cancelled() {
                 tokio::select! {
                     () = stop.cancelled() => {}
                     _ = changed.changed() => {
-                        view.show(&desk.look().await?);
+                        view.show(&desk.tickets().await?);
                         tokio::time::sleep(Duration::from_millis(100)).await;
                     }
                 }
@@ -177,28 +190,38 @@ impl Show {
         Ok(undone)
     }
 
-    /// Where everything is, and what to try next.
-    fn tell_more(&self, tickets: &[desk::Ticket]) -> anyhow::Result<()> {
+    /// Prints addresses and commands to try next.
+    fn print_next_steps(&self, tickets: &[support_desk::Ticket]) -> anyhow::Result<()> {
         if self.settings.json {
             return Ok(());
         }
         let (again, url) = (again(&self.settings), daemon::http_url(self.parts.addr));
-        let database = self.parts.database.url();
+        let psql = psql(&self.parts.database, &self.data_dir);
+        let agents = shell_word(&self.agents.display().to_string());
         let task = tickets.iter().find_map(|ticket| ticket.task_id.clone()).unwrap_or_default();
-        screen::line(format!(
-            "
-The daemon goes on at {url} (Ctrl-C stops it). Look closer from another terminal, in this folder:
+        let (page, new_link) = match self.page.enabled {
+            true => {
+                let login = Login::new(dashboard::user(), "demo".parse()?, Clock::System.now());
+                let link = dashboard::link(&self.page, &self.parts.keys, &url, &login)?;
+                let page = format!("\nDashboard (the link works once, within 10 minutes):\n  {link}\n");
+                (page, format!("\n  {again} dashboard --org demo"))
+            }
+            false => Default::default(),
+        };
+        output::line(format!(
+            "{page}
+The daemon keeps running at {url} (Ctrl-C stops it). Explore it from another terminal, in this folder:
   {again} task why {task}
   {again} task list
   {again} agent list
-  {again} doctor
+  {again} --agents {agents} doctor{new_link}
   curl {url}/health
-  psql '{database}' -c 'select id, urgency, category, triaged_by, subject from tickets order by urgency desc'
+  {psql} -c 'select id, urgency, category, triaged_by, subject from tickets order by urgency desc'
 
-Insert a ticket of your own and watch it here:
-  psql '{database}' -c \"insert into tickets (customer, plan, subject, body) values ('Me', 'team', 'Refund please', 'I was charged twice.')\"
+Insert a ticket of your own and see it here:
+  {psql} -c \"insert into tickets (customer, plan, subject, body) values ('Me', 'team', 'Refund please', 'I was charged twice.')\"
 
-Watch the agents from JavaScript, in a page or Node.js 22 (npm install @supabase/supabase-js):
+Watch the agents from JavaScript, in a page or Node.js 22 or later ({INSTALL_CLIENT}):
 {}",
             javascript(&url, "demo", &anon_key(&self.parts)?)
         ));

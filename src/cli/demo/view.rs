@@ -1,12 +1,12 @@
-//! The table of the demo. On a terminal, finished tickets scroll up and what is going on stands
-//! below them; elsewhere there is one line a ticket as it ends; with `--json`, one object.
-use super::desk::{Score, Ticket};
-use crate::cli::screen;
+//! The table of the demo. On a terminal, finished tickets scroll up and tickets in progress are below them. Elsewhere
+//! there is one line for each ticket when it ends; with `--json`, one object.
+use super::support_desk::{Score, Ticket};
+use crate::cli::output;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use std::{collections::HashSet, fmt::Write, io::IsTerminal};
 
-/// Tickets in work that are shown at once.
+/// Tickets in progress that are shown at once.
 const LIVE_MAX: usize = 8;
 
 pub(super) struct View {
@@ -15,11 +15,11 @@ pub(super) struct View {
     bar: Option<ProgressBar>,
     over: HashSet<i64>,
     last: String,
-    /// Whether the table has its header.
-    begun: bool,
+    /// Whether the header is written.
+    has_header: bool,
 }
 
-/// How many letters the columns have.
+/// Widths of the columns in characters.
 #[derive(Clone, Copy)]
 struct Widths {
     subject: usize,
@@ -58,7 +58,7 @@ impl Widths {
         self.row([&ticket.id.to_string(), &ticket.subject, offers, agent, &ms, &result])
     }
 
-    /// The tickets in work, a line each.
+    /// One line for each ticket in progress.
     fn live(self, tickets: &[Ticket]) -> String {
         let mut text = String::new();
         let working = tickets.iter().filter(|ticket| !ticket.is_over() && ticket.state.is_some());
@@ -72,7 +72,7 @@ impl Widths {
             );
         }
         if working.len() > LIVE_MAX {
-            let _ = writeln!(text, "      and {} more in work", working.len() - LIVE_MAX);
+            let _ = writeln!(text, "      and {} more in progress", working.len() - LIVE_MAX);
         }
         text
     }
@@ -88,15 +88,15 @@ impl View {
         });
         Self {
             json,
-            widths: Widths::of(screen::width()),
+            widths: Widths::of(output::width()),
             bar,
             over: HashSet::new(),
             last: String::new(),
-            begun: false,
+            has_header: false,
         }
     }
 
-    /// A line for people.
+    /// Writes a line to standard error.
     pub(super) fn note(&mut self, text: &str) {
         match &self.bar {
             Some(bar) => bar.suspend(|| eprintln!("{text}")),
@@ -104,17 +104,17 @@ impl View {
         }
     }
 
-    /// Shows what is new; whether anything was.
+    /// Shows changes. Returns whether there were any.
     pub(super) fn show(&mut self, tickets: &[Ticket]) -> bool {
-        if !self.begun && !self.json {
-            self.begun = true;
+        if !self.has_header && !self.json {
+            self.has_header = true;
             self.line(&self.widths.row(["", "TICKET", "OFFERS (SCORE)", "WINNER", "MS", "RESULT"]));
         }
         let mut moved = false;
         for ticket in tickets.iter().filter(|ticket| ticket.is_over()) {
             if self.over.insert(ticket.id) {
                 moved = true;
-                if self.json { screen::json(&object(ticket)) } else { self.line(&self.widths.ticket(ticket)) }
+                if self.json { output::json(&object(ticket)) } else { self.line(&self.widths.ticket(ticket)) }
             }
         }
         let live = self.widths.live(tickets);
@@ -128,7 +128,7 @@ impl View {
         moved
     }
 
-    /// The end of the table: how it went, and what each agent did.
+    /// Writes the summary and what each agent did.
     pub(super) fn finish(&mut self, tickets: &[Ticket], agents: &[Score]) {
         self.show(tickets);
         if let Some(bar) = self.bar.take() {
@@ -138,10 +138,10 @@ impl View {
         let slowest = tickets.iter().filter_map(|ticket| ticket.took_ms).fold(0.0, f64::max);
         if self.json {
             let agents: Vec<_> = agents.iter().map(|a| json!({ "agent_id": a.agent, "won": a.won, "failed": a.lost, "ms": a.ms, "microdollars": a.microdollars })).collect();
-            screen::json(&json!({ "tickets": tickets.len(), "done": done, "ms": slowest, "agents": agents }));
+            output::json(&json!({ "tickets": tickets.len(), "done": done, "ms": slowest, "agents": agents }));
             return;
         }
-        screen::line(format!(
+        output::line(format!(
             "\n{done} of {} tickets sorted, the last {slowest:.0} ms after the insert\n",
             tickets.len()
         ));
@@ -150,19 +150,19 @@ impl View {
             let ms = a.ms.map_or_else(|| "-".into(), |ms| format!("{ms:.0} ms"));
             [format!("  {}", a.agent), a.won.to_string(), a.lost.to_string(), ms, cost(a.microdollars)]
         });
-        screen::table(["  AGENT", "WON AND DONE", "LOST OR FAILED", "MEAN TIME", "COST"], rows);
+        output::table(["  AGENT", "WON AND DONE", "LOST OR FAILED", "MEAN TIME", "COST"], rows);
         if done < tickets.len() {
-            screen::line("\nleft undone:");
+            output::line("\nnot done:");
         }
         for ticket in tickets.iter().filter(|ticket| !ticket.is_done()) {
-            screen::line(self.widths.ticket(ticket));
+            output::line(self.widths.ticket(ticket));
         }
     }
 
     fn line(&self, text: &str) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| screen::line(text)),
-            None => screen::line(text),
+            Some(bar) => bar.suspend(|| output::line(text)),
+            None => output::line(text),
         }
     }
 }
@@ -180,7 +180,7 @@ fn object(ticket: &Ticket) -> serde_json::Value {
     })
 }
 
-/// At most so many letters.
+/// Truncates text to `letters_max` characters, with an ellipsis.
 fn cut(text: &str, letters_max: usize) -> String {
     if text.chars().count() <= letters_max {
         return text.to_owned();

@@ -1,21 +1,21 @@
-//! A channel's joins, pushes, events and presences.
+//! Joins, pushes, events and presence of a channel.
 use super::*;
 
 #[tokio::test(start_paused = true)]
-async fn a_refused_join_is_told_and_tried_again_unless_somebody_waited_for_it() {
-    let (mut world, builder) = world();
+async fn refused_join_is_reported_and_retried_unless_awaited() {
+    let (mut harness, builder) = harness();
     let client = builder.start();
     let (stays, asks) = (client.channel("stays").build(), client.channel("asks").build());
     stays.start().await.unwrap();
-    let mut server = world.server().await;
+    let mut server = harness.server().await;
     server.join().await;
     let refuse = json!({"status": "error", "response": {"reason": "Unauthorized: no"}});
     let (outcome, ()) = tokio::join!(asks.subscribe(), async {
         let (join_ref, reference, topic, ..) = server.next().await;
-        server.say(json!([join_ref, reference, topic, "phx_reply", refuse])).await;
+        server.send(json!([join_ref, reference, topic, "phx_reply", refuse])).await;
     });
     assert_eq!(outcome.unwrap_err().to_string(), "channel asks was refused: Unauthorized: no");
-    // It is left, though the server had not let it in: the topic is free.
+    // The refused channel is left all the same: its topic is free.
     asks.start().await.unwrap();
     for tries in 0..3 {
         let began = Instant::now();
@@ -26,7 +26,7 @@ async fn a_refused_join_is_told_and_tried_again_unless_somebody_waited_for_it() 
         }
         assert_eq!((topic.as_str(), event.as_str()), ("realtime:asks", "phx_join"), "try {tries}");
         assert!(tries == 0 || began.elapsed() >= Duration::from_millis(499), "{:?}", began.elapsed());
-        server.say(json!([join_ref, reference, topic, "phx_reply", refuse])).await;
+        server.send(json!([join_ref, reference, topic, "phx_reply", refuse])).await;
         status(&asks, failed).await;
     }
     assert!(subscribed(&stays.status().borrow()));
@@ -34,12 +34,12 @@ async fn a_refused_join_is_told_and_tried_again_unless_somebody_waited_for_it() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_join_without_an_answer_is_left_and_tried_again_and_its_late_reply_does_not_count() {
-    let (mut world, builder) = world();
+async fn join_without_reply_is_left_and_retried_and_its_late_reply_ignored() {
+    let (mut harness, builder) = harness();
     let client = builder.start();
     let channel = client.channel("den").build();
     channel.start().await.unwrap();
-    let mut server = world.server().await;
+    let mut server = harness.server().await;
     let (old, ..) = server.next().await;
     let Status::Failed(Error::TimedOut { .. }) = status(&channel, failed).await else {
         panic!("no time-out")
@@ -48,24 +48,24 @@ async fn a_join_without_an_answer_is_left_and_tried_again_and_its_late_reply_doe
     assert_eq!((event.as_str(), &join_ref), ("phx_leave", &old));
     let (new, reference, topic, event, _) = server.next().await;
     assert_eq!(event, "phx_join");
-    server.say(json!([old, old, topic, "phx_reply", {"status": "ok", "response": {}}])).await;
-    server.say(json!([old, old, topic, "phx_close", {}])).await;
-    server.say(json!([null, null, topic, "broadcast", {"event": "early", "payload": 1}])).await;
+    server.send(json!([old, old, topic, "phx_reply", {"status": "ok", "response": {}}])).await;
+    server.send(json!([old, old, topic, "phx_close", {}])).await;
+    server.send(json!([null, null, topic, "broadcast", {"event": "early", "payload": 1}])).await;
     let mut events = channel.events();
-    server.say(json!([new, reference, topic, "phx_reply", {"status": "ok", "response": {}}])).await;
+    server.send(json!([new, reference, topic, "phx_reply", {"status": "ok", "response": {}}])).await;
     let first = events.next().await.unwrap().unwrap();
     assert!(matches!(first, Event::Status(Status::Subscribed)), "{first:?}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn pushes_wait_for_the_subscription_but_not_for_ever_and_not_without_limit() {
-    let (mut world, builder) = world();
+async fn pushes_wait_for_the_subscription_with_timeout_and_limit() {
+    let (mut harness, builder) = harness();
     let client = builder.start();
     let channel = client.channel("den").build();
     let never = channel.broadcast("e", &1).await.unwrap_err();
     assert!(matches!(never, Error::ChannelClosed { .. }), "{never}");
     channel.start().await.unwrap();
-    let mut server = world.server().await;
+    let mut server = harness.server().await;
     server.next().await;
     let pushes = (0..101).map(|n| {
         let channel = channel.clone();
@@ -90,12 +90,12 @@ async fn pushes_wait_for_the_subscription_but_not_for_ever_and_not_without_limit
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_acknowledged_push_hears_the_server_s_reason_or_its_silence_or_its_end() {
-    let (mut world, builder) = world();
+async fn acknowledged_push_reports_refusal_timeout_and_loss() {
+    let (mut harness, builder) = harness();
     let client = builder.serializer(Version::V1).start();
     let channel = client.channel("den").acknowledged().build();
     channel.start().await.unwrap();
-    let mut server = Server(accept_async(world.ends.recv().await.unwrap()).await.unwrap());
+    let mut server = Server(accept_async(harness.ends.recv().await.unwrap()).await.unwrap());
     async fn object(server: &mut Server) -> Value {
         match server.0.next().await.unwrap().unwrap() {
             Message::Text(text) => serde_json::from_str(&text).unwrap(),
@@ -105,11 +105,11 @@ async fn an_acknowledged_push_hears_the_server_s_reason_or_its_silence_or_its_en
     let reply = |frame: &Value, payload: Value| json!({"topic": frame["topic"], "event": "phx_reply", "ref": frame["ref"], "payload": payload});
     let join = object(&mut server).await;
     assert_eq!(join["join_ref"], join["ref"]);
-    server.say(reply(&join, json!({"status": "ok", "response": {"postgres_changes": []}}))).await;
+    server.send(reply(&join, json!({"status": "ok", "response": {"postgres_changes": []}}))).await;
     let (outcome, ()) = tokio::join!(channel.broadcast("e", &1), async {
         let push = object(&mut server).await;
         assert_eq!(push["payload"], json!({"type": "broadcast", "event": "e", "payload": 1}));
-        server.say(reply(&push, json!({"status": "error", "response": "payload_size_exceeded"}))).await;
+        server.send(reply(&push, json!({"status": "error", "response": "payload_size_exceeded"}))).await;
     });
     assert_eq!(outcome.unwrap_err().to_string(), "the server refused it: payload_size_exceeded");
     assert!(matches!(channel.broadcast("e", &1).await, Err(Error::TimedOut { .. })));
@@ -123,12 +123,12 @@ async fn an_acknowledged_push_hears_the_server_s_reason_or_its_silence_or_its_en
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_server_that_drops_the_channel_in_any_way_is_joined_again() {
-    let (mut world, builder) = world();
+async fn channel_dropped_by_the_server_is_rejoined() {
+    let (mut harness, builder) = harness();
     let client = builder.start();
     let channel = client.channel("den").acknowledged().build();
-    let (mut server, join_ref, _) = world.joined(&channel).await;
-    server.say(json!([join_ref, join_ref, "realtime:den", "phx_error", {"reason": "channel_crash"}])).await;
+    let (mut server, join_ref, _) = harness.joined(&channel).await;
+    server.send(json!([join_ref, join_ref, "realtime:den", "phx_error", {"reason": "channel_crash"}])).await;
     status(&channel, failed).await;
     server.join().await;
     status(&channel, subscribed).await;
@@ -136,7 +136,7 @@ async fn a_server_that_drops_the_channel_in_any_way_is_joined_again() {
         let Some(Ok(Message::Binary(frame))) = server.0.next().await else { panic!("no bytes") };
         let reference = frame[8] - b'0';
         let reply = json!({"status": "error", "response": {"reason": "unmatched topic"}});
-        server.say(json!([null, reference.to_string(), "realtime:den", "phx_reply", reply])).await;
+        server.send(json!([null, reference.to_string(), "realtime:den", "phx_reply", reply])).await;
     });
     assert!(matches!(outcome, Err(Error::Rejected { .. })), "{outcome:?}");
     server.join().await;
@@ -144,9 +144,9 @@ async fn a_server_that_drops_the_channel_in_any_way_is_joined_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_closed_channel_says_why_and_is_joined_again_where_there_are_new_tokens() {
+async fn closed_channel_reports_the_reason_and_is_rejoined_with_a_token_source() {
     for renews in [false, true] {
-        let (mut world, builder) = world();
+        let (mut harness, builder) = harness();
         let asked = Arc::new(AtomicU32::new(0));
         let source = {
             let asked = asked.clone();
@@ -158,13 +158,13 @@ async fn a_closed_channel_says_why_and_is_joined_again_where_there_are_new_token
         let builder = if renews { builder.token_source(source) } else { builder.token("fixed") };
         let client = builder.start();
         let channel = client.channel("den").build();
-        let (mut server, join_ref, payload) = world.joined(&channel).await;
+        let (mut server, join_ref, payload) = harness.joined(&channel).await;
         assert_eq!(payload["access_token"], if renews { "token-0" } else { "fixed" });
         let mut events = channel.events();
         let system =
             json!({"extension": "system", "status": "error", "message": "Token has expired 0 seconds ago"});
-        server.say(json!([join_ref, null, "realtime:den", "system", system])).await;
-        server.say(json!([join_ref, join_ref, "realtime:den", "phx_close", {}])).await;
+        server.send(json!([join_ref, null, "realtime:den", "system", system])).await;
+        server.send(json!([join_ref, join_ref, "realtime:den", "phx_close", {}])).await;
         if renews {
             let (_, payload) = server.join().await;
             assert_eq!(payload["access_token"], "token-1");
@@ -186,8 +186,8 @@ async fn a_closed_channel_says_why_and_is_joined_again_where_there_are_new_token
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_new_token_goes_to_the_channels_with_the_next_heartbeat() {
-    let (mut world, builder) = world();
+async fn new_token_is_sent_to_channels_after_the_next_heartbeat() {
+    let (mut harness, builder) = harness();
     let asked = Arc::new(AtomicU32::new(0));
     let client = builder
         .token_source(move || {
@@ -196,7 +196,7 @@ async fn a_new_token_goes_to_the_channels_with_the_next_heartbeat() {
         })
         .start();
     let channel = client.channel("den").build();
-    let (mut server, ..) = world.joined(&channel).await;
+    let (mut server, ..) = harness.joined(&channel).await;
     for _ in 0..2 {
         let (_, reference, topic, ..) = server.next().await;
         assert_eq!(topic, "phoenix");
@@ -211,14 +211,14 @@ async fn a_new_token_goes_to_the_channels_with_the_next_heartbeat() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_slow_listener_loses_the_oldest_and_is_told_how_many() {
-    let (mut world, builder) = world();
+async fn slow_listener_loses_the_oldest_events_and_gets_their_number() {
+    let (mut harness, builder) = harness();
     let client = builder.queue(4).start();
     let channel = client.channel("den").build();
-    let (mut server, ..) = world.joined(&channel).await;
+    let (mut server, ..) = harness.joined(&channel).await;
     let (mut slow, mut quick) = (channel.broadcasts("n"), channel.broadcasts("N"));
     for n in 0..10 {
-        server.say(json!([null, null, "realtime:den", "broadcast", {"event": "n", "payload": n}])).await;
+        server.send(json!([null, null, "realtime:den", "broadcast", {"event": "n", "payload": n}])).await;
         assert_eq!(quick.next().await.unwrap().unwrap().json::<u32>().unwrap(), n);
     }
     assert_eq!(slow.next().await.unwrap(), Err(Missed(6)));
@@ -226,15 +226,15 @@ async fn a_slow_listener_loses_the_oldest_and_is_told_how_many() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn differences_before_the_state_wait_for_it() {
-    let (mut world, builder) = world();
+async fn presence_differences_wait_for_the_state() {
+    let (mut harness, builder) = harness();
     let client = builder.start();
     let channel = client.channel("den").presence().build();
     let mut presences = channel.presences();
-    let (mut server, ..) = world.joined(&channel).await;
+    let (mut server, ..) = harness.joined(&channel).await;
     let meta = |n: u32| json!({"metas": [{"phx_ref": n.to_string()}]});
-    server.say(json!([null, null, "realtime:den", "presence_diff", {"joins": {"c": meta(3)}, "leaves": {"a": meta(1)}}])).await;
-    server.say(json!([null, null, "realtime:den", "presence_state", {"a": meta(1), "b": meta(2)}])).await;
+    server.send(json!([null, null, "realtime:den", "presence_diff", {"joins": {"c": meta(3)}, "leaves": {"a": meta(1)}}])).await;
+    server.send(json!([null, null, "realtime:den", "presence_state", {"a": meta(1), "b": meta(2)}])).await;
     presences.next().await.unwrap().unwrap();
     let present = channel.present();
     assert_eq!(present.iter().map(|(key, _)| key).collect::<Vec<_>>(), ["b", "c"]);

@@ -1,12 +1,12 @@
-//! A connection that is lost, hostile, stuck or no longer needed.
+//! A connection that is lost, receives invalid frames, is blocked, or is unused.
 use super::*;
 
 #[tokio::test(start_paused = true)]
-async fn a_lost_connection_is_made_again_with_waits_that_grow_and_the_channels_join_again() {
-    let (mut world, builder) = world();
+async fn lost_connection_is_retried_with_backoff_and_channels_rejoin() {
+    let (mut harness, builder) = harness();
     let client = builder.start();
     let channel = client.channel("den").presence_key("ada").build();
-    let (mut server, ..) = world.joined(&channel).await;
+    let (mut server, ..) = harness.joined(&channel).await;
     let tracked = tokio::join!(channel.track(json!({"n": 1})), async {
         let (join_ref, reference, topic, event, payload) = server.next().await;
         assert_eq!((event.as_str(), &payload["payload"]["n"]), ("presence", &json!(1)));
@@ -14,15 +14,15 @@ async fn a_lost_connection_is_made_again_with_waits_that_grow_and_the_channels_j
     });
     tracked.0.unwrap();
 
-    world.dials.lock().clear();
-    world.refuse.store(4, Ordering::Relaxed);
+    harness.dials.lock().clear();
+    harness.refuse.store(4, Ordering::Relaxed);
     let lost = Instant::now();
     drop(server);
     let Status::Failed(error) = status(&channel, failed).await else { panic!() };
     assert!(matches!(error, Error::Lost { .. }), "{error}");
-    let mut server = world.server().await;
+    let mut server = harness.server().await;
     let (mut before, mut waits) = (lost, Vec::new());
-    for dial in world.dials.lock().iter() {
+    for dial in harness.dials.lock().iter() {
         waits.push(dial.duration_since(before).as_secs_f64());
         before = *dial;
     }
@@ -36,17 +36,17 @@ async fn a_lost_connection_is_made_again_with_waits_that_grow_and_the_channels_j
     assert_eq!(
         (event.as_str(), &payload["event"]),
         ("presence", &json!("track")),
-        "what was tracked is said again"
+        "the tracked meta is sent again"
     );
     assert_eq!(client.stats().connects, 2);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_heartbeat_without_an_answer_ends_the_connection() {
-    let (mut world, builder) = world();
+async fn unanswered_heartbeat_ends_the_connection() {
+    let (mut harness, builder) = harness();
     let client = builder.heartbeat(Duration::from_secs(25)).start();
     let channel = client.channel("den").build();
-    let (mut server, ..) = world.joined(&channel).await;
+    let (mut server, ..) = harness.joined(&channel).await;
     let began = Instant::now();
     for _ in 0..2 {
         let (join_ref, reference, topic, event, _) = server.next().await;
@@ -60,18 +60,18 @@ async fn a_heartbeat_without_an_answer_ends_the_connection() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_hostile_server_says_is_counted_and_never_believed() {
-    let (mut world, builder) = world();
+async fn invalid_server_frames_are_counted_and_ignored() {
+    let (mut harness, builder) = harness();
     let client = builder.start();
     let filter = ChangeFilter::table("public", "orders");
     let channel = client.channel("den").presence().changes(filter.clone()).build();
     channel.start().await.unwrap();
-    let mut server = world.server().await;
+    let mut server = harness.server().await;
     let (join_ref, _, topic, _, payload) = server.next().await;
     let mut echo = payload["config"]["postgres_changes"].clone();
     echo[0]["id"] = json!(5);
     let reply = json!({"status": "ok", "response": {"postgres_changes": echo}});
-    server.say(json!([join_ref, join_ref, topic, "phx_reply", reply])).await;
+    server.send(json!([join_ref, join_ref, topic, "phx_reply", reply])).await;
     let mut events = channel.events();
     let deep = format!("[null,null,\"{topic}\",\"broadcast\",{}{}]", "[".repeat(5000), "]".repeat(5000));
     for text in ["", "{}", "[", "[1,2,3]", "nonsense", &deep] {
@@ -93,15 +93,15 @@ async fn what_a_hostile_server_says_is_counted_and_never_believed() {
         ("phx_reply", json!({"status": "ok"})),
         ("phx_reply", json!(null)),
     ] {
-        server.say(json!([null, null, topic, event, payload])).await;
+        server.send(json!([null, null, topic, event, payload])).await;
     }
-    // Replies to what was never asked, for topics that are not there, and of joins that are over.
-    server.say(json!([join_ref, "999", topic, "phx_reply", {"status": "ok", "response": {}}])).await;
-    server.say(json!([null, null, "realtime:elsewhere", "broadcast", {}])).await;
-    server.say(json!(["77", null, topic, "broadcast", {"event": "stale", "payload": 1}])).await;
-    server.say(json!(["77", "77", topic, "phx_close", {}])).await;
-    server.say(json!([null, "1", "phoenix", "phx_reply", {"status": "ok", "response": {}}])).await;
-    server.say(json!([null, null, topic, "broadcast", {"event": "good", "payload": {"n": 1}}])).await;
+    // Replies that were not requested, for unknown topics, and of earlier joins.
+    server.send(json!([join_ref, "999", topic, "phx_reply", {"status": "ok", "response": {}}])).await;
+    server.send(json!([null, null, "realtime:elsewhere", "broadcast", {}])).await;
+    server.send(json!(["77", null, topic, "broadcast", {"event": "stale", "payload": 1}])).await;
+    server.send(json!(["77", "77", topic, "phx_close", {}])).await;
+    server.send(json!([null, "1", "phoenix", "phx_reply", {"status": "ok", "response": {}}])).await;
+    server.send(json!([null, null, topic, "broadcast", {"event": "good", "payload": {"n": 1}}])).await;
     let good = loop {
         match events.next().await.unwrap().unwrap() {
             Event::Broadcast(said) => break said,
@@ -111,19 +111,19 @@ async fn what_a_hostile_server_says_is_counted_and_never_believed() {
     };
     assert_eq!((&*good.event, good.json::<Value>().unwrap()), ("good", json!({"n": 1})));
     assert_eq!(client.stats().garbage, 20);
-    // More than it may say at once ends the connection, and nothing else.
+    // A message over the size limit ends the connection.
     let _cut = server.0.send(Message::binary(vec![0; 17 << 20])).await;
     status(&channel, failed).await;
-    world.server().await.join().await;
+    harness.server().await.join().await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn whoever_lets_go_of_a_channel_leaves_it_and_of_everything_closes_the_connection() {
-    let (mut world, builder) = world();
+async fn dropped_channel_is_left_and_the_last_drop_closes_the_connection() {
+    let (mut harness, builder) = harness();
     let client = builder.start();
     let channel = client.channel("den").build();
     let listener = channel.events();
-    let (mut server, join_ref, _) = world.joined(&channel).await;
+    let (mut server, join_ref, _) = harness.joined(&channel).await;
     drop(channel);
     let (_, reference, topic, ..) = server.next().await;
     assert_eq!(topic, "phoenix", "a listener keeps the channel");
@@ -140,18 +140,18 @@ async fn whoever_lets_go_of_a_channel_leaves_it_and_of_everything_closes_the_con
     );
 
     let channel = client.channel("den").build();
-    let (server, ..) = world.joined(&channel).await;
+    let (server, ..) = harness.joined(&channel).await;
     drop(client);
     drop(channel);
     server.closed().await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_socket_that_takes_nothing_makes_callers_wait_and_not_the_memory_grow() {
-    let (mut world, builder) = world();
+async fn blocked_socket_applies_backpressure_to_callers() {
+    let (mut harness, builder) = harness();
     let client = builder.heartbeat(Duration::from_secs(3600)).start();
     let channel = client.channel("den").build();
-    let (mut server, ..) = world.joined(&channel).await;
+    let (mut server, ..) = harness.joined(&channel).await;
     let sent = Arc::new(AtomicU32::new(0));
     let flood = async {
         let big = "x".repeat(8 << 10);
@@ -164,7 +164,7 @@ async fn a_socket_that_takes_nothing_makes_callers_wait_and_not_the_memory_grow(
     let before = sent.load(Ordering::Relaxed);
     assert!((8..600).contains(&before), "{before}");
     advance(Duration::from_secs(1)).await;
-    // It goes on when the server reads again.
+    // Writes continue when the server reads again.
     let read = async { while server.0.next().await.is_some() {} };
     let more = async {
         for _ in 0..1000 {

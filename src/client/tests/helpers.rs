@@ -1,12 +1,12 @@
-//! What is built on channels: the batcher and the manager.
+//! The batcher and the manager.
 use super::*;
 
 #[tokio::test(start_paused = true)]
-async fn ten_messages_or_a_tenth_of_a_second_are_one_batch() {
-    let (mut world, builder) = world();
+async fn ten_messages_or_100_ms_make_one_batch() {
+    let (mut harness, builder) = harness();
     let client = builder.serializer(Version::V2).start();
     let channel = client.channel("den").acknowledged().build();
-    let (mut server, ..) = world.joined(&channel).await;
+    let (mut server, ..) = harness.joined(&channel).await;
     let batcher = Batcher::new(channel);
     for n in 0..13 {
         batcher.send("tick", json!({ "n": n })).await.unwrap();
@@ -37,60 +37,65 @@ async fn ten_messages_or_a_tenth_of_a_second_are_one_batch() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_batch_that_was_refused_is_told_to_the_next_who_sends() {
-    let (mut world, builder) = world();
+async fn failed_batch_is_reported_by_the_next_send() {
+    let (mut harness, builder) = harness();
     let client = builder.start();
     let channel = client.channel("den").acknowledged().build();
-    let (_server, ..) = world.joined(&channel).await;
+    let (_server, ..) = harness.joined(&channel).await;
     let batcher = Batcher::new(channel);
     batcher.send("e", &1).await.unwrap();
-    // No answer comes.
+    // No reply arrives.
     assert!(matches!(batcher.flush().await, Err(Error::TimedOut { .. })));
     batcher.send("e", &1).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
-async fn channels_are_shared_by_id_counted_limited_and_left_after_five_minutes() {
-    let (mut world, builder) = world();
+async fn channels_are_shared_counted_limited_and_left_after_five_minutes() {
+    let (mut harness, builder) = harness();
     let client = builder.start();
     let manager = Manager::new(&client, 2);
     let serve = async {
-        let mut server = world.server().await;
+        let mut server = harness.server().await;
         loop {
             let (join_ref, reference, topic, event, _) = server.next().await;
             if event == "phx_join" && topic == "realtime:bad" {
                 let reply = json!({"status": "error", "response": {"reason": "no"}});
-                server.say(json!([join_ref, reference, topic, "phx_reply", reply])).await;
+                server.send(json!([join_ref, reference, topic, "phx_reply", reply])).await;
             } else {
                 server.ok(&join_ref, &reference, &topic).await;
             }
         }
     };
     let test = async {
-        let (a, b) =
-            tokio::join!(manager.channel("a", |wish| wish), manager.channel("a", |wish| wish.private()));
+        let (a, b) = tokio::join!(
+            manager.channel("a", |join_config| join_config),
+            manager.channel("a", |join_config| join_config.private())
+        );
         let (a, b) = (a.unwrap(), b.unwrap());
         assert_eq!((manager.users("a"), manager.len()), (Some(2), 1));
-        let c = manager.channel("c", |wish| wish).await.unwrap();
-        let full = manager.channel("d", |wish| wish).await;
+        let c = manager.channel("c", |join_config| join_config).await.unwrap();
+        let full = manager.channel("d", |join_config| join_config).await;
         assert!(matches!(full, Err(Error::TooManyChannels { max: 2 })));
         drop((a, b));
         assert_eq!(manager.users("a"), Some(0));
         sleep(Duration::from_secs(299)).await;
         assert_eq!(manager.len(), 2);
-        let again = manager.channel("a", |wish| wish).await.unwrap();
+        let again = manager.channel("a", |join_config| join_config).await.unwrap();
         drop(again);
         sleep(Duration::from_secs(299)).await;
-        assert_eq!(manager.len(), 2, "its use has begun anew");
+        assert_eq!(manager.len(), 2, "its lease restarted the timer");
         sleep(Duration::from_secs(20)).await;
-        assert_eq!((manager.users("a"), manager.users("c")), (None, Some(1)), "what is used stays for ever");
+        assert_eq!((manager.users("a"), manager.users("c")), (None, Some(1)), "a channel in use stays");
         drop(c);
-        let _d = manager.channel("d", |wish| wish).await.unwrap();
-        let _e = manager.channel("e", |wish| wish).await.unwrap();
-        assert_eq!(manager.users("c"), None, "its place was needed");
-        assert!(matches!(manager.channel("bad", |wish| wish).await, Err(Error::TooManyChannels { .. })));
+        let _d = manager.channel("d", |join_config| join_config).await.unwrap();
+        let _e = manager.channel("e", |join_config| join_config).await.unwrap();
+        assert_eq!(manager.users("c"), None, "evicted for the limit");
+        assert!(matches!(
+            manager.channel("bad", |join_config| join_config).await,
+            Err(Error::TooManyChannels { .. })
+        ));
         drop(_e);
-        let refused = manager.channel("bad", |wish| wish).await;
+        let refused = manager.channel("bad", |join_config| join_config).await;
         assert!(matches!(refused, Err(Error::Refused { .. })), "{refused:?}");
         assert_eq!(manager.users("bad"), None);
     };

@@ -1,4 +1,4 @@
-//! The client against a server of the test's own in memory, in virtual time.
+//! The client against an in-memory server of the test, in virtual time.
 mod channel;
 mod connection;
 mod helpers;
@@ -15,8 +15,8 @@ use tokio::{
 };
 use tokio_tungstenite::{WebSocketStream, accept_async, tungstenite::Message};
 
-/// The other end of each connection, and how many are refused before one comes about.
-struct World {
+/// The server's end of each connection, and the number of attempts to refuse first.
+struct Harness {
     ends: tokio::sync::mpsc::Receiver<DuplexStream>,
     dials: Arc<Mutex<VecDeque<Instant>>>,
     refuse: Arc<AtomicU32>,
@@ -24,10 +24,10 @@ struct World {
 
 struct Server(WebSocketStream<DuplexStream>);
 
-fn world() -> (World, Builder) {
+fn harness() -> (Harness, Builder) {
     let (sender, ends) = mpsc::channel(10);
     let (dials, refuse) = (Arc::new(Mutex::new(VecDeque::new())), Arc::new(AtomicU32::new(0)));
-    let world = World { ends, dials: dials.clone(), refuse: refuse.clone() };
+    let harness = Harness { ends, dials: dials.clone(), refuse: refuse.clone() };
     let dial = move || -> BoxFuture<'static, io::Result<Box<dyn Io>>> {
         dials.lock().push_back(Instant::now());
         let (sender, refuse) = (sender.clone(), refuse.clone());
@@ -44,14 +44,14 @@ fn world() -> (World, Builder) {
     };
     let mut builder = Client::builder("ws://memory", "key").unwrap();
     builder.dial = Some(Arc::new(dial));
-    (world, builder)
+    (harness, builder)
 }
 
-impl World {
+impl Harness {
     async fn server(&mut self) -> Server {
         Server(accept_async(self.ends.recv().await.unwrap()).await.unwrap())
     }
-    /// Starts the channel, the first of a connection, until it is subscribed; gives the join's ref and payload too.
+    /// Subscribes the first channel of a connection. Returns the server, and the ref and payload of the join.
     async fn joined(&mut self, channel: &Channel) -> (Server, Value, Value) {
         channel.start().await.unwrap();
         let mut server = self.server().await;
@@ -72,21 +72,21 @@ impl Server {
             }
         }
     }
-    async fn say(&mut self, frame: Value) {
+    async fn send(&mut self, frame: Value) {
         self.0.send(Message::text(frame.to_string())).await.unwrap();
     }
-    /// Takes the next frame, which must be a join, and says yes to it; gives its ref and payload.
+    /// Accepts the next frame, which must be a join. Returns its ref and payload.
     async fn join(&mut self) -> (Value, Value) {
         let (join_ref, reference, topic, event, payload) = self.next().await;
         assert_eq!(event, "phx_join");
         let changes = payload["config"]["postgres_changes"].clone();
         let reply = json!({"status": "ok", "response": {"postgres_changes": changes}});
-        self.say(json!([join_ref, reference, topic, "phx_reply", reply])).await;
+        self.send(json!([join_ref, reference, topic, "phx_reply", reply])).await;
         (join_ref, payload)
     }
     async fn ok(&mut self, join_ref: &Value, reference: &Value, topic: &str) {
         let reply = json!({"status": "ok", "response": {}});
-        self.say(json!([join_ref, reference, topic, "phx_reply", reply])).await;
+        self.send(json!([join_ref, reference, topic, "phx_reply", reply])).await;
     }
     async fn closed(mut self) {
         while let Some(Ok(message)) = self.0.next().await {
@@ -108,8 +108,8 @@ fn failed(status: &Status) -> bool {
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_secret_is_in_what_a_program_may_print() {
-    let (_world, builder) = world();
+async fn debug_output_contains_no_secret() {
+    let (_world, builder) = harness();
     let client = builder.token("hush-token").start();
     let channel = client.channel("den").build();
     let printed = format!("{client:?} {channel:?} {:?}", client.channel("x"));
@@ -118,7 +118,7 @@ async fn no_secret_is_in_what_a_program_may_print() {
 
 proptest::proptest! {
     #[test]
-    fn whatever_a_server_says_in_whatever_state_nothing_breaks(data in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..400)) {
+    fn session_survives_any_frames_in_any_state(data in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..400)) {
         super::fuzz::fuzz(&data);
     }
 }

@@ -1,12 +1,13 @@
-//! Finding the PostgreSQL server programs of this machine.
+//! Search for the PostgreSQL server programs of this machine.
 use crate::db::Error;
 use std::{
     collections::BTreeSet,
+    ffi::OsStr,
     path::{Path, PathBuf},
     process::Command,
 };
 
-/// Folders whose children are versions, and where the programs are below each.
+/// Folders with one child for each version (prefix of its name), and the folder of the programs below it.
 const VERSIONED: [(&str, &str, &str); 5] = [
     ("/usr/lib/postgresql", "", "bin"),
     ("/usr", "pgsql-", "bin"),
@@ -14,7 +15,7 @@ const VERSIONED: [(&str, &str, &str); 5] = [
     ("/usr/local/opt", "postgresql", "bin"),
     ("/Applications/Postgres.app/Contents/Versions", "", "bin"),
 ];
-/// The oldest version that can stream a transaction before it ends.
+/// The oldest version that streams transactions in progress.
 const MAJOR_MIN: u32 = 14;
 
 /// The server programs of one version.
@@ -26,7 +27,7 @@ pub(super) struct Binaries {
     pub(super) major: u32,
 }
 
-/// The newest programs, or those of version `needed`; only in `dir`, if one is given.
+/// Returns the newest programs, or those of version `needed`; searches only in `dir`, if one is given.
 pub(super) fn find(dir: Option<&Path>, needed: Option<(u32, &Path)>) -> Result<Binaries, Error> {
     let folders = dir.map_or_else(usual_folders, |dir| vec![dir.to_owned()]);
     let found: Vec<Binaries> = folders.into_iter().filter_map(probe).collect();
@@ -39,7 +40,8 @@ pub(super) fn find(dir: Option<&Path>, needed: Option<(u32, &Path)>) -> Result<B
             None => Err(Error::OtherVersion { path: path.into(), cluster, found: versions(&found) }),
         };
     }
-    // The first of equals, so that a distribution's own folder wins over what happens to be on the PATH.
+    // `max_by_key` returns the last maximum, so the order is reversed: a distribution's own folder wins over
+    // the PATH.
     usable.rev().max_by_key(|b| b.major).cloned().ok_or_else(|| missing(dir, &found))
 }
 
@@ -69,23 +71,35 @@ fn usual_folders() -> Vec<PathBuf> {
     folders
 }
 
+/// A program without the daemon's environment, which may hold secrets.
+fn without_environment(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(program);
+    command.env_clear().envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
+    command
+}
+
 fn pg_config() -> Option<PathBuf> {
-    let output = Command::new("pg_config").arg("--bindir").output().ok()?;
+    let output = without_environment("pg_config").arg("--bindir").output().ok()?;
     let text = String::from_utf8(output.stdout).ok()?;
     (!text.trim().is_empty()).then(|| PathBuf::from(text.trim()))
 }
 
-/// The programs in `dir`, if both are there and say their version.
+/// Whether the folder has both programs.
+pub(super) fn has_programs(dir: &Path) -> bool {
+    ["initdb", "postgres"].iter().all(|name| dir.join(name).is_file())
+}
+
+/// Returns the programs in `dir`, if both exist and print a version.
 fn probe(dir: PathBuf) -> Option<Binaries> {
-    if !dir.join("initdb").is_file() || !dir.join("postgres").is_file() {
+    if !has_programs(&dir) {
         return None;
     }
-    let output = Command::new(dir.join("postgres")).arg("--version").output().ok()?;
+    let output = without_environment(dir.join("postgres")).arg("--version").output().ok()?;
     let major = major_version(&String::from_utf8_lossy(&output.stdout))?;
     Some(Binaries { dir, major })
 }
 
-/// Reads `postgres (PostgreSQL) 15.14 (Debian 15.14-0+deb12u1)` or `… 18beta1`.
+/// Parses `postgres (PostgreSQL) 15.14 (Debian 15.14-0+deb12u1)` or `… 18beta1`.
 fn major_version(text: &str) -> Option<u32> {
     let version = text.split("(PostgreSQL)").nth(1)?.trim_start();
     let digits: String = version.chars().take_while(char::is_ascii_digit).collect();
@@ -109,14 +123,14 @@ mod tests {
     }
 
     #[test]
-    fn the_major_version_is_read_from_what_the_server_prints() {
+    fn major_version_is_parsed() {
         assert_eq!(major_version("postgres (PostgreSQL) 15.14 (Debian 15.14-0+deb12u1)"), Some(15));
         assert_eq!(major_version("postgres (PostgreSQL) 18beta1"), Some(18));
         assert_eq!(major_version("mysqld 8"), None);
     }
 
     #[test]
-    fn an_empty_folder_has_no_programs_and_the_message_says_what_to_install() {
+    fn empty_folder_is_refused_with_install_instructions() {
         let empty = tempfile::tempdir().unwrap();
         let message = find(Some(empty.path()), None).unwrap_err().to_string();
         assert!(message.contains("apt install postgresql"), "{message}");
@@ -124,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn data_of_another_version_is_refused_by_name() {
+    fn data_of_another_version_is_refused() {
         let parent = tempfile::tempdir().unwrap();
         let dir = fake(parent.path(), "16.4");
         let error = find(Some(&dir), Some((15, Path::new("/data")))).unwrap_err();
@@ -133,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn a_version_that_is_too_old_counts_as_none() {
+    fn version_below_the_minimum_is_not_used() {
         let parent = tempfile::tempdir().unwrap();
         let dir = fake(parent.path(), "13.9");
         assert!(matches!(find(Some(&dir), None), Err(Error::NoBinaries { .. })));

@@ -1,22 +1,22 @@
-//! Making the private server's data, and its settings.
-use super::{binaries::Binaries, identity::Identity, places::Places};
-use crate::{db::Error, fault};
-use secrecy::{ExposeSecret, SecretString};
-use std::{
-    fs,
-    io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
-    path::Path,
+//! Creation of the private server's data, and its settings.
+use super::{binaries::Binaries, os_user::Identity, paths::ServerPaths};
+use crate::{
+    db::Error,
+    fault,
+    files::{self, Folder},
 };
+use secrecy::{ExposeSecret, SecretString};
+use std::{fs, io, path::Path};
 use tracing::info;
 
-/// The role and the database that are made.
+/// Name of the role and of the database.
 pub(super) const NAME: &str = "convoke";
 
-/// What differs from PostgreSQL's own defaults. Small, durable, and quiet: no statement or
-/// parameter reaches the log.
-const SETTINGS: [(&str, &str); 29] = [
+/// Settings that differ from PostgreSQL's defaults: small, durable, and without statements or parameters in
+/// the server's log.
+const SETTINGS: [(&str, &str); 30] = [
     ("listen_addresses", "127.0.0.1"),
+    ("unix_socket_permissions", "0700"),
     ("password_encryption", "scram-sha-256"),
     ("max_connections", "100"),
     ("shared_buffers", "64MB"),
@@ -35,7 +35,7 @@ const SETTINGS: [(&str, &str); 29] = [
     ("jit", "off"),
     ("autovacuum_naptime", "15s"),
     ("cluster_name", "convoke"),
-    // Without it a table that the operator makes would land in the schema named like the role.
+    // Without this, a table of the operator would be created in the schema that is named like the role.
     ("search_path", "public"),
     ("timezone", "UTC"),
     ("log_timezone", "UTC"),
@@ -48,52 +48,57 @@ const SETTINGS: [(&str, &str); 29] = [
     ("log_parameter_max_length_on_error", "0"),
 ];
 
-/// The major version that made the data, or none where there is none.
-pub(super) fn version(cluster: &Path) -> Result<Option<u32>, Error> {
-    let path = cluster.join("PG_VERSION");
-    match fs::read_to_string(&path) {
-        Ok(text) => match text.trim().parse() {
+/// Most bytes that are read of a file of the server.
+const FILE_BYTES_MAX: u64 = 256 << 10;
+
+/// Returns the major version that created the data; `None` if there is no data.
+pub(super) fn version(paths: &ServerPaths, identity: &Identity) -> Result<Option<u32>, Error> {
+    let folder = match Folder::open(&paths.cluster, identity.uid) {
+        Ok(folder) => folder,
+        Err(files::Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(Error::of_files(e)),
+    };
+    let path = paths.cluster.join("PG_VERSION");
+    match folder.read("PG_VERSION", FILE_BYTES_MAX).map_err(Error::of_files)? {
+        Some(text) => match text.trim().parse() {
             Ok(major) => Ok(Some(major)),
             Err(_) => Err(Error::Unfit(format!("{} is not a PostgreSQL version", path.display()))),
         },
-        Err(e) if e.kind() == io::ErrorKind::NotFound && !cluster.exists() => Ok(None),
-        Err(e) => Err(Error::file("read", path, e)),
+        None => Err(Error::file("read", path, io::ErrorKind::NotFound.into())),
     }
 }
 
-/// Makes the data beside its place and moves it there whole, so that a kill in between leaves none.
+/// Creates the data in a temporary folder and renames it, so that a kill leaves no partial data.
 pub(super) async fn init(
-    places: &Places,
+    paths: &ServerPaths,
     binaries: &Binaries,
     identity: &Identity,
     password: &SecretString,
 ) -> Result<(), Error> {
-    sweep(places);
-    // A name of its own, because the initdb of a daemon that was killed may still be at work.
-    let making = places.cluster.with_extension(format!("new-{:08x}", rand::random::<u32>()));
-    fs::create_dir(&making).map_err(|e| Error::file("create", &making, e))?;
-    identity.own(&making)?;
-    info!(path = %places.cluster.display(), version = binaries.major, "making a private PostgreSQL");
-    // Beside it and not in it, because initdb wants an empty folder; the folder of the socket is the user's.
-    let secret = places.sockets.join("initdb.password");
-    let _ = fs::remove_file(&secret);
-    let made = write_new(&secret, password.expose_secret()).and_then(|()| identity.own(&secret));
-    let made = match made {
-        Ok(()) => run_initdb(&making, &secret, binaries, identity).await,
-        Err(e) => Err(e),
-    };
-    let _ = fs::remove_file(&secret);
+    sweep(paths);
+    // A random name: the initdb of a killed daemon may still be writing to another one.
+    let making = paths.cluster.with_extension(format!("new-{:08x}", rand::random::<u32>()));
+    Folder::make(&making, identity.owner()).map_err(Error::of_files)?;
+    info!(path = %paths.cluster.display(), version = binaries.major, "creating a private PostgreSQL");
+    // In the folder of the socket and not in the new one: initdb needs an empty folder. Both belong to the
+    // server's user.
+    let (name, folder) =
+        ("initdb.password", Folder::open(&paths.sockets, identity.uid).map_err(Error::of_files)?);
+    folder.write(name, password.expose_secret().as_bytes(), identity.owner()).map_err(Error::of_files)?;
+    let made = run_initdb(&making, &paths.sockets.join(name), binaries, identity).await;
+    folder.remove(name).map_err(Error::of_files)?;
     made?;
-    fault::point("db.data_made");
-    fs::rename(&making, &places.cluster).map_err(|e| Error::file("create", &places.cluster, e))?;
-    let parent = places.cluster.parent().map(fs::File::open);
+    // The rename is durable once the parent folder is synced.
+    fault::point(fault::Point::DbDataMade);
+    fs::rename(&making, &paths.cluster).map_err(|e| Error::file("create", &paths.cluster, e))?;
+    let parent = paths.cluster.parent().map(fs::File::open);
     let synced = parent.map_or(Ok(()), |folder| folder.and_then(|folder| folder.sync_all()));
-    synced.map_err(|e| Error::file("sync", &places.cluster, e))
+    synced.map_err(|e| Error::file("sync", &paths.cluster, e))
 }
 
-/// Removes what was begun and never finished, as far as it lets itself be removed.
-fn sweep(places: &Places) {
-    let Some(folder) = places.cluster.parent() else { return };
+/// Removes the remains of unfinished attempts; errors are ignored.
+fn sweep(paths: &ServerPaths) {
+    let Some(folder) = paths.cluster.parent() else { return };
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         if entry.file_name().to_string_lossy().starts_with("postgres.new-") {
             let _ = fs::remove_dir_all(entry.path());
@@ -108,8 +113,8 @@ async fn run_initdb(
     identity: &Identity,
 ) -> Result<(), Error> {
     let program = binaries.dir.join("initdb");
-    let mut said = String::new();
-    // Not every machine has the first one.
+    let mut stderr = String::new();
+    // Not every machine has `C.UTF-8`.
     for locale in ["C.UTF-8", "C"] {
         let mut command = identity.command(&program);
         command.arg("-D").arg(folder).arg("--pwfile").arg(secret);
@@ -119,27 +124,28 @@ async fn run_initdb(
         if output.status.success() {
             return Ok(());
         }
-        said = last_lines(&String::from_utf8_lossy(&output.stderr), 6);
-        if !said.contains("invalid locale") {
+        stderr = last_lines(&String::from_utf8_lossy(&output.stderr), 6);
+        if !stderr.contains("invalid locale") {
             break;
         }
     }
-    Err(Error::Initdb(said))
+    Err(Error::Initdb(stderr))
 }
 
-/// Writes the settings; whether they were others before.
+/// Writes the settings; returns whether they differ from those of before.
 pub(super) fn configure(
-    places: &Places,
+    paths: &ServerPaths,
     identity: &Identity,
     extra: &[(String, String)],
 ) -> Result<bool, Error> {
-    let path = places.cluster.join("postgresql.conf");
-    let wanted = settings(extra);
-    if fs::read_to_string(&path).is_ok_and(|text| text == wanted) {
+    let (name, wanted) = ("postgresql.conf", settings(extra));
+    // The database's OS user can create anything in its folder, so a link or FIFO in place of the file is
+    // replaced, not followed.
+    let folder = Folder::open(&paths.cluster, identity.uid).map_err(Error::of_files)?;
+    if folder.read(name, FILE_BYTES_MAX).is_ok_and(|text| text.is_some_and(|text| text == wanted)) {
         return Ok(false);
     }
-    super::places::write_private(&path, wanted.as_bytes())?;
-    identity.own(&path)?;
+    folder.write(name, wanted.as_bytes(), identity.owner()).map_err(Error::of_files)?;
     Ok(true)
 }
 
@@ -155,12 +161,7 @@ fn settings(extra: &[(String, String)]) -> String {
     text
 }
 
-fn write_new(path: &Path, content: &str) -> Result<(), Error> {
-    let file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
-    file.and_then(|mut file| file.write_all(content.as_bytes())).map_err(|e| Error::file("write", path, e))
-}
-
-/// The end of a text.
+/// Returns the last `count` lines that are not empty.
 pub(super) fn last_lines(text: &str, count: usize) -> String {
     let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
     lines.get(lines.len().saturating_sub(count)..).unwrap_or_default().join("\n")

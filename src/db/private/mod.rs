@@ -1,15 +1,14 @@
-//! The private PostgreSQL of a machine without one.
+//! A private PostgreSQL, for machines without a configured one.
 //!
-//! Owns the server's whole life: the programs, the data, the lock on the folder,
-//! the process, and its restart when it ends by itself. It is a server like any
-//! other, on a socket and a loopback port with a password, so nothing else in the
-//! daemon knows the difference. It stops with the daemon; when the daemon is
-//! killed it goes on, and the next daemon takes it over. Fails with what to do:
-//! see [`Server::open`]. `docs/decisions/0001-private-postgres.md` says why it is so.
+//! Owns the server's whole life: its programs, its data, the lock on the folder, the process, and its restart
+//! if it ends by itself. It is a server like any other, on a socket and a loopback port with a password, so
+//! the rest of the daemon does not differ. It stops with the daemon. If the daemon is killed, it keeps
+//! running, and the next daemon adopts it. Errors of [`Server::open`] name the remedy. Reasons:
+//! `docs/decisions/0001-private-postgres.md`.
 mod binaries;
 mod cluster;
-mod identity;
-mod places;
+mod os_user;
+mod paths;
 mod process;
 mod server;
 mod start;
@@ -27,18 +26,18 @@ use std::{
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
-/// How long a running server is given to stop before it is stopped the hard way.
+/// How long a server may take for a fast shutdown before harder signals follow.
 pub const STOP_TIMEOUT: Duration = Duration::from_secs(30);
-/// The first pause before a server that ended by itself is started again; it doubles with each failure.
+/// First pause before a server that ended by itself is started again; it doubles with each failure.
 const RESTART_PAUSE: Duration = Duration::from_millis(200);
-/// The longest pause.
+/// Longest pause.
 const RESTART_PAUSE_MAX: Duration = Duration::from_secs(10);
 
-/// A server that is kept running.
+/// A server that is restarted if it ends by itself.
 #[derive(Debug)]
 pub(super) struct Private {
     server: Arc<Server>,
-    keeping: CancellationToken,
+    supervision: CancellationToken,
 }
 
 impl Private {
@@ -46,13 +45,13 @@ impl Private {
         let (data_dir, bin_dir) = (config.data_dir.clone(), config.bin_dir.clone());
         let server = Server::open(&Options { data_dir, bin_dir, settings: Vec::new() }).await?;
         let server = Arc::new(server);
-        let keeping = scope.stopping().child_token();
-        let (kept, stop) = (Arc::clone(&server), keeping.clone());
+        let supervision = scope.stopping().child_token();
+        let (supervised, stop) = (Arc::clone(&server), supervision.clone());
         scope.spawn("private postgres", OnExit::Log, |_| async move {
-            keep(kept, stop).await;
+            supervise(supervised, stop).await;
             Ok(())
         });
-        Ok(Self { server, keeping })
+        Ok(Self { server, supervision })
     }
 
     pub(super) fn target(&self) -> &Target {
@@ -64,37 +63,57 @@ impl Private {
     }
 
     pub(super) async fn stop(&self) -> Result<(), Error> {
-        self.keeping.cancel();
+        // First, so that the end of the server is not taken for a failure.
+        self.supervision.cancel();
         self.server.stop().await
     }
 }
 
 impl Drop for Private {
     fn drop(&mut self) {
-        self.keeping.cancel();
+        self.supervision.cancel();
     }
 }
 
-/// The file in a `data_dir` with the password of the private PostgreSQL, for programs that its address is told to.
-#[must_use]
-pub fn password_file(data_dir: &Path) -> PathBuf {
-    data_dir.join(places::PASSWORD_FILE)
+/// Whether a folder has the programs of a PostgreSQL server.
+pub(super) fn has_programs(dir: &Path) -> bool {
+    binaries::has_programs(dir)
 }
 
-/// The address that the private PostgreSQL under `data_dir` last had, whoever runs it.
-pub(super) fn left_url(data_dir: &Path) -> Result<SecretString, Error> {
+/// Checks that this machine has the programs that a private PostgreSQL under `data_dir` needs. Starts
+/// nothing.
+///
+/// # Errors
+/// [`Error::NoBinaries`], [`Error::OtherVersion`], and errors about unusable data.
+pub fn check_programs(config: &Config) -> Result<(), Error> {
+    let cluster = config.data_dir.join("postgres");
+    // Data in another location, or of another user, is not readable here; the start checks it.
+    let version = std::fs::read_to_string(cluster.join("PG_VERSION")).ok();
+    let major = version.and_then(|text| text.trim().parse().ok());
+    let needed = major.map(|major| (major, cluster.as_path()));
+    binaries::find(config.bin_dir.as_deref(), needed).map(drop)
+}
+
+/// The file in a `data_dir` with the password of the private PostgreSQL, for programs that connect to it.
+#[must_use]
+pub fn password_file(data_dir: &Path) -> PathBuf {
+    data_dir.join(paths::PASSWORD_FILE)
+}
+
+/// Returns the last address of the private PostgreSQL under `data_dir`, whichever daemon runs it.
+pub(super) fn last_url(data_dir: &Path) -> Result<SecretString, Error> {
     let read = |name: &str| {
         let path = data_dir.join(name);
         let text = std::fs::read_to_string(&path).map_err(|e| Error::file("read", path, e))?;
         Ok::<_, Error>(text.trim().to_owned())
     };
-    let (password, port) = (read(places::PASSWORD_FILE)?, read(places::PORT_FILE)?);
+    let (password, port) = (read(paths::PASSWORD_FILE)?, read(paths::PORT_FILE)?);
     let name = cluster::NAME;
     Ok(SecretString::from(format!("postgres://{name}:{password}@127.0.0.1:{port}/{name}")))
 }
 
-/// Starts the server again whenever it ends by itself; connections come back by themselves.
-async fn keep(server: Arc<Server>, stop: CancellationToken) {
+/// Starts the server again whenever it ends by itself; clients reconnect on their own.
+async fn supervise(server: Arc<Server>, stop: CancellationToken) {
     let mut pause = RESTART_PAUSE;
     loop {
         let how = tokio::select! {
@@ -102,7 +121,7 @@ async fn keep(server: Arc<Server>, stop: CancellationToken) {
             () = stop.cancelled() => return,
             how = server.ended() => how,
         };
-        error!(how, "the private PostgreSQL ended by itself and is started again");
+        error!(how, "private PostgreSQL ended by itself, restarting it");
         loop {
             let restarted = tokio::select! {
                 biased;
@@ -111,7 +130,10 @@ async fn keep(server: Arc<Server>, stop: CancellationToken) {
             };
             match restarted {
                 Ok(()) => break,
-                Err(error) => error!(error = format!("{:#}", anyhow::Error::new(error)), "no restart yet"),
+                Err(error) => error!(
+                    error = format!("{:#}", anyhow::Error::new(error)),
+                    "failed to restart private PostgreSQL, will retry"
+                ),
             }
             tokio::select! {
                 biased;
@@ -120,6 +142,6 @@ async fn keep(server: Arc<Server>, stop: CancellationToken) {
             }
         }
         pause = RESTART_PAUSE;
-        info!(pid = server.pid(), "the private PostgreSQL runs again");
+        info!(pid = server.pid(), "private PostgreSQL restarted");
     }
 }

@@ -1,18 +1,19 @@
 //! One private server: the lock on its folder, its data, its process.
 //!
-//! Owns what must be let go of again: the lock, which goes with the value, and the
-//! process, which is stopped step by step harder. How it comes to run is `start`.
+//! Owns what must be released: the lock, which is released with the value, and the process, which is stopped
+//! with increasingly hard signals. `start` starts it.
 use super::{
     STOP_TIMEOUT,
     binaries::{self, Binaries},
     cluster,
-    identity::Identity,
-    places::{self, Places},
-    process,
+    os_user::Identity,
+    paths::{self, ServerPaths},
+    process::ProcessHandle,
     start::{self, Outcome},
 };
 use crate::{
     db::{Error, Host, Target, connect},
+    files,
     scope::Scope,
 };
 use rustix::process::Signal;
@@ -20,33 +21,33 @@ use std::{
     fs::File,
     net::Ipv4Addr,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicI32, Ordering},
+    sync::Arc,
     time::Duration,
 };
 use tokio::{process::Child, sync::Mutex};
 use tracing::{debug, warn};
 
-/// What a server is made from.
+/// Options of a private server.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// The folder that is locked and holds everything.
+    /// The folder that is locked and holds every file.
     pub data_dir: PathBuf,
-    /// The folder of the server binaries; none looks for the newest.
+    /// The folder of the server programs. Defaults to the newest on this machine.
     pub bin_dir: Option<PathBuf>,
-    /// Settings that win over the daemon's own, like `("fsync", "off")`.
+    /// Settings that override the daemon's own, like `("fsync", "off")`.
     pub settings: Vec<(String, String)>,
 }
 
-/// A running private server. Dropping it tells it to stop without waiting.
+/// A running private server. Dropping it sends the signal to stop and does not wait.
 #[derive(Debug)]
 pub struct Server {
     pub(super) identity: Identity,
-    pub(super) places: Places,
+    pub(super) paths: ServerPaths,
     pub(super) binaries: Binaries,
     pub(super) target: Target,
     pub(super) process: Mutex<Option<Process>>,
-    /// The same process for `Drop`, which cannot wait; 0 for none.
-    pub(super) pid: AtomicI32,
+    /// The same process for signals: `Drop` cannot wait for the async mutex.
+    pub(super) handle: parking_lot::Mutex<Option<Arc<ProcessHandle>>>,
     lock: parking_lot::Mutex<Option<File>>,
 }
 
@@ -54,12 +55,12 @@ pub struct Server {
 #[derive(Debug)]
 pub(super) enum Process {
     Child(Child),
-    /// Left running by a daemon that is gone.
-    Adopted(i32),
+    /// Left running by a killed daemon, or by a start that was canceled.
+    Adopted(Arc<ProcessHandle>),
 }
 
 impl Server {
-    /// Locks the folder, makes the data if there is none, and starts the server or takes it over.
+    /// Locks the folder, creates the data if there is none, and adopts or starts the server.
     ///
     /// # Errors
     /// [`Error::DataDirInUse`], [`Error::NoBinaries`], [`Error::OtherVersion`], [`Error::NoPermission`],
@@ -73,50 +74,53 @@ impl Server {
                 "root may not become user {name} here, to run PostgreSQL: {remedy}"
             )));
         }
-        let (data_dir, lock) = places::lock(&options.data_dir, &identity)?;
-        let places = Places::settle(data_dir, &identity).await?;
-        let major = cluster::version(&places.cluster)?;
-        let needed = major.map(|major| (major, places.cluster.as_path()));
+        // Locked before anything in the folder is created or changed.
+        let (data_dir, lock) = paths::lock(&options.data_dir)?;
+        let paths = ServerPaths::resolve(data_dir, &identity).await?;
+        let major = cluster::version(&paths, &identity)?;
+        let needed = major.map(|major| (major, paths.cluster.as_path()));
         let binaries = binaries::find(options.bin_dir.as_deref(), needed)?;
-        let password = places.password()?;
+        let password = paths.password()?;
         if major.is_none() {
-            cluster::init(&places, &binaries, &identity, &password).await?;
+            cluster::init(&paths, &binaries, &identity, &password).await?;
         }
-        let changed = cluster::configure(&places, &identity, &options.settings)?;
-        let target = Target::unix(places.sockets.clone(), 0, cluster::NAME, password, cluster::NAME)?;
+        let changed = cluster::configure(&paths, &identity, &options.settings)?;
+        let target = Target::unix(paths.sockets.clone(), 0, cluster::NAME, password, cluster::NAME)?;
         let lock = parking_lot::Mutex::new(Some(lock));
-        let (process, pid) = (Mutex::new(None), AtomicI32::new(0));
-        let mut server = Self { identity, places, binaries, target, process, pid, lock };
+        let (process, handle) = (Mutex::new(None), parking_lot::Mutex::new(None));
+        let mut server = Self { identity, paths, binaries, target, process, handle, lock };
         server.adopt_or_start(changed).await?;
-        places::write_private(&server.places.port_file(), server.target.port.to_string().as_bytes())?;
+        let port = server.target.port.to_string();
+        files::write_own(&server.paths.port_file(), port.as_bytes()).map_err(Error::of_files)?;
         server.make_database().await?;
         Ok(server)
     }
 
-    /// The database `convoke` by the server's socket.
+    /// The database `convoke` through the server's socket.
     #[must_use]
     pub fn target(&self) -> &Target {
         &self.target
     }
 
-    /// The same database by the server's loopback port, for other programs.
+    /// The same database through the server's loopback port, for other programs.
     #[must_use]
     pub fn tcp_target(&self) -> Target {
         self.target.with_host(Host::Tcp(Ipv4Addr::LOCALHOST.to_string()))
     }
 
-    /// The server's process id, or none while it does not run.
+    /// The server's process id; `None` while it does not run.
     #[must_use]
     pub fn pid(&self) -> Option<i32> {
-        Some(self.pid.load(Ordering::Relaxed)).filter(|pid| *pid > 0)
+        self.handle.lock().as_ref().map(|handle| handle.pid())
     }
 
-    /// Lets go of the folder and leaves the server running, for the next one to take over.
+    /// Releases the folder and leaves the server running, for the next `open` to adopt.
     pub fn leave(self) {
-        self.pid.store(0, Ordering::Relaxed);
+        // Without a handle `Drop` sends no signal.
+        *self.handle.lock() = None;
     }
 
-    /// Waits until the server ends by itself; says how. Cancel safe.
+    /// Waits until the server ends by itself; returns how. Cancel safe.
     pub(super) async fn ended(&self) -> String {
         let mut process = self.process.lock().await;
         let how = match process.as_mut() {
@@ -124,13 +128,13 @@ impl Server {
             None => return "it does not run".into(),
         };
         *process = None;
-        self.pid.store(0, Ordering::Relaxed);
+        *self.handle.lock() = None;
         how
     }
 
-    /// Starts the server again after [`Server::ended`], on the same port, which others know by now.
+    /// Starts the server again after [`Server::ended`]. On the same port, which other programs may know.
     pub(super) async fn restart(&self) -> Result<(), Error> {
-        start::remove_stale(&self.places);
+        self.remove_leftovers()?;
         match self.start(self.target.port).await? {
             Outcome::Ready => Ok(()),
             Outcome::PortTaken => {
@@ -143,37 +147,40 @@ impl Server {
         }
     }
 
-    /// Stops the server: first the fast way, after [`STOP_TIMEOUT`] at once; then unlocks the folder.
+    /// Stops the server: fast shutdown first, immediate shutdown after [`STOP_TIMEOUT`], then a kill. Then
+    /// unlocks the folder.
     ///
     /// # Errors
-    /// [`Error::Unfit`] when it is still there after all that.
+    /// [`Error::Unfit`] if it still runs after that.
     pub async fn stop(&self) -> Result<(), Error> {
         let known = self.process.lock().await.take();
-        // A start that was cancelled has a process id only.
-        let stopped = match known.or_else(|| self.pid().map(Process::Adopted)) {
+        // A canceled start has set only `handle`.
+        let stopped = match known.or_else(|| self.handle.lock().clone().map(Process::Adopted)) {
             Some(mut process) => self.terminate(&mut process).await,
             None => Ok(()),
         };
-        self.pid.store(0, Ordering::Relaxed);
+        *self.handle.lock() = None;
+        // The folder is unlocked last: the next daemon must not find a server that is stopping.
         *self.lock.lock() = None;
         stopped
     }
 
-    /// Step by step harder, until it is gone.
+    /// Sends increasingly hard signals until the process has ended.
     pub(super) async fn terminate(&self, process: &mut Process) -> Result<(), Error> {
-        let Some(pid) = process.pid() else { return Ok(()) };
+        let Some(handle) = process.handle() else { return Ok(()) };
+        let pid = handle.pid();
         let steps = [
             (Signal::INT, STOP_TIMEOUT),
             (Signal::QUIT, Duration::from_secs(5)),
             (Signal::KILL, Duration::from_secs(5)),
         ];
         for (signal, within) in steps {
-            process::signal(pid, signal);
+            handle.signal(signal);
             if let Ok(how) = tokio::time::timeout(within, process.wait()).await {
-                debug!(pid, how, "the private PostgreSQL stopped");
+                debug!(pid, how, "private PostgreSQL stopped");
                 return Ok(());
             }
-            warn!(pid, ?within, "the private PostgreSQL did not stop in time");
+            warn!(pid, ?within, "private PostgreSQL did not stop in time");
         }
         Err(Error::Unfit(format!("the private PostgreSQL with process id {pid} cannot be stopped")))
     }
@@ -181,7 +188,7 @@ impl Server {
     async fn make_database(&self) -> Result<(), Error> {
         let scope = Scope::default();
         let target = self.target.with_database("postgres");
-        let client = connect::connect(&target, "convoke start", start::PROBE_TIMEOUT, &scope).await?;
+        let client = connect::connect_apart(&target, "convoke start", start::PROBE_TIMEOUT, &scope).await?;
         let exists = "select from pg_database where datname = $1";
         if client.query_opt(exists, &[&cluster::NAME]).await?.is_none() {
             client.batch_execute(&format!("create database {}", connect::quote(cluster::NAME))).await?;
@@ -192,32 +199,37 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        if let Some(pid) = self.pid() {
-            process::signal(pid, Signal::INT);
+        if let Some(handle) = self.handle.get_mut() {
+            handle.signal(Signal::INT);
         }
     }
 }
 
 impl Process {
-    fn pid(&self) -> Option<i32> {
+    /// The process for signals; `None` for a child that has ended and was waited for.
+    fn handle(&self) -> Option<Arc<ProcessHandle>> {
         match self {
-            Self::Child(child) => child.id().and_then(|pid| i32::try_from(pid).ok()),
-            Self::Adopted(pid) => Some(*pid),
+            Self::Child(child) => {
+                let pid = child.id().and_then(|pid| i32::try_from(pid).ok())?;
+                ProcessHandle::of(pid).map(Arc::new)
+            }
+            Self::Adopted(handle) => Some(Arc::clone(handle)),
         }
     }
 
-    /// Cancel safe.
+    /// Waits for the end of the process and returns its status. Cancel safe.
     async fn wait(&mut self) -> String {
         match self {
             Self::Child(child) => match child.wait().await {
                 Ok(status) => status.to_string(),
                 Err(e) => format!("unknown: {e}"),
             },
-            Self::Adopted(pid) => {
-                while process::is_alive(*pid) {
+            Self::Adopted(handle) => {
+                // Only a parent can wait for a process, so its end is polled.
+                while handle.is_alive() {
                     tokio::time::sleep(Duration::from_millis(250)).await;
                 }
-                "unknown, it was not our child".into()
+                "unknown, the process is not a child of this one".into()
             }
         }
     }

@@ -2,6 +2,7 @@ select
   current_setting('server_version_num')::int as version,
   current_setting('server_version') as version_text,
   pg_is_in_recovery() as standby,
+  current_setting('transaction_read_only') = 'on' as read_only,
   current_setting('wal_level') as wal_level,
   current_setting('max_replication_slots')::int as slots_max,
   (select count(*)::int from pg_replication_slots) as slots,
@@ -19,4 +20,5 @@ select
   has_database_privilege(current_database(), 'create') as may_create,
   case when to_regnamespace('convoke') is not null
        then has_schema_privilege('convoke', 'create') end as may_fill_schema,
+  (select pg_encoding_to_char(encoding)::text from pg_database where datname = current_database()) as encoding,
   clock_timestamp() as now

@@ -1,6 +1,6 @@
 //! A channel driven by bytes, for the fuzzer and a property test: any frames and answers in any state.
 #![allow(unreachable_pub, reason = "public for the fuzzer alone")]
-use super::{Action, Admitted, Channel, Event, Limits, Refusal, Told};
+use super::{Action, Admitted, Channel, ChannelEvent, Limits, PolicyAnswer, Refusal};
 use crate::{
     access::{self, Grant, Rights},
     auth::Claims,
@@ -31,8 +31,8 @@ const PAYLOADS: [&str; 16] = [
 ];
 const REFS: [&str; 4] = ["null", "\"1\"", "\"2\"", "{}"];
 
-/// Runs a channel on what `data` says. Panics when it enters twice, acts in a room that it is not in, writes what is
-/// no JSON, or asks for nothing while frames wait.
+/// Runs a channel on the bytes of `data`. Panics if it enters a room twice, acts in a room that it has not entered,
+/// writes invalid JSON, or is idle while in a room.
 pub fn fuzz(data: &[u8]) {
     let limits = Limits {
         payload_bytes_max: 100,
@@ -60,7 +60,7 @@ pub fn fuzz(data: &[u8]) {
                 | Action::SendState { .. } => {
                     assert!(entered, "{action:?} in a room that it is not in");
                 }
-                Action::Hear(_) | Action::WatchToken | Action::Follow | Action::Unfollow => {
+                Action::SetInterests(_) | Action::WatchToken | Action::StartChanges | Action::StopChanges => {
                     assert!(entered, "{action:?} without a room")
                 }
                 Action::Reply { response, .. } => assert!(is_json(response.as_bytes()), "{response}"),
@@ -75,7 +75,7 @@ pub fn fuzz(data: &[u8]) {
     }
 }
 
-fn next(rest: &mut &[u8], now: &mut Instant) -> Option<Event> {
+fn next(rest: &mut &[u8], now: &mut Instant) -> Option<ChannelEvent> {
     let mut byte = || {
         let (first, tail) = rest.split_first()?;
         *rest = tail;
@@ -84,10 +84,10 @@ fn next(rest: &mut &[u8], now: &mut Instant) -> Option<Event> {
     let kind = byte()?;
     let what = byte()?;
     Some(match kind % 16 {
-        0..=7 => Event::Frame(structured(kind, what, byte()?)?),
-        8 => Event::TooFast(structured(kind, what, byte()?)?, what.into()),
-        9 => Event::Slowed(what.into(), 5),
-        10 => Event::Checked(if what & 1 == 0 {
+        0..=7 => ChannelEvent::Frame(structured(kind, what, byte()?)?),
+        8 => ChannelEvent::TooFast(structured(kind, what, byte()?)?, what.into()),
+        9 => ChannelEvent::ThrottleNotice(what.into(), 5),
+        10 => ChannelEvent::Checked(if what & 1 == 0 {
             Ok(admitted(what))
         } else {
             let close = (what & 2 != 0).then_some(1001);
@@ -99,13 +99,13 @@ fn next(rest: &mut &[u8], now: &mut Instant) -> Option<Event> {
                 ..Refusal::new("No: \"no\"")
             })
         }),
-        11 => Event::DelayOver,
-        12 => Event::Renewed(if what & 1 == 0 { Ok(admitted(what)) } else { Err("\u{1}old".into()) }),
-        13 => Event::Told(match what & 3 {
+        11 => ChannelEvent::DelayOver,
+        12 => ChannelEvent::Renewed(if what & 1 == 0 { Ok(admitted(what)) } else { Err("\u{1}old".into()) }),
+        13 => ChannelEvent::PolicyAnswer(match what & 3 {
             0 => Err(access::Error::Busy),
-            _ => Ok(Told { write: Some(rights(what)), presence_read: Some(what & 4 != 0) }),
+            _ => Ok(PolicyAnswer { write: Some(rights(what)), presence_read: Some(what & 4 != 0) }),
         }),
-        14 => Event::Shutdown("by \"hand\"".into()),
+        14 => ChannelEvent::Shutdown("by \"hand\"".into()),
         _ => {
             *now += Duration::from_secs(what.into());
             let (size, bytes) = (usize::from(what).min(rest.len()), *rest);
@@ -113,7 +113,7 @@ fn next(rest: &mut &[u8], now: &mut Instant) -> Option<Event> {
             *rest = tail;
             let raw = Bytes::copy_from_slice(raw);
             let read = decode_text(Version::V2, &raw).or_else(|_| decode_binary(&raw));
-            return read.ok().map_or(Some(Event::DelayOver), |frame| Some(Event::Frame(frame)));
+            return read.ok().map_or(Some(ChannelEvent::DelayOver), |frame| Some(ChannelEvent::Frame(frame)));
         }
     })
 }

@@ -12,9 +12,9 @@ const LIMITS: Limits = Limits {
     presence_enabled: false,
 };
 
-fn frame(join_ref: &str, reference: &str, event: &str, payload: Value) -> Event {
+fn frame(join_ref: &str, reference: &str, event: &str, payload: Value) -> ChannelEvent {
     let text = json!([join_ref, reference, "realtime:den", event, payload]).to_string();
-    Event::Frame(decode_text(Version::V2, &text.into()).unwrap())
+    ChannelEvent::Frame(decode_text(Version::V2, &text.into()).unwrap())
 }
 
 fn admitted(grant: Grant) -> Admitted {
@@ -38,7 +38,7 @@ impl Bench {
     fn new() -> Self {
         Self { channel: Channel::new("den"), now: Instant::now() }
     }
-    fn on(&mut self, event: Event) -> Vec<Action> {
+    fn on(&mut self, event: ChannelEvent) -> Vec<Action> {
         let mut out = Vec::new();
         self.channel.on(event, &LIMITS, self.now, &mut out);
         out
@@ -46,12 +46,12 @@ impl Bench {
     fn joined(config: Value) -> Self {
         let mut bench = Self::new();
         bench.on(frame("1", "1", "phx_join", json!({ "config": config })));
-        bench.on(Event::Checked(Ok(admitted(Grant::ALL))));
+        bench.on(ChannelEvent::Checked(Ok(admitted(Grant::ALL))));
         bench
     }
 }
 
-/// A short name of each action but notes, with its refs where it has them.
+/// The short names of the actions, with their refs, without `Note`.
 fn names(actions: &[Action]) -> Vec<String> {
     let refs = |join: &Option<Ref>, own: &Option<Ref>| {
         let text = |r: &Option<Ref>| r.as_ref().map_or("-".to_owned(), |r| r.as_json().replace('"', ""));
@@ -64,53 +64,53 @@ fn names(actions: &[Action]) -> Vec<String> {
         Action::Push { join_ref, reference, event, .. } => format!("{event} {}", refs(join_ref, reference)),
         other => format!("{other:?}").split([' ', '(']).next().unwrap_or_default().to_owned(),
     };
-    actions.iter().filter(|action| !matches!(action, Action::Note { .. })).map(name).collect()
+    actions.iter().filter(|action| !matches!(action, Action::RecordRejection { .. })).map(name).collect()
 }
 
 #[test]
-fn a_leave_that_comes_during_a_join_is_answered_after_it() {
+fn leave_during_a_join_is_answered_after_it() {
     let mut bench = Bench::new();
     assert_eq!(names(&bench.on(frame("1", "1", "phx_join", json!({"config": {}})))), ["Check"]);
     assert!(bench.on(frame("1", "2", "phx_leave", json!({}))).is_empty());
-    let out = bench.on(Event::Checked(Ok(admitted(Grant::ALL))));
-    assert_eq!(names(&out), ["ok 1/1", "Enter", "Forget", "Exit", "ok 1/2", "phx_close 1/1"]);
+    let out = bench.on(ChannelEvent::Checked(Ok(admitted(Grant::ALL))));
+    assert_eq!(names(&out), ["ok 1/1", "Enter", "DeletePositions", "Exit", "ok 1/2", "phx_close 1/1"]);
     assert!(bench.channel.is_idle());
 }
 
 #[test]
-fn a_second_join_ends_the_first_even_when_it_fails() {
+fn second_join_ends_the_first_even_if_it_fails() {
     let mut bench = Bench::joined(json!({}));
     assert_eq!(names(&bench.on(frame("5", "5", "phx_join", json!({"config": {}})))), ["Exit", "Check"]);
-    let out = bench.on(Event::Checked(Ok(admitted(Grant::ALL))));
+    let out = bench.on(ChannelEvent::Checked(Ok(admitted(Grant::ALL))));
     assert_eq!(names(&out), ["ok 5/5", "phx_close 1/1", "Enter"]);
 
     bench.on(frame("6", "6", "phx_join", json!({"config": {}})));
     let refusal = Refusal::new("No: no");
-    assert_eq!(names(&bench.on(Event::Checked(Err(refusal)))), ["Delay"]);
-    assert_eq!(names(&bench.on(Event::DelayOver)), ["error 6/6", "phx_close 5/5"]);
+    assert_eq!(names(&bench.on(ChannelEvent::Checked(Err(refusal)))), ["Delay"]);
+    assert_eq!(names(&bench.on(ChannelEvent::DelayOver)), ["error 6/6", "phx_close 5/5"]);
     assert!(bench.channel.is_idle());
 }
 
 #[test]
-fn a_join_without_a_ref_of_its_own_lends_its_ref_to_pushes() {
+fn join_without_a_join_ref_uses_its_ref_for_pushes() {
     let mut bench = Bench::new();
     let join =
         json!([null, "7", "realtime:den", "phx_join", {"config": {"broadcast": {"ack": true}}}]).to_string();
-    bench.on(Event::Frame(decode_text(Version::V2, &join.into()).unwrap()));
-    assert_eq!(names(&bench.on(Event::Checked(Ok(admitted(Grant::ALL))))), ["ok -/7", "Enter"]);
+    bench.on(ChannelEvent::Frame(decode_text(Version::V2, &join.into()).unwrap()));
+    assert_eq!(names(&bench.on(ChannelEvent::Checked(Ok(admitted(Grant::ALL))))), ["ok -/7", "Enter"]);
     assert_eq!(names(&bench.on(frame("x", "8", "broadcast", json!({})))), ["Publish", "ok 7/8"]);
     assert_eq!(
         names(&bench.on(frame("x", "9", "phx_leave", json!({})))),
-        ["Forget", "Exit", "ok 7/9", "phx_close -/-"]
+        ["DeletePositions", "Exit", "ok 7/9", "phx_close -/-"]
     );
 }
 
 #[test]
-fn a_join_beyond_the_rate_closes_the_socket_after_its_reply() {
+fn join_over_the_rate_closes_the_socket_after_its_reply() {
     let mut bench = Bench::new();
     bench.on(frame("1", "1", "phx_join", json!({"config": {}})));
-    bench.on(Event::Checked(Err(Refusal { close: Some(1001), ..Refusal::new("no") })));
-    let out = bench.on(Event::DelayOver);
+    bench.on(ChannelEvent::Checked(Err(Refusal { close: Some(1001), ..Refusal::new("no") })));
+    let out = bench.on(ChannelEvent::DelayOver);
     assert_eq!(
         (names(&out[..1]), &out[1..]),
         (vec!["error 1/1".to_owned()], &[Action::CloseSocket(1001)][..])
@@ -118,20 +118,20 @@ fn a_join_beyond_the_rate_closes_the_socket_after_its_reply() {
 }
 
 #[test]
-fn a_leave_of_an_older_join_is_ignored() {
+fn leave_of_an_older_join_is_ignored() {
     let mut bench = Bench::joined(json!({}));
     assert!(bench.on(frame("0", "2", "phx_leave", json!({}))).is_empty());
     assert_eq!(bench.on(frame("1", "3", "phx_leave", json!({}))).len(), 4);
 }
 
 #[test]
-fn a_token_that_loses_a_right_to_read_ends_the_channel() {
+fn token_without_a_previous_read_right_ends_the_channel() {
     let new = |presence_read, broadcast_read| {
         let token = Admitted {
             token: "new".into(),
             ..admitted(Grant { presence_read: Some(presence_read), broadcast_read, ..Grant::ALL })
         };
-        Event::Renewed(Ok(token))
+        ChannelEvent::Renewed(Ok(token))
     };
     let message =
         |out: &[Action]| match out.iter().find(|a| matches!(a, Action::Push { event: "system", .. })) {
@@ -152,7 +152,7 @@ fn a_token_that_loses_a_right_to_read_ends_the_channel() {
 }
 
 #[test]
-fn a_right_to_read_that_is_gained_is_used_at_once() {
+fn gained_read_right_applies_at_once() {
     let mut bench = Bench::new();
     bench.on(frame(
         "1",
@@ -160,13 +160,16 @@ fn a_right_to_read_that_is_gained_is_used_at_once() {
         "phx_join",
         json!({"config": {"private": true, "presence": {"enabled": true}}}),
     ));
-    bench.on(Event::Checked(Ok(admitted(Grant { broadcast_read: false, ..Grant::ALL }))));
-    let out = bench.on(Event::Renewed(Ok(admitted(Grant::ALL))));
-    assert_eq!(out, [Action::Hear(Hearing { broadcast: true, presence: true }), Action::WatchToken]);
+    bench.on(ChannelEvent::Checked(Ok(admitted(Grant { broadcast_read: false, ..Grant::ALL }))));
+    let out = bench.on(ChannelEvent::Renewed(Ok(admitted(Grant::ALL))));
+    assert_eq!(
+        out,
+        [Action::SetInterests(Interests { broadcast: true, presence: true }), Action::WatchToken]
+    );
 }
 
 #[test]
-fn presence_calls_beyond_the_limit_end_the_channel() {
+fn presence_calls_over_the_limit_end_the_channel() {
     let mut bench = Bench::joined(json!({"presence": {"enabled": true, "key": "ada"}}));
     let track =
         |n: u32| frame("1", &n.to_string(), "presence", json!({"event": "TRACK", "payload": {"n": n}}));
@@ -182,11 +185,35 @@ fn presence_calls_beyond_the_limit_end_the_channel() {
 }
 
 #[test]
-fn a_private_member_without_the_right_to_write_is_refused_and_stays() {
+fn invalid_presence_is_refused_with_a_reason_and_valid_presence_kept() {
+    let mut bench = Bench::joined(json!({"presence": {"enabled": true, "key": "ada"}}));
+    let track = |reference: &str, meta: &str| {
+        let ChannelEvent::Frame(mut inbound) = frame("1", reference, "presence", json!({})) else { panic!() };
+        inbound.payload = Payload::Json(format!("{{\"event\":\"track\",\"payload\":{meta}}}").into());
+        ChannelEvent::Frame(inbound)
+    };
+    let deep = format!("{{\"a\":{}1{}}}", "[".repeat(200), "]".repeat(200));
+    for (meta, why) in [
+        (
+            "{\"n\":123456789012345678901234567890}",
+            "n: the number 123456789012345678901234567890 has more digits",
+        ),
+        (deep.as_str(), "nested deeper than 127 levels"),
+        ("[1]", "must be a map"),
+    ] {
+        let actions = bench.on(track("2", meta));
+        assert_eq!(names(&actions), ["error 1/2"], "{meta}");
+        assert!(format!("{actions:?}").contains(why), "{actions:?}");
+    }
+    assert_eq!(names(&bench.on(track("3", "{\"n\":18446744073709551615}"))), ["Track", "ok 1/3"]);
+}
+
+#[test]
+fn write_without_the_right_is_refused_and_the_channel_stays() {
     let mut bench = Bench::new();
     bench.on(frame("1", "1", "phx_join", json!({"config": {"private": true, "broadcast": {"ack": true}}})));
     let reader = Grant { write: Some(Rights::NONE), ..Grant::ALL };
-    bench.on(Event::Checked(Ok(admitted(reader))));
+    bench.on(ChannelEvent::Checked(Ok(admitted(reader))));
     assert_eq!(names(&bench.on(frame("1", "2", "broadcast", json!({})))), ["error 1/2"]);
     assert_eq!(names(&bench.on(frame("1", "3", "presence", json!({"event": "track"})))), ["error 1/3"]);
     assert!(!bench.channel.is_idle());
@@ -197,9 +224,9 @@ fn events() -> impl Strategy<Value = Vec<u8>> {
 }
 
 proptest! {
-    /// Any order of events: every join is answered once, and a room is left as often as it is entered.
+    /// Any order of events: every join is answered once, and every entered room is left.
     #[test]
-    fn whatever_happens_joins_are_answered_and_rooms_are_left(steps in events()) {
+    fn every_join_is_answered_and_every_room_left(steps in events()) {
         let mut bench = Bench::new();
         let (mut joins, mut replies, mut inside) = (0, 0, 0i32);
         for (n, step) in steps.into_iter().chain([12, 13, 12, 13, 15, 12, 13]).enumerate() {
@@ -212,15 +239,15 @@ proptest! {
                 6 => frame(&own, &own, "presence", json!({"event": "track"})),
                 7 => frame(&own, &own, "presence", json!({"event": 3})),
                 8 => frame(&own, &own, "access_token", json!({"access_token": "new"})),
-                9 => Event::Renewed(Err("no".into())),
-                10 => Event::Renewed(Ok(admitted(Grant::ALL))),
-                11 => Event::Shutdown("bye".into()),
-                12 => Event::Checked(Ok(admitted(Grant::ALL))),
-                14 => Event::Checked(Err(Refusal::new("no"))),
-                16 => Event::Told(Ok(Told { write: Some(Rights::ALL), presence_read: Some(true) })),
-                17 => Event::Told(Err(access::Error::Busy)),
-                18 => Event::Checked(Ok(admitted(Grant { presence_read: None, write: None, ..Grant::ALL }))),
-                _ => Event::DelayOver,
+                9 => ChannelEvent::Renewed(Err("no".into())),
+                10 => ChannelEvent::Renewed(Ok(admitted(Grant::ALL))),
+                11 => ChannelEvent::Shutdown("bye".into()),
+                12 => ChannelEvent::Checked(Ok(admitted(Grant::ALL))),
+                14 => ChannelEvent::Checked(Err(Refusal::new("no"))),
+                16 => ChannelEvent::PolicyAnswer(Ok(PolicyAnswer { write: Some(Rights::ALL), presence_read: Some(true) })),
+                17 => ChannelEvent::PolicyAnswer(Err(access::Error::Busy)),
+                18 => ChannelEvent::Checked(Ok(admitted(Grant { presence_read: None, write: None, ..Grant::ALL }))),
+                _ => ChannelEvent::DelayOver,
             };
             for action in bench.on(event) {
                 match action {
@@ -232,11 +259,11 @@ proptest! {
                 prop_assert!((0..=1).contains(&inside));
             }
         }
-        // Finish whatever still waits.
+        // Finishes what is still pending.
         for _ in 0..200 {
-            let renewed = Event::Renewed(Ok(admitted(Grant::ALL)));
-            let told = Event::Told(Ok(Told { write: Some(Rights::NONE), presence_read: Some(false) }));
-            for event in [Event::Checked(Ok(admitted(Grant::ALL))), Event::DelayOver, renewed, told] {
+            let renewed = ChannelEvent::Renewed(Ok(admitted(Grant::ALL)));
+            let notified = ChannelEvent::PolicyAnswer(Ok(PolicyAnswer { write: Some(Rights::NONE), presence_read: Some(false) }));
+            for event in [ChannelEvent::Checked(Ok(admitted(Grant::ALL))), ChannelEvent::DelayOver, renewed, notified] {
                 for action in bench.on(event) {
                     if let Action::Reply { join_ref, reference, .. } = action {
                         replies += u32::from(join_ref == reference);
@@ -251,7 +278,7 @@ proptest! {
 
 proptest! {
     #[test]
-    fn any_frames_and_answers_in_any_state_keep_the_order_of_things(data in proptest::collection::vec(any::<u8>(), 0..400)) {
+    fn any_events_in_any_state_keep_the_invariants(data in proptest::collection::vec(any::<u8>(), 0..400)) {
         super::drive::fuzz(&data);
     }
 }

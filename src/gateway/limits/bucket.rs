@@ -1,22 +1,22 @@
-//! A token bucket in one atomic number: when it would be full again (the "generic cell rate algorithm").
+//! A token bucket in one atomic number, the time when it is full again (generic cell rate algorithm).
 //!
-//! Taking is a comparison and an exchange, so that a bucket may be one channel's or the whole daemon's.
-//! A bucket that nobody takes from needs no upkeep.
+//! Taking is one compare-and-swap loop, so a bucket can belong to one channel or to the whole daemon.
+//! An unused bucket needs no maintenance.
 use std::{
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 
-/// How fast a bucket fills, and how much it holds.
+/// The rate of a bucket and its capacity.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::gateway) struct Rate {
     pub(in crate::gateway) per_second: u64,
-    /// It holds what comes in within this time.
+    /// The bucket holds the tokens of this time.
     pub(in crate::gateway) burst: Duration,
 }
 
 impl Rate {
-    /// The time in which `tokens` come in, in nanoseconds.
+    /// The time in which `tokens` accrue, in nanoseconds.
     fn nanos(self, tokens: u64) -> u64 {
         if self.per_second == 0 {
             return u64::MAX;
@@ -25,7 +25,7 @@ impl Rate {
         u64::try_from(nanos).unwrap_or(u64::MAX)
     }
 
-    /// What a full bucket holds.
+    /// The tokens of a full bucket.
     pub(in crate::gateway) fn capacity(self) -> u64 {
         let tokens = u128::from(self.per_second) * self.burst.as_millis() / 1000;
         u64::try_from(tokens).unwrap_or(u64::MAX)
@@ -36,26 +36,25 @@ impl Rate {
     }
 }
 
-/// What is left of a rate; times are nanoseconds since any one moment.
+/// The state of a bucket. Times are nanoseconds since any fixed moment.
 #[derive(Debug, Default)]
 pub(in crate::gateway) struct Bucket {
-    /// When it is full.
+    /// The time when it is full.
     full_at: AtomicU64,
 }
 
 impl Bucket {
-    /// Takes `tokens`. What is more than the bucket ever holds can be taken when it is full.
-    ///
-    /// # Errors
-    /// How long to wait before they are there; nothing was taken.
-    pub(in crate::gateway) fn take(&self, rate: Rate, now: u64, tokens: u64) -> Result<(), Duration> {
+    /// Takes `tokens` that are available now.
+    #[cfg(test)]
+    fn take(&self, rate: Rate, now: u64, tokens: u64) -> Result<(), Duration> {
         self.reserve(rate, now, tokens, Duration::ZERO).map(drop)
     }
 
-    /// Takes `tokens` that are there at most `patience` from now, and says when: a bucket lends to who waits.
+    /// Takes `tokens` that are available within `patience`, and returns the wait until then. A full bucket lends more
+    /// tokens than its capacity.
     ///
     /// # Errors
-    /// How long to wait before asking again; nothing was taken.
+    /// How long to wait before the next attempt; nothing is taken then.
     pub(in crate::gateway) fn reserve(
         &self,
         rate: Rate,
@@ -76,21 +75,39 @@ impl Bucket {
         outcome
     }
 
-    /// Takes from all of these, or from none.
+    /// Takes from all of these buckets, or from none.
     ///
     /// # Errors
-    /// How long to wait before the first that lacks something has it.
+    /// How long to wait until the first bucket that refused has enough.
     pub(in crate::gateway) fn take_all<const N: usize>(
         now: u64,
         from: [(&Self, Rate, u64); N],
     ) -> Result<(), Duration> {
+        Self::reserve_all(now, from, Duration::ZERO).map(drop)
+    }
+
+    /// As [`Bucket::reserve`] from all of these buckets, or from none. Returns the longest wait.
+    ///
+    /// # Errors
+    /// How long to wait until the first bucket that refused has enough.
+    pub(in crate::gateway) fn reserve_all<const N: usize>(
+        now: u64,
+        from: [(&Self, Rate, u64); N],
+        patience: Duration,
+    ) -> Result<Duration, Duration> {
+        let mut longest = Duration::ZERO;
         for (at, (bucket, rate, tokens)) in from.iter().enumerate() {
-            if let Err(wait) = bucket.take(*rate, now, *tokens) {
-                from.iter().take(at).for_each(|(bucket, rate, tokens)| bucket.give_back(*rate, *tokens));
-                return Err(wait);
+            match bucket.reserve(*rate, now, *tokens, patience) {
+                Ok(wait) => longest = longest.max(wait),
+                Err(wait) => {
+                    // Not atomic: a concurrent caller may be refused by tokens that are returned here. It only waits a
+                    // little longer.
+                    from.iter().take(at).for_each(|(bucket, rate, tokens)| bucket.give_back(*rate, *tokens));
+                    return Err(wait);
+                }
             }
         }
-        Ok(())
+        Ok(longest)
     }
 
     fn give_back(&self, rate: Rate, tokens: u64) {
@@ -98,7 +115,7 @@ impl Bucket {
         let _ = self.full_at.fetch_update(Ordering::AcqRel, Ordering::Acquire, less);
     }
 
-    /// Takes `tokens` whether they are there or not, and says how long to do nothing for it.
+    /// Takes `tokens` in any case, and returns how long to pause for them.
     pub(in crate::gateway) fn spend(&self, rate: Rate, now: u64, tokens: u64) -> Duration {
         self.reserve(rate, now, tokens, Duration::MAX).unwrap_or_default()
     }
@@ -113,7 +130,7 @@ mod tests {
     const TEN: Rate = Rate { per_second: 10, burst: Duration::from_secs(2) };
 
     #[test]
-    fn a_full_bucket_gives_its_burst_and_then_what_comes_in() {
+    fn full_bucket_yields_its_burst_and_then_the_rate() {
         let bucket = Bucket::default();
         assert_eq!(TEN.capacity(), 20);
         for _ in 0..20 {
@@ -126,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_more_than_it_holds_is_given_once_and_paid_for() {
+    fn request_over_the_capacity_is_granted_once_and_paid_off() {
         let bucket = Bucket::default();
         bucket.take(TEN, 0, 50).unwrap();
         assert_eq!(bucket.take(TEN, 0, 1), Err(Duration::from_millis(3100)));
@@ -134,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_is_lent_in_turn() {
+    fn waiting_requests_are_granted_in_turn() {
         let bucket = Bucket::default();
         bucket.take(TEN, 0, 20).unwrap();
         let patience = Duration::from_millis(250);
@@ -145,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn what_one_refuses_costs_the_others_nothing() {
+    fn refused_take_all_charges_no_bucket() {
         let (wide, narrow) = (Bucket::default(), Bucket::default());
         narrow.take(TEN, 0, 19).unwrap();
         assert!(Bucket::take_all(0, [(&wide, TEN, 20), (&narrow, TEN, 1)]).is_ok());
@@ -155,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rate_of_nothing_gives_nothing() {
+    fn zero_rate_yields_nothing() {
         let none = Rate { per_second: 0, ..TEN };
         assert!(Bucket::default().take(none, SECOND, 1).is_err());
         assert!(Bucket::default().reserve(none, SECOND, 1, Duration::MAX).is_err());
@@ -163,7 +180,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn never_more_than_the_burst_and_the_rate(steps in proptest::collection::vec((0u64..SECOND, 1u64..5), 1..200)) {
+        fn usage_never_exceeds_burst_plus_rate(steps in proptest::collection::vec((0u64..SECOND, 1u64..5), 1..200)) {
             let (bucket, mut now, mut taken) = (Bucket::default(), 0, 0);
             for (passed, tokens) in steps {
                 now += passed;

@@ -1,69 +1,70 @@
-//! The settings of the limits over time.
+//! The settings of the rate limits.
 use super::bucket::Rate;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
-/// How much may come in over time, and what happens to what is more.
+/// The rate limits, and what happens above them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Config {
-    /// What happens to what is more.
+    /// What happens above a limit.
     pub mode: Mode,
-    /// Each limit can be used up for this long at once after a rest.
+    /// The capacity of each limit: after idle time, the tokens of this long can be used at once.
     #[serde(with = "humantime_serde")]
     pub burst: Duration,
-    /// Broadcasts a second on one channel of a socket.
+    /// Broadcasts per second on one channel of a socket.
     pub messages_per_channel: u64,
-    /// Broadcasts a second on all channels of a socket.
+    /// Broadcasts per second on all channels of a socket.
     pub messages_per_connection: u64,
-    /// Broadcasts a second of all sockets, and of HTTP.
+    /// Broadcasts per second of all sockets and HTTP.
     pub messages_total: u64,
-    /// Broadcasts a second over HTTP.
+    /// Broadcasts per second over HTTP.
     pub messages_http: u64,
-    /// Bytes of broadcasts and presence calls a second of a socket.
+    /// Bytes per second of a socket's broadcasts and presence calls.
     pub bytes_per_connection: u64,
-    /// Bytes of broadcasts and presence calls a second of all sockets, and of HTTP.
+    /// Bytes per second of broadcasts and presence calls of all sockets and HTTP.
     pub bytes_total: u64,
-    /// Joins and new tokens a second of a socket.
+    /// Joins and new tokens per second of a socket.
     pub joins_per_connection: u64,
-    /// Joins and new tokens a second of all sockets.
+    /// Joins and new tokens per second of all sockets.
     pub joins_total: u64,
-    /// Presence calls a second of one channel of a socket that are told to others.
+    /// Published presence calls per second of one channel of a socket.
     pub presence_per_channel: u64,
-    /// Presence calls a second of a socket that are told to others.
+    /// Published presence calls per second of a socket.
     pub presence_per_connection: u64,
-    /// Presence calls a second of all sockets that are told to others.
+    /// Published presence calls per second of all sockets.
     pub presence_total: u64,
-    /// Messages of any kind a second of a socket; a faster one is read only so fast.
+    /// Messages of any kind per second of a socket. A faster socket is read at this rate.
     pub frames_per_connection: u64,
-    /// The limits of `mode = "supabase"`, which knows none of those above.
+    /// The limits of `mode = "supabase"`, which ignores those above.
     pub supabase: Supabase,
 }
 
-/// What happens to what is more than a limit.
+/// What happens above a limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Mode {
-    /// It is refused with `rate_limited`, waits, or is put together; the channel and the socket live on.
+    /// The request is refused with `rate_limited`, waits, or is coalesced; channel and socket stay.
     #[default]
     SlowDown,
-    /// Exactly what the original does: channels and sockets are closed.
+    /// As in Supabase Realtime: channels and sockets are closed.
     Supabase,
 }
 
-/// The limits of the original (`reference/realtime-protocol.md` §4.6, §6.4, §8.1); averages are over at most a minute.
+/// The limits of Supabase Realtime (`docs/spec/realtime-protocol.md` §4.6, §6.4, §8.1). Averages cover at most a
+/// minute.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Supabase {
-    /// Joins a second of all sockets.
+    /// Joins per second of all sockets.
     pub joins_per_second: u32,
-    /// Broadcasts said and heard a second, of all sockets and HTTP.
+    /// Published and delivered broadcasts per second, of all sockets and HTTP.
     pub events_per_second: u32,
-    /// Presence changes, states and differences heard a second, of all sockets.
+    /// Presence changes, and delivered states and differences per second, of all sockets.
     pub presence_per_second: u32,
     /// Presence calls of one channel within the window.
     pub presence_calls: u32,
-    /// From the first call on.
+    /// The window, which starts with the first call.
     #[serde(with = "humantime_serde")]
     pub presence_window: Duration,
 }
@@ -103,7 +104,7 @@ impl Default for Supabase {
 }
 
 impl Config {
-    /// The same with limits that nobody reaches, for measurements of what the machine can do.
+    /// The same settings with limits out of reach, for benchmarks.
     #[must_use]
     pub fn unlimited(self) -> Self {
         const MANY: u64 = u32::MAX as u64;
@@ -124,7 +125,7 @@ impl Config {
         }
     }
 
-    /// The settings that would let nothing through, or have no meaning at 0.
+    /// The settings that are 0, which would let nothing through or have no meaning.
     #[must_use]
     pub fn zeros(&self) -> Vec<&'static str> {
         let all = [

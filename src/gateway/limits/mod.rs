@@ -1,9 +1,9 @@
-//! How much clients may say over time, and what is done about more.
+//! Rate limits of clients.
 //!
-//! Our own way slows down: what is too much is refused with a reason and the time after
-//! which to try again, waits, or is put together with what comes next. The original's way
-//! counts averages and closes channels and sockets. Owns the buckets and the averages,
-//! decides, and does nothing: who asks tells the client.
+//! Convoke's own mode throttles: a request over a limit is refused with the time
+//! after which to retry, or waits, or is coalesced with the next. Supabase mode
+//! counts averages and closes channels and sockets. This module owns the buckets and the averages and
+//! only decides; callers refuse and notify.
 mod bucket;
 mod config;
 mod meter;
@@ -15,10 +15,10 @@ use meter::Meter;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// How long a join may wait for its turn; well under the clients' timeout of 10 s.
+/// The longest wait of a throttled join; well below the clients' timeout of 10 s.
 const JOIN_PATIENCE: Duration = Duration::from_secs(5);
 
-/// What all sockets together have used.
+/// The usage of all sockets together.
 #[derive(Debug)]
 pub(super) struct Rates {
     config: Config,
@@ -28,17 +28,17 @@ pub(super) struct Rates {
     bytes: Bucket,
     joins: Bucket,
     presence: Bucket,
-    /// Of the original's way: attempts to join.
+    /// Supabase mode: attempts to join.
     joined: Meter,
-    /// What was said and heard.
+    /// Supabase mode: published and delivered broadcasts.
     events: Meter,
-    /// Presence that was said and heard.
+    /// Supabase mode: published and delivered presence.
     present: Meter,
-    /// Requests over HTTP.
+    /// HTTP requests.
     requested: Meter,
 }
 
-/// What one socket has used.
+/// The usage of one socket.
 #[derive(Debug, Default)]
 pub(super) struct OfSocket {
     messages: Bucket,
@@ -48,19 +48,19 @@ pub(super) struct OfSocket {
     frames: Bucket,
 }
 
-/// What one channel of a socket has used.
+/// The usage of one channel of a socket.
 #[derive(Debug, Default)]
 pub(super) struct OfChannel {
     messages: Bucket,
     presence: Bucket,
 }
 
-/// Over the limit; try again after this time.
+/// A limit is exceeded; retry after this time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct TooMuch(pub(super) Duration);
 
 impl TooMuch {
-    /// In whole milliseconds, at least one.
+    /// The time in milliseconds, rounded up so that it is never too short.
     pub(super) fn millis(self) -> u64 {
         u64::try_from(self.0.as_millis()).unwrap_or(u64::MAX).saturating_add(1)
     }
@@ -83,22 +83,22 @@ impl Rates {
         }
     }
 
-    /// Whether what is too much ends channels and sockets, as in the original.
-    pub(super) fn cuts_off(&self) -> bool {
+    /// Whether exceeding a limit ends channels and sockets, as in Supabase Realtime.
+    pub(super) fn is_supabase_mode(&self) -> bool {
         self.config.mode == Mode::Supabase
     }
 
-    /// How many presence calls a channel has in how long, before it ends.
+    /// Supabase mode: the presence calls of a channel within a time, before it ends.
     pub(super) fn presence_calls(&self) -> Option<(u32, Duration)> {
         let limits = &self.config.supabase;
-        self.cuts_off().then_some((limits.presence_calls, limits.presence_window))
+        self.is_supabase_mode().then_some((limits.presence_calls, limits.presence_window))
     }
 
     fn nanos(&self, now: Instant) -> u64 {
         u64::try_from(now.duration_since(self.since).as_nanos()).unwrap_or(u64::MAX)
     }
 
-    /// A broadcast of `size` bytes comes in.
+    /// Charges a broadcast of `size` bytes.
     pub(super) fn broadcast(
         &self,
         socket: &OfSocket,
@@ -106,7 +106,7 @@ impl Rates {
         now: Instant,
         size: usize,
     ) -> Result<(), TooMuch> {
-        if self.cuts_off() {
+        if self.is_supabase_mode() {
             self.events.count(now, 1);
             return Ok(());
         }
@@ -121,45 +121,45 @@ impl Rates {
         Bucket::take_all(nanos, from).map_err(TooMuch)
     }
 
-    /// Of the original's way: this many heard a broadcast. Whether they must be cut off for it.
-    pub(super) fn heard(&self, now: Instant, receivers: usize) -> bool {
-        self.cuts_off()
+    /// Supabase mode: counts the deliveries of a broadcast. Returns whether the receiving channels must end.
+    pub(super) fn count_deliveries(&self, now: Instant, receivers: usize) -> bool {
+        self.is_supabase_mode()
             && self.events.count(now, receivers as u64) >= u64::from(self.config.supabase.events_per_second)
     }
 
-    /// A client said something that nobody knows.
+    /// Counts a push with an unknown event.
     pub(super) fn unknown_event(&self, now: Instant) {
-        if self.cuts_off() {
+        if self.is_supabase_mode() {
             self.events.count(now, 1);
         }
     }
 
-    /// Whether new sockets are refused, because there are too many joins already.
+    /// Whether new sockets are refused because of too many joins.
     pub(super) fn refuses_sockets(&self, now: Instant) -> bool {
-        self.cuts_off() && self.joined.count(now, 0) >= u64::from(self.config.supabase.joins_per_second)
+        self.is_supabase_mode()
+            && self.joined.count(now, 0) >= u64::from(self.config.supabase.joins_per_second)
     }
 
-    /// Of the original's way: somebody tries to join. Whether the socket must be closed for it.
+    /// Supabase mode: counts an attempt to join. Returns whether the socket must be closed.
     pub(super) fn joins_too_fast(&self, now: Instant) -> bool {
-        self.cuts_off() && self.joined.count(now, 1) >= u64::from(self.config.supabase.joins_per_second)
+        self.is_supabase_mode()
+            && self.joined.count(now, 1) >= u64::from(self.config.supabase.joins_per_second)
     }
 
-    /// How long a join waits for its turn.
+    /// Reserves a join. Returns how long it must wait.
     pub(super) fn join(&self, socket: &OfSocket, now: Instant) -> Result<Duration, TooMuch> {
-        if self.cuts_off() {
+        if self.is_supabase_mode() {
             return Ok(Duration::ZERO);
         }
-        let (config, nanos) = (&self.config, self.nanos(now));
-        let own = config.rate(config.joins_per_connection);
-        let own = socket.joins.reserve(own, nanos, 1, JOIN_PATIENCE).map_err(TooMuch)?;
-        let all = config.rate(config.joins_total);
-        let all = self.joins.reserve(all, nanos, 1, JOIN_PATIENCE).map_err(TooMuch)?;
-        Ok(own.max(all))
+        let config = &self.config;
+        let own = (&socket.joins, config.rate(config.joins_per_connection), 1);
+        let all = (&self.joins, config.rate(config.joins_total), 1);
+        Bucket::reserve_all(self.nanos(now), [own, all], JOIN_PATIENCE).map_err(TooMuch)
     }
 
-    /// A new token comes for a channel: it costs what a join costs, and cannot wait.
+    /// Charges a new token of a channel as a join. A token cannot wait.
     pub(super) fn token(&self, socket: &OfSocket, now: Instant) -> Result<(), TooMuch> {
-        if self.cuts_off() {
+        if self.is_supabase_mode() {
             return Ok(());
         }
         let config = &self.config;
@@ -168,9 +168,9 @@ impl Rates {
         Bucket::take_all(self.nanos(now), [own, all]).map_err(TooMuch)
     }
 
-    /// A presence call of `size` bytes comes in: however seldom, it costs what a broadcast of so many bytes costs.
+    /// Charges the bytes of a presence call like a broadcast, regardless of the presence rate.
     pub(super) fn presence_bytes(&self, socket: &OfSocket, now: Instant, size: usize) -> Result<(), TooMuch> {
-        if self.cuts_off() {
+        if self.is_supabase_mode() {
             return Ok(());
         }
         let config = &self.config;
@@ -179,14 +179,14 @@ impl Rates {
         Bucket::take_all(self.nanos(now), [own, all]).map_err(TooMuch)
     }
 
-    /// A presence call is to be told: now, or after this time.
+    /// Charges a presence call that is to be published; the error is how long to delay it.
     pub(super) fn presence(
         &self,
         socket: &OfSocket,
         channel: &OfChannel,
         now: Instant,
     ) -> Result<(), TooMuch> {
-        if self.cuts_off() {
+        if self.is_supabase_mode() {
             return Ok(());
         }
         let config = &self.config;
@@ -198,31 +198,34 @@ impl Rates {
         Bucket::take_all(self.nanos(now), from).map_err(TooMuch)
     }
 
-    /// Of the original's way: presence was said or heard. Whether the channel must end for it.
+    /// Supabase mode: counts presence events. Returns whether the channel must end.
     pub(super) fn presence_too_fast(&self, now: Instant, events: u64) -> bool {
-        self.cuts_off()
+        self.is_supabase_mode()
             && self.present.count(now, events) > u64::from(self.config.supabase.presence_per_second)
     }
 
-    /// So many messages came from a socket: how long it is not read.
+    /// Charges messages of a socket. Returns how long it must not be read.
     pub(super) fn frames(&self, socket: &OfSocket, now: Instant, frames: u64) -> Duration {
-        if self.cuts_off() {
+        if self.is_supabase_mode() {
             return Duration::ZERO;
         }
         let rate = self.config.rate(self.config.frames_per_connection);
         socket.frames.spend(rate, self.nanos(now), frames)
     }
 
-    /// A request comes over HTTP: how many came a second lately, and how many may.
+    /// Counts an HTTP request. Returns the recent requests per second and their limit.
     pub(super) fn http_request(&self, now: Instant) -> (u64, u64) {
         let limit = u64::from(self.config.supabase.events_per_second);
-        (self.requested.count(now, 1), if self.cuts_off() { limit } else { self.config.messages_http })
+        (
+            self.requested.count(now, 1),
+            if self.is_supabase_mode() { limit } else { self.config.messages_http },
+        )
     }
 
-    /// Messages come over HTTP, in a batch or one alone.
+    /// Charges messages of an HTTP request.
     ///
     /// # Errors
-    /// When there are too many now, or [`HttpTooMuch::Batch`] when so many can never come at once.
+    /// [`HttpTooMuch::Now`] if there are too many now, or [`HttpTooMuch::Batch`] if so many can never pass at once.
     pub(super) fn http(
         &self,
         now: Instant,
@@ -230,7 +233,7 @@ impl Rates {
         size: usize,
         batch: bool,
     ) -> Result<(), HttpTooMuch> {
-        if self.cuts_off() {
+        if self.is_supabase_mode() {
             let (rate, limit) =
                 (self.events.count(now, 0), u64::from(self.config.supabase.events_per_second));
             if rate > limit || (rate == limit && !batch) {
@@ -259,9 +262,9 @@ impl Rates {
 /// Why messages over HTTP are refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum HttpTooMuch {
-    /// For a while, which our own way knows.
+    /// For some time, which only Convoke's own mode knows.
     Now(Option<TooMuch>),
-    /// In one request.
+    /// The request has too many messages.
     Batch,
 }
 

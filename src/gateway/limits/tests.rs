@@ -12,7 +12,7 @@ fn supabase() -> Config {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_broadcast_needs_room_in_its_channel_its_socket_and_the_daemon() {
+async fn broadcast_is_limited_by_channel_socket_and_daemon() {
     let config = Config {
         burst: SECOND,
         messages_per_channel: 2,
@@ -23,16 +23,16 @@ async fn a_broadcast_needs_room_in_its_channel_its_socket_and_the_daemon() {
     let (rates, now) = rates(config);
     let (a, b) = (OfSocket::default(), OfSocket::default());
     let channels: [OfChannel; 4] = std::array::from_fn(|_| OfChannel::default());
-    let say = |socket, channel| rates.broadcast(socket, channel, now, 10).is_ok();
-    assert_eq!([0; 3].map(|_| say(&a, &channels[0])), [true, true, false], "the channel's");
-    assert_eq!([0; 2].map(|_| say(&a, &channels[1])), [true, false], "the socket's");
-    assert_eq!([0; 2].map(|_| say(&b, &channels[2])), [true, false], "everybody's");
+    let broadcast = |socket, channel| rates.broadcast(socket, channel, now, 10).is_ok();
+    assert_eq!([0; 3].map(|_| broadcast(&a, &channels[0])), [true, true, false], "the channel's");
+    assert_eq!([0; 2].map(|_| broadcast(&a, &channels[1])), [true, false], "the socket's");
+    assert_eq!([0; 2].map(|_| broadcast(&b, &channels[2])), [true, false], "the daemon's");
     let wait = rates.broadcast(&b, &channels[3], now, 10).unwrap_err();
-    assert!(rates.broadcast(&b, &channels[3], now + wait.0, 10).is_ok(), "it says when to come back");
+    assert!(rates.broadcast(&b, &channels[3], now + wait.0, 10).is_ok(), "the error is the time to wait");
 }
 
 #[tokio::test(start_paused = true)]
-async fn bytes_are_counted_too_and_a_big_message_fits_into_a_rested_bucket() {
+async fn bytes_are_limited_and_a_large_message_fits_a_full_bucket() {
     let (rates, now) = rates(Config { burst: SECOND, bytes_per_connection: 1000, ..Config::default() });
     let (socket, channel) = (OfSocket::default(), OfChannel::default());
     assert!(rates.broadcast(&socket, &channel, now, 5000).is_ok());
@@ -41,7 +41,7 @@ async fn bytes_are_counted_too_and_a_big_message_fits_into_a_rested_bucket() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn joins_wait_for_their_turn_and_are_refused_when_it_is_far() {
+async fn joins_wait_and_are_refused_after_the_maximum_wait() {
     let config = Config { burst: SECOND, joins_total: 10, joins_per_connection: 1000, ..Config::default() };
     let (rates, now) = rates(config);
     let socket = OfSocket::default();
@@ -55,7 +55,21 @@ async fn joins_wait_for_their_turn_and_are_refused_when_it_is_far() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_batch_over_http_that_can_never_pass_is_told_apart_from_one_that_can_later() {
+async fn join_that_the_total_refuses_uses_no_token_of_its_socket() {
+    let config = Config { burst: SECOND, joins_total: 1, joins_per_connection: 10, ..Config::default() };
+    let (rates, now) = rates(config);
+    let crowd = OfSocket::default();
+    while rates.join(&crowd, now).is_ok() {}
+    let socket = OfSocket::default();
+    for _ in 0..100 {
+        assert!(rates.join(&socket, now).is_err());
+    }
+    let own = (&socket.joins, rates.config.rate(10), 10);
+    assert_eq!(Bucket::take_all(rates.nanos(now), [own]), Ok(()), "its bucket is still full");
+}
+
+#[tokio::test(start_paused = true)]
+async fn http_batch_that_can_never_pass_differs_from_one_that_can_later() {
     let (rates, now) = rates(Config { burst: SECOND, messages_http: 10, ..Config::default() });
     assert_eq!(rates.http(now, 11, 0, true), Err(HttpTooMuch::Batch));
     assert_eq!(rates.http(now, 10, 0, true), Ok(()));
@@ -64,27 +78,27 @@ async fn a_batch_over_http_that_can_never_pass_is_told_apart_from_one_that_can_l
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_originals_way_counts_averages() {
+async fn supabase_mode_counts_averages() {
     let (rates, now) = rates(supabase());
     let (socket, channel) = (OfSocket::default(), OfChannel::default());
     for _ in 0..1000 {
         assert!(rates.broadcast(&socket, &channel, now, 1_000_000_000).is_ok(), "nothing is refused");
     }
-    assert!(!rates.heard(now, 400), "an average looks at whole buckets only");
+    assert!(!rates.count_deliveries(now, 400), "an average looks at whole buckets only");
     let later = now + SECOND * 5;
-    assert!(rates.heard(later, 0), "1400 in 10 s");
+    assert!(rates.count_deliveries(later, 0), "1400 in 10 s");
     assert_eq!(rates.http(later, 1, 0, false), Err(HttpTooMuch::Now(None)));
-    assert!(!rates.heard(later + SECOND * 5, 0), "1400 in 15 s are not too many");
+    assert!(!rates.count_deliveries(later + SECOND * 5, 0), "1400 in 15 s are not too many");
     assert_eq!(rates.http(now + SECOND * 60, 101, 0, true), Err(HttpTooMuch::Batch));
     assert_eq!(rates.presence_calls(), Some((5, SECOND * 30)));
     assert_eq!(rates.join(&socket, now), Ok(Duration::ZERO));
 }
 
 #[tokio::test(start_paused = true)]
-async fn our_own_way_never_closes_anything() {
+async fn own_mode_closes_nothing() {
     let (rates, now) = rates(Config::default());
-    assert!(!rates.cuts_off() && rates.presence_calls().is_none());
-    assert!(!rates.heard(now, usize::MAX) && !rates.presence_too_fast(now, u64::MAX));
+    assert!(!rates.is_supabase_mode() && rates.presence_calls().is_none());
+    assert!(!rates.count_deliveries(now, usize::MAX) && !rates.presence_too_fast(now, u64::MAX));
     let socket = OfSocket::default();
     assert_eq!(rates.frames(&socket, now, 100_000), Duration::ZERO, "within the burst");
     assert!(rates.frames(&socket, now, 20_000) > Duration::ZERO, "it is read only so fast");

@@ -1,32 +1,32 @@
-//! Which topics have a history, and how much of it is kept. Settings `[[channels]]` and `[history]`.
+//! Which topics have a history, and how much is kept. Settings `[[channels]]` and `[history]`.
 use crate::id::Topic;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
-/// No history is longer.
+/// The longest history that may be configured.
 const HISTORY_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 const BYTES_MIN: u64 = 1 << 20;
 
-/// One `[[channels]]` of the settings: what holds for topics that match and that no earlier one matched.
+/// One `[[channels]]` entry. It applies to the topics that it matches and no earlier entry matches.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rule {
-    /// A topic without `realtime:`, in which `*` stands for any text, also none.
+    /// A topic pattern without `realtime:`. `*` matches any text, including none.
     pub topic: String,
-    /// How long broadcasts are kept; nothing is kept without it.
+    /// How long broadcasts are kept. Defaults to zero: nothing is kept.
     #[serde(default, with = "humantime_serde")]
     pub history: Duration,
-    /// Whether clients with a `client_id` get what they missed.
+    /// Whether clients with a `client_id` receive the messages they missed.
     #[serde(default)]
     pub resume: bool,
 }
 
-/// How much all histories together may take.
+/// Limits of all histories together.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Config {
-    /// Bytes on disk; the oldest messages go first.
+    /// Bytes on disk. The oldest messages are evicted first.
     pub bytes_max: u64,
-    /// Positions of clients that are remembered, one for each client and topic.
+    /// Stored positions, one for each client and topic.
     pub positions_max: usize,
 }
 
@@ -37,7 +37,7 @@ impl Default for Config {
 }
 
 impl Config {
-    /// The key that cannot work, what is wrong with it, and what to do.
+    /// The first invalid key, the problem, and the remedy; `None` if the settings are valid.
     #[must_use]
     pub fn check(&self) -> Option<(&'static str, String, &'static str)> {
         if self.bytes_max < BYTES_MIN {
@@ -45,7 +45,7 @@ impl Config {
             return Some(("bytes_max", what, "use 1_048_576 or more"));
         }
         (self.positions_max == 0)
-            .then(|| ("positions_max", "no client could be remembered".into(), "use 1 or more, like 100_000"))
+            .then(|| ("positions_max", "no position could be stored".into(), "use 1 or more, like 100_000"))
     }
 }
 
@@ -54,58 +54,65 @@ impl Config {
 pub struct Rules(Vec<Rule>);
 
 impl Rules {
-    /// Rules that were found good by [`check`].
+    /// Rules that [`check`] accepted.
     #[must_use]
     pub fn new(rules: Vec<Rule>) -> Self {
         Self(rules)
     }
 
-    /// How long broadcasts of a topic are kept, if at all.
+    /// How long broadcasts of a topic are kept; `None` if they are not.
     pub(super) fn history(&self, topic: &Topic) -> Option<Duration> {
         let rule = self.0.iter().find(|rule| matches(&rule.topic, topic.as_str()))?;
         (rule.resume && !rule.history.is_zero()).then_some(rule.history)
     }
 
-    /// The longest history of all; nothing when no topic has one.
+    /// The longest history; `None` if no topic has one.
     #[must_use]
     pub fn longest(&self) -> Option<Duration> {
         self.0.iter().filter(|rule| rule.resume).map(|rule| rule.history).max().filter(|d| !d.is_zero())
     }
 }
 
-/// What cannot work in some rules: which one, the key, what is wrong, what to do.
+/// The problems of some rules: the index of the rule, the key, the problem, the remedy.
 #[must_use]
 pub fn check(rules: &[Rule]) -> Vec<(usize, &'static str, String, String)> {
     let mut wrong = Vec::new();
     for (at, rule) in rules.iter().enumerate() {
-        let mut tell = |key, what: String, remedy: &str| wrong.push((at, key, what, remedy.to_owned()));
+        let mut report = |key, what: String, remedy: &str| wrong.push((at, key, what, remedy.to_owned()));
         if rule.topic.is_empty() {
-            tell("topic", "an empty pattern matches no topic".into(), "name a topic, like \"chat:*\"");
+            report("topic", "an empty pattern matches no topic".into(), "name a topic, like \"chat:*\"");
         } else if rule.topic.starts_with(crate::wire::TOPIC_PREFIX) {
-            tell("topic", "patterns are of topics without realtime:".into(), "leave realtime: out");
+            report("topic", "topic patterns have no realtime: prefix".into(), "leave realtime: out");
         }
         if rule.resume && rule.history.is_zero() {
-            tell("history", "resume needs a history".into(), "say how long, like history = \"10m\"");
+            report("history", "resume needs a history".into(), "set a duration, like history = \"10m\"");
         } else if !rule.resume && !rule.history.is_zero() {
-            tell("resume", "nobody could ask for this history".into(), "add resume = true, or leave it out");
+            report(
+                "resume",
+                "a history without resume is never replayed".into(),
+                "add resume = true, or leave it out",
+            );
         } else if rule.history > HISTORY_MAX {
-            tell(
+            report(
                 "history",
                 "more than 7 days".into(),
                 "use at most \"7d\"; keep older messages in the database",
             );
         }
-        // A pattern that takes the text of another with its stars takes all that the other takes.
+        // If a pattern matches the text of another pattern, it matches every topic that the other matches.
         let earlier = rules.iter().take(at).find(|earlier| matches(&earlier.topic, &rule.topic));
         if let Some(earlier) = earlier.filter(|_| !rule.topic.is_empty()) {
-            let what = format!("never used, because \"{}\" above takes all that it matches", earlier.topic);
-            tell("topic", what, "the first match holds: put the narrower pattern first");
+            let what = format!(
+                "never used, because \"{}\" above matches every topic that it matches",
+                earlier.topic
+            );
+            report("topic", what, "the first match applies: put the narrower pattern first");
         }
     }
     wrong
 }
 
-/// Whether a pattern takes a topic. Only `*` is special.
+/// Whether a pattern matches a topic. Only `*` is special.
 fn matches(pattern: &str, topic: &str) -> bool {
     let Some((start, rest)) = pattern.split_once('*') else { return pattern == topic };
     let Some(mut topic) = topic.strip_prefix(start) else { return false };
@@ -127,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn a_star_is_any_text_and_everything_else_itself() {
+    fn star_matches_any_text_and_other_characters_match_themselves() {
         for (pattern, topic) in [
             ("chat:*", "chat:"),
             ("chat:*", "chat:a:b"),
@@ -153,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_match_holds() {
+    fn first_matching_rule_applies() {
         let rules = Rules::new(vec![rule("chat:noise", 0, false), rule("chat:*", 10, true)]);
         let history = |topic| rules.history(&Topic::new(topic).unwrap());
         assert_eq!(history("chat:noise"), None);
@@ -162,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_work_is_told() {
+    fn invalid_rules_are_reported() {
         let rules = [
             rule("chat:*", 10, true),
             rule("chat:a*", 10, true),
@@ -173,9 +180,9 @@ mod tests {
             rule("realtime:d", 1, true),
             rule("*", 1, true),
         ];
-        let told: Vec<_> = check(&rules).into_iter().map(|(at, key, ..)| (at, key)).collect();
+        let reported: Vec<_> = check(&rules).into_iter().map(|(at, key, ..)| (at, key)).collect();
         let expected =
             [(1, "topic"), (2, "topic"), (3, "history"), (4, "resume"), (5, "history"), (6, "topic")];
-        assert_eq!(told, expected);
+        assert_eq!(reported, expected);
     }
 }

@@ -1,32 +1,42 @@
-//! What keeps live messages behind those that are replayed, for one subscriber.
+//! Keeps live messages behind those that are replayed, for one subscriber.
 //!
-//! While old messages are read, live ones are passed by: they are kept, so they are read as
-//! well. For the last stretch they are held, and let out in order after it.
-use crate::hub::Message;
+//! While old messages are read, live ones are skipped: they are in the history too, so the replay reads them.
+//! During the last part of the replay they are buffered, and delivered in order after it.
+use crate::hub::{Message, Outbox, held_buffer::HeldBuffer};
+use std::sync::Arc;
 
-/// Messages that are held at most; more, and they are read from the history instead.
+/// Live messages buffered at most. On overflow the gate shuts, and the replay reads them from the history.
 const HELD_MAX: usize = 1024;
 
-/// Whether live messages come through; a gate that is open needs no place.
+/// What happens to live messages. An open gate allocates nothing.
 #[derive(Debug, Default)]
 pub(in crate::hub) enum Gate {
-    /// As they come.
+    /// They are delivered.
     #[default]
     Open,
-    /// Nothing: what is live now is read later.
+    /// They are skipped; the replay reads them later.
     Shut,
-    /// They wait.
-    Holding(Vec<(u64, Message)>),
+    /// They are buffered.
+    Holding(HeldBuffer<(u64, Message)>),
 }
 
 impl Gate {
-    /// Whether the messages were taken care of; a gate that is open leaves them to the caller.
+    /// A gate that buffers messages for the socket of `outbox`.
+    pub(super) fn holding(outbox: &Arc<Outbox>) -> Self {
+        Self::Holding(HeldBuffer::new(outbox, HELD_MAX))
+    }
+
+    /// True if the gate has taken the messages; false, with an open gate, leaves them to the caller.
     pub(in crate::hub) fn take(&mut self, messages: &[(u64, Message)]) -> bool {
         match self {
             Self::Open => return false,
             Self::Shut => {}
-            Self::Holding(held) if held.len() + messages.len() > HELD_MAX => *self = Self::Shut,
-            Self::Holding(held) => held.extend_from_slice(messages),
+            Self::Holding(held) => {
+                let bytes = messages.iter().map(|(_, message)| message.size()).sum();
+                if !held.extend(messages, bytes) {
+                    *self = Self::Shut;
+                }
+            }
         }
         true
     }

@@ -1,30 +1,33 @@
-//! What was said in rooms that have a history, and up to where each client has got it.
+//! The kept broadcasts of rooms that have a history, and each client's position in each such room.
 //!
-//! A broadcast in such a room gets a number (microseconds since 1970, never twice, over
-//! restarts), is written to the journal together with all others that wait, and only then heard
-//! and acknowledged: what anybody heard outlives a killed daemon. One task does this for all
-//! rooms, so each has one order. A client that gives a `client_id` has a position in each room,
-//! which moves when a heartbeat proves it; when it comes back it first gets what is behind its
-//! position, or is told what may be missing. A disk that takes nothing stops no message: it is
-//! heard without being kept, and whoever comes back is told.
-mod body;
+//! A broadcast in such a room gets a number (microseconds since 1970, unique across restarts), is
+//! written to the journal in one batch with all others that wait, and is delivered and acknowledged
+//! only afterwards: a delivered message survives a kill of the daemon. One task does this for all
+//! rooms, so each room has one order. A client with a `client_id` has a position in each room. A
+//! heartbeat that proves receipt moves the position. A client that returns first receives the messages after
+//! its position, or a gap notice. A disk that fails stops no message: messages are then delivered
+//! without being kept, and returning clients get a gap notice.
 mod config;
 mod gate;
 mod index;
 mod position;
+mod record_codec;
 mod resume;
-mod seat;
+mod resume_session;
 mod writer;
 
 pub use config::{Config, Rule, Rules, check};
 pub(super) use gate::Gate;
-pub use resume::{Client, Place, Returning};
-pub use seat::{Known, Seat};
+pub use resume::{Client, HistoryJoin, ResumeCursor};
+pub use resume_session::{Known, ResumeSession};
 
-use super::{Hub, Message, Outbox, Room, SubscriberId};
+use super::{
+    Hub, Message, Outbox, Room, SubscriberId,
+    memory::{Charge, Counting},
+};
 use crate::{
     clock::Clock,
-    journal::{Error, Limits, Log, Opened, Table},
+    journal::{Error, KeyValueLog, Log, LogLimits, Opened},
     scope::{OnExit, Scope},
     telemetry::Registry,
     wire::Frame,
@@ -37,14 +40,14 @@ use std::{path::Path, sync::Arc, time::Duration};
 use tokio::sync::{Notify, watch};
 use writer::Disk;
 
-/// Bytes that wait to be written before publishers are asked to wait.
+/// Bytes waiting to be written above which publishers are asked to wait.
 const WAITING_BYTES_CROWDED: usize = 4 << 20;
-/// Bytes that wait at most; what is said beyond it is heard by nobody, counted, and told as missing.
+/// Bytes that may wait to be written. Beyond it messages are dropped, counted, and reported as a gap.
 const WAITING_BYTES_MAX: usize = 256 << 20;
-/// Positions of clients that did not come back are forgotten after the longest history and this.
+/// The position of a client that does not return is kept for the longest history plus this.
 const POSITIONS_KEPT: Duration = Duration::from_secs(24 * 3600);
 
-/// The histories of a daemon. Clones name the same ones.
+/// The histories of a daemon. Clones share the same ones.
 #[derive(Clone)]
 pub struct History(Arc<Shared>);
 
@@ -52,44 +55,50 @@ struct Shared {
     rules: Rules,
     clock: Clock,
     state: Mutex<State>,
-    /// Something waits to be written.
+    /// Notified when something waits to be written.
     work: Notify,
-    /// The last number that was heard, or that nobody will hear.
-    heard: watch::Sender<u64>,
-    /// The last turn whose positions are written.
+    /// The largest number whose messages are delivered or dropped.
+    delivered: watch::Sender<u64>,
+    /// The last writer cycle whose positions are written.
     stored: watch::Sender<u64>,
-    /// Whether the disk takes nothing.
+    /// Whether the disk is failing.
     degraded: watch::Sender<bool>,
     metrics: Metrics,
 }
 
 struct State {
-    /// The last number that was given.
+    /// The last number that was assigned.
     head: u64,
-    /// How many times the writer has taken what waits.
-    turn: u64,
-    waiting: Vec<Said>,
+    /// Cycles of the writer: each takes everything that waits.
+    cycle: u64,
+    waiting: Vec<PendingMessages>,
     waiting_bytes: usize,
     index: Index,
+    /// Counts the index; made once clients' memory is counted.
+    index_charge: Option<(Charge, usize)>,
     positions: Positions,
 }
 
-/// Messages that were said to a room at once.
-struct Said {
+/// Messages published to a room in one call.
+struct PendingMessages {
     room: Room,
     messages: Vec<(u64, Message)>,
-    by: By,
+    origin: Origin,
+    /// Counts them for their sender until they are delivered.
+    _charge: Option<Charge>,
 }
 
-/// Who says something.
+/// The sender of a batch of messages.
 #[derive(Default)]
-pub struct By {
-    /// Does not hear it.
+pub struct Origin {
+    /// The subscriber that does not receive the messages.
     pub except: Option<SubscriberId>,
-    /// Which client it is; it does not get its own words replayed unless it hears them.
+    /// The sender's client id. A replay to this client omits its own messages unless it subscribed with `self`.
     pub client: Option<[u8; 16]>,
-    /// What it is told once the message is kept and on its way.
-    pub then: Vec<(Arc<Outbox>, Frame)>,
+    /// Acknowledgements, enqueued once the messages are written and enqueued to the subscribers.
+    pub acknowledgements: Vec<(Arc<Outbox>, Frame)>,
+    /// The account that is charged while the messages wait to be written.
+    pub sender: Option<Arc<super::memory::Account>>,
 }
 
 struct Metrics {
@@ -104,11 +113,11 @@ struct Metrics {
     degraded: Gauge,
 }
 
-/// Opens what an earlier life of the daemon kept in `dir`, and keeps on for the rooms of `hub` that have a
-/// history. Blocks for as long as reading the journal takes.
+/// Opens the histories that an earlier process left in `dir` and starts the writer. Blocks while the journal
+/// is read.
 ///
 /// # Errors
-/// When the folder cannot be read or written.
+/// Returns an error if the folder cannot be read or written.
 pub fn start(
     scope: &Scope,
     hub: &Hub,
@@ -121,35 +130,38 @@ pub fn start(
     let now = clock.micros();
     let longest = rules.longest().unwrap_or_default();
     let span_max = u64::try_from(longest.as_micros()).unwrap_or(u64::MAX);
-    let limits = Limits { bytes_max: config.bytes_max, span_max };
+    let limits = LogLimits { bytes_max: config.bytes_max, span_max };
     let mut index = Index::default();
     let mut holes = 0;
-    let opened = Log::open(dir, limits, |number, place, payload| match body::room(payload) {
-        Some(room) => index.add(&room, index::Entry { number, place }),
+    let opened = Log::open(dir, limits, |number, location, payload| match record_codec::room(payload) {
+        Some(room) => index.add(&room, index::IndexEntry { number, location }),
         None => {
             holes = number;
         }
     })?;
     let Opened { log, floor, last, whole } = opened;
     let mut positions = Positions::new(config.positions_max);
-    let table = Table::open(&dir.join("positions"), |key, value| positions.load(key, value, now))?;
+    let table = KeyValueLog::open(&dir.join("positions"), |key, value| positions.load(key, value, now))?;
+    // Larger than every number that was ever assigned, even if the wall clock went back.
     let head = last.max(positions.last()).max(now) + 1;
     if !whole {
-        tracing::warn!("the history is not whole: clients that come back will be told");
+        tracing::warn!("history incomplete after an unclean shutdown: resuming clients get a gap notice");
     }
+    // A hole makes everything before it doubtful. After an unclean shutdown everything is.
     index.lose_all(if whole { floor.max(holes) } else { head });
     for segment in log.segments() {
         index.add_reader(segment, || log.reader(segment));
     }
     let metrics = Metrics::register(registry);
     metrics.bytes.set(i64::try_from(log.bytes()).unwrap_or(i64::MAX));
-    let state = State { head, turn: 0, waiting: Vec::new(), waiting_bytes: 0, index, positions };
+    let state =
+        State { head, cycle: 0, waiting: Vec::new(), waiting_bytes: 0, index, index_charge: None, positions };
     let shared = Shared {
         rules,
         clock,
         state: Mutex::new(state),
         work: Notify::new(),
-        heard: watch::Sender::new(head),
+        delivered: watch::Sender::new(head),
         stored: watch::Sender::new(0),
         degraded: watch::Sender::new(false),
         metrics,
@@ -168,45 +180,63 @@ impl History {
         self.0.rules.history(&room.topic).is_some()
     }
 
-    /// Whether the disk takes nothing at present; changes are seen.
+    /// Whether the disk is failing; the receiver sees changes.
     #[must_use]
     pub fn degraded(&self) -> watch::Receiver<bool> {
         self.0.degraded.subscribe()
     }
 
-    /// Says messages to a room that has a history; never waits.
-    pub(super) fn say(&self, room: &Room, messages: impl Iterator<Item = Message>, by: By) {
+    /// Numbers messages and queues them for the writer. Never waits. Messages over a memory limit are dropped,
+    /// counted, and reported as a gap to returning clients.
+    pub(super) fn append(&self, room: &Room, counting: &Counting, messages: &[Message], origin: Origin) {
         let now = self.0.clock.micros();
+        let bytes: usize = messages.iter().map(Message::size).sum();
+        // Before the state is locked: charging may evict a connection, which locks its outbox.
+        let charge = counting.waiting(bytes, origin.sender.as_ref());
         let mut state = self.0.state.lock();
         let state = &mut *state;
-        let mut numbered = Vec::with_capacity(messages.size_hint().0);
-        let mut bytes = 0;
+        let mut numbered = Vec::with_capacity(messages.len());
         for message in messages {
-            bytes += message.size();
-            // In steps of two, so that a hole has a number of its own behind every message.
+            // Numbers ascend in steps of two: a hole record after any message gets a free number.
             state.head = (state.head + 2).max(now);
-            numbered.push((state.head, message));
+            numbered.push((state.head, message.clone()));
         }
-        if state.waiting_bytes + bytes > WAITING_BYTES_MAX {
-            self.0.metrics.refused.inc_by(numbered.len() as u64);
-            state.index.lose(room, state.head);
-        } else {
-            state.waiting_bytes += bytes;
-            state.waiting.push(Said { room: room.clone(), messages: numbered, by });
+        match charge {
+            Ok(charge) if state.waiting_bytes + bytes <= WAITING_BYTES_MAX => {
+                state.waiting_bytes += bytes;
+                let room = room.clone();
+                state.waiting.push(PendingMessages { room, messages: numbered, origin, _charge: charge });
+            }
+            _ => {
+                self.0.metrics.refused.inc_by(numbered.len() as u64);
+                state.index.lose(room, state.head);
+            }
         }
         self.0.work.notify_one();
     }
 
-    /// Whether publishers should wait for [`History::heard`] before they say more.
+    /// Whether publishers should wait for [`History::wait_delivered`] before they publish more.
     pub(super) fn is_crowded(&self) -> bool {
         self.0.state.lock().waiting_bytes > WAITING_BYTES_CROWDED
     }
 
-    /// Resolves when everything that was said before is kept and on its way. Cancel safe.
-    pub async fn heard(&self) {
+    /// Resolves when every message published before this call is written and enqueued, or dropped. Cancel safe.
+    pub async fn wait_delivered(&self) {
         let head = self.0.state.lock().head;
-        let mut heard = self.0.heard.subscribe();
-        let _ended = heard.wait_for(|heard| *heard >= head).await;
+        let mut delivered = self.0.delivered.subscribe();
+        // An error means that the writer has ended: nothing more will be delivered.
+        let _ended = delivered.wait_for(|delivered| *delivered >= head).await;
+    }
+}
+
+impl State {
+    /// Charges the index, and shrinks it to its share of the memory.
+    fn count_index(&mut self, charge: impl FnOnce() -> Option<(Charge, usize)>) {
+        self.index_charge = self.index_charge.take().or_else(charge);
+        if let Some((charge, limit)) = &mut self.index_charge {
+            self.index.shrink(*limit);
+            charge.set(self.index.bytes());
+        }
     }
 }
 
@@ -222,14 +252,14 @@ impl Metrics {
         let gauge = |name, help| registry.gauge(name, help);
         Self {
             messages: counter("history_messages", "Broadcasts that were kept"),
-            lost: counter("history_lost", "Broadcasts that were heard but could not be kept"),
-            refused: counter("history_refused", "Broadcasts dropped because too many waited to be kept"),
-            replayed: counter("history_replayed", "Broadcasts said again to clients that came back"),
-            resumed: counter("history_resumed", "Channels joined again from a known position"),
-            gaps: counter("history_gaps", "Clients told that messages may be missing"),
+            lost: counter("history_lost", "Broadcasts delivered without being kept"),
+            refused: counter("history_refused", "Broadcasts dropped because too many waited to be written"),
+            replayed: counter("history_replayed", "Broadcasts replayed to returning clients"),
+            resumed: counter("history_resumed", "Channels resumed from a stored position"),
+            gaps: counter("history_gaps", "Gap notices sent to clients"),
             bytes: gauge("history_bytes", "Bytes of the history on disk"),
-            positions: gauge("history_positions", "Positions of clients that are remembered"),
-            degraded: gauge("history_degraded", "1 while the disk takes no history"),
+            positions: gauge("history_positions", "Stored positions of clients"),
+            degraded: gauge("history_degraded", "1 while the history cannot be written"),
         }
     }
 }

@@ -1,20 +1,20 @@
-//! Up to where each client has got each topic, for certain.
+//! For each client and topic, the number up to which the client has certainly received messages.
 //!
-//! A position belongs to one client in one room and moves only forward, when its present holder
-//! proves it. Who joins with the same client takes it over, unless it is the late join of an older
-//! connection; when the one before turns out to be alive as well, nobody knows what either has got,
-//! and the position is contested until a client has been told. A late proof is no sign of life: it
-//! may have been on its way for long. Bounded: an owner (a user, or all that are nobody in
-//! particular) may have a part of all positions, and the one that was used longest ago goes first.
+//! A position belongs to one client in one room. It moves only forward, when its holder proves
+//! receipt. A new join of the same client takes it over, unless it is the late join of an older
+//! connection. If the previous connection turns out to be alive as well, neither's progress is
+//! certain, and the position is contested until a client has been notified. A late proof is no sign
+//! of life: it may have been in transit for long. Bounded: an owner (a user, or the shared anonymous
+//! bucket) may have a quarter of all positions, and the least recently used one is evicted first.
 //! Pure.
 use crate::{id::ConnId, journal::Key};
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-/// The part of all positions that one owner may have is one in so many.
+/// One owner may have one part in this many of all positions.
 const OWNER_PART: usize = 4;
 const VALUE_BYTES: usize = 17;
 
-/// Who holds a position: of two connections the later one, of two joins of one connection the later one.
+/// The holder of a position: the later connection, and within one connection the later join.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Holder {
     conn: ConnId,
@@ -22,23 +22,23 @@ pub(super) struct Holder {
 }
 
 impl Holder {
-    /// An earlier life of the daemon.
-    const GONE: Self = Self { conn: ConnId(0), join: 0 };
+    /// A holder in an earlier process: smaller than every present one.
+    const EARLIER_PROCESS: Self = Self { conn: ConnId(0), join: 0 };
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Position {
     number: u64,
     owner: u64,
-    /// Microseconds; of the last use.
+    /// The time of the last use, in microseconds.
     touched: u64,
     holder: Holder,
     contested: bool,
 }
 
-/// What a client that comes finds.
+/// A stored position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Found {
+pub(super) struct StoredPosition {
     pub(super) number: u64,
     pub(super) contested: bool,
 }
@@ -61,21 +61,22 @@ impl Positions {
         self.by_key.len()
     }
 
-    /// The largest number of all.
+    /// The largest number of all positions, or 0.
     pub(super) fn last(&self) -> u64 {
         self.by_key.values().map(|position| position.number).max().unwrap_or_default()
     }
 
-    /// A client is here. Gives what is known of it and what it holds its position by from now on.
-    pub(super) fn begin(&mut self, key: Key, conn: ConnId, now: u64) -> (Option<Found>, Holder) {
+    /// Registers a join. Returns the stored position, if any, and the holder for the calls below.
+    pub(super) fn begin(&mut self, key: Key, conn: ConnId, now: u64) -> (Option<StoredPosition>, Holder) {
         self.joins += 1;
         let holder = Holder { conn, join: self.joins };
         let Some(position) = self.by_key.get(&key).copied() else { return (None, holder) };
+        // The maximum: a late join of an older connection does not take the position over.
         self.put(key, Position { holder: position.holder.max(holder), touched: now, ..position });
-        (Some(Found { number: position.number, contested: position.contested }), holder)
+        (Some(StoredPosition { number: position.number, contested: position.contested }), holder)
     }
 
-    /// The holder is at `number` and has been told what it has to know; gives whether it is still the holder.
+    /// Sets the position of `holder` to `number`, without proof. Returns false if a later holder has it.
     pub(super) fn set(&mut self, key: Key, owner: u64, holder: Holder, number: u64, now: u64) -> bool {
         if self.by_key.get(&key).is_some_and(|position| position.holder > holder) {
             return false;
@@ -86,7 +87,7 @@ impl Positions {
         true
     }
 
-    /// The holder has got everything up to `number`; gives whether it is still the holder.
+    /// `holder` has received everything up to `number`. Returns false if it does not hold the position.
     pub(super) fn prove(&mut self, key: Key, holder: Holder, number: u64, now: u64) -> bool {
         let Some(position) = self.by_key.get(&key).copied() else { return false };
         if position.holder != holder {
@@ -100,7 +101,7 @@ impl Positions {
         true
     }
 
-    /// Somebody who is no holder any more is alive beside the one who is.
+    /// Marks the position as contested: a former holder is alive beside the present one.
     pub(super) fn contest(&mut self, key: Key, holder: Holder) {
         let position = self.by_key.get_mut(&key).filter(|position| position.holder != holder);
         if let Some(position) = position.filter(|position| !position.contested) {
@@ -109,7 +110,7 @@ impl Positions {
         }
     }
 
-    /// The holder knows that its position was contested.
+    /// Clears the contested mark: the holder has received the notice.
     pub(super) fn settle(&mut self, key: Key, holder: Holder) {
         let position = self.by_key.get_mut(&key).filter(|position| position.holder == holder);
         if let Some(position) = position.filter(|position| position.contested) {
@@ -118,14 +119,14 @@ impl Positions {
         }
     }
 
-    /// The holder has left for good.
+    /// Deletes the position if `holder` has it.
     pub(super) fn forget(&mut self, key: Key, holder: Holder) {
         if self.by_key.get(&key).is_some_and(|position| position.holder == holder) {
             self.remove(key);
         }
     }
 
-    /// Forgets what was not used since `before`.
+    /// Removes positions not used since `before`.
     pub(super) fn expire(&mut self, before: u64) {
         let old = |set: &BTreeSet<(u64, Key)>| -> Vec<Key> {
             set.iter().take_while(|(touched, _)| *touched < before).map(|(_, key)| *key).collect()
@@ -134,23 +135,23 @@ impl Positions {
         old.into_iter().for_each(|key| self.remove(key));
     }
 
-    /// What changed since the last time, as it is to be written; an empty value is a position that is gone.
+    /// The changed positions since the last call, encoded. An empty value is a deleted position.
     pub(super) fn take_changed(&mut self) -> Vec<(Key, Vec<u8>)> {
         let changed = std::mem::take(&mut self.changed);
         changed.into_iter().map(|key| (key, self.by_key.get(&key).map_or_else(Vec::new, encode))).collect()
     }
 
-    /// What was taken as changed and is not written.
+    /// Returns keys to the changed set because their write failed.
     pub(super) fn unwritten(&mut self, keys: impl Iterator<Item = Key>) {
         self.changed.extend(keys);
     }
 
-    /// Everything, as it is to be written.
+    /// All positions, encoded.
     pub(super) fn all(&self) -> Vec<(Key, Vec<u8>)> {
         self.by_key.iter().map(|(key, position)| (*key, encode(position))).collect()
     }
 
-    /// Takes in what was written; what is no position is skipped.
+    /// Loads a stored value. A value of an unknown form deletes the position.
     pub(super) fn load(&mut self, key: Key, value: &[u8], now: u64) {
         let number = |at: usize| {
             let bytes = value.get(at..at + 8).and_then(|b| b.try_into().ok());
@@ -159,7 +160,10 @@ impl Positions {
         match (number(0), number(8), value.get(16)) {
             (Some(owner), Some(number), Some(flags)) => {
                 let contested = *flags != 0;
-                self.put(key, Position { number, owner, touched: now, holder: Holder::GONE, contested });
+                self.put(
+                    key,
+                    Position { number, owner, touched: now, holder: Holder::EARLIER_PROCESS, contested },
+                );
             }
             _ => self.remove(key),
         }
@@ -189,7 +193,8 @@ impl Positions {
         }
     }
 
-    /// Makes room for `key` of `owner`: first in its own part, then where most is.
+    /// Evicts one position to stay within the limits, never `key`: of `owner` if it exceeds its quota, else of the
+    /// owner with the most.
     fn bound(&mut self, owner: u64, key: Key) {
         let own = self.by_owner.get(&owner).map_or(0, BTreeSet::len);
         let crowded = if own > (self.max / OWNER_PART).max(1) {
@@ -222,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn a_position_moves_forward_and_comes_back_from_the_disk() {
+    fn position_only_moves_forward_and_survives_a_reload() {
         let mut positions = Positions::new(10);
         let (none, holder) = positions.begin(key(1), ConnId(1), 1);
         assert_eq!(none, None);
@@ -234,41 +239,50 @@ mod tests {
             again.load(key, &value, 5);
         }
         assert!(positions.take_changed().is_empty() && again.take_changed().is_empty());
-        assert_eq!(again.begin(key(1), ConnId(9), 9).0, Some(Found { number: 150, contested: false }));
+        assert_eq!(
+            again.begin(key(1), ConnId(9), 9).0,
+            Some(StoredPosition { number: 150, contested: false })
+        );
         assert_eq!(again.last(), 150);
     }
 
     #[test]
-    fn two_that_are_alive_with_one_id_are_found_out() {
+    fn two_live_connections_with_one_client_id_are_contested() {
         let mut positions = Positions::new(10);
         let (_, first) = positions.begin(key(1), ConnId(1), 1);
         positions.set(key(1), 7, first, 100, 1);
         let (found, second) = positions.begin(key(1), ConnId(2), 2);
-        assert_eq!(found, Some(Found { number: 100, contested: false }));
-        assert!(!positions.prove(key(1), first, 200, 3), "the first is no holder any more");
+        assert_eq!(found, Some(StoredPosition { number: 100, contested: false }));
+        assert!(!positions.prove(key(1), first, 200, 3), "the first no longer holds the position");
         assert!(positions.prove(key(1), second, 110, 4));
         assert_eq!(
             positions.begin(key(1), ConnId(4), 4).0,
-            Some(Found { number: 110, contested: false }),
+            Some(StoredPosition { number: 110, contested: false }),
             "it may be late"
         );
         positions.contest(key(1), first);
         positions.contest(key(9), first);
-        assert_eq!(positions.begin(key(1), ConnId(5), 5).0, Some(Found { number: 110, contested: true }));
+        assert_eq!(
+            positions.begin(key(1), ConnId(5), 5).0,
+            Some(StoredPosition { number: 110, contested: true })
+        );
         positions.forget(key(1), second);
         assert_eq!(positions.len(), 1, "only the holder can leave, and none is there that was never held");
         let (_, third) = positions.begin(key(1), ConnId(6), 6);
         positions.settle(key(1), third);
-        assert_eq!(positions.begin(key(1), ConnId(7), 7).0, Some(Found { number: 110, contested: false }));
+        assert_eq!(
+            positions.begin(key(1), ConnId(7), 7).0,
+            Some(StoredPosition { number: 110, contested: false })
+        );
     }
 
     #[test]
-    fn a_join_of_an_older_connection_that_is_read_late_takes_nothing_over() {
+    fn late_join_of_an_older_connection_does_not_take_over() {
         let mut positions = Positions::new(10);
         let (_, later) = positions.begin(key(1), ConnId(2), 1);
         assert!(positions.set(key(1), 7, later, 100, 1));
         let (found, older) = positions.begin(key(1), ConnId(1), 2);
-        assert_eq!(found, Some(Found { number: 100, contested: false }));
+        assert_eq!(found, Some(StoredPosition { number: 100, contested: false }));
         assert!(!positions.prove(key(1), older, 200, 3) && !positions.set(key(1), 7, older, 200, 3));
         assert!(positions.prove(key(1), later, 110, 4), "it is where its client is");
         let (_, again) = positions.begin(key(1), ConnId(2), 5);
@@ -276,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn an_owner_cannot_push_others_out() {
+    fn owner_over_its_quota_evicts_only_its_own_positions() {
         let mut positions = Positions::new(8);
         for (n, owner) in [(1, 1), (2, 1), (3, 2)] {
             let (_, holder) = positions.begin(key(n), ConnId(n.into()), n.into());

@@ -1,12 +1,12 @@
-//! A client that comes back to a room: what it missed, then what is live.
+//! Replays missed messages to a client that returns to a room, then switches it to live messages.
 //!
-//! The client's subscription is behind a gate that is shut. What is behind its position is read
-//! from the log in pieces, each when the socket has taken the one before. When nearly all is
-//! read, live messages are held; what was numbered until then is read, and the gate opens. What
-//! cannot be proved to be all is told by a system message with `meta.gap` before what follows.
-use super::{Gate, History, body, index::Part, position::Holder};
+//! The gate of the client's subscription is shut. The messages after its position are read from the
+//! journal in pieces; each piece waits until the socket has taken the one before. When few are left,
+//! live messages are buffered, the rest up to that moment is replayed, and the gate opens. If
+//! completeness cannot be proved, a system message with `meta.gap` precedes what follows.
+use super::{Gate, History, ResumeSession, index::Part, position::Holder, record_codec};
 use crate::{
-    hub::{Ear, Message, Outbox, Room, outbox::Chunk},
+    hub::{Message, Outbox, Room, SubscriptionHandle, outbox::Chunk},
     id::ConnId,
     journal::{Error, Key},
     wire::{Ref, Version, socket, text},
@@ -17,311 +17,272 @@ use serde_json::{Value, json};
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
-/// What is read and put out at once.
+/// Messages and bytes that are read and enqueued as one piece.
 const PIECE_MESSAGES: usize = 256;
 const PIECE_BYTES: usize = 1 << 20;
-/// What may be left to read when live messages begin to be held.
-const NEARLY: usize = 64;
+/// When at most this many messages were in the last pass, live messages are buffered for the final pass.
+const REMAINING_MAX: usize = 64;
 
-/// A client in one room, as its positions know it.
+/// A client in one room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Client {
-    /// Of its position: who it is, and which room.
+    /// The key of its position: a hash of the client and the room.
     pub key: Key,
-    /// Whose client it is: a part of all positions is for each.
+    /// The owner whose quota of positions it uses.
     pub owner: u64,
-    /// Who it is, in whatever room.
+    /// The client's id, the same in every room.
     pub id: [u8; 16],
-    /// On which connection: of two, it is on the later one.
+    /// Its connection. If two connections claim one position, the later one holds it.
     pub conn: ConnId,
 }
 
-/// Somebody who joins a room that has a history.
-pub struct Returning {
-    /// Which room.
+/// A channel that joins a room with a history.
+pub struct HistoryJoin {
+    /// The room.
     pub room: Room,
-    /// Who.
+    /// The client.
     pub client: Client,
-    /// The subscription that it joined with.
-    pub ear: Ear,
-    /// Its socket.
+    /// The subscription of the channel.
+    pub handle: SubscriptionHandle,
+    /// The outbox of its socket.
     pub outbox: Arc<Outbox>,
-    /// Its serializer.
+    /// The serializer of its socket.
     pub version: Version,
-    /// Of its channel.
+    /// The reference of the channel's join.
     pub join_ref: Option<Ref>,
-    /// Whether it hears its own words.
+    /// Whether it receives its own messages.
     pub to_self: bool,
 }
 
-/// The place of a client in a room, while it is there. Dropping it keeps the position.
-pub struct Place {
+/// A client's hold on its position in a room while it is joined. Dropping it keeps the position.
+pub struct ResumeCursor {
     history: History,
-    client: Client,
-    at: Arc<Mutex<At>>,
-    /// What it has got when the reply to the last heartbeat was said.
-    mark: Option<u64>,
-    proved: bool,
-    given_up: bool,
-    /// Another connection has its position, and it is not known whether this one is alive.
-    lost: bool,
+    session: ResumeSession,
+    progress: Arc<Mutex<ReplayProgress>>,
     stop: CancellationToken,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct At {
-    holder: Holder,
-    /// Nothing: not yet anywhere. Everything up to it was put out.
+struct ReplayProgress {
+    /// Everything up to this number is enqueued; `None` before the client has a position.
     number: Option<u64>,
     live: bool,
-    /// The client is being told that its position was contested.
+    /// The notice that its position was contested is enqueued and not yet proved as received.
     settles: bool,
 }
 
 impl History {
-    /// Lets a client into a room: from the position that is known of it, or from now. Shuts the gate of its
-    /// subscription at once; the future reads what it missed and opens it, and ends early when the [`Place`] is
-    /// dropped or the socket closes.
-    pub fn admit(&self, who: Returning) -> (Place, impl Future<Output = ()> + use<>) {
-        who.ear.set_gate(|gate| *gate = Gate::Shut);
-        let (found, holder) = {
-            let now = self.0.clock.micros();
-            self.0.state.lock().positions.begin(who.client.key, who.client.conn, now)
-        };
-        let at = Arc::new(Mutex::new(At {
-            holder,
-            number: found.map(|found| found.number),
-            live: false,
-            settles: false,
-        }));
+    /// Admits a client to a room, from its stored position or from now. Shuts the gate of its subscription before
+    /// it returns. The future replays the missed messages and opens the gate. It ends early if the
+    /// [`ResumeCursor`] is dropped or the socket closes.
+    pub fn admit(&self, join: HistoryJoin) -> (ResumeCursor, impl Future<Output = ()> + use<>) {
+        join.handle.set_gate(|gate| *gate = Gate::Shut);
+        let (known, session) = self.open_session(join.client);
+        let number = known.map(|known| known.number);
+        let progress = Arc::new(Mutex::new(ReplayProgress { number, live: false, settles: false }));
         let stop = CancellationToken::new();
-        let place = Place {
-            history: self.clone(),
-            client: who.client,
-            at: at.clone(),
-            mark: None,
-            proved: false,
-            given_up: false,
-            lost: false,
-            stop: stop.clone(),
-        };
-        let replay = Replay { history: self.clone(), who, at };
-        let contested = found.is_some_and(|found| found.contested);
+        let replay =
+            Replay { history: self.clone(), join, holder: session.holder(), progress: progress.clone() };
+        let cursor = ResumeCursor { history: self.clone(), session, progress, stop: stop.clone() };
+        let contested = known.is_some_and(|known| known.contested);
         let run = async move {
-            // A socket that closes ends it, and so does whoever drops the place.
+            // Ends also when the socket closes or the cursor is dropped.
             let _ended = stop.run_until_cancelled(replay.run(contested)).await;
         };
-        (place, run)
+        (cursor, run)
     }
 }
 
-impl Place {
-    /// The client's next heartbeat came: it has processed everything that was put out before the reply to the
-    /// last one. False when another connection of the same client has taken over. That may be well so: the
-    /// heartbeat of a connection that was cut can be read late. What comes of something that it is asked now shows
-    /// that it is alive: see [`Place::answered`].
+impl ResumeCursor {
+    /// Handles a heartbeat, see [`ResumeSession::heartbeat`].
     #[must_use]
     pub fn heartbeat(&mut self) -> bool {
-        if self.given_up {
-            return true;
+        // The lock of `progress` is released before the session locks the state: no lock is held while another is
+        // taken, except `progress` under the gate in `open_gate`.
+        if self.session.expects_proof() && std::mem::take(&mut self.progress.lock().settles) {
+            self.session.settle();
         }
-        let holds = self.mark.is_none_or(|mark| self.prove(mark));
-        self.proved |= self.mark.is_some();
-        self.lost |= !holds;
-        let at = *self.at.lock();
-        // Numbers up to what is heard are in the outbox of everybody whose gate is open.
-        self.mark = if at.live { Some(*self.history.0.heard.borrow()).max(at.number) } else { at.number };
-        holds
+        let Self { history, session, progress, .. } = self;
+        session.heartbeat(|| {
+            let progress = *progress.lock();
+            // `delivered` is published after the fan-out: messages up to it are in the outbox of every subscriber
+            // whose gate is open, so before the reply to this heartbeat.
+            if progress.live {
+                Some(*history.0.delivered.borrow()).max(progress.number)
+            } else {
+                progress.number
+            }
+        })
     }
 
-    /// The client has answered something. If it was asked after it lost its position, two connections are alive with
-    /// one `client_id`, and the next to come is told.
-    pub fn answered(&mut self) {
-        if std::mem::take(&mut self.lost) {
-            let holder = self.at.lock().holder;
-            self.history.0.state.lock().positions.contest(self.client.key, holder);
-            self.history.0.work.notify_one();
-        }
+    /// Handles the client's answer to a probe, see [`ResumeSession::probe_answered`].
+    pub fn probe_answered(&mut self) {
+        self.session.probe_answered();
     }
 
-    fn prove(&self, mark: u64) -> bool {
-        let shared = &self.history.0;
-        let (holder, settles) = {
-            let mut at = self.at.lock();
-            (at.holder, std::mem::take(&mut at.settles))
-        };
-        let mut state = shared.state.lock();
-        if settles {
-            state.positions.settle(self.client.key, holder);
-        }
-        state.positions.prove(self.client.key, holder, mark, shared.clock.micros())
-    }
-
-    /// The client leaves the room. It is here for the last time if it is certain that it knew it was here; a
-    /// client that gives up waiting for its join leaves as well, and comes back.
+    /// The client leaves the room, see [`ResumeSession::leave`].
     pub fn leave(self) {
-        if self.proved {
-            let holder = self.at.lock().holder;
-            self.history.0.state.lock().positions.forget(self.client.key, holder);
-        }
+        self.session.leave();
     }
 
-    /// From now on it proves nothing more; what is being replayed still is.
+    /// Stops moving the position from now on. A replay in progress continues.
     pub fn give_up(&mut self) {
-        (self.given_up, self.proved) = (true, false);
+        self.session.give_up();
     }
 
-    /// Whose place it is.
+    /// The client.
     #[must_use]
     pub fn client(&self) -> Client {
-        self.client
+        self.session.client()
     }
 }
 
-impl Drop for Place {
+impl Drop for ResumeCursor {
     fn drop(&mut self) {
         self.stop.cancel();
     }
 }
 
-/// Why nothing more is replayed.
+/// The replay cannot continue: the socket is closed.
 struct Ended;
 
 struct Replay {
     history: History,
-    who: Returning,
-    at: Arc<Mutex<At>>,
+    join: HistoryJoin,
+    holder: Holder,
+    progress: Arc<Mutex<ReplayProgress>>,
 }
 
 /// Why messages may be missing.
 #[derive(Clone, Copy)]
 enum Gap {
-    /// Nothing is known of this client in this room.
+    /// The client has no position in this room.
     Unknown,
-    /// The history does not reach back to it, or has a hole behind it.
+    /// The history starts after the position, or has a hole after it.
     Expired { after: u64, until: u64 },
-    /// Two connections had one `client_id` at the same time.
+    /// Two connections used one `client_id` at the same time.
     Contested { after: u64 },
 }
 
 impl Replay {
     async fn run(self, contested: bool) {
-        let begun = *self.at.lock();
+        let begun = *self.progress.lock();
         let outcome = match begun.number {
-            None => self.begin().await,
+            None => self.start_unknown().await,
             Some(number) => self.resume(number, contested).await,
         };
-        // The socket or the place is gone, and with it whoever could be told.
+        // The socket or the cursor is gone, and with it the receiver of an error.
         let (Ok(()) | Err(Ended)) = outcome;
     }
 
-    /// A client that is not known: its position is where it begins to hear.
-    async fn begin(&self) -> Result<(), Ended> {
+    /// Starts an unknown client: its position is the number after which it receives live messages.
+    async fn start_unknown(&self) -> Result<(), Ended> {
         let shared = &self.history.0;
-        self.who.ear.set_gate(|gate| *gate = Gate::Holding(Vec::new()));
-        let holder = self.at.lock().holder;
-        let Returning { client, .. } = &self.who;
-        let (head, turn) = {
+        self.join.handle.set_gate(|gate| *gate = Gate::holding(&self.join.outbox));
+        let HistoryJoin { client, .. } = &self.join;
+        let (head, cycle) = {
             let mut state = shared.state.lock();
             let head = state.head;
-            state.positions.set(client.key, client.owner, holder, head, shared.clock.micros());
-            (head, state.turn + 1)
+            state.positions.set(client.key, client.owner, self.holder, head, shared.clock.micros());
+            (head, state.cycle + 1)
         };
-        self.at.lock().number = Some(head);
+        self.progress.lock().number = Some(head);
         shared.work.notify_one();
-        self.until_heard(head).await?;
-        // From when it is told, nothing is lost: so its position is safe first, if the disk takes anything.
+        self.wait_delivered(head).await?;
+        // The notice promises that nothing is lost from here on. So the position must be on disk before it is
+        // sent: the cycle after the current one writes it. A failing disk does not delay the client.
         let (mut stored, mut degraded) = (shared.stored.subscribe(), shared.degraded.subscribe());
         tokio::select! {
-            _ = stored.wait_for(|stored| *stored >= turn) => {}
+            _ = stored.wait_for(|stored| *stored >= cycle) => {}
             _ = degraded.wait_for(|degraded| *degraded) => {}
         }
-        self.tell(Some(Gap::Unknown), head)?;
-        if self.open(head) { Ok(()) } else { self.catch_up(head).await }
+        self.send_status(Some(Gap::Unknown), head)?;
+        if self.open_gate(head) { Ok(()) } else { self.catch_up(head).await }
     }
 
     async fn resume(&self, position: u64, contested: bool) -> Result<(), Ended> {
         let shared = &self.history.0;
         shared.metrics.resumed.inc();
-        let lost = shared.state.lock().index.lost(&self.who.room);
+        let lost = shared.state.lock().index.lost(&self.join.room);
         let gap = if lost > position {
             Some(Gap::Expired { after: position, until: lost })
         } else {
             contested.then_some(Gap::Contested { after: position })
         };
-        self.tell(gap, position)?;
-        self.at.lock().settles = contested;
+        self.send_status(gap, position)?;
+        self.progress.lock().settles = contested;
         self.catch_up(position.max(lost)).await
     }
 
-    /// Reads and says everything after `position`, then lets live messages through.
+    /// Replays everything after `position`, then opens the gate.
     async fn catch_up(&self, mut position: u64) -> Result<(), Ended> {
         let shared = &self.history.0;
         loop {
-            let heard = *shared.heard.borrow();
-            let (reached, said) = self.say(position, heard).await?;
+            let delivered = *shared.delivered.borrow();
+            let (reached, replayed) = self.replay_range(position, delivered).await?;
             position = reached;
-            if said > NEARLY {
+            if replayed > REMAINING_MAX {
                 continue;
             }
-            self.who.ear.set_gate(|gate| *gate = Gate::Holding(Vec::new()));
+            self.join.handle.set_gate(|gate| *gate = Gate::holding(&self.join.outbox));
             // Whatever is numbered after this finds the gate holding.
             let head = shared.state.lock().head;
-            self.until_heard(head).await?;
-            position = self.say(position, head).await?.0;
-            if self.open(position) {
+            self.wait_delivered(head).await?;
+            position = self.replay_range(position, head).await?.0;
+            if self.open_gate(position) {
                 return Ok(());
             }
         }
     }
 
-    /// Says what is kept with `after < number <= upto`; gives how far it got and how many messages it were.
-    async fn say(&self, mut after: u64, upto: u64) -> Result<(u64, usize), Ended> {
-        let mut said = 0;
+    /// Replays kept messages with `after < number <= upto`. Returns the number reached and the count of messages.
+    async fn replay_range(&self, mut after: u64, upto: u64) -> Result<(u64, usize), Ended> {
+        let mut replayed = 0;
         while after < upto {
             let part = {
                 let state = self.history.0.state.lock();
-                state.index.part(&self.who.room, after, upto, PIECE_MESSAGES, PIECE_BYTES)
+                state.index.part(&self.join.room, after, upto, PIECE_MESSAGES, PIECE_BYTES)
             };
             let entries = match part {
                 Part::Messages(entries) => entries,
                 Part::Missing(until) => {
-                    self.tell(Some(Gap::Expired { after, until }), until)?;
+                    self.send_status(Some(Gap::Expired { after, until }), until)?;
                     after = until;
                     continue;
                 }
             };
             let Some(last) = entries.last().map(|(entry, _)| entry.number) else { break };
             let count = entries.len();
+            // File reads would block the runtime.
             let read = tokio::task::spawn_blocking(move || {
-                let read = |(entry, reader): &(super::index::Entry, crate::journal::Reader)| {
-                    reader.read(entry.place.offset, entry.place.size)
+                let read = |(entry, reader): &(super::index::IndexEntry, crate::journal::SegmentReader)| {
+                    reader.read(entry.location.offset, entry.location.size)
                 };
                 entries.iter().map(read).collect::<Result<Vec<_>, Error>>()
             });
             match read.await {
-                Ok(Ok(records)) => self.put_out(&records).await?,
+                Ok(Ok(records)) => self.enqueue(&records).await?,
                 other => {
                     if let Ok(Err(error)) = other {
-                        tracing::error!(%error, "kept messages cannot be read");
+                        tracing::error!(%error, "failed to read kept messages for a replay");
                     }
-                    self.tell(Some(Gap::Expired { after, until: last }), last)?;
+                    self.send_status(Some(Gap::Expired { after, until: last }), last)?;
                 }
             }
-            self.at.lock().number = Some(last);
-            (after, said) = (last, said + count);
+            self.progress.lock().number = Some(last);
+            (after, replayed) = (last, replayed + count);
         }
-        Ok((after.max(upto), said))
+        Ok((after.max(upto), replayed))
     }
 
-    async fn put_out(&self, records: &[(u64, Bytes)]) -> Result<(), Ended> {
-        let Returning { client, ear, outbox, version, to_self, .. } = &self.who;
-        let topic = self.who.room.wire_topic();
-        let mut chunk = Chunks::default();
+    async fn enqueue(&self, records: &[(u64, Bytes)]) -> Result<(), Ended> {
+        let HistoryJoin { client, handle, outbox, version, to_self, .. } = &self.join;
+        let topic = self.join.room.wire_topic();
+        let mut chunk = FrameBuffer::default();
         for (number, payload) in records {
-            let Some((by, message)) = body::said(payload) else { continue };
-            // Who has lost the right to read does not get what it has not got by now.
-            if (by == client.id && !to_self) || !ear.hears().broadcast {
+            let Some((sender, message)) = record_codec::decode(payload) else { continue };
+            // The right to read is checked now, not when the message was sent: it may have been revoked since.
+            if (sender == client.id && !to_self) || !handle.interests().broadcast {
                 continue;
             }
             chunk.add(&message.numbered(*number, true), *version, &topic);
@@ -330,41 +291,44 @@ impl Replay {
             return Ok(());
         }
         self.history.0.metrics.replayed.inc_by(chunk.frames as u64);
+        // Backpressure: the next piece waits until the socket has taken the one before, so a replay never
+        // overflows the outbox.
         outbox.emptied().await.map_err(|_| Ended)?;
         outbox.push_chunk(chunk.finish()).map_err(|_| Ended)
     }
 
-    /// Lets out what was held after `position`, and then everything. False: too much was held, and the gate is
-    /// shut again.
-    fn open(&self, position: u64) -> bool {
-        let Returning { ear, outbox, version, .. } = &self.who;
-        let topic = self.who.room.wire_topic();
-        ear.set_gate(|gate| {
+    /// Delivers the buffered messages after `position` and opens the gate. Returns false if the buffer overflowed and
+    /// the gate is shut again.
+    fn open_gate(&self, position: u64) -> bool {
+        let HistoryJoin { handle, outbox, version, .. } = &self.join;
+        let topic = self.join.room.wire_topic();
+        handle.set_gate(|gate| {
             let Gate::Holding(held) = gate else { return false };
-            let mut chunk = Chunks::default();
-            for (number, message) in held.iter().filter(|(number, _)| *number > position) {
-                if ear.hears().broadcast {
+            let mut chunk = FrameBuffer::default();
+            for (number, message) in held.messages().iter().filter(|(number, _)| *number > position) {
+                if handle.interests().broadcast {
                     chunk.add(&message.numbered(*number, false), *version, &topic);
                 }
             }
             *gate = Gate::Open;
+            // Enqueued under the gate's lock: a live message that finds the gate open follows the buffered ones.
             if chunk.frames > 0 {
-                // A closed outbox is seen by its connection.
+                // The connection notices a closed outbox by itself.
                 let _closed = outbox.push_chunk(chunk.finish());
             }
-            let mut at = self.at.lock();
-            (at.live, at.number) = (true, Some(position));
+            let mut progress = self.progress.lock();
+            (progress.live, progress.number) = (true, Some(position));
             true
         })
     }
 
-    async fn until_heard(&self, number: u64) -> Result<(), Ended> {
-        let mut heard = self.history.0.heard.subscribe();
-        heard.wait_for(|heard| *heard >= number).await.map(|_| ()).map_err(|_| Ended)
+    async fn wait_delivered(&self, number: u64) -> Result<(), Ended> {
+        let mut delivered = self.history.0.delivered.subscribe();
+        delivered.wait_for(|delivered| *delivered >= number).await.map(|_| ()).map_err(|_| Ended)
     }
 
-    /// Says where the client begins, and what it may miss.
-    fn tell(&self, gap: Option<Gap>, position: u64) -> Result<(), Ended> {
+    /// Sends the system message with the position where the client starts, and the gap, if any.
+    fn send_status(&self, gap: Option<Gap>, position: u64) -> Result<(), Ended> {
         let (status, message, gap) = match gap {
             None => ("ok", "Resumed: what was missed follows", Value::Null),
             Some(Gap::Unknown) => {
@@ -388,25 +352,25 @@ impl Replay {
             "extension": "resume",
             "status": status,
             "message": message,
-            "channel": self.who.room.topic.as_str(),
+            "channel": self.join.room.topic.as_str(),
             "meta": { "position": position.to_string(), "gap": gap },
         });
-        let Returning { version, join_ref, outbox, .. } = &self.who;
-        let topic = self.who.room.wire_topic();
+        let HistoryJoin { version, join_ref, outbox, .. } = &self.join;
+        let topic = self.join.room.wire_topic();
         let payload = payload.to_string();
         let frame = text::encode(*version, join_ref.as_ref(), None, &topic, "system", payload.as_bytes());
         outbox.push(&frame).map_err(|_| Ended)
     }
 }
 
-/// Frames of several messages for one socket.
+/// Encoded frames of several messages for one socket.
 #[derive(Default)]
-struct Chunks {
+struct FrameBuffer {
     bytes: BytesMut,
     frames: usize,
 }
 
-impl Chunks {
+impl FrameBuffer {
     fn add(&mut self, message: &Message, version: Version, topic: &str) {
         let Some(frame) = message.encode(version, topic) else { return };
         socket::put_frame(&mut self.bytes, &frame);

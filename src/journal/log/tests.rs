@@ -1,12 +1,12 @@
 use super::*;
 use proptest::prelude::*;
 
-const ROOMY: Limits = Limits { bytes_max: 1 << 20, span_max: 1_000_000 };
+const ROOMY: LogLimits = LogLimits { bytes_max: 1 << 20, span_max: 1_000_000 };
 
-fn open(dir: &Path, limits: Limits) -> (Opened, Vec<(u64, Place, Vec<u8>)>) {
+fn open(dir: &Path, limits: LogLimits) -> (Opened, Vec<(u64, RecordLocation, Vec<u8>)>) {
     let mut found = Vec::new();
-    let opened = Log::open(dir, limits, |number, place, payload| {
-        found.push((number, place, payload.to_vec()));
+    let opened = Log::open(dir, limits, |number, location, payload| {
+        found.push((number, location, payload.to_vec()));
     });
     (opened.unwrap(), found)
 }
@@ -16,27 +16,30 @@ fn record(number: u64, payload: &[u8]) -> Record {
 }
 
 #[test]
-fn what_was_appended_is_found_and_read_again() {
+fn appended_records_are_found_after_reopening() {
     let folder = tempfile::tempdir().unwrap();
     let (Opened { mut log, floor, last, whole }, found) = open(folder.path(), ROOMY);
     assert_eq!((floor, last, whole, found.len()), (0, 0, true, 0));
-    let mut places = log.append(&[record(5, b"five"), record(9, b"")]).unwrap();
-    places.extend(log.append(&[record(10, b"ten")]).unwrap());
-    let read =
-        |log: &Log, place: Place| log.reader(place.segment).unwrap().read(place.offset, place.size).unwrap();
-    assert_eq!(read(&log, places[0]), (5, Bytes::from_static(b"five")));
-    assert_eq!(read(&log, places[2]), (10, Bytes::from_static(b"ten")));
+    let mut locations = log.append(&[record(5, b"five"), record(9, b"")]).unwrap();
+    locations.extend(log.append(&[record(10, b"ten")]).unwrap());
+    let read = |log: &Log, location: RecordLocation| {
+        log.reader(location.segment).unwrap().read(location.offset, location.size).unwrap()
+    };
+    assert_eq!(read(&log, locations[0]), (5, Bytes::from_static(b"five")));
+    assert_eq!(read(&log, locations[2]), (10, Bytes::from_static(b"ten")));
     drop(log);
     let (opened, found) = open(folder.path(), ROOMY);
     assert_eq!((opened.last, opened.whole), (10, true), "a kill loses nothing");
     let expected = [(5, &b"five"[..]), (9, b""), (10, b"ten")];
-    let expected =
-        expected.iter().zip(&places).map(|((number, payload), place)| (*number, *place, payload.to_vec()));
+    let expected = expected
+        .iter()
+        .zip(&locations)
+        .map(|((number, payload), location)| (*number, *location, payload.to_vec()));
     assert_eq!(found, expected.collect::<Vec<_>>());
 }
 
 #[test]
-fn a_cut_at_the_end_is_dropped_and_written_over() {
+fn cut_record_at_the_end_is_dropped_and_overwritten() {
     let folder = tempfile::tempdir().unwrap();
     let mut log = open(folder.path(), ROOMY).0.log;
     log.append(&[record(1, b"one")]).unwrap();
@@ -54,7 +57,7 @@ fn a_cut_at_the_end_is_dropped_and_written_over() {
 }
 
 #[test]
-fn damage_in_the_middle_is_told() {
+fn damage_in_the_middle_makes_the_log_incomplete() {
     let folder = tempfile::tempdir().unwrap();
     let mut log = open(folder.path(), ROOMY).0.log;
     log.append(&[record(1, b"one"), record(2, b"two"), record(3, b"three")]).unwrap();
@@ -67,7 +70,7 @@ fn damage_in_the_middle_is_told() {
 }
 
 #[test]
-fn another_boot_and_a_noted_loss_are_told_until_they_are_mended() {
+fn log_stays_incomplete_after_another_boot_or_a_loss_until_repaired() {
     let folder = tempfile::tempdir().unwrap();
     let mark = folder.path().join("whole");
     let mut log = open(folder.path(), ROOMY).0.log;
@@ -75,22 +78,22 @@ fn another_boot_and_a_noted_loss_are_told_until_they_are_mended() {
     drop(log);
     fs::write(&mark, "open some other boot").unwrap();
     let opened = open(folder.path(), ROOMY).0;
-    assert!(!opened.whole, "the machine went down before the log was closed");
-    opened.log.lost().unwrap();
+    assert!(!opened.whole, "the machine crashed before the log was closed");
+    opened.log.mark_incomplete().unwrap();
     opened.log.close().unwrap();
     let opened = open(folder.path(), ROOMY).0;
-    assert!(!opened.whole, "closing does not make up for a loss");
-    opened.log.lost().unwrap();
-    opened.log.found().unwrap();
+    assert!(!opened.whole, "closing does not clear a loss");
+    opened.log.mark_incomplete().unwrap();
+    opened.log.clear_incomplete().unwrap();
     opened.log.close().unwrap();
     assert_eq!(fs::read_to_string(&mark).unwrap(), "closed");
     assert!(open(folder.path(), ROOMY).0.whole);
 }
 
 #[test]
-fn old_segments_go_by_bytes_and_by_age_and_the_floor_says_so() {
+fn old_segments_are_deleted_by_bytes_and_age_and_raise_the_floor() {
     let folder = tempfile::tempdir().unwrap();
-    let limits = Limits { bytes_max: 1600, span_max: 1_000_000 };
+    let limits = LogLimits { bytes_max: 1600, span_max: 1_000_000 };
     let mut log = open(folder.path(), limits).0.log;
     for number in 1..=100 {
         log.append(&[record(number, &[7; 40])]).unwrap();
@@ -109,14 +112,14 @@ fn old_segments_go_by_bytes_and_by_age_and_the_floor_says_so() {
 }
 
 #[test]
-fn a_full_disk_appends_nothing_and_is_over_when_there_is_room() {
+fn full_disk_appends_nothing_and_recovers_when_space_returns() {
     let folder = tempfile::tempdir().unwrap();
     let mut log = open(folder.path(), ROOMY).0.log;
     let next = segment::path_of(folder.path(), 1);
     std::os::unix::fs::symlink("/dev/full", &next).unwrap();
     let error = log.append(&[record(1, b"one")]).unwrap_err();
     assert!(error.to_string().contains("cannot be written"), "{error}");
-    assert!(!next.exists(), "a segment that could not be begun is not left behind");
+    assert!(!next.exists(), "a segment that could not be created is removed");
     log.append(&[record(2, b"two")]).unwrap();
     drop(log);
     assert_eq!(open(folder.path(), ROOMY).1.len(), 1);
@@ -140,6 +143,6 @@ proptest! {
         let numbers: Vec<u64> = found.iter().map(|it| it.0).collect();
         prop_assert_eq!(&numbers, &(1..=numbers.len() as u64).collect::<Vec<_>>());
         let lost: usize = sizes[numbers.len()..].iter().map(|size| size + 16).sum();
-        prop_assert!(lost < cut + 80, "only what was cut is gone");
+        prop_assert!(lost < cut + 80, "only cut records are lost");
     }
 }

@@ -2,47 +2,50 @@
 use super::*;
 use proptest::prelude::*;
 
-const EVENTS: [Event; 33] = [
-    Event::Unblocked { later: true },
-    Event::Unblocked { later: false },
-    Event::DependencyFailed,
-    Event::RunAt,
-    Event::BackOffOver,
-    Event::Award,
-    Event::RoundsExhausted,
-    Event::Unworkable,
-    Event::Confirm,
-    Event::Accept,
-    Event::Refuse,
-    Event::ConfirmTimeout,
-    Event::StartTimeout,
-    Event::Wait(WaitFor::Input),
-    Event::Answer,
-    Event::AnswerTimeout { budget: false },
-    Event::AnswerTimeout { budget: true },
-    Event::Finish,
-    Event::FinishToVerify,
-    Event::Verified,
-    Event::VerifierFailed,
-    Event::Reject,
-    Event::Fail { retryable: true },
-    Event::Fail { retryable: false },
-    Event::Release,
-    Event::LeaseLost,
-    Event::AttemptTimeout,
-    Event::Stall,
-    Event::Cancel,
-    Event::GraceOver,
-    Event::Deadline,
-    Event::Requeue { blocked: true },
-    Event::Requeue { blocked: false },
+const EVENTS: [TaskEvent; 36] = [
+    TaskEvent::Unblocked { later: true },
+    TaskEvent::Unblocked { later: false },
+    TaskEvent::DependencyFailed,
+    TaskEvent::RunAt,
+    TaskEvent::BackOffOver,
+    TaskEvent::Award,
+    TaskEvent::RoundsExhausted,
+    TaskEvent::Unworkable,
+    TaskEvent::Confirm,
+    TaskEvent::Accept,
+    TaskEvent::Refuse,
+    TaskEvent::ConfirmTimeout,
+    TaskEvent::StartTimeout,
+    TaskEvent::Wait(WaitFor::Input),
+    TaskEvent::Answer,
+    TaskEvent::AnswerTimeout { budget: false },
+    TaskEvent::AnswerTimeout { budget: true },
+    TaskEvent::Finish,
+    TaskEvent::FinishToVerify,
+    TaskEvent::Verified,
+    TaskEvent::VerifierFailed,
+    TaskEvent::Reject,
+    TaskEvent::Fail { retryable: true },
+    TaskEvent::Fail { retryable: false },
+    TaskEvent::Unstorable,
+    TaskEvent::Release,
+    TaskEvent::Outage { lost: false },
+    TaskEvent::Outage { lost: true },
+    TaskEvent::LeaseLost,
+    TaskEvent::AttemptTimeout,
+    TaskEvent::Stall,
+    TaskEvent::Cancel,
+    TaskEvent::GraceOver,
+    TaskEvent::Deadline,
+    TaskEvent::Requeue { blocked: true },
+    TaskEvent::Requeue { blocked: false },
 ];
 
 /// What each event makes of a task in each state, in the order of [`TaskState::ALL`] without the final
 /// states of success: blocked, scheduled, open, awarded, running, verifying, waiting, canceling, completed,
 /// failed, canceled. `.` is refused, else the first two letters of the state that follows; the second word
 /// of a cell is what the live assignment becomes.
-const TABLE: [(&str, [&str; 11]); 33] = [
+const TABLE: [(&str, [&str; 11]); 36] = [
     ("Unblocked { later: true }", ["scheduled", ".", ".", ".", ".", ".", ".", ".", ".", ".", "."]),
     ("Unblocked { later: false }", ["open", ".", ".", ".", ".", ".", ".", ".", ".", ".", "."]),
     ("DependencyFailed", ["canceled", ".", ".", ".", ".", ".", ".", ".", ".", ".", "."]),
@@ -122,8 +125,32 @@ const TABLE: [(&str, [&str; 11]); 33] = [
         [".", ".", ".", ".", "failed failed", ".", "failed failed", "canceled canceled", ".", ".", "."],
     ),
     (
+        "Unstorable",
+        [
+            ".",
+            ".",
+            ".",
+            ".",
+            "failed failed",
+            "failed failed",
+            "failed failed",
+            "canceled canceled",
+            ".",
+            ".",
+            ".",
+        ],
+    ),
+    (
         "Release",
         [".", ".", ".", ".", "open released", ".", "open released", "canceled canceled", ".", ".", "."],
+    ),
+    (
+        "Outage { lost: false }",
+        [".", ".", ".", ".", "open released", ".", "open released", "canceled canceled", ".", ".", "."],
+    ),
+    (
+        "Outage { lost: true }",
+        [".", ".", ".", ".", "open lease_lost", ".", "open lease_lost", "canceled canceled", ".", ".", "."],
     ),
     (
         "LeaseLost",
@@ -173,7 +200,7 @@ fn facts(state: TaskState, attempt: i32) -> Facts {
 }
 
 #[test]
-fn every_event_in_every_state_does_what_the_table_says() {
+fn every_event_in_every_state_matches_the_table() {
     for (event, (name, row)) in EVENTS.into_iter().zip(TABLE) {
         assert_eq!(format!("{event:?}"), name);
         for (state, expected) in TaskState::ALL.into_iter().zip(row) {
@@ -182,7 +209,7 @@ fn every_event_in_every_state_does_what_the_table_says() {
                     assert_eq!(refused.state, state);
                     ".".to_owned()
                 }
-                Ok(Step { state, assignment: Some(assignment), .. }) => {
+                Ok(Transition { state, assignment: Some(assignment), .. }) => {
                     format!("{} {}", state.as_str(), assignment.as_str())
                 }
                 Ok(step) => step.state.as_str().to_owned(),
@@ -195,11 +222,11 @@ fn every_event_in_every_state_does_what_the_table_says() {
 #[test]
 fn the_last_attempt_that_fails_ends_the_task() {
     for (event, reason) in [
-        (Event::Fail { retryable: true }, "attempts_exhausted"),
-        (Event::LeaseLost, "attempts_exhausted"),
-        (Event::Stall, "attempts_exhausted"),
-        (Event::Release, "attempts_exhausted"),
-        (Event::Reject, "verification"),
+        (TaskEvent::Fail { retryable: true }, "attempts_exhausted"),
+        (TaskEvent::LeaseLost, "attempts_exhausted"),
+        (TaskEvent::Stall, "attempts_exhausted"),
+        (TaskEvent::Release, "attempts_exhausted"),
+        (TaskEvent::Reject, "verification"),
     ] {
         let step = facts(TaskState::Running, 3).next(event).unwrap();
         assert_eq!((step.state, step.reason), (TaskState::Failed, Some(reason)), "{event:?}");
@@ -209,7 +236,15 @@ fn the_last_attempt_that_fails_ends_the_task() {
 
 #[test]
 fn every_reason_of_a_failure_is_one_of_the_contract() {
-    let known = ["attempts_exhausted", "deadline", "verification", "budget", "unallocatable", "dependency"];
+    let known = [
+        "attempts_exhausted",
+        "deadline",
+        "verification",
+        "budget",
+        "unallocatable",
+        "dependency",
+        "result_refused",
+    ];
     for state in TaskState::ALL {
         for (event, attempt) in EVENTS.into_iter().flat_map(|event| [(event, 1), (event, 3)]) {
             let Ok(step) = facts(state, attempt).next(event) else { continue };
@@ -221,16 +256,25 @@ fn every_reason_of_a_failure_is_one_of_the_contract() {
 }
 
 #[test]
-fn a_death_before_the_start_is_no_attempt() {
-    for event in [Event::Refuse, Event::ConfirmTimeout, Event::StartTimeout, Event::LeaseLost] {
+fn lost_assignment_before_the_start_counts_no_attempt() {
+    for event in [TaskEvent::Refuse, TaskEvent::ConfirmTimeout, TaskEvent::StartTimeout, TaskEvent::LeaseLost]
+    {
         let step = facts(TaskState::Awarded, 3).next(event).unwrap();
         assert_eq!((step.state, step.next), (TaskState::Open, Next::Standby));
     }
 }
 
 #[test]
-fn an_answer_goes_on_with_the_same_attempt_and_asks_the_same_agent_first() {
-    let step = facts(TaskState::Waiting, 3).next(Event::Answer).unwrap();
+fn an_outage_uses_no_attempt() {
+    for event in [TaskEvent::Outage { lost: false }, TaskEvent::Outage { lost: true }] {
+        let step = facts(TaskState::Running, 3).next(event).unwrap();
+        assert_eq!((step.state, step.next, step.attempt_goes_on), (TaskState::Open, Next::RetryLater, true));
+    }
+}
+
+#[test]
+fn answer_continues_the_attempt_and_asks_the_same_agent_first() {
+    let step = facts(TaskState::Waiting, 3).next(TaskEvent::Answer).unwrap();
     assert_eq!((step.next, step.attempt_goes_on), (Next::Same, true));
 }
 
@@ -254,7 +298,7 @@ proptest! {
         for event in events.into_iter().map(|at| EVENTS[at]) {
             let was_final = now.state.is_final();
             let Ok(step) = now.next(event) else { continue };
-            prop_assert!(!was_final || matches!(event, Event::Requeue { .. }), "{:?}", event);
+            prop_assert!(!was_final || matches!(event, TaskEvent::Requeue { .. }), "{:?}", event);
             prop_assert!(now.state != TaskState::Completed, "{:?}", event);
             let waited = matches!(now.state, TaskState::Waiting | TaskState::Verifying);
             match step.assignment {
@@ -271,7 +315,7 @@ proptest! {
                 }
                 None => {}
             }
-            if matches!(event, Event::Requeue { .. }) { now.attempt = 0; }
+            if matches!(event, TaskEvent::Requeue { .. }) { now.attempt = 0; }
             now.attempt -= i32::from(step.attempt_goes_on);
             now.state = step.state;
             let needs = matches!(now.state, TaskState::Awarded | TaskState::Running | TaskState::Waiting
@@ -283,7 +327,7 @@ proptest! {
             prop_assert_eq!(now.state == TaskState::Completed, finished == Some(epoch) && epoch > 0);
             prop_assert!((0..=now.attempts_max).contains(&now.attempt));
             prop_assert_eq!(now.state.is_final(), EVENTS.into_iter().all(|event| {
-                matches!(event, Event::Requeue { .. }) || now.next(event).is_err()
+                matches!(event, TaskEvent::Requeue { .. }) || now.next(event).is_err()
             }));
         }
     }

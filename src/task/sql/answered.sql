@@ -1,4 +1,4 @@
--- Who was asked, is still here ($3) and has not answered: others do not hold up the round.
+-- Agents that were asked, are present ($3) and have not answered. The round does not wait for others.
 select (
     select count(*)::bigint from convoke.events e
     cross join lateral jsonb_array_elements_text(e.body -> 'eligible') as asked(agent_id)

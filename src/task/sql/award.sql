@@ -1,7 +1,7 @@
 with input as (
     select * from unnest($1::uuid[], $2::integer[], $3::text[], $4::bigint[], $5::uuid[], $6::bigint[], $7::jsonb[],
-        $10::bigint[], $11::bigint[], $12::real[])
-    as i(task_id, round, agent_id, incarnation, assignment_id, confirm_ms, told, cost, eta_ms, confidence)
+        $8::bigint[], $9::bigint[], $10::real[])
+    as i(task_id, round, agent_id, incarnation, assignment_id, confirm_ms, details, cost, eta_ms, confidence)
 ),
 slot as (
     update convoke.agents g set slots_used = g.slots_used + n.slots
@@ -17,23 +17,23 @@ moved as (
         version = t.version + 1
     from input i join slot on slot.id = i.agent_id
     where t.id = i.task_id and t.state = 'open'
-    returning t.id, t.org, t.kind, t.epoch, t.due_at, i.agent_id, i.incarnation, i.assignment_id, i.round, i.told, i.cost,
+    returning t.id, t.org, t.kind, t.epoch, t.due_at, i.agent_id, i.incarnation, i.assignment_id, i.round, i.details, i.cost,
         i.eta_ms, i.confidence
 ),
 made as (
     insert into convoke.assignments (id, task_id, epoch, agent_id, incarnation, node_id, state, confirm_by,
         cost_microdollars, eta_ms, confidence)
-    select assignment_id, id, epoch, agent_id, incarnation, $8::uuid, 'awarded', due_at, cost, eta_ms, confidence
+    select assignment_id, id, epoch, agent_id, incarnation, $11::uuid, 'awarded', due_at, cost, eta_ms, confidence
     from moved
 ),
 marked as (
     update convoke.offers o set state = 'awarded' from moved m
-    where o.task_id = m.id and o.round = m.round and o.agent_id = m.agent_id and $9::boolean
+    where o.task_id = m.id and o.round = m.round and o.agent_id = m.agent_id and $12::boolean
 ),
 logged as (
     insert into convoke.events (org, task_id, agent_id, epoch, type, body)
     select org, id, agent_id, epoch, 'awarded', jsonb_build_object('assignment_id', assignment_id, 'round', round,
-        'confirm_by', due_at) || told
+        'confirm_by', due_at) || details
     from moved
 )
 select id, epoch, due_at, agent_id, incarnation, assignment_id from moved

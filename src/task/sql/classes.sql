@@ -1,4 +1,4 @@
--- The next thousand classes that have ready tasks, after the last one that was looked at.
+-- The next thousand classes with ready tasks, after the last one of the batch before.
 with recursive ready as (
     (select class, org, requires from convoke.tasks where state = 'open' and due_at is null and class > $1
         order by class limit 1)

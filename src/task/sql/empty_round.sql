@@ -4,7 +4,8 @@ with input as (
 ),
 moved as (
     update convoke.tasks t set round = i.round, rounds_empty = t.rounds_empty + 1, bids_close_at = null,
-        -- Plus or minus a fifth, so that many do not come back together.
+        unattended_since = coalesce(t.unattended_since, clock_timestamp()),
+        -- Jitter of a fifth, so that many tasks do not retry at once.
         due_at = clock_timestamp() + i.backoff_ms * (0.8 + 0.4 * random()) * interval '1 ms', updated_at = clock_timestamp(),
         version = t.version + 1
     from input i where t.id = i.task_id and t.state = 'open'

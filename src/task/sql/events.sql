@@ -6,5 +6,5 @@ sized as (
     select page.*, row_number() over oldest as place, sum(octet_length(body::text)) over oldest as bytes
     from page window oldest as (order by seq)
 )
--- The first one always, then as many as 16 MiB hold.
+-- The first row always, then as many as fit 16 MiB.
 select * from sized where place = 1 or bytes <= 16777216 order by seq

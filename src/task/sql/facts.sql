@@ -1,7 +1,12 @@
 select t.id, t.org, t.kind, t.requires, t.state, t.round, t.rounds_empty, t.epoch, t.attempt, t.attempts_max,
-    t.policy, t.tried, t.agent_id, t.state_reason, t.requester,
-    coalesce(extract(epoch from t.run_at - now.at) * 1000, 0)::bigint as run_in_ms, t.run_anyway,
-    t.depends_on <> '{}' as depends, coalesce(jsonb_array_length(t.answers), 0) as answers,
+    t.policy, t.tried, t.unable, t.outages, t.agent_id, t.state_reason, t.requester,
+    -- Times may be infinite, and their differences are errors: all are limited to a century from now.
+    case when t.run_at is null then 0
+        else extract(epoch from least(greatest(t.run_at, now.first), now.last) - now.at) * 1000 end::bigint as run_in_ms,
+    case when t.outage_since is null then 0
+        else extract(epoch from now.at - least(greatest(t.outage_since, now.first), now.last)) * 1000 end::bigint as outage_ms,
+    t.run_at, t.deadline_at, t.run_anyway, t.depends_on <> '{}' as depends,
+    case when jsonb_typeof(t.answers) = 'array' then jsonb_array_length(t.answers) else 0 end as answers,
     coalesce(t.deadline_at <= now.at, false) as deadline_came,
     t.bids_close_at is not null as bidding,
     a.id as assignment_id, a.epoch as assignment_epoch, a.agent_id as assignee, a.incarnation,
@@ -11,11 +16,17 @@ select t.id, t.org, t.kind, t.requires, t.state, t.round, t.rounds_empty, t.epoc
     coalesce(a.nudged_at >= a.progress_at, false) as nudged,
     a.lease_until <= now.at as lease_late,
     a.attempt_deadline_at <= now.at as attempt_late,
-    (extract(epoch from now.at - a.progress_at) * 1000)::bigint as silent_ms,
-    (extract(epoch from least(a.lease_until, a.attempt_deadline_at) - now.at) * 1000)::bigint as lease_left_ms
+    case when a.progress_at is not null
+        then extract(epoch from now.at - least(greatest(a.progress_at, now.first), now.last)) * 1000 end::bigint as silent_ms,
+    case when a.lease_until is not null or a.attempt_deadline_at is not null
+        then extract(epoch from least(greatest(least(a.lease_until, a.attempt_deadline_at), now.first), now.last) - now.at)
+            * 1000 end::bigint as lease_left_ms
 from convoke.tasks t
-cross join (select clock_timestamp() as at) now
--- One by one: joined at once, all that are live would be read for each batch.
+cross join (
+    select at, at - interval '100 years' as first, at + interval '100 years' as last
+    from (select clock_timestamp() as at) clock
+) now
+-- Lateral with a limit, so that the plan reads by key. A plain join may read all live assignments for each batch.
 left join lateral (
     select * from convoke.assignments where task_id = t.id and ended_at is null limit 1
 ) a on true

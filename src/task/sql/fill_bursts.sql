@@ -1,4 +1,4 @@
--- What bursts request now: kept for when they are due, or given to the task that nobody has taken.
+-- The present requests of bursts: stored until they are due, or written into their unassigned task.
 with input as (
     select * from unnest($1::text[], $2::text[], $3::uuid[], $4::bigint[], $5::jsonb[], $6::text[])
     as i(trigger, key, task_id, changes, request, error)

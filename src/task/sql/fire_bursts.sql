@@ -1,8 +1,9 @@
--- Makes the tasks of the bursts that are due.
+-- Inserts the tasks of the due bursts: of all, or of one ($1 its trigger, $2 its key).
 with due as materialized (
     select b.*, convoke.uuid_v7() as made_id,
         array(select jsonb_array_elements_text(b.request -> 'requires')) as requires
     from convoke.bursts b where b.due_at <= (select clock_timestamp())
+        and ($1::text is null or (b.trigger = $1 and b.key = $2))
     order by b.due_at limit 200 for update skip locked
 ),
 kept as (
@@ -20,7 +21,8 @@ made as (
         'wake:' || trigger, made_id, (request ->> 'priority')::smallint, 'open',
         (request ->> 'deadline')::timestamptz, request -> 'policy', (request ->> 'attempts_max')::integer
     from due where error is null
-    returning id, org, kind, requires, requester, priority, class, policy, state, input, attempts_max, root_id
+    returning id, org, kind, requires, requester, priority, class, policy, state, state_reason, epoch, agent_id, input,
+        attempts_max, root_id
 ),
 logged as (
     insert into convoke.events (org, task_id, epoch, type, body)
@@ -34,5 +36,5 @@ logged as (
         jsonb_build_object('trigger', trigger, 'error', error, 'changes', changes)
     from due where error is not null
 )
-select m.id, m.org, m.kind, m.requires, m.requester, m.class, m.policy
+select m.id, m.org, m.kind, m.requires, m.requester, m.class, m.policy, m.state, m.state_reason, m.epoch, m.agent_id
 from due d left join made m on m.id = d.made_id

@@ -10,5 +10,5 @@ select * from (
     where c.parent_id = any($2) and not c.detached
         and c.state not in ('canceling', 'completed', 'failed', 'canceled')
 ) found
--- Of two reasons for one task the last counts: nothing follows in a task that is canceled.
+-- With two reasons for one task the last row counts, which cancels it.
 order by id, child limit $3

@@ -1,7 +1,7 @@
 with old as (
     select t.id from convoke.tasks t
     where t.id > $1
-        -- Ids begin with the time of their making, so only what may be old is looked at.
+        -- Ids begin with their time, so only rows that may be old are read.
         and t.id < (lpad(to_hex((extract(epoch from clock_timestamp()) * 1000)::bigint - $2), 12, '0')
             || repeat('0', 20))::uuid
         and t.state in ('completed', 'failed', 'canceled')

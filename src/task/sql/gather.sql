@@ -23,14 +23,14 @@ gathered as (
         agent_id = excluded.agent_id,
         org = excluded.org,
         merges = excluded.merges,
-        -- A burst that is pending goes on, and so does one whose task nobody has taken; else another begins.
+        -- A pending burst continues, and so does one with an unassigned task; otherwise another begins.
         changes = excluded.changes + case when b.due_at is not null or exists (
             select from convoke.tasks t where t.id = b.task_id and t.state = 'open' and t.epoch = 0)
             then b.changes else 0 end,
         first_at = case when b.due_at is not null or exists (
             select from convoke.tasks t where t.id = b.task_id and t.state = 'open' and t.epoch = 0)
             then b.first_at else excluded.first_at end,
-        -- However long it goes on, it is due after ten times the silence.
+        -- An endless burst is due after ten quiet times.
         due_at = case
             when b.due_at is not null
                 then least(excluded.due_at, b.first_at + 10 * (excluded.due_at - excluded.first_at))

@@ -6,5 +6,5 @@ select t.id, t.org, t.kind, t.requires, t.input, t.requester, t.state, t.state_r
         'microdollars', jsonb_build_object('max', b.microdollars_max, 'reserved', b.microdollars_reserved,
             'spent', b.microdollars_spent)))
         from convoke.budgets b where b.task_id = t.id) as budget,
-    (select a.progress from convoke.assignments a where a.task_id = t.id and a.epoch = t.epoch) as progress
+    (select a.progress from convoke.assignments a where a.task_id = t.id and a.epoch = t.epoch limit 1) as progress
 from convoke.tasks t where t.id = $1

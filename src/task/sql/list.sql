@@ -7,7 +7,7 @@ with page as (
             'microdollars', jsonb_build_object('max', b.microdollars_max, 'reserved', b.microdollars_reserved,
                 'spent', b.microdollars_spent)))
             from convoke.budgets b where b.task_id = t.id) as budget,
-        (select a.progress from convoke.assignments a where a.task_id = t.id and a.epoch = t.epoch) as progress
+        (select a.progress from convoke.assignments a where a.task_id = t.id and a.epoch = t.epoch limit 1) as progress
     from convoke.tasks t
     where ($1::text is null or t.org = $1) and ($2::text is null or t.state = $2)
         and ($3::text is null or t.kind = $3) and ($4::uuid is null or t.id < $4)
@@ -18,5 +18,5 @@ sized as (
         sum(octet_length(input::text) + coalesce(octet_length(result::text), 0)) over newest as bytes
     from page window newest as (order by id desc)
 )
--- The first one always, then as many as 16 MiB hold.
+-- The first row always, then as many as fit 16 MiB.
 select * from sized where place = 1 or bytes <= 16777216 order by id desc

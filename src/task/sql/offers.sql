@@ -5,7 +5,7 @@ select i.task_id, i.round, i.agent_id, i.incarnation, i.state, i.cost, i.eta_ms,
 from unnest($1::uuid[], $2::integer[], $3::text[], $4::bigint[], $5::text[], $6::bigint[], $7::bigint[],
     $8::real[], $9::text[], $10::bigint[], $11::jsonb[])
     as i(task_id, round, agent_id, incarnation, state, cost, eta_ms, confidence, note, valid_ms, score)
--- A score is given to an offer that stands: it stays as it was made. So does one that is withdrawn.
+-- A score is added to a standing offer and leaves the rest as it was. A withdrawal keeps the figures too.
 on conflict (task_id, round, agent_id) do update set incarnation = excluded.incarnation,
     state = case when excluded.state = 'declined' and o.state <> 'declined' then 'withdrawn' else excluded.state end,
     cost_microdollars = case when excluded.state = 'declined' then o.cost_microdollars

@@ -2,7 +2,7 @@ with spent as (
     update convoke.assignments a set outcome = coalesce(a.outcome, '{}') || jsonb_build_object('orphan_tokens', $4::bigint,
         'orphan_microdollars', $5::bigint)
     where a.id = $2 and a.task_id = $1 and a.agent_id = $3 and a.state not in ('awarded', 'running', 'waiting')
-        -- Once: a report that is repeated is neither told nor charged again.
+        -- Once: a repeated report is neither logged nor charged again.
         and not coalesce(a.outcome, '{}') ? 'orphan_tokens'
     returning a.task_id, a.agent_id, a.epoch
 )

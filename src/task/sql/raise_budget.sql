@@ -1,4 +1,4 @@
--- A budget that is given where there was none counts what was used before as nothing.
+-- A new budget of a task that had none starts at 0, whatever was used before.
 with set_ as (
     insert into convoke.budgets as b (task_id, tree, tokens_max, microdollars_max) values ($1, $2, $3, $4)
     on conflict (task_id, tree) do update set tokens_max = coalesce(excluded.tokens_max, b.tokens_max),

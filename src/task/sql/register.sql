@@ -6,7 +6,9 @@ from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::jsonb[], $6::int
 order by i.id
 on conflict (id) do update set org = excluded.org, kind = excluded.kind, description = excluded.description,
     capabilities = excluded.capabilities, slots = excluded.slots, definition_hash = excluded.definition_hash,
-    definition_version = g.definition_version + (g.definition_hash <> excluded.definition_hash)::integer,
-    terms = excluded.terms, node_id = excluded.node_id, incarnation = g.incarnation + 1, status = 'present',
+    definition_version = least(g.definition_version, 9007199254740991) + (g.definition_hash <> excluded.definition_hash)::integer,
+    terms = excluded.terms, node_id = excluded.node_id,
+    -- An incarnation written by hand must not prevent the start of the host.
+    incarnation = case when g.incarnation between 0 and 9007199254740990 then g.incarnation + 1 else 1 end, status = 'present',
     last_seen_at = clock_timestamp()
 returning id, incarnation

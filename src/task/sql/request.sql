@@ -25,7 +25,7 @@ made as (
         coalesce(i.more ? 'run_anyway', false),
         array(select d::uuid from jsonb_array_elements_text(i.more -> 'depends_on') as d)
     from input i left join convoke.tasks parent on parent.id = i.parent_id
-    -- Of two with one key, the first.
+    -- The first of two requests with one key wins.
     order by i.at
     on conflict do nothing
     returning id, org, kind, requires, requester, priority, state, created_at, class, parent_id, depends_on, root_id,

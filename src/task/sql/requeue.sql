@@ -1,6 +1,7 @@
 with moved as (
     update convoke.tasks t set state = $2, state_reason = null, due_at = case when $2 = 'blocked' then clock_timestamp() end,
-        bids_close_at = null, attempt = 0, rounds_empty = 0, tried = '{}', agent_id = null, prefer = null,
+        bids_close_at = null, attempt = 0, rounds_empty = 0, tried = '{}', unable = '{}',
+        unattended_since = null, outage_since = null, outages = 0, agent_id = null, prefer = null,
         rejected = null, question = null, result = null, error = null, cancel_requested_at = null,
         deadline_at = case when t.deadline_at > clock_timestamp() then t.deadline_at end,
         updated_at = clock_timestamp(), version = t.version + 1
@@ -14,4 +15,4 @@ logged as (
     insert into convoke.events (org, task_id, epoch, type, body)
     select org, id, epoch, 'requeued', jsonb_build_object('state', state, 'by', $3::text) from moved
 )
-select org, kind, state, epoch, requester, agent_id from moved
+select id, org, kind, state, state_reason, epoch, requester, agent_id from moved

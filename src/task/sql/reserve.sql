@@ -1,4 +1,4 @@
--- Raises what is reserved for an assignment to at least ($5 tokens, $6 microdollars); all its budgets, or none.
+-- Raises the reservation of an assignment to at least ($5 tokens, $6 microdollars), in all its budgets or in none.
 with live as (
     select a.id, a.task_id, t.root_id, a.agent_id, greatest($5, coalesce(c.tokens, 0)) as tokens,
         greatest($6, case when $7 then a.cost_microdollars else 0 end, coalesce(c.microdollars, 0)) as microdollars,
@@ -18,9 +18,9 @@ fit as (
         microdollars_reserved = b.microdollars_reserved + live.microdollars - live.microdollars_had
     from live join limits on true
     where b.task_id = limits.task_id and b.tree = limits.tree
-        and b.tokens_reserved + b.tokens_spent + live.tokens - live.tokens_had
+        and b.tokens_reserved::numeric + b.tokens_spent + live.tokens - live.tokens_had
             <= coalesce(b.tokens_max, 9223372036854775807)
-        and b.microdollars_reserved + b.microdollars_spent + live.microdollars - live.microdollars_had
+        and b.microdollars_reserved::numeric + b.microdollars_spent + live.microdollars - live.microdollars_had
             <= coalesce(b.microdollars_max, 9223372036854775807)
     returning b.task_id
 ),
@@ -30,7 +30,7 @@ charged as (
     on conflict (assignment_id) do update set tokens = excluded.tokens, microdollars = excluded.microdollars
 )
 select live.tokens, live.microdollars, (select count(*) from limits) as limits, (select count(*) from fit) as fit, (
-    select coalesce(sum(c.microdollars), 0)::bigint from convoke.charges c
+    select least(9223372036854775807, coalesce(sum(c.microdollars), 0))::bigint from convoke.charges c
     where c.agent_id = live.agent_id and c.at > clock_timestamp() - interval '1 hour' and c.assignment_id <> live.id
 ) as hour
 from live

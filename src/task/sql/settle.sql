@@ -19,8 +19,8 @@ ended as (
         least(9, floor(a.confidence * 10))::integer as tenth,
         extract(epoch from coalesce(a.waiting_since, a.ended_at) - a.started_at) * 1000 as took_ms
 ),
--- With their assignments, and not by a join with them: the planner expects one row of each and would compare all
--- with all.
+-- A union and not a join with the assignments: the planner expects one row of each and would use a nested loop over
+-- all pairs.
 steps as (
     select * from ended
     union all
@@ -29,8 +29,8 @@ steps as (
 moved as (
     update convoke.tasks t set state = i.task_state, state_reason = i.reason,
         result = case when i.task_state in ('completed', 'verifying') then coalesce(i.result, t.result) end,
-        -- Why it failed before says more than that its time is over.
-        error = case when t.error is not null and i.event in ('deadline', 'unallocatable', 'unanswered')
+        -- The earlier error says more than the timeout, so it is kept as `last`.
+        error = case when jsonb_typeof(t.error) = 'object' and i.event in ('deadline', 'unallocatable', 'unanswered')
             then i.error || jsonb_build_object('last', t.error - 'last')
             else coalesce(i.error, t.error) end,
         question = case when i.task_state = 'waiting'
@@ -42,18 +42,29 @@ moved as (
         verifier_id = coalesce((i.more ->> 'verifier_id')::uuid, t.verifier_id),
         has_children = t.has_children or coalesce(i.more ? 'verifier_id', false),
         attempt = t.attempt - coalesce(i.more ? 'attempt_goes_on', false)::integer,
-        due_at = clock_timestamp() + i.due_ms * interval '1 ms',
+        -- Jitter of a fifth, so that many tasks do not retry at once.
+        due_at = clock_timestamp() + i.due_ms * interval '1 ms'
+            * case when i.more ? 'jitter' then 0.8 + 0.4 * random() else 1 end,
         bids_close_at = case when i.standby then clock_timestamp() end,
         agent_id = case when i.task_state = 'open' then null else t.agent_id end,
         tried = case when i.tried and i.assignee is not null and not i.assignee = any(t.tried)
             then t.tried || i.assignee else t.tried end,
+        unable = case when i.more ? 'unable' and not i.assignee = any(t.unable)
+            then t.unable || i.assignee else t.unable end,
+        -- An outage lasts until an attempt ends in another way; an award without a start is no attempt.
+        outages = case when i.more ? 'outage' then t.outages + 1
+            when i.assignment_id is null or i.assignment_state in ('refused', 'confirm_timeout', 'start_timeout')
+            then t.outages else 0 end,
+        outage_since = case when i.more ? 'outage' then coalesce(t.outage_since, clock_timestamp())
+            when i.assignment_id is null or i.assignment_state in ('refused', 'confirm_timeout', 'start_timeout')
+            then t.outage_since end,
         cancel_requested_at = case when i.task_state = 'canceling' then clock_timestamp()
             else t.cancel_requested_at end,
         updated_at = clock_timestamp(), version = t.version + 1
     from steps i
     where t.id = i.task_id and t.state not in ('completed', 'failed', 'canceled')
-    returning t.id, t.org, t.kind, t.state, t.requester, t.round, t.epoch, t.class, t.agent_id, i.event,
-        -- What the row is after this, so that the events alone can make it again.
+    returning t.id, t.org, t.kind, t.state, t.state_reason, t.requester, t.round, t.epoch, t.class, t.agent_id, i.event,
+        -- The new columns of the row, from which the replay of the event log rebuilds it.
         i.body || jsonb_build_object('row', jsonb_build_object('reason', t.state_reason, 'agent_id', t.agent_id,
             'attempt', t.attempt)
             || case when i.result is null then '{}' else jsonb_build_object('result', t.result) end
@@ -74,7 +85,7 @@ counted as (
     select m.assignee, m.kind, count(*) filter (where m.ended_as = 'finished'),
         count(*) filter (where m.ended_as in ('failed', 'rejected', 'lease_lost', 'stalled')),
         count(*) filter (where m.ended_as in ('refused', 'confirm_timeout', 'start_timeout')),
-        count(*) filter (where m.ended_as = 'finished' and m.took_ms > 2 * m.eta_ms + 1000),
+        count(*) filter (where m.ended_as = 'finished' and m.took_ms > 2 * m.eta_ms::numeric + 1000),
         convoke.tenths(array_agg(m.tenth)
             filter (where m.ended_as in ('finished', 'failed', 'rejected', 'lease_lost', 'stalled'))),
         convoke.tenths(array_agg(m.tenth) filter (where m.ended_as = 'finished')),
@@ -109,6 +120,6 @@ logged as (
     insert into convoke.events (org, task_id, agent_id, epoch, type, body)
     select org, id, coalesce(assignee, agent_id), epoch, event, body from moved
 )
-select id, org, kind, state, requester, epoch, class, case when holds_slot then assignee end as assignee, leads_on,
+select id, org, kind, state, state_reason, requester, epoch, case when holds_slot then assignee end as assignee, leads_on,
     coalesce(agent_id, assignee) as agent_id
 from moved

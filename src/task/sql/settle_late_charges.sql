@@ -1,4 +1,4 @@
--- Turns what was presumed to be spent into what was used. What was used beyond that and the limit is kept apart.
+-- Replaces presumed use by reported use. Use above it and the limit is counted as over.
 with input as (
     select * from unnest($1::uuid[], $2::boolean[], $3::bigint[], $4::bigint[])
     as i(assignment_id, known, tokens, microdollars)
@@ -16,17 +16,18 @@ paid as (
     from was w where c.assignment_id = w.assignment_id
 ),
 sums as (
-    select b.task_id, b.tree, sum(w.tokens_had)::bigint as tokens_had, sum(w.tokens)::bigint as tokens,
-        sum(w.microdollars_had)::bigint as microdollars_had, sum(w.microdollars)::bigint as microdollars
+    select b.task_id, b.tree, sum(w.tokens_had) as tokens_had, sum(w.tokens) as tokens,
+        sum(w.microdollars_had) as microdollars_had, sum(w.microdollars) as microdollars
     from was w join convoke.budgets b
         on (b.task_id = w.task_id and not b.tree) or (b.task_id = w.root_id and b.tree)
     group by b.task_id, b.tree
 )
+-- The sums are numeric and cannot overflow before they are limited.
 update convoke.budgets b set
-    tokens_reserved = b.tokens_reserved,
-    tokens_spent = least(greatest(0, b.tokens_spent + s.tokens - s.tokens_had), (coalesce(b.tokens_max, 9223372036854775807) - b.tokens_reserved)),
-    tokens_over = b.tokens_over + greatest(0, greatest(0, b.tokens_spent + s.tokens - s.tokens_had) - (coalesce(b.tokens_max, 9223372036854775807) - b.tokens_reserved)),
-    microdollars_reserved = b.microdollars_reserved,
-    microdollars_spent = least(greatest(0, b.microdollars_spent + s.microdollars - s.microdollars_had), (coalesce(b.microdollars_max, 9223372036854775807) - b.microdollars_reserved)),
-    microdollars_over = b.microdollars_over + greatest(0, greatest(0, b.microdollars_spent + s.microdollars - s.microdollars_had) - (coalesce(b.microdollars_max, 9223372036854775807) - b.microdollars_reserved))
+    tokens_spent = least(greatest(0, b.tokens_spent + s.tokens - s.tokens_had), coalesce(b.tokens_max, 9223372036854775807) - b.tokens_reserved),
+    tokens_over = least(9223372036854775807, b.tokens_over + greatest(0, greatest(0, b.tokens_spent + s.tokens - s.tokens_had)
+        - (coalesce(b.tokens_max, 9223372036854775807) - b.tokens_reserved))),
+    microdollars_spent = least(greatest(0, b.microdollars_spent + s.microdollars - s.microdollars_had), coalesce(b.microdollars_max, 9223372036854775807) - b.microdollars_reserved),
+    microdollars_over = least(9223372036854775807, b.microdollars_over + greatest(0, greatest(0, b.microdollars_spent + s.microdollars - s.microdollars_had)
+        - (coalesce(b.microdollars_max, 9223372036854775807) - b.microdollars_reserved)))
 from sums s where b.task_id = s.task_id and b.tree = s.tree

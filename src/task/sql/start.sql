@@ -1,6 +1,6 @@
 with input as (
     select * from unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::bigint[], $5::bigint[])
-    as i(task_id, assignment_id, lease_ms, attempt_ms, look_ms)
+    as i(task_id, assignment_id, lease_ms, attempt_ms, due_ms)
 ),
 started as (
     update convoke.assignments a set state = 'running', started_at = now.at, progress_at = now.at,
@@ -8,16 +8,17 @@ started as (
         attempt_deadline_at = now.at + i.attempt_ms * interval '1 ms'
     from input i cross join (select clock_timestamp() as at) now
     where a.id = i.assignment_id and a.state = 'awarded'
-    returning a.task_id, a.id, a.agent_id, a.epoch, now.at + i.look_ms * interval '1 ms' as due_at
+    returning a.task_id, a.id, a.agent_id, a.epoch, now.at + i.due_ms * interval '1 ms' as due_at
 ),
 moved as (
-    update convoke.tasks t set state = 'running', attempt = t.attempt + 1, rounds_empty = 0, due_at = s.due_at,
+    update convoke.tasks t set state = 'running', attempt = t.attempt + 1, rounds_empty = 0, unattended_since = null,
+        due_at = s.due_at,
         updated_at = clock_timestamp(), version = t.version + 1
     from started s where t.id = s.task_id
     returning t.id, t.org, t.kind, t.round, t.epoch, t.attempt, t.input, t.deadline_at,
         t.answers, t.rejected, t.root_id, s.agent_id, s.id as assignment_id
 ),
--- Of a task with a budget everything is charged, from its start on.
+-- A task with a budget has a charge from its start.
 charged as (
     insert into convoke.charges (assignment_id, task_id, root_id, agent_id, state, tokens, microdollars)
     select m.assignment_id, m.id, m.root_id, m.agent_id, 'reserved', 0, 0 from moved m

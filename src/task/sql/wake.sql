@@ -21,7 +21,8 @@ made as (
     select task_id, org, kind, requires, convoke.task_class(org, requires), input, 'wake:' || trigger, task_id,
         priority, 'open', deadline_at, policy, attempts_max
     from new where error is null
-    returning id, org, kind, requires, requester, priority, class, policy, state, input, attempts_max, root_id
+    returning id, org, kind, requires, requester, priority, class, policy, state, state_reason, epoch, agent_id, input,
+        attempts_max, root_id
 ),
 logged as (
     insert into convoke.events (org, task_id, epoch, type, body)
@@ -35,4 +36,4 @@ logged as (
         'lsn', ('0/0'::pg_lsn + lsn::numeric)::text, 'index', index)
     from new where error is not null
 )
-select id, org, kind, requires, requester, class, policy from made
+select id, org, kind, requires, requester, class, policy, state, state_reason, epoch, agent_id from made

@@ -1,100 +1,114 @@
-//! The `tls-server-end-point` hash of a certificate (RFC 5929 §4.1).
+//! The `tls-server-end-point` hash of a certificate (RFC 5929 §4.1), for SCRAM channel binding.
 //!
-//! Which hash is said by the certificate's signature algorithm, so a few
-//! levels of its DER are walked. What cannot be understood has no hash, and
-//! the log-in then goes without channel binding.
+//! The certificate's signature algorithm selects the hash. A certificate that cannot be parsed, or whose
+//! algorithm has no hash of its own (Ed25519), has none; the login then goes without channel binding.
+use pkcs1::RsaPssParams;
 use sha2::{Digest, Sha256, Sha384, Sha512};
+use x509_cert::{
+    Certificate,
+    der::{Decode, asn1::ObjectIdentifier, oid::db::rfc5912::*},
+    spki::AlgorithmIdentifierOwned,
+};
 
-const SEQUENCE: u8 = 0x30;
-const OBJECT_IDENTIFIER: u8 = 0x06;
-const CONTEXT_0: u8 = 0xA0;
+const ECDSA_WITH_SHA_1: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.4.1");
 
-/// The hash that binds a log-in to this certificate.
+/// MD5 and SHA-1 are replaced by SHA-256, as the RFC asks.
+const SHA256_ALGORITHMS: [ObjectIdentifier; 7] = [
+    MD_5_WITH_RSA_ENCRYPTION,
+    SHA_1_WITH_RSA_ENCRYPTION,
+    ECDSA_WITH_SHA_1,
+    SHA_256_WITH_RSA_ENCRYPTION,
+    ECDSA_WITH_SHA_256,
+    ID_SHA_1,
+    ID_SHA_256,
+];
+const SHA384_ALGORITHMS: [ObjectIdentifier; 3] =
+    [SHA_384_WITH_RSA_ENCRYPTION, ECDSA_WITH_SHA_384, ID_SHA_384];
+const SHA512_ALGORITHMS: [ObjectIdentifier; 3] =
+    [SHA_512_WITH_RSA_ENCRYPTION, ECDSA_WITH_SHA_512, ID_SHA_512];
+
+/// Returns the hash that binds a login to this DER certificate. `None` if there is none.
 pub(super) fn end_point_hash(certificate: &[u8]) -> Option<Vec<u8>> {
-    let (content, _) = element(SEQUENCE, certificate)?;
-    let (_, rest) = element(SEQUENCE, content)?;
-    let (algorithm, _) = element(SEQUENCE, rest)?;
-    let (oid, parameters) = element(OBJECT_IDENTIFIER, algorithm)?;
-    // RSASSA-PSS names its hash in its parameters.
-    let oid = if oid == RSASSA_PSS { pss_hash(parameters)? } else { oid };
-    match oid {
-        MD5_RSA | SHA1_RSA | SHA1_ECDSA | SHA256_RSA | SHA256_ECDSA | SHA1 | SHA256 => {
-            Some(Sha256::digest(certificate).to_vec())
-        }
-        SHA384_RSA | SHA384_ECDSA | SHA384 => Some(Sha384::digest(certificate).to_vec()),
-        SHA512_RSA | SHA512_ECDSA | SHA512 => Some(Sha512::digest(certificate).to_vec()),
-        _ => None,
+    let parsed = Certificate::from_der(certificate).ok()?;
+    let hash = hash_algorithm(&parsed.signature_algorithm)?;
+    if SHA256_ALGORITHMS.contains(&hash) {
+        Some(Sha256::digest(certificate).to_vec())
+    } else if SHA384_ALGORITHMS.contains(&hash) {
+        Some(Sha384::digest(certificate).to_vec())
+    } else if SHA512_ALGORITHMS.contains(&hash) {
+        Some(Sha512::digest(certificate).to_vec())
+    } else {
+        None
     }
 }
 
-fn pss_hash(parameters: &[u8]) -> Option<&[u8]> {
-    let (parameters, _) = element(SEQUENCE, parameters)?;
-    // Left out, it is SHA-1.
-    let Some((hash, _)) = element(CONTEXT_0, parameters) else { return Some(SHA1) };
-    let (hash, _) = element(SEQUENCE, hash)?;
-    Some(element(OBJECT_IDENTIFIER, hash)?.0)
+/// RSASSA-PSS names its hash in its parameters; the name of every other algorithm contains it.
+fn hash_algorithm(algorithm: &AlgorithmIdentifierOwned) -> Option<ObjectIdentifier> {
+    if algorithm.oid != ID_RSASSA_PSS {
+        return Some(algorithm.oid);
+    }
+    let parameters: RsaPssParams<'_> = algorithm.parameters.as_ref()?.decode_as().ok()?;
+    Some(parameters.hash.oid)
 }
-
-/// The content of the DER element `tag` at the front, and what follows it.
-fn element(tag: u8, der: &[u8]) -> Option<(&[u8], &[u8])> {
-    let (&found, rest) = der.split_first()?;
-    let (&first, rest) = rest.split_first()?;
-    let (length, rest) = match first {
-        0..=0x7F => (usize::from(first), rest),
-        0x81..=0x84 => {
-            let (digits, rest) = rest.split_at_checked(usize::from(first & 0x7F))?;
-            (digits.iter().fold(0, |length, &digit| length << 8 | usize::from(digit)), rest)
-        }
-        _ => return None,
-    };
-    if found == tag { rest.split_at_checked(length) } else { None }
-}
-
-const MD5_RSA: &[u8] = &[0x2A, 0x86, 0x48, 0x86, 0xF7, 0x0D, 1, 1, 4];
-const SHA1_RSA: &[u8] = &[0x2A, 0x86, 0x48, 0x86, 0xF7, 0x0D, 1, 1, 5];
-const RSASSA_PSS: &[u8] = &[0x2A, 0x86, 0x48, 0x86, 0xF7, 0x0D, 1, 1, 10];
-const SHA256_RSA: &[u8] = &[0x2A, 0x86, 0x48, 0x86, 0xF7, 0x0D, 1, 1, 11];
-const SHA384_RSA: &[u8] = &[0x2A, 0x86, 0x48, 0x86, 0xF7, 0x0D, 1, 1, 12];
-const SHA512_RSA: &[u8] = &[0x2A, 0x86, 0x48, 0x86, 0xF7, 0x0D, 1, 1, 13];
-const SHA1_ECDSA: &[u8] = &[0x2A, 0x86, 0x48, 0xCE, 0x3D, 4, 1];
-const SHA256_ECDSA: &[u8] = &[0x2A, 0x86, 0x48, 0xCE, 0x3D, 4, 3, 2];
-const SHA384_ECDSA: &[u8] = &[0x2A, 0x86, 0x48, 0xCE, 0x3D, 4, 3, 3];
-const SHA512_ECDSA: &[u8] = &[0x2A, 0x86, 0x48, 0xCE, 0x3D, 4, 3, 4];
-const SHA1: &[u8] = &[0x2B, 0x0E, 3, 2, 0x1A];
-const SHA256: &[u8] = &[0x60, 0x86, 0x48, 1, 0x65, 3, 4, 2, 1];
-const SHA384: &[u8] = &[0x60, 0x86, 0x48, 1, 0x65, 3, 4, 2, 2];
-const SHA512: &[u8] = &[0x60, 0x86, 0x48, 1, 0x65, 3, 4, 2, 3];
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
+    use x509_cert::{
+        TbsCertificate, Version,
+        der::{Any, Encode, asn1::BitString, oid::db::rfc8410::ID_ED_25519},
+        name::Name,
+        serial_number::SerialNumber,
+        spki::{AlgorithmIdentifierRef, SubjectPublicKeyInfoOwned},
+        time::Validity,
+    };
 
-    fn der(tag: u8, content: &[u8]) -> Vec<u8> {
-        let mut out = vec![tag, 0x82];
-        out.extend_from_slice(&u16::try_from(content.len()).unwrap().to_be_bytes());
-        out.extend_from_slice(content);
-        out
+    fn certificate(algorithm: &AlgorithmIdentifierOwned) -> Vec<u8> {
+        let bits = || BitString::from_bytes(&[7; 300]).unwrap();
+        let tbs_certificate = TbsCertificate {
+            version: Version::V3,
+            serial_number: SerialNumber::from(7u32),
+            signature: algorithm.clone(),
+            issuer: Name::default(),
+            validity: Validity::from_now(Duration::from_secs(60)).unwrap(),
+            subject: Name::default(),
+            subject_public_key_info: SubjectPublicKeyInfoOwned {
+                algorithm: plain(RSA_ENCRYPTION),
+                subject_public_key: bits(),
+            },
+            issuer_unique_id: None,
+            subject_unique_id: None,
+            extensions: None,
+        };
+        let signature_algorithm = algorithm.clone();
+        Certificate { tbs_certificate, signature_algorithm, signature: bits() }.to_der().unwrap()
     }
 
-    fn certificate(algorithm: &[u8]) -> Vec<u8> {
-        let body = [der(SEQUENCE, &[7; 300]), der(SEQUENCE, algorithm), vec![3, 1, 0]].concat();
-        der(SEQUENCE, &body)
+    fn plain(oid: ObjectIdentifier) -> AlgorithmIdentifierOwned {
+        AlgorithmIdentifierOwned { oid, parameters: None }
+    }
+
+    fn pss(hash: ObjectIdentifier) -> AlgorithmIdentifierOwned {
+        let mut parameters = RsaPssParams::default();
+        parameters.hash = AlgorithmIdentifierRef { oid: hash, parameters: None };
+        AlgorithmIdentifierOwned {
+            oid: ID_RSASSA_PSS,
+            parameters: Some(Any::encode_from(&parameters).unwrap()),
+        }
     }
 
     #[test]
-    fn the_signature_algorithm_chooses_the_hash() {
-        let pss = |hash: &[u8]| {
-            let hash = der(CONTEXT_0, &der(SEQUENCE, &der(OBJECT_IDENTIFIER, hash)));
-            [der(OBJECT_IDENTIFIER, RSASSA_PSS), der(SEQUENCE, &hash)].concat()
-        };
-        let ed25519 = der(OBJECT_IDENTIFIER, &[0x2B, 0x65, 0x70]);
+    fn signature_algorithm_selects_the_hash() {
         let cases = [
-            (der(OBJECT_IDENTIFIER, SHA1_RSA), Some(32)),
-            (der(OBJECT_IDENTIFIER, SHA256_ECDSA), Some(32)),
-            (der(OBJECT_IDENTIFIER, SHA384_ECDSA), Some(48)),
-            (der(OBJECT_IDENTIFIER, SHA512_RSA), Some(64)),
-            (pss(SHA384), Some(48)),
-            (ed25519, None),
+            (plain(SHA_1_WITH_RSA_ENCRYPTION), Some(32)),
+            (plain(ECDSA_WITH_SHA_256), Some(32)),
+            (plain(ECDSA_WITH_SHA_384), Some(48)),
+            (plain(SHA_512_WITH_RSA_ENCRYPTION), Some(64)),
+            (pss(ID_SHA_384), Some(48)),
+            (pss(ID_SHA_1), Some(32)),
+            (plain(ID_RSASSA_PSS), None),
+            (plain(ID_ED_25519), None),
         ];
         for (algorithm, expected) in cases {
             let hash = end_point_hash(&certificate(&algorithm));
@@ -103,10 +117,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_certificate_has_no_hash() {
-        let good = certificate(&der(OBJECT_IDENTIFIER, SHA256_RSA));
-        for cut in 0..good.len() - 3 {
+    fn truncated_certificate_has_no_hash() {
+        let good = certificate(&plain(SHA_256_WITH_RSA_ENCRYPTION));
+        for cut in 0..good.len() {
             assert_eq!(end_point_hash(&good[..cut]), None, "cut to {cut}");
         }
+        assert_eq!(end_point_hash(&good).map(|hash| hash.len()), Some(32));
     }
 }

@@ -1,6 +1,9 @@
 //! Startup and authentication: SCRAM-SHA-256 (bound to the TLS channel where there is one), MD5, clear text.
 use super::{Connection, refused, transport::Binding};
-use crate::{db::Target, wal::error::Error};
+use crate::{
+    db::{Target, session},
+    wal::error::Error,
+};
 
 use postgres_protocol::{
     authentication::{
@@ -15,19 +18,24 @@ use postgres_protocol::{
 use secrecy::ExposeSecret;
 use tokio_postgres::fallible_iterator::FallibleIterator;
 
-/// The session renders values as text, so its settings decide what they look like. A walsender whose
-/// client is gone gives the slot and the leader's lock back after a time-out of the server's: one while
-/// it streams, one before that.
-const SETTINGS: &str = "-c datestyle=ISO -c intervalstyle=postgres -c extra_float_digits=3 \
-    -c timezone=UTC -c bytea_output=hex -c statement_timeout=0 -c lock_timeout=0 \
-    -c idle_session_timeout=15s -c wal_sender_timeout=15s";
+/// A walsender whose client is gone gives the slot and the leader's lock back after a time-out of the server's: one
+/// while it streams, one before that.
+const OWN_SETTINGS: [(&str, &str); 5] = [
+    ("timezone", "UTC"),
+    ("statement_timeout", "0"),
+    ("idle_in_transaction_session_timeout", "0"),
+    ("idle_session_timeout", "15s"),
+    ("wal_sender_timeout", "15s"),
+];
 
 /// How the walsender is named in `pg_stat_replication`.
 pub(super) const APPLICATION_NAME: &str = "convoke wal";
 
 impl Connection {
     pub(super) async fn log_in(&mut self, target: &Target, binding: Binding) -> Result<(), Error> {
-        let options = [target.options().unwrap_or_default(), SETTINGS].join(" ");
+        // The session renders values as text, so its settings decide what they look like.
+        let own = OWN_SETTINGS.map(|(name, value)| (name, value.to_owned()));
+        let options = session::options(target, &own);
         let parameters = [
             ("user", target.user.as_str()),
             ("database", &target.database),
@@ -42,6 +50,9 @@ impl Connection {
         loop {
             match self.message().await? {
                 Message::ReadyForQuery(_) => return Ok(()),
+                Message::ParameterStatus(body) if body.name().is_ok_and(|name| name == "server_encoding") => {
+                    body.value()?.clone_into(&mut self.server_encoding);
+                }
                 Message::ErrorResponse(body) => return Err(refused(&body)),
                 _ => {}
             }
@@ -89,7 +100,7 @@ impl Connection {
             Binding::EndPoint(hash) if plus => {
                 (SCRAM_SHA_256_PLUS, ChannelBinding::tls_server_end_point(hash))
             }
-            // It says that we could have, so that nobody can take the offer out unnoticed.
+            // The flag says that the client supports channel binding, so that removing the server's offer is detected.
             Binding::EndPoint(_) if plain => (SCRAM_SHA_256, ChannelBinding::unrequested()),
             _ if plain => (SCRAM_SHA_256, ChannelBinding::unsupported()),
             _ => return Err(Error::Login("the server offers no SCRAM-SHA-256".into())),
@@ -142,6 +153,8 @@ mod tests {
             read: BytesMut::new(),
             write: BytesMut::new(),
             message_bytes_max: 1 << 16,
+            server_encoding: String::new(),
+            as_stored: false,
         };
         let target = Target::parse(url).unwrap();
         let server = async move {

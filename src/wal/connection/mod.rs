@@ -9,7 +9,14 @@ mod login;
 mod transport;
 
 use super::error::Error;
-use crate::{clock::Clock, db::Target, id::Lsn};
+use crate::{
+    clock::Clock,
+    db::{
+        Target,
+        session::{self, Adjusted},
+    },
+    id::Lsn,
+};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use postgres_protocol::message::{
@@ -29,7 +36,7 @@ const READ_BYTES_MIN: usize = 32 << 10;
 const READ_BYTES: usize = 256 << 10;
 /// Postgres sends no message longer than a gigabyte and its header.
 const MESSAGE_BYTES_MAX: usize = (1 << 30) + (1 << 16);
-/// Until the server has shown who it is, messages are short.
+/// Limit of a message before the server is authenticated.
 const GREETING_BYTES_MAX: usize = 1 << 16;
 /// How long a command or the whole log-in may take.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
@@ -38,7 +45,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// What the server sends while it streams.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Frame {
-    /// A message of the plugin, and how far the server's log reaches.
+    /// A message of the plugin, and where the server's WAL ends.
     Data { wal_end: Lsn, message: Bytes },
     /// Everything up to `wal_end` was sent; the server may want an answer at once.
     Keepalive { wal_end: Lsn, reply: bool },
@@ -50,7 +57,14 @@ pub(super) struct Connection {
     read: BytesMut,
     write: BytesMut,
     message_bytes_max: usize,
+    /// How the database stores text, like `UTF8`.
+    server_encoding: String,
+    /// Text comes as it is stored.
+    as_stored: bool,
 }
+
+/// The encoding of a database that knows nothing of its texts, which are bytes.
+const NO_ENCODING: &str = "SQL_ASCII";
 
 /// The rows of a simple query as text.
 pub(super) type Rows = Vec<Vec<Option<String>>>;
@@ -66,13 +80,46 @@ impl Connection {
                 read: BytesMut::with_capacity(READ_BYTES),
                 write: BytesMut::new(),
                 message_bytes_max: GREETING_BYTES_MAX,
+                server_encoding: String::new(),
+                as_stored: false,
             };
             new.log_in(target, binding).await?;
             new.message_bytes_max = MESSAGE_BYTES_MAX;
+            new.set_up(target).await?;
             Ok(new)
         };
         let timed_out = |_| Error::Unreachable { at: target.address(), source: late() };
         timeout(CONNECT_TIMEOUT, attempt).await.map_err(timed_out)?
+    }
+
+    async fn set_up(&mut self, target: &Target) -> Result<(), Error> {
+        let rows = self.query(session::ADJUST).await?;
+        let last = rows.iter().rev().find(|row| row.len() == 2).map(Vec::as_slice);
+        let [holds, read_only] = last.unwrap_or_default() else {
+            return Err(Error::Unexpected("an answer to the settings of the session without its row".into()));
+        };
+        if !Adjusted::read(holds.as_deref(), read_only.as_deref()).holds {
+            return Err(Error::Login(format!("{} drops the settings of a session", target.address())));
+        }
+        // Postgres would check such text as if it were ours, and end the stream at the first byte that is not.
+        if self.server_encoding == NO_ENCODING { self.take_text_as_stored().await } else { Ok(()) }
+    }
+
+    /// From now on text is neither converted nor checked by the server.
+    pub(super) async fn take_text_as_stored(&mut self) -> Result<(), Error> {
+        self.query(&format!("set client_encoding = '{NO_ENCODING}'")).await?;
+        self.as_stored = true;
+        Ok(())
+    }
+
+    /// Whether the server stores text in an encoding that it has to convert.
+    pub(super) fn converts(&self) -> bool {
+        !["UTF8", NO_ENCODING].contains(&self.server_encoding.as_str())
+    }
+
+    /// Whether values may come that are not UTF-8.
+    pub(super) fn may_have_other_text(&self) -> bool {
+        self.as_stored
     }
 
     /// Runs statements; the session must not be streaming.
@@ -180,7 +227,7 @@ impl Connection {
         self.flush().await
     }
 
-    /// Ends the stream and the session in an orderly way; when it returns, the server has let go of the slot.
+    /// Ends the stream and the session in order. When it returns, the server has released the slot.
     pub(super) async fn finish(mut self) -> Result<(), Error> {
         frontend::copy_done(&mut self.write);
         frontend::terminate(&mut self.write);
@@ -280,7 +327,14 @@ mod tests {
         let mut read = BytesMut::new();
         read.extend_from_slice(server);
         let message_bytes_max = GREETING_BYTES_MAX;
-        Connection { io: Box::new(tokio::io::empty()), read, write: BytesMut::new(), message_bytes_max }
+        Connection {
+            io: Box::new(tokio::io::empty()),
+            read,
+            write: BytesMut::new(),
+            message_bytes_max,
+            server_encoding: String::new(),
+            as_stored: false,
+        }
     }
 
     #[test]

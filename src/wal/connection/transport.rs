@@ -15,7 +15,7 @@ use tokio::{
 pub(super) trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
 
-/// What proves in a log-in that there is nobody between us and the server.
+/// The channel binding data, which proves in a log-in that the connection is not intercepted.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Binding {
     /// No TLS, so nothing to bind to.

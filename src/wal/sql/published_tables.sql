@@ -1,4 +1,4 @@
-select n.nspname::text, c.relname::text
+select n.nspname::text, c.relname::text, c.oid
   from pg_publication p
   join pg_publication_rel r on r.prpubid = p.oid
   join pg_class c on c.oid = r.prrelid

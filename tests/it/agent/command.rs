@@ -34,7 +34,7 @@ async fn gone(pid: &str) {
 }
 
 #[tokio::test]
-async fn the_input_comes_on_standard_input_and_the_result_is_standard_output() {
+async fn input_is_standard_input_and_result_is_standard_output() {
     let script = r#"read -r input; printf '{"got": %s, "task": "%s", "agent": "%s", "attempt": %s}' \
         "$input" "$CONVOKE_TASK_ID" "$CONVOKE_AGENT_ID" "$CONVOKE_ATTEMPT""#;
     let start = start(json!({ "ticket": "Où?\n" }));
@@ -44,13 +44,13 @@ async fn the_input_comes_on_standard_input_and_the_result_is_standard_output() {
 }
 
 #[tokio::test]
-async fn a_command_that_does_not_read_its_input_is_fine() {
+async fn command_may_ignore_its_input() {
     let big = json!("x".repeat(500_000));
     assert_eq!(result(Bench::new(shell("echo 42")).run(start(big)).await), json!(42));
 }
 
 #[tokio::test]
-async fn the_environment_holds_what_the_file_lists_and_nothing_else() {
+async fn environment_has_only_the_variables_of_the_definition() {
     let mut definition = shell(
         "env | sed 's/=.*//' | grep -v '^\\(PWD\\|SHLVL\\|_\\|CONVOKE_.*\\)$' | sort | tr '\\n' ' ' | sed 's/^/\"/; s/$/\"/'",
     );
@@ -60,13 +60,13 @@ async fn the_environment_holds_what_the_file_lists_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn lines_of_standard_error_that_are_progress_are_reported() {
+async fn progress_lines_on_standard_error_are_reported() {
     let script = r#"echo 'starting up' >&2
         echo '{"progress": 0.25, "activity": "reading"}' >&2
         echo '{"progress": 0.5, "checkpoint": {"page": 7}}' >&2
         echo '{"not": "progress"}' >&2
         echo '{}'"#;
-    let (outcome, told) = Bench::new(shell(script)).run_told(start(json!({}))).await;
+    let (outcome, told) = Bench::new(shell(script)).run_with_progress(start(json!({}))).await;
     assert_eq!(result(outcome), json!({}));
     let told = told.unwrap();
     assert_eq!((told.progress, told.activity.as_deref()), (Some(0.5), Some("reading")));
@@ -74,7 +74,7 @@ async fn lines_of_standard_error_that_are_progress_are_reported() {
 }
 
 #[tokio::test]
-async fn a_command_may_ask_instead_of_answering_and_hears_the_answers() {
+async fn command_may_ask_and_gets_the_answers() {
     let script = r#"if [ -n "$CONVOKE_ANSWERS" ]; then echo "$CONVOKE_ANSWERS"; exit 0; fi
         echo '{"checkpoint": {"page": 7}}' >&2
         echo '{"question": "may I?", "for": "approval"}' >&2"#;
@@ -90,7 +90,7 @@ async fn a_command_may_ask_instead_of_answering_and_hears_the_answers() {
 }
 
 #[tokio::test]
-async fn a_failure_names_the_exit_code_and_the_last_line() {
+async fn failure_names_the_exit_code_and_the_last_line() {
     let script = "echo first >&2; echo 'the disk is full' >&2; echo '{\"progress\": 1}' >&2; exit 3";
     let told = ("the command failed with exit code 3: the disk is full".to_owned(), true);
     assert_eq!(failure(shell(script)).await, told);
@@ -101,7 +101,7 @@ async fn a_failure_names_the_exit_code_and_the_last_line() {
 }
 
 #[tokio::test]
-async fn a_result_that_is_no_json_is_a_failure() {
+async fn result_that_is_not_json_is_a_failure() {
     assert_eq!(failure(shell("echo hello")).await, ("result is no JSON: line 1 column 1".into(), true));
     let nothing = "result is no JSON: the command wrote nothing on standard output";
     assert_eq!(failure(shell("true")).await.0, nothing);
@@ -109,7 +109,7 @@ async fn a_result_that_is_no_json_is_a_failure() {
 }
 
 #[tokio::test]
-async fn a_flood_of_output_is_cut_off() {
+async fn output_over_the_limit_is_cut_off() {
     let mut flood = shell("yes");
     flood.limits.output_bytes = 10_000;
     let (message, retryable) = failure(flood).await;
@@ -117,7 +117,7 @@ async fn a_flood_of_output_is_cut_off() {
 }
 
 #[tokio::test]
-async fn a_command_that_is_not_there_is_named_and_not_tried_again() {
+async fn missing_command_is_named_and_not_retried() {
     let mut missing = shell("");
     missing.run.argv = Some(vec!["convoke-no-such-program".into()]);
     let told = ("there is no command convoke-no-such-program on PATH".to_owned(), false);
@@ -130,7 +130,7 @@ async fn a_command_that_is_not_there_is_named_and_not_tried_again() {
 }
 
 #[tokio::test]
-async fn it_runs_in_the_folder_of_its_file() {
+async fn command_runs_in_the_folder_of_its_definition() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("here.json"), "\"found\"").unwrap();
     let mut definition = shell("cat here.json");
@@ -142,7 +142,7 @@ async fn it_runs_in_the_folder_of_its_file() {
 }
 
 #[tokio::test]
-async fn more_memory_than_the_limit_is_refused() {
+async fn memory_over_the_limit_is_refused() {
     let hungry = "x=$(head -c 200000000 /dev/zero | tr '\\0' a); echo ${#x}";
     let mut definition = shell(hungry);
     definition.limits.memory_bytes = Some(50 << 20);
@@ -171,7 +171,7 @@ async fn stopped(script: &str, folder: &Path) -> (String, String) {
 }
 
 #[tokio::test]
-async fn a_stop_ends_the_command_and_what_it_started() {
+async fn stop_ends_the_command_and_its_descendants() {
     let folder = tempfile::tempdir().unwrap();
     let (pid, message) = stopped("sleep 300 & echo $! > pid; wait", folder.path()).await;
     assert_eq!(message, "the command was stopped");
@@ -179,7 +179,7 @@ async fn a_stop_ends_the_command_and_what_it_started() {
 }
 
 #[tokio::test]
-async fn a_command_that_ignores_the_request_to_end_is_killed() {
+async fn command_that_ignores_sigterm_is_killed() {
     let folder = tempfile::tempdir().unwrap();
     let (pid, _) =
         stopped("trap '' TERM; sh -c 'trap \"\" TERM; echo $$ > pid; sleep 300; sleep 300'", folder.path())
@@ -188,7 +188,7 @@ async fn a_command_that_ignores_the_request_to_end_is_killed() {
 }
 
 #[tokio::test]
-async fn a_dropped_job_leaves_no_process() {
+async fn dropped_job_leaves_no_process() {
     let folder = tempfile::tempdir().unwrap();
     let mut definition = shell("sh -c 'sleep 300 & echo $! > pid; wait' & wait");
     definition.folder = Some(folder.path().to_owned());
@@ -207,7 +207,7 @@ async fn a_dropped_job_leaves_no_process() {
 }
 
 #[tokio::test]
-async fn what_a_command_leaves_behind_does_not_hold_its_result() {
+async fn remaining_descendants_do_not_delay_the_result() {
     let result = result(Bench::new(shell("sleep 300 & echo '\"done\"'")).run(start(Value::Null)).await);
     assert_eq!(result, json!("done"));
 }

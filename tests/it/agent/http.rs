@@ -25,7 +25,7 @@ pub enum Reply {
     Hang,
 }
 
-pub fn say(status: u16, body: &str) -> Reply {
+pub fn reply(status: u16, body: &str) -> Reply {
     Reply::Say(status, Vec::new(), body.to_owned())
 }
 
@@ -87,7 +87,7 @@ async fn failure(replies: impl IntoIterator<Item = Reply>) -> (String, bool, usi
 }
 
 #[tokio::test]
-async fn the_job_is_posted_signed_and_the_body_is_the_result() {
+async fn job_is_posted_with_a_signature_and_the_body_is_the_result() {
     let cost = vec![("Convoke-Microdollars", "70".to_owned()), ("Convoke-Tokens", "12".to_owned())];
     let server = Server::start([Reply::Say(200, cost, "{\"ok\": true}".into())]).await;
     let mut definition = agent(&server);
@@ -95,7 +95,7 @@ async fn the_job_is_posted_signed_and_the_body_is_the_result() {
     let bench = Bench::new(definition).env([("SECRET", "s3cret")]);
     let start = start(json!({ "ticket": 7 }));
     let outcome = bench.run(start.clone()).await.unwrap();
-    let usage = Usage { tokens: 12, microdollars: 70 };
+    let usage = Usage { tokens: 12, microdollars: 70, presumed: false };
     assert_eq!(outcome, Finished::Result { result: json!({ "ok": true }), usage });
 
     let (headers, body) = server.seen().remove(0);
@@ -114,9 +114,9 @@ async fn the_job_is_posted_signed_and_the_body_is_the_result() {
 }
 
 #[tokio::test]
-async fn trouble_is_waited_for_as_the_server_says() {
+async fn retry_waits_as_long_as_the_server_asks() {
     let later = |status| Reply::Say(status, vec![("Retry-After", "1".into())], "busy".into());
-    let server = Server::start([later(429), later(503), say(200, "1")]).await;
+    let server = Server::start([later(429), later(503), reply(200, "1")]).await;
     let began = tokio::time::Instant::now();
     assert_eq!(result(Bench::new(agent(&server)).run(start(json!({}))).await), json!(1));
     assert!(began.elapsed() >= Duration::from_secs(2));
@@ -124,10 +124,10 @@ async fn trouble_is_waited_for_as_the_server_says() {
 }
 
 #[tokio::test]
-async fn trouble_that_lasts_beyond_the_attempt_is_a_failure_to_try_again() {
+async fn error_that_outlasts_the_attempt_is_a_retryable_failure() {
     let long = Reply::Say(429, vec![("Retry-After", "60".into())], "busy".into());
     assert_eq!(failure([long]).await, ("the agent answered 429".into(), true, 1));
-    let (message, retryable, tries) = failure([say(500, "secret stack trace")]).await;
+    let (message, retryable, tries) = failure([reply(500, "secret stack trace")]).await;
     assert!(
         message.starts_with("the agent answered 500, tried ") && !message.contains("secret"),
         "{message}"
@@ -136,30 +136,30 @@ async fn trouble_that_lasts_beyond_the_attempt_is_a_failure_to_try_again() {
 }
 
 #[tokio::test]
-async fn what_the_server_rejects_is_not_tried_again() {
-    assert_eq!(failure([say(404, "no")]).await, ("the agent answered 404".into(), false, 1));
+async fn rejected_job_is_not_retried() {
+    assert_eq!(failure([reply(404, "no")]).await, ("the agent answered 404".into(), false, 1));
     let elsewhere = Reply::Say(302, vec![("Location", "http://127.0.0.1:1/".into())], String::new());
     let redirect = "the agent answered with a redirect (302), which is not followed";
     assert_eq!(failure([elsewhere]).await, (redirect.into(), false, 1));
 }
 
 #[tokio::test]
-async fn rubbish_and_floods_are_failures() {
-    let (message, retryable, _) = failure([say(200, "<html>oops</html>")]).await;
+async fn malformed_and_oversized_answers_are_failures() {
+    let (message, retryable, _) = failure([reply(200, "<html>oops</html>")]).await;
     assert_eq!((message.as_str(), retryable), ("result is no JSON: line 1 column 1", true));
-    let (message, retryable, _) = failure([say(200, &"9".repeat(2 << 20))]).await;
+    let (message, retryable, _) = failure([reply(200, &"9".repeat(2 << 20))]).await;
     let over = "the result is over limits.output_bytes, 1048576 bytes";
     assert_eq!((message.as_str(), retryable), (over, false));
 }
 
 #[tokio::test]
-async fn an_answer_that_never_comes_ends_with_the_attempt() {
+async fn missing_answer_ends_with_the_attempt() {
     let (message, retryable, _) = failure([Reply::Hang]).await;
     assert_eq!((message.as_str(), retryable), ("the agent did not answer in time", true));
 }
 
 #[tokio::test]
-async fn a_server_that_is_not_there_is_named_by_its_cause() {
+async fn unreachable_server_is_reported_with_the_cause() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/", listener.local_addr().unwrap());
     drop(listener);
@@ -175,13 +175,13 @@ async fn a_server_that_is_not_there_is_named_by_its_cause() {
 }
 
 #[tokio::test]
-async fn an_agent_that_takes_the_job_over_reports_itself() {
-    let server = Server::start([say(202, "")]).await;
-    assert_eq!(Bench::new(agent(&server)).run(start(json!({}))).await.unwrap(), Finished::Elsewhere);
+async fn status_202_delegates_the_job() {
+    let server = Server::start([reply(202, "")]).await;
+    assert_eq!(Bench::new(agent(&server)).run(start(json!({}))).await.unwrap(), Finished::Delegated);
 }
 
 #[tokio::test]
-async fn a_stop_ends_the_request() {
+async fn stop_closes_the_request() {
     let server = Server::start([Reply::Hang]).await;
     let bench = Bench::new(agent(&server));
     let stop = bench.stop.clone();

@@ -1,7 +1,7 @@
 //! `kind = "llm"` with a real server that speaks OpenAI's protocol, or fails to.
 use super::{
     Bench, definition,
-    http::{Reply, Server, say},
+    http::{Reply, Server, reply},
     result, start,
 };
 use convoke::{
@@ -17,7 +17,7 @@ pub fn completion(text: &str) -> Reply {
         "choices": [{ "index": 0, "message": { "role": "assistant", "content": text }, "finish_reason": "stop" }],
         "usage": { "prompt_tokens": 1000, "completion_tokens": 500, "total_tokens": 1500 },
     });
-    say(200, &body.to_string())
+    reply(200, &body.to_string())
 }
 
 fn agent(server: &Server) -> Definition {
@@ -54,10 +54,10 @@ async fn failure(reply: Reply) -> (String, bool, Usage, usize) {
 }
 
 #[tokio::test]
-async fn the_answer_is_the_result_and_its_usage_becomes_money() {
+async fn answer_is_the_result_and_its_usage_is_priced() {
     let server = Server::start([completion("```json\n{\"urgency\": 4}\n```")]).await;
     let outcome = bench(agent(&server)).run(start(json!({ "title": "Fire" }))).await.unwrap();
-    let usage = Usage { tokens: 1500, microdollars: 450 };
+    let usage = Usage { tokens: 1500, microdollars: 450, presumed: false };
     assert_eq!(outcome, Finished::Result { result: json!({ "urgency": 4 }), usage });
 
     let (headers, body) = server.seen().remove(0);
@@ -72,7 +72,7 @@ async fn the_answer_is_the_result_and_its_usage_becomes_money() {
 }
 
 #[tokio::test]
-async fn a_prompt_a_token_limit_and_the_tasks_own_schema_are_sent() {
+async fn prompt_token_limit_and_schema_of_the_task_are_sent() {
     let server = Server::start([completion("[1]")]).await;
     let mut definition = agent(&server);
     definition.run.prompt = Some("Ticket: {{ input.title }} ({{ attempt }})".into());
@@ -91,14 +91,14 @@ async fn a_prompt_a_token_limit_and_the_tasks_own_schema_are_sent() {
 }
 
 #[tokio::test]
-async fn a_refused_key_fails_at_once() {
+async fn refused_key_fails_without_retry() {
     let (message, retryable, _, tries) =
-        failure(say(401, "{\"error\":{\"message\":\"bad key sk-secret\"}}")).await;
+        failure(reply(401, "{\"error\":{\"message\":\"bad key sk-secret\"}}")).await;
     assert_eq!((message.as_str(), retryable, tries), ("model endpoint refused the key (401)", false, 1));
 }
 
 #[tokio::test]
-async fn a_rate_limit_is_waited_for_and_then_the_answer_counts() {
+async fn rate_limit_is_waited_for() {
     let limited = Reply::Say(429, vec![("Retry-After", "1".into())], "slow down".into());
     let server = Server::start([limited, completion("{\"urgency\": 1}")]).await;
     let began = tokio::time::Instant::now();
@@ -110,25 +110,25 @@ async fn a_rate_limit_is_waited_for_and_then_the_answer_counts() {
 }
 
 #[tokio::test]
-async fn trouble_at_the_endpoint_is_tried_again_and_then_told() {
-    let (message, retryable, _, tries) = failure(say(500, "stack trace")).await;
+async fn endpoint_error_is_retried_and_then_reported() {
+    let (message, retryable, _, tries) = failure(reply(500, "stack trace")).await;
     assert_eq!((message.as_str(), retryable), ("model endpoint failed (500)", true));
     assert!(tries >= 3, "{tries}");
 }
 
 #[tokio::test]
-async fn rubbish_is_told_for_what_it_is() {
+async fn malformed_answer_is_reported_with_its_kind() {
     let message = |reply| async { failure(reply).await.0 };
     let rubbish = "model endpoint gave an answer that is no chat completion: ";
-    assert_eq!(message(say(200, "<html>")).await, format!("{rubbish}it is no JSON"));
-    assert_eq!(message(say(200, "{\"a\": 1}")).await, format!("{rubbish}it has no choices with messages"));
-    assert_eq!(message(say(200, "{\"choices\": []}")).await, format!("{rubbish}it has no choice"));
-    assert_eq!(message(say(404, "what?")).await, "model endpoint rejected the request (404)");
+    assert_eq!(message(reply(200, "<html>")).await, format!("{rubbish}it is no JSON"));
+    assert_eq!(message(reply(200, "{\"a\": 1}")).await, format!("{rubbish}it has no choices with messages"));
+    assert_eq!(message(reply(200, "{\"choices\": []}")).await, format!("{rubbish}it has no choice"));
+    assert_eq!(message(reply(404, "what?")).await, "model endpoint rejected the request (404)");
 }
 
 #[tokio::test]
-async fn an_answer_that_does_not_fit_is_charged_and_tried_again() {
-    let usage = Usage { tokens: 1500, microdollars: 450 };
+async fn answer_that_does_not_fit_the_schema_is_charged_and_retried() {
+    let usage = Usage { tokens: 1500, microdollars: 450, presumed: false };
     let told = |message: &str| (message.to_owned(), true, usage, 1);
     assert_eq!(failure(completion("I think it is urgent")).await, told("result is no JSON"));
     let no_member = "result does not satisfy its schema: / breaks /required";
@@ -138,7 +138,7 @@ async fn an_answer_that_does_not_fit_is_charged_and_tried_again() {
 }
 
 #[tokio::test]
-async fn a_model_that_hangs_ends_with_the_attempt() {
+async fn model_that_hangs_ends_with_the_attempt() {
     let server = Server::start([Reply::Hang]).await;
     let mut bench = bench(agent(&server));
     bench.timeout = Duration::from_millis(300);
@@ -148,7 +148,7 @@ async fn a_model_that_hangs_ends_with_the_attempt() {
 }
 
 #[tokio::test]
-async fn a_question_over_the_token_limit_is_never_sent() {
+async fn question_over_the_token_limit_is_not_sent() {
     let server = Server::start([completion("{}")]).await;
     let mut definition = agent(&server);
     definition.limits.tokens_per_task = Some(100);
@@ -158,7 +158,7 @@ async fn a_question_over_the_token_limit_is_never_sent() {
 }
 
 #[tokio::test]
-async fn an_endpoint_from_the_environment_needs_no_key() {
+async fn endpoint_from_the_environment_needs_no_key() {
     let server = Server::start([completion("{\"urgency\": 2}")]).await;
     let mut definition = agent(&server);
     definition.run.base_url = None;
@@ -168,4 +168,96 @@ async fn an_endpoint_from_the_environment_needs_no_key() {
     let bench = Bench::new(definition).env([("BASE", &address)]);
     assert_eq!(result(bench.run(start(json!({}))).await), json!({ "urgency": 2 }));
     assert!(!server.seen()[0].0.contains_key("authorization"));
+}
+
+/// An answer with these words and this usage.
+fn answer(content: Value, usage: Value) -> Reply {
+    reply(200, &json!({ "choices": [{ "message": { "content": content } }], "usage": usage }).to_string())
+}
+
+#[tokio::test]
+async fn missing_or_implausible_usage_is_presumed() {
+    let content = json!("{\"urgency\": 4}");
+    let known = Usage { tokens: 12, microdollars: 6, presumed: false };
+    let huge = 1_000_000_000_000_000;
+    let cases = [
+        (json!({ "prompt_tokens": 4, "completion_tokens": 8 }), Some(known)),
+        (json!({ "prompt_tokens": 3.2, "completion_tokens": "8" }), Some(known)),
+        (
+            json!({ "prompt_tokens": u64::MAX, "completion_tokens": 1e300 }),
+            Some(Usage { tokens: 2 * huge, microdollars: huge / 4 * 3, presumed: false }),
+        ),
+        (json!({ "prompt_tokens": 4 }), None),
+        (json!({ "prompt_tokens": 4, "completion_tokens": -8 }), None),
+        (json!({ "prompt_tokens": null, "completion_tokens": "many" }), None),
+        (json!(null), None),
+        (json!("free"), None),
+    ];
+    for (usage, expected) in cases {
+        let server = Server::start([answer(content.clone(), usage.clone())]).await;
+        let Finished::Result { result, usage: told } =
+            bench(agent(&server)).run(start(json!({}))).await.unwrap()
+        else {
+            panic!("{usage}")
+        };
+        assert_eq!(result, json!({ "urgency": 4 }), "{usage}");
+        match expected {
+            Some(expected) => assert_eq!(told, expected, "{usage}"),
+            None => assert!(
+                told.presumed && told.tokens > 4_096 && told.microdollars > 2_400,
+                "{usage}: {told:?}"
+            ),
+        }
+    }
+    // Without any usage member at all, and of a question that was cut off by its time.
+    let server =
+        Server::start([reply(200, "{\"choices\":[{\"message\":{\"content\":\"{\\\"urgency\\\":4}\"}}]}")])
+            .await;
+    let outcome = bench(agent(&server)).run(start(json!({}))).await.unwrap();
+    assert!(matches!(outcome, Finished::Result { usage, .. } if usage.presumed && usage.microdollars > 0));
+    let server = Server::start([Reply::Hang]).await;
+    let mut hanging = bench(agent(&server));
+    hanging.timeout = Duration::from_millis(300);
+    let failure = hanging.run(start(json!({}))).await.unwrap_err();
+    assert!(failure.usage.presumed && failure.usage.microdollars > 0, "{failure:?}");
+}
+
+#[tokio::test]
+async fn answer_is_found_in_parts_fences_and_reasoning() {
+    let usage = json!({ "prompt_tokens": 4, "completion_tokens": 8 });
+    for content in [
+        json!([{ "type": "text", "text": "{\"urgency\":" }, { "type": "text", "text": " 4}" }]),
+        json!([{ "type": "reasoning", "text": "{\"urgency\": 1}" }, { "type": "text", "text": "{\"urgency\": 4}" }]),
+        json!("```JSON\n{\"urgency\": 4}\n```"),
+        json!("<think>Perhaps {\"urgency\": 1}?</think>\nIt is urgent:\n```\n{\"urgency\": 4}\n```\nDone."),
+        // The schema tells the answer from the example before it.
+        json!("The form is {\"urgency\": \"number\"}. So {\"urgency\": 4}, as in [1]. {\"note\": true}"),
+    ] {
+        let server = Server::start([answer(content.clone(), usage.clone())]).await;
+        assert_eq!(
+            result(bench(agent(&server)).run(start(json!({}))).await),
+            json!({ "urgency": 4 }),
+            "{content}"
+        );
+    }
+    let number = "{\"urgency\": 4, \"id\": 123456789012345678901234567890}";
+    let (message, ..) = failure(answer(json!(number), usage)).await;
+    assert!(message.contains("id: the number 123456789012345678901234567890 has more digits"), "{message}");
+}
+
+#[tokio::test]
+async fn endpoint_error_is_an_outage_and_a_refused_key_is_not() {
+    let of = |reply| async {
+        let server = Server::start([reply]).await;
+        bench(agent(&server)).run(start(json!({}))).await.unwrap_err().outage
+    };
+    assert!(of(reply(500, "down")).await);
+    assert!(of(Reply::Say(429, vec![("Retry-After", "60".into())], "slow down".into())).await);
+    assert!(!of(reply(401, "no")).await);
+    assert!(!of(completion("no JSON")).await);
+    let server = Server::start([reply(200, "{}")]).await;
+    let mut gone = agent(&server);
+    gone.run.base_url = Some("http://127.0.0.1:1/v1".into());
+    let failure = bench(gone).run(start(json!({}))).await.unwrap_err();
+    assert!(failure.outage && failure.usage == Usage::default(), "{failure:?}");
 }

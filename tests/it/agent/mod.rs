@@ -8,7 +8,7 @@ mod wakes;
 use convoke::{
     agent::{
         Definition, Env, Finished, Job, Registry,
-        kind::{Parts, runner},
+        kind::{RunnerDeps, runner},
     },
     id::{AssignmentId, Epoch, OrgId, TaskId},
     task::{AssignmentKey, Failure, Progress, Start},
@@ -48,14 +48,14 @@ pub fn start(input: Value) -> Start {
 /// One job of one agent, without a daemon around it.
 pub struct Bench {
     definition: Arc<Definition>,
-    parts: Parts,
+    parts: RunnerDeps,
     pub stop: CancellationToken,
     pub timeout: Duration,
 }
 
 impl Bench {
     pub fn new(definition: Definition) -> Self {
-        let parts = Parts { env: Env::process(), ..Parts::default() };
+        let parts = RunnerDeps { env: Env::process(), ..RunnerDeps::default() };
         let timeout = Duration::from_secs(20);
         Self { definition: Arc::new(definition), parts, stop: CancellationToken::new(), timeout }
     }
@@ -66,11 +66,11 @@ impl Bench {
     }
 
     pub async fn run(&self, start: Start) -> Result<Finished, Failure> {
-        self.run_told(start).await.0
+        self.run_with_progress(start).await.0
     }
 
     /// The outcome, and the last of the progress.
-    pub async fn run_told(&self, start: Start) -> (Result<Finished, Failure>, Option<Progress>) {
+    pub async fn run_with_progress(&self, start: Start) -> (Result<Finished, Failure>, Option<Progress>) {
         let agent = runner(&self.definition, &self.parts, &Registry::default()).unwrap().unwrap();
         let job = Job::new(start, self.definition.id.clone(), self.timeout, self.stop.clone());
         let reporter = job.reporter();
@@ -84,6 +84,6 @@ impl Bench {
 pub fn result(outcome: Result<Finished, Failure>) -> Value {
     match outcome.unwrap() {
         Finished::Result { result, .. } => result,
-        Finished::Waits(_) | Finished::Elsewhere => panic!("it is done elsewhere"),
+        Finished::Waits(_) | Finished::Delegated => panic!("it is done elsewhere"),
     }
 }

@@ -1,11 +1,11 @@
 //! Whole jobs: a real database, the real negotiation, and agents in this process.
 use super::{
     definition,
-    http::{Server, say},
+    http::{Server, reply},
 };
 use crate::support::{PATIENCE, TestDb, database};
 use convoke::{
-    agent::{Agent, Agents, Definition, Deps, Env, Finished, Job, Metrics, Passes, Registry},
+    agent::{Agent, Agents, CredentialIssuer, Definition, Deps, Env, Finished, Job, Metrics, Registry},
     clock::Clock,
     db::{self, Database, Target},
     hub::{Hub, Room},
@@ -23,8 +23,8 @@ use tokio::{
     sync::{Notify, watch},
 };
 
-/// A house with everything but the log and the edges.
-struct House {
+/// A rig with everything but the log and the edges.
+struct HostingRig {
     tasks: Tasks,
     agents: Agents,
     tracker: Tracker,
@@ -34,11 +34,11 @@ struct House {
     db: TestDb,
 }
 
-async fn house(definitions: Vec<Definition>, registry: Registry) -> House {
-    house_in(definitions, registry, Env::of([])).await
+async fn rig(definitions: Vec<Definition>, registry: Registry) -> HostingRig {
+    rig_in(definitions, registry, Env::of([])).await
 }
 
-async fn house_in(definitions: Vec<Definition>, registry: Registry, env: Env) -> House {
+async fn rig_in(definitions: Vec<Definition>, registry: Registry, env: Env) -> HostingRig {
     let db = database().await;
     let config = db.config();
     house_on(db, config, definitions, registry, env).await
@@ -50,7 +50,7 @@ async fn house_on(
     definitions: Vec<Definition>,
     registry: Registry,
     env: Env,
-) -> House {
+) -> HostingRig {
     let (scope, counted) = (Scope::default(), telemetry::Registry::default());
     let store = Database::open(&config, &scope).await.unwrap();
     let config = task::Config::default();
@@ -59,13 +59,13 @@ async fn house_on(
     let tracker = Tracker::start(&scope, Hub::new(&counted), &counted);
     let metrics = Metrics::registered(&counted);
     let deps = Deps {
-        tasks: tasks.clone(),
+        tasks: tasks.commands(),
         tracker: tracker.clone(),
         clock: Clock::System,
         metrics: metrics.clone(),
         models: Models::new(Clock::System),
         env,
-        passes: Passes::default(),
+        credentials: CredentialIssuer::default(),
     };
     let agents = Agents::start(&scope, deps, definitions, registry).unwrap();
     tasks.register(agents.profiles()).await.unwrap();
@@ -83,10 +83,10 @@ async fn house_on(
         }
         Ok(())
     });
-    House { tasks, agents, tracker, metrics, scope, org: OrgId::try_from("demo").unwrap(), db }
+    HostingRig { tasks, agents, tracker, metrics, scope, org: OrgId::try_from("demo").unwrap(), db }
 }
 
-impl House {
+impl HostingRig {
     async fn request(&self, input: Value, policy: Value) -> TaskId {
         let request = json!({ "kind": "test.work", "requires": ["work"], "input": input, "policy": policy });
         let request: Request = serde_json::from_value(request).unwrap();
@@ -112,7 +112,8 @@ impl House {
         let room = Room::public(Topic::org(&self.org));
         let seen = async {
             loop {
-                let state: Value = serde_json::from_slice(&self.tracker.look(room.clone()).await).unwrap();
+                let state: Value =
+                    serde_json::from_slice(&self.tracker.snapshot(room.clone()).await).unwrap();
                 let meta = &state[agent]["metas"][0];
                 if passes(meta) {
                     return meta.clone();
@@ -151,6 +152,7 @@ impl Agent for Doubler {
         let n = job.input()["n"].as_i64().ok_or(Failure {
             message: "n is no number".into(),
             retryable: false,
+            outage: false,
             usage: Usage::default(),
         })?;
         Ok(json!({ "doubled": n * 2 }).into())
@@ -158,36 +160,36 @@ impl Agent for Doubler {
 }
 
 #[tokio::test]
-async fn an_agent_wins_works_and_sleeps_again() {
-    let house = house(vec![worker("idle_timeout = \"200ms\"")], code(Doubler)).await;
-    house.present("worker", |meta| meta["activity_type"] == "asleep").await;
-    let task = house.ended(house.request(json!({ "n": 21 }), json!({})).await).await;
+async fn agent_wins_works_and_goes_to_sleep() {
+    let rig = rig(vec![worker("idle_timeout = \"200ms\"")], code(Doubler)).await;
+    rig.present("worker", |meta| meta["activity_type"] == "asleep").await;
+    let task = rig.ended(rig.request(json!({ "n": 21 }), json!({})).await).await;
     assert_eq!((task.state, task.result), (TaskState::Completed, Some(json!({ "doubled": 42 }))));
     assert_eq!(task.agent_id.unwrap().as_str(), "worker");
-    let meta = house
+    let meta = rig
         .present("worker", |meta| meta["activity_type"] == "asleep" && meta["last_active"].is_string())
         .await;
     assert_eq!((&meta["current_task"], &meta["queue_depth"]), (&Value::Null, &json!(0)));
     assert_eq!((&meta["agent_id"], &meta["capabilities"]), (&json!("worker"), &json!(["work"])));
-    assert_eq!(house.metrics.actors.get(), 0);
-    house.close().await;
+    assert_eq!(rig.metrics.actors.get(), 0);
+    rig.close().await;
 }
 
 #[tokio::test]
-async fn many_jobs_share_the_slots_and_none_is_lost() {
-    let house = house(vec![worker("slots = 3")], code(Doubler)).await;
+async fn jobs_over_the_slots_wait_and_none_is_lost() {
+    let rig = rig(vec![worker("slots = 3")], code(Doubler)).await;
     let mut ids = Vec::new();
     for n in 0..60 {
-        ids.push(house.request(json!({ "n": n }), json!({})).await);
+        ids.push(rig.request(json!({ "n": n }), json!({})).await);
     }
     for (n, id) in ids.into_iter().enumerate() {
-        assert_eq!(house.ended(id).await.result, Some(json!({ "doubled": n * 2 })));
+        assert_eq!(rig.ended(id).await.result, Some(json!({ "doubled": n * 2 })));
     }
-    house.close().await;
+    rig.close().await;
 }
 
 #[tokio::test]
-async fn a_failure_and_a_panic_end_the_attempt_with_a_line() {
+async fn failure_or_panic_ends_the_attempt_with_one_line() {
     struct Panics;
     #[async_trait::async_trait]
     impl Agent for Panics {
@@ -195,13 +197,13 @@ async fn a_failure_and_a_panic_end_the_attempt_with_a_line() {
             panic!("a bug")
         }
     }
-    let first = house(vec![worker("")], code(Doubler)).await;
+    let first = rig(vec![worker("")], code(Doubler)).await;
     let task = first.ended(first.request(json!({}), json!({})).await).await;
     assert_eq!((task.state, task.attempt), (TaskState::Failed, 1));
     assert_eq!(task.error.unwrap()["message"], "n is no number");
     first.close().await;
 
-    let second = house(vec![worker("")], code(Panics)).await;
+    let second = rig(vec![worker("")], code(Panics)).await;
     let task = second.ended(second.request(json!({}), json!({ "attempts_max": 1 })).await).await;
     assert_eq!(
         (task.state, task.error.unwrap()["message"].clone()),
@@ -226,164 +228,165 @@ impl Agent for Patient {
             () = self.go.notified() => Ok(json!({ "attempt": job.start.attempt, "from": job.start.checkpoint }).into()),
             () = job.stopped() => {
                 self.stopped.send_replace(true);
-                Err(Failure { message: "stopped".into(), retryable: true, usage: Usage { tokens: 5, microdollars: 9 } })
+                Err(Failure { message: "stopped".into(), retryable: true, outage: false, usage: Usage { tokens: 5, microdollars: 9, presumed: false } })
             }
         }
     }
 }
 
 #[tokio::test]
-async fn presence_follows_the_work_and_the_lease_is_kept() {
+async fn presence_follows_the_work_and_the_lease_is_renewed() {
     let agent = Patient::default();
-    let house = house(vec![worker("")], code(agent.clone())).await;
-    let id = house.request(json!({}), json!({ "lease": "300ms" })).await;
-    let meta = house.present("worker", |meta| meta["progress"] == 0.3).await;
+    let rig = rig(vec![worker("")], code(agent.clone())).await;
+    let id = rig.request(json!({}), json!({ "lease": "300ms" })).await;
+    let meta = rig.present("worker", |meta| meta["progress"] == 0.3).await;
     assert_eq!((&meta["activity_type"], &meta["current_task"]), (&json!("working"), &json!(id)));
     // Three leases long nothing is reported, and heartbeats alone keep it.
     tokio::time::sleep(Duration::from_millis(900)).await;
-    assert_eq!(house.tasks.get(id).await.unwrap().state, TaskState::Running);
+    assert_eq!(rig.tasks.get(id).await.unwrap().state, TaskState::Running);
     agent.go.notify_one();
-    let task = house.ended(id).await;
+    let task = rig.ended(id).await;
     assert_eq!(task.result, Some(json!({ "attempt": 1, "from": null })));
-    house.present("worker", |meta| meta["activity_type"] == "idle").await;
-    house.close().await;
+    rig.present("worker", |meta| meta["activity_type"] == "idle").await;
+    rig.close().await;
 }
 
 #[tokio::test]
-async fn a_canceled_job_is_told_and_its_cost_counts() {
+async fn canceled_job_stops_and_its_cost_counts() {
     let agent = Patient::default();
-    let house = house(vec![worker("")], code(agent.clone())).await;
-    let id = house.request(json!({}), json!({})).await;
-    house.present("worker", |meta| meta["progress"] == 0.3).await;
-    house.tasks.cancel(id, "not needed").await.unwrap();
-    let task = house.ended(id).await;
+    let rig = rig(vec![worker("")], code(agent.clone())).await;
+    let id = rig.request(json!({}), json!({})).await;
+    rig.present("worker", |meta| meta["progress"] == 0.3).await;
+    rig.tasks.cancel(id, "not needed").await.unwrap();
+    let task = rig.ended(id).await;
     assert_eq!(task.state, TaskState::Canceled);
     assert!(*agent.stopped.borrow());
-    assert_eq!(house.metrics.microdollars.get(), 9);
-    house.close().await;
+    assert_eq!(rig.metrics.microdollars.get(), 9);
+    rig.close().await;
 }
 
 #[tokio::test]
-async fn a_job_over_its_time_is_stopped_and_fails() {
+async fn job_over_its_time_limit_is_stopped_and_fails() {
     let agent = Patient::default();
     let mut slow = worker("");
     slow.limits.timeout = Duration::from_millis(200);
-    let house = house(vec![slow], code(agent.clone())).await;
-    let task = house.ended(house.request(json!({}), json!({ "attempts_max": 1 })).await).await;
+    let rig = rig(vec![slow], code(agent.clone())).await;
+    let task = rig.ended(rig.request(json!({}), json!({ "attempts_max": 1 })).await).await;
     assert_eq!(
         (task.state, task.error.unwrap()["message"].clone()),
         (TaskState::Failed, json!("no result within 200ms"))
     );
     assert!(*agent.stopped.borrow());
-    house.close().await;
+    rig.close().await;
 }
 
 #[tokio::test]
-async fn a_stop_releases_what_does_not_finish_with_its_checkpoint() {
+async fn stop_releases_unfinished_jobs_with_their_checkpoint() {
     let agent = Patient::default();
-    let house = house(vec![worker("")], code(agent.clone())).await;
-    let id = house.request(json!({}), json!({})).await;
-    house.present("worker", |meta| meta["progress"] == 0.3).await;
-    house.agents.drain(Duration::from_millis(50)).await;
-    let task = house.tasks.get(id).await.unwrap();
+    let rig = rig(vec![worker("")], code(agent.clone())).await;
+    let id = rig.request(json!({}), json!({})).await;
+    rig.present("worker", |meta| meta["progress"] == 0.3).await;
+    rig.agents.drain(Duration::from_millis(50)).await;
+    let task = rig.tasks.get(id).await.unwrap();
     assert!(matches!(task.state, TaskState::Open | TaskState::Awarded), "{task:?}");
-    let events = house.tasks.events(id, 0, 100).await.unwrap();
+    let events = rig.tasks.events(id, 0, 100).await.unwrap();
     let released = events.iter().find(|event| event.event_type == "released").unwrap();
     assert!(released.body.to_string().contains("the daemon is stopping"), "{released:?}");
-    house.scope.drain(PATIENCE).await.unwrap();
+    rig.scope.drain(PATIENCE).await.unwrap();
 }
 
 #[tokio::test]
-async fn a_fenced_job_stops_and_its_result_is_dropped() {
+async fn fenced_job_stops_and_its_result_is_dropped() {
     let agent = Patient::default();
-    let house = house(vec![worker("")], code(agent.clone())).await;
-    let id = house.request(json!({}), json!({ "lease": "300ms" })).await;
-    house.present("worker", |meta| meta["progress"] == 0.3).await;
+    let rig = rig(vec![worker("")], code(agent.clone())).await;
+    let id = rig.request(json!({}), json!({ "lease": "300ms" })).await;
+    rig.present("worker", |meta| meta["progress"] == 0.3).await;
     // Another life of the agent begins, as after a restart elsewhere.
-    house.tasks.register(house.agents.profiles()).await.unwrap();
+    rig.tasks.register(rig.agents.profiles()).await.unwrap();
     let mut stopped = agent.stopped.subscribe();
     tokio::time::timeout(PATIENCE, stopped.wait_for(|stopped| *stopped)).await.unwrap().unwrap();
-    house.present("worker", |meta| meta["progress"] == 0.3).await;
+    rig.present("worker", |meta| meta["progress"] == 0.3).await;
     agent.go.notify_one();
-    let task = house.ended(id).await;
+    let task = rig.ended(id).await;
     assert_eq!((task.state, task.epoch.0), (TaskState::Completed, 2));
-    house.close().await;
+    rig.close().await;
 }
 
 #[tokio::test]
-async fn an_agent_over_its_budget_refuses() {
+async fn agent_over_its_hourly_limit_refuses_awards() {
     struct Dear;
     #[async_trait::async_trait]
     impl Agent for Dear {
         async fn run(&self, _: Job) -> Result<Finished, Failure> {
-            Ok(Finished::Result { result: json!(1), usage: Usage { tokens: 0, microdollars: 100 } })
+            Ok(Finished::Result {
+                result: json!(1),
+                usage: Usage { tokens: 0, microdollars: 100, presumed: false },
+            })
         }
     }
     let mut dear = worker("");
     dear.limits.microdollars_per_hour = Some(100);
-    let house = house(vec![dear], code(Dear)).await;
-    assert_eq!(house.ended(house.request(json!({}), json!({})).await).await.state, TaskState::Completed);
-    let id = house.request(json!({}), json!({ "rounds_max": 1 })).await;
+    let rig = rig(vec![dear], code(Dear)).await;
+    assert_eq!(rig.ended(rig.request(json!({}), json!({})).await).await.state, TaskState::Completed);
+    let id = rig.request(json!({}), json!({ "rounds_max": 1 })).await;
     let refused = async {
-        while !house.tasks.events(id, 0, 100).await.unwrap().iter().any(|event| event.event_type == "refused")
-        {
+        while !rig.tasks.events(id, 0, 100).await.unwrap().iter().any(|event| event.event_type == "refused") {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
     tokio::time::timeout(PATIENCE, refused).await.unwrap();
-    house.close().await;
+    rig.close().await;
 }
 
 #[tokio::test]
-async fn a_job_that_was_taken_over_waits_for_its_report() {
-    let server = Server::start([say(202, "")]).await;
+async fn delegated_job_waits_for_its_report() {
+    let server = Server::start([reply(202, "")]).await;
     let text = format!(
         "id = \"web\"\norg = \"demo\"\ncapabilities = [\"work\"]\n[run]\nkind = \"http\"\nurl = \"{}/x\"",
         server.address
     );
-    let house = house(vec![definition(&text)], Registry::default()).await;
-    let id = house.request(json!({}), json!({})).await;
-    house.present("web", |meta| meta["activity_type"] == "waiting").await;
+    let rig = rig(vec![definition(&text)], Registry::default()).await;
+    let id = rig.request(json!({}), json!({})).await;
+    rig.present("web", |meta| meta["activity_type"] == "waiting").await;
     let sent: Value = serde_json::from_slice(&server.seen()[0].1).unwrap();
     let key = serde_json::from_value(json!({
         "task_id": sent["task_id"], "assignment_id": sent["assignment_id"], "epoch": sent["epoch"],
     }));
     let (key, web) = (key.unwrap(), AgentId::try_from("web").unwrap());
-    house.tasks.progress(key, &web, Progress::default()).await.unwrap();
-    house.tasks.finish(key, &web, json!("from afar"), Usage::default()).await.unwrap();
-    assert_eq!(house.ended(id).await.result, Some(json!("from afar")));
-    house.present("web", |meta| meta["activity_type"] == "idle").await;
-    house.close().await;
+    rig.tasks.progress(key, &web, Progress::default()).await.unwrap();
+    rig.tasks.finish(key, &web, json!("from afar"), Usage::default()).await.unwrap();
+    assert_eq!(rig.ended(id).await.result, Some(json!("from afar")));
+    rig.present("web", |meta| meta["activity_type"] == "idle").await;
+    rig.close().await;
 }
 
 #[tokio::test]
-async fn a_model_without_its_key_is_left_out_and_the_others_work() {
+async fn model_without_its_key_is_left_out_and_other_agents_work() {
     let text = "id = \"thinker\"\norg = \"demo\"\ncapabilities = [\"work\"]\n[run]\nkind = \"llm\"\nmodel = \"m\"\napi_key_env = \"KEY\"";
-    let house = house(vec![definition(text), worker("")], code(Doubler)).await;
-    let left_out: Vec<_> =
-        house.agents.unavailable().iter().map(|(id, why)| format!("{id}: {why}")).collect();
+    let rig = rig(vec![definition(text), worker("")], code(Doubler)).await;
+    let left_out: Vec<_> = rig.agents.unavailable().iter().map(|(id, why)| format!("{id}: {why}")).collect();
     assert_eq!(left_out, ["thinker: KEY is not set in the environment"]);
-    assert_eq!(house.agents.profiles().len(), 1);
-    let task = house.ended(house.request(json!({ "n": 1 }), json!({})).await).await;
+    assert_eq!(rig.agents.profiles().len(), 1);
+    let task = rig.ended(rig.request(json!({ "n": 1 }), json!({})).await).await;
     assert_eq!(task.agent_id.unwrap().as_str(), "worker");
-    house.close().await;
+    rig.close().await;
 }
 
 #[tokio::test]
-async fn code_that_nobody_registered_is_named() {
+async fn unregistered_code_is_named_in_the_error() {
     let (db, scope, counted) = (database().await, Scope::default(), telemetry::Registry::default());
     let store = db.open(&scope).await;
     let config = task::Config::default();
     let (tasks, _notices) =
         Tasks::start(&scope, store, NodeId::generate(), &config, task::Metrics::register(&counted));
     let deps = Deps {
-        tasks,
+        tasks: tasks.commands(),
         tracker: Tracker::start(&scope, Hub::new(&counted), &counted),
         clock: Clock::System,
         metrics: Metrics::default(),
         models: Models::default(),
         env: Env::of([]),
-        passes: Passes::default(),
+        credentials: CredentialIssuer::default(),
     };
     let error = Agents::start(&scope, deps, vec![worker("")], Registry::default()).err().unwrap();
     assert_eq!(error.to_string(), "agent worker: no Rust agent is registered as \"code\"");
@@ -422,7 +425,7 @@ impl Wire {
 }
 
 #[tokio::test]
-async fn a_finished_result_outlasts_a_database_that_is_away() {
+async fn result_is_delivered_after_an_outage_of_the_database() {
     let db = database().await;
     let target = Target::parse(&db.url).unwrap();
     let url = reqwest::Url::parse(&target.url()).unwrap();
@@ -433,18 +436,18 @@ async fn a_finished_result_outlasts_a_database_that_is_away() {
     let config = db::Config { url: Some(String::from(through).into()), ..db.config() };
 
     let agent = Patient::default();
-    let house = house_on(db, config, vec![worker("")], code(agent.clone()), Env::of([])).await;
-    let id = house.request(json!({}), json!({})).await;
-    house.present("worker", |meta| meta["progress"] == 0.3).await;
+    let rig = house_on(db, config, vec![worker("")], code(agent.clone()), Env::of([])).await;
+    let id = rig.request(json!({}), json!({})).await;
+    rig.present("worker", |meta| meta["progress"] == 0.3).await;
     wire.cut.send_replace(true);
     agent.go.notify_one();
     // Longer than the store's own patience: the result was handed in, in vain.
-    let vain = house.tasks.heartbeat(house.assignment(id).await, &AgentId::try_from("worker").unwrap()).await;
+    let vain = rig.tasks.heartbeat(rig.assignment(id).await, &AgentId::try_from("worker").unwrap()).await;
     assert!(matches!(vain, Err(task::Error::Unavailable(_))), "{vain:?}");
     wire.cut.send_replace(false);
     let ended = async {
         loop {
-            match house.tasks.wait(id, Duration::from_secs(5)).await {
+            match rig.tasks.wait(id, Duration::from_secs(5)).await {
                 Ok(task) if task.state.is_final() => return task,
                 _ => tokio::time::sleep(Duration::from_millis(20)).await,
             }
@@ -452,30 +455,30 @@ async fn a_finished_result_outlasts_a_database_that_is_away() {
     };
     let task = tokio::time::timeout(PATIENCE, ended).await.unwrap();
     assert_eq!((task.state, task.attempt, task.epoch.0), (TaskState::Completed, 1, 1));
-    house.close().await;
+    rig.close().await;
 }
 
 #[tokio::test]
-async fn a_job_that_will_not_stop_does_not_hold_the_slot_that_it_lost() {
-    /// Deaf to everything in its first attempt.
+async fn job_that_ignores_its_cancel_holds_no_slot() {
+    /// Deaf to everything after its first award.
     struct Deaf;
     #[async_trait::async_trait]
     impl Agent for Deaf {
         async fn run(&self, job: Job) -> Result<Finished, Failure> {
-            if job.start.attempt == 1 {
+            if job.start.key.epoch.0 == 1 {
                 job.progress(0.1, "deaf");
                 std::future::pending::<()>().await;
             }
-            Ok(json!(job.start.attempt).into())
+            Ok(json!(job.start.key.epoch).into())
         }
     }
-    let house = house(vec![worker("")], code(Deaf)).await;
-    let id = house.request(json!({}), json!({ "lease": "300ms" })).await;
-    house.present("worker", |meta| meta["progress"] == 0.1).await;
-    house.tasks.register(house.agents.profiles()).await.unwrap();
+    let rig = rig(vec![worker("")], code(Deaf)).await;
+    let id = rig.request(json!({}), json!({ "lease": "300ms" })).await;
+    rig.present("worker", |meta| meta["progress"] == 0.1).await;
+    rig.tasks.register(rig.agents.profiles()).await.unwrap();
     let began = tokio::time::Instant::now();
-    let task = house.ended(id).await;
+    let task = rig.ended(id).await;
     assert_eq!((task.result, task.epoch.0), (Some(json!(2)), 2));
     assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
-    house.close().await;
+    rig.close().await;
 }

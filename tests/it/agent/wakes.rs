@@ -4,7 +4,7 @@ use crate::support::{TestDb, empty_database};
 use bytes::Bytes;
 use chrono::DateTime;
 use convoke::{
-    agent::{Commit, Metrics, Placed, WakeIndex},
+    agent::{Commit, Env, Metrics, PositionedChange, WakeIndex},
     db::Database,
     id::Lsn,
     scope::Scope,
@@ -23,7 +23,7 @@ fn wake(table: &str, filter: &str) -> String {
 
 fn index(wakes: &[String], metrics: &Metrics) -> WakeIndex {
     let text = format!("id = \"a\"\n[run]\nkind = \"remote\"\n{}", wakes.concat());
-    WakeIndex::new([&definition(&text)], metrics)
+    WakeIndex::new([&definition(&text).compile(&Env::process()).unwrap()], metrics)
 }
 
 /// A database with the tables.
@@ -36,7 +36,7 @@ async fn with_tables() -> (TestDb, Scope, Database) {
 }
 
 #[tokio::test]
-async fn wakes_are_held_against_the_tables_of_the_database() {
+async fn wakes_are_checked_against_the_tables_of_the_database() {
     let (_db, _scope, database) = with_tables().await;
     let wakes = [
         wake("public.tickets", "priority=gte.3,feeling=gt.sad,depth=gt.2,body=is.null,title=imatch.^fire"),
@@ -53,7 +53,7 @@ async fn wakes_are_held_against_the_tables_of_the_database() {
         told,
         [
             "wake.1.filter: public.tickets: invalid column for filter urgency",
-            "wake.2.filter: public.tickets: \"high\" is no value for column priority of type integer",
+            "wake.2.filter: public.tickets: \"high\" is not a value for column priority of type integer",
             "wake.3.filter: public.tickets: operator eq cannot compare values of type json",
             "wake.4.filter: public.tickets: invalid regular expression: parentheses () not balanced \
              (SQLSTATE 2201B)",
@@ -95,8 +95,9 @@ fn insert(relation: &Arc<Relation>, values: &[&'static str]) -> Change {
 
 async fn woken(index: &WakeIndex, database: &Database, changes: &[Change]) -> Vec<Wake> {
     let commit = Commit { lsn: Lsn(0x10), committed_at: DateTime::from_timestamp(1_000, 0).unwrap() };
-    let placed: Vec<_> = (0..).zip(changes).map(|(index, change)| Placed { commit, index, change }).collect();
-    index.wakes(database, &placed).await.unwrap()
+    let placed: Vec<_> =
+        (0..).zip(changes).map(|(index, change)| PositionedChange { commit, index, change }).collect();
+    index.find_wakes(database, &placed).await.unwrap()
 }
 
 fn places(wakes: &[Wake]) -> Vec<(&str, u32)> {
@@ -104,7 +105,7 @@ fn places(wakes: &[Wake]) -> Vec<(&str, u32)> {
 }
 
 #[tokio::test]
-async fn what_only_postgres_can_compare_wakes_as_where_would_say() {
+async fn filter_that_only_postgres_can_evaluate_matches_like_where() {
     let (_db, _scope, database) = with_tables().await;
     let tickets = relation(&database).await;
     let wakes = [
@@ -125,7 +126,7 @@ async fn what_only_postgres_can_compare_wakes_as_where_would_say() {
 }
 
 #[tokio::test]
-async fn a_question_that_the_database_refuses_is_told_in_place_of_the_task_and_disturbs_no_other() {
+async fn filter_that_fails_in_the_database_is_reported_and_affects_no_other() {
     let (db, _scope, database) = with_tables().await;
     let client = db.client().await;
     client.batch_execute("alter table tickets add span int4range").await.unwrap();
@@ -145,9 +146,9 @@ async fn a_question_that_the_database_refuses_is_told_in_place_of_the_task_and_d
     assert_eq!(metrics.wakes_unfit.get(), 1);
 }
 
-/// A type of which equal values are written alike: the filter's are, too, and what is no value is told.
+/// A type whose equal values have one text: the values of the filter are normalised, and an invalid one is reported.
 #[tokio::test]
-async fn a_value_that_may_be_written_in_other_ways_is_compared_as_the_log_writes_it() {
+async fn value_is_compared_in_the_form_of_the_wal() {
     let (db, _scope, database) = with_tables().await;
     db.client().await.batch_execute("alter table tickets add host inet").await.unwrap();
     let tickets = relation(&database).await;
@@ -163,7 +164,7 @@ async fn a_value_that_may_be_written_in_other_ways_is_compared_as_the_log_writes
 }
 
 #[tokio::test]
-async fn versions_of_a_table_among_the_same_changes_are_each_fitted() {
+async fn each_version_of_a_table_is_bound_on_its_own() {
     let (db, _scope, database) = with_tables().await;
     let before = relation(&database).await;
     let alter = "alter table tickets rename priority to urgency";

@@ -1,4 +1,4 @@
-//! `/v1/channels`: who is there, how much is said, what was refused.
+//! `/v1/channels`: members, traffic and rejections.
 use super::{As, Edge};
 use crate::realtime::Socket;
 
@@ -13,7 +13,7 @@ impl Edge {
 }
 
 #[tokio::test]
-async fn the_service_sees_who_is_on_a_channel_what_is_said_and_what_was_refused() {
+async fn service_sees_members_traffic_and_rejections_of_a_channel() {
     let edge = Edge::start().await;
     let mut anon = edge.socket(As::Anon).await;
     let config = json!({"broadcast": {"ack": true}, "presence": {"key": "ada"}});
@@ -64,11 +64,11 @@ async fn the_service_sees_who_is_on_a_channel_what_is_said_and_what_was_refused(
 }
 
 #[tokio::test]
-async fn a_refused_join_is_seen_although_nobody_is_there() {
+async fn refused_join_is_visible_on_a_channel_without_members() {
     let edge = Edge::start().await;
     let mut socket = edge.socket(As::Anon).await;
     let own = json!("1");
-    // The answer waits for seconds; the refusal is seen at once.
+    // The reply is delayed by seconds; the rejection is visible at once.
     socket.send(own.clone(), own, "realtime:vault", "phx_join", json!({"config": {"private": "yes"}})).await;
     socket.so_far().await;
     let (status, look) = edge.get(As::Service, "/v1/channels/vault").await;
@@ -80,16 +80,16 @@ async fn a_refused_join_is_seen_although_nobody_is_there() {
 }
 
 #[tokio::test]
-async fn only_the_service_sees_channels_and_bad_questions_are_explained() {
+async fn only_the_service_sees_channels_and_bad_parameters_are_explained() {
     let edge = Edge::start().await;
     for who in [As::Agent("near", "demo"), As::User("demo"), As::Anon] {
         for path in ["/v1/channels", "/v1/channels/den"] {
             assert_eq!(edge.get(who, path).await.0, 403);
         }
     }
-    assert_eq!(edge.get(As::Nobody, "/v1/channels").await.0, 401);
+    assert_eq!(edge.get(As::NoToken, "/v1/channels").await.0, 401);
     for (path, status, word) in [
-        ("/v1/channels/nobody-here", 404, "nobody is on channel"),
+        ("/v1/channels/empty", 404, "has no members and no recent rejections"),
         ("/v1/channels?limit=0", 400, "limit must be 1 to 1000"),
         ("/v1/channels/den?limit=x", 400, "limit"),
         ("/v1/channels?lmit=3", 400, "lmit"),

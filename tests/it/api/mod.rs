@@ -1,5 +1,10 @@
-//! The HTTP edge of a whole daemon: rights, errors, and a task's life over `/v1`.
+//! The HTTP API of a whole daemon: rights, errors, and the life of a task over `/v1`.
 mod channels;
+mod dashboard;
+mod edge;
+mod lines;
+mod page;
+mod payload;
 
 use crate::support::{self, PATIENCE, TestDb, crypto};
 use convoke::{
@@ -19,7 +24,8 @@ use tokio_util::sync::CancellationToken;
 struct Edge {
     parts: Parts,
     http: reqwest::Client,
-    /// When every token is made: one made a second later is another, and whoever has no name is known by it.
+    /// Time of issue of every token: a token without a name is identified by its claims, which contain this
+    /// time.
     began: chrono::DateTime<chrono::Utc>,
     stop: CancellationToken,
     running: JoinHandle<anyhow::Result<()>>,
@@ -27,10 +33,10 @@ struct Edge {
     _db: TestDb,
 }
 
-/// Who asks.
+/// The sender of a request.
 #[derive(Clone, Copy)]
 enum As {
-    Nobody,
+    NoToken,
     Anon,
     Service,
     /// An agent of an org.
@@ -57,7 +63,7 @@ impl Edge {
         let (parts, stop) = (daemon.parts().clone(), CancellationToken::new());
         let running = tokio::spawn(daemon.run(stop.clone()));
         tokio::time::timeout(PATIENCE, parts.health.ready()).await.unwrap();
-        // As if both were here by sockets: only then are they eligible.
+        // As if both were connected by websocket: only present agents are eligible.
         for profile in profiles {
             parts.tasks.join_remote(profile, None).await.unwrap();
         }
@@ -72,7 +78,7 @@ impl Edge {
 
     fn token(&self, who: As) -> Option<String> {
         let (role, org, agent) = match who {
-            As::Nobody => return None,
+            As::NoToken => return None,
             As::Anon => (Role::Anon, None, None),
             As::Service => (Role::ServiceRole, None, None),
             As::Agent(id, org) => (Role::Authenticated, Some(org), Some(id)),
@@ -112,14 +118,14 @@ impl Edge {
         (status.as_u16(), body)
     }
 
-    /// Requests a task of org `demo`; its id.
+    /// Requests a task of org `demo`; returns its id.
     async fn request(&self, who: As) -> String {
         let (status, made) = self.post(who, "/v1/tasks", &json!({ "kind": "x", "requires": ["work"] })).await;
         assert_eq!(status, 201, "{made}");
         made["task"]["id"].as_str().unwrap().to_owned()
     }
 
-    /// Waits for an event of a task by long polls.
+    /// Waits for an event of a task with long polls.
     async fn event(&self, task: &str, kind: &str) -> Value {
         let mut after = 0;
         loop {
@@ -134,7 +140,7 @@ impl Edge {
         }
     }
 
-    /// Offers as `near` and waits for the award; the assignment's path and the body of a report.
+    /// Offers as `near` and waits for the award; returns the assignment's path and the body of a report.
     async fn win(&self, task: &str) -> (String, Value) {
         self.event(task, "announced").await;
         let near = As::Agent("near", "demo");
@@ -156,7 +162,7 @@ fn with(report: &Value, name: &str, value: Value) -> Value {
 }
 
 #[tokio::test]
-async fn a_task_lives_its_life_over_http() {
+async fn task_is_requested_executed_and_completed_over_http() {
     let edge = Edge::start().await;
     let task = edge.request(As::User("demo")).await;
     let (path, report) = edge.win(&task).await;
@@ -181,13 +187,13 @@ async fn a_task_lives_its_life_over_http() {
 }
 
 #[tokio::test]
-async fn a_question_is_asked_and_answered_and_a_failure_requeued_over_http() {
+async fn task_asks_a_question_and_is_requeued_over_http() {
     let edge = Edge::start().await;
     let task = edge.request(As::User("demo")).await;
     let (path, report) = edge.win(&task).await;
     assert_eq!(edge.post(NEAR, &format!("{path}/confirm"), &report).await.0, 200);
     assert_eq!(edge.post(NEAR, &format!("{path}/accept"), &report).await.0, 200);
-    let wish = with(&report, "task", json!({ "kind": "part", "requires": ["nobody"] }));
+    let wish = with(&report, "task", json!({ "kind": "part", "requires": ["missing"] }));
     let (status, part) = edge.post(NEAR, &format!("{path}/request"), &wish).await;
     assert_eq!((status, &part["task"]["parent_id"]), (201, &json!(task)), "{part}");
     let question = with(&with(&report, "question", json!("may I?")), "for", json!("approval"));
@@ -222,10 +228,10 @@ async fn a_question_is_asked_and_answered_and_a_failure_requeued_over_http() {
 }
 
 #[tokio::test]
-async fn a_failure_is_tried_again_and_a_cancel_ends_it() {
+async fn retryable_failure_reopens_the_task_and_cancel_ends_it() {
     let edge = Edge::start().await;
     let task = edge.request(As::Service).await;
-    // The service's token has no org, so the task belongs to `default`, where nobody can work.
+    // The service's token has no org, so the task belongs to `default`, which has no agent.
     let (_, shown) = edge.get(As::Service, &format!("/v1/tasks/{task}")).await;
     assert_eq!(shown["org"], "default");
     let (status, canceled) = edge.post(As::Service, &format!("/v1/tasks/{task}/cancel"), &json!({})).await;
@@ -243,43 +249,43 @@ async fn a_failure_is_tried_again_and_a_cancel_ends_it() {
 }
 
 #[tokio::test]
-async fn each_token_may_do_what_it_may() {
+async fn each_kind_of_token_has_its_rights() {
     let edge = Edge::start().await;
     let task = edge.request(As::User("demo")).await;
     let at = |rest: &str| format!("/v1/tasks/{task}{rest}");
     let code = |answer: (u16, Value)| (answer.0, answer.1["code"].as_str().unwrap_or_default().to_owned());
-    let told = |status: u16, code: &str| (status, code.to_owned());
+    let refused = |status: u16, code: &str| (status, code.to_owned());
 
     for path in ["/v1/tasks", "/v1/agents", &at(""), &at("/why")] {
-        assert_eq!(code(edge.get(As::Nobody, path).await), told(401, "unauthorized"), "{path}");
-        assert_eq!(code(edge.get(As::Anon, path).await), told(403, "forbidden"), "{path}");
+        assert_eq!(code(edge.get(As::NoToken, path).await), refused(401, "unauthorized"), "{path}");
+        assert_eq!(code(edge.get(As::Anon, path).await), refused(403, "forbidden"), "{path}");
         assert_eq!(edge.get(As::User("demo"), path).await.0, 200, "{path}");
         assert_eq!(edge.get(As::Service, path).await.0, 200, "{path}");
     }
     let stranger = As::Agent("other", "elsewhere");
     for path in [at(""), at("/events"), at("/why"), at("?wait=1s")] {
-        assert_eq!(code(edge.get(stranger, &path).await), told(404, "unknown_task"), "{path}");
+        assert_eq!(code(edge.get(stranger, &path).await), refused(404, "unknown_task"), "{path}");
     }
-    assert_eq!(code(edge.get(stranger, "/v1/agents/near").await), told(404, "unknown_agent"));
+    assert_eq!(code(edge.get(stranger, "/v1/agents/near").await), refused(404, "unknown_agent"));
     assert_eq!(edge.get(stranger, "/v1/tasks").await.1, json!({ "tasks": [] }));
     let offer = json!({ "round": 1 });
-    assert_eq!(code(edge.post(stranger, &at("/offers"), &offer).await), told(404, "unknown_task"));
+    assert_eq!(code(edge.post(stranger, &at("/offers"), &offer).await), refused(404, "unknown_task"));
     let cancel = at("/cancel");
-    assert_eq!(code(edge.post(stranger, &cancel, &json!({})).await), told(404, "unknown_task"));
-    assert_eq!(code(edge.post(NEAR, &cancel, &json!({})).await), told(403, "forbidden"), "not its own");
+    assert_eq!(code(edge.post(stranger, &cancel, &json!({})).await), refused(404, "unknown_task"));
+    assert_eq!(code(edge.post(NEAR, &cancel, &json!({})).await), refused(403, "forbidden"), "not its own");
     let as_other = json!({ "round": 1, "agent_id": "other" });
-    assert_eq!(code(edge.post(NEAR, &at("/offers"), &as_other).await), told(403, "forbidden"));
+    assert_eq!(code(edge.post(NEAR, &at("/offers"), &as_other).await), refused(403, "forbidden"));
     let elsewhere = json!({ "kind": "x" });
-    assert_eq!(code(edge.post(NEAR, "/v1/tasks?org=elsewhere", &elsewhere).await), told(403, "forbidden"));
+    assert_eq!(code(edge.post(NEAR, "/v1/tasks?org=elsewhere", &elsewhere).await), refused(403, "forbidden"));
     assert_eq!(edge.post(As::Service, "/v1/tasks?org=elsewhere", &elsewhere).await.0, 201);
     for open in ["/health", "/health/ready"] {
-        assert_eq!(edge.get(As::Nobody, open).await.1["status"], "ready");
+        assert_eq!(edge.get(As::NoToken, open).await.1["status"], "ready");
     }
     edge.stop().await;
 }
 
 #[tokio::test]
-async fn a_key_makes_one_task() {
+async fn idempotency_key_creates_one_task() {
     let edge = Edge::start().await;
     let send = async |key: &str, body: Value| {
         let request = edge.http.post(format!("http://{}/v1/tasks", edge.parts.addr));
@@ -300,7 +306,7 @@ async fn a_key_makes_one_task() {
 }
 
 #[tokio::test]
-async fn what_is_wrong_with_a_request_is_told() {
+async fn invalid_requests_are_refused_with_a_reason() {
     let edge = Edge::start().await;
     let cases = [
         (Method::POST, "/v1/tasks", "{\n \"kind\": 5}", 400, "line 2"),
@@ -319,17 +325,17 @@ async fn what_is_wrong_with_a_request_is_told() {
         (Method::GET, "/v1/tasks/01a20acd-4c14-776f-94bc-2f5e3bf869ee", "", 404, "there is no task"),
         (Method::GET, "/v1/tasks/01a20acd-4c14-776f-94bc-2f5e3bf869ee?wait=soon", "", 400, "not a time"),
         (Method::GET, "/v1/agents/Near", "", 400, "not an agent's id"),
-        (Method::GET, "/v1/agents/nobody", "", 404, "there is no agent"),
+        (Method::GET, "/v1/agents/missing", "", 404, "there is no agent"),
         (Method::DELETE, "/v1/tasks", "", 405, "does not take DELETE"),
         (Method::GET, "/v2/tasks", "", 404, "there is no /v2/tasks"),
         (Method::GET, "/v1/nothing", "", 404, "there is no"),
         (Method::POST, "/v1/assignments/x/accept", "{}", 400, "missing field `task_id`"),
     ];
-    for (method, path, body, status, told) in cases {
+    for (method, path, body, status, reason) in cases {
         let (got, problem) = edge.send(As::Service, method.clone(), path, body).await;
         assert_eq!(got.as_u16(), status, "{method} {path} {body}: {problem}");
         let detail = problem["detail"].as_str().unwrap();
-        assert!(detail.contains(told), "{method} {path} {body}: {detail}");
+        assert!(detail.contains(reason), "{method} {path} {body}: {detail}");
         assert_eq!(problem["status"], status);
     }
     let large = format!("{{\"kind\": \"x\", \"input\": \"{}\"}}", "x".repeat(2 << 20));
@@ -339,7 +345,7 @@ async fn what_is_wrong_with_a_request_is_told() {
 }
 
 #[tokio::test]
-async fn events_come_as_a_stream_that_can_be_taken_up_again() {
+async fn event_stream_resumes_after_the_last_event_id() {
     let edge = Edge::start().await;
     let task = edge.request(As::User("demo")).await;
     let open = |last: Option<String>| {
@@ -361,7 +367,7 @@ async fn events_come_as_a_stream_that_can_be_taken_up_again() {
     assert!(text.contains("event: requested"), "{text}");
     let first = text.lines().find_map(|line| line.strip_prefix("id: ")).unwrap().to_owned();
     edge.post(As::User("demo"), &format!("/v1/tasks/{task}/cancel"), &json!({})).await;
-    // It may not be its own canceler: tokens of users without a name are nobody twice.
+    // Sent by the service, too: the user's token has no name, so this one may count as another requester.
     edge.post(As::Service, &format!("/v1/tasks/{task}/cancel"), &json!({})).await;
     let rest = tokio::time::timeout(PATIENCE, stream.text()).await.unwrap().unwrap();
     assert!(rest.trim_end().ends_with("event: end\ndata: {\"state\":\"canceled\"}"), "{rest}");
@@ -371,7 +377,7 @@ async fn events_come_as_a_stream_that_can_be_taken_up_again() {
 }
 
 #[tokio::test]
-async fn metrics_are_openmetrics_and_need_no_token() {
+async fn metrics_are_openmetrics_without_a_token() {
     let edge = Edge::start().await;
     edge.request(As::User("demo")).await;
     let answer = edge.http.get(format!("http://{}/metrics", edge.parts.addr)).send().await.unwrap();
@@ -383,7 +389,7 @@ async fn metrics_are_openmetrics_and_need_no_token() {
 }
 
 #[tokio::test]
-async fn a_stop_ends_a_long_poll_at_once() {
+async fn stop_ends_a_long_poll() {
     let edge = Edge::start().await;
     let task = edge.request(As::User("demo")).await;
     let url = format!("http://{}/v1/tasks/{task}?wait=60s", edge.parts.addr);

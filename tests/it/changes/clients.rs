@@ -3,7 +3,7 @@ use crate::{
     daemon::{Running, config, fresh},
     realtime::{
         SECRET,
-        puppet::{NEW, OLD, Puppet},
+        client_process::{ClientProcess, NEW, OLD},
     },
     support::TestDb,
 };
@@ -24,7 +24,7 @@ const SECURED: &str = "
     create policy own on orders for select to authenticated using (owner = (auth.jwt() ->> 'sub'))";
 
 /// A daemon that can be started again on its port.
-struct House {
+struct RestartableDaemon {
     db: TestDb,
     data: tempfile::TempDir,
     running: Running,
@@ -32,7 +32,7 @@ struct House {
     sql: Client,
 }
 
-impl House {
+impl RestartableDaemon {
     async fn new(more: &str) -> Self {
         let (db, data) = fresh().await;
         let sql = db.client().await;
@@ -56,13 +56,13 @@ impl House {
     }
 
     /// The three clients, each with a `client_id`.
-    async fn clients(&self, key: &str) -> [Puppet; 3] {
+    async fn clients(&self, key: &str) -> [ClientProcess; 3] {
         let http = format!("http://{}", self.addr);
         let python = format!("ws://{}/realtime/v1", self.addr);
         let (new, old, python) = tokio::join!(
-            Puppet::js_as(NEW, &http, key, None, Some("new")),
-            Puppet::js_as(OLD, &http, key, None, Some("old")),
-            Puppet::python_as(&python, key, Some("python"))
+            ClientProcess::js_as(NEW, &http, key, None, Some("new")),
+            ClientProcess::js_as(OLD, &http, key, None, Some("old")),
+            ClientProcess::python_as(&python, key, Some("python"))
         );
         [new, old, python]
     }
@@ -87,29 +87,29 @@ fn token(sub: &str) -> String {
     jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims, &key).unwrap()
 }
 
-/// Joins and waits until changes that are committed from now on are heard.
-async fn watch(client: &mut Puppet, topic: &str, config: Value, changes: Value) {
-    client.tell("join", json!({"topic": topic, "config": config, "changes": changes})).await;
+/// Joins and waits until changes that are committed from now on are received.
+async fn watch(client: &mut ClientProcess, topic: &str, config: Value, changes: Value) {
+    client.send("join", json!({"topic": topic, "config": config, "changes": changes})).await;
     client.subscribed(topic).await;
-    told(client).await;
+    changes_subscribed(client).await;
 }
 
-async fn told(client: &mut Puppet) {
+async fn changes_subscribed(client: &mut ClientProcess) {
     let subscribed =
         |it: &Value| it["message"].as_str().is_some_and(|m| m.contains("Subscribed to PostgreSQL"));
     client.until("system", subscribed).await;
 }
 
-async fn change(client: &mut Puppet, at: u64, kind: &str) -> Value {
+async fn change(client: &mut ClientProcess, at: u64, kind: &str) -> Value {
     let got = client.until("change", |it| it["at"] == at).await;
     assert_eq!((got["type"].as_str(), &got["errors"]), (Some(kind), &Value::Null), "{got}");
     got
 }
 
 #[tokio::test]
-async fn every_client_hears_inserts_updates_and_deletes_of_two_tables_on_one_channel() {
-    let house = House::new("").await;
-    let mut clients = house.clients(&token("ann")).await;
+async fn every_client_receives_inserts_updates_and_deletes_of_two_tables_on_one_channel() {
+    let rig = RestartableDaemon::new("").await;
+    let mut clients = rig.clients(&token("ann")).await;
     let changes = json!([
         {"event": "INSERT", "schema": "public", "table": "orders", "filter": "total=gte.100,note=ilike.%fire%"},
         {"event": "UPDATE", "schema": "public", "table": "orders", "filter": "id=in.(1,2)"},
@@ -119,7 +119,7 @@ async fn every_client_hears_inserts_updates_and_deletes_of_two_tables_on_one_cha
     for client in &mut clients {
         watch(client, "org:demo", json!({}), changes.clone()).await;
     }
-    house
+    rig
         .run(
             "insert into orders values (3, 'x', 99.9, 'Fire', null), (1, 'x', 100, 'On FIRE', '{a,null,\"b,c\"}');
              update orders set total = 7 where id in (1, 3); delete from orders where id = 1;
@@ -144,34 +144,34 @@ async fn every_client_hears_inserts_updates_and_deletes_of_two_tables_on_one_cha
         assert_eq!((&updated["old"], &updated["record"]), (&part("bolt"), &part("nut")));
         assert_eq!(change(client, 3, "DELETE").await["old"], part("nut"));
     }
-    house.stop().await;
+    rig.stop().await;
 }
 
 #[tokio::test]
 async fn clients_that_select_columns_get_these_and_the_key() {
-    let house = House::new("").await;
-    let [mut new, _, mut python] = house.clients(&token("ann")).await;
+    let rig = RestartableDaemon::new("").await;
+    let [mut new, _, mut python] = rig.clients(&token("ann")).await;
     let changes = json!([{"event": "*", "schema": "public", "table": "orders", "select": ["note"]}]);
     for client in [&mut new, &mut python] {
         watch(client, "org:demo", json!({}), changes.clone()).await;
     }
-    house.run("insert into orders values (1, 'x', 100, 'a note', '{a}')").await;
+    rig.run("insert into orders values (1, 'x', 100, 'a note', '{a}')").await;
     for client in [&mut new, &mut python] {
         assert_eq!(change(client, 0, "INSERT").await["record"], json!({"id": 1, "note": "a note"}));
     }
-    house.stop().await;
+    rig.stop().await;
 }
 
 #[tokio::test]
-async fn each_of_two_users_hears_the_rows_that_a_policy_shows_to_it() {
-    let house = House::new(SECURED).await;
+async fn each_user_receives_the_rows_that_its_policy_shows() {
+    let rig = RestartableDaemon::new(SECURED).await;
     let (ann, bob) = (token("ann"), token("bob"));
-    let (mut anns, mut bobs) = tokio::join!(house.clients(&ann), house.clients(&bob));
+    let (mut anns, mut bobs) = tokio::join!(rig.clients(&ann), rig.clients(&bob));
     let changes = json!([{"event": "*", "schema": "public", "table": "orders"}]);
     for client in anns.iter_mut().chain(&mut bobs) {
         watch(client, "org:demo", json!({}), changes.clone()).await;
     }
-    house
+    rig
         .run(
             "insert into orders values (1, 'ann', 1, null, null); insert into orders values (2, 'bob', 1, null, null);
              update orders set owner = 'bob' where id = 1; update orders set note = 'mine' where id = 2",
@@ -187,36 +187,35 @@ async fn each_of_two_users_hears_the_rows_that_a_policy_shows_to_it() {
         assert_eq!(change(client, 0, "UPDATE").await["record"]["note"], "mine");
     }
     // What comes next for ann is her own again: nothing of bob's was between.
-    house.run("insert into orders values (3, 'ann', 1, null, null)").await;
+    rig.run("insert into orders values (3, 'ann', 1, null, null)").await;
     for client in &mut anns {
         assert_eq!(change(client, 0, "INSERT").await["record"]["id"], 3);
     }
-    house.stop().await;
+    rig.stop().await;
 }
 
 #[tokio::test]
-async fn clients_hear_what_the_database_says_and_get_it_again() {
+async fn clients_receive_database_messages_and_their_replay() {
     let trigger = "
         create function tell() returns trigger language plpgsql security definer as $$ begin
             perform realtime.broadcast_changes('org:demo', 'm', tg_op, tg_table_name, tg_table_schema, new, old);
             return null;
         end $$;
         create trigger tell after insert on parts for each row execute function tell()";
-    let house = House::new(trigger).await;
-    let mut clients = house.clients(&token("ann")).await;
+    let rig = RestartableDaemon::new(trigger).await;
+    let mut clients = rig.clients(&token("ann")).await;
     let changes = json!([{"event": "INSERT", "schema": "public", "table": "parts"}]);
     for client in &mut clients {
         watch(client, "org:demo", json!({"private": true}), changes.clone()).await;
     }
     let begun = Clock::System.now().timestamp_millis() - 60_000;
-    house
-        .run(
-            "select realtime.send('{\"n\": 1}', 'ping', 'org:demo'); insert into parts values (1, 1, 'bolt')",
-        )
-        .await;
+    rig.run(
+        "select realtime.send('{\"n\": 1}', 'ping', 'org:demo'); insert into parts values (1, 1, 'bolt')",
+    )
+    .await;
     for client in &mut clients {
-        assert_eq!(client.hears("ping").await["n"], 1);
-        let told = client.hears("m").await;
+        assert_eq!(client.broadcast("ping").await["n"], 1);
+        let told = client.broadcast("m").await;
         assert_eq!(
             (&told["operation"], &told["record"]["name"]),
             (&json!("INSERT"), &json!("bolt")),
@@ -224,18 +223,18 @@ async fn clients_hear_what_the_database_says_and_get_it_again() {
         );
         assert_eq!(change(client, 0, "INSERT").await["record"]["name"], "bolt");
     }
-    let [mut new, ..] = house.clients(&token("ann")).await;
+    let [mut new, ..] = rig.clients(&token("ann")).await;
     let replay = json!({"private": true, "broadcast": {"replay": {"since": begun, "limit": 10}}});
     watch(&mut new, "org:demo", replay, changes).await;
     let again = new.until("broadcast", |it| it["name"] == "ping").await;
     assert_eq!((&again["payload"]["n"], &again["meta"]["replayed"]), (&json!(1), &json!(true)), "{again}");
-    house.stop().await;
+    rig.stop().await;
 }
 
 #[tokio::test]
 async fn clients_with_an_id_get_the_changes_that_were_made_while_the_daemon_was_away() {
-    let house = House::new("").await;
-    let mut clients = house.clients(&token("ann")).await;
+    let rig = RestartableDaemon::new("").await;
+    let mut clients = rig.clients(&token("ann")).await;
     let changes = json!([{"event": "INSERT", "schema": "public", "table": "parts"}]);
     for client in &mut clients {
         watch(client, "org:demo", json!({}), changes.clone()).await;
@@ -243,19 +242,19 @@ async fn clients_with_an_id_get_the_changes_that_were_made_while_the_daemon_was_
     let rows = |ids: std::ops::RangeInclusive<u32>| {
         ids.map(|id| format!("insert into parts values ({id}, 1, 'part {id}');")).collect::<String>()
     };
-    house.run(&rows(1..=3)).await;
+    rig.run(&rows(1..=3)).await;
     for client in &mut clients {
         for id in 1..=3 {
             assert_eq!(change(client, 0, "INSERT").await["record"]["id"], id);
         }
     }
-    let house = house.again(&rows(4..=20)).await;
-    house.run(&rows(21..=23)).await;
+    let rig = rig.again(&rows(4..=20)).await;
+    rig.run(&rows(21..=23)).await;
     for client in &mut clients {
         // What was not proved to have come may come twice; nothing is missing.
         for id in 4..=23 {
             client.until("change", |it| it["record"]["id"] == id).await;
         }
     }
-    house.stop().await;
+    rig.stop().await;
 }

@@ -2,12 +2,12 @@
 use super::{
     listener::{Listener, Writer, at},
     resume::{prove, resumable, resume},
-    watch::{House, Watch, change, ground, settings, subscribed, token},
+    watch::{Watch, WatchedDaemon, change, ground, settings, subscribed, token},
 };
 use crate::{
     daemon::{Echo, Running, Up, definition, fresh, soon},
     realtime::{SECRET, Socket},
-    support::{Own, Proxy, crypto, database_on_its_own_server, from_environment},
+    support::{DedicatedServer, Proxy, crypto, database_on_its_own_server, from_environment},
 };
 use convoke::{config::Config, db};
 use secrecy::SecretString;
@@ -39,7 +39,7 @@ fn socket_url(http: &str, client: &str) -> String {
 
 /// 112
 #[tokio::test]
-async fn a_daemon_that_is_killed_again_and_again_loses_no_change_of_those_who_come_back() {
+async fn repeated_kills_lose_no_change_of_resuming_clients() {
     let kills = from_environment("CONVOKE_CHANGES_KILLS", KILLS);
     let (db, folder) = fresh().await;
     ground(&db, N, "n").await;
@@ -88,7 +88,11 @@ async fn killed_at_any_step_it_loses_and_doubles_nothing_that_is_not_marked() {
 }
 
 /// A daemon on a server of the test's own: `N` and the publication are there.
-async fn on_own(own: &Own, data: &tempfile::TempDir, change: impl FnOnce(&mut Config)) -> Running {
+async fn on_own(
+    own: &DedicatedServer,
+    data: &tempfile::TempDir,
+    change: impl FnOnce(&mut Config),
+) -> Running {
     let database = db::Config { url: Some(SecretString::from(own.url.clone())), ..db::Config::default() };
     let scope = convoke::scope::Scope::default();
     let opened = db::Database::open(&database, &scope).await.unwrap();
@@ -113,9 +117,9 @@ async fn on_own(own: &Own, data: &tempfile::TempDir, change: impl FnOnce(&mut Co
 
 /// A fast and an immediate restart, and a kill: who stays connected hears every row once.
 #[tokio::test]
-async fn a_server_that_restarts_costs_its_clients_nothing() {
+async fn server_restart_loses_no_change() {
     crypto();
-    let (mut own, data) = (Own::start().await, tempfile::tempdir().unwrap());
+    let (mut own, data) = (DedicatedServer::start().await, tempfile::tempdir().unwrap());
     let running = on_own(&own, &data, |_| ()).await;
     let (_place, url) = at(socket_url(&format!("http://{}", running.parts.addr), ""));
     let mut listener = Listener::start(url, items());
@@ -142,7 +146,7 @@ async fn a_server_that_restarts_costs_its_clients_nothing() {
 #[tokio::test]
 async fn while_the_database_is_away_a_join_waits_and_is_then_refused_by_name() {
     crypto();
-    let (mut own, data) = (Own::start().await, tempfile::tempdir().unwrap());
+    let (mut own, data) = (DedicatedServer::start().await, tempfile::tempdir().unwrap());
     let running = on_own(&own, &data, |_| ()).await;
     let http = format!("http://{}", running.parts.addr);
     own.stop().await;
@@ -176,7 +180,7 @@ async fn while_the_database_is_away_a_join_waits_and_is_then_refused_by_name() {
 async fn sockets_to_the_server_that_are_cut_or_fall_silent_cost_nothing() {
     crypto();
     // What is frozen in a transaction would hold up the slots of other tests.
-    let (mut own, data) = (Own::start().await, tempfile::tempdir().unwrap());
+    let (mut own, data) = (DedicatedServer::start().await, tempfile::tempdir().unwrap());
     let proxy = Proxy::start(&own.url).await;
     let running = on_own(&own, &data, |config| {
         config.database.url = Some(SecretString::from(proxy.url.clone()));
@@ -227,21 +231,21 @@ pub async fn rows(watch: &mut Watch, count: usize) -> Vec<i64> {
 
 /// 115
 #[tokio::test]
-async fn a_slot_that_is_lost_is_told_to_every_subscriber_and_changes_go_on() {
-    let house = House::with(N, "n", resumable).await;
-    let mut live = house.watch(items()).await;
-    let (mut away, _) = resume(&house, "away", json!({}), items()).await;
-    house.run("insert into n values (1)").await;
+async fn lost_slot_sends_every_subscriber_a_gap_and_delivery_goes_on() {
+    let rig = WatchedDaemon::with(N, "n", resumable).await;
+    let mut live = rig.watch(items()).await;
+    let (mut away, _) = resume(&rig, "away", json!({}), items()).await;
+    rig.run("insert into n values (1)").await;
     assert_eq!(rows(&mut live, 1).await, [1]);
     assert_eq!(change(away.next().await)["data"]["record"]["id"], 1);
     prove(&mut away).await;
     drop(away);
-    let slot = house.db.slot();
+    let slot = rig.db.slot();
     let dropped = async {
         loop {
             let end = "select pg_terminate_backend(active_pid, 5000) from pg_replication_slots where slot_name = $1";
-            house.sql.execute(end, &[&slot]).await.unwrap();
-            if house.sql.execute("select pg_drop_replication_slot($1)", &[&slot]).await.is_ok() {
+            rig.sql.execute(end, &[&slot]).await.unwrap();
+            if rig.sql.execute("select pg_drop_replication_slot($1)", &[&slot]).await.is_ok() {
                 break;
             }
         }
@@ -255,46 +259,46 @@ async fn a_slot_that_is_lost_is_told_to_every_subscriber_and_changes_go_on() {
     );
     assert_eq!((&told.payload["status"], &told.payload["channel"]), (&json!("error"), &json!("room")));
     println!("told: {}", told.payload["message"]);
-    house.run("insert into n values (3)").await;
-    let frames = house.frames(&mut live).await;
+    rig.run("insert into n values (3)").await;
+    let frames = rig.frames(&mut live).await;
     let changes: Vec<_> = frames.iter().filter(|got| got.event == "postgres_changes").collect();
     assert_eq!(changes.len(), 1, "{frames:?}");
     assert_eq!(changes[0].payload["data"]["record"]["id"], 3);
 
-    let (mut away, told) = resume(&house, "away", json!({}), items()).await;
+    let (mut away, told) = resume(&rig, "away", json!({}), items()).await;
     assert_eq!(told["status"], "error", "{told}");
     assert!(told["meta"]["gap"]["reason"].is_string(), "{told}");
     let next = change(away.next().await);
     assert_eq!((&next["data"]["record"]["id"], &next["meta"]["replayed"]), (&json!(3), &json!(true)));
 }
 
-/// A full disk of the daemon: who listens hears everything, who comes back is told what it cannot have.
+/// A full disk of the daemon: connected subscribers receive everything, and returning ones get a gap.
 #[tokio::test]
-async fn a_disk_that_takes_no_change_stops_none_and_is_told() {
+async fn full_disk_stops_no_delivery_and_is_reported() {
     let small = |config: &mut Config| {
         resumable(config);
         config.changes.log_bytes_max = 1 << 20;
     };
-    let house = House::with(N, "n", small).await;
-    let mut live = house.watch(items()).await;
-    let (mut away, _) = resume(&house, "away", json!({}), items()).await;
+    let rig = WatchedDaemon::with(N, "n", small).await;
+    let mut live = rig.watch(items()).await;
+    let (mut away, _) = resume(&rig, "away", json!({}), items()).await;
     let add = |ids: std::ops::RangeInclusive<i64>| {
         let large = format!(
             "insert into n select i, repeat('x', 9000) from generate_series({}, {}) i",
             ids.start(),
             ids.end()
         );
-        let house = &house;
-        async move { house.run(&large).await }
+        let rig = &rig;
+        async move { rig.run(&large).await }
     };
     add(1..=1).await;
     assert_eq!(rows(&mut live, 1).await, [1]);
     assert_eq!(change(away.next().await)["data"]["record"]["id"], 1);
     prove(&mut away).await;
     drop(away);
-    assert_eq!(health(&house).await["state"], "ready");
+    assert_eq!(health(&rig).await["state"], "ready");
     // The next file of the log cannot be made, as when the disk is full.
-    let log = house.data.path().join("changes");
+    let log = rig.data.path().join("changes");
     let next = (0..9).rev().find(|n| log.join(format!("{n:010}.log")).exists()).unwrap() + 1;
     let next = log.join(format!("{next:010}.log"));
     std::fs::create_dir(&next).unwrap();
@@ -302,25 +306,25 @@ async fn a_disk_that_takes_no_change_stops_none_and_is_told() {
     assert_eq!(rows(&mut live, 39).await, (2..=40).collect::<Vec<_>>());
     add(41..=80).await;
     assert_eq!(rows(&mut live, 40).await, (41..=80).collect::<Vec<_>>());
-    let told = health(&house).await;
+    let told = health(&rig).await;
     assert_eq!(told["state"], "degraded", "{told}");
     std::fs::remove_dir(&next).unwrap();
     add(81..=120).await;
     assert_eq!(rows(&mut live, 40).await, (81..=120).collect::<Vec<_>>());
     let mended = async {
-        while health(&house).await["state"] != "ready" {
+        while health(&rig).await["state"] != "ready" {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
     soon("the health", mended).await;
 
     drop(live);
-    let House { running, db, data, .. } = house;
+    let WatchedDaemon { running, db, data, .. } = rig;
     running.stop().await;
     let mut config = settings(&db, &data);
     small(&mut config);
-    let house = House::on(db, data, config).await;
-    let (mut away, told) = resume(&house, "away", json!({}), items()).await;
+    let rig = WatchedDaemon::on(db, data, config).await;
+    let (mut away, told) = resume(&rig, "away", json!({}), items()).await;
     assert_eq!(
         (&told["status"], &told["meta"]["gap"]["reason"]),
         (&json!("error"), &json!("expired")),
@@ -331,12 +335,12 @@ async fn a_disk_that_takes_no_change_stops_none_and_is_told() {
         got.push(change(away.next().await)["data"]["record"]["id"].as_i64().unwrap());
     }
     assert_eq!(got, (81..=120).collect::<Vec<_>>(), "what was kept behind the hole");
-    house.running.stop().await;
+    rig.running.stop().await;
 }
 
 /// What `/health` says of row changes.
-async fn health(house: &House) -> Value {
-    let url = format!("http://{}/health", house.running.parts.addr);
+async fn health(rig: &WatchedDaemon) -> Value {
+    let url = format!("http://{}/health", rig.running.parts.addr);
     reqwest::get(url).await.unwrap().json::<Value>().await.unwrap()["parts"]["changes"].clone()
 }
 
@@ -360,10 +364,10 @@ async fn a_slow_policy_delays_its_viewers_and_neither_agents_nor_others() {
     let (told, mut inputs) = tokio::sync::mpsc::channel(16);
     let agent = (definition("echo", WAKE), Arc::new(Echo(told)) as _);
     let running = Running::start(settings(&db, &data), vec![agent]).await;
-    let house = House::around(running, db, data).await;
-    let mut viewer = house.watch(json!([{"table": "slow"}])).await;
-    house.run("insert into slow select generate_series(1, 300)").await;
-    house.run("insert into calls values (7)").await;
+    let rig = WatchedDaemon::around(running, db, data).await;
+    let mut viewer = rig.watch(json!([{"table": "slow"}])).await;
+    rig.run("insert into slow select generate_series(1, 300)").await;
+    rig.run("insert into calls values (7)").await;
     let woken = soon("the agent", inputs.recv());
     let seen = async {
         let mut seen = 0;
@@ -379,12 +383,12 @@ async fn a_slow_policy_delays_its_viewers_and_neither_agents_nor_others() {
         () = &mut seen => panic!("the agent waited for the policy"),
     }
     seen.await;
-    house.running.stop().await;
+    rig.running.stop().await;
 }
 
 /// A transaction of half a million rows among small ones: each subscriber gets what it asked for, in order.
 #[tokio::test]
-async fn a_huge_transaction_among_small_ones_is_told_in_order_in_bounded_memory() {
+async fn huge_transaction_is_delivered_in_order_in_bounded_memory() {
     let rows_in_it = from_environment("CONVOKE_CHANGES_HUGE", 100_000_i64);
     crypto();
     let (db, folder) = (database_on_its_own_server().await, tempfile::tempdir().unwrap());
@@ -396,7 +400,7 @@ async fn a_huge_transaction_among_small_ones_is_told_in_order_in_bounded_memory(
         {"event": "INSERT", "schema": "public", "table": "n", "filter": "body=like.%0000"},
     ]);
     let mut socket = Socket::open(&socket_url(&up.url, ""), true).await;
-    // Nothing is told of it before all of it is in the log.
+    // Nothing of it is delivered before all of it is in the change log.
     socket.patience = Duration::from_secs(300);
     let mut watch = Watch::start(socket, "room", some, json!({})).await;
     let sql = db.client().await;
@@ -409,7 +413,7 @@ async fn a_huge_transaction_among_small_ones_is_told_in_order_in_bounded_memory(
     open.batch_execute("begin").await.unwrap();
     open.batch_execute(&huge).await.unwrap();
     sql.batch_execute("insert into n values (-2, 'small')").await.unwrap();
-    assert_eq!(rows(&mut watch, 1).await, [-2], "an open transaction holds nobody up");
+    assert_eq!(rows(&mut watch, 1).await, [-2], "an open transaction delays no other");
     open.batch_execute("commit").await.unwrap();
     sql.batch_execute("insert into n values (-1, 'small')").await.unwrap();
     let mut told = Vec::new();

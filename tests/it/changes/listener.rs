@@ -1,4 +1,4 @@
-//! A client that comes back whenever it is cut off, and checks the order of the rows that it is told of.
+//! A client that reconnects whenever its connection is cut, and checks the order of the rows that it receives.
 use crate::realtime::Message;
 use crate::support::PATIENCE;
 use futures_util::{SinkExt, StreamExt};
@@ -15,7 +15,7 @@ const BEAT: Duration = Duration::from_millis(60);
 
 /// What it heard so far. Rows are numbered 1, 2, 3 … in the order of their commits.
 #[derive(Clone, Debug, Default)]
-pub struct Heard {
+pub struct Received {
     /// The first row that it heard of.
     pub first: Option<i64>,
     /// The last one: everything between was heard, in order.
@@ -31,7 +31,7 @@ pub struct Heard {
 }
 
 pub struct Listener {
-    heard: watch::Receiver<Heard>,
+    heard: watch::Receiver<Received>,
     pub task: tokio::task::JoinHandle<()>,
 }
 
@@ -47,17 +47,17 @@ pub type Place = watch::Receiver<String>;
 impl Listener {
     /// Watches table `n` on channel `room`; `url` is that of a socket, with its parameters.
     pub fn start(url: Place, items: Value) -> Self {
-        let (sender, heard) = watch::channel(Heard::default());
+        let (sender, heard) = watch::channel(Received::default());
         #[expect(clippy::disallowed_methods, reason = "it ends with the value")]
         let task = tokio::spawn(listen(url, items, sender));
         Self { heard, task }
     }
 
     /// Waits until it heard of that row.
-    pub async fn until(&mut self, last: i64) -> Heard {
+    pub async fn until(&mut self, last: i64) -> Received {
         let wait = self.heard.wait_for(|heard| heard.last >= last || heard.wrong.is_some());
         let in_time = timeout(PATIENCE, wait).await.is_ok();
-        let heard = self.heard();
+        let heard = self.received();
         assert!(in_time, "it waits for {last}: {heard:?}");
         assert_eq!(heard.wrong, None, "{heard:?}");
         heard
@@ -69,12 +69,12 @@ impl Listener {
         timeout(PATIENCE, wait).await.expect("it joins").unwrap();
     }
 
-    pub fn heard(&self) -> Heard {
+    pub fn received(&self) -> Received {
         self.heard.borrow().clone()
     }
 }
 
-async fn listen(url: Place, items: Value, heard: watch::Sender<Heard>) {
+async fn listen(url: Place, items: Value, heard: watch::Sender<Received>) {
     loop {
         let address = url.borrow().clone();
         if let Ok((mut ws, _)) = connect_async(&address).await {
@@ -110,7 +110,7 @@ async fn listen(url: Place, items: Value, heard: watch::Sender<Heard>) {
     }
 }
 
-impl Heard {
+impl Received {
     fn take(&mut self, frame: &Value) {
         let payload = &frame[4];
         match frame[3].as_str().unwrap() {

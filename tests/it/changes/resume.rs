@@ -1,5 +1,5 @@
 //! Row changes of clients that come back: what they missed, judged by what they ask for and may see now.
-use super::watch::{ANN, BEN, House, brief, change, settings, subscribed};
+use super::watch::{ANN, BEN, WatchedDaemon, brief, change, settings, subscribed};
 use crate::realtime::{Got, Socket};
 use convoke::{config::Config, hub::history::Rule};
 use serde_json::{Value, json};
@@ -11,9 +11,9 @@ pub fn resumable(config: &mut Config) {
     config.channels = vec![Rule { topic: "room*".into(), history: Duration::from_secs(600), resume: true }];
 }
 
-/// Joins `room`, and gives what it is told of its position.
-pub async fn resume(house: &House, client: &str, claims: Value, items: Value) -> (Socket, Value) {
-    let url = house.url(claims, "2.0.0", &format!("&client_id={client}"));
+/// Joins `room` and returns the message about its position.
+pub async fn resume(rig: &WatchedDaemon, client: &str, claims: Value, items: Value) -> (Socket, Value) {
+    let url = rig.url(claims, "2.0.0", &format!("&client_id={client}"));
     let mut socket = Socket::open(&url, true).await;
     socket.join("room", json!({ "postgres_changes": items })).await.ok();
     // The room has a history, too, whose own message may come at any time.
@@ -49,7 +49,7 @@ fn row(got: Got, ids: &mut Vec<String>) -> (i64, bool) {
     (message["data"]["record"]["id"].as_i64().unwrap(), replayed)
 }
 
-impl House {
+impl WatchedDaemon {
     /// Stops and starts the daemon, with the same settings and folder.
     pub async fn again(self, between: impl AsyncFnOnce(&tokio_postgres::Client)) -> Self {
         let Self { running, sql, db, data, .. } = self;
@@ -63,31 +63,31 @@ impl House {
 
 #[tokio::test]
 async fn missed_changes_come_in_order_before_live_ones_also_over_a_restart() {
-    let house = House::with(N, "n", resumable).await;
+    let rig = WatchedDaemon::with(N, "n", resumable).await;
     let items = || json!([{"table": "n"}]);
-    let (mut socket, told) = resume(&house, "c", json!({}), items()).await;
+    let (mut socket, told) = resume(&rig, "c", json!({}), items()).await;
     assert_eq!(
         (&told["status"], &told["meta"]["gap"]["reason"]),
         (&json!("ok"), &json!("unknown")),
         "it is new"
     );
-    house.run("insert into n values (1)").await;
+    rig.run("insert into n values (1)").await;
     let mut ids = Vec::new();
     assert_eq!(row(socket.next().await, &mut ids), (1, false));
     prove(&mut socket).await;
-    house.run("insert into n values (2)").await;
+    rig.run("insert into n values (2)").await;
     assert_eq!(row(socket.next().await, &mut ids), (2, false), "heard, and never proved");
     drop(socket);
     for id in 3..=50 {
-        house.run(&format!("insert into n values ({id})")).await;
+        rig.run(&format!("insert into n values ({id})")).await;
     }
-    let house = house
+    let rig = rig
         .again(async |sql| sql.batch_execute("insert into n select generate_series(51, 60)").await.unwrap())
         .await;
-    house.run("insert into n values (61)").await;
-    let (mut socket, told) = resume(&house, "c", json!({}), items()).await;
+    rig.run("insert into n values (61)").await;
+    let (mut socket, told) = resume(&rig, "c", json!({}), items()).await;
     assert_eq!((&told["status"], &told["meta"]["gap"]), (&json!("ok"), &Value::Null));
-    house.run("insert into n values (62)").await;
+    rig.run("insert into n values (62)").await;
     let mut last = false;
     for id in 2..=62 {
         let (found, replayed) = row(socket.next().await, &mut ids);
@@ -101,31 +101,30 @@ async fn missed_changes_come_in_order_before_live_ones_also_over_a_restart() {
     assert_eq!(ids, distinct);
     prove(&mut socket).await;
     drop(socket);
-    let (mut socket, told) = resume(&house, "c", json!({}), items()).await;
+    let (mut socket, told) = resume(&rig, "c", json!({}), items()).await;
     assert_eq!(told["meta"]["gap"], Value::Null);
     prove(&mut socket).await;
 }
 
 #[tokio::test]
-async fn what_was_missed_is_judged_by_the_filters_and_rights_of_the_one_who_comes_back() {
+async fn replayed_changes_are_checked_with_present_filters_and_rights() {
     let policy = "alter table n enable row level security; alter table n replica identity full;
                   create policy own on n using (owner = auth.uid());";
-    let house = House::with(&format!("{N}{policy}"), "n", resumable).await;
+    let rig = WatchedDaemon::with(&format!("{N}{policy}"), "n", resumable).await;
     let claims = json!({"sub": ANN});
-    let (mut socket, _) = resume(&house, "c", claims.clone(), json!([{"table": "n"}])).await;
+    let (mut socket, _) = resume(&rig, "c", claims.clone(), json!([{"table": "n"}])).await;
     prove(&mut socket).await;
     drop(socket);
-    let mut here = house.watch(json!([])).await;
-    house
-        .run(&format!(
-            "insert into n values (1, '{ANN}', 'a'), (2, '{BEN}', 'a'), (3, '{ANN}', 'b');
+    let mut here = rig.watch(json!([])).await;
+    rig.run(&format!(
+        "insert into n values (1, '{ANN}', 'a'), (2, '{BEN}', 'a'), (3, '{ANN}', 'b');
              update n set body = 'c'; delete from n where id < 3"
-        ))
-        .await;
+    ))
+    .await;
     // The daemon has it in its log.
-    house.frames(&mut here).await;
+    rig.frames(&mut here).await;
     let items = json!([{"schema": "public", "table": "n", "filter": "body=in.(a,c)"}, {"event": "DELETE", "table": "n"}]);
-    let (mut socket, told) = resume(&house, "c", claims, items).await;
+    let (mut socket, told) = resume(&rig, "c", claims, items).await;
     assert_eq!(told["meta"]["gap"], Value::Null);
     let record = |id: i32, body: &str| json!({"id": id, "owner": ANN, "body": body});
     let expected = [
@@ -141,45 +140,45 @@ async fn what_was_missed_is_judged_by_the_filters_and_rights_of_the_one_who_come
     prove(&mut socket).await;
 }
 
-/// Broadcasts and changes of one channel keep their positions apart from nobody else's.
+/// Broadcasts and changes of one channel keep separate positions.
 #[tokio::test]
 async fn another_client_and_another_topic_have_positions_of_their_own() {
-    let house = House::with(N, "n", resumable).await;
+    let rig = WatchedDaemon::with(N, "n", resumable).await;
     let items = || json!([{"table": "n"}]);
-    let (mut one, _) = resume(&house, "one", json!({}), items()).await;
-    let (mut two, _) = resume(&house, "two", json!({}), items()).await;
+    let (mut one, _) = resume(&rig, "one", json!({}), items()).await;
+    let (mut two, _) = resume(&rig, "two", json!({}), items()).await;
     prove(&mut one).await;
     prove(&mut two).await;
     drop(one);
-    house.run("insert into n values (1)").await;
+    rig.run("insert into n values (1)").await;
     assert_eq!(change(two.next().await)["data"]["record"]["id"], 1);
     prove(&mut two).await;
     drop(two);
-    let (mut two, _) = resume(&house, "two", json!({}), items()).await;
+    let (mut two, _) = resume(&rig, "two", json!({}), items()).await;
     prove(&mut two).await;
-    let (mut one, _) = resume(&house, "one", json!({}), items()).await;
+    let (mut one, _) = resume(&rig, "one", json!({}), items()).await;
     assert_eq!(change(one.next().await)["meta"]["replayed"], true);
-    let (_, told) = resume(&house, "three", json!({}), items()).await;
+    let (_, told) = resume(&rig, "three", json!({}), items()).await;
     assert_eq!(told["meta"]["gap"]["reason"], "unknown");
 }
 
 /// Without a history of its topic, or without a name, a client begins where it comes.
 #[tokio::test]
-async fn who_does_not_ask_for_it_gets_nothing_old() {
-    let house = House::with(N, "n", resumable).await;
-    let mut socket = Socket::open(&house.url(json!({}), "2.0.0", "&client_id=c"), true).await;
+async fn client_that_does_not_ask_for_resume_gets_no_replay() {
+    let rig = WatchedDaemon::with(N, "n", resumable).await;
+    let mut socket = Socket::open(&rig.url(json!({}), "2.0.0", "&client_id=c"), true).await;
     let items = json!({"postgres_changes": [{"table": "n"}]});
     socket.join("elsewhere", items.clone()).await.ok();
     assert_eq!(socket.next().await.payload, subscribed("elsewhere"));
     drop(socket);
-    let mut here = house.watch(json!([])).await;
-    house.run("insert into n values (1)").await;
+    let mut here = rig.watch(json!([])).await;
+    rig.run("insert into n values (1)").await;
     // The daemon has it in its log.
-    house.frames(&mut here).await;
-    let mut socket = Socket::open(&house.url(json!({}), "2.0.0", "&client_id=c"), true).await;
+    rig.frames(&mut here).await;
+    let mut socket = Socket::open(&rig.url(json!({}), "2.0.0", "&client_id=c"), true).await;
     socket.join("elsewhere", items).await.ok();
     assert_eq!(socket.next().await.payload, subscribed("elsewhere"));
-    house.run("insert into n values (2)").await;
+    rig.run("insert into n values (2)").await;
     let next = change(socket.next().await);
     assert_eq!((&next["data"]["record"]["id"], next.get("meta")), (&json!(2), None));
 }

@@ -3,7 +3,8 @@ use crate::support::{self, PATIENCE, TestDb};
 use bytes::Bytes;
 use convoke::{
     access::rows::{
-        Cell, Column, Config, Failure, Image, Images, OldRow, Rights, RowChange, Rows, Table, Verdict, Viewer,
+        Cell, Config, Failure, Image, Images, OldRow, PolicyColumn, PolicyTable, Rights, RowChange, Rows,
+        Verdict, Viewer,
     },
     auth::Claims,
     db::Database,
@@ -15,7 +16,8 @@ use std::{sync::Arc, time::Duration};
 use tokio_postgres::Client;
 
 /// The roles here are not those of tokens, to whom the migrations grant it.
-const AUTH: &str = "grant usage on schema auth to public;";
+const AUTH: &str =
+    "grant usage on schema auth to public; grant execute on all functions in schema auth to public;";
 
 pub const SHOWN: Verdict = Verdict::Shown(OldRow::Whole);
 pub const SHOWN_WITH_KEY: Verdict = Verdict::Shown(OldRow::Key);
@@ -44,7 +46,11 @@ pub async fn sight_with(schema: &str, config: Config) -> Sight {
     let sql = db.client().await;
     let roles = vec![format!("{}_r", db.name), format!("{}_s", db.name)];
     let make = format!("create role {}; create role {} bypassrls;", roles[0], roles[1]);
-    sql.batch_execute(&format!("{make}{AUTH}{}", schema.replace("{role}", &roles[0]))).await.unwrap();
+    // Only a superuser makes a role that bypasses row security; the daemon's role must be able to take on both.
+    let me: String = sql.query_one("select quote_ident(current_user)", &[]).await.unwrap().get(0);
+    let grant = format!("grant {}, {} to {me}", roles[0], roles[1]);
+    db.admin().await.batch_execute(&format!("{make}{grant}")).await.unwrap();
+    sql.batch_execute(&format!("{AUTH}{}", schema.replace("{role}", &roles[0]))).await.unwrap();
     let scope = Scope::default();
     let database = db.open(&scope).await;
     let registry = Registry::default();
@@ -65,23 +71,28 @@ impl Sight {
         self.sql.batch_execute(&sql.replace("{role}", self.role())).await.unwrap();
     }
 
+    /// Like [`Sight::run`], as the server's superuser.
+    pub async fn run_as_admin(&self, sql: &str) {
+        self.db.admin().await.batch_execute(&sql.replace("{role}", self.role())).await.unwrap();
+    }
+
     /// A token's bearer with [`Sight::role`].
     pub fn viewer(&self, claims: Value) -> Arc<Viewer> {
         viewer(self.role(), claims)
     }
 
     /// The table as the log would describe it now.
-    pub async fn table(&self, name: &str) -> Arc<Table> {
+    pub async fn table(&self, name: &str) -> Arc<PolicyTable> {
         let sql = "select c.oid, a.attname::text, a.atttypid from pg_attribute a join pg_class c on c.oid = a.attrelid \
              where a.attrelid = $1::text::regclass and attnum > 0 and not attisdropped and attgenerated = '' order by attnum";
         let rows = self.sql.query(sql, &[&name]).await.unwrap();
-        let column = |row: &tokio_postgres::Row| Column { name: row.get(1), type_oid: row.get(2) };
+        let column = |row: &tokio_postgres::Row| PolicyColumn { name: row.get(1), type_oid: row.get(2) };
         let (oid, columns) = (rows[0].get(0), rows.iter().map(column).collect());
-        Arc::new(Table { oid, schema: "public".into(), name: name.into(), columns })
+        Arc::new(PolicyTable { oid, schema: "public".into(), name: name.into(), columns })
     }
 
     /// The rows of `from` (a table, or values cast to its columns) as images of `table`.
-    pub async fn images(&self, table: &Table, from: &str) -> Vec<Image> {
+    pub async fn images(&self, table: &PolicyTable, from: &str) -> Vec<Image> {
         let columns: Vec<_> = table.columns.iter().map(|c| format!("\"{}\"::text", c.name)).collect();
         let sql = format!("select {} from {from}", columns.join(", "));
         let cells = |row: &tokio_postgres::Row| {
@@ -94,7 +105,7 @@ impl Sight {
     }
 
     /// Every row of `from` as an insert.
-    pub async fn inserts(&self, table: &Arc<Table>, from: &str) -> Vec<RowChange> {
+    pub async fn inserts(&self, table: &Arc<PolicyTable>, from: &str) -> Vec<RowChange> {
         let images = self.images(table, from).await;
         images
             .into_iter()
@@ -109,13 +120,13 @@ impl Sight {
     }
 
     /// The names of the columns that the role may select.
-    pub async fn columns(&self, table: &Arc<Table>) -> Vec<String> {
+    pub async fn columns(&self, table: &Arc<PolicyTable>) -> Vec<String> {
         let rights = self.rights(table).await.unwrap();
         let named = table.columns.iter().zip(&rights.selectable).filter(|(_, may)| **may);
         named.map(|(column, _)| column.name.clone()).collect()
     }
 
-    pub async fn rights(&self, table: &Arc<Table>) -> Result<Arc<Rights>, Failure> {
+    pub async fn rights(&self, table: &Arc<PolicyTable>) -> Result<Arc<Rights>, Failure> {
         self.rows.rights(table, self.role()).await
     }
 

@@ -29,7 +29,7 @@ const GROUND: &str = "
     alter publication supabase_realtime add table mark;";
 
 /// A daemon whose database has tables that clients may watch.
-pub struct House {
+pub struct WatchedDaemon {
     pub running: Running,
     pub sql: Client,
     pub db: TestDb,
@@ -37,7 +37,7 @@ pub struct House {
     marks: AtomicI64,
 }
 
-impl House {
+impl WatchedDaemon {
     /// Runs `schema` and publishes `tables`, a list with commas or nothing.
     pub async fn new(schema: &str, tables: &str) -> Self {
         Self::with(schema, tables, |_| ()).await
@@ -237,7 +237,7 @@ pub fn change(got: Got) -> Value {
     payload
 }
 
-/// What was done and the rows that are told, as short as it can be compared: the record and the old one, where there
+/// The operation and the delivered rows, in a form that is short to compare: the record and the old one, where there
 /// is one.
 pub fn brief(message: &Value) -> Value {
     let data = &message["data"];

@@ -1,5 +1,5 @@
-//! Agents that work, dawdle, refuse, go silent and are killed: a service behind hosted agents, agents with a
-//! socket, and agents with HTTP alone.
+//! Agents that work, delay, refuse, stop reporting and are killed: a service behind hosted agents, agents with a
+//! websocket, and agents with HTTP only.
 use super::{daemon::Machine, ledger::Ledger};
 use axum::{Json, Router, http::StatusCode, routing::post};
 use convoke::{
@@ -16,10 +16,10 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 const SOCKETS: u64 = 4;
 const BY_HTTP: u64 = 3;
 const SLOTS: u32 = 8;
-/// A result whose answer did not come is told again after this.
+/// A result without an answer is sent again after this time.
 const AGAIN: Duration = Duration::from_secs(2);
 
-/// What the hosted agents of `kind = "http"` post to.
+/// The service that hosted agents of `kind = "http"` post to.
 pub struct Service {
     pub url: String,
 }
@@ -52,7 +52,7 @@ impl Service {
     }
 }
 
-/// Those that can be killed: each lives again at once, and remembers nothing.
+/// Agents that can be killed: each restarts at once without memory.
 #[derive(Default)]
 pub struct Agents(Vec<Arc<Notify>>);
 
@@ -62,7 +62,7 @@ impl Agents {
     }
 }
 
-/// Starts all agents that are not the daemon's.
+/// Starts all remote agents.
 pub fn start(
     tracker: &TaskTracker,
     machine: &Arc<Machine>,
@@ -108,7 +108,7 @@ struct Me {
     rng: Arc<Mutex<StdRng>>,
 }
 
-/// What it makes of an award or a start.
+/// What it does with an award or a start.
 enum Mood {
     Works(Duration),
     Refuses,
@@ -143,7 +143,7 @@ impl Me {
         json!({ "cost": rng.random_range(1..200), "eta_ms": rng.random_range(1..50), "confidence": 0.5 })
     }
 
-    /// Lives on a socket until it ends.
+    /// Runs on a websocket until it closes.
     async fn by_socket(&self) {
         let quickly = Backoff::new([Duration::from_millis(100), Duration::from_millis(500)]);
         let client = Client::builder(&self.machine.url, &self.token).unwrap().backoff(quickly).start();
@@ -154,7 +154,7 @@ impl Me {
             tokio::time::sleep(Duration::from_millis(200)).await;
             return;
         }
-        let voice = Voice { me: self.clone(), channel, unanswered: Arc::default() };
+        let voice = AgentChannel { me: self.clone(), channel, unanswered: Arc::default() };
         let jobs = TaskTracker::new();
         let over = CancellationToken::new();
         let _ends_with_it = over.clone().drop_guard();
@@ -162,26 +162,26 @@ impl Me {
             let Ok(said) = said else { continue };
             let Ok(said) = said.json::<Value>() else { continue };
             let (voice, over) = (voice.clone(), over.clone());
-            jobs.spawn(async move { over.run_until_cancelled(voice.hear(said)).await });
+            jobs.spawn(async move { over.run_until_cancelled(voice.receive(said)).await });
         }
     }
 }
 
-/// Speaks for an agent on its socket.
+/// An agent on its websocket.
 #[derive(Clone)]
-struct Voice {
+struct AgentChannel {
     me: Me,
     channel: Channel,
-    /// Results that were told and not answered, by assignment.
+    /// Results that were sent and not answered, by assignment.
     unanswered: Arc<Mutex<HashMap<String, (TaskId, i64)>>>,
 }
 
-impl Voice {
-    async fn say(&self, message: Value) {
+impl AgentChannel {
+    async fn send(&self, message: Value) {
         let _ = self.channel.broadcast("coordination", message).await;
     }
 
-    async fn hear(&self, said: Value) {
+    async fn receive(&self, said: Value) {
         let about = |kind: &str, more: Value| {
             let mut message = json!({
                 "type": kind, "task_id": said["task_id"], "assignment_id": said["assignment_id"], "epoch": said["epoch"],
@@ -194,12 +194,12 @@ impl Voice {
             "task_request" => {
                 let task = &said["task"];
                 let offer = json!({ "type": "task_offer", "task_id": task["id"], "round": task["round"], "offer": self.me.offer() });
-                self.say(offer).await;
+                self.send(offer).await;
             }
             "task_assignment" if said["agent_id"] == self.me.name.as_str() => match self.me.mood() {
-                Mood::Refuses => self.say(about("task_refuse", json!({ "reason": "chance" }))).await,
+                Mood::Refuses => self.send(about("task_refuse", json!({ "reason": "chance" }))).await,
                 Mood::Sleeps => {}
-                _ => self.say(about("task_accept", json!({}))).await,
+                _ => self.send(about("task_accept", json!({}))).await,
             },
             "task_start" => match self.me.mood() {
                 Mood::Works(time) => {
@@ -208,10 +208,10 @@ impl Voice {
                 }
                 Mood::Fails => {
                     let error = json!({ "error": { "message": "chance", "retryable": true } });
-                    self.say(about("task_failure", error)).await;
+                    self.send(about("task_failure", error)).await;
                 }
                 Mood::Refuses | Mood::LetsGo => {
-                    self.say(about("task_release", json!({ "reason": "chance" }))).await
+                    self.send(about("task_release", json!({ "reason": "chance" }))).await
                 }
                 Mood::Sleeps => {}
             },
@@ -229,7 +229,7 @@ impl Voice {
         }
     }
 
-    /// Tells the result until it is answered.
+    /// Sends the result until it is answered.
     async fn hand_in(&self, start: &Value, about: impl Fn(&str, Value) -> Value) {
         let id = start["assignment_id"].as_str().unwrap().to_owned();
         let task: TaskId = serde_json::from_value(start["task_id"].clone()).unwrap();
@@ -237,14 +237,14 @@ impl Voice {
         self.unanswered.lock().insert(id.clone(), (task, epoch));
         while self.unanswered.lock().contains_key(&id) {
             let result = json!({ "by": self.me.name, "epoch": epoch });
-            self.say(about("task_result", json!({ "result": result, "command_id": id }))).await;
+            self.send(about("task_result", json!({ "result": result, "command_id": id }))).await;
             tokio::time::sleep(AGAIN).await;
         }
     }
 }
 
 impl Me {
-    /// Lives by polls until one fails.
+    /// Runs by polls until one fails.
     async fn by_polls(&self) {
         let here = format!("/v1/agents/{}", self.name);
         let mut profile = self.profile();
@@ -266,13 +266,13 @@ impl Me {
             after = inbox["next"].as_u64().unwrap();
             for message in inbox["messages"].as_array().unwrap() {
                 let (http, said, over) = (http.clone(), message["payload"].clone(), over.clone());
-                jobs.spawn(async move { over.run_until_cancelled(http.hear(said)).await });
+                jobs.spawn(async move { over.run_until_cancelled(http.receive(said)).await });
             }
         }
     }
 }
 
-/// Speaks for an agent over HTTP.
+/// An agent over HTTP.
 #[derive(Clone)]
 struct Http {
     me: Me,
@@ -280,7 +280,7 @@ struct Http {
 }
 
 impl Http {
-    /// The status and the body, or nothing when nobody answers.
+    /// The status and the body; `None` without an answer.
     async fn call(&self, method: reqwest::Method, path: &str, body: &Value) -> Option<(u16, Value)> {
         let url = format!("{}{path}", self.me.machine.url);
         let asked =
@@ -295,7 +295,7 @@ impl Http {
         self.call(reqwest::Method::POST, path, body).await
     }
 
-    async fn hear(&self, said: Value) {
+    async fn receive(&self, said: Value) {
         if said["type"] == "task_request" {
             let mut offer = self.me.offer();
             offer["round"] = said["task"]["round"].clone();

@@ -78,7 +78,7 @@ impl Machine {
         };
         machine.revive().await;
         machine.sql(SCHEMA).await.unwrap();
-        // Rows that come before are not in the log that the daemon reads.
+        // Rows before the slot exists are not in its WAL.
         while machine.ask(PUBLISHED).await.is_empty() {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
@@ -166,7 +166,7 @@ impl Machine {
         let _ = tokio::process::Command::new("kill").args([&format!("-{signal}"), victim]).status().await;
     }
 
-    /// A statement, by a connection that is made when there is none; fails while the database is away.
+    /// Runs a statement, on a new connection if there is none; fails while the database cannot be reached.
     pub async fn sql(&self, statement: &str) -> Result<Vec<Row>, String> {
         let database = {
             let mut known = self.database.lock().await;
@@ -189,7 +189,7 @@ impl Machine {
         answer
     }
 
-    /// A statement that is asked until it is answered.
+    /// Repeats a statement until it succeeds.
     pub async fn ask(&self, statement: &str) -> Vec<Row> {
         loop {
             match self.sql(statement).await {
@@ -208,7 +208,7 @@ impl Machine {
         self.ask(open).await[0].get::<_, i64>(0).cast_unsigned()
     }
 
-    /// Looks again and again how many are open, for those who request.
+    /// Counts the open tasks continuously, for the requesters.
     pub async fn watch(&self, open: &AtomicU64) -> ! {
         loop {
             open.store(self.open_tasks().await, Ordering::Relaxed);
@@ -216,7 +216,7 @@ impl Machine {
         }
     }
 
-    /// Waits until there are fewer, for as long as some end.
+    /// Waits until there are fewer, as long as tasks end.
     pub async fn until_fewer_are_open_than(&self, few: u64, patience: Duration) {
         let (mut least, mut since) = (u64::MAX, Instant::now());
         loop {
@@ -229,9 +229,10 @@ impl Machine {
             }
             if since.elapsed() > patience {
                 let stuck = self
-                    .ask("select id::text, state, coalesce(state_reason, ''), kind, requires::text, due_at::text, round, rounds_empty, attempt
+                    .ask("select row(now(), id, state, state_reason, kind, requires, due_at, round, rounds_empty, attempt)::text
                           from convoke.tasks where state not in ('completed', 'failed', 'canceled') limit 5")
                     .await;
+                let stuck: Vec<String> = stuck.iter().map(|row| row.get(0)).collect();
                 panic!("nothing has ended for {patience:?}, and {open} are open, like {stuck:?}");
             }
             tokio::time::sleep(Duration::from_millis(500)).await;

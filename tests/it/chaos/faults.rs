@@ -1,10 +1,10 @@
-//! Who is killed, and when.
+//! The faults: which process is killed, and when.
 use super::{agents::Agents, daemon::Machine};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use std::{sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
 
-/// Kills until it is stopped: agents often, the daemon and Postgres now and then.
+/// Kills until it is stopped: agents often, the daemon and Postgres seldom.
 pub async fn inject(machine: Arc<Machine>, agents: Agents, seed: u64, stop: CancellationToken) {
     let mut rng = StdRng::seed_from_u64(seed);
     while !stop.is_cancelled() {

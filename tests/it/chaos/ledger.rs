@@ -1,4 +1,4 @@
-//! What was acknowledged to whom, and whether the rows agree in the end.
+//! The acknowledged writes, and whether the rows agree at the end.
 use super::daemon::Machine;
 use convoke::{
     id::TaskId,
@@ -28,13 +28,13 @@ impl Ledger {
         self.counts.lock().clone()
     }
 
-    /// The requester was told that the task with this key is there.
+    /// Records that the request with this key was acknowledged.
     pub fn requested(&self, key: String, task: TaskId) {
         let known = self.requested.lock().insert(key.clone(), task);
         assert!(known.is_none_or(|known| known == task), "{key} was two tasks: {known:?} and {task}");
     }
 
-    /// An agent was told that its result is the task's.
+    /// Records that the result of an agent was acknowledged.
     pub fn accepted(&self, task: TaskId, epoch: i64) {
         let known = self.accepted.lock().insert(task, epoch);
         assert!(
@@ -44,7 +44,7 @@ impl Ledger {
         self.count("results accepted from outside");
     }
 
-    /// Everything is final, once, and as it was acknowledged; gives how many ended how.
+    /// Checks that every task is final, once, and as it was acknowledged. Returns the number of tasks by end.
     pub async fn check(&self, machine: &Machine, tasks: u64) -> BTreeMap<String, i64> {
         let mut counts = BTreeMap::new();
         let ended = "select state || coalesce(' (' || state_reason || ')', ''), count(*) from convoke.tasks group by 1";

@@ -1,9 +1,9 @@
-//! Real faults: tasks by HTTP, SQL and row changes, done by hosted, remote and HTTP agents, while the daemon,
-//! the agents, their sockets and Postgres are killed at random.
+//! Real faults: hosted, remote and HTTP agents work on tasks from HTTP, SQL and row changes, while the daemon, the
+//! agents, their sockets and Postgres are killed at random.
 //!
-//! In the end every task is final, none was accepted twice, what was acknowledged is there, and no invariant is
-//! broken. `CONVOKE_CHAOS_TASKS` makes it longer, `CONVOKE_CHAOS_SEED` draws the faults again, and
-//! `CONVOKE_CHAOS_DAEMON` takes another binary than the one of the tests, like a faster one.
+//! At the end every task is final, none was accepted twice, every acknowledged write exists, and all invariants hold.
+//! `CONVOKE_CHAOS_TASKS` sets the number of tasks, `CONVOKE_CHAOS_SEED` the seed of the faults, and
+//! `CONVOKE_CHAOS_DAEMON` another binary of the daemon, like a release build.
 mod agents;
 mod daemon;
 mod faults;
@@ -18,14 +18,14 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-/// Longest time in which nothing ends, with nobody killing any more.
+/// Longest time without an ended task after the last fault.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// Fewer tasks than this are requested slowly, so that faults come between them.
 const FEW: u64 = 2_000;
 const PAUSE_OF_FEW: Duration = Duration::from_millis(25);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whatever_is_killed_every_task_ends_once() {
+async fn every_task_ends_once_under_kills() {
     let tasks = from_environment("CONVOKE_CHAOS_TASKS", 250);
     let seed = from_environment("CONVOKE_CHAOS_SEED", rand::random_range(0..1_000_000));
     println!("CONVOKE_CHAOS_SEED={seed} draws these faults again");
@@ -42,7 +42,7 @@ async fn whatever_is_killed_every_task_ends_once() {
     requests::all(&machine, &ledger, tasks, pause, seed).await;
     println!("all requested after {:?}", started.elapsed());
     if tasks >= FEW {
-        // The last thousands are done under fire, too.
+        // The faults continue while the last thousands are worked on.
         machine.until_fewer_are_open_than(FEW / 4, PATIENCE).await;
     }
     faults.abort();

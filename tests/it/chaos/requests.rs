@@ -1,20 +1,22 @@
-//! Those who want things done: by HTTP, by SQL, by rows; each asks until it is told that it has been heard.
+//! Requesters by HTTP, by SQL and by row changes; each repeats its request until it is acknowledged.
 use super::{daemon::Machine, ledger::Ledger};
+use crate::task::values::BAD_CELLS;
 use convoke::{clock::Clock, id::TaskId};
 use futures_util::{StreamExt, stream};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use serde_json::{Value, json};
 use std::{
+    collections::BTreeMap,
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 use uuid::Uuid;
 
 const REQUESTERS: usize = 16;
-/// More open tasks than this are not requested.
+/// Requests wait while more tasks than this are open.
 const OPEN_MAX: u64 = 1_000;
 
-/// Requests them all, and cancels a few.
+/// Requests all tasks, and cancels a few.
 pub async fn all(machine: &Machine, ledger: &Ledger, tasks: u64, pause: Duration, seed: u64) {
     let (http, token) = (reqwest::Client::new(), machine.token(None));
     let open = AtomicU64::new(0);
@@ -27,7 +29,8 @@ pub async fn all(machine: &Machine, ledger: &Ledger, tasks: u64, pause: Duration
         }
         let mut rng = StdRng::seed_from_u64(seed ^ number.wrapping_mul(0x9E37_79B9));
         match rng.random_range(0..100) {
-            0..10 => requester.by_row(number).await,
+            0..2 => requester.by_bad_row(number).await,
+            2..10 => requester.by_row(number).await,
             10..15 => requester.by_sql(number).await,
             _ => requester.by_http(number, &mut rng).await,
         }
@@ -54,6 +57,33 @@ impl Requester<'_> {
         let insert = format!("insert into public.orders values ({number}) on conflict do nothing");
         self.machine.ask(&insert).await;
         self.ledger.count("requested by a row");
+    }
+
+    /// Inserts a task past every check, with a cell that the daemon cannot read.
+    async fn by_bad_row(&self, number: u64) {
+        let (column, value) = BAD_CELLS[usize::try_from(number).unwrap() % BAD_CELLS.len()];
+        let id = format!("md5('bad' || {number})::uuid");
+        let mut cells = BTreeMap::from([
+            ("id", id.clone()),
+            ("root_id", id),
+            ("org", "'demo'".into()),
+            ("kind", "'chaos'".into()),
+            ("requires", "array['any']".into()),
+            ("class", "convoke.task_class('demo', array['any'])".into()),
+            ("requester", "'sql:hand'".into()),
+            ("state", "'open'".into()),
+            ("input", format!("'{{\"number\": {number}}}'")),
+        ]);
+        cells.insert(column, value.into());
+        let columns: Vec<&str> = cells.keys().copied().collect();
+        let values: Vec<String> = cells.into_values().collect();
+        let insert = format!(
+            "insert into convoke.tasks ({}) values ({}) on conflict do nothing",
+            columns.join(", "),
+            values.join(", ")
+        );
+        self.machine.ask(&insert).await;
+        self.ledger.count("written by hand with a bad cell");
     }
 
     async fn by_sql(&self, number: u64) {
@@ -97,7 +127,7 @@ impl Requester<'_> {
         }
     }
 
-    /// Asks again while there is nobody, or somebody who cannot answer now.
+    /// Repeats the request while no daemon answers, or it answers `unavailable`.
     async fn until_answered(&self, path: &str, body: &Value, key: Option<&str>) -> Value {
         loop {
             let url = format!("{}{path}", self.machine.url);

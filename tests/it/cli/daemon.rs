@@ -1,10 +1,8 @@
-//! The daemon as a process: where it says it is, how it stops, and the commands that ask it.
+//! The daemon as a process: its address, its stop, and the commands that talk to it.
 use super::{convoke, text};
-use crate::support::open_to_all;
 use serde_json::Value;
 use std::{
-    io::{BufRead, BufReader, Read},
-    os::unix::process::ExitStatusExt,
+    io::{BufRead, BufReader},
     path::Path,
     process::{Child, Command, Stdio},
 };
@@ -16,12 +14,12 @@ struct Up {
     told: Value,
 }
 
-fn signal(pid: u32, name: &str) {
+pub fn signal(pid: u32, name: &str) {
     assert!(Command::new("kill").args([name, &pid.to_string()]).status().unwrap().success());
 }
 
-/// A process that says something on standard output, and the first line that it says.
-fn first_line(folder: &Path, args: &[&str]) -> (Child, String) {
+/// Starts a process and returns the first line of its standard output.
+pub fn first_line(folder: &Path, args: &[&str]) -> (Child, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_convoke"));
     command.args(args).current_dir(folder).stdout(Stdio::piped()).stderr(Stdio::null());
     let mut child = command.spawn().unwrap();
@@ -56,7 +54,10 @@ impl Up {
     fn stop(mut self) {
         signal(self.child.id(), "-TERM");
         assert_eq!(self.child.wait().unwrap().code(), Some(0));
-        assert!(!self.folder.path().join(".convoke/url").exists(), "nobody is sent to a daemon that stopped");
+        assert!(
+            !self.folder.path().join(".convoke/url").exists(),
+            "the address of a stopped daemon is removed"
+        );
     }
 }
 
@@ -69,9 +70,16 @@ argv = ["/bin/sh", "-c", "tr '[:lower:]' '[:upper:]'"]
 "#;
 
 #[test]
-fn a_task_is_requested_done_and_explained_from_the_command_line() {
+fn task_is_requested_completed_and_explained_from_the_command_line() {
     let up = Up::start(&[("upper.toml", UPPER)]);
     assert_eq!(up.told["agents"], 1);
+    let page = up.told["dashboard"].as_str().unwrap();
+    assert!(
+        page.starts_with(up.told["url"].as_str().unwrap()) && page.contains("/dashboard/#code="),
+        "{page}"
+    );
+    let socket = up.told["websocket"].as_str().unwrap();
+    assert!(socket.starts_with("ws://127.0.0.1:") && socket.ends_with("/realtime/v1"), "{socket}");
     let request = ["task", "request", "shout", "--requires", "text", "--input", "\"hello\"", "--wait"];
     assert_eq!(up.run(&request), (Some(0), "\"HELLO\"\n".to_owned()));
     let listed = up.json(&["task", "list"]);
@@ -87,18 +95,66 @@ fn a_task_is_requested_done_and_explained_from_the_command_line() {
     assert_eq!(up.json(&["agent", "list"])["agents"][0]["id"], "upper");
     assert_eq!(up.json(&["agent", "show", "upper"])["statistics"]["shout"]["completed"], 1);
 
-    let nobody = up.json(&["task", "request", "x", "--requires", "flying"]);
-    let id = nobody["task"]["id"].as_str().unwrap();
+    let unallocatable = up.json(&["task", "request", "x", "--requires", "flying"]);
+    let id = unallocatable["task"]["id"].as_str().unwrap();
     assert_eq!(up.run(&["task", "cancel", id]), (Some(0), format!("{id} is canceled\n")));
-    assert_eq!(up.run(&["task", "watch", id]).0, Some(1), "a task that did not complete is no success");
-    // The events alone make the rows again.
-    let looked = up.json(&["doctor", "--replay"]);
-    assert!(looked["ok"] == true && looked.to_string().contains("2 tasks made again from"), "{looked}");
+    assert_eq!(up.run(&["task", "watch", id]).0, Some(1), "watch fails if the task does");
+    // The rows can be rebuilt from the event log alone.
+    let checked = up.json(&["doctor", "--replay"]);
+    assert!(checked["ok"] == true && checked.to_string().contains("2 tasks rebuilt from"), "{checked}");
     up.stop();
 }
 
 #[test]
-fn the_doctor_looks_beside_a_running_daemon_and_without_one() {
+fn task_is_named_by_a_prefix_of_its_id() {
+    let up = Up::start(&[("upper.toml", UPPER)]);
+    let request = |more: &[&str]| {
+        let words = ["task", "request", "shout", "--requires", "flying", "--input", "\"a\""];
+        let made = up.json(&[&words, more].concat());
+        made["task"]["id"].as_str().unwrap().to_owned()
+    };
+    let first = request(&[]);
+    // The first digits of an id are its time; only the digits after the version differ between the two tasks.
+    let short = first.get(..18).unwrap();
+    assert_eq!(up.json(&["task", "show", &format!("{short}…")])["id"], first.as_str());
+    assert_eq!(up.run(&["task", "show", &short.to_uppercase()]).0, Some(0));
+    assert!(up.run(&["task", "why", short]).1.contains("shout is"));
+    let second = request(&["--after", short, "--parent", short]);
+    assert_eq!(up.json(&["task", "show", &second])["depends_on"][0], first.as_str());
+    assert_eq!(up.json(&["task", "show", &second])["parent_id"], first.as_str());
+    let (code, told) = up.run(&["task", "cancel", first.get(..4).unwrap()]);
+    assert_eq!(code, Some(1), "{told}");
+    assert!(told.contains("several tasks") && told.contains(&first) && told.contains(&second), "{told}");
+    assert_eq!(
+        up.json(&["task", "list", "--state", "canceled"])["tasks"],
+        serde_json::json!([]),
+        "none of them"
+    );
+    let (code, told) = up.run(&["task", "show", "ffff"]);
+    assert!(code == Some(1) && told.contains("no task has an id that begins with ffff"), "{told}");
+    assert_eq!(up.run(&["task", "budget", short, "--tokens", "9"]).0, Some(0));
+    let canceled = (Some(0), format!("{first} is canceled\n"));
+    assert_eq!(up.run(&["task", "cancel", short, "--reason", "enough"]), canceled);
+    assert_eq!(up.run(&["task", "watch", short]).0, Some(1));
+    assert_eq!(up.run(&["task", "requeue", short]).0, Some(0));
+    up.stop();
+}
+
+#[test]
+fn doctor_recognizes_the_daemon_of_another_project() {
+    let up = Up::start(&[]);
+    let other = tempfile::tempdir().unwrap();
+    assert_eq!(convoke(other.path(), &["token"]).status.code(), Some(0));
+    let listen = up.told["url"].as_str().unwrap().trim_start_matches("http://");
+    let output = convoke(other.path(), &["doctor", "--json", "--listen", listen]);
+    let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let daemon = told["findings"].as_array().unwrap().iter().find(|f| f["name"] == "daemon").unwrap();
+    assert!(daemon["found"].as_str().unwrap().contains("is of another project"), "{daemon}");
+    up.stop();
+}
+
+#[test]
+fn doctor_runs_with_and_without_a_running_daemon() {
     let up = Up::start(&[]);
     let told = up.json(&["doctor"]);
     assert_eq!((&told["ok"], &told["database"]["private"]), (&true.into(), &true.into()), "{told}");
@@ -106,7 +162,7 @@ fn the_doctor_looks_beside_a_running_daemon_and_without_one() {
     assert!(url.starts_with("postgres://convoke:***@127.0.0.1:"), "{url}");
     let password = up.folder.path().join(told["database"]["password_file"].as_str().unwrap());
     let password = std::fs::read_to_string(password).unwrap();
-    assert!(!told.to_string().contains(password.trim()), "a password is not shown");
+    assert!(!told.to_string().contains(password.trim()), "the password is not printed");
     let findings = told["findings"].as_array().unwrap();
     for name in ["wal_level", "replication_slot", "I1", "I6", "daemon"] {
         assert!(findings.iter().any(|f| f["name"] == name && f["ok"] == true), "{name}: {told}");
@@ -123,7 +179,7 @@ fn the_doctor_looks_beside_a_running_daemon_and_without_one() {
 }
 
 #[test]
-fn a_wake_without_its_table_is_named_by_the_doctor() {
+fn doctor_names_a_wake_without_its_table() {
     let wake = "\n[[wake]]\ntable = 'nothing'\nrequest = { kind = 'x' }\n";
     let up = Up::start(&[("upper.toml", &format!("{UPPER}{wake}"))]);
     let (code, told) = up.run(&["doctor"]);
@@ -132,7 +188,7 @@ fn a_wake_without_its_table_is_named_by_the_doctor() {
 }
 
 #[test]
-fn a_port_or_a_folder_in_use_is_one_clear_line() {
+fn port_or_folder_in_use_is_reported_in_one_line() {
     let up = Up::start(&[]);
     let listen = up.told["url"].as_str().unwrap().trim_start_matches("http://");
     let (code, told) = up.run(&["up", "--listen", listen, "--data-dir", "other"]);
@@ -141,50 +197,4 @@ fn a_port_or_a_folder_in_use_is_one_clear_line() {
     let (code, told) = up.run(&["up", "--listen", "127.0.0.1:0"]);
     assert!(code == Some(1) && told.contains(".convoke") && told.lines().count() == 1, "{told}");
     up.stop();
-}
-
-#[test]
-fn the_demo_ends_by_itself_and_runs_again_after_it_was_killed() {
-    let folder = tempfile::tempdir().unwrap();
-    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/triage").display().to_string();
-    let args = ["demo", "--dir", &example, "--listen", "127.0.0.1:0", "--json", "--once"];
-    let (mut child, first) = first_line(folder.path(), &args);
-    signal(child.id(), "-KILL");
-    assert_eq!(child.wait().unwrap().signal(), Some(9));
-    assert!(first.contains("\"state\":\"completed\""), "killed after its first ticket: {first}");
-
-    let output = convoke(folder.path(), &args);
-    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
-    let lines: Vec<Value> =
-        text(&output.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    let (summary, tickets) = lines.split_last().unwrap();
-    assert_eq!((&summary["tickets"], &summary["done"]), (&40.into(), &40.into()));
-    assert_eq!(tickets.len(), 40);
-    assert!(tickets.iter().all(|ticket| ticket["result"].is_string()), "{tickets:?}");
-    for agent in ["keyword", "classifier"] {
-        assert!(tickets.iter().any(|ticket| ticket["agent_id"] == agent), "{agent} won nothing");
-    }
-}
-
-#[test]
-fn a_measurement_that_is_interrupted_leaves_nothing_behind() {
-    let folder = tempfile::tempdir().unwrap();
-    open_to_all(folder.path());
-    let mut command = Command::new(env!("CARGO_BIN_EXE_convoke"));
-    command.args(["bench", "tasks", "--tasks", "1000000"]).current_dir(folder.path()).stderr(Stdio::piped());
-    let mut bench = command.env("TMPDIR", folder.path()).spawn().unwrap();
-    let port = folder.path().join(format!("convoke-bench-{}/postgres.port", bench.id()));
-    let started = (0..3000).any(|_| {
-        std::thread::sleep(std::time::Duration::from_millis(20));
-        port.exists()
-    });
-    assert!(started, "no server within a minute");
-    let server = format!("127.0.0.1:{}", std::fs::read_to_string(&port).unwrap().trim());
-    signal(bench.id(), "-INT");
-    assert_eq!(bench.wait().unwrap().code(), Some(1));
-    let mut told = String::new();
-    bench.stderr.take().unwrap().read_to_string(&mut told).unwrap();
-    assert_eq!(told, "convoke: interrupted\n");
-    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
-    assert!(std::net::TcpStream::connect(server).is_err(), "its server is stopped");
 }

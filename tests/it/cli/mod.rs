@@ -1,19 +1,29 @@
 //! The program as a person starts it: what it prints and how it exits.
+mod check;
 mod daemon;
+mod demo;
+mod doctor;
+mod readme;
+mod secrets;
 
 use std::{
     path::Path,
     process::{Command, Output},
 };
 
-/// Runs the program in `folder` with nothing of this process's settings.
-fn convoke(folder: &Path, args: &[&str]) -> Output {
+/// Runs the program in `folder` without the settings of this process.
+pub fn convoke(folder: &Path, args: &[&str]) -> Output {
+    convoke_in(folder, args, &[])
+}
+
+/// Like [`convoke`], with environment variables.
+fn convoke_in(folder: &Path, args: &[&str], environment: &[(&str, &str)]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_convoke"));
     let ours = std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("CONVOKE_"));
     for (name, _) in ours {
         command.env_remove(name);
     }
-    command.args(args).current_dir(folder).output().unwrap()
+    command.args(args).envs(environment.iter().copied()).current_dir(folder).output().unwrap()
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -21,7 +31,7 @@ fn text(bytes: &[u8]) -> String {
 }
 
 #[test]
-fn a_wrong_command_line_exits_64_and_says_why() {
+fn wrong_command_line_exits_64_with_the_reason() {
     let folder = tempfile::tempdir().unwrap();
     let cases: [(&[&str], &str); 5] = [
         (&["fly"], "unrecognized subcommand 'fly'"),
@@ -38,7 +48,7 @@ fn a_wrong_command_line_exits_64_and_says_why() {
 }
 
 #[test]
-fn help_and_version_are_no_mistakes() {
+fn help_and_version_exit_0() {
     let folder = tempfile::tempdir().unwrap();
     for args in [&["--help"][..], &["task", "--help"], &["--version"]] {
         let output = convoke(folder.path(), args);
@@ -48,7 +58,7 @@ fn help_and_version_are_no_mistakes() {
 }
 
 #[test]
-fn every_command_has_a_line_of_help() {
+fn every_command_has_a_help_line() {
     let folder = tempfile::tempdir().unwrap();
     for group in [&["--help"][..], &["task", "--help"], &["agent", "--help"]] {
         let help = text(&convoke(folder.path(), group).stdout);
@@ -78,7 +88,7 @@ fn check_lists_the_problems_of_settings_and_agents_and_exits_78() {
 }
 
 #[test]
-fn bad_settings_stop_every_command_with_78() {
+fn bad_settings_fail_every_command_with_78() {
     let folder = tempfile::tempdir().unwrap();
     for command in [&["task", "list"][..], &["token"], &["up"], &["doctor"], &["migrate"]] {
         let args = [command, &["--listen", "nowhere"]].concat();
@@ -90,7 +100,7 @@ fn bad_settings_stop_every_command_with_78() {
 }
 
 #[test]
-fn without_settings_and_agents_all_is_well() {
+fn check_without_settings_and_agents_is_ok() {
     let folder = tempfile::tempdir().unwrap();
     let output = convoke(folder.path(), &["check"]);
     assert_eq!(output.status.code(), Some(0));
@@ -98,13 +108,13 @@ fn without_settings_and_agents_all_is_well() {
 }
 
 #[test]
-fn no_daemon_is_one_clear_line() {
+fn missing_daemon_is_reported_in_one_line() {
     let folder = tempfile::tempdir().unwrap();
     let output = convoke(folder.path(), &["task", "list"]);
     assert_eq!(output.status.code(), Some(1));
     let told = text(&output.stderr);
     assert!(told.contains("no daemon has run in .convoke yet") && told.contains("convoke up"), "{told}");
-    assert!(!folder.path().join(".convoke").exists(), "asking makes nothing");
+    assert!(!folder.path().join(".convoke").exists(), "the command creates nothing");
 
     assert_eq!(convoke(folder.path(), &["token"]).status.code(), Some(0));
     let output = convoke(folder.path(), &["task", "list", "--listen", "127.0.0.1:1"]);
@@ -115,7 +125,7 @@ fn no_daemon_is_one_clear_line() {
 }
 
 #[test]
-fn a_token_says_who_and_until_when() {
+fn token_has_the_requested_role_and_form() {
     let folder = tempfile::tempdir().unwrap();
     let args = ["token", "--role", "agent", "--agent", "far", "--org", "demo", "--ttl", "1h", "--json"];
     let output = convoke(folder.path(), &args);

@@ -1,4 +1,4 @@
-//! What is no server, or a bad one.
+//! Servers that are absent, broken or not realtime servers.
 use super::{client, subscribed, until};
 use crate::realtime::{Server, quick};
 use crate::support::PATIENCE;
@@ -9,7 +9,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
-/// What a client finds behind a port where each connection is dealt with like this.
+/// The error that a client gets from a server that treats each connection like this.
 async fn found<F: Future<Output = ()> + Send + 'static>(deal: fn(TcpStream) -> F) -> Error {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("ws://{}", listener.local_addr().unwrap());
@@ -38,9 +38,9 @@ async fn request(socket: &mut TcpStream) -> String {
 }
 
 #[tokio::test]
-async fn every_kind_of_wrong_server_has_its_own_error() {
-    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let client = Client::new(&format!("http://{nobody}"), "key").unwrap();
+async fn every_kind_of_server_failure_has_its_own_error() {
+    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let client = Client::new(&format!("http://{closed}"), "key").unwrap();
     let error = client.channel("den").subscribe().await.unwrap_err();
     assert!(matches!(&error, Error::Connect { why, .. } if why.contains("refused")), "{error}");
     assert!(error.is_temporary());
@@ -75,7 +75,7 @@ async fn every_kind_of_wrong_server_has_its_own_error() {
 }
 
 #[tokio::test]
-async fn a_wrong_key_or_path_is_told_in_the_server_s_words() {
+async fn wrong_key_or_path_reports_the_server_message() {
     let server = Server::start().await;
     let url = format!("http://{}", server.addr);
     let bad = Client::new(&url, "abc").unwrap().channel("den").subscribe().await.unwrap_err();
@@ -91,9 +91,9 @@ async fn a_wrong_key_or_path_is_told_in_the_server_s_words() {
 }
 
 #[tokio::test]
-async fn a_channel_that_was_started_before_its_server_finds_it() {
+async fn channel_started_before_its_server_connects_later() {
     let addr = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    // Any server has this secret, so a token of one is good on the other.
+    // All test servers share a secret, so a token of one is valid on another.
     let other = Server::start().await;
     let backoff = Backoff::new([Duration::from_millis(50)]);
     let client = Client::builder(&format!("http://{addr}"), &other.anon()).unwrap().backoff(backoff).start();
@@ -114,7 +114,7 @@ async fn a_channel_that_was_started_before_its_server_finds_it() {
 }
 
 #[tokio::test]
-async fn too_many_channels_are_refused_one_by_one_and_hurt_no_other() {
+async fn channels_over_the_limit_are_refused_and_others_stay() {
     let server = Server::with(convoke::gateway::Config { channels_max: 3, ..quick() }).await;
     let client = client(&server).start();
     let mut channels = Vec::new();

@@ -1,4 +1,4 @@
-//! The Rust client against the real gateway, and against servers that are none.
+//! The Rust client against the real gateway, and against faulty servers.
 mod faults;
 mod tools;
 
@@ -15,7 +15,7 @@ use convoke::{
 use serde_json::{Value, json};
 use std::{sync::Arc, time::Duration};
 
-/// A client that does not wait long between attempts.
+/// A client with short backoff.
 pub fn client(server: &Server) -> Builder {
     let url = format!("http://{}", server.addr);
     let backoff = Backoff::new([Duration::from_millis(50)]);
@@ -32,7 +32,7 @@ pub fn subscribed(status: &Status) -> bool {
 }
 
 #[tokio::test]
-async fn two_serializers_hear_each_other_and_bytes_go_where_they_can() {
+async fn both_serializers_exchange_json_and_binary_reaches_2_only() {
     let server = Server::start().await;
     let (old, new) = (client(&server).serializer(Version::V1).start(), client(&server).start());
     let old = old.channel("den").acknowledged().subscribe().await.unwrap();
@@ -52,7 +52,7 @@ async fn two_serializers_hear_each_other_and_bytes_go_where_they_can() {
     assert_eq!(got.payload, Payload::Binary((&b"\xde\xad"[..]).into()));
     assert!(got.json::<Value>().is_err());
 
-    // Names that no binary header can hold go as text.
+    // Names too long for a binary header are sent as text.
     let long = "x".repeat(300);
     new.broadcast(&long, json!("text")).await.unwrap();
     for listener in [&mut olds, &mut news] {
@@ -64,7 +64,7 @@ async fn two_serializers_hear_each_other_and_bytes_go_where_they_can() {
 }
 
 #[tokio::test]
-async fn http_needs_no_subscription() {
+async fn http_send_needs_no_subscription() {
     let server = Server::start().await;
     let (listener, sender) = (client(&server).start(), client(&server).start());
     let channel = listener.channel("a/b c").subscribe().await.unwrap();
@@ -81,7 +81,7 @@ async fn http_needs_no_subscription() {
 }
 
 #[tokio::test]
-async fn presence_is_the_union_of_what_is_tracked_through_changes_and_farewells() {
+async fn presence_follows_tracks_changes_and_leaves() {
     let server = Server::start().await;
     let ada = client(&server).start().channel("den").presence_key("ada").build();
     let bob = client(&server).start().channel("den").presence_key("bob").build();
@@ -113,7 +113,7 @@ async fn presence_is_the_union_of_what_is_tracked_through_changes_and_farewells(
 }
 
 #[tokio::test]
-async fn a_private_channel_is_for_those_whom_the_server_lets_in() {
+async fn private_channel_admits_only_permitted_tokens() {
     let server = Server::start().await;
     let anon = client(&server).start();
     let refused = anon.channel("vault").private().subscribe().await.unwrap_err();
@@ -131,7 +131,7 @@ async fn a_private_channel_is_for_those_whom_the_server_lets_in() {
 }
 
 #[tokio::test]
-async fn an_expired_token_ends_the_channel_with_its_reason_and_a_source_of_tokens_keeps_it() {
+async fn expired_token_closes_the_channel_and_a_token_source_keeps_it() {
     let server = Server::start().await;
     let fixed = client(&server).token(server.ending_in(3)).start();
     let tokens = std::sync::Mutex::new(vec![server.ending_in(3600), server.ending_in(3)]);
@@ -158,7 +158,7 @@ async fn an_expired_token_ends_the_channel_with_its_reason_and_a_source_of_token
 }
 
 #[tokio::test]
-async fn many_clients_of_one_program_come_back_after_a_restart() {
+async fn many_clients_reconnect_after_a_restart() {
     let server = Server::start().await;
     let clients: Vec<_> = (0..20).map(|_| client(&server).start()).collect();
     let mut channels = Vec::new();

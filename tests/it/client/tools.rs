@@ -1,4 +1,4 @@
-//! The connection manager, the batcher and the tools for tests, as a program would use them.
+//! The manager, the batcher and the test helpers, as a program uses them.
 use super::client;
 use crate::support::PATIENCE;
 use crate::{realtime::Server, support};
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use std::time::Duration;
 
 #[tokio::test]
-async fn a_test_of_a_program_needs_no_sleep() {
+async fn test_helpers_work_without_sleeps() {
     let server = Server::start().await;
     let client = client(&server).start();
     let channel = create_test_channel(&client).await.unwrap();
@@ -39,7 +39,7 @@ async fn a_test_of_a_program_needs_no_sleep() {
 }
 
 #[tokio::test]
-async fn parts_of_a_program_share_a_channel_and_batch_what_they_say() {
+async fn manager_shares_a_channel_and_batcher_coalesces_messages() {
     let server = Server::start().await;
     let (sender, receiver) = (client(&server).start(), client(&server).start());
     let manager = Manager::new(&sender, 10);
@@ -70,7 +70,7 @@ async fn parts_of_a_program_share_a_channel_and_batch_what_they_say() {
 }
 
 #[tokio::test]
-async fn filters_of_row_changes_are_matched_with_the_server_s_echo() {
+async fn change_filters_are_matched_with_the_join_reply() {
     let server = Server::start().await;
     let client = client(&server).start();
     let filter = ChangeFilter::table("public", "orders").inserts().filter("total=gt.100").columns(["id"]);
@@ -81,7 +81,7 @@ async fn filters_of_row_changes_are_matched_with_the_server_s_echo() {
 }
 
 #[tokio::test]
-async fn the_example_of_the_client_runs_as_it_is() {
+async fn client_example_runs_unchanged() {
     let server = Server::start().await;
     let mut example = tokio::process::Command::new(support::example("realtime_client"));
     example.args([server.http(""), server.anon()]).kill_on_drop(true);

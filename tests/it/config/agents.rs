@@ -1,9 +1,9 @@
-//! What is said about bad agents' files.
+//! Reports of problems in agents' files.
 use convoke::config::load_agents;
 use std::fs;
 
-/// All problems of these files, as people read them.
-fn told(files: &[(&str, &str)]) -> String {
+/// The problems of these files as displayed, without the folder.
+fn problems(files: &[(&str, &str)]) -> String {
     let folder = tempfile::tempdir().unwrap();
     for (name, text) in files {
         fs::write(folder.path().join(name), text).unwrap();
@@ -14,7 +14,7 @@ fn told(files: &[(&str, &str)]) -> String {
 }
 
 #[test]
-fn each_bad_key_is_told_with_its_line() {
+fn each_bad_key_is_reported_with_its_line() {
     let text = "\
 id = \"Triage!\"
 slots = \"four\"
@@ -32,7 +32,7 @@ events = [\"INSERT\", \"UPSERT\"]
 kind = \"x\"
 inputs = {}
 ";
-    insta::assert_snapshot!(told(&[("a.toml", text)]), @r#"
+    insta::assert_snapshot!(problems(&[("a.toml", text)]), @r#"
     a.toml:1: id: "Triage!" is not a name: use 1 to 63 of a-z, 0-9, - and _, beginning with a letter or digit
     a.toml:2: slots: found string "four", expected a whole number from 0 to 4294967295; write a whole number
     a.toml:3: capabilites: unknown key; did you mean `capabilities`?
@@ -44,7 +44,7 @@ inputs = {}
 }
 
 #[test]
-fn what_only_the_whole_tells_has_its_line_too() {
+fn problems_across_keys_are_reported_with_a_line() {
     let text = "\
 id = \"a\"
 
@@ -61,26 +61,26 @@ request = { kind = \"x\", input = { ticket = \"{{ new\" } }
 [offer]
 confidence = 7
 ";
-    insta::assert_snapshot!(told(&[("a.toml", text)]), @r#"
+    insta::assert_snapshot!(problems(&[("a.toml", text)]), @r#"
     a.toml:5: run.argv: there is no command no-such-program-anywhere on PATH; install it, correct the name, or give its full path
     a.toml:6: run.url: url belongs to kind = "http", not to "command"
-    a.toml:10: wake.0.filter: ["colour"] is no condition of the form column=operator.value
+    a.toml:10: wake.0.filter: ["colour"] is not a condition of the form column=operator.value
     a.toml:11: wake.0.request.input.ticket: syntax error: unexpected end of input, expected end of variable block
     a.toml:14: offer.confidence: 7 is not in 0 to 1
     "#);
 }
 
 #[test]
-fn an_id_of_two_files_is_told_at_the_second() {
+fn duplicate_id_is_reported_at_the_second_file() {
     let agent = "id = \"a\"\n[run]\nkind = \"remote\"\n";
-    insta::assert_snapshot!(told(&[("one.toml", agent), ("two.toml", agent), ("three.toml", "id = \n")]), @r"
+    insta::assert_snapshot!(problems(&[("one.toml", agent), ("two.toml", agent), ("three.toml", "id = \n")]), @r"
     three.toml:1: not valid TOML: string values must be quoted, expected literal string
     two.toml:1: id: a is already the id of the agent in one.toml; give every agent its own id
     ");
 }
 
 #[test]
-fn the_agents_of_the_example_are_good() {
+fn example_agents_are_valid() {
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/triage/agents");
     let agents = load_agents(&folder).unwrap();
     let ids: Vec<_> = agents.iter().map(|agent| agent.id.as_str()).collect();
@@ -88,7 +88,7 @@ fn the_agents_of_the_example_are_good() {
 }
 
 #[test]
-fn the_agent_of_the_readme_is_good() {
+fn readme_agent_is_valid() {
     let readme = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
     let readme = fs::read_to_string(readme).unwrap();
     let agent = readme.split("```toml\n").nth(1).unwrap().split("```").next().unwrap();
@@ -99,6 +99,6 @@ fn the_agent_of_the_readme_is_good() {
 }
 
 #[test]
-fn a_folder_that_is_not_there_has_no_agents() {
+fn missing_folder_has_no_agents() {
     assert_eq!(load_agents(std::path::Path::new("/nowhere/agents")).unwrap().len(), 0);
 }

@@ -1,4 +1,4 @@
-//! What the settings files say, and what is said about bad ones.
+//! Settings files: defaults, layers, and the reports of problems.
 mod agents;
 
 use convoke::config::{self, Config, Options, Problem};
@@ -21,8 +21,8 @@ fn load(
     config::load(&options).map(|loaded| loaded.config).map_err(|problems| problems.0)
 }
 
-/// The problems as people read them, without the folder.
-fn told(outcome: Result<Config, Vec<Problem>>) -> String {
+/// The problems as displayed, without the folder.
+fn problems(outcome: Result<Config, Vec<Problem>>) -> String {
     let short = |mut problem: Problem| {
         problem.file = problem.file.rsplit('/').next().unwrap_or_default().to_owned();
         problem.to_string()
@@ -36,13 +36,13 @@ fn reference() -> String {
 }
 
 #[test]
-fn the_file_of_the_repository_says_the_defaults() {
+fn repository_file_has_the_defaults() {
     let config = load(&reference(), &[], &[]).unwrap();
     assert_eq!(format!("{config:#?}"), format!("{:#?}", Config::default()));
 }
 
 #[test]
-fn the_file_of_the_repository_names_every_key() {
+fn repository_file_has_every_key_with_a_comment() {
     let text = reference();
     for (section, key) in config::keys(&text) {
         let body = text.split(&format!("[{section}]\n")).nth(1).unwrap_or_else(|| panic!("no [{section}]"));
@@ -55,7 +55,7 @@ fn the_file_of_the_repository_names_every_key() {
 }
 
 #[test]
-fn each_layer_goes_over_the_one_before() {
+fn each_layer_overrides_the_ones_before() {
     let file = "[server]\nlisten = '127.0.0.1:1'\n[telemetry]\nlog = 'warn'\n";
     let env = [("CONVOKE_SERVER__LISTEN", "127.0.0.1:2"), ("CONVOKE_URL", "http://127.0.0.1:9")];
     let port = |outcome: Result<Config, _>| outcome.unwrap().server.listen.port();
@@ -67,7 +67,7 @@ fn each_layer_goes_over_the_one_before() {
 }
 
 #[test]
-fn a_variable_of_digits_can_be_a_secret_and_a_number_can_be_a_number() {
+fn variable_of_digits_is_text_or_number_by_the_settings_type() {
     let digits = "12345678901234567890123456789012345";
     let env = [("CONVOKE_AUTH__JWT_SECRET", digits), ("CONVOKE_DATABASE__POOL_SIZE_MAX", "3")];
     let config = load("", &env, &[]).unwrap();
@@ -77,7 +77,7 @@ fn a_variable_of_digits_can_be_a_secret_and_a_number_can_be_a_number() {
 }
 
 #[test]
-fn every_problem_is_told_with_its_place() {
+fn every_problem_is_reported_with_its_place() {
     let file = "\
 [server]
 lisetn = '127.0.0.1:1'
@@ -88,7 +88,7 @@ format = 'xml'
 
 [sever]
 ";
-    insta::assert_snapshot!(told(load(file, &[], &[])), @r#"
+    insta::assert_snapshot!(problems(load(file, &[], &[])), @r#"
     convoke.toml:2: server.lisetn: unknown key; did you mean `listen`?
     convoke.toml:5: telemetry.log: found integer 5, expected text; write it in quotes
     convoke.toml:6: telemetry.format: unknown value "xml"; use one of text, json
@@ -96,7 +96,7 @@ format = 'xml'
     "#);
     let env = [("CONVOKE_SERVER__LISTEN", "localhost"), ("CONVOKE_TELEMETRY__COLOUR", "yes")];
     let flags = [("--log", "telemetry.log", "convoke=loud")];
-    insta::assert_snapshot!(told(load("", &env, &flags)), @r#"
+    insta::assert_snapshot!(problems(load("", &env, &flags)), @r#"
     --log: telemetry.log: "convoke=loud" is not a log filter: error parsing level filter: expected one of "off", "error", "warn", "info", "debug", "trace", or a number 0-5; use a level like "info", or "convoke=debug"
     CONVOKE_SERVER__LISTEN: server.listen: not an address with a port; write numbers like "127.0.0.1:7700", or "[::1]:7700"
     CONVOKE_TELEMETRY__COLOUR: telemetry.colour: unknown key; the keys here are log, format
@@ -104,29 +104,29 @@ format = 'xml'
 }
 
 #[test]
-fn a_file_that_is_not_there_is_told() {
+fn missing_file_is_reported() {
     let options = Options { file: Some("/nowhere/convoke.toml".into()), ..Options::default() };
     let problems = config::load(&options).unwrap_err();
     insta::assert_snapshot!(problems, @"/nowhere/convoke.toml: cannot be read: No such file or directory (os error 2); name a file that exists");
 }
 
 #[test]
-fn a_file_that_is_no_toml_is_told_with_every_bad_line() {
-    insta::assert_snapshot!(told(load("[server]\nlisten = \n[telemetry\nlog = 'info'\n", &[], &[])), @r"
+fn every_syntax_error_of_a_file_is_reported() {
+    insta::assert_snapshot!(problems(load("[server]\nlisten = \n[telemetry\nlog = 'info'\n", &[], &[])), @r"
     convoke.toml:2: not valid TOML: string values must be quoted, expected literal string
     convoke.toml:3: not valid TOML: unclosed table, expected `]`
     ");
 }
 
 #[test]
-fn a_slot_that_cannot_have_its_name_is_told_before_the_daemon_starts() {
-    let problem = told(load("[wal]\nslot = \"Bad Slot\"\n", &[], &[]));
+fn invalid_slot_name_is_reported_before_the_start() {
+    let problem = problems(load("[wal]\nslot = \"Bad Slot\"\n", &[], &[]));
     assert!(problem.starts_with("convoke.toml:2: wal.slot: \"Bad Slot\" is no slot name"), "{problem}");
 }
 
 #[test]
-fn a_limit_of_nothing_is_refused_by_its_key() {
-    let told = told(load("[gateway.limits]\nmessages_total = 0\nburst = \"0s\"\n", &[], &[]));
+fn limit_of_zero_is_refused_with_its_key() {
+    let told = problems(load("[gateway.limits]\nmessages_total = 0\nburst = \"0s\"\n", &[], &[]));
     for key in ["gateway.limits.messages_total", "gateway.limits.burst"] {
         assert!(told.contains(key), "{told}");
     }

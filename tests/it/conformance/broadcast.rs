@@ -1,9 +1,6 @@
 //! Broadcast over websockets: statements 87 to 98.
 use crate::realtime::{Message, Server, Socket, quick};
-use convoke::{
-    auth::Role,
-    gateway::{Config, Coordination},
-};
+use convoke::{auth::Role, gateway::Config, remote::Coordination};
 use serde_json::json;
 
 fn kind3(topic: &str, event: &str, meta: &str, encoding: u8, data: &[u8]) -> Message {
@@ -29,7 +26,7 @@ async fn trio(server: &Server) -> (Socket, Socket, Socket) {
 
 /// 87, 88, 91, 92, 93
 #[tokio::test]
-async fn a_json_user_broadcast_is_passed_on_byte_for_byte() {
+async fn json_user_broadcast_is_relayed_byte_for_byte() {
     let server = Server::start().await;
     let (mut sender, mut new, mut old) = trio(&server).await;
     let data = br#"{"n" : 1.50, "z":"\u00e9"}"#;
@@ -43,7 +40,7 @@ async fn a_json_user_broadcast_is_passed_on_byte_for_byte() {
 
 /// 89
 #[tokio::test]
-async fn bytes_reach_the_second_serializer_only() {
+async fn binary_payload_reaches_only_serializer_2() {
     let server = Server::start().await;
     let (mut sender, mut new, mut old) = trio(&server).await;
     sender.message(kind3("realtime:den", "raw", "", 0, &[0, 255, 1])).await;
@@ -56,7 +53,7 @@ async fn bytes_reach_the_second_serializer_only() {
 
 /// 90 and its mirror
 #[tokio::test]
-async fn a_text_broadcast_is_passed_on_unchanged() {
+async fn text_broadcast_is_relayed_unchanged() {
     let server = Server::start().await;
     let (mut sender, mut new, mut old) = trio(&server).await;
     let object = json!({"event": "x", "extra": [1], "payload": null});
@@ -70,7 +67,7 @@ async fn a_text_broadcast_is_passed_on_unchanged() {
 
 /// 94, 95
 #[tokio::test]
-async fn a_sender_hears_itself_and_gets_acks_only_when_it_asked() {
+async fn sender_gets_own_broadcasts_and_acks_only_if_requested() {
     let server = Server::start().await;
     for (to_self, ack) in [(false, false), (true, false), (false, true), (true, true)] {
         let mut socket = server.joined("den", json!({"broadcast": {"self": to_self, "ack": ack}})).await;
@@ -96,7 +93,7 @@ async fn a_sender_hears_itself_and_gets_acks_only_when_it_asked() {
 
 /// 96
 #[tokio::test]
-async fn an_oversized_broadcast_is_refused_and_the_channel_stays() {
+async fn oversized_broadcast_is_refused_and_the_channel_stays() {
     let server = Server::with(Config { payload_bytes_max: 1000, ..quick() }).await;
     let mut quiet = server.joined("den", json!({"broadcast": {"ack": false}})).await;
     let mut asking = server.joined("den", json!({"broadcast": {"ack": true}})).await;
@@ -112,7 +109,7 @@ async fn an_oversized_broadcast_is_refused_and_the_channel_stays() {
 
 /// 97
 #[tokio::test]
-async fn three_million_bytes_pass_and_a_thousand_more_do_not() {
+async fn payload_of_three_million_bytes_passes_and_a_thousand_more_is_refused() {
     let server = Server::start().await;
     let mut socket = server.joined("den", json!({"broadcast": {"ack": true}})).await;
     let payload =
@@ -124,7 +121,7 @@ async fn three_million_bytes_pass_and_a_thousand_more_do_not() {
 
 /// 98
 #[tokio::test]
-async fn public_private_and_prefixed_rooms_are_apart() {
+async fn public_private_and_prefixed_rooms_are_separate() {
     let server = Server::start().await;
     let mut public = server.joined("den", json!({})).await;
     let mut prefixed = server.joined("private:den", json!({})).await;
@@ -137,18 +134,18 @@ async fn public_private_and_prefixed_rooms_are_apart() {
     assert!(prefixed.so_far().await.is_empty());
 }
 
-/// A payload that is no object would break receivers of the second serializer: it is refused with a reason.
+/// Receivers with serializer 2.0.0 would fail on a payload that is not an object, so it is refused with a reason.
 #[tokio::test]
-async fn a_broadcast_that_is_no_object_is_refused() {
+async fn broadcast_that_is_not_an_object_is_refused() {
     let server = Server::start().await;
     let mut socket = server.joined("den", json!({"broadcast": {"ack": true, "self": true}})).await;
     assert_eq!(socket.ask("den", "broadcast", json!([1])).await.reason(), "Broadcast payload must be a map");
     assert!(socket.so_far().await.is_empty());
 }
 
-/// What clients say to agents also reaches the daemon, with who said it, whichever way it was sent.
+/// Coordination messages also reach the daemon, with their sender's claims, over every transport.
 #[tokio::test]
-async fn coordination_on_agents_channels_is_passed_to_the_daemon() {
+async fn coordination_messages_reach_the_daemon() {
     let mut server = Server::start().await;
     let mut sender = server.joined("agent:triage", json!({})).await;
     sender.join("den", json!({})).await.ok();
@@ -162,17 +159,17 @@ async fn coordination_on_agents_channels_is_passed_to_the_daemon() {
     sender.push("agent:triage", "broadcast", object).await;
     sender.so_far().await;
     assert_eq!(server.coordination.recv().await.unwrap().event, "agent_message");
-    let said = server.coordination.recv().await.unwrap();
-    assert_eq!(said.event, Coordination::EVENT);
-    assert_eq!((&said.payload[..], said.claims.role.as_str()), (&data[..], "anon"));
-    assert_eq!(said.room, crate::realtime::room("agent:triage"));
+    let message = server.coordination.recv().await.unwrap();
+    assert_eq!(message.event, Coordination::EVENT);
+    assert_eq!((&message.payload[..], message.claims.role.as_str()), (&data[..], "anon"));
+    assert_eq!(message.room, crate::realtime::room("agent:triage"));
     assert_eq!(&server.coordination.recv().await.unwrap().payload[..], br#"{"n":1}"#);
     assert!(server.coordination.try_recv().is_err());
 }
 
-/// Fifty receivers of two senders: each hears every message, in each sender's order.
+/// Fifty receivers and two senders: each receiver gets every message, in each sender's order.
 #[tokio::test]
-async fn the_order_of_each_sender_is_kept_for_every_receiver() {
+async fn order_of_each_sender_is_kept_for_every_receiver() {
     const MESSAGES: u64 = 200;
     let server = Server::start().await;
     let mut senders = [server.joined("den", json!({})).await, server.joined("den", json!({})).await];

@@ -26,16 +26,33 @@ fn error(text: &str) -> String {
 #[tokio::test]
 async fn both_urls_upgrade_and_unknown_parameters_are_ignored() {
     let server = Server::start().await;
-    for path in ["/socket/websocket", "/realtime/v1/websocket"] {
+    let slash = ["/socket/websocket/", "/realtime/v1/websocket/"];
+    // Clients append `/websocket` to the last ones.
+    for path in ["/socket/websocket", "/realtime/v1/websocket", slash[0], slash[1], "/socket", "/realtime/v1"]
+    {
         let more = "log_level=nonsense&x=y";
         let url = format!("ws://{}{path}?apikey={}&vsn=2.0.0&{more}", server.addr, server.anon());
         assert!(Socket::open(&url, true).await.so_far().await.is_empty());
     }
 }
 
+/// phoenix.js falls back to long polling, which is not supported. It gets a reason and stops.
+#[tokio::test]
+async fn long_polling_is_refused_with_a_reason() {
+    let server = Server::start().await;
+    for path in ["/socket/longpoll", "/realtime/v1/longpoll"] {
+        let (status, headers, body) =
+            get(&server.http(&format!("{path}?vsn=2.0.0")), &[("origin", "https://app.example")]).await;
+        assert_eq!((status, &headers["access-control-allow-origin"]), (403, &"*".parse().unwrap()));
+        let body: serde_json::Value = serde_json::from_str(&body).unwrap();
+        assert_eq!((&body["status"], &body["messages"]), (&json!(403), &json!([])));
+        assert!(body["error"].as_str().unwrap().contains("/websocket"), "{body}");
+    }
+}
+
 /// 3, 4
 #[tokio::test]
-async fn the_version_chooses_the_serializer_and_none_is_the_first() {
+async fn version_selects_the_serializer_and_defaults_to_1() {
     let server = Server::start().await;
     let bare = format!("ws://{}/socket/websocket?apikey={}", server.addr, server.anon());
     for (url, v2) in [(bare, false), (server.url("1.0.0"), false), (server.url("2.0.0"), true)] {
@@ -45,7 +62,7 @@ async fn the_version_chooses_the_serializer_and_none_is_the_first() {
 
 /// 5
 #[tokio::test]
-async fn other_versions_are_refused_with_an_empty_body() {
+async fn unknown_versions_are_refused_with_an_empty_body() {
     let server = Server::start().await;
     for vsn in ["2.1.0", "2", "abc"] {
         let query = format!("?apikey={}&vsn={vsn}", server.anon());
@@ -55,7 +72,7 @@ async fn other_versions_are_refused_with_an_empty_body() {
 
 /// 6, 7, 8, 9, 10, 11, 13
 #[tokio::test]
-async fn each_bad_key_has_its_text() {
+async fn each_invalid_key_has_its_error_text() {
     let server = Server::start().await;
     assert_eq!(refused(&server, "", &[]).await, (401, error("API key is missing")));
     let exp = Clock::System.now().timestamp() + 60;
@@ -79,7 +96,7 @@ async fn each_bad_key_has_its_text() {
 
 /// 12
 #[tokio::test]
-async fn the_header_wins_over_the_query() {
+async fn api_key_header_overrides_the_query() {
     let server = Server::start().await;
     let anon = server.anon();
     let bad = ("x-api-key", "abc");
@@ -89,7 +106,7 @@ async fn the_header_wins_over_the_query() {
 
 /// 14
 #[tokio::test]
-async fn a_refusal_waits_as_long_as_configured() {
+async fn handshake_refusal_is_delayed_as_configured() {
     let delay = Duration::from_millis(150);
     let server = Server::with(Config { handshake_error_delay: delay, ..quick() }).await;
     let start = Instant::now();
@@ -107,7 +124,7 @@ async fn any_origin_is_accepted() {
 
 /// 18, 63, 64
 #[tokio::test]
-async fn only_so_many_sockets_with_channels_are_served() {
+async fn sockets_with_channels_are_limited() {
     let server = Server::with(Config { connections_max: 1, ..quick() }).await;
     let mut late = server.v2().await;
     let mut first = server.joined("a", json!({})).await;
@@ -120,7 +137,7 @@ async fn only_so_many_sockets_with_channels_are_served() {
 
 /// 19
 #[tokio::test]
-async fn a_silent_socket_is_closed_and_a_talking_one_is_not() {
+async fn idle_socket_is_closed_and_an_active_one_is_not() {
     let server = Server::with(Config { idle_timeout: Duration::from_secs(2), ..quick() }).await;
     let (mut silent, mut talking) = (server.v2().await, server.v2().await);
     let mut closed = std::pin::pin!(silent.close_code());
@@ -137,7 +154,7 @@ async fn a_silent_socket_is_closed_and_a_talking_one_is_not() {
 
 /// 20
 #[tokio::test]
-async fn a_message_that_is_too_big_closes_the_socket() {
+async fn oversized_message_closes_the_socket() {
     let server = Server::with(Config { message_bytes_max: 10_000, ..quick() }).await;
     for size in [10_001, 30_000] {
         let mut socket = server.v2().await;
@@ -148,9 +165,9 @@ async fn a_message_that_is_too_big_closes_the_socket() {
     }
 }
 
-/// A method other than GET, and a GET that is no upgrade.
+/// A method other than GET, and a GET without an upgrade.
 #[tokio::test]
-async fn what_is_no_websocket_request_is_400() {
+async fn request_that_is_not_a_websocket_upgrade_is_400() {
     let server = Server::start().await;
     let url = server.http(&format!("/socket/websocket?apikey={}", server.token(Role::ServiceRole)));
     assert_eq!(get(&url, &[]).await.0, 400);
@@ -158,9 +175,9 @@ async fn what_is_no_websocket_request_is_400() {
     assert_eq!((post.status().as_u16(), post.text().await.unwrap()), (400, String::new()));
 }
 
-/// A reader that stands still loses its socket with our own code; nobody waits for it.
+/// A slow subscriber is closed with a code of Convoke's own. No publisher waits for it.
 #[tokio::test]
-async fn a_slow_reader_is_closed_with_4008_and_the_others_go_on() {
+async fn slow_subscriber_is_closed_with_4008_and_others_continue() {
     let server = Server::with(Config { outbox_bytes_max: 100_000, ..quick() }).await;
     let mut slow = server.joined("den", json!({})).await;
     let mut brisk = server.joined("den", json!({})).await;
@@ -174,9 +191,9 @@ async fn a_slow_reader_is_closed_with_4008_and_the_others_go_on() {
     assert!(brisk.so_far().await.is_empty());
 }
 
-/// A socket that joins a thousand topics at once gets its answers, and the daemon keeps little of it.
+/// A socket that joins a thousand topics at once gets a reply to each; the daemon buffers few of the joins.
 #[tokio::test]
-async fn a_flood_of_joins_is_answered_and_not_kept() {
+async fn flood_of_joins_is_answered_and_not_buffered() {
     let delay = Duration::from_secs(3600);
     let server = Server::with(Config { channels_max: 10, join_error_delay: delay, ..quick() }).await;
     let mut socket = server.v2().await;
@@ -187,17 +204,17 @@ async fn a_flood_of_joins_is_answered_and_not_kept() {
     let answers = socket.so_far().await;
     let (ok, refused): (Vec<_>, Vec<_>) = answers.iter().partition(|got| got.payload["status"] == "ok");
     assert_eq!(ok.len(), 10);
-    assert_eq!(refused.len(), 1000 - 10 - 64, "some wait for the delay, the rest are told at once");
+    assert_eq!(refused.len(), 1000 - 10 - 64, "some wait for the delay, the rest are refused at once");
     assert!(refused.iter().all(|got| got.reason() == "ChannelRateLimitReached: Too many channels"));
 }
 
-/// A websocket whose bytes the test sees, and what the server says to `bytes` until it closes.
-async fn raw(server: &Server, bytes: &[u8]) -> Vec<u8> {
+/// Opens a websocket, sends `bytes`, and returns everything the server sends until it closes.
+pub(super) async fn raw(server: &Server, bytes: &[u8]) -> Vec<u8> {
     let mut socket = TcpStream::connect(server.addr).await.unwrap();
     let headers: Vec<_> = UPGRADE.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
     let path = format!("/socket/websocket?apikey={}&vsn=2.0.0", server.anon());
     let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\n{}\r\n", headers.concat());
-    // All at once, so that frames come with the request and not only after its answer.
+    // One write, so that frames arrive together with the request, before its response.
     socket.write_all(&[request.as_bytes(), bytes].concat()).await.unwrap();
     let mut answer = Vec::new();
     socket.read_to_end(&mut answer).await.unwrap();
@@ -208,14 +225,19 @@ async fn raw(server: &Server, bytes: &[u8]) -> Vec<u8> {
     answer.split_off(end + 4)
 }
 
-/// A client's frame with a mask that changes nothing.
+/// A client's frame with a zero mask.
 fn masked(first: u8, payload: &[u8]) -> Vec<u8> {
     [&[first, 0x80 | u8::try_from(payload.len()).unwrap(), 0, 0, 0, 0], payload].concat()
 }
 
-/// Pings are answered between the parts of a message, and a close with its own code.
+/// The start of a frame of `size` bytes, with the first bytes of its payload.
+pub(super) fn masked_part(first: u8, size: usize, payload: &[u8]) -> Vec<u8> {
+    [&[first, 0x80 | 127][..], &(size as u64).to_be_bytes(), &[0; 4], payload].concat()
+}
+
+/// A ping between the fragments of a message is answered, and a close is answered with its code.
 #[tokio::test]
-async fn a_message_in_parts_is_one_and_a_ping_between_them_is_answered() {
+async fn fragmented_message_is_assembled_and_an_interleaved_ping_answered() {
     let server = Server::start().await;
     let bytes = [
         masked(0x01, br#"[null,"13","phoenix","#),
@@ -230,17 +252,17 @@ async fn a_message_in_parts_is_one_and_a_ping_between_them_is_answered() {
     assert_eq!(raw(&server, &bytes.concat()).await, expected);
 }
 
-/// Messages that come together go out together, in order, and before the answer to what came after them.
+/// Messages that arrive in one read are delivered in order, before the reply to a later message.
 #[tokio::test]
-async fn what_is_said_in_one_breath_is_heard_in_order() {
+async fn messages_of_one_read_are_delivered_in_order() {
     let server = Server::start().await;
     let mut ear = server.joined("den", json!({})).await;
     let (join, mut bytes) =
         (json!(["1", "1", "realtime:den", "phx_join", {"config": {"broadcast": {"self": true}}}]), vec![]);
     bytes.extend(masked(0x81, join.to_string().as_bytes()));
     for n in 0..200 {
-        let said = format!(r#"["1","{n}","realtime:den","broadcast",{{"event":"e","n":{n}}}]"#);
-        bytes.extend(masked(0x81, said.as_bytes()));
+        let message = format!(r#"["1","{n}","realtime:den","broadcast",{{"event":"e","n":{n}}}]"#);
+        bytes.extend(masked(0x81, message.as_bytes()));
     }
     bytes.extend(masked(0x81, br#"[null,"x","phoenix","heartbeat",{}]"#));
     bytes.extend(masked(0x88, &[]));
@@ -254,9 +276,9 @@ async fn what_is_said_in_one_breath_is_heard_in_order() {
     }
 }
 
-/// Answers to many messages that came at once fit into the outbox, because the writer gets its turn between.
+/// Replies to many requests at once fit into the outbox, because the writer runs in between.
 #[tokio::test]
-async fn a_client_that_asks_much_at_once_gets_all_its_answers() {
+async fn burst_of_requests_gets_all_replies() {
     let server = Server::with(Config { outbox_frames_max: 100, ..quick() }).await;
     let beat = masked(0x81, br#"[null,"1","phoenix","heartbeat",{}]"#);
     let mut bytes = beat.repeat(3000);
@@ -265,9 +287,9 @@ async fn a_client_that_asks_much_at_once_gets_all_its_answers() {
     assert_eq!(answer.matches("phx_reply").count(), 3000);
 }
 
-/// What is no websocket frame ends the socket with the code that says so.
+/// Invalid framing closes the socket with the matching code.
 #[tokio::test]
-async fn bad_framing_is_closed_with_its_code() {
+async fn invalid_framing_is_closed_with_its_code() {
     let server = Server::start().await;
     let reserved = masked(0xc1, b"{}");
     let not_text = masked(0x81, b"\xff\xfe");
@@ -276,9 +298,9 @@ async fn bad_framing_is_closed_with_its_code() {
     }
 }
 
-/// A socket that wanted a channel and has none for long is closed; one that never wanted any is not.
+/// A socket without channels is closed after a time, also if it sends heartbeats.
 #[tokio::test]
-async fn a_socket_without_channels_is_swept_and_one_that_never_wanted_any_is_not() {
+async fn socket_without_channels_is_closed_after_a_time() {
     let timeout = Duration::from_secs(1);
     let server = Server::with(Config { no_channel_timeout: timeout, ..quick() }).await;
     let (mut never, mut left, mut refused) = (server.v2().await, server.v2().await, server.v2().await);
@@ -288,13 +310,13 @@ async fn a_socket_without_channels_is_swept_and_one_that_never_wanted_any_is_not
     refused.join("den", json!({"private": "?"})).await.reason();
     assert_eq!(left.close_code().await, Some(1000));
     assert_eq!(refused.close_code().await, Some(1000));
-    assert!(never.so_far().await.is_empty());
+    assert_eq!(never.close_code().await, Some(1000));
     assert!(stays.so_far().await.is_empty());
 }
 
-/// Connections, joins, messages, bytes, drops, refusals and latency are counted.
+/// Connections, joins, messages, bytes, drops, refusals and latency have metrics.
 #[tokio::test]
-async fn what_a_gateway_does_is_counted() {
+async fn gateway_metrics_count_its_work() {
     let server = Server::start().await;
     let mut one = server.joined("den", json!({"broadcast": {"ack": true}})).await;
     let mut two = server.joined("den", json!({})).await;
@@ -324,9 +346,9 @@ async fn what_a_gateway_does_is_counted() {
     assert_eq!(value(&format!("{refusals}{{what=\"phx_join\",code=\"UnknownErrorOnChannel\"}}")), 1.0);
 }
 
-/// What is logged of a connection or channel names it, and at `info` nothing is said of what clients do.
+/// Log lines of a connection or channel carry its id; traffic is not logged at `info`.
 #[tokio::test]
-async fn what_is_logged_names_its_connection_and_channel_and_traffic_is_no_news() {
+async fn logs_name_connection_and_channel_and_info_has_no_traffic() {
     let log = Log::default();
     let own = log.clone();
     let subscriber = tracing_subscriber::fmt()
@@ -342,6 +364,7 @@ async fn what_is_logged_names_its_connection_and_channel_and_traffic_is_no_news(
     one.message("rubbish").await;
     one.track("den", json!({"secret": "s3cret"})).await;
     one.until("presence_diff").await;
+    one.until("phx_reply").await.ok();
     one.ask("den", "broadcast", json!({"event": "e", "payload": "s3cret"})).await.ok();
     two.until("broadcast").await;
     two.join("no", json!({"private": "?"})).await.reason();
@@ -353,7 +376,7 @@ async fn what_is_logged_names_its_connection_and_channel_and_traffic_is_no_news(
     let with = |words: &[&str]| text.lines().any(|line| words.iter().all(|word| line.contains(word)));
     assert!(with(&["conn{id=", "channel{topic=\"den\"}", "new"]), "{text}");
     assert!(with(&["conn{id=", "frame dropped"]), "{text}");
-    assert!(with(&["conn{id=", "websocket ends"]), "{text}");
+    assert!(with(&["conn{id=", "websocket ended"]), "{text}");
     assert!(!with(&[" INFO "]) && !with(&["s3cret"]) && !with(&["apikey"]), "{text}");
 }
 

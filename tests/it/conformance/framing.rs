@@ -17,7 +17,7 @@ async fn heartbeats_are_answered_without_a_channel() {
 
 /// 24, 43 (and 25 in every test of a 2.0.0 socket: the client checks each frame)
 #[tokio::test]
-async fn frames_of_the_first_serializer_have_four_keys_and_no_join_ref() {
+async fn frames_of_serializer_1_have_four_keys_and_no_join_ref() {
     let server = Server::start().await;
     let mut socket = server.v1().await;
     let reply = socket.join("den", json!({"presence": {"enabled": true}, "broadcast": {"self": true}})).await;
@@ -36,7 +36,7 @@ async fn frames_of_the_first_serializer_have_four_keys_and_no_join_ref() {
 
 /// 26, 27, 28, 30
 #[tokio::test]
-async fn rubbish_is_dropped_and_the_socket_stays() {
+async fn invalid_frames_are_dropped_and_the_socket_stays() {
     let server = Server::start().await;
     let (mut v1, mut v2) = (server.v1().await, server.v2().await);
     let object = r#"{"topic":"phoenix","event":"heartbeat","payload":{},"ref":"x"}"#;
@@ -56,7 +56,7 @@ async fn rubbish_is_dropped_and_the_socket_stays() {
 
 /// 29
 #[tokio::test]
-async fn a_sixth_element_is_ignored() {
+async fn sixth_array_element_is_ignored() {
     let mut socket = Server::start().await.v2().await;
     socket.message(r#"[null,"1","phoenix","heartbeat",{},"more"]"#).await;
     socket.next().await.ok();
@@ -64,7 +64,7 @@ async fn a_sixth_element_is_ignored() {
 
 /// 31, 32, 34
 #[tokio::test]
-async fn what_is_not_joined_is_unmatched_but_may_be_left() {
+async fn push_to_an_unjoined_topic_is_unmatched_and_leave_is_ok() {
     let mut socket = Server::start().await.v2().await;
     let unmatched = json!({"status": "error", "response": {"reason": "unmatched topic"}});
     socket.send(json!("1"), json!("2"), "realtime:den", "broadcast", json!({})).await;
@@ -77,14 +77,14 @@ async fn what_is_not_joined_is_unmatched_but_may_be_left() {
 
 /// 33
 #[tokio::test]
-async fn a_topic_needs_a_name() {
+async fn empty_topic_is_refused() {
     let mut socket = Server::start().await.v2().await;
     assert_eq!(socket.join("", json!({})).await.reason(), "TopicNameRequired: You must provide a topic name");
 }
 
 /// 35
 #[tokio::test]
-async fn an_unknown_event_gets_no_reply() {
+async fn unknown_event_gets_no_reply() {
     let mut socket = Server::start().await.joined("den", json!({})).await;
     socket.push("den", "whatever", json!({})).await;
     assert!(socket.so_far().await.is_empty());
@@ -93,7 +93,7 @@ async fn an_unknown_event_gets_no_reply() {
 
 /// 36, 37, 38, 39, 50
 #[tokio::test]
-async fn each_frame_carries_the_refs_it_should() {
+async fn each_frame_carries_its_refs() {
     let server = Server::start().await;
     let mut socket = server.v2().await;
     let config =
@@ -120,7 +120,7 @@ async fn each_frame_carries_the_refs_it_should() {
 
 /// 40, 41, 42
 #[tokio::test]
-async fn a_stale_join_ref_is_taken_but_for_leaving() {
+async fn stale_join_ref_is_accepted_except_for_leave() {
     let server = Server::start().await;
     let mut socket = server.v2().await;
     let config = json!({"config": {"broadcast": {"self": true, "ack": true}}});

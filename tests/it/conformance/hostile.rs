@@ -1,13 +1,13 @@
-//! Strangers who send garbage, flood, stall or fill: they harm nobody.
+//! Clients that send garbage, flood, stall or fill memory do not disturb others.
 use crate::realtime::{Message, Server, Socket, UPGRADE, quick};
 use convoke::gateway::Config;
 use serde_json::json;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 
-/// Two who talk to each other while `attack` goes on, at least so many times; nothing of it is lost, late or
-/// out of order, and neither is told anything else.
-async fn undisturbed(server: &Server, attack: impl Future<Output = ()>) {
+/// Runs two clients that exchange messages during `attack`. None of their messages may be lost, late or
+/// reordered, and they may receive nothing else.
+pub(super) async fn undisturbed(server: &Server, attack: impl Future<Output = ()>) {
     const TIMES: u64 = 100;
     let mut one = server.joined("peace", json!({"broadcast": {"ack": true}})).await;
     let mut two = server.joined("peace", json!({"broadcast": {"ack": true}})).await;
@@ -31,7 +31,7 @@ async fn undisturbed(server: &Server, attack: impl Future<Output = ()>) {
     assert!(one.so_far().await.is_empty() && two.so_far().await.is_empty());
 }
 
-/// Bytes that look random, the same in every run.
+/// Pseudo-random bytes, the same in every run.
 fn noise(seed: u64, size: usize) -> Vec<u8> {
     let mut x = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = || {
@@ -44,7 +44,7 @@ fn noise(seed: u64, size: usize) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn garbage_harms_nobody() {
+async fn garbage_does_not_disturb_other_clients() {
     let server = Server::start().await;
     let attack = async {
         let mut socket = server.joined("peace?", json!({})).await;
@@ -57,7 +57,7 @@ async fn garbage_harms_nobody() {
                 .message(format!(r#"["1","{n}","realtime:peace?","presence",{{"event":{n},"payload":[]}}]"#))
                 .await;
         }
-        // It is still a socket like any other.
+        // The socket still works.
         socket.so_far().await;
         socket.ask("peace?", "presence", json!({"event": "untrack"})).await.ok();
         for seed in 0..20 {
@@ -67,7 +67,7 @@ async fn garbage_harms_nobody() {
             let path = format!("/socket/websocket?apikey={}&vsn=2.0.0", server.anon());
             let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\n{}\r\n", headers.concat());
             raw.write_all(request.as_bytes()).await.unwrap();
-            // The server may hang up in the middle of it.
+            // The server may close the connection meanwhile.
             let _ = raw.write_all(&noise(seed, 100_000)).await;
         }
     };
@@ -75,7 +75,7 @@ async fn garbage_harms_nobody() {
 }
 
 #[tokio::test]
-async fn a_flood_of_broadcasts_harms_nobody() {
+async fn flood_of_broadcasts_does_not_disturb_other_clients() {
     let server = Server::start().await;
     let attack = async {
         let mut sockets = Vec::new();
@@ -91,9 +91,9 @@ async fn a_flood_of_broadcasts_harms_nobody() {
     undisturbed(&server, attack).await;
 }
 
-/// Rooms with readers that never read: they are closed with 4008, and who talks does not wait for them.
+/// Readers that never read are closed with 4008, and publishers do not wait for them.
 #[tokio::test]
-async fn readers_that_stall_harm_nobody() {
+async fn stalled_readers_do_not_disturb_other_clients() {
     let server = Server::with(Config { outbox_bytes_max: 200_000, ..quick() }).await;
     let attack = async {
         let mut stalled: Vec<Socket> = Vec::new();
@@ -113,7 +113,7 @@ async fn readers_that_stall_harm_nobody() {
 }
 
 #[tokio::test]
-async fn ten_thousand_channels_harm_nobody() {
+async fn ten_thousand_channels_do_not_disturb_other_clients() {
     let server = Server::start().await;
     let attack = async {
         let mut socket = server.v2().await;
@@ -134,9 +134,9 @@ async fn ten_thousand_channels_harm_nobody() {
     undisturbed(&server, attack).await;
 }
 
-/// The largest messages, and one that is too large.
+/// Messages of the maximum size, and one above it.
 #[tokio::test]
-async fn five_megabytes_at_a_time_harm_nobody() {
+async fn five_megabyte_messages_do_not_disturb_other_clients() {
     let server = Server::start().await;
     let attack = async {
         let mut socket = server.joined("big", json!({"broadcast": {"ack": true}})).await;
@@ -151,9 +151,9 @@ async fn five_megabytes_at_a_time_harm_nobody() {
     undisturbed(&server, attack).await;
 }
 
-/// Names that would fill the memory: topics, refs, events, keys and tokens of megabytes are not kept.
+/// Topics, refs, events, keys and tokens of megabytes are not stored.
 #[tokio::test]
-async fn names_of_megabytes_are_not_kept() {
+async fn names_of_megabytes_are_not_stored() {
     let server = Server::start().await;
     let attack = async {
         let mut socket = server.joined("den", json!({})).await;

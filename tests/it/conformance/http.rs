@@ -27,7 +27,7 @@ fn one(topic: &str) -> Value {
 
 /// 109, 110, 114, 119, 127
 #[tokio::test]
-async fn a_batch_is_delivered_as_text() {
+async fn http_batch_is_delivered_as_text() {
     let server = Server::start().await;
     let mut socket = server.joined("den:7", json!({})).await;
     let path = "/realtime/v1/api/broadcast?apikey=x&vsn=2.0.0";
@@ -47,7 +47,7 @@ async fn a_batch_is_delivered_as_text() {
 
 /// 111, 112, 113
 #[tokio::test]
-async fn a_wrong_batch_says_what_is_wrong_and_sends_nothing() {
+async fn invalid_http_batch_is_refused_whole_with_errors() {
     let server = Server::start().await;
     let mut socket = server.joined("den", json!({})).await;
     let errors = |errors: Value| (422, json!({"errors": {"messages": errors}}));
@@ -71,7 +71,7 @@ async fn a_wrong_batch_says_what_is_wrong_and_sends_nothing() {
 
 /// 115, 124
 #[tokio::test]
-async fn private_messages_need_the_right_to_write() {
+async fn private_http_messages_need_the_right_to_write() {
     let server = Server::start().await;
     let service = server.token(Role::ServiceRole);
     let mut private = server.v2().await;
@@ -92,7 +92,7 @@ async fn private_messages_need_the_right_to_write() {
 
 /// 117, 118
 #[tokio::test]
-async fn a_bearer_token_comes_before_the_apikey_header() {
+async fn bearer_token_overrides_the_apikey_header() {
     let server = Server::start().await;
     let url = server.http("/api/broadcast/den/events/e");
     let anon = server.anon();
@@ -114,7 +114,7 @@ async fn a_bearer_token_comes_before_the_apikey_header() {
 
 /// 120, 121, 122
 #[tokio::test]
-async fn a_single_message_is_json_or_bytes() {
+async fn single_http_message_is_json_or_binary() {
     let server = Server::start().await;
     let mut new = server.joined("den:7", json!({})).await;
     let mut old = server.v1().await;
@@ -151,7 +151,7 @@ async fn a_single_message_is_json_or_bytes() {
 
 /// 123, 126
 #[tokio::test]
-async fn other_types_and_sizes_are_refused() {
+async fn unsupported_content_types_and_sizes_are_refused() {
     let server = Server::with(Config { payload_bytes_max: 1000, ..quick() }).await;
     let request = || post(&server, "/api/broadcast/den/events/e", &server.anon());
     let text = "Unsupported Media Type. Use application/json or application/octet-stream";
@@ -171,7 +171,7 @@ async fn other_types_and_sizes_are_refused() {
 
 /// 116
 #[tokio::test]
-async fn a_batch_larger_than_the_rate_is_refused() {
+async fn batch_larger_than_the_rate_limit_is_refused() {
     let server =
         Server::with(super::slow(limits::Config { messages_http: 2, ..limits::Config::default() })).await;
     let three = json!({"messages": [one("den"), one("den"), one("den")]});
@@ -181,7 +181,7 @@ async fn a_batch_larger_than_the_rate_is_refused() {
 
 /// 128
 #[tokio::test]
-async fn a_browser_may_ask_first() {
+async fn cors_preflight_is_answered() {
     let server = Server::start().await;
     for path in ["/realtime/v1/api/broadcast", "/api/broadcast/den/events/e"] {
         let request = http()
@@ -199,9 +199,9 @@ async fn a_browser_may_ask_first() {
     }
 }
 
-/// Answers are JSON, and who cannot take that is told before anything is sent.
+/// Responses are JSON. A request that does not accept JSON is refused before anything is sent.
 #[tokio::test]
-async fn who_takes_no_json_is_told() {
+async fn request_that_does_not_accept_json_is_406() {
     let server = Server::start().await;
     let mut socket = server.joined("den", json!({})).await;
     let send = async |accept: &str| {

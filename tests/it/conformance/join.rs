@@ -6,7 +6,7 @@ use std::time::Duration;
 
 /// 44, 45, 49, 51
 #[tokio::test]
-async fn a_join_with_little_in_it_succeeds_silently() {
+async fn minimal_join_succeeds_without_further_messages() {
     let mut socket = Server::start().await.v2().await;
     let reply = socket.join_with("a", json!({"config": {}, "version": "realtime-js/2", "x": 1})).await;
     assert_eq!(reply.payload, json!({"status": "ok", "response": {"postgres_changes": []}}));
@@ -16,7 +16,7 @@ async fn a_join_with_little_in_it_succeeds_silently() {
 
 /// 46, 47
 #[tokio::test]
-async fn booleans_as_text_are_honoured_and_other_types_are_false() {
+async fn boolean_strings_are_accepted_and_other_types_are_false() {
     let mut socket = Server::start().await.v2().await;
     let config = json!({"private": "false", "broadcast": {"self": "True", "ack": "TRUE"}, "presence": {"enabled": "true"}});
     socket.join("a", config).await.ok();
@@ -34,7 +34,7 @@ async fn booleans_as_text_are_honoured_and_other_types_are_false() {
 
 /// 48, 73
 #[tokio::test]
-async fn requested_changes_come_back_in_order_and_say_that_they_are_not_there_yet() {
+async fn requested_changes_are_echoed_in_order_and_reported_unavailable() {
     let mut socket = Server::start().await.v2().await;
     for none in [json!(null), json!([null])] {
         let reply = socket.join("a", json!({ "postgres_changes": none })).await;
@@ -59,7 +59,7 @@ async fn requested_changes_come_back_in_order_and_say_that_they_are_not_there_ye
 
 /// 52, 53, 54
 #[tokio::test]
-async fn a_channel_takes_its_own_token_or_the_keys() {
+async fn channel_uses_its_own_token_or_the_key() {
     let server = Server::start().await;
     let mut socket = server.v2().await;
     let service = server.token(Role::ServiceRole);
@@ -74,7 +74,7 @@ async fn a_channel_takes_its_own_token_or_the_keys() {
 }
 
 impl crate::realtime::Socket {
-    /// Joins again and gives the reason, past the end of the join before.
+    /// Joins again and returns the reason, skipping the end of the previous join.
     async fn v_join(&mut self, topic: &str, payload: serde_json::Value) -> String {
         let reply = self.join_with(topic, payload).await;
         let reason = reply.reason().to_owned();
@@ -85,7 +85,7 @@ impl crate::realtime::Socket {
 
 /// 55, 56, 57 and a token of another key
 #[tokio::test]
-async fn each_bad_token_has_its_reason() {
+async fn each_invalid_token_has_its_reason() {
     let server = Server::start().await;
     let mut socket = server.v2().await;
     let mut reason =
@@ -106,7 +106,7 @@ async fn each_bad_token_has_its_reason() {
 
 /// 58, 59
 #[tokio::test]
-async fn a_refusal_waits_without_stopping_anything_else() {
+async fn join_refusal_is_delayed_without_blocking_other_topics() {
     let server = Server::with(Config { join_error_delay: Duration::from_secs(1), ..quick() }).await;
     let mut socket = server.v2().await;
     let bad = json!({"config": {}, "access_token": "potato"});
@@ -122,7 +122,7 @@ async fn a_refusal_waits_without_stopping_anything_else() {
     assert!(socket.so_far().await.is_empty(), "no phx_close");
 }
 
-/// Public channels keep no messages to send again.
+/// Public channels store no messages to replay.
 #[tokio::test]
 async fn replay_is_refused_on_a_public_channel() {
     let reply =
@@ -132,7 +132,7 @@ async fn replay_is_refused_on_a_public_channel() {
 
 /// 60
 #[tokio::test]
-async fn public_joins_can_be_forbidden() {
+async fn public_joins_can_be_disabled() {
     let server = Server::with(Config { private_only: true, ..quick() }).await;
     let reply = server.v2().await.join("a", json!({})).await;
     assert_eq!(reply.reason(), "PrivateOnly: This project only allows private channels");
@@ -140,7 +140,7 @@ async fn public_joins_can_be_forbidden() {
 
 /// 61, 62
 #[tokio::test]
-async fn a_socket_holds_only_so_many_channels() {
+async fn channels_of_a_socket_are_limited() {
     let server = Server::with(Config { channels_max: 2, ..quick() }).await;
     let mut socket = server.joined("a", json!({})).await;
     socket.join("b", json!({})).await.ok();
@@ -155,7 +155,7 @@ async fn a_socket_holds_only_so_many_channels() {
 
 /// 66, 67
 #[tokio::test]
-async fn a_second_join_replaces_the_first_even_when_it_fails() {
+async fn second_join_replaces_the_first_even_if_it_fails() {
     let server = Server::start().await;
     let mut socket = server.joined("den", json!({"broadcast": {"ack": true}})).await;
     let join = |own: &str, token: Option<&str>| {
@@ -177,7 +177,7 @@ async fn a_second_join_replaces_the_first_even_when_it_fails() {
 
 /// 68, 69
 #[tokio::test]
-async fn a_topic_can_be_joined_again_in_the_frame_after_leaving_it() {
+async fn topic_can_be_rejoined_right_after_leaving() {
     let mut socket = Server::start().await.joined("den", json!({})).await;
     socket.send(json!("1"), json!("2"), "realtime:den", "phx_leave", json!({})).await;
     socket.send(json!("3"), json!("3"), "realtime:den", "phx_join", json!({"config": {}})).await;
@@ -187,9 +187,9 @@ async fn a_topic_can_be_joined_again_in_the_frame_after_leaving_it() {
     assert_eq!((&reply.join_ref, &reply.reference), (&json!("3"), &json!("3")));
 }
 
-/// A stop tells every channel and closes with 1012; joins that come meanwhile are refused.
+/// A stopping server notifies every channel and closes with 1012; joins that arrive meanwhile are refused.
 #[tokio::test]
-async fn a_server_that_stops_says_so() {
+async fn stopping_server_notifies_channels_and_closes_with_1012() {
     let server = Server::start().await;
     let mut socket = server.joined("den", json!({})).await;
     let frames = async {
@@ -203,15 +203,15 @@ async fn a_server_that_stops_says_so() {
     assert_eq!(code, Some(1012));
 }
 
-/// 72: here nothing reads a log.
+/// 72: this server streams no WAL.
 #[tokio::test]
-async fn who_waits_in_vain_for_the_database_is_told_and_the_channel_ends() {
+async fn join_without_a_database_ends_the_channel_with_a_notice() {
     let mut socket = Server::start().await.v2().await;
     socket.join("den", json!({"broadcast": {"replication_ready": true}})).await.ok();
-    let told = socket.next().await;
+    let received = socket.next().await;
     let why = "Replication connection was not established in time";
     let payload = json!({"extension": "system", "status": "error", "message": why, "channel": "den"});
-    assert_eq!((told.event.as_str(), told.payload), ("system", payload));
+    assert_eq!((received.event.as_str(), received.payload), ("system", payload));
     assert_eq!(socket.next().await.short(), json!(["1", "1", "phx_close", {}]));
     socket.join("den", json!({})).await.ok();
 }

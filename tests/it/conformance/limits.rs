@@ -1,4 +1,4 @@
-//! Limits over time: the original's way (statements 65, 108, 146 and their like), and our own, which slows down.
+//! Rate limits: as in Supabase Realtime (statements 65, 108, 146 and related ones), and Convoke's own throttle.
 use super::{slow, supabase};
 use crate::realtime::{Server, UPGRADE, get, http};
 use convoke::gateway::{
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use std::time::Duration;
 use tokio::time::sleep;
 
-/// The original looks at whole buckets of five seconds: what is tried again this often meets the next one.
+/// Supabase Realtime averages whole buckets of five seconds: a test that retries this often meets the next bucket.
 const AGAIN: Duration = Duration::from_millis(50);
 
 fn ack() -> Value {
@@ -18,7 +18,7 @@ fn ack() -> Value {
 
 /// 65
 #[tokio::test]
-async fn too_many_joins_close_the_socket_in_the_originals_way() {
+async fn supabase_mode_closes_the_socket_after_too_many_joins() {
     let server = Server::with(supabase(Supabase { joins_per_second: 2, ..Supabase::default() })).await;
     let mut socket = server.v2().await;
     let refused = loop {
@@ -40,22 +40,22 @@ async fn too_many_joins_close_the_socket_in_the_originals_way() {
 
 /// 108
 #[tokio::test]
-async fn too_many_messages_end_the_channels_that_hear_them_in_the_originals_way() {
+async fn supabase_mode_ends_receiving_channels_after_too_many_messages() {
     let server = Server::with(supabase(Supabase { events_per_second: 2, ..Supabase::default() })).await;
     let (mut sender, mut receiver) =
         (server.joined("den", json!({})).await, server.joined("den", json!({})).await);
     receiver.join("other", json!({})).await.ok();
-    let mut heard = 0;
+    let mut received = 0;
     let system = loop {
         sender.push("den", "broadcast", json!({"event": "e"})).await;
         let got = receiver.next().await;
         if got.event == "system" {
             break got;
         }
-        heard += 1;
+        received += 1;
         sleep(AGAIN).await;
     };
-    assert!(heard > 5, "the one that was too many was still heard");
+    assert!(received > 5, "the one that was too many was still heard");
     let text = "Too many messages per second";
     assert_eq!(
         system.payload,
@@ -70,9 +70,9 @@ async fn too_many_messages_end_the_channels_that_hear_them_in_the_originals_way(
     assert_eq!(response.text().await.unwrap(), r#"{"message":"You have exceeded your rate limit"}"#);
 }
 
-/// Presence of all together, in the original's way.
+/// Presence of all sockets together, as in Supabase Realtime.
 #[tokio::test]
-async fn too_much_presence_ends_the_channel_in_the_originals_way() {
+async fn supabase_mode_ends_the_channel_after_too_much_presence() {
     let calls = Supabase { presence_per_second: 2, presence_calls: 100_000, ..Supabase::default() };
     let server = Server::with(supabase(calls)).await;
     let mut socket = server.joined("den", json!({})).await;
@@ -90,9 +90,9 @@ async fn too_much_presence_ends_the_channel_in_the_originals_way() {
     assert_eq!(socket.until("phx_close").await.topic, "realtime:den");
 }
 
-/// Ours: the sixth, the hundredth broadcast too many is refused with the time to wait, and everything lives on.
+/// Convoke's throttle refuses excess broadcasts with the time to wait; the channel stays.
 #[tokio::test]
-async fn a_broadcast_too_many_is_refused_with_the_time_to_wait_and_then_passes() {
+async fn throttled_broadcast_is_refused_with_retry_time_and_passes_later() {
     let server =
         Server::with(slow(limits::Config { messages_per_channel: 5, ..limits::Config::default() })).await;
     let mut receiver = server.joined("den", json!({})).await;
@@ -119,9 +119,9 @@ async fn a_broadcast_too_many_is_refused_with_the_time_to_wait_and_then_passes()
     assert!(receiver.so_far().await.is_empty());
 }
 
-/// Who asked for no answers is told by system messages, the first at once and the others together.
+/// Without `ack`, refusals are reported by system messages: the first at once, later ones coalesced.
 #[tokio::test]
-async fn who_asked_for_no_answer_is_told_together_what_was_refused() {
+async fn refusals_without_ack_are_reported_in_coalesced_notices() {
     let server =
         Server::with(slow(limits::Config { messages_per_channel: 5, ..limits::Config::default() })).await;
     let mut sender = server.joined("den", json!({})).await;
@@ -130,7 +130,7 @@ async fn who_asked_for_no_answer_is_told_together_what_was_refused() {
         sender.push("den", "broadcast", json!({"event": "e", "n": n})).await;
     }
     let (mut refused, mut notices) = (0, 0);
-    // How many pass depends on how fast they come.
+    // The number that passes depends on their speed.
     let mut passed = 0;
     while refused + passed < 100 {
         let got = sender.until("system").await;
@@ -141,14 +141,14 @@ async fn who_asked_for_no_answer_is_told_together_what_was_refused() {
         notices += 1;
         passed += receiver.so_far().await.len() as u64;
     }
-    assert_eq!(refused + passed, 100, "nothing is told twice");
+    assert_eq!(refused + passed, 100, "each is answered once");
     assert!(notices < 10, "{notices} notices of {refused} refusals");
     sender.ask("den", "presence", json!({"event": "untrack"})).await.ok();
 }
 
-/// A socket's bytes are its own affair.
+/// The rate limit of bytes is per socket.
 #[tokio::test]
-async fn bytes_have_a_limit_of_their_own() {
+async fn bytes_have_their_own_rate_limit() {
     let config = limits::Config { bytes_per_connection: 10_000, ..limits::Config::default() };
     let server = Server::with(slow(config)).await;
     let mut sender = server.joined("den", ack()).await;
@@ -157,14 +157,14 @@ async fn bytes_have_a_limit_of_their_own() {
     assert_eq!(sender.ask("den", "broadcast", large.clone()).await.reason(), "rate_limited");
     server.joined("den", ack()).await.ask("den", "broadcast", large.clone()).await.ok();
     assert_eq!(sender.next().await.payload, large, "another socket is not concerned");
-    // Presence costs bytes, too, and says so.
+    // Presence counts against the limit of bytes, too.
     let track = json!({"event": "track", "payload": {"x": "y".repeat(30_000)}});
     assert_eq!(sender.ask("den", "presence", track).await.reason(), "rate_limited");
 }
 
-/// Presence calls beyond the limit are put together: each is answered with ok, and the last word is told.
+/// Excess presence calls are coalesced: each is answered with ok, and the last meta is published.
 #[tokio::test]
-async fn presence_calls_too_many_are_put_together_and_the_last_word_counts() {
+async fn excess_presence_calls_are_coalesced_to_the_last() {
     let config = limits::Config { presence_per_channel: 2, ..limits::Config::default() };
     let server = Server::with(slow(config)).await;
     let mut watcher = server.joined("den", json!({})).await;
@@ -178,22 +178,22 @@ async fn presence_calls_too_many_are_put_together_and_the_last_word_counts() {
         reply.ok();
         answered += 1;
     }
-    let mut told = 0;
+    let mut received = 0;
     loop {
         let diff = watcher.until("presence_diff").await;
-        told += 1;
+        received += 1;
         if diff.payload["joins"]["busy"]["metas"][0]["n"] == 99 {
             break;
         }
     }
-    assert!(told < 20, "{told} differences");
+    assert!(received < 20, "{received} differences");
     busy.push("den", "presence", json!({"event": "untrack"})).await;
     assert!(watcher.until("presence_diff").await.payload["leaves"]["busy"].is_object());
 }
 
-/// A channel that is left takes what it had not said yet with it.
+/// A left channel drops its delayed presence.
 #[tokio::test]
-async fn a_channel_that_is_left_says_nothing_more() {
+async fn left_channel_drops_its_delayed_presence() {
     let config = limits::Config { presence_per_channel: 1, ..limits::Config::default() };
     let server = Server::with(slow(config)).await;
     let mut socket = server.joined("den", json!({"presence": {"key": "k"}})).await;
@@ -206,9 +206,9 @@ async fn a_channel_that_is_left_says_nothing_more() {
     assert_eq!(socket.until("presence_state").await.payload, json!({}));
 }
 
-/// Many joins wait for their turn and all succeed; only what would wait too long is refused, with the time.
+/// Throttled joins wait and succeed. Only a join that would wait too long is refused, with the time to wait.
 #[tokio::test]
-async fn joins_wait_for_their_turn_and_heartbeats_do_not() {
+async fn throttled_joins_wait_and_heartbeats_do_not() {
     let config = limits::Config { joins_total: 20, ..limits::Config::default() };
     let server = Server::with(Config { channels_max: 1000, ..slow(config) }).await;
     let mut socket = server.v2().await;
@@ -235,9 +235,9 @@ async fn joins_wait_for_their_turn_and_heartbeats_do_not() {
     assert!(refused.payload["response"]["retry_after_ms"].as_u64().unwrap() >= 4000);
 }
 
-/// HTTP says when to come back, in a header and in the body.
+/// A throttled HTTP response carries the time to wait in a header and in the body.
 #[tokio::test]
-async fn http_says_when_to_come_back() {
+async fn throttled_http_request_has_retry_after() {
     let server = Server::with(slow(limits::Config { messages_http: 3, ..limits::Config::default() })).await;
     let send = async || {
         let request = http().post(server.http("/api/broadcast/den/events/e")).bearer_auth(server.anon());
@@ -261,9 +261,9 @@ async fn http_says_when_to_come_back() {
     assert_eq!(send().await.status(), 202);
 }
 
-/// A flood of anything is read only so fast; the socket lives and others do not notice.
+/// A flood is throttled by reading slowly. The socket stays, and others are not affected.
 #[tokio::test]
-async fn a_flood_is_read_only_so_fast() {
+async fn flood_is_slowed_by_backpressure_on_reading() {
     let config = limits::Config { frames_per_connection: 1000, ..limits::Config::default() };
     let server = Server::with(slow(config)).await;
     let mut flood = server.v2().await;
@@ -272,6 +272,6 @@ async fn a_flood_is_read_only_so_fast() {
         flood.message("rubbish").await;
     }
     assert!(flood.so_far().await.is_empty());
-    // A second's worth at once, and what one read brings, is not waited for.
+    // The burst of one second, and the frames of one read, do not wait.
     assert!(start.elapsed() >= Duration::from_millis(500));
 }

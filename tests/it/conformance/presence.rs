@@ -1,4 +1,4 @@
-//! Presence: statements 129 to 148, as far as public channels go.
+//! Presence on public channels: statements 129 to 148.
 use crate::realtime::{Got, Server, Socket, quick, room};
 use convoke::gateway::{Config, limits::Supabase};
 use serde_json::{Value, json};
@@ -13,7 +13,7 @@ async fn member(server: &Server, key: &str) -> Socket {
     socket
 }
 
-/// Tracks, and gives the difference that follows.
+/// Tracks, and returns the difference that follows.
 async fn tracked(socket: &mut Socket, payload: Value) -> Got {
     socket.track("den", payload).await;
     socket.until("presence_diff").await
@@ -21,7 +21,7 @@ async fn tracked(socket: &mut Socket, payload: Value) -> Got {
 
 /// 129, 139
 #[tokio::test]
-async fn a_join_gets_the_state_once_after_its_reply() {
+async fn join_gets_the_presence_state_once_after_its_reply() {
     let server = Server::start().await;
     let (mut a, mut b) = (member(&server, "k").await, member(&server, "k").await);
     tracked(&mut a, json!({"n": 1})).await;
@@ -38,7 +38,7 @@ async fn a_join_gets_the_state_once_after_its_reply() {
 
 /// 130, 148
 #[tokio::test]
-async fn who_did_not_ask_gets_differences_but_no_state() {
+async fn channel_without_presence_gets_differences_but_no_state() {
     let server = Server::start().await;
     let mut silent = server.joined("den", json!({"presence": {"enabled": false, "key": "s"}})).await;
     let diff = tracked(&mut silent, json!({})).await;
@@ -49,29 +49,46 @@ async fn who_did_not_ask_gets_differences_but_no_state() {
 
 /// 131
 #[tokio::test]
-async fn the_server_can_turn_presence_on_for_all() {
+async fn server_can_enable_presence_for_all() {
     let server = Server::with(Config { presence_enabled: true, ..quick() }).await;
     assert_eq!(server.joined("den", json!({})).await.next().await.event, "presence_state");
 }
 
 /// 132, 133, 135
 #[tokio::test]
-async fn tracking_is_answered_and_told() {
+async fn track_is_answered_and_published() {
     let server = Server::start().await;
     let mut socket = server.joined("den", json!({"presence": {"enabled": true, "key": 123}})).await;
     socket.until("presence_state").await;
     let own = socket.push("den", "presence", json!({"event": "TRACK", "payload": {"name": "ada"}})).await;
-    let frames = [socket.next().await, socket.next().await];
-    let reply = frames.iter().find(|got| got.event == "phx_reply").unwrap();
+    let (diff, reply) = (socket.next().await, socket.next().await);
     assert_eq!(reply.short(), json!(["1", own, "phx_reply", {"status": "ok", "response": {}}]));
-    let diff = frames.iter().find(|got| got.event == "presence_diff").unwrap();
+    assert_eq!(diff.event, "presence_diff");
     assert_eq!(diff.payload["leaves"], json!({}));
     assert_eq!(diff.payload["joins"]["123"]["metas"][0]["name"], "ada");
 }
 
+/// A client that waits for the reply to its track or untrack has the difference in its state.
+#[tokio::test]
+async fn reply_to_a_presence_call_follows_its_difference() {
+    let server = Server::start().await;
+    let mut socket = server.joined("den", enabled("ada")).await;
+    // Does not wait for the state: it precedes the first difference.
+    socket.track("den", json!({"n": 1})).await;
+    let untrack = json!({"type": "presence", "event": "untrack"});
+    socket.push("den", "presence", untrack.clone()).await;
+    socket.push("den", "presence", untrack).await;
+    let mut events = Vec::new();
+    while events.iter().filter(|event| *event == "phx_reply").count() < 3 {
+        events.push(socket.next().await.event);
+    }
+    let call = ["presence_diff", "phx_reply"];
+    assert_eq!(events, [&["presence_state"][..], &call, &call, &["phx_reply"]].concat());
+}
+
 /// 134
 #[tokio::test]
-async fn an_empty_key_is_a_fresh_one() {
+async fn empty_presence_key_is_replaced_by_a_generated_one() {
     let server = Server::start().await;
     let (mut a, mut b) = (member(&server, "").await, member(&server, "").await);
     let first = tracked(&mut a, json!({})).await;
@@ -84,7 +101,7 @@ async fn an_empty_key_is_a_fresh_one() {
 
 /// 136, 137, 138
 #[tokio::test]
-async fn only_a_change_is_told_and_as_one_difference() {
+async fn only_changed_metas_are_published_as_one_difference() {
     let server = Server::start().await;
     let mut socket = member(&server, "ada").await;
     let first = tracked(&mut socket, json!({"n": 1})).await.payload["joins"].clone();
@@ -107,7 +124,7 @@ async fn only_a_change_is_told_and_as_one_difference() {
 
 /// 140
 #[tokio::test]
-async fn a_socket_that_goes_leaves_every_channel() {
+async fn closed_socket_leaves_every_channel() {
     let server = Server::start().await;
     let mut watcher = member(&server, "w").await;
     watcher.join("other", enabled("w")).await.ok();
@@ -127,7 +144,7 @@ async fn a_socket_that_goes_leaves_every_channel() {
 
 /// 141, 142
 #[tokio::test]
-async fn what_is_no_presence_call_is_refused_and_the_channel_stays() {
+async fn invalid_presence_call_is_refused_and_the_channel_stays() {
     let server = Server::start().await;
     let mut socket = member(&server, "ada").await;
     let reply = socket.ask("den", "presence", json!({"event": "track", "payload": [1]})).await;
@@ -142,7 +159,7 @@ async fn what_is_no_presence_call_is_refused_and_the_channel_stays() {
 
 /// 146
 #[tokio::test]
-async fn one_call_more_than_allowed_ends_the_channel() {
+async fn presence_call_over_the_limit_ends_the_channel() {
     let server = Server::with(super::supabase(Supabase::default())).await;
     let mut socket = member(&server, "ada").await;
     for _ in 0..5 {
@@ -155,7 +172,7 @@ async fn one_call_more_than_allowed_ends_the_channel() {
 
 /// 147
 #[tokio::test]
-async fn an_oversized_track_ends_the_channel() {
+async fn oversized_track_ends_the_channel() {
     let server = Server::with(Config { payload_bytes_max: 1000, ..quick() }).await;
     let mut socket = member(&server, "ada").await;
     socket.track("den", json!({"x": "y".repeat(1600)})).await;
@@ -163,15 +180,15 @@ async fn an_oversized_track_ends_the_channel() {
     assert_eq!(socket.next().await.event, "phx_close");
 }
 
-/// The daemon's own agents are present like anybody, beside a client that takes the same key.
+/// Hosted agents have presence like clients, beside a client with the same key.
 #[tokio::test]
-async fn hosted_agents_are_seen_as_they_work() {
+async fn hosted_agents_have_presence() {
     let server = Server::start().await;
     let meta = |activity: &str| {
         json!({"agent_id": "triage", "activity_type": activity}).as_object().cloned().unwrap()
     };
     server.tracker.set(room("den"), "triage", meta("idle"));
-    server.tracker.look(room("den")).await;
+    server.tracker.snapshot(room("den")).await;
     let mut socket = server.joined("den", enabled("triage")).await;
     let state = socket.until("presence_state").await;
     assert_eq!(state.payload["triage"]["metas"][0]["activity_type"], "idle");
@@ -182,14 +199,14 @@ async fn hosted_agents_are_seen_as_they_work() {
     assert_eq!(diff.payload["leaves"]["triage"], state.payload["triage"], "the client's own meta stays");
 }
 
-/// In the rooms of agents nobody passes for an agent without its token; anything else may be said there.
+/// In the rooms of agents, an agent's presence key needs that agent's token; other keys are free.
 #[tokio::test]
-async fn nobody_is_present_as_an_agent_without_its_token() {
+async fn presence_key_of_an_agent_needs_its_token() {
     let server = Server::start().await;
     let meta = json!({"agent_id": "triage"}).as_object().cloned().unwrap();
     server.tracker.set(room("org:demo"), "triage", meta);
     let exp = convoke::clock::Clock::System.now().timestamp() + 60;
-    let own = server.sign(&json!({"role": "authenticated", "exp": exp, "agent_id": "triage"}));
+    let own = server.sign(&json!({"role": "authenticated", "exp": exp, "org": "demo", "agent_id": "triage"}));
     let join = |key: &str, token: Option<&str>| json!({"config": enabled(key), "access_token": token});
     let track = |payload: Value| json!({"type": "presence", "event": "Track", "payload": payload});
     for topic in ["org:demo", "agent:triage"] {
@@ -207,7 +224,7 @@ async fn nobody_is_present_as_an_agent_without_its_token() {
         anon.push(topic, "presence", track(json!({"agent_id": null, "n": 1}))).await;
         assert!(
             anon.until("presence_diff").await.payload["joins"]["me"].is_object(),
-            "what is honest is told"
+            "true entries are delivered"
         );
 
         let mut agent = server.v2().await;
@@ -217,14 +234,14 @@ async fn nobody_is_present_as_an_agent_without_its_token() {
         assert_eq!(anon.until("presence_diff").await.payload["joins"]["triage"]["metas"][0]["n"], 2);
     }
     let look = server.gateway.topic(&convoke::id::Topic::new("org:demo").unwrap(), 10).unwrap();
-    // Whether the room is still there depends on how fast sockets end.
+    // Whether the room still exists depends on how fast the sockets end.
     let mut refusals = look.rooms.iter().flat_map(|room| &room.refusals).chain(&look.refusals);
     assert!(refusals.any(|refusal| refusal.code == "impostor"));
 }
 
-/// The state of a full room is megabytes: whoever comes gets all of it, with both serializers, and what changes then.
+/// The state of a full room is megabytes. A joining client gets all of it, with both serializers, and later changes.
 #[tokio::test]
-async fn ten_thousand_are_present_in_one_room_and_a_newcomer_sees_them_all() {
+async fn joining_client_gets_the_state_of_ten_thousand_members() {
     const MEMBERS: usize = 10_000;
     let server = Server::start().await;
     let room = room("den");

@@ -1,5 +1,5 @@
-//! Private channels, opened by the policies of `realtime.messages`: statements 79 to 81, 99 to 107, 115,
-//! 124, 125, 144 and 145, and 108 to 111 of the row changes' list.
+//! Private channels with policies on `realtime.messages`: statements 79 to 81, 99 to 107, 115,
+//! 124, 125, 144 and 145, and 108 to 111 of the checklist of row changes.
 use crate::{
     realtime::{Server, Socket, http},
     support::{TestDb, database, postgres},
@@ -19,7 +19,7 @@ const ADA: &str = "7a3f0b0e-4c1e-4f59-8d36-3a4f1c1b2d10";
 const BOB: &str = "9d1c2b3a-0000-4f59-8d36-3a4f1c1b2d11";
 const DENIED: &str = "Unauthorized: You do not have permissions to read from this Channel topic: den:7";
 
-/// A gateway on a database of its own.
+/// A gateway on its own database.
 struct Den {
     server: Server,
     sql: Client,
@@ -53,7 +53,7 @@ impl Den {
         self.server.sign(&claims)
     }
 
-    /// A socket that asked to join `den:7`, and the reply.
+    /// A socket that sent a join for `den:7`, and the reply.
     async fn join(&self, token: &str, config: Value) -> (Socket, crate::realtime::Got) {
         let mut socket = self.server.v2().await;
         let mut config = config;
@@ -68,7 +68,7 @@ impl Den {
         socket
     }
 
-    async fn say(&self, text: &str) {
+    async fn broadcast(&self, text: &str) {
         let url = self.server.http("/api/broadcast/den:7/events/said?private=true");
         let service = self.server.token(Role::ServiceRole);
         let request = http().post(url).bearer_auth(service).header("content-type", "application/json");
@@ -93,7 +93,7 @@ fn everything() -> String {
     policy("r", "select", "using (true)") + &policy("w", "insert", "with check (true)")
 }
 
-async fn heard(socket: &mut Socket) -> Value {
+async fn received(socket: &mut Socket) -> Value {
     let frame = socket.binary().await;
     let at = frame.iter().position(|byte| *byte == b'{').unwrap();
     serde_json::from_slice(&frame[at..]).unwrap()
@@ -107,7 +107,7 @@ async fn ending(socket: &mut Socket) -> String {
 
 /// 99, 102, 107, 111
 #[tokio::test]
-async fn without_a_policy_only_the_service_enters_and_no_probe_survives() {
+async fn without_policies_only_the_service_role_joins_and_no_probe_row_remains() {
     let den = Den::new("").await;
     assert_eq!(den.join(&den.token(ADA), json!({})).await.1.reason(), DENIED);
     let mut service =
@@ -122,9 +122,9 @@ async fn without_a_policy_only_the_service_enters_and_no_probe_survives() {
     assert_eq!(rows, 0);
 }
 
-/// 100, 101: and neither the daemon itself nor a superuser can be meant by a token.
+/// 100, 101: and a token cannot name the daemon's own role or a superuser.
 #[tokio::test]
-async fn a_policy_that_fails_and_a_role_that_is_none_open_nothing() {
+async fn failing_policy_and_unknown_role_grant_nothing() {
     let den = Den::new(
         &(may_read("broadcast")
             + "create policy broken on realtime.messages for select to authenticated
@@ -139,9 +139,9 @@ async fn a_policy_that_fails_and_a_role_that_is_none_open_nothing() {
     }
 }
 
-/// 83, 109: claims, `auth.uid()`, `realtime.topic()` and headers are there for policies.
+/// 83, 109: policies can read claims, `auth.uid()`, `realtime.topic()` and headers.
 #[tokio::test]
-async fn policies_know_who_asks_and_for_what() {
+async fn policies_see_claims_topic_and_headers() {
     let den = Den::new(
         "create table members (uid uuid, room text);
          grant select on members to authenticated;
@@ -164,28 +164,28 @@ async fn policies_know_who_asks_and_for_what() {
     );
 }
 
-/// 103: our difference: with `ack` a refused broadcast is told why.
+/// 103: differs from Supabase Realtime: with `ack`, a refused broadcast gets a reason.
 #[tokio::test]
-async fn who_may_only_read_hears_and_is_told_that_it_cannot_speak() {
+async fn read_only_client_receives_and_its_broadcast_is_refused() {
     let den = Den::new(&may_read("broadcast")).await;
     let mut ada = den.joined(&den.token(ADA), json!({"broadcast": {"ack": true}})).await;
     let mut bob = den.joined(&den.token(BOB), json!({})).await;
     let refused = ada.ask("den:7", "broadcast", json!({"event": "x"})).await;
     assert_eq!(refused.reason(), "You do not have permissions to write to this Channel topic: den:7");
     bob.push("den:7", "broadcast", json!({"event": "x"})).await;
-    den.say("hello").await;
-    assert_eq!(heard(&mut ada).await, json!({"text": "hello"}));
-    assert_eq!(heard(&mut bob).await, json!({"text": "hello"}));
+    den.broadcast("hello").await;
+    assert_eq!(received(&mut ada).await, json!({"text": "hello"}));
+    assert_eq!(received(&mut bob).await, json!({"text": "hello"}));
 }
 
 /// 104, 108
 #[tokio::test]
-async fn who_may_only_see_presence_joins_and_never_hears_a_broadcast() {
+async fn presence_only_client_joins_and_receives_no_broadcast() {
     let den = Den::new(&(may_read("presence") + &may_write("presence"))).await;
     assert_eq!(den.join(&den.token(ADA), json!({})).await.1.reason(), DENIED, "presence is not asked for");
     let mut ada = den.joined(&den.token(ADA), json!({"presence": {"enabled": true, "key": "ada"}})).await;
     assert_eq!(ada.next().await.event, "presence_state");
-    den.say("hello").await;
+    den.broadcast("hello").await;
     ada.track("den:7", json!({"name": "ada"})).await;
     assert!(ada.until("presence_diff").await.payload["joins"]["ada"].is_object());
     assert!(ada.so_far().await.iter().all(|frame| frame.event != "broadcast"));
@@ -193,7 +193,7 @@ async fn who_may_only_see_presence_joins_and_never_hears_a_broadcast() {
 
 /// 105
 #[tokio::test]
-async fn the_right_to_write_is_asked_for_once_a_token() {
+async fn right_to_write_is_checked_once_for_each_token() {
     let den = Den::new(&everything()).await;
     let mut ada = den.joined(&den.token(ADA), json!({"broadcast": {"ack": true}})).await;
     ada.ask("den:7", "broadcast", json!({"event": "x"})).await.ok();
@@ -209,7 +209,7 @@ async fn the_right_to_write_is_asked_for_once_a_token() {
 
 /// 106
 #[tokio::test]
-async fn who_cannot_read_what_it_writes_may_write() {
+async fn client_without_read_access_may_write() {
     let den = Den::new(
         &(policy("r", "select", "using (extension = 'presence')")
             + &policy("w", "insert", "with check (true)")),
@@ -221,9 +221,9 @@ async fn who_cannot_read_what_it_writes_may_write() {
     ada.ask("den:7", "broadcast", json!({"event": "x"})).await.ok();
 }
 
-/// Everything that a client says in one breath is said, in order, although its rights must be asked for first.
+/// Broadcasts sent while the rights are being checked are delivered in order.
 #[tokio::test]
-async fn what_is_said_while_the_right_is_asked_for_is_said_in_order() {
+async fn broadcasts_during_a_rights_check_keep_their_order() {
     let den = Den::new(&everything()).await;
     let mut bob = den.joined(&den.token(BOB), json!({})).await;
     let mut ada = den.joined(&den.token(ADA), json!({})).await;
@@ -237,7 +237,7 @@ async fn what_is_said_while_the_right_is_asked_for_is_said_in_order() {
 
 /// 79, 80, 81
 #[tokio::test]
-async fn rights_that_a_new_token_loses_or_gains_are_used_at_once() {
+async fn rights_of_a_new_token_apply_at_once() {
     let team = |name: &str, extension: &str| {
         let check = format!("using (extension = '{extension}' and auth.jwt() ->> '{extension}' = 'yes')");
         policy(name, "select", &check)
@@ -267,13 +267,13 @@ async fn rights_that_a_new_token_loses_or_gains_are_used_at_once() {
     assert_eq!(socket.next().await.event, "presence_state");
     renew(&mut socket, &both).await;
     socket.ask("den:7", "presence", json!({"event": "untrack"})).await.ok();
-    den.say("now").await;
-    assert_eq!(heard(&mut socket).await, json!({"text": "now"}));
+    den.broadcast("now").await;
+    assert_eq!(received(&mut socket).await, json!({"text": "now"}));
 }
 
 /// 115, 124, 125
 #[tokio::test]
-async fn over_http_a_private_message_needs_the_right_to_write() {
+async fn private_message_over_http_needs_the_right_to_write() {
     let den = Den::new(
         &(may_read("broadcast")
             + &policy("w", "insert", "with check (realtime.topic() = 'den:7' and extension = 'broadcast')")),
@@ -295,7 +295,7 @@ async fn over_http_a_private_message_needs_the_right_to_write() {
     }
     let single = "/api/broadcast/den%3A7/events/e?private=true";
     assert_eq!(post(single, &den.token(ADA), json!({"n": 4})).await.0, 202);
-    assert_eq!(heard(&mut ada).await, json!({"n": 4}));
+    assert_eq!(received(&mut ada).await, json!({"n": 4}));
     let denied = (403, json!({"message": "Unauthorized"}).to_string());
     assert_eq!(post(single, &den.server.anon(), json!({})).await, denied);
     let unknown = den.token_with(json!({"role": "no_such_role"}));
@@ -307,7 +307,7 @@ async fn over_http_a_private_message_needs_the_right_to_write() {
 
 /// 144, 145
 #[tokio::test]
-async fn presence_is_seen_by_those_who_may_and_from_their_first_track_on() {
+async fn presence_is_delivered_to_permitted_clients_from_their_first_track() {
     let den = Den::new(&(may_read("broadcast") + &may_write("presence"))).await;
     let mut blind = den.joined(&den.token(ADA), json!({"presence": {"enabled": true}})).await;
     blind.track("den:7", json!({})).await;
@@ -321,9 +321,9 @@ async fn presence_is_seen_by_those_who_may_and_from_their_first_track_on() {
     assert!(late.until("presence_diff").await.payload["joins"]["bob"].is_object());
 }
 
-/// A denied track asks again, a denied broadcast does not (`reference/realtime-protocol.md` §7.5).
+/// A denied track checks again, a denied broadcast does not (`docs/spec/realtime-protocol.md` §7.5).
 #[tokio::test]
-async fn a_denied_track_may_be_tried_again_when_policies_changed() {
+async fn denied_track_is_checked_again_after_policies_change() {
     let den = Den::new(&(may_read("broadcast") + &may_read("presence"))).await;
     let mut ada = den.joined(&den.token(ADA), json!({"presence": {"enabled": true}})).await;
     assert_eq!(ada.next().await.event, "presence_state");
@@ -334,9 +334,9 @@ async fn a_denied_track_may_be_tried_again_when_policies_changed() {
     ada.until("phx_reply").await.ok();
 }
 
-/// Heartbeats and other topics go on while a policy takes its time, which is limited.
+/// Heartbeats and other topics continue during a slow policy, which has a timeout.
 #[tokio::test]
-async fn a_slow_policy_stops_only_its_own_topic() {
+async fn slow_policy_delays_only_its_own_topic() {
     let config = access::Config {
         policy_timeout: Duration::from_millis(300),
         connections_max: 1,
@@ -360,8 +360,31 @@ async fn a_slow_policy_stops_only_its_own_topic() {
     assert_eq!(lanes, 1);
 }
 
+/// One socket uses at most two of four connections.
 #[tokio::test]
-async fn a_database_that_is_away_is_said_by_name() {
+async fn sixty_slow_joins_of_one_socket_do_not_delay_another() {
+    const SLOW: Duration = Duration::from_millis(1500);
+    let den = Den::new(
+        "create policy slow on realtime.messages for select to authenticated using (
+            current_setting('realtime.topic') not like 'slow:%' or pg_sleep(1.5) is not null);",
+    )
+    .await;
+    let mut greedy = den.server.v2().await;
+    for room in 0..60 {
+        let join = json!({"config": {"private": true}, "access_token": den.token(ADA)});
+        greedy.send(json!("1"), json!("1"), &format!("realtime:slow:{room}"), "phx_join", join).await;
+    }
+    greedy.until("phx_reply").await.ok();
+    for _ in 0..10 {
+        let began = tokio::time::Instant::now();
+        let (_socket, reply) = den.join(&den.token(BOB), json!({})).await;
+        reply.ok();
+        assert!(began.elapsed() < SLOW, "waited {:?} for another socket", began.elapsed());
+    }
+}
+
+#[tokio::test]
+async fn unavailable_database_is_named_in_the_refusal() {
     let den = Den::new(&everything()).await;
     let mut ada = den.joined(&den.token(ADA), json!({"broadcast": {"ack": true}})).await;
     let (admin, connection) = tokio_postgres::connect(postgres().await, tokio_postgres::NoTls).await.unwrap();

@@ -1,12 +1,12 @@
-//! `docs/PROTOCOL.md` has a row for each statement of both checklists, and what it names is there.
+//! `docs/PROTOCOL.md` has a row for each statement of both checklists, and every test that it names exists.
 use std::{collections::BTreeSet, fs, path::Path};
 
-/// How many statements each has.
+/// The number of statements of each checklist.
 const TABLES: [usize; 2] = [156, 118];
-/// Where the second begins.
+/// The heading of the second checklist.
 const SECOND: &str = "\n## Row changes\n";
 
-/// The statement rows of the table: number, statement, what shows it.
+/// The statement rows of the table: number, statement, evidence.
 fn rows(page: &str) -> Vec<(usize, &str, &str)> {
     let cells = |line: &'static str| line.trim_matches('|').split('|').map(str::trim).collect::<Vec<_>>();
     let page: &'static str = Box::leak(page.to_owned().into_boxed_str());
@@ -18,7 +18,7 @@ fn rows(page: &str) -> Vec<(usize, &str, &str)> {
     .collect()
 }
 
-/// The names in back quotes that look like tests: words with underscores, and nothing else.
+/// The names in back quotes that look like tests: words joined by underscores.
 fn tests(shown: &str) -> impl Iterator<Item = &str> {
     shown.split('`').skip(1).step_by(2).filter(|name| {
         name.matches('_').count() >= 3

@@ -1,4 +1,4 @@
-//! New and ending tokens of live channels: statements 74 to 85 as far as public channels go, and 99, 102.
+//! New and expiring tokens of joined public channels: statements 74 to 85, 99 and 102.
 use crate::realtime::{Server, Socket};
 use convoke::auth::Role;
 use serde_json::{Value, json};
@@ -16,7 +16,7 @@ fn message(text: &str) -> Value {
 
 /// 74, 75, 82
 #[tokio::test]
-async fn a_good_token_gets_no_answer() {
+async fn valid_token_gets_no_reply() {
     let server = Server::start().await;
     let mut socket = server.joined("den", json!({})).await;
     for token in
@@ -31,7 +31,7 @@ async fn a_good_token_gets_no_answer() {
 
 /// 76, 77, 78, 84, 85
 #[tokio::test]
-async fn a_bad_token_ends_its_channel_alone() {
+async fn invalid_token_ends_only_its_channel() {
     let server = Server::start().await;
     let required = "Fields `role` and `exp` are required in JWT";
     for (token, text) in [
@@ -54,7 +54,7 @@ async fn a_bad_token_ends_its_channel_alone() {
 
 /// 83
 #[tokio::test]
-async fn a_channel_ends_when_its_token_does() {
+async fn channel_ends_when_its_token_expires() {
     let server = Server::start().await;
     let mut socket = server.v2().await;
     socket.join_with("den", json!({"config": {}, "access_token": server.ending_in(2)})).await.ok();
@@ -69,7 +69,7 @@ async fn a_channel_ends_when_its_token_does() {
 
 /// 99, 102
 #[tokio::test]
-async fn private_channels_are_for_the_service_role_until_there_are_policies() {
+async fn private_channels_without_policies_admit_only_the_service_role() {
     let server = Server::start().await;
     let mut socket = server.v2().await;
     let denied = "Unauthorized: You do not have permissions to read from this Channel topic: den";

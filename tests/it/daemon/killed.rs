@@ -33,6 +33,15 @@ pub struct Up {
 impl Up {
     /// Starts it and waits until it says that it is up.
     pub async fn start(db: &TestDb, folder: &Path, fault: Option<&str>) -> Self {
+        let mut command = Self::command(db, folder);
+        if let Some(point) = fault {
+            command.env("CONVOKE_FAULT", point);
+        }
+        Self::begin(command).await
+    }
+
+    /// The command that starts it.
+    pub fn command(db: &TestDb, folder: &Path) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_convoke"));
         command
             .args(["up", "--json"])
@@ -46,9 +55,11 @@ impl Up {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .kill_on_drop(true);
-        if let Some(point) = fault {
-            command.env("CONVOKE_FAULT", point);
-        }
+        command
+    }
+
+    /// Runs the command, and waits until the daemon is ready.
+    pub async fn begin(mut command: Command) -> Self {
         let mut process = command.spawn().unwrap();
         let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
         let line = soon("the first line of up", lines.next_line()).await.unwrap().expect("up is up");
@@ -146,13 +157,13 @@ killed_at! {
     killed_after_a_wake_is_confirmed: "wake.confirmed",
     killed_before_an_award_commits: "task.award.before_commit",
     killed_after_an_award: "task.awarded",
-    killed_before_an_accept_commits: "task.desk.before_commit",
+    killed_before_an_accept_commits: "task.commands.before_commit",
     killed_after_an_accept: "task.accepted",
     killed_before_the_agent_answers_an_award: "agent.assigned",
     killed_before_the_agent_works: "agent.started",
     killed_before_the_agent_hands_in: "agent.worked",
     killed_with_the_result_in_hand: "task.finishing",
-    killed_before_a_later_report_commits: "task.desk.before_commit:2",
+    killed_before_a_later_report_commits: "task.commands.before_commit:2",
     killed_after_a_finish: "task.finished",
     killed_after_the_third_finish: "task.finished:3",
 }
@@ -233,7 +244,7 @@ async fn killed_after_a_firing() {
 
 /// A chain of tasks by SQL: the second waits for the first.
 #[tokio::test]
-async fn killed_when_others_have_been_moved_by_an_end() {
+async fn killed_after_dependents_have_moved() {
     let (db, folder) = prepared().await;
     let point = "task.followed";
     let first = Up::start(&db, folder.path(), Some(point)).await;

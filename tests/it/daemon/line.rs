@@ -20,7 +20,7 @@ request = { kind = "triage", requires = ["work"], input = { ticket = "{{ new }}"
 const TICKETS: &str = "create table tickets (id bigint primary key, priority int not null)";
 
 #[tokio::test]
-async fn a_row_that_matches_becomes_exactly_one_task_and_its_work_is_done() {
+async fn matching_row_becomes_one_task_that_is_completed() {
     let (db, dir) = fresh().await;
     db.client().await.batch_execute(TICKETS).await.unwrap();
     let (told, mut inputs) = mpsc::channel(16);
@@ -39,13 +39,13 @@ async fn a_row_that_matches_becomes_exactly_one_task_and_its_work_is_done() {
     assert_eq!(tasks.len(), 2);
     for task in tasks {
         let ended = soon("the end", daemon.parts.tasks.wait(task.id, PATIENCE)).await.unwrap();
-        assert_eq!((ended.state, ended.requester.as_str()), (TaskState::Completed, "wake:echo#0"));
+        assert_eq!((ended.state, ended.requester.to_string()), (TaskState::Completed, "wake:echo#0".into()));
     }
     daemon.stop().await;
 }
 
 #[tokio::test]
-async fn rows_that_change_while_the_daemon_is_away_wake_the_agent_when_it_is_back() {
+async fn changes_while_the_daemon_is_down_wake_agents_at_the_next_start() {
     let (db, dir) = fresh().await;
     db.client().await.batch_execute(TICKETS).await.unwrap();
     let (told, mut inputs) = mpsc::channel(16);
@@ -67,7 +67,7 @@ async fn rows_that_change_while_the_daemon_is_away_wake_the_agent_when_it_is_bac
 }
 
 #[tokio::test]
-async fn a_task_requested_in_sql_reaches_the_agent_through_the_log() {
+async fn task_requested_in_sql_reaches_the_agent_through_the_wal() {
     let (db, dir) = fresh().await;
     let (told, mut inputs) = mpsc::channel(16);
     let daemon =
@@ -86,7 +86,7 @@ async fn a_task_requested_in_sql_reaches_the_agent_through_the_log() {
 }
 
 #[tokio::test]
-async fn a_table_that_comes_later_is_published_when_it_is_there() {
+async fn table_that_is_created_later_is_published() {
     let (db, dir) = fresh().await;
     let (told, mut inputs) = mpsc::channel(16);
     let agent = (definition("echo", WAKE), Arc::new(Echo(told)) as _);
@@ -106,7 +106,7 @@ async fn a_table_that_comes_later_is_published_when_it_is_there() {
 }
 
 #[tokio::test]
-async fn a_second_daemon_stands_by_and_takes_over() {
+async fn second_daemon_stands_by_and_takes_over() {
     let (db, dir) = fresh().await;
     let other_dir = tempfile::tempdir().unwrap();
     let (told, mut inputs) = mpsc::channel(16);
@@ -129,7 +129,7 @@ async fn a_second_daemon_stands_by_and_takes_over() {
 }
 
 #[tokio::test]
-async fn what_agents_do_is_heard_on_the_channel_of_their_org() {
+async fn work_of_agents_is_published_on_the_channel_of_their_org() {
     let (db, dir) = fresh().await;
     let (told, mut inputs) = mpsc::channel(16);
     let daemon =

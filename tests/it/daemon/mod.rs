@@ -1,8 +1,15 @@
 //! The whole daemon in this process: rows, the log, agents, channels and HTTP together.
+mod encoding;
 mod killed;
 mod line;
+mod log_lines;
 mod offers;
 mod parts;
+mod stalled;
+mod states;
+mod taken;
+mod typos;
+mod unready;
 
 pub use killed::Up;
 
@@ -34,17 +41,32 @@ pub fn config(db: &TestDb, data_dir: &Path) -> Config {
 
 impl Running {
     pub async fn start(config: Config, agents: Vec<(Definition, Arc<dyn Agent>)>) -> Self {
+        let builder = Daemon::builder(config).definitions(Vec::new());
+        let builder = agents.into_iter().fold(builder, |builder, (d, agent)| builder.agent(d, agent));
+        Self::run(builder).await
+    }
+
+    /// With agents whose code is not in this process.
+    pub async fn start_with(config: Config, definitions: Vec<Definition>) -> Self {
+        Self::run(Daemon::builder(config).definitions(definitions)).await
+    }
+
+    async fn run(builder: convoke::app::Builder) -> Self {
+        let running = Self::launch(builder).await;
+        running.parts.ready(PATIENCE).await.unwrap();
+        running
+    }
+
+    /// A daemon that need not become ready.
+    pub async fn launch(builder: convoke::app::Builder) -> Self {
         let _ = convoke::telemetry::init(&convoke::telemetry::Config {
             log: "convoke=debug,info".into(),
             ..Default::default()
         });
-        let builder = Daemon::builder(config).definitions(Vec::new());
-        let builder = agents.into_iter().fold(builder, |builder, (d, agent)| builder.agent(d, agent));
         let daemon = builder.build().await.unwrap();
         let (parts, stop) = (daemon.parts().clone(), CancellationToken::new());
         #[expect(clippy::disallowed_methods, reason = "the test waits for it in stop")]
         let task = tokio::spawn(daemon.run(stop.clone()));
-        parts.ready(PATIENCE).await.unwrap();
         Self { parts, stop, task }
     }
 

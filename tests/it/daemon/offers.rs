@@ -1,7 +1,7 @@
 //! Hosted agents that think before they offer: by command, by URL, by model, and all that can go wrong with it.
 use super::parts::{Hosted, command};
 use crate::agent::{
-    http::{Reply, Server, say},
+    http::{Reply, Server, reply},
     llm::completion,
 };
 use crate::support::crypto;
@@ -29,7 +29,7 @@ fn offer_of(round: &Value, agent: &str) -> Value {
 }
 
 #[tokio::test]
-async fn commands_think_about_a_task_and_say_their_terms_or_decline() {
+async fn offer_command_makes_an_offer_or_declines() {
     let eager = thinks(
         "eager",
         r#"read task; case "$task" in *'"input_preview"'*) ;; *) exit 1;; esac
@@ -46,13 +46,14 @@ async fn commands_think_about_a_task_and_say_their_terms_or_decline() {
 }
 
 #[tokio::test]
-async fn a_url_is_asked_with_a_signed_post_and_a_model_by_its_instructions() {
+async fn offer_url_gets_a_signed_post_and_offer_model_its_instructions() {
     crypto();
-    let hook = Server::start([say(200, r#"{"offer": {"cost": 3, "confidence": 0.5}}"#)]).await;
-    let mut web = command("web", "work", WORK, "[offer]\nby = \"http\"");
-    web.offer.url = Some(format!("{}/offer", hook.address));
-    // Only to show that it signs: a command has no other use for a secret.
-    web.run.secret_env = Some("PATH".into());
+    let hook = Server::start([reply(200, r#"{"offer": {"cost": 3, "confidence": 0.5}}"#)]).await;
+    let web = format!(
+        "id = \"web\"\norg = \"demo\"\ncapabilities = [\"work\"]\n[run]\nkind = \"http\"\nurl = \"{0}/work\"\n\
+         secret_env = \"PATH\"\n[offer]\nby = \"http\"\nurl = \"{0}/offer\"",
+        hook.address
+    );
     let model =
         Server::start([completion(r#"{"offer": {"cost": 2, "eta_ms": 5, "confidence": 0.8}}"#)]).await;
     let text = format!(
@@ -60,7 +61,8 @@ async fn a_url_is_asked_with_a_signed_post_and_a_model_by_its_instructions() {
          base_url = \"{}/v1\"\ninstructions = \"You are terse.\"\n[offer]\nby = \"model\"\ntokens = 111",
         model.address
     );
-    let hosted = Hosted::start(vec![web, toml::from_str(&text).unwrap()], vec![]).await;
+    let hosted =
+        Hosted::start(vec![toml::from_str(&web).unwrap(), toml::from_str(&text).unwrap()], vec![]).await;
     let round = round(&hosted, hosted.request("work").await).await;
     assert_eq!(offer_of(&round, "web")["cost_microdollars"], 3);
     assert_eq!(offer_of(&round, "llm")["cost_microdollars"], 2, "{round}");
@@ -75,7 +77,7 @@ async fn a_url_is_asked_with_a_signed_post_and_a_model_by_its_instructions() {
 }
 
 #[tokio::test]
-async fn a_hook_that_is_broken_costs_its_agent_only_its_own_judgement() {
+async fn broken_offer_hook_gets_the_computed_offer() {
     crypto();
     let late = Server::start([Reply::Hang]).await;
     let mut slow = command("slow", "work", WORK, "[offer]\nby = \"http\"\ntimeout = \"50ms\"");
@@ -83,8 +85,11 @@ async fn a_hook_that_is_broken_costs_its_agent_only_its_own_judgement() {
     let cases = [
         (thinks("fails", "exit 3", ""), "the command failed: exit status: 3"),
         (thinks("floods", "yes", ""), "its answer is over 65536 bytes"),
-        (thinks("babbles", "echo hello", ""), "its answer is none: line 1 column 1"),
-        (thinks("both", r#"echo '{"offer": {}, "decline": "x"}'"#, ""), "it must be an offer, or decline"),
+        (thinks("babbles", "echo hello", ""), "its answer is not an offer: line 1 column 1"),
+        (
+            thinks("both", r#"echo '{"offer": {}, "decline": "x"}'"#, ""),
+            "its answer must be an offer or a decline",
+        ),
         (thinks("lies", r#"echo '{"offer": {"confidence": 7}}'"#, ""), "confidence is not between 0 and 1"),
         (thinks("poor", "echo never", "microdollars_per_hour = 0"), "offer.microdollars_per_hour is used up"),
         (slow, "no answer within 50ms"),
@@ -101,7 +106,7 @@ async fn a_hook_that_is_broken_costs_its_agent_only_its_own_judgement() {
 }
 
 #[tokio::test]
-async fn thinking_counts_to_the_hour_and_who_has_nothing_left_declines() {
+async fn cost_of_offers_counts_to_the_hourly_limit() {
     let pays = r#"echo '{"offer": {"cost": 0, "confidence": 0.5}, "microdollars": 80}'"#;
     let mut one = thinks("one", pays, "");
     one.limits.microdollars_per_hour = Some(100);
@@ -118,7 +123,7 @@ async fn thinking_counts_to_the_hour_and_who_has_nothing_left_declines() {
 }
 
 #[tokio::test]
-async fn an_agent_that_thinks_is_asked_about_few_tasks_at_once() {
+async fn offer_hook_runs_for_few_tasks_at_once() {
     let dir = tempfile::tempdir().unwrap();
     // Each question leaves a file; none is answered until there is one called go.
     let script = format!(

@@ -1,4 +1,4 @@
-//! Hosted agents that ask, request parts and are told by the clock, on a whole daemon.
+//! Hosted agents that ask questions, request parts and run into time limits, on a whole daemon.
 use super::{config, fresh, soon};
 use crate::support::PATIENCE;
 use convoke::{
@@ -74,7 +74,7 @@ pub fn command(id: &str, capability: &str, script: &str, more: &str) -> Definiti
 }
 
 #[tokio::test]
-async fn a_command_requests_a_part_with_its_own_token_and_the_part_is_its_tasks() {
+async fn command_requests_a_part_with_the_token_of_its_job() {
     let script = r#"body="{\"task_id\":\"$CONVOKE_TASK_ID\",\"epoch\":$CONVOKE_EPOCH,
             \"task\":{\"kind\":\"part\",\"requires\":[\"small\"]}}"
         curl -fsS -H "Authorization: Bearer $CONVOKE_TOKEN" -H 'Content-Type: application/json' \
@@ -87,12 +87,13 @@ async fn a_command_requests_a_part_with_its_own_token_and_the_part_is_its_tasks(
     let told = done.result.unwrap();
     let part: TaskId = told["task"]["id"].as_str().unwrap().parse().unwrap();
     let part = hosted.in_state(part, TaskState::Completed).await;
-    assert_eq!((part.parent_id, part.root_id, part.requester.as_str()), (Some(whole), Some(whole), "big"));
+    assert_eq!((part.parent_id, part.root_id), (Some(whole), Some(whole)));
+    assert_eq!(part.requester.to_string(), format!("agent:{}/big", part.org));
     hosted.stop().await;
 }
 
 #[tokio::test]
-async fn a_command_asks_and_goes_on_with_the_answer() {
+async fn command_asks_and_continues_with_the_answer() {
     let script = r#"cat > /dev/null
         if [ -n "$CONVOKE_ANSWERS" ]; then printf '{"answers": %s, "from": %s}' "$CONVOKE_ANSWERS" "$CONVOKE_CHECKPOINT"; exit 0; fi
         echo '{"checkpoint": {"page": 7}}' >&2
@@ -118,10 +119,11 @@ impl Agent for Careful {
         if let Some(answer) = job.start.answers.first() {
             return Ok(json!({ "consent": answer["answer"] }).into());
         }
-        let wish = Request { kind: "part".into(), requires: vec!["nobody".into()], ..Request::default() };
+        let wish = Request { kind: "part".into(), requires: vec!["missing".into()], ..Request::default() };
         job.request(wish).await.map_err(|error| Failure {
             message: error.to_string(),
             retryable: false,
+            outage: false,
             usage: Usage::default(),
         })?;
         Ok(Finished::Waits(Question {
@@ -134,7 +136,7 @@ impl Agent for Careful {
 }
 
 #[tokio::test]
-async fn code_asks_and_requests_parts_that_are_canceled_with_its_task() {
+async fn rust_agent_asks_and_its_parts_are_canceled_with_the_task() {
     let agent = || (super::definition("careful", ""), Arc::new(Careful) as Arc<dyn Agent>);
     let hosted = Hosted::start(vec![], vec![agent()]).await;
     let (goes_on, canceled) = (hosted.request("work").await, hosted.request("work").await);
@@ -159,7 +161,7 @@ async fn code_asks_and_requests_parts_that_are_canceled_with_its_task() {
 }
 
 #[tokio::test]
-async fn a_canceled_command_is_killed_with_its_children_even_if_it_does_not_listen() {
+async fn canceled_command_is_killed_with_its_descendants() {
     let dir = tempfile::tempdir().unwrap();
     let pids = dir.path().join("pids");
     let script = format!(
@@ -193,7 +195,7 @@ async fn a_canceled_command_is_killed_with_its_children_even_if_it_does_not_list
 }
 
 #[tokio::test]
-async fn a_schedule_requests_its_tasks_while_the_daemon_runs() {
+async fn schedule_requests_its_tasks() {
     let more = "[[schedule]]\ncron = \"* * * * * *\"\n\
                 request = { kind = \"tick\", requires = [\"tick\"], input = { at = \"{{ scheduled_at }}\" } }";
     let hosted = Hosted::start(vec![command("clock", "tick", "cat", more)], vec![]).await;
@@ -211,6 +213,6 @@ async fn a_schedule_requests_its_tasks_while_the_daemon_runs() {
     let times: std::collections::HashSet<_> =
         ticked.iter().map(|task| task.result.as_ref().unwrap()["at"].to_string()).collect();
     assert_eq!(times.len(), ticked.len());
-    assert_eq!(ticked[0].requester, "schedule:clock#schedule.0");
+    assert_eq!(ticked[0].requester.to_string(), "schedule:clock#schedule.0");
     hosted.stop().await;
 }

@@ -1,4 +1,4 @@
-//! Migrations and the look at what a server lacks.
+//! Migrations, and the checks of a server.
 use crate::support::{self, TestDb};
 use convoke::{
     db::{self, Database, Error, Target, private},
@@ -6,7 +6,7 @@ use convoke::{
 };
 use secrecy::SecretString;
 
-/// A role of this test's own that may do nothing but connect.
+/// A role for one test that may only connect.
 async fn plain_role(database: &TestDb) -> db::Config {
     let role = format!("{}_role", database.name);
     let admin = database.client().await;
@@ -27,7 +27,7 @@ async fn drop_role(database: &TestDb) {
 }
 
 #[tokio::test]
-async fn migrating_twice_does_nothing_the_second_time() {
+async fn second_migration_does_nothing() {
     let database = support::empty_database().await;
     let db = database.open(&Scope::default()).await;
     let first = db::migrate(&db).await.unwrap();
@@ -38,7 +38,7 @@ async fn migrating_twice_does_nothing_the_second_time() {
 }
 
 #[tokio::test]
-async fn daemons_that_migrate_at_once_apply_every_migration_once() {
+async fn concurrent_daemons_apply_every_migration_once() {
     let database = support::empty_database().await;
     let db = database.open(&Scope::default()).await;
     let (a, b, c) = tokio::join!(db::migrate(&db), db::migrate(&db), db::migrate(&db));
@@ -51,7 +51,7 @@ async fn daemons_that_migrate_at_once_apply_every_migration_once() {
 }
 
 #[tokio::test]
-async fn a_role_without_rights_is_told_the_statement_that_mends_it() {
+async fn role_without_rights_is_reported_with_the_grant() {
     let database = support::empty_database().await;
     let config = plain_role(&database).await;
     let db = Database::open(&config, &Scope::default()).await.unwrap();
@@ -65,7 +65,7 @@ async fn a_role_without_rights_is_told_the_statement_that_mends_it() {
 }
 
 #[tokio::test]
-async fn a_schema_that_belongs_to_another_role_is_told_with_its_remedy() {
+async fn schema_of_another_role_is_reported_with_a_remedy() {
     let database = support::empty_database().await;
     let config = plain_role(&database).await;
     database.client().await.batch_execute("create schema convoke").await.unwrap();
@@ -79,7 +79,7 @@ async fn a_schema_that_belongs_to_another_role_is_told_with_its_remedy() {
 }
 
 #[tokio::test]
-async fn a_database_of_a_newer_program_is_refused() {
+async fn database_of_a_newer_program_is_refused() {
     let database = support::database().await;
     let db = database.open(&Scope::default()).await;
     let newer = "insert into convoke.migration values (9999, 'from_the_future', '2030-01-01T00:00:00Z', '1')";
@@ -89,7 +89,17 @@ async fn a_database_of_a_newer_program_is_refused() {
 }
 
 #[tokio::test]
-async fn a_fit_database_has_nothing_to_mend() {
+async fn database_without_an_earlier_migration_is_refused() {
+    let database = support::database().await;
+    let db = database.open(&Scope::default()).await;
+    let forget = "delete from convoke.migration where version = 9";
+    assert_eq!(db.client().await.unwrap().execute(forget, &[]).await.unwrap(), 1);
+    let error = db::migrate(&db).await.unwrap_err().to_string();
+    assert!(error.contains("lacks migration V9__") && error.contains("has later ones"), "{error}");
+}
+
+#[tokio::test]
+async fn database_as_required_has_no_findings() {
     let database = support::database().await;
     let db = database.open(&Scope::default()).await;
     let findings = db::inspect(&db).await.unwrap();
@@ -99,7 +109,7 @@ async fn a_fit_database_has_nothing_to_mend() {
 }
 
 #[tokio::test]
-async fn what_a_server_lacks_is_told_by_name_with_the_statement_that_mends_it() {
+async fn missing_server_settings_are_reported_with_remedies() {
     let folder = super::private::Folder::new();
     let settings =
         [("wal_level", "replica"), ("max_slot_wal_keep_size", "-1"), ("max_replication_slots", "0")];
@@ -131,7 +141,7 @@ async fn what_a_server_lacks_is_told_by_name_with_the_statement_that_mends_it() 
     assert!(findings.iter().filter(|f| f.name.ends_with("_right")).all(|f| f.ok), "{findings:?}");
     db.stop().await.unwrap();
 
-    // The daemon's own settings are others, so the server that runs is not taken over as it is.
+    // The daemon's own settings differ, so the running server is not adopted but restarted.
     let before = server.pid();
     server.leave();
     let options = private::Options { settings: Vec::new(), ..options };

@@ -1,6 +1,9 @@
-//! The database: a real server, outside and private.
+//! The database, configured and private, on real servers.
 mod migrations;
 mod outside;
 mod pool;
+mod pooler;
 mod private;
+mod private_attacks;
 mod private_faults;
+mod rights;

@@ -1,4 +1,4 @@
-//! Connecting to a database that is somebody else's.
+//! Connections to a configured database.
 use crate::support;
 use convoke::{
     db::{Config, Database, Error, Target, private},
@@ -19,7 +19,7 @@ async fn open(url: &str) -> Result<Database, Error> {
 }
 
 #[tokio::test]
-async fn an_outside_database_is_not_private_and_keeps_its_url() {
+async fn configured_database_is_not_private_and_keeps_its_url() {
     let database = support::empty_database().await;
     let db = database.open(&Scope::default()).await;
     assert!(!db.is_private());
@@ -31,7 +31,7 @@ async fn an_outside_database_is_not_private_and_keeps_its_url() {
 }
 
 #[tokio::test]
-async fn a_wrong_password_is_told_as_such_and_is_not_tried_again() {
+async fn wrong_password_is_a_permanent_error() {
     let mut target = Target::parse(support::postgres().await).unwrap();
     target.password = Some("hunter2".to_owned().into());
     let error = open(&target.url()).await.unwrap_err();
@@ -43,7 +43,7 @@ async fn a_wrong_password_is_told_as_such_and_is_not_tried_again() {
 }
 
 #[tokio::test]
-async fn an_unknown_database_is_told_with_the_statement_that_makes_it() {
+async fn unknown_database_is_reported_with_the_create_statement() {
     let target = Target::parse(support::postgres().await).unwrap().with_database("nowhere");
     let error = open(&target.url()).await.unwrap_err();
     assert!(matches!(error, Error::UnknownDatabase { .. }));
@@ -51,13 +51,13 @@ async fn an_unknown_database_is_told_with_the_statement_that_makes_it() {
 }
 
 #[tokio::test]
-async fn nobody_there_is_told_with_the_address_and_may_be_tried_again() {
+async fn unreachable_server_is_a_transient_error_with_the_address() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
-    // It takes connections and never answers.
+    // The listener accepts connections and never answers.
     let error = open(&format!("postgres://a:b@{address}/c")).await.unwrap_err();
     assert!(
-        matches!(&error, Error::Unreachable { address: told, .. } if *told == address.to_string()),
+        matches!(&error, Error::Unreachable { address: found, .. } if *found == address.to_string()),
         "{error:?}"
     );
     drop(listener);
@@ -68,7 +68,7 @@ async fn nobody_there_is_told_with_the_address_and_may_be_tried_again() {
 }
 
 #[tokio::test]
-async fn a_role_that_may_not_connect_is_told_the_grant() {
+async fn role_without_connect_privilege_is_reported_with_the_grant() {
     let database = support::empty_database().await;
     let admin = database.client().await;
     let role = format!("{}_outcast", database.name);
@@ -87,13 +87,13 @@ async fn a_role_that_may_not_connect_is_told_the_grant() {
     admin.batch_execute(&format!("drop role {role}")).await.unwrap();
 }
 
-/// The files of a server certificate for `localhost`, made with openssl for this test, good for 100 years.
+/// Files of a server certificate for `localhost`, created with openssl for this test, valid for 100 years.
 fn certificate(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/it/db/tls").join(name)
 }
 
 #[tokio::test]
-async fn the_sslmode_of_the_url_decides_how_much_tls_there_is() {
+async fn sslmode_of_the_url_selects_the_tls_requirement() {
     let folder = super::private::Folder::new();
     let mut settings = vec![("ssl".to_owned(), "on".to_owned())];
     for (setting, file) in [("ssl_cert_file", "server.pem"), ("ssl_key_file", "server.key")] {
@@ -131,7 +131,7 @@ async fn the_sslmode_of_the_url_decides_how_much_tls_there_is() {
 }
 
 #[tokio::test]
-async fn a_server_without_tls_is_refused_when_tls_is_required() {
+async fn server_without_tls_is_refused_if_tls_is_required() {
     let url = support::postgres().await.split('?').next().unwrap().to_owned();
     assert!(open(&url).await.is_ok(), "prefer");
     let error = open(&format!("{url}?sslmode=require")).await.unwrap_err();

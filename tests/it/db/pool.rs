@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use tokio_postgres::error::SqlState;
 
 #[tokio::test]
-async fn a_pooled_connection_has_the_statement_timeout_of_the_settings() {
+async fn pooled_connection_has_the_configured_statement_timeout() {
     let database = support::empty_database().await;
     let config = db::Config { statement_timeout: Duration::from_millis(50), ..database.config() };
     let db = db::Database::open(&config, &Scope::default()).await.unwrap();
@@ -20,7 +20,7 @@ async fn a_pooled_connection_has_the_statement_timeout_of_the_settings() {
 }
 
 #[tokio::test]
-async fn a_transaction_commits_once_and_an_error_rolls_back() {
+async fn transaction_commits_once_and_an_error_rolls_back() {
     let database = support::empty_database().await;
     let db = database.open(&Scope::default()).await;
     let other = database.client().await;
@@ -45,7 +45,7 @@ async fn a_transaction_commits_once_and_an_error_rolls_back() {
 }
 
 #[tokio::test]
-async fn a_failed_statement_that_the_work_overlooks_is_no_silent_rollback() {
+async fn ignored_statement_failure_is_an_error_at_commit() {
     let database = support::empty_database().await;
     let db = database.open(&Scope::default()).await;
     let work = db.transaction(|tx| async move {
@@ -56,7 +56,7 @@ async fn a_failed_statement_that_the_work_overlooks_is_no_silent_rollback() {
 }
 
 #[tokio::test]
-async fn a_transaction_is_run_again_when_its_connection_is_lost_or_it_loses_a_race() {
+async fn transaction_is_retried_after_lost_connection_or_serialization_failure() {
     let database = support::empty_database().await;
     let db = database.open(&Scope::default()).await;
     let other = database.client().await;
@@ -81,7 +81,7 @@ async fn a_transaction_is_run_again_when_its_connection_is_lost_or_it_loses_a_ra
 }
 
 #[tokio::test]
-async fn a_transaction_that_is_dropped_in_the_middle_is_rolled_back_and_its_connection_is_used_again() {
+async fn dropped_transaction_rolls_back_and_connection_is_reused() {
     let database = support::empty_database().await;
     let config = db::Config { pool_size_max: 1, ..database.config() };
     let db = db::Database::open(&config, &Scope::default()).await.unwrap();
@@ -98,7 +98,7 @@ async fn a_transaction_that_is_dropped_in_the_middle_is_rolled_back_and_its_conn
 }
 
 #[tokio::test]
-async fn a_server_that_loses_every_connection_serves_the_next_call() {
+async fn call_after_loss_of_every_connection_succeeds() {
     let database = support::empty_database().await;
     let db = database.open(&Scope::default()).await;
     let kill = "select pg_terminate_backend(pid, 5000) from pg_stat_activity \
@@ -106,7 +106,7 @@ async fn a_server_that_loses_every_connection_serves_the_next_call() {
     database.client().await.execute(kill, &[]).await.unwrap();
     let began = Instant::now();
     let one: i32 = loop {
-        // The pool learns of the loss when the driver's task has seen it.
+        // The pool detects the loss when the driver's task has read it.
         match db.client().await.unwrap().query_one("select 1", &[]).await {
             Ok(row) => break row.get(0),
             Err(e) => assert!(db::is_transient(&e), "{e:?}"),
@@ -117,7 +117,7 @@ async fn a_server_that_loses_every_connection_serves_the_next_call() {
 }
 
 #[tokio::test]
-async fn a_connection_of_its_own_has_a_name_and_no_statement_timeout() {
+async fn separate_connection_has_a_name_and_no_statement_timeout() {
     let database = support::empty_database().await;
     let scope = Scope::default();
     let db = database.open(&scope).await;
@@ -130,15 +130,15 @@ async fn a_connection_of_its_own_has_a_name_and_no_statement_timeout() {
 }
 
 #[tokio::test]
-async fn a_listening_connection_hands_on_what_arrives_until_it_is_lost() {
+async fn listening_connection_delivers_notifications_until_it_is_lost() {
     let database = support::empty_database().await;
     let scope = Scope::default();
     let db = database.open(&scope).await;
     let (client, mut notifications) = db.listen("convoke test", &scope).await.unwrap();
     client.batch_execute("listen news").await.unwrap();
     db.client().await.unwrap().batch_execute("notify news, 'hello'").await.unwrap();
-    let heard = notifications.recv().await.unwrap();
-    assert_eq!((heard.channel(), heard.payload()), ("news", "hello"));
+    let notification = notifications.recv().await.unwrap();
+    assert_eq!((notification.channel(), notification.payload()), ("news", "hello"));
     drop(client);
     assert!(notifications.recv().await.is_none());
     scope.drain(PATIENCE).await.unwrap();

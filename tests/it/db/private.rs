@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-/// A folder for a `data_dir` that every user can pass through. What runs in it ends with it.
+/// A folder for a `data_dir` that every user can enter. Dropping it stops a server that runs in it.
 pub struct Folder(tempfile::TempDir);
 
 impl Folder {
@@ -26,7 +26,7 @@ impl Folder {
         self.0.path()
     }
 
-    /// Not there yet.
+    /// A path that does not exist yet.
     pub fn data_dir(&self) -> PathBuf {
         self.0.path().join("data")
     }
@@ -35,7 +35,7 @@ impl Folder {
         Config { data_dir: self.data_dir(), ..Config::default() }
     }
 
-    /// The process id in the server's record.
+    /// The process id in `postmaster.pid`.
     pub fn server_pid(&self) -> Option<i32> {
         let text = fs::read_to_string(self.data_dir().join("postgres/postmaster.pid")).ok()?;
         text.lines().next()?.parse().ok()
@@ -58,7 +58,7 @@ pub fn kill(signal: &str, pid: i32) {
         .unwrap();
 }
 
-/// Whom root's server runs as.
+/// User and group of a server that root starts; `None` if the test does not run as root.
 pub fn server_user() -> Option<(u32, u32)> {
     let accounts = fs::read_to_string("/etc/passwd").unwrap();
     let root = fs::metadata("/proc/self").unwrap().uid() == 0;
@@ -72,7 +72,7 @@ pub async fn one(db: &Database, sql: &str) -> String {
     db.client().await.unwrap().query_one(sql, &[]).await.unwrap().get(0)
 }
 
-/// Waits until it holds, for at most half a minute, because the machine may be busy.
+/// Waits until `holds`, for at most [`PATIENCE`].
 pub async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     let wait = async {
         while !holds().await {
@@ -83,9 +83,9 @@ pub async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
 }
 
 #[tokio::test]
-async fn a_private_server_is_made_used_stopped_and_used_again() {
+async fn private_server_is_created_stopped_and_started_again() {
     let folder = Folder::new();
-    // What a kill in the middle of making it leaves.
+    // Remains of a kill during the creation.
     fs::create_dir_all(folder.data_dir().join("postgres.new-00c0ffee/base")).unwrap();
     let scope = Scope::default();
     let db = Database::open(&folder.config(), &scope).await.unwrap();
@@ -106,7 +106,7 @@ async fn a_private_server_is_made_used_stopped_and_used_again() {
     let findings = convoke::db::inspect(&db).await.unwrap();
     assert_eq!(findings.into_iter().find(|finding| !finding.ok), None);
 
-    // Its URL is good for other programs, and its password is needed and hidden.
+    // Other programs can connect with its URL. The password is required and hidden.
     let url = db.url();
     let password = fs::read_to_string(folder.data_dir().join("postgres.password")).unwrap();
     assert!(url.contains(&password) && !db.url_redacted().contains(&password) && password.len() == 48);
@@ -120,7 +120,7 @@ async fn a_private_server_is_made_used_stopped_and_used_again() {
     let socket = url.replace("127.0.0.1", "").replace('?', &format!("?host={}&", db.target().address()));
     assert!(tokio_postgres::connect(&socket.replace(&password, "no"), tokio_postgres::NoTls).await.is_err());
 
-    // A second daemon is refused while the first lives, and told who it is.
+    // A second daemon is refused while the first runs; the error has its process id.
     let error = Database::open(&folder.config(), &scope).await.unwrap_err();
     assert!(matches!(&error, Error::DataDirInUse { pid, .. } if *pid == std::process::id()), "{error:?}");
 
@@ -139,7 +139,7 @@ async fn a_private_server_is_made_used_stopped_and_used_again() {
 }
 
 #[tokio::test]
-async fn a_dropped_database_leaves_no_server() {
+async fn dropped_database_leaves_no_server() {
     let folder = Folder::new();
     let scope = Scope::default();
     let db = Database::open(&folder.config(), &scope).await.unwrap();
@@ -149,7 +149,7 @@ async fn a_dropped_database_leaves_no_server() {
 }
 
 #[tokio::test]
-async fn a_machine_without_server_programs_is_told_what_to_install() {
+async fn missing_server_programs_are_reported_with_install_instructions() {
     let folder = Folder::new();
     let config = Config { bin_dir: Some(folder.path().into()), ..folder.config() };
     let error = Database::open(&config, &Scope::default()).await.unwrap_err();
@@ -174,9 +174,9 @@ async fn data_of_another_version_is_refused() {
 }
 
 #[tokio::test]
-async fn a_folder_without_permission_is_named() {
+async fn folder_without_permission_is_reported() {
     let folder = Folder::new();
-    // Nobody makes a folder in the kernel's own file system, root neither.
+    // Not even root can create a folder in sysfs.
     let data_dir =
         if server_user().is_some() { "/sys/convoke".into() } else { folder.data_dir().join("deep") };
     if server_user().is_none() {
@@ -195,9 +195,9 @@ async fn a_folder_without_permission_is_named() {
 }
 
 #[tokio::test]
-async fn data_of_another_user_is_refused_by_name() {
+async fn data_of_another_user_is_refused_with_its_owner() {
     if server_user().is_none() {
-        return; // Only root can make files of other users.
+        return; // Only root can create files of other users.
     }
     let folder = Folder::new();
     let cluster = folder.data_dir().join("postgres");
@@ -209,9 +209,9 @@ async fn data_of_another_user_is_refused_by_name() {
 }
 
 #[tokio::test]
-async fn roots_server_that_cannot_get_into_the_folder_keeps_its_data_elsewhere() {
+async fn root_keeps_data_elsewhere_if_the_server_cannot_enter_the_folder() {
     if server_user().is_none() {
-        return; // Everybody else runs it as oneself.
+        return; // Only root runs the server as another user.
     }
     let folder = tempfile::tempdir().unwrap();
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700)).unwrap();
@@ -225,7 +225,7 @@ async fn roots_server_that_cannot_get_into_the_folder_keeps_its_data_elsewhere()
     assert_eq!(one(&db, "select to_regclass('kept')::text").await, "kept");
     db.stop().await.unwrap();
 
-    // Deleting the folder is asking for a new beginning, but the data may be somebody's all the same.
+    // Deleting the folder starts over, but the data elsewhere may still be needed.
     fs::remove_dir_all(&config.data_dir).unwrap();
     let db = Database::open(&config, &Scope::default()).await.unwrap();
     assert_eq!(one(&db, "select coalesce(to_regclass('kept')::text, 'gone')").await, "gone");
@@ -240,4 +240,23 @@ async fn roots_server_that_cannot_get_into_the_folder_keeps_its_data_elsewhere()
         }
     }
     assert_eq!(aside, 1);
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn statements_whose_cost_clients_decide_run_at_low_priority() {
+    let (folder, scope) = (Folder::new(), Scope::default());
+    let db = Database::open(&folder.config(), &scope).await.unwrap();
+    let within = Duration::from_secs(5);
+    let usual = db.beside("usual", 1, within, "").unwrap();
+    let low = db.beside_at_low_priority("low", 1, within).unwrap();
+    let nice = async |db: &Database| -> i32 {
+        let pid = one(db, "select pg_backend_pid()::text").await;
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        stat.rsplit_once(')').unwrap().1.split_whitespace().nth(16).unwrap().parse().unwrap()
+    };
+    assert!(nice(&low).await > nice(&usual).await);
+    drop((usual, low));
+    db.stop().await.unwrap();
+    scope.drain(PATIENCE).await.unwrap();
 }

@@ -1,4 +1,4 @@
-//! What happens to the private PostgreSQL when something dies.
+//! Crashes of the daemon and of its private PostgreSQL.
 use super::private::{Folder, eventually, kill, one, server_user};
 use crate::support::PATIENCE;
 use convoke::{
@@ -15,7 +15,7 @@ use std::{
 
 const FOLDER: &str = "CONVOKE_TEST_DATA_DIR";
 
-/// Not a test: the daemon that the tests below kill. It says its URL and waits.
+/// Not a test: the daemon that the tests below kill. It prints its URL and waits.
 #[tokio::test]
 #[ignore = "run by the tests that kill it"]
 async fn helper_that_holds_a_private_server() {
@@ -39,8 +39,8 @@ fn helper(folder: &Folder) -> Command {
     command
 }
 
-/// Another process with a private server; returns when it is ready, with its URL.
-fn other_daemon(folder: &Folder) -> (Child, String) {
+/// Starts another process with a private server; returns it with its URL when it is ready.
+pub fn other_daemon(folder: &Folder) -> (Child, String) {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args([
             "--exact",
@@ -57,14 +57,14 @@ fn other_daemon(folder: &Folder) -> (Child, String) {
     (child, ready.unwrap())
 }
 
-/// Whether another process than `before` answers.
+/// Whether a server process other than `before` answers.
 async fn answers_anew(db: &Database, folder: &Folder, before: i32) -> bool {
     let Ok(client) = db.client().await else { return false };
     client.query_one("select 1", &[]).await.is_ok() && folder.server_pid() != Some(before)
 }
 
 #[tokio::test]
-async fn the_server_of_a_killed_daemon_is_taken_over() {
+async fn server_of_a_killed_daemon_is_adopted() {
     let folder = Folder::new();
     let (mut daemon, url) = other_daemon(&folder);
     let server = folder.server_pid().unwrap();
@@ -79,7 +79,7 @@ async fn the_server_of_a_killed_daemon_is_taken_over() {
     assert_eq!(db.url(), url);
     assert_eq!(one(&db, "select 'alive'").await, "alive");
 
-    // It is kept running and stopped like one of our own.
+    // The adopted server is supervised and stopped like a child process.
     kill("-KILL", server);
     eventually("the server is back", async || answers_anew(&db, &folder, server).await).await;
     db.stop().await.unwrap();
@@ -87,14 +87,14 @@ async fn the_server_of_a_killed_daemon_is_taken_over() {
 }
 
 #[tokio::test]
-async fn a_daemon_that_is_killed_while_it_makes_its_server_leaves_nothing_to_repair() {
+async fn daemon_killed_while_creating_its_server_leaves_nothing_to_repair() {
     let folder = Folder::new();
     for point in ["db.data_made", "db.server_started"] {
         let mut daemon = helper(&folder);
         let status = daemon.env(convoke::fault::VARIABLE, point).stdout(Stdio::null()).status().unwrap();
         assert_eq!(status.signal(), Some(9), "{point}");
     }
-    // The second one was killed beside a server that was about to answer.
+    // The second daemon was killed just before its server answered.
     let db = Database::open(&folder.config(), &Scope::default()).await.unwrap();
     assert_eq!(one(&db, "select 'alive'").await, "alive");
     db.stop().await.unwrap();
@@ -103,7 +103,7 @@ async fn a_daemon_that_is_killed_while_it_makes_its_server_leaves_nothing_to_rep
 }
 
 #[tokio::test]
-async fn a_server_that_dies_is_started_again_and_connections_come_back() {
+async fn killed_server_is_restarted_and_connections_recover() {
     let folder = Folder::new();
     let scope = Scope::default();
     let db = Database::open(&folder.config(), &scope).await.unwrap();
@@ -124,14 +124,14 @@ async fn a_server_that_dies_is_started_again_and_connections_come_back() {
 }
 
 #[tokio::test]
-async fn a_record_of_a_server_that_is_gone_does_not_hinder_the_next() {
+async fn stale_pid_file_does_not_prevent_the_next_start() {
     let folder = Folder::new();
     let db = Database::open(&folder.config(), &Scope::default()).await.unwrap();
     let record = folder.data_dir().join("postgres/postmaster.pid");
     let text = fs::read_to_string(&record).unwrap();
     db.stop().await.unwrap();
 
-    // After a crash of the machine the number belongs to another program of the server's own user.
+    // After a crash of the machine, the process id may belong to another program of the server's user.
     let mut sleep = Command::new("sleep");
     sleep.arg("60");
     if let Some((uid, gid)) = server_user() {
@@ -155,7 +155,7 @@ async fn a_record_of_a_server_that_is_gone_does_not_hinder_the_next() {
 }
 
 #[tokio::test]
-async fn a_port_that_was_taken_meanwhile_is_changed() {
+async fn port_taken_by_another_program_is_changed() {
     let folder = Folder::new();
     let db = Database::open(&folder.config(), &Scope::default()).await.unwrap();
     let port = db.target().port;
@@ -169,7 +169,7 @@ async fn a_port_that_was_taken_meanwhile_is_changed() {
 }
 
 #[tokio::test]
-async fn a_lost_password_file_and_a_ruined_setting_are_told_with_what_to_do() {
+async fn lost_password_file_and_invalid_setting_are_reported_with_a_remedy() {
     let folder = Folder::new();
     let db = Database::open(&folder.config(), &Scope::default()).await.unwrap();
     db.client().await.unwrap().batch_execute("alter system set ssl = on").await.unwrap();

@@ -1,11 +1,14 @@
-//! Tokens of other issuers and opaque keys: signatures, key ids, rotation, and what a client is told.
+//! Tokens of other issuers and opaque keys: signatures, key ids, rotation, and texts for clients.
+mod tokens;
+mod weak;
+
 use crate::support::crypto;
 use crate::{
     daemon::{Running, config, fresh, soon},
-    messages::{House, OPEN, heard_json},
+    messages::{MessagesDaemon, OPEN, next_json},
     realtime::{
         SECRET, Socket,
-        puppet::{NEW, OLD, Puppet},
+        client_process::{ClientProcess, NEW, OLD},
     },
 };
 use axum::{Router, extract::State, routing::get};
@@ -25,7 +28,7 @@ use std::{
     time::Duration,
 };
 
-/// A key pair made for these tests.
+/// A key pair for these tests.
 struct Pair {
     kid: &'static str,
     algorithm: Algorithm,
@@ -63,9 +66,11 @@ impl Pair {
     }
 
     fn token(&self, role: &str, seconds: i64) -> String {
-        self.sign(
-            &json!({"role": role, "exp": Clock::System.now().timestamp() + seconds, "aud": "authenticated"}),
-        )
+        self.token_until(role, Clock::System.now().timestamp() + seconds)
+    }
+
+    fn token_until(&self, role: &str, expiry: i64) -> String {
+        self.sign(&json!({"role": role, "exp": expiry, "aud": "authenticated"}))
     }
 
     fn sign(&self, claims: &Value) -> String {
@@ -86,7 +91,7 @@ fn set(pairs: &[&Pair]) -> String {
 }
 
 #[test]
-fn tokens_of_every_kind_of_key_are_checked() {
+fn tokens_of_every_key_type_are_verified() {
     let pairs = [
         Pair::rsa("r2", Algorithm::RS256),
         Pair::rsa("r3", Algorithm::RS384),
@@ -96,7 +101,7 @@ fn tokens_of_every_kind_of_key_are_checked() {
         Pair::ed("d"),
     ];
     let mut json: Value = serde_json::from_str(&set(&pairs.each_ref())).unwrap();
-    // Kinds that nobody here knows are passed over.
+    // Keys of unknown types are ignored.
     json["keys"].as_array_mut().unwrap().push(json!({"kty": "new", "kid": "n"}));
     let keys = keys(Config { jwks: Some(json.to_string()), ..Config::default() });
     let now = Clock::System.now();
@@ -107,13 +112,14 @@ fn tokens_of_every_kind_of_key_are_checked() {
         let other = pair.token("service_role", 60);
         let forged = format!("{message}.{}", other.rsplit_once('.').unwrap().1);
         assert_eq!(keys.verify(&forged, now), Err(TokenError::BadSignature), "{}", pair.kid);
-        let expired = keys.verify(&pair.token("anon", -5), now).unwrap_err();
+        let expired = pair.token_until("anon", now.timestamp() - 5);
+        let expired = keys.verify(&expired, now).unwrap_err();
         assert!(matches!(expired, TokenError::Expired { .. }), "{expired}");
     }
     let stranger = Pair::rsa("x", Algorithm::RS256);
     let unknown = keys.verify(&stranger.token("anon", 60), now).unwrap_err();
     assert_eq!(unknown, TokenError::UnknownKey("x".into()));
-    // A public key is no shared secret, and a key of one kind checks nothing of another.
+    // A public key is not accepted as a shared secret, and a key verifies only algorithms of its own type.
     let public = serde_json::to_string(&pairs[0].public()).unwrap();
     let header = Header { kid: Some("r2".into()), ..Header::new(Algorithm::HS256) };
     let claims = json!({"role": "service_role", "exp": now.timestamp() + 60});
@@ -125,7 +131,7 @@ fn tokens_of_every_kind_of_key_are_checked() {
 }
 
 #[test]
-fn claims_that_the_settings_name_must_be_as_they_say() {
+fn configured_claims_must_match() {
     let pair = Pair::ec("e", Algorithm::ES256);
     let claims = json!({"aud": "authenticated", "iss": "us"}).as_object().unwrap().clone();
     let keys = keys(Config { jwks: Some(set(&[&pair])), claims, ..Config::default() });
@@ -142,11 +148,11 @@ fn claims_that_the_settings_name_must_be_as_they_say() {
 }
 
 #[test]
-fn opaque_keys_stand_for_their_roles_and_are_told_to_nobody() {
+fn opaque_keys_have_roles_and_are_never_shown() {
     let publishable = "sb_publishable_0123456789abcdef";
     let api_keys = vec![
         ApiKey { key: Some(publishable.into()), sha256: None, role: "anon".into() },
-        // Of `sb_secret_0123456789abcdef`.
+        // Hash of `sb_secret_0123456789abcdef`.
         ApiKey { key: None, sha256: Some(sha256("sb_secret_0123456789abcdef")), role: "service_role".into() },
     ];
     let config = Config { api_keys, ..Config::default() };
@@ -174,7 +180,7 @@ fn sha256(text: &str) -> String {
     Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// An issuer whose key set can change and be away.
+/// An issuer whose key set can change and be unavailable.
 #[derive(Clone, Default)]
 struct Issuer {
     json: Arc<Mutex<Option<String>>>,
@@ -197,7 +203,7 @@ impl Issuer {
 }
 
 #[tokio::test]
-async fn a_new_key_is_fetched_once_however_many_ask_and_old_keys_stay_when_the_issuer_is_away() {
+async fn new_key_is_fetched_once_and_old_keys_stay_while_the_issuer_is_unavailable() {
     crypto();
     let (old, new) = (Pair::rsa("old", Algorithm::RS256), Pair::ec("new", Algorithm::ES256));
     let issuer = Issuer::default();
@@ -228,8 +234,8 @@ async fn a_new_key_is_fetched_once_however_many_ask_and_old_keys_stay_when_the_i
     assert_eq!(keys.verify_fresh(&fresh, now).await.unwrap().role, "anon");
 }
 
-/// The real clients with keys of an issuer: a private channel denied and opened, a token that is renewed and
-/// one that ends, what SQL sends, and what is replayed.
+/// Real clients with keys of an issuer: a private channel that is denied and granted, a token that is renewed
+/// and one that expires, messages from SQL, and a replay.
 #[tokio::test]
 async fn real_clients_use_private_channels_with_tokens_of_an_issuer() {
     let (rsa, ec) = (Pair::rsa("r", Algorithm::RS256), Pair::ec("e", Algorithm::ES256));
@@ -244,43 +250,43 @@ async fn real_clients_use_private_channels_with_tokens_of_an_issuer() {
     let publishable = "sb_publishable_0123456789abcdef";
     config.auth.api_keys = vec![ApiKey { key: Some(publishable.into()), sha256: None, role: "anon".into() }];
     let running = Running::start(config, Vec::new()).await;
-    let house = House { sql: db.client().await, running, db, data };
-    let http = format!("http://{}", house.running.parts.addr);
-    let ws = format!("ws://{}/realtime/v1", house.running.parts.addr);
-    house.send(json!({"n": 1}), "sent", "den", true).await;
+    let rig = MessagesDaemon { sql: db.client().await, running, db, data };
+    let http = format!("http://{}", rig.running.parts.addr);
+    let ws = format!("ws://{}/realtime/v1", rig.running.parts.addr);
+    rig.send(json!({"n": 1}), "sent", "den", true).await;
 
     let private = json!({"private": true});
     let replay = json!({"private": true, "broadcast": {"replay": {"since": 0}}});
     let denied = "Unauthorized: You do not have permissions to read from this Channel topic: den";
     for package in [NEW, OLD] {
-        // An opaque key opens the socket; the user's token opens the room.
-        let mut client = Puppet::js(package, &http, publishable, None).await;
-        // The old one closes a socket without channels, and a join meanwhile is lost in it.
+        // An opaque key is enough for the socket; the room needs the user's token.
+        let mut client = ClientProcess::js(package, &http, publishable, None).await;
+        // supabase-js v1 closes a socket without channels, and loses a join during that.
         client.join("hall", json!({})).await;
-        client.tell("join", json!({"topic": "den", "config": private})).await;
+        client.send("join", json!({"topic": "den", "config": private})).await;
         let status = client.until("status", |it| it["status"] == "CHANNEL_ERROR").await;
-        // The old one quotes it.
+        // supabase-js v1 puts the text in quotes.
         assert_eq!(status["error"].as_str().unwrap().trim_matches('"'), denied);
         client.ask("leave", json!({"topic": "den"}), "left").await;
         client.ask("set_auth", json!({"token": rsa.token("authenticated", 600)}), "authorized").await;
         client.join("den", replay.clone()).await;
-        assert_eq!(client.hears("sent").await["n"], 1, "replayed");
-        house.send(json!({"n": 2}), "live", "den", true).await;
-        assert_eq!(client.hears("live").await["n"], 2);
+        assert_eq!(client.broadcast("sent").await["n"], 1, "replayed");
+        rig.send(json!({"n": 2}), "live", "den", true).await;
+        assert_eq!(client.broadcast("live").await["n"], 2);
         client.ask("set_auth", json!({"token": ec.token("authenticated", 600)}), "authorized").await;
-        house.send(json!({"n": 3}), "renewed", "den", true).await;
-        assert_eq!(client.hears("renewed").await["n"], 3);
+        rig.send(json!({"n": 3}), "renewed", "den", true).await;
+        assert_eq!(client.broadcast("renewed").await["n"], 3);
         client.ask("set_auth", json!({"token": ec.token("authenticated", 2)}), "authorized").await;
         let ended = client.until("system", |it| it["topic"] == "den").await;
         assert!(ended["message"].as_str().unwrap().starts_with("Token has expired "), "{ended}");
         client.until("status", |it| it["status"] == "CLOSED").await;
     }
-    let mut python = Puppet::python(&ws, &ec.token("authenticated", 600)).await;
+    let mut python = ClientProcess::python(&ws, &ec.token("authenticated", 600)).await;
     python.join("den", replay.clone()).await;
-    house.send(json!({"n": 3}), "m", "den", true).await;
+    rig.send(json!({"n": 3}), "m", "den", true).await;
     python.until("broadcast", |it| it["name"] == "m" && it["payload"]["n"] == 3).await;
-    let mut python = Puppet::python(&ws, publishable).await;
-    python.tell("join", json!({"topic": "den", "config": private})).await;
+    let mut python = ClientProcess::python(&ws, publishable).await;
+    python.send("join", json!({"topic": "den", "config": private})).await;
     python.until("status", |it| it["status"] == "CHANNEL_ERROR").await;
     python.ask("leave", json!({"topic": "den"}), "left").await;
     for (n, token) in [(4, rsa.token("authenticated", 600)), (5, ec.token("authenticated", 600))] {
@@ -288,7 +294,7 @@ async fn real_clients_use_private_channels_with_tokens_of_an_issuer() {
         if n == 4 {
             python.join("den", replay.clone()).await;
         }
-        house.send(json!({ "n": n }), "m", "den", true).await;
+        rig.send(json!({ "n": n }), "m", "den", true).await;
         python.until("broadcast", |it| it["name"] == "m" && it["payload"]["n"] == n).await;
     }
     python.ask("set_auth", json!({"token": ec.token("authenticated", 2)}), "authorized").await;
@@ -297,25 +303,25 @@ async fn real_clients_use_private_channels_with_tokens_of_an_issuer() {
 }
 
 #[tokio::test]
-async fn an_opaque_key_of_the_service_may_do_everything_and_an_unknown_one_nothing() {
+async fn opaque_service_key_has_every_right_and_unknown_key_is_refused() {
     let (db, data) = fresh().await;
-    let mut config = House::config(&db, &data);
+    let mut config = MessagesDaemon::config(&db, &data);
     let secret = "sb_secret_0123456789abcdef";
     config.auth.api_keys =
         vec![ApiKey { key: Some(secret.into()), sha256: None, role: "service_role".into() }];
     let running = Running::start(config, Vec::new()).await;
-    let house = House { sql: db.client().await, running, db, data };
-    let url = format!("ws://{}/socket/websocket?vsn=2.0.0&apikey=", house.running.parts.addr);
+    let rig = MessagesDaemon { sql: db.client().await, running, db, data };
+    let url = format!("ws://{}/socket/websocket?vsn=2.0.0&apikey=", rig.running.parts.addr);
     let mut socket = Socket::open(&format!("{url}{secret}"), true).await;
     let join = json!({"config": {"private": true}, "access_token": secret});
     socket.join_with("den", join).await.ok();
-    house.send(json!({"n": 1}), "e", "den", true).await;
-    assert_eq!(heard_json(&mut socket).await.2["n"], 1);
+    rig.send(json!({"n": 1}), "e", "den", true).await;
+    assert_eq!(next_json(&mut socket).await.2["n"], 1);
     let refused = soon("the refusal", async {
         let request = crate::realtime::UPGRADE.iter().fold(
             crate::realtime::http().get(format!(
                 "http://{}/socket/websocket?vsn=2.0.0&apikey=sb_secret_unknown_unknown",
-                house.running.parts.addr
+                rig.running.parts.addr
             )),
             |request, (name, value)| request.header(*name, *value),
         );

@@ -1,5 +1,5 @@
 //! Databases that are not the daemon's own: what is there stays as it is, and what lacks is said by name.
-use super::{House, heard_json, private};
+use super::{MessagesDaemon, next_json, private};
 use crate::support::{crypto, empty_database};
 use convoke::{access, db, scope::Scope};
 use serde_json::json;
@@ -33,13 +33,13 @@ async fn functions(sql: &Client) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_database_of_supabase_stays_as_it_is_and_is_used() {
+async fn existing_supabase_schema_is_used_unchanged() {
     crypto();
     let db = empty_database().await;
     let sql = db.client().await;
     sql.batch_execute(SUPABASE).await.unwrap();
     let before = functions(&sql).await;
-    let house = House::on(db, tempfile::tempdir().unwrap()).await;
+    let rig = MessagesDaemon::on(db, tempfile::tempdir().unwrap()).await;
     assert_eq!(functions(&sql).await, before);
     let default = "select to_regclass('realtime.messages_default') is null";
     assert!(sql.query_one(default, &[]).await.unwrap().get::<_, bool>(0));
@@ -51,18 +51,18 @@ async fn a_database_of_supabase_stays_as_it_is_and_is_used() {
         }
     })
     .await;
-    let mut socket = house.joined(true, "t", private()).await;
+    let mut socket = rig.joined(true, "t", private()).await;
     sql.batch_execute(
         "insert into realtime.messages (topic, extension, event, payload, private)
          values ('t', 'broadcast', 'e', '{\"v\": 1}', true)",
     )
     .await
     .unwrap();
-    assert_eq!(heard_json(&mut socket).await.2, json!({"v": 1}));
+    assert_eq!(next_json(&mut socket).await.2, json!({"v": 1}));
     let config = json!({"private": true, "broadcast": {"replay": {"since": 0}}});
-    let mut back = house.joined(true, "t", config).await;
+    let mut back = rig.joined(true, "t", config).await;
     assert_eq!(back.next().await.payload["payload"], json!({"v": 1}));
-    let denied = house.join(true, "u", private()).await.1;
+    let denied = rig.join(true, "u", private()).await.1;
     assert_eq!(
         denied.reason(),
         "Unauthorized: You do not have permissions to read from this Channel topic: u"
@@ -72,7 +72,7 @@ async fn a_database_of_supabase_stays_as_it_is_and_is_used() {
 /// A role with no more rights than its own database: everything but the roles is made, and what lacks is said
 /// with the statement that mends it.
 #[tokio::test]
-async fn a_role_that_may_not_make_roles_says_what_it_lacks() {
+async fn rights_that_the_role_lacks_are_reported() {
     let scope = Scope::default();
     let db = empty_database().await;
     let admin = db.client().await;

@@ -1,9 +1,9 @@
-//! Messages of the database: sent with SQL, heard on channels, replayed; by the whole daemon. Statements 92 to
-//! 107 of `reference/postgres-changes.md` §10, and 72 of the channels' list.
+//! Messages of the database: sent with SQL, received on channels, replayed; on a whole daemon. Statements 92 to
+//! 107 of `docs/spec/postgres-changes.md` §10, and 72 of the channels' list.
 mod foreign;
+mod partition_maintenance;
 mod replay;
 mod sending;
-mod upkeep;
 
 use crate::{
     daemon::{Running, config, fresh},
@@ -15,8 +15,8 @@ use serde_json::{Value, json};
 use std::time::Duration;
 use tokio_postgres::Client;
 
-/// A daemon on a database in which everybody may hear and say everything on private channels.
-pub struct House {
+/// A daemon on a database whose policies allow every right on private channels.
+pub struct MessagesDaemon {
     pub running: Running,
     pub sql: Client,
     pub db: TestDb,
@@ -27,7 +27,7 @@ pub const OPEN: &str = "
     create policy r on realtime.messages for select to authenticated using (true);
     create policy w on realtime.messages for insert to authenticated with check (true);";
 
-impl House {
+impl MessagesDaemon {
     pub async fn new() -> Self {
         let (db, data) = fresh().await;
         let sql = db.client().await;
@@ -91,7 +91,7 @@ pub fn private() -> Value {
 }
 
 /// A message as 2.0.0 has it: its metadata, event and payload.
-pub async fn heard(socket: &mut Socket) -> (Value, String, Vec<u8>) {
+pub async fn next_broadcast(socket: &mut Socket) -> (Value, String, Vec<u8>) {
     let frame = socket.binary().await;
     assert_eq!(frame[0], 4, "a user broadcast");
     let (topic, event, meta) = (frame[1] as usize, frame[2] as usize, frame[3] as usize);
@@ -101,7 +101,7 @@ pub async fn heard(socket: &mut Socket) -> (Value, String, Vec<u8>) {
     (serde_json::from_slice(&rest[..meta]).unwrap(), event_text, rest[meta..].to_vec())
 }
 
-pub async fn heard_json(socket: &mut Socket) -> (Value, String, Value) {
-    let (meta, event, payload) = heard(socket).await;
+pub async fn next_json(socket: &mut Socket) -> (Value, String, Value) {
+    let (meta, event, payload) = next_broadcast(socket).await;
     (meta, event, serde_json::from_slice(&payload).unwrap())
 }

@@ -1,28 +1,30 @@
-//! What SQL sends is heard: statements 92 to 100, and 72 of the channels' list.
-use super::{House, heard, heard_json, private};
+//! Messages that SQL sends are received: statements 92 to 100, and 72 of the channels' list.
+use super::{MessagesDaemon, next_broadcast, next_json, private, token};
+use crate::realtime::{Message, Socket, http};
+use convoke::auth::Role;
 use serde_json::{Value, json};
 
 /// 92, 93, 94, 99
 #[tokio::test]
-async fn what_is_sent_with_sql_is_heard_in_its_room() {
-    let house = House::new().await;
-    let mut inside = house.joined(true, "t", private()).await;
-    let mut outside = house.joined(true, "t", json!({})).await;
-    let mut old = house.joined(false, "t", private()).await;
+async fn message_sent_with_sql_reaches_its_room() {
+    let rig = MessagesDaemon::new().await;
+    let mut inside = rig.joined(true, "t", private()).await;
+    let mut outside = rig.joined(true, "t", json!({})).await;
+    let mut old = rig.joined(false, "t", private()).await;
     inside.push("t", "broadcast", json!({"event": "asks the policies"})).await;
     old.next().await;
-    house.send(json!({"v": 1}), "e", "t", true).await;
-    house.send(json!({"v": 2, "id": "own"}), "e", "t", true).await;
-    house.send(json!({"v": 3}), "out", "t", false).await;
+    rig.send(json!({"v": 1}), "e", "t", true).await;
+    rig.send(json!({"v": 2, "id": "own"}), "e", "t", true).await;
+    rig.send(json!({"v": 3}), "out", "t", false).await;
 
     let rows = "select id::text from realtime.messages order by payload -> 'v'";
-    let ids: Vec<String> = house.sql.query(rows, &[]).await.unwrap().iter().map(|row| row.get(0)).collect();
-    let (meta, event, payload) = heard_json(&mut inside).await;
+    let ids: Vec<String> = rig.sql.query(rows, &[]).await.unwrap().iter().map(|row| row.get(0)).collect();
+    let (meta, event, payload) = next_json(&mut inside).await;
     assert_eq!((meta["id"].as_str(), event.as_str()), (Some(ids[0].as_str()), "e"));
     assert_eq!(payload, json!({"v": 1, "id": ids[0]}));
-    let (meta, _, payload) = heard_json(&mut inside).await;
+    let (meta, _, payload) = next_json(&mut inside).await;
     assert_eq!((meta["id"].as_str(), payload), (Some(ids[1].as_str()), json!({"v": 2, "id": "own"})));
-    let (meta, event, payload) = heard_json(&mut outside).await;
+    let (meta, event, payload) = next_json(&mut outside).await;
     assert_eq!((meta, event.as_str()), (json!({"id": ids[2]}), "out"));
     assert_eq!(payload["v"], 3);
 
@@ -35,13 +37,13 @@ async fn what_is_sent_with_sql_is_heard_in_its_room() {
 
 /// 95
 #[tokio::test]
-async fn bytes_are_heard_by_the_second_serializer_alone() {
-    let house = House::new().await;
-    let mut new = house.joined(true, "t", private()).await;
-    let mut old = house.joined(false, "t", private()).await;
-    house.sql.batch_execute("select realtime.send_binary('\\x00ff10', 'raw', 't')").await.unwrap();
-    house.send(json!({}), "after", "t", true).await;
-    let (meta, event, payload) = heard(&mut new).await;
+async fn binary_message_reaches_only_serializer_2() {
+    let rig = MessagesDaemon::new().await;
+    let mut new = rig.joined(true, "t", private()).await;
+    let mut old = rig.joined(false, "t", private()).await;
+    rig.sql.batch_execute("select realtime.send_binary('\\x00ff10', 'raw', 't')").await.unwrap();
+    rig.send(json!({}), "after", "t", true).await;
+    let (meta, event, payload) = next_broadcast(&mut new).await;
     assert_eq!((event.as_str(), &payload[..]), ("raw", &b"\x00\xff\x10"[..]));
     assert!(meta["id"].is_string());
     assert_eq!(old.next().await.payload["event"], "after");
@@ -49,10 +51,10 @@ async fn bytes_are_heard_by_the_second_serializer_alone() {
 
 /// 96
 #[tokio::test]
-async fn a_trigger_tells_changes_of_its_table() {
-    let house = House::new().await;
-    let mut socket = house.joined(true, "orders", private()).await;
-    house
+async fn trigger_broadcasts_changes_of_its_table() {
+    let rig = MessagesDaemon::new().await;
+    let mut socket = rig.joined(true, "orders", private()).await;
+    rig
         .sql
         .batch_execute(
             "create table orders (id int primary key, note text);
@@ -72,7 +74,7 @@ async fn a_trigger_tells_changes_of_its_table() {
     for (operation, record, old) in
         [("INSERT", a.clone(), Value::Null), ("UPDATE", b.clone(), a), ("DELETE", Value::Null, b)]
     {
-        let (meta, event, payload) = heard_json(&mut socket).await;
+        let (meta, event, payload) = next_json(&mut socket).await;
         assert_eq!(event, operation);
         assert_eq!(
             payload,
@@ -82,18 +84,17 @@ async fn a_trigger_tells_changes_of_its_table() {
     }
     let truncated =
         "select realtime.broadcast_changes('o', 'e', 'TRUNCATE', 't', 's', null::record, null::record)";
-    let error = house.sql.batch_execute(truncated).await.unwrap_err();
+    let error = rig.sql.batch_execute(truncated).await.unwrap_err();
     let text = error.as_db_error().unwrap().message();
     assert_eq!(text, "Failed to process the row: Unexpected operation type: TRUNCATE");
 }
 
 /// 97, 98: and every send that failed is counted.
 #[tokio::test]
-async fn order_is_kept_and_what_cannot_be_said_stops_nothing() {
-    let house = House::new().await;
-    let mut socket = house.joined(true, "t", private()).await;
-    house
-        .sql
+async fn malformed_messages_are_skipped_and_order_is_kept() {
+    let rig = MessagesDaemon::new().await;
+    let mut socket = rig.joined(true, "t", private()).await;
+    rig.sql
         .batch_execute(
             "begin; select realtime.send('{}', 'never', 't'); rollback;
              begin;
@@ -114,9 +115,9 @@ async fn order_is_kept_and_what_cannot_be_said_stops_nothing() {
         .await
         .unwrap();
     for n in 1..=51 {
-        assert_eq!(heard_json(&mut socket).await.2["n"], n);
+        assert_eq!(next_json(&mut socket).await.2["n"], n);
     }
-    let metrics = house.metrics().await;
+    let metrics = rig.metrics().await;
     for line in [
         "convoke_database_messages_total{outcome=\"said\"} 51",
         "convoke_database_messages_total{outcome=\"oversized\"} 1",
@@ -131,16 +132,67 @@ async fn order_is_kept_and_what_cannot_be_said_stops_nothing() {
 
 /// 100, and 72 of the channels' list.
 #[tokio::test]
-async fn who_asks_is_told_once_that_messages_of_the_database_come() {
-    let house = House::new().await;
+async fn replication_ready_is_sent_once_on_request() {
+    let rig = MessagesDaemon::new().await;
     let config = json!({"broadcast": {"replication_ready": true}});
-    let mut socket = house.joined(true, "t", config).await;
+    let mut socket = rig.joined(true, "t", config).await;
     let system = socket.next().await;
     assert_eq!((system.event.as_str(), &system.join_ref), ("system", &json!("1")));
     let established = json!({"extension": "system", "status": "ok", "channel": "t",
                              "message": "Replication connection established"});
     assert_eq!(system.payload, established);
     assert!(socket.so_far().await.is_empty());
-    let mut other = house.joined(true, "u", json!({"broadcast": {"replication_ready": false}})).await;
+    let mut other = rig.joined(true, "u", json!({"broadcast": {"replication_ready": false}})).await;
     assert!(other.so_far().await.is_empty());
+}
+
+/// The bytes of the next frame, whatever kind it is.
+async fn raw(socket: &mut Socket) -> String {
+    match socket.any().await {
+        Message::Text(text) => text.to_string(),
+        Message::Binary(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A receiver gets the digits that the sender wrote, through every entry point; a double would round them.
+#[tokio::test]
+async fn every_digit_of_a_broadcast_survives() {
+    const NUMBERS: [&str; 2] = ["0.1234567890123456789012345", "123456789012345678901234567890"];
+    let payload = format!("{{\"n\":[{}]}}", NUMBERS.join(","));
+    let rig = MessagesDaemon::new().await;
+    let mut new = rig.joined(true, "t", private()).await;
+    let mut old = rig.joined(false, "t", private()).await;
+    let mut sender = rig.joined(true, "t", private()).await;
+    let base = format!("http://{}/api/broadcast", rig.running.parts.addr);
+    let batch = format!(
+        "{{\"messages\":[{{\"topic\":\"t\",\"event\":\"e\",\"private\":true,\"payload\":{payload}}}]}}"
+    );
+    let mut doors = 0;
+    for (url, body) in [(base.clone(), batch), (format!("{base}/t/events/e?private=true"), payload.clone())] {
+        let request = http().post(url).bearer_auth(token(Role::Authenticated));
+        let answer = request.header("content-type", "application/json").body(body).send().await.unwrap();
+        assert_eq!(answer.status(), 202);
+        doors += 1;
+    }
+    let message = format!("{{\"type\":\"broadcast\",\"event\":\"e\",\"payload\":{payload}}}");
+    sender.message(format!("[null,\"9\",\"realtime:t\",\"broadcast\",{message}]")).await;
+    doors += 1;
+    let sql = "select realtime.send($1::text::jsonb, 'e', 't', true)";
+    for _ in 0..doors {
+        for socket in [&mut new, &mut old] {
+            let frame = raw(socket).await;
+            assert!(NUMBERS.iter().all(|number| frame.contains(number)), "{frame}");
+        }
+    }
+    rig.sql.execute(sql, &[&payload]).await.unwrap();
+    for socket in [&mut new, &mut old] {
+        let frame = raw(socket).await;
+        assert!(NUMBERS.iter().all(|number| frame.contains(number)), "{frame}");
+    }
+    let replay = json!({"private": true, "broadcast": {"replay": {"since": 0}}});
+    let mut late = rig.joined(true, "t", replay).await;
+    let frame = raw(&mut late).await;
+    assert!(NUMBERS.iter().all(|number| frame.contains(number)), "{frame}");
+    rig.running.stop().await;
 }

@@ -1,18 +1,20 @@
 //! A gateway on a free port without a database, and a websocket client that sees every frame.
+pub mod client_process;
 mod clients;
-pub mod puppet;
 
 use crate::support::{PATIENCE, crypto};
 use convoke::{
     access::{self, Access},
-    app::serve_http,
+    api,
+    app::{Edge, serve_http},
     auth::{Keys, MintRequest, Role, mint},
     clock::Clock,
     db::Database,
-    gateway::{Config, Coordination, Deps, Gateway, router},
+    gateway::{Config, Deps, Gateway, router},
     hub::{Hub, Room},
     id::Topic,
     presence::Tracker,
+    remote::{Coordination, Identity},
     scope::{OnExit, Scope},
     telemetry::Registry,
 };
@@ -28,7 +30,7 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async, tungsten
 pub use tungstenite::Message;
 
 pub const SECRET: &str = "the secret of the realtime tests, long enough";
-/// The gateway with its hub and tracker.
+/// A gateway with its hub and tracker.
 pub struct Server {
     pub addr: SocketAddr,
     pub hub: Hub,
@@ -36,13 +38,13 @@ pub struct Server {
     pub gateway: Gateway,
     pub registry: Registry,
     pub keys: Keys,
-    /// What clients say to agents.
+    /// Coordination messages from clients.
     pub coordination: mpsc::Receiver<Coordination>,
     scope: Scope,
     http: Scope,
 }
 
-/// Settings under which nothing waits.
+/// Settings without delays.
 pub fn quick() -> Config {
     Config { handshake_error_delay: Duration::ZERO, join_error_delay: Duration::ZERO, ..Config::default() }
 }
@@ -57,16 +59,26 @@ impl Server {
     }
 
     pub async fn on(addr: SocketAddr, config: Config) -> Self {
-        Self::of(addr, config, |_| Access::default()).await
+        Self::of(addr, config, &api::Config::default(), |_| Access::default()).await
     }
 
-    /// One whose private channels are opened by the policies of a database.
+    /// A server whose private channels follow the policies of a database.
     pub async fn asking(database: &Database, config: access::Config) -> Self {
         let access = |registry: &Registry| Access::new(database, &config, registry).unwrap();
-        Self::of("127.0.0.1:0".parse().unwrap(), quick(), access).await
+        Self::of("127.0.0.1:0".parse().unwrap(), quick(), &api::Config::default(), access).await
     }
 
-    async fn of(addr: SocketAddr, config: Config, access: impl FnOnce(&Registry) -> Access) -> Self {
+    /// A server with these connection limits.
+    pub async fn limited(server: &api::Config, config: Config) -> Self {
+        Self::of("127.0.0.1:0".parse().unwrap(), config, server, |_| Access::default()).await
+    }
+
+    async fn of(
+        addr: SocketAddr,
+        config: Config,
+        server: &api::Config,
+        access: impl FnOnce(&Registry) -> Access,
+    ) -> Self {
         let listener = TcpListener::bind(addr).await.unwrap();
         let addr = listener.local_addr().unwrap();
         let (scope, registry) = (Scope::default(), Registry::default());
@@ -81,14 +93,14 @@ impl Server {
             tracker: tracker.clone(),
             clock: Clock::System,
             registry: registry.clone(),
-            coordination: Some(said),
+            identity: Identity::new(tracker.clone(), Some(said), true),
             changes: None,
             streaming: None,
         };
         let gateway = Gateway::new(&scope, config, deps);
         let app = router(&gateway);
         let http = scope.child();
-        serve_http(&http, OnExit::Log, listener, app);
+        serve_http(&http, OnExit::Log, listener, app, Edge::new(server, &registry, gateway.memory()));
         Self { addr, hub, tracker, gateway, registry, keys, coordination, scope, http }
     }
 
@@ -114,7 +126,7 @@ impl Server {
         jsonwebtoken::encode(&jsonwebtoken::Header::default(), claims, &key).unwrap()
     }
 
-    /// An anon token that ends `seconds` from now.
+    /// An anon token that expires in `seconds`.
     pub fn ending_in(&self, seconds: i64) -> String {
         self.sign(&json!({"role": "anon", "exp": Clock::System.now().timestamp() + seconds}))
     }
@@ -165,7 +177,7 @@ pub fn http() -> reqwest::Client {
     reqwest::Client::new()
 }
 
-/// The headers of a websocket request without a websocket.
+/// The headers of a websocket upgrade, for a plain HTTP request.
 pub const UPGRADE: [(&str, &str); 4] = [
     ("connection", "upgrade"),
     ("upgrade", "websocket"),
@@ -173,7 +185,7 @@ pub const UPGRADE: [(&str, &str); 4] = [
     ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
 ];
 
-/// One frame, whichever serializer it came in. `join_ref` is null on 1.0.0.
+/// A received frame of either serializer. `join_ref` is null on 1.0.0.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Got {
     pub join_ref: Value,
@@ -212,7 +224,7 @@ impl Got {
         got
     }
 
-    /// Refs, event and payload: what most tests compare.
+    /// Refs, event and payload, which most tests compare.
     pub fn short(&self) -> Value {
         json!([self.join_ref, self.reference, self.event, self.payload])
     }
@@ -228,12 +240,12 @@ impl Got {
     }
 }
 
-/// A websocket that speaks the protocol by hand.
+/// A raw websocket client of the protocol.
 pub struct Socket {
     ws: WebSocketStream<MaybeTlsStream<TcpStream>>,
     v2: bool,
     pub refs: u32,
-    /// How long a frame may take.
+    /// The timeout for a frame.
     pub patience: Duration,
 }
 
@@ -252,6 +264,11 @@ impl Socket {
         self.ws.send(message.into()).await.unwrap();
     }
 
+    /// As [`Socket::message`], for a socket that the server may have closed.
+    pub async fn try_message(&mut self, message: Message) -> Result<(), tungstenite::Error> {
+        self.ws.send(message).await
+    }
+
     pub async fn send(
         &mut self,
         join_ref: Value,
@@ -268,7 +285,7 @@ impl Socket {
         self.message(frame.to_string()).await;
     }
 
-    /// Joins and gives the reply.
+    /// Joins and returns the reply.
     pub async fn join(&mut self, topic: &str, config: Value) -> Got {
         self.join_with(topic, json!({ "config": config })).await
     }
@@ -279,14 +296,14 @@ impl Socket {
         self.next().await
     }
 
-    /// Pushes without a join_ref, which is allowed, and gives its ref.
+    /// Pushes without a join_ref, which is allowed, and returns the ref.
     pub async fn push(&mut self, topic: &str, event: &str, payload: Value) -> String {
         let own = self.next_ref();
         self.send(Value::Null, json!(own), &format!("realtime:{topic}"), event, payload).await;
         own
     }
 
-    /// Pushes and gives the next frame, which must be the reply.
+    /// Pushes and returns the next frame, which must be the reply.
     pub async fn ask(&mut self, topic: &str, event: &str, payload: Value) -> Got {
         let own = self.push(topic, event, payload).await;
         let got = self.next().await;
@@ -301,7 +318,7 @@ impl Socket {
     pub async fn any(&mut self) -> Message {
         loop {
             let next = timeout(self.patience, self.ws.next()).await.expect("no frame came");
-            // Pings are answered below this.
+            // The websocket library answers pings.
             match next.expect("the socket ended").unwrap() {
                 Message::Ping(_) => {}
                 message => return message,
@@ -317,7 +334,7 @@ impl Socket {
         }
     }
 
-    /// The next frame with this event; others are skipped.
+    /// The next frame with this event. Skips other frames.
     pub async fn until(&mut self, event: &str) -> Got {
         loop {
             let got = self.next().await;
@@ -334,7 +351,7 @@ impl Socket {
         }
     }
 
-    /// All frames that came before the reply to a heartbeat sent now.
+    /// A barrier: sends a heartbeat and returns all frames received before its reply.
     pub async fn so_far(&mut self) -> Vec<Got> {
         let own = self.next_ref();
         self.send(Value::Null, json!(own), "phoenix", "heartbeat", json!({})).await;
@@ -350,7 +367,7 @@ impl Socket {
         }
     }
 
-    /// The close code that the server sends; earlier frames are skipped.
+    /// The close code that the server sends. Skips earlier frames.
     pub async fn close_code(&mut self) -> Option<u16> {
         loop {
             if let Message::Close(frame) = self.any().await {

@@ -1,26 +1,26 @@
-//! Every error code of `reference/negotiation.md` §6, provoked over the websocket.
+//! Every error code of `docs/spec/negotiation.md` §6, provoked over the websocket.
 use super::{Rig, about};
-use crate::realtime::puppet::Puppet;
+use crate::realtime::client_process::ClientProcess;
 use convoke::auth::Role;
 use serde_json::{Value, json};
 
-const NOBODY: &str = "01890a5d-ac96-774b-bcce-b302099a8057";
+const UNKNOWN_ID: &str = "01890a5d-ac96-774b-bcce-b302099a8057";
 const ROOM: &str = "agent:near";
 
 /// Says it and gets the error, which names the command.
-async fn refused(client: &mut Puppet, mut message: Value) -> (String, String) {
+async fn refused(client: &mut ClientProcess, mut message: Value) -> (String, String) {
     let id = uuid::Uuid::new_v4().to_string();
     if message["command_id"].is_null() {
         message["command_id"] = json!(id);
     }
-    client.say(ROOM, message.clone()).await;
-    let error = client.told("error").await;
+    client.send_message(ROOM, message.clone()).await;
+    let error = client.message("error").await;
     assert_eq!(error["in_reply_to"], message["command_id"], "{error}");
     (error["code"].as_str().unwrap().to_owned(), error["message"].as_str().unwrap().to_owned())
 }
 
 #[tokio::test]
-async fn each_error_code_is_told_to_who_provokes_it() {
+async fn each_error_code_is_sent_to_its_sender() {
     let rig = Rig::start(Vec::new()).await;
     let mut near = rig.agent("near").await;
 
@@ -29,27 +29,27 @@ async fn each_error_code_is_told_to_who_provokes_it() {
     assert!(message.contains("dance"), "{message}");
 
     let offer = |task: &Value, round: u32| json!({ "type": "task_offer", "task_id": task, "round": round, "offer": { "cost": 1 } });
-    assert_eq!(refused(&mut near, offer(&json!(NOBODY), 1)).await.0, "unknown_task");
+    assert_eq!(refused(&mut near, offer(&json!(UNKNOWN_ID), 1)).await.0, "unknown_task");
 
     let other = rig.request(json!({ "kind": "k", "requires": ["something else"] })).await;
     assert_eq!(refused(&mut near, offer(&json!(other.id), 1)).await.0, "not_eligible");
 
     let task =
         rig.request(json!({ "kind": "k", "requires": ["work"], "policy": { "bid_window": "60s" } })).await;
-    let asked = near.told("task_request").await;
+    let asked = near.message("task_request").await;
     assert_eq!(asked["task"]["id"], json!(task.id));
     assert_eq!(refused(&mut near, offer(&json!(task.id), 7)).await.0, "late");
 
-    let nothing = json!({ "task_id": task.id, "assignment_id": NOBODY, "epoch": 1 });
+    let nothing = json!({ "task_id": task.id, "assignment_id": UNKNOWN_ID, "epoch": 1 });
     let accept = about("task_accept", &nothing, json!({}));
     assert_eq!(refused(&mut near, accept).await.0, "fenced");
 
     let request = |input: Value, id: &str| json!({ "type": "task_request", "command_id": id, "task": { "kind": "k", "requires": ["nothing here"], "input": input } });
-    near.say(ROOM, request(json!(1), "same")).await;
-    let made = near.told("task_update").await;
+    near.send_message(ROOM, request(json!(1), "same")).await;
+    let made = near.message("task_update").await;
     assert_eq!((&made["in_reply_to"], &made["replayed"]), (&json!("same"), &json!(false)));
-    near.say(ROOM, request(json!(1), "same")).await;
-    let again = near.told("task_update").await;
+    near.send_message(ROOM, request(json!(1), "same")).await;
+    let again = near.message("task_update").await;
     assert_eq!((&again["task"]["id"], &again["replayed"]), (&made["task"]["id"], &json!(true)));
     assert_eq!(refused(&mut near, request(json!(2), "same")).await.0, "idempotency_conflict");
 
@@ -57,8 +57,8 @@ async fn each_error_code_is_told_to_who_provokes_it() {
     assert_eq!(refused(&mut near, large).await.0, "too_large");
 
     let cancel = json!({ "type": "task_cancel", "task_id": made["task"]["id"] });
-    near.say(ROOM, cancel.clone()).await;
-    assert_eq!(near.told("task_update").await["task"]["state"], "canceled");
+    near.send_message(ROOM, cancel.clone()).await;
+    assert_eq!(near.message("task_update").await["task"]["state"], "canceled");
     assert_eq!(refused(&mut near, cancel).await.0, "conflict");
 
     let cancel = json!({ "type": "task_cancel", "task_id": task.id });
@@ -67,12 +67,12 @@ async fn each_error_code_is_told_to_who_provokes_it() {
 }
 
 #[tokio::test]
-async fn nobody_speaks_as_another() {
+async fn no_token_speaks_as_another_agent() {
     let rig = Rig::start(Vec::new()).await;
     let mut near = rig.agent("near").await;
     let task =
         rig.request(json!({ "kind": "k", "requires": ["work"], "policy": { "bid_window": "60s" } })).await;
-    near.told("task_request").await;
+    near.message("task_request").await;
     let offer = json!({ "type": "task_offer", "agent_id": "near", "task_id": task.id, "round": 1, "offer": { "cost": 1 } });
 
     // The room is public, so anybody may be in it; the token says who they are.
@@ -93,17 +93,20 @@ async fn nobody_speaks_as_another() {
     let note =
         json!({ "topic": ROOM, "name": "agent_message", "payload": { "agent_id": "near", "text": "hello" } });
     assert_eq!(other.ask("send", note.clone(), "sent").await, "ok");
-    assert_eq!(other.told("error").await["code"], "forbidden");
+    assert_eq!(other.message("error").await["code"], "forbidden");
     let mut far_note = note.clone();
     far_note["payload"]["agent_id"] = json!("far");
     assert_eq!(far.ask("send", far_note, "sent").await, "ok");
-    assert_eq!(far.told("error").await["code"], "forbidden", "near is of another org");
+    assert_eq!(far.message("error").await["code"], "forbidden", "near is of another org");
 
     // The service may speak as anybody, and the offer counts.
     let mut service = rig.client(&rig.mint(Role::ServiceRole, "demo", None), ROOM).await;
-    service.say(ROOM, offer).await;
-    let assignment = near.told("task_assignment").await;
+    service.send_message(ROOM, offer).await;
+    let assignment = near.message("task_assignment").await;
     assert_eq!(assignment["task_id"], json!(task.id));
-    assert!(rig.daemon.parts.tasks.agent(&"other".parse().unwrap()).await.is_err(), "other is nobody here");
+    assert!(
+        rig.daemon.parts.tasks.agent(&"other".parse().unwrap()).await.is_err(),
+        "other is not registered"
+    );
     rig.daemon.stop().await;
 }

@@ -75,15 +75,15 @@ impl Example {
 
     /// Waits until it says that it is here.
     async fn is_here(&mut self) {
-        self.says_one_of(&["SUBSCRIBED", "PRESENT"]).await;
+        self.prints_one_of(&["SUBSCRIBED", "PRESENT"]).await;
     }
 
     /// Waits for a line with this word.
-    async fn says(&mut self, word: &str) {
-        self.says_one_of(&[word]).await;
+    async fn prints(&mut self, word: &str) {
+        self.prints_one_of(&[word]).await;
     }
 
-    async fn says_one_of(&mut self, words: &[&str]) {
+    async fn prints_one_of(&mut self, words: &[&str]) {
         let mut seen = Vec::new();
         let found = tokio::time::timeout(crate::support::PATIENCE, async {
             while let Some(line) = self.lines.next_line().await.unwrap() {
@@ -114,7 +114,7 @@ fn request(ms: u32) -> Value {
     })
 }
 
-async fn said(listener: &mut Listener, kind: &str) -> Value {
+async fn next_message(listener: &mut Listener, kind: &str) -> Value {
     soon(kind, async {
         loop {
             let (_, message) = listener.recv().await.unwrap();
@@ -157,25 +157,25 @@ async fn wins(rig: Rig, start: fn(&Rig, &str, u32) -> Example, mut inputs: mpsc:
 }
 
 #[tokio::test]
-async fn the_javascript_agent_bids_and_wins_by_its_cost() {
+async fn javascript_agent_offers_and_wins_by_its_cost() {
     let (definition, agent, inputs) = hosted();
     wins(Rig::start(vec![(definition, agent)]).await, Example::js, inputs).await;
 }
 
 #[tokio::test]
-async fn the_python_agent_bids_and_wins_by_its_cost() {
+async fn python_agent_offers_and_wins_by_its_cost() {
     let (definition, agent, inputs) = hosted();
     wins(Rig::start(vec![(definition, agent)]).await, Example::python, inputs).await;
 }
 
 #[tokio::test]
-async fn the_rust_agent_bids_and_wins_by_its_cost() {
+async fn rust_agent_offers_and_wins_by_its_cost() {
     let (definition, agent, inputs) = hosted();
     wins(Rig::start(vec![(definition, agent)]).await, Example::rust, inputs).await;
 }
 
 #[tokio::test]
-async fn a_rust_agent_that_is_killed_in_mid_work_is_replaced_at_once() {
+async fn rust_agent_that_is_killed_during_a_job_is_replaced_at_once() {
     let (definition, agent, _inputs) = hosted();
     let rig = Rig::start(vec![(definition, agent)]).await;
     let words = Example::rust(&rig, "words", 10);
@@ -183,7 +183,7 @@ async fn a_rust_agent_that_is_killed_in_mid_work_is_replaced_at_once() {
 }
 
 #[tokio::test]
-async fn the_hosted_agent_is_a_daemon_that_does_its_own_task() {
+async fn hosted_agent_example_finishes_its_own_task() {
     let dir = tempfile::tempdir().unwrap();
     let ran = Command::new(example("hosted_agent")).env("TMPDIR", dir.path()).kill_on_drop(true).output();
     let ran = tokio::time::timeout(std::time::Duration::from_secs(60), ran).await.unwrap().unwrap();
@@ -193,20 +193,20 @@ async fn the_hosted_agent_is_a_daemon_that_does_its_own_task() {
 }
 
 #[tokio::test]
-async fn the_agent_with_http_alone_bids_and_wins_by_its_cost() {
+async fn http_agent_offers_and_wins_by_its_cost() {
     let (definition, agent, inputs) = hosted();
     wins(Rig::start(vec![(definition, agent)]).await, Example::http, inputs).await;
 }
 
 #[tokio::test]
-async fn an_agent_with_http_alone_that_is_killed_in_mid_work_is_replaced() {
+async fn http_agent_that_is_killed_during_a_job_is_replaced() {
     let (definition, agent, _inputs) = hosted();
     let rig = Rig::start(vec![(definition, agent)]).await;
     let mut words = Example::http(&rig, "words", 10);
-    words.says("PRESENT").await;
+    words.prints("PRESENT").await;
     rig.status("words", "present").await;
     let task = rig.request(request(600_000)).await;
-    words.says("task_start").await;
+    words.prints("task_start").await;
     words.process.start_kill().unwrap();
     rig.status("words", "gone").await;
     let ended = rig.end(&task).await;
@@ -231,13 +231,13 @@ async fn taken_over(rig: &Rig, task: TaskId, from: &str) {
 }
 
 async fn dies(rig: Rig, mut words: Example, what: &str) {
-    words.says("SUBSCRIBED").await;
+    words.prints("SUBSCRIBED").await;
     rig.status("words", "present").await;
     let room = Room::public(Topic::new("agent:words").unwrap());
     let mut ear = rig.daemon.parts.hub.listen(room, 1000);
     let task = rig.request(request(600_000)).await;
-    let assignment = said(&mut ear, "task_assignment").await;
-    words.says("task_start").await;
+    let assignment = next_message(&mut ear, "task_assignment").await;
+    words.prints("task_start").await;
     assert_eq!(rig.daemon.parts.tasks.get(task.id).await.unwrap().state, TaskState::Running);
 
     let killed = Instant::now();
@@ -249,18 +249,21 @@ async fn dies(rig: Rig, mut words: Example, what: &str) {
     let ended = rig.end(&task).await;
     assert_eq!((ended.agent_id, ended.attempt), ("hosted".parse().ok(), 2));
 
-    // It comes back, with a result that nobody wants any more.
+    // It returns with a result of an assignment that is over.
     let mut late = rig.agent("words").await;
-    late.say("agent:words", about("task_result", &assignment, json!({ "result": 1, "command_id": "c1" })))
-        .await;
-    let error = late.told("error").await;
+    late.send_message(
+        "agent:words",
+        about("task_result", &assignment, json!({ "result": 1, "command_id": "c1" })),
+    )
+    .await;
+    let error = late.message("error").await;
     assert_eq!((&error["code"], &error["in_reply_to"]), (&json!("fenced"), &json!("c1")), "{error}");
     assert_eq!(rig.end(&task).await.agent_id, "hosted".parse().ok());
     rig.daemon.stop().await;
 }
 
 #[tokio::test]
-async fn a_javascript_agent_that_is_killed_in_mid_work_is_replaced_at_once() {
+async fn javascript_agent_that_is_killed_during_a_job_is_replaced_at_once() {
     let (definition, agent, _inputs) = hosted();
     let rig = Rig::start(vec![(definition, agent)]).await;
     let words = Example::js(&rig, "words", 10);
@@ -268,7 +271,7 @@ async fn a_javascript_agent_that_is_killed_in_mid_work_is_replaced_at_once() {
 }
 
 #[tokio::test]
-async fn a_python_agent_that_is_killed_in_mid_work_is_replaced_at_once() {
+async fn python_agent_that_is_killed_during_a_job_is_replaced_at_once() {
     let (definition, agent, _inputs) = hosted();
     let rig = Rig::start(vec![(definition, agent)]).await;
     let words = Example::python(&rig, "words", 10);

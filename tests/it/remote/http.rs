@@ -1,11 +1,11 @@
 //! An agent with HTTP alone: here by its polls, asked, awarded, working, gone; and every error code of
-//! `reference/negotiation.md` §6, provoked over HTTP.
+//! `docs/spec/negotiation.md` §6, provoked over HTTP.
 use super::Rig;
 use convoke::auth::Role;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-const NOBODY: &str = "01890a5d-ac96-774b-bcce-b302099a8057";
+const UNKNOWN_ID: &str = "01890a5d-ac96-774b-bcce-b302099a8057";
 
 /// Somebody who speaks HTTP.
 struct Caller {
@@ -43,7 +43,7 @@ impl Caller {
     }
 
     /// The next message of this kind in the inbox.
-    async fn told(&mut self, kind: &str) -> Value {
+    async fn message(&mut self, kind: &str) -> Value {
         loop {
             let path = format!("/v1/agents/near/inbox?wait=10s&after={}", self.after);
             let (status, inbox) = self.get(&path).await;
@@ -70,12 +70,12 @@ fn profile() -> Value {
     json!({ "capabilities": ["work"], "slots": 2, "description": "d", "lease": "30s" })
 }
 
-fn said(code: &str, status: u16) -> (u16, String) {
+fn refusal(code: &str, status: u16) -> (u16, String) {
     (status, code.to_owned())
 }
 
 #[tokio::test]
-async fn an_agent_works_with_http_alone() {
+async fn agent_works_with_http_alone() {
     let rig = Rig::start(Vec::new()).await;
     let mut near = Caller::present(&rig, profile()).await;
     let agent = rig.status("near", "present").await;
@@ -84,14 +84,14 @@ async fn an_agent_works_with_http_alone() {
     let request =
         json!({ "kind": "k", "requires": ["work"], "input": { "n": 7 }, "policy": { "bid_window": "30s" } });
     let task = rig.request(request.clone()).await;
-    let asked = near.told("task_request").await;
+    let asked = near.message("task_request").await;
     assert_eq!(
         (&asked["task"]["id"], &asked["task"]["input_preview"]),
         (&json!(task.id), &json!("{\"n\": 7}"))
     );
     let offer = json!({ "round": asked["task"]["round"], "cost": 5, "eta_ms": 10, "confidence": 0.9 });
     assert_eq!(near.post(&format!("/v1/tasks/{}/offers", task.id), offer).await.0, 202);
-    let won = near.told("task_assignment").await;
+    let won = near.message("task_assignment").await;
     let key = json!({ "task_id": won["task_id"], "epoch": won["epoch"] });
     let path = format!("/v1/assignments/{}", won["assignment_id"].as_str().unwrap());
     let (status, start) = near.post(&format!("{path}/accept"), key.clone()).await;
@@ -108,21 +108,21 @@ async fn an_agent_works_with_http_alone() {
     let (status, ended) = near.post(&format!("{path}/result"), result).await;
     assert_eq!((status, &ended["state"]), (200, &json!("completed")));
 
-    // It declines, and the round is over; it is told of a cancel; it leaves, and is gone at once.
+    // It declines, and the round is over; it receives a cancel; it leaves, and is gone at once.
     let task = rig.request(request.clone()).await;
-    let asked = near.told("task_request").await;
+    let asked = near.message("task_request").await;
     let decline = json!({ "round": asked["task"]["round"], "reason": "not now" });
     assert_eq!(near.post(&format!("/v1/tasks/{}/decline", task.id), decline).await.0, 202);
-    let asked = near.told("task_request").await;
+    let asked = near.message("task_request").await;
     assert_eq!((&asked["task"]["id"], &asked["task"]["round"]), (&json!(task.id), &json!(2)));
     let offer = json!({ "round": 2, "cost": 5 });
     assert_eq!(near.post(&format!("/v1/tasks/{}/offers", task.id), offer).await.0, 202);
-    let won = near.told("task_assignment").await;
+    let won = near.message("task_assignment").await;
     let path = format!("/v1/assignments/{}", won["assignment_id"].as_str().unwrap());
     let key = json!({ "task_id": won["task_id"], "epoch": won["epoch"] });
     assert_eq!(near.post(&format!("{path}/accept"), key.clone()).await.0, 200);
     rig.daemon.parts.tasks.cancel(task.id, "enough").await.unwrap();
-    assert_eq!(near.told("task_cancel").await["reason"], "enough");
+    assert_eq!(near.message("task_cancel").await["reason"], "enough");
     let mut failure = key;
     failure["error"] = json!({ "message": "stopped" });
     assert_eq!(near.post(&format!("{path}/failure"), failure).await.1["code"], "conflict");
@@ -134,21 +134,21 @@ async fn an_agent_works_with_http_alone() {
 }
 
 #[tokio::test]
-async fn an_agent_that_stops_asking_is_gone_and_its_task_is_given_to_another() {
+async fn agent_that_stops_polling_is_deregistered_and_its_task_reassigned() {
     let rig = Rig::start(Vec::new()).await;
     let mut near = Caller::present(&rig, json!({ "capabilities": ["work"], "lease": "1s" })).await;
     let task =
         rig.request(json!({ "kind": "k", "requires": ["work"], "policy": { "bid_window": "30s" } })).await;
-    let asked = near.told("task_request").await;
+    let asked = near.message("task_request").await;
     let offer = json!({ "round": asked["task"]["round"], "cost": 5 });
     assert_eq!(near.post(&format!("/v1/tasks/{}/offers", task.id), offer).await.0, 202);
-    let won = near.told("task_assignment").await;
+    let won = near.message("task_assignment").await;
     let path = format!("/v1/assignments/{}/accept", won["assignment_id"].as_str().unwrap());
     let key = json!({ "task_id": won["task_id"], "epoch": won["epoch"] });
     assert_eq!(near.post(&path, key).await.0, 200);
     rig.status("near", "gone").await;
     let mut other = rig.agent("other").await;
-    let asked = other.told("task_request").await;
+    let asked = other.message("task_request").await;
     assert_eq!(
         asked["task"]["id"],
         json!(task.id),
@@ -158,44 +158,44 @@ async fn an_agent_that_stops_asking_is_gone_and_its_task_is_given_to_another() {
 }
 
 #[tokio::test]
-async fn each_error_code_is_told_over_http() {
+async fn each_error_code_is_returned_over_http() {
     let rig = Rig::start(Vec::new()).await;
     let mut near = Caller::present(&rig, profile()).await;
     let offers = |id: &str| format!("/v1/tasks/{id}/offers");
     let offer = json!({ "round": 1, "cost": 1 });
 
-    assert_eq!(near.refused("/v1/tasks", json!({ "kind": 5 })).await, said("bad_request", 400));
-    assert_eq!(near.refused(&offers(NOBODY), offer.clone()).await, said("unknown_task", 404));
+    assert_eq!(near.refused("/v1/tasks", json!({ "kind": 5 })).await, refusal("bad_request", 400));
+    assert_eq!(near.refused(&offers(UNKNOWN_ID), offer.clone()).await, refusal("unknown_task", 404));
     let other = rig.request(json!({ "kind": "k", "requires": ["something else"] })).await;
-    assert_eq!(near.refused(&offers(&other.id.to_string()), offer).await, said("not_eligible", 403));
+    assert_eq!(near.refused(&offers(&other.id.to_string()), offer).await, refusal("not_eligible", 403));
 
     let task =
         rig.request(json!({ "kind": "k", "requires": ["work"], "policy": { "bid_window": "60s" } })).await;
-    near.told("task_request").await;
+    near.message("task_request").await;
     let late = json!({ "round": 7, "cost": 1 });
-    assert_eq!(near.refused(&offers(&task.id.to_string()), late).await, said("late", 409));
+    assert_eq!(near.refused(&offers(&task.id.to_string()), late).await, refusal("late", 409));
     let accept = json!({ "task_id": task.id, "epoch": 1 });
-    let path = format!("/v1/assignments/{NOBODY}/accept");
-    assert_eq!(near.refused(&path, accept).await, said("fenced", 409));
+    let path = format!("/v1/assignments/{UNKNOWN_ID}/accept");
+    assert_eq!(near.refused(&path, accept).await, refusal("fenced", 409));
 
     let request = |input: Value| json!({ "kind": "k", "requires": ["nothing here"], "input": input, "idempotency_key": "same" });
     let (status, made) = near.post("/v1/tasks", request(json!(1))).await;
     assert_eq!((status, &made["replayed"]), (201, &json!(false)));
     assert_eq!(near.post("/v1/tasks", request(json!(1))).await.0, 200);
-    assert_eq!(near.refused("/v1/tasks", request(json!(2))).await, said("idempotency_conflict", 409));
+    assert_eq!(near.refused("/v1/tasks", request(json!(2))).await, refusal("idempotency_conflict", 409));
     let large = request(json!("x".repeat(convoke::task::INPUT_BYTES_MAX)));
-    assert_eq!(near.refused("/v1/tasks", large).await, said("too_large", 413));
+    assert_eq!(near.refused("/v1/tasks", large).await, refusal("too_large", 413));
 
     let cancel = format!("/v1/tasks/{}/cancel", made["task"]["id"].as_str().unwrap());
     assert_eq!(near.post(&cancel, json!({})).await.1["state"], "canceled");
-    assert_eq!(near.refused(&cancel, json!({})).await, said("conflict", 409));
+    assert_eq!(near.refused(&cancel, json!({})).await, refusal("conflict", 409));
     let cancel = format!("/v1/tasks/{}/cancel", task.id);
-    assert_eq!(near.refused(&cancel, json!({})).await, said("forbidden", 403), "another requested it");
+    assert_eq!(near.refused(&cancel, json!({})).await, refusal("forbidden", 403), "another requested it");
     rig.daemon.stop().await;
 }
 
 #[tokio::test]
-async fn nobody_is_another_over_http_and_a_bad_profile_is_told() {
+async fn no_token_connects_as_another_agent_and_a_bad_profile_is_refused() {
     let rig = Rig::start(Vec::new()).await;
     let other = Caller::new(&rig, rig.token("other"));
     let user = Caller::new(&rig, rig.mint(Role::Authenticated, "demo", None));
@@ -211,7 +211,7 @@ async fn nobody_is_another_over_http_and_a_bad_profile_is_told() {
     let mut near = near;
     let none = json!({ "slots": 0, "lease": "30s" });
     assert_eq!(near.call(Method::PUT, "/v1/agents/near/presence", none).await.0, 200);
-    let error = near.told("error").await;
+    let error = near.message("error").await;
     assert_eq!(error["code"], "bad_request");
     assert!(error["message"].as_str().unwrap().contains("slots"), "{error}");
     rig.daemon.stop().await;

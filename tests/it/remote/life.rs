@@ -12,7 +12,7 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 
 #[tokio::test]
-async fn an_agent_is_asked_refuses_accepts_lets_go_and_finishes() {
+async fn remote_agent_refuses_accepts_releases_and_finishes() {
     let rig = Rig::start(Vec::new()).await;
     let (mut near, mut boss) = (rig.agent("near").await, rig.client(&rig.token("boss"), "agent:boss").await);
     let request = json!({
@@ -22,11 +22,11 @@ async fn an_agent_is_asked_refuses_accepts_lets_go_and_finishes() {
             "policy": { "bid_window": "10s" },
         },
     });
-    boss.say("agent:boss", request).await;
-    let made = boss.told("task_update").await;
-    assert_eq!(made["task"]["requester"], "boss");
+    boss.send_message("agent:boss", request).await;
+    let made = boss.message("task_update").await;
+    assert_eq!(made["task"]["requester"], "agent:demo/boss");
 
-    let asked = near.told("task_request").await;
+    let asked = near.message("task_request").await;
     assert_eq!(asked["agent_id"], "boss");
     let task = &asked["task"];
     assert_eq!(task["requires"], json!(["work"]));
@@ -35,42 +35,42 @@ async fn an_agent_is_asked_refuses_accepts_lets_go_and_finishes() {
     assert!(task["bids_close_at"].is_string());
 
     let offer = |round: &Value| json!({ "type": "task_offer", "task_id": made["task"]["id"], "round": round, "offer": { "cost": 5, "eta_ms": 10, "confidence": 0.6 } });
-    near.say("agent:near", offer(&task["round"])).await;
-    let won = near.told("task_assignment").await;
+    near.send_message("agent:near", offer(&task["round"])).await;
+    let won = near.message("task_assignment").await;
     let until: chrono::DateTime<chrono::Utc> = serde_json::from_value(won["confirm_by"].clone()).unwrap();
     assert!((until - Clock::System.now()).num_milliseconds() > 3_000, "agents outside have five seconds");
-    near.say("agent:near", about("task_refuse", &won, json!({ "reason": "not now" }))).await;
+    near.send_message("agent:near", about("task_refuse", &won, json!({ "reason": "not now" }))).await;
 
-    let again = near.told("task_request").await;
-    near.say("agent:near", offer(&again["task"]["round"])).await;
-    let won = near.told("task_assignment").await;
-    near.say("agent:near", about("task_accept", &won, json!({ "command_id": "a" }))).await;
-    let start = near.told("task_start").await;
+    let again = near.message("task_request").await;
+    near.send_message("agent:near", offer(&again["task"]["round"])).await;
+    let won = near.message("task_assignment").await;
+    near.send_message("agent:near", about("task_accept", &won, json!({ "command_id": "a" }))).await;
+    let start = near.message("task_start").await;
     assert_eq!((&start["input"], &start["in_reply_to"]), (&json!({ "secret": 1 }), &json!("a")));
     assert_eq!(start["lease_ms"], 30_000);
-    near.say("agent:near", about("heartbeat", &won, json!({}))).await;
+    near.send_message("agent:near", about("heartbeat", &won, json!({}))).await;
     let progress = json!({ "progress": 0.5, "activity": "half", "checkpoint": { "page": 7 } });
-    near.say("agent:near", about("task_progress", &won, progress)).await;
-    near.say("agent:near", about("task_release", &won, json!({ "reason": "tired" }))).await;
-    assert_eq!(near.told("task_update").await["task"]["state"], "open");
+    near.send_message("agent:near", about("task_progress", &won, progress)).await;
+    near.send_message("agent:near", about("task_release", &won, json!({ "reason": "tired" }))).await;
+    assert_eq!(near.message("task_update").await["task"]["state"], "open");
 
-    let asked = near.told("task_request").await;
-    near.say("agent:near", offer(&asked["task"]["round"])).await;
-    let won = near.told("task_assignment").await;
-    near.say("agent:near", about("task_accept", &won, json!({}))).await;
-    assert_eq!(near.told("task_start").await["checkpoint"], json!({ "page": 7 }));
-    near.say("agent:near", about("task_result", &won, json!({ "result": { "done": true } }))).await;
-    assert_eq!(near.told("task_update").await["task"]["state"], "completed");
+    let asked = near.message("task_request").await;
+    near.send_message("agent:near", offer(&asked["task"]["round"])).await;
+    let won = near.message("task_assignment").await;
+    near.send_message("agent:near", about("task_accept", &won, json!({}))).await;
+    assert_eq!(near.message("task_start").await["checkpoint"], json!({ "page": 7 }));
+    near.send_message("agent:near", about("task_result", &won, json!({ "result": { "done": true } }))).await;
+    assert_eq!(near.message("task_update").await["task"]["state"], "completed");
     // Once more: the stored outcome.
-    near.say("agent:near", about("task_result", &won, json!({ "result": { "done": true } }))).await;
-    assert_eq!(near.told("task_update").await["task"]["state"], "completed");
+    near.send_message("agent:near", about("task_result", &won, json!({ "result": { "done": true } }))).await;
+    assert_eq!(near.message("task_update").await["task"]["state"], "completed");
     let id = serde_json::from_value(made["task"]["id"].clone()).unwrap();
     assert_eq!(rig.daemon.parts.tasks.get(id).await.unwrap().result, Some(json!({ "done": true })));
     rig.daemon.stop().await;
 }
 
 #[tokio::test]
-async fn nobody_waits_for_an_agent_with_a_file_that_is_not_here() {
+async fn round_does_not_wait_for_a_defined_agent_that_is_not_connected() {
     let (told, _inputs) = mpsc::channel(16);
     let far =
         Definition::new("far".parse().unwrap(), "demo".parse().unwrap(), Kind::Remote).capable(["work"]);
@@ -104,7 +104,7 @@ async fn nobody_waits_for_an_agent_with_a_file_that_is_not_here() {
 }
 
 #[tokio::test]
-async fn who_may_not_work_from_outside_is_told_so() {
+async fn agent_that_may_not_register_gets_an_error() {
     let (told, _inputs) = mpsc::channel(16);
     let agents = vec![(definition("echo", ""), Arc::new(Echo(told)) as _)];
     let rig = Rig::with(agents, |config| config.agents.remote = Remote::Listed).await;
@@ -112,7 +112,7 @@ async fn who_may_not_work_from_outside_is_told_so() {
         let room = format!("agent:{id}");
         let mut client = rig.client(&rig.token(id), &room).await;
         client.ask("track", json!({ "topic": room, "payload": {} }), "tracked").await;
-        let error = client.told("error").await;
+        let error = client.message("error").await;
         assert_eq!(error["code"], "forbidden");
         assert!(error["message"].as_str().unwrap().contains(word), "{error}");
     }
@@ -122,12 +122,12 @@ async fn who_may_not_work_from_outside_is_told_so() {
 }
 
 #[tokio::test]
-async fn what_an_agent_tracks_is_checked_and_may_change() {
+async fn presence_metadata_is_checked_and_may_change() {
     let rig = Rig::start(Vec::new()).await;
     let mut near = rig.client(&rig.token("near"), "agent:near").await;
     let track = |payload: Value| json!({ "topic": "agent:near", "payload": payload });
     near.ask("track", track(json!({ "slots": 0 })), "tracked").await;
-    assert_eq!(near.told("error").await["code"], "bad_request");
+    assert_eq!(near.message("error").await["code"], "bad_request");
     near.ask("track", track(json!({ "capabilities": ["a"] })), "tracked").await;
     let life = rig.status("near", "present").await.incarnation;
     near.ask("track", track(json!({ "capabilities": ["a", "b"], "slots": 2 })), "tracked").await;

@@ -2,10 +2,10 @@
 use super::Rig;
 use crate::{
     daemon::{definition, soon},
-    realtime::puppet::Puppet,
+    realtime::client_process::ClientProcess,
 };
 use convoke::{
-    agent::{Agent, Finished, Handled, Job, Message},
+    agent::{Agent, AgentMessage, Finished, Handled, Job},
     auth::Role,
     task::Failure,
 };
@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 
 /// Tells the test what it hears, and answers a task with what was kept for it.
 struct Ears {
-    heard: mpsc::Sender<Message>,
+    heard: mpsc::Sender<AgentMessage>,
     keeps: bool,
 }
 
@@ -25,7 +25,7 @@ impl Agent for Ears {
         Ok(json!(job.messages().iter().map(|message| &message.payload).collect::<Vec<_>>()).into())
     }
 
-    async fn message(&self, message: &Message) -> Result<Handled, Failure> {
+    async fn message(&self, message: &AgentMessage) -> Result<Handled, Failure> {
         self.heard.send(message.clone()).await.unwrap();
         Ok(if self.keeps { Handled::Keep } else { Handled::Taken })
     }
@@ -34,18 +34,18 @@ impl Agent for Ears {
 fn hosted(
     name: &str,
     keeps: bool,
-) -> ((convoke::agent::Definition, Arc<dyn Agent>), mpsc::Receiver<Message>) {
+) -> ((convoke::agent::Definition, Arc<dyn Agent>), mpsc::Receiver<AgentMessage>) {
     let (heard, messages) = mpsc::channel(16);
     ((definition(name, ""), Arc::new(Ears { heard, keeps })), messages)
 }
 
-async fn send(client: &mut Puppet, room: &str, event: &str, payload: Value) {
+async fn send(client: &mut ClientProcess, room: &str, event: &str, payload: Value) {
     let send = json!({ "topic": room, "name": event, "payload": payload });
     assert_eq!(client.ask("send", send, "sent").await, "ok");
 }
 
 #[tokio::test]
-async fn a_message_reaches_hosted_agents_others_and_observers() {
+async fn message_reaches_hosted_and_remote_agents_and_observers() {
     let ((ears, mut heard), (keeper, mut kept)) = (hosted("ears", false), hosted("keeper", true));
     let rig = Rig::start(vec![ears, keeper]).await;
     let mut near = rig.client(&rig.token("near"), "agent:ears").await;
@@ -54,9 +54,9 @@ async fn a_message_reaches_hosted_agents_others_and_observers() {
     let message = soon("the message", heard.recv()).await.unwrap();
     assert_eq!((message.event, message.from.as_str()), ("agent_message", "near"));
     assert_eq!(message.payload["text"], "hello");
-    assert_eq!(observer.hears("agent_message").await["text"], "hello");
+    assert_eq!(observer.broadcast("agent_message").await["text"], "hello");
 
-    // To all of the org: hosted ones, and an agent with HTTP alone in its inbox; nobody of another org.
+    // To all agents of the org: hosted ones, and an agent with an HTTP inbox only; none of another org.
     let http = reqwest::Client::new();
     let at = |path: &str| format!("{}/v1/{path}", rig.http());
     let far = rig.mint(Role::Authenticated, "demo", Some("far"));
@@ -88,7 +88,7 @@ async fn a_message_reaches_hosted_agents_others_and_observers() {
 }
 
 #[tokio::test]
-async fn what_is_said_in_anothers_name_or_from_another_org_is_heard_by_nobody() {
+async fn message_with_a_false_sender_or_of_another_org_is_not_delivered() {
     let (ears, mut heard) = hosted("ears", false);
     let rig = Rig::start(vec![ears]).await;
     let mut observer = rig.client(&rig.token("watcher"), "agent:ears").await;
@@ -96,15 +96,15 @@ async fn what_is_said_in_anothers_name_or_from_another_org_is_heard_by_nobody() 
     let mut anon = rig.client(&rig.mint(Role::Anon, "demo", None), "agent:ears").await;
     let mut far = rig.client(&rig.mint(Role::Authenticated, "elsewhere", Some("far")), "agent:ears").await;
     send(&mut near, "agent:ears", "agent_message", json!({ "agent_id": "ears", "text": "forged" })).await;
-    assert_eq!(near.told("error").await["code"], "forbidden");
+    assert_eq!(near.message("error").await["code"], "forbidden");
     for stranger in [&mut anon, &mut far] {
         send(stranger, "agent:ears", "agent_message", json!({ "text": "strange" })).await;
-        assert_eq!(stranger.told("error").await["code"], "forbidden");
+        assert_eq!(stranger.message("error").await["code"], "forbidden");
     }
     // A word of the negotiation in another agent's room goes to the daemon alone: it could pass for the daemon's.
     let forged = json!({ "type": "task_cancel", "task_id": "01890a5d-ac96-774b-bcce-b302099a8057" });
     send(&mut near, "agent:ears", "coordination", forged).await;
-    assert_eq!(near.told("error").await["code"], "unknown_task");
+    assert_eq!(near.message("error").await["code"], "unknown_task");
 
     // Nor over HTTP, by either way.
     let http = reqwest::Client::new();
@@ -129,13 +129,13 @@ async fn what_is_said_in_anothers_name_or_from_another_org_is_heard_by_nobody() 
 
     // The first thing that anybody hears is what was said truly.
     send(&mut near, "agent:ears", "agent_message", json!({ "text": "true" })).await;
-    assert_eq!(observer.hears("agent_message").await["text"], "true");
+    assert_eq!(observer.broadcast("agent_message").await["text"], "true");
     assert_eq!(soon("the true one", heard.recv()).await.unwrap().payload["text"], "true");
     rig.daemon.stop().await;
 }
 
 #[tokio::test]
-async fn a_requester_is_told_of_offers_awards_and_changes_on_its_own_channel() {
+async fn requester_gets_offers_awards_and_updates_on_its_own_channel() {
     let (ears, _heard) = hosted("ears", false);
     let rig = Rig::start(vec![ears]).await;
     let mut boss = rig.client(&rig.token("boss"), "agent:boss").await;
@@ -145,17 +145,17 @@ async fn a_requester_is_told_of_offers_awards_and_changes_on_its_own_channel() {
         "type": "task_request", "command_id": "c",
         "task": { "kind": "k", "requires": ["work"], "policy": { "award": "requester", "choose_within": "1h" } },
     });
-    boss.say("agent:boss", request).await;
-    let made = boss.told("task_update").await;
+    boss.send_message("agent:boss", request).await;
+    let made = boss.message("task_update").await;
     assert_eq!(made["in_reply_to"], "c", "the answer comes before any copy");
-    let offer = boss.told("task_offer").await;
+    let offer = boss.message("task_offer").await;
     assert_eq!((&offer["agent_id"], &offer["task_id"]), (&json!("ears"), &made["task"]["id"]));
     let choose = json!({ "type": "task_choose", "task_id": made["task"]["id"], "chosen": "ears" });
-    boss.say("agent:boss", choose).await;
-    let award = boss.told("task_assignment").await;
+    boss.send_message("agent:boss", choose).await;
+    let award = boss.message("task_assignment").await;
     assert_eq!((&award["agent_id"], &award["task_id"]), (&json!("ears"), &made["task"]["id"]));
     loop {
-        let update = boss.told("task_update").await;
+        let update = boss.message("task_update").await;
         assert_eq!(update["task"]["id"], made["task"]["id"]);
         if update["task"]["state"] == "completed" {
             break;

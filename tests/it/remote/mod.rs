@@ -1,13 +1,23 @@
 //! Agents that work from outside: real clients against a whole daemon.
+mod commands;
+mod doors;
+mod encoding;
 mod errors;
 mod examples;
 mod http;
+mod identity;
+mod identity_fuzz;
 mod life;
 mod messages;
+mod rights;
+mod values;
 
 use crate::{
     daemon::{Running, config, fresh},
-    realtime::puppet::{NEW, Puppet},
+    realtime::{
+        SECRET,
+        client_process::{ClientProcess, NEW},
+    },
     support::TestDb,
 };
 use convoke::{
@@ -34,7 +44,21 @@ impl Rig {
 
     pub async fn with(agents: Vec<(Definition, Arc<dyn Agent>)>, settings: impl FnOnce(&mut Config)) -> Self {
         let (db, dir) = fresh().await;
+        Self::on(db, dir, agents, settings).await
+    }
+
+    /// On a database of the test's own.
+    pub async fn on(
+        db: TestDb,
+        dir: tempfile::TempDir,
+        agents: Vec<(Definition, Arc<dyn Agent>)>,
+        settings: impl FnOnce(&mut Config),
+    ) -> Self {
         let mut config = config(&db, dir.path());
+        config.auth.jwt_secret = Some(SECRET.into());
+        // Tests of refusals need not wait for what slows attackers down.
+        config.gateway.join_error_delay = Duration::ZERO;
+        config.gateway.handshake_error_delay = Duration::ZERO;
         settings(&mut config);
         Self { daemon: Running::start(config, agents).await, _dir: dir, _db: db }
     }
@@ -54,15 +78,21 @@ impl Rig {
         mint(&self.daemon.parts.keys, &request, Clock::System.now()).unwrap()
     }
 
+    /// A token with exactly these claims.
+    pub fn sign(&self, claims: &Value) -> String {
+        let key = jsonwebtoken::EncodingKey::from_secret(SECRET.as_bytes());
+        jsonwebtoken::encode(&jsonwebtoken::Header::default(), claims, &key).unwrap()
+    }
+
     /// A JavaScript client with this token in the channel of an agent.
-    pub async fn client(&self, token: &str, room: &str) -> Puppet {
-        let mut client = Puppet::js(NEW, &self.http(), token, None).await;
+    pub async fn client(&self, token: &str, room: &str) -> ClientProcess {
+        let mut client = ClientProcess::js(NEW, &self.http(), token, None).await;
         client.join(room, json!({ "broadcast": { "ack": true } })).await;
         client
     }
 
     /// A JavaScript client that is this agent and can `work`.
-    pub async fn agent(&self, id: &str) -> Puppet {
+    pub async fn agent(&self, id: &str) -> ClientProcess {
         let room = format!("agent:{id}");
         let mut client = self.client(&self.token(id), &room).await;
         client
@@ -79,7 +109,7 @@ impl Rig {
         if status == "present" {
             crate::daemon::soon("its presence", async {
                 loop {
-                    let seen = self.daemon.parts.tracker.look(crate::realtime::room("org:demo")).await;
+                    let seen = self.daemon.parts.tracker.snapshot(crate::realtime::room("org:demo")).await;
                     let seen: Value = serde_json::from_slice(&seen).unwrap();
                     if seen.get(name).is_some() {
                         return;
@@ -92,7 +122,7 @@ impl Rig {
         crate::daemon::soon(status, async {
             loop {
                 match self.daemon.parts.tasks.agent(&id).await {
-                    Ok(agent) if agent.status == status => return agent,
+                    Ok(agent) if agent.status.as_str() == status => return agent,
                     Ok(_) | Err(Error::UnknownAgent(_)) => tokio::time::sleep(Duration::from_millis(5)).await,
                     Err(error) => panic!("{error}"),
                 }
@@ -114,17 +144,17 @@ impl Rig {
     }
 }
 
-impl Puppet {
-    /// Says something of the negotiation in a room; the server has taken it when this returns.
-    pub async fn say(&mut self, room: &str, payload: Value) {
+impl ClientProcess {
+    /// Sends a message of the negotiation to a room. Returns when the server has acknowledged it.
+    pub async fn send_message(&mut self, room: &str, payload: Value) {
         let send = json!({ "topic": room, "name": "coordination", "payload": payload });
         assert_eq!(self.ask("send", send, "sent").await, "ok");
     }
 
     /// The next message of the negotiation of this type.
-    pub async fn told(&mut self, kind: &str) -> Value {
-        let said = self.until("broadcast", |it| it["payload"]["type"] == kind).await;
-        said["payload"].clone()
+    pub async fn message(&mut self, kind: &str) -> Value {
+        let got = self.until("broadcast", |it| it["payload"]["type"] == kind).await;
+        got["payload"].clone()
     }
 }
 

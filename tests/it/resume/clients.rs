@@ -1,6 +1,6 @@
-//! Unmodified supabase-js and Python clients that are cut off, and whose daemon is started again.
-use super::{Kept, token};
-use crate::realtime::puppet::{NEW, OLD, Puppet};
+//! Unmodified supabase-js and Python clients across a cut connection and a restarted daemon.
+use super::{HistoryServer, token};
+use crate::realtime::client_process::{ClientProcess, NEW, OLD};
 use convoke::auth::Role;
 use serde_json::json;
 use std::net::SocketAddr;
@@ -9,14 +9,14 @@ use tokio::{
     sync::watch,
 };
 
-/// A line to the daemon that can be cut; new ones are let through when it is whole.
-struct Line {
+/// A proxy to the daemon whose connections can be cut; while it is cut it accepts no new ones.
+struct ProxyLink {
     addr: SocketAddr,
     whole: watch::Sender<bool>,
     _task: tokio::task::JoinSet<()>,
 }
 
-impl Line {
+impl ProxyLink {
     async fn to(daemon: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
@@ -44,7 +44,7 @@ impl Line {
     }
 }
 
-async fn hears_to(client: &mut Puppet, numbers: std::ops::RangeInclusive<u64>, replayed: bool) {
+async fn expect_range(client: &mut ClientProcess, numbers: std::ops::RangeInclusive<u64>, replayed: bool) {
     for n in numbers {
         let got = client.until("broadcast", |it| it["payload"]["n"] == n).await;
         assert_eq!(got["meta"]["replayed"] == true, replayed, "{got}");
@@ -53,48 +53,48 @@ async fn hears_to(client: &mut Puppet, numbers: std::ops::RangeInclusive<u64>, r
 }
 
 #[tokio::test]
-async fn real_clients_get_what_was_said_while_they_were_cut_off_and_while_the_daemon_was_away() {
+async fn real_clients_resume_after_a_cut_and_a_daemon_restart() {
     let folder = tempfile::tempdir().unwrap();
-    let kept = Kept::start(folder.path()).await;
-    let line = Line::to(kept.channels.addr).await;
-    let (http, key) = (format!("http://{}", line.addr), token(Role::Anon, None));
-    let python = format!("ws://{}/realtime/v1", line.addr);
+    let server = HistoryServer::start(folder.path()).await;
+    let link = ProxyLink::to(server.channels.addr).await;
+    let (http, key) = (format!("http://{}", link.addr), token(Role::Anon, None));
+    let python = format!("ws://{}/realtime/v1", link.addr);
     let (mut new, mut old, mut python) = tokio::join!(
-        Puppet::js_as(NEW, &http, &key, None, Some("new")),
-        Puppet::js_as(OLD, &http, &key, None, Some("old")),
-        Puppet::python_as(&python, &key, Some("python"))
+        ClientProcess::js_as(NEW, &http, &key, None, Some("new")),
+        ClientProcess::js_as(OLD, &http, &key, None, Some("old")),
+        ClientProcess::python_as(&python, &key, Some("python"))
     );
     let mut clients = [&mut new, &mut old, &mut python];
     for client in &mut clients {
         client.join("chat:den", json!({})).await;
         client.until("system", |it| it["message"].as_str().is_some_and(|m| m.contains("begins here"))).await;
     }
-    let mut speaker = kept.speaker().await;
+    let mut publisher = server.publisher().await;
     for n in 1..=3 {
-        speaker.say(n).await;
+        publisher.publish(n).await;
     }
     for client in &mut clients {
-        hears_to(client, 1..=3, false).await;
+        expect_range(client, 1..=3, false).await;
     }
-    line.whole.send_replace(false);
+    link.whole.send_replace(false);
     for n in 4..=20 {
-        speaker.say(n).await;
+        publisher.publish(n).await;
     }
-    line.whole.send_replace(true);
+    link.whole.send_replace(true);
     for client in &mut clients {
-        hears_to(client, 4..=20, true).await;
+        expect_range(client, 4..=20, true).await;
     }
-    line.whole.send_replace(false);
+    link.whole.send_replace(false);
     for n in 21..=30 {
-        speaker.say(n).await;
+        publisher.publish(n).await;
     }
-    let kept = kept.again().await;
-    let mut speaker = kept.speaker().await;
+    let server = server.restart().await;
+    let mut publisher = server.publisher().await;
     for n in 31..=33 {
-        speaker.say(n).await;
+        publisher.publish(n).await;
     }
-    line.whole.send_replace(true);
+    link.whole.send_replace(true);
     for client in &mut clients {
-        hears_to(client, 21..=33, true).await;
+        expect_range(client, 21..=33, true).await;
     }
 }

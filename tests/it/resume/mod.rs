@@ -1,8 +1,8 @@
-//! Channels with a history: what a client missed, it gets; what it cannot get, it is told.
+//! Channels with a history: a returning client gets the messages it missed, or a gap notice.
 mod clients;
-mod kept;
+mod gaps;
+mod replay;
 mod soak;
-mod told;
 
 use crate::realtime::{Got, Socket};
 use convoke::{
@@ -17,13 +17,13 @@ use std::{net::SocketAddr, path::Path, time::Duration};
 
 const SECRET: &str = "the secret of the resume tests, long enough";
 
-/// Channels of which `chat:*` has a history.
-pub struct Kept {
+/// A server on which `chat:*` has a history.
+pub struct HistoryServer {
     pub channels: Channels,
     config: Config,
 }
 
-impl Kept {
+impl HistoryServer {
     pub async fn start(dir: &Path) -> Self {
         Self::with(dir, |_| ()).await
     }
@@ -42,12 +42,12 @@ impl Kept {
         Self { channels, config }
     }
 
-    /// The same on the same port, after an orderly end.
-    pub async fn again(self) -> Self {
-        self.again_with(|_| ()).await
+    /// Restarts it on the same port, after an orderly stop.
+    pub async fn restart(self) -> Self {
+        self.restart_with(|_| ()).await
     }
 
-    pub async fn again_with(self, change: impl FnOnce(&mut Config)) -> Self {
+    pub async fn restart_with(self, change: impl FnOnce(&mut Config)) -> Self {
         let Self { channels, mut config } = self;
         channels.stop().await.unwrap();
         change(&mut config);
@@ -61,11 +61,11 @@ impl Kept {
 
     pub fn metric(&self, name: &str) -> f64 {
         let text = self.channels.registry.encode().unwrap();
-        let line = text.lines().find_map(|line| line.strip_prefix(&format!("convoke_{name} ")));
-        line.unwrap_or_else(|| panic!("no {name}")).parse().unwrap()
+        let link = text.lines().find_map(|link| link.strip_prefix(&format!("convoke_{name} ")));
+        link.unwrap_or_else(|| panic!("no {name}")).parse().unwrap()
     }
 
-    /// A socket of this client, not yet in any channel.
+    /// A socket of this client, in no channel yet.
     pub async fn socket(&self, client_id: &str, vsn: &str) -> Socket {
         self.socket_of(client_id, vsn, &token(Role::Anon, None)).await
     }
@@ -76,21 +76,21 @@ impl Kept {
         Socket::open(&url, vsn == "2.0.0").await
     }
 
-    /// A socket in `chat:den`, with what it was told about its position.
+    /// A socket in `chat:den`, with the notice about its position.
     pub async fn joined(&self, client_id: &str) -> (Socket, Value) {
         let mut socket = self.socket(client_id, "2.0.0").await;
-        let told = join(&mut socket, "chat:den", json!({})).await;
-        (socket, told)
+        let notice = join(&mut socket, "chat:den", json!({})).await;
+        (socket, notice)
     }
 
-    /// Somebody without a client_id who says things in `chat:den` and waits until they are kept.
-    pub async fn speaker(&self) -> Speaker {
+    /// A publisher without a `client_id` in `chat:den` that waits until its messages are kept.
+    pub async fn publisher(&self) -> Publisher {
         let addr = self.channels.addr;
         let key = token(Role::Anon, None);
         let url = format!("ws://{addr}/realtime/v1/websocket?apikey={key}&vsn=2.0.0");
         let mut socket = Socket::open(&url, true).await;
         socket.join("chat:den", json!({"broadcast": {"ack": true}})).await.ok();
-        Speaker(socket)
+        Publisher(socket)
     }
 }
 
@@ -104,15 +104,15 @@ pub fn token(role: Role, sub: Option<&str>) -> String {
     jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims, &key).unwrap()
 }
 
-pub struct Speaker(pub Socket);
+pub struct Publisher(pub Socket);
 
-impl Speaker {
-    /// Says `n`; when this returns, it is kept.
-    pub async fn say(&mut self, n: u32) {
-        self.say_on("chat:den", n).await;
+impl Publisher {
+    /// Publishes `n`. When this returns, the message is kept.
+    pub async fn publish(&mut self, n: u32) {
+        self.publish_on("chat:den", n).await;
     }
 
-    pub async fn say_on(&mut self, topic: &str, n: u32) {
+    pub async fn publish_on(&mut self, topic: &str, n: u32) {
         self.0.ask(topic, "broadcast", message(n)).await.ok();
     }
 }
@@ -121,7 +121,7 @@ pub fn message(n: u32) -> Value {
     json!({"type": "broadcast", "event": "m", "payload": {"n": n}})
 }
 
-/// Joins, and gives the system message about the position.
+/// Joins, and returns the system message with the position.
 pub async fn join(socket: &mut Socket, topic: &str, config: Value) -> Value {
     socket.join(topic, config).await.ok();
     let system = socket.next().await;
@@ -134,7 +134,7 @@ pub async fn join(socket: &mut Socket, topic: &str, config: Value) -> Value {
 }
 
 /// The next broadcast: its number, and whether it was replayed.
-pub async fn hear(socket: &mut Socket) -> (u64, bool) {
+pub async fn next_message(socket: &mut Socket) -> (u64, bool) {
     let got = socket.next().await;
     read(&got)
 }
@@ -146,7 +146,7 @@ pub fn read(got: &Got) -> (u64, bool) {
     (got.payload["payload"]["n"].as_u64().unwrap(), meta["replayed"] == true)
 }
 
-/// Sends two heartbeats, each answered: what came before the first is proved.
+/// Sends two heartbeats and awaits their replies: this proves receipt of everything before the first.
 pub async fn prove(socket: &mut Socket) {
     assert_eq!(socket.so_far().await, []);
     assert_eq!(socket.so_far().await, []);

@@ -1,9 +1,9 @@
-//! Random disconnects of clients that come back, under load: none of the messages lost, order kept.
+//! Random disconnects of resuming clients under load: no message is lost, and the order is kept.
 //!
-//! A few hundred in the suite. By hand: `CONVOKE_SOAK=10000 cargo nextest run --run-ignored all -E
-//! 'test(soak)' --no-capture`; `CONVOKE_SOAK_SEED` repeats one.
+//! A few hundred disconnects in the suite. By hand: `CONVOKE_SOAK=10000 cargo nextest run --run-ignored all -E
+//! 'test(soak)' --no-capture`; `CONVOKE_SOAK_SEED` repeats a run.
 use super::{SECRET, token};
-use crate::support::from_environment;
+use crate::support::{example, from_environment};
 use convoke::auth::Role;
 use futures_util::{SinkExt, StreamExt};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
@@ -33,7 +33,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 type Ws = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
-/// The channels in a process that can be killed.
+/// The daemon's channels in a process that can be killed.
 struct Daemon(Child);
 
 impl Daemon {
@@ -43,9 +43,8 @@ impl Daemon {
             "[[channels]]\ntopic = 'chat:*'\nhistory = '3h'\nresume = true\n",
         )
         .unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_convoke"));
+        let mut command = Command::new(example("channels"));
         command
-            .args(["bench", "channels", "--config", "convoke.toml"])
             .current_dir(dir)
             .env("CONVOKE_AUTH__JWT_SECRET", SECRET)
             .env("CONVOKE_DATABASE__DATA_DIR", dir.join("data"))
@@ -55,8 +54,8 @@ impl Daemon {
             .kill_on_drop(true);
         let mut child = command.spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let line = timeout(PATIENCE, lines.next_line()).await.unwrap().unwrap();
-        assert!(line.expect("it is up").contains("addr"));
+        let link = timeout(PATIENCE, lines.next_line()).await.unwrap().unwrap();
+        assert!(link.expect("it is up").contains("addr"));
         Self(child)
     }
 
@@ -70,8 +69,8 @@ struct Soak {
     disconnects: AtomicU64,
     wanted: u64,
     over: AtomicBool,
-    /// How many messages there are, once it is over.
-    said: AtomicU64,
+    /// The number of published messages, once the run is over.
+    published: AtomicU64,
     duplicates: AtomicU64,
     replayed: AtomicU64,
 }
@@ -93,8 +92,8 @@ impl Soak {
         timeout(PATIENCE, trying).await.expect("the daemon comes back")
     }
 
-    /// Says 0, 1, 2 … and says again what was not acknowledged.
-    async fn speak(self: Arc<Self>) {
+    /// Publishes 0, 1, 2 … and repeats what was not acknowledged.
+    async fn publish_all(self: Arc<Self>) {
         let (mut acked, mut started, mut answered_at) = (0, None, Instant::now());
         'connection: loop {
             let mut ws = self.connect("speaker").await;
@@ -106,7 +105,7 @@ impl Soak {
             let mut next = acked;
             loop {
                 let due = u64::try_from(begun.elapsed().as_millis()).unwrap() * RATE / 1000;
-                // What piles up while the daemon is down is said in pieces, so that no limit of rates is met.
+                // The backlog of a downtime is published in pieces, to stay below the rate limits.
                 let upto = due.min(acked + 500);
                 if !self.over.load(SeqCst) {
                     for n in next..upto {
@@ -121,7 +120,7 @@ impl Soak {
                         continue 'connection;
                     }
                 } else if acked == next {
-                    self.said.store(acked, SeqCst);
+                    self.published.store(acked, SeqCst);
                     return;
                 }
                 assert!(answered_at.elapsed() < PATIENCE, "{acked} of {next} are acknowledged");
@@ -143,8 +142,8 @@ impl Soak {
         }
     }
 
-    /// Hears everything, cut off at random.
-    async fn hear(self: Arc<Self>, which: u64, seed: u64) {
+    /// Receives everything, with random disconnects.
+    async fn next_message(self: Arc<Self>, which: u64, seed: u64) {
         let mut rng = StdRng::seed_from_u64(seed);
         let client = format!("client-{which}");
         let (mut expected, mut known, mut moved_at) = (0, false, Instant::now());
@@ -156,13 +155,13 @@ impl Soak {
             let _ = ws.send(Message::text(join.to_string())).await;
             let (mut beats, mut live, mut answered) = (0_u64, false, true);
             let mut beat_at = Instant::now();
-            // Of this connection, the newest first.
+            // The latest frames of this connection, the newest first.
             let mut recent = VecDeque::new();
             loop {
                 let over = self.over.load(SeqCst);
-                // A daemon that was killed may have kept more than it acknowledged.
-                let said = self.said.load(SeqCst);
-                if over && known && expected >= said && said > 0 {
+                // A killed daemon may have kept messages that it did not acknowledge.
+                let published = self.published.load(SeqCst);
+                if over && known && expected >= published && published > 0 {
                     return;
                 }
                 if !over {
@@ -170,7 +169,7 @@ impl Soak {
                 }
                 assert!(
                     moved_at.elapsed() < PATIENCE,
-                    "client {which}, seed {seed}: waits for {expected} of {said}, joined: {known}, \
+                    "client {which}, seed {seed}: waits for {expected} of {published}, joined: {known}, \
                      {beats} heartbeats, the last one answered: {answered}, {recent:#?}"
                 );
                 if !over && Instant::now() >= ends {
@@ -208,7 +207,7 @@ impl Soak {
                         assert!(!(replayed && live), "seed {seed}: replayed behind live: {frame}");
                         live |= !replayed;
                         self.replayed.fetch_add(replayed.into(), SeqCst);
-                        // What was said before this client was here is not owed.
+                        // Messages published before this client's first join are not expected.
                         if expected == 0 {
                             expected = n;
                         }
@@ -231,7 +230,7 @@ impl Soak {
                 self.over.store(true, SeqCst);
             }
             match rng.random_range(0..10) {
-                // The daemon is not told: it finds out by silence.
+                // The daemon gets no close: it notices the dead connection by its timeout.
                 0..3 => half_open.push(ws),
                 3 => drop(ws.close(None).await),
                 _ => drop(ws),
@@ -245,7 +244,7 @@ impl Soak {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn none_of_the_messages_is_lost_over_random_disconnects_and_kills() {
+async fn no_message_is_lost_over_random_disconnects_and_kills() {
     let wanted = from_environment("CONVOKE_SOAK", 200);
     let seed = from_environment("CONVOKE_SOAK_SEED", rand::random());
     println!("soak: {wanted} disconnects, seed {seed}");
@@ -257,16 +256,16 @@ async fn none_of_the_messages_is_lost_over_random_disconnects_and_kills() {
         disconnects: AtomicU64::new(0),
         wanted,
         over: AtomicBool::new(false),
-        said: AtomicU64::new(0),
+        published: AtomicU64::new(0),
         duplicates: AtomicU64::new(0),
         replayed: AtomicU64::new(0),
     });
     let began = Instant::now();
     let mut tasks = tokio::task::JoinSet::new();
     for which in 0..CLIENTS {
-        tasks.spawn(soak.clone().hear(which, seed ^ which));
+        tasks.spawn(soak.clone().next_message(which, seed ^ which));
     }
-    tasks.spawn(soak.clone().speak());
+    tasks.spawn(soak.clone().publish_all());
     let (mut rng, mut kills) = (StdRng::seed_from_u64(seed), 0);
     loop {
         let next = Duration::from_millis(rng.random_range(1000..4000));
@@ -290,7 +289,7 @@ async fn none_of_the_messages_is_lost_over_random_disconnects_and_kills() {
         "soak: {} disconnects and {kills} kills in {:?}; {} messages to {CLIENTS} clients: 0 lost, {} replayed, {} duplicates; seed {seed}",
         soak.disconnects.load(SeqCst),
         began.elapsed(),
-        soak.said.load(SeqCst),
+        soak.published.load(SeqCst),
         soak.replayed.load(SeqCst),
         soak.duplicates.load(SeqCst),
     );

@@ -1,4 +1,4 @@
-//! What stands between a daemon and its server, and lets nothing through when it is told to.
+//! A proxy between a daemon and its server that can cut or freeze connections.
 use convoke::db::Target;
 use std::io;
 use tokio::{
@@ -7,16 +7,16 @@ use tokio::{
     sync::watch,
 };
 
-/// Forwards to the server. What is done to the connections that there are does not concern those made after it.
+/// Forwards connections to the server. `cut` and `freeze` affect existing connections, not later ones.
 pub struct Proxy {
-    /// The server's address, by way of this.
+    /// The server's address through the proxy.
     pub url: String,
-    done: watch::Sender<Done>,
+    fault: watch::Sender<Fault>,
 }
 
 #[derive(Clone, Copy)]
-enum Done {
-    Nothing,
+enum Fault {
+    None,
     Cut,
     Frozen,
 }
@@ -27,24 +27,24 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let url = url.replace(&format!(":{}/", target.port), &format!(":{port}/"));
-        let done = watch::Sender::new(Done::Nothing);
-        let doing = done.clone();
+        let fault = watch::Sender::new(Fault::None);
+        let faults = fault.clone();
         let server = ("127.0.0.1", target.port);
         #[expect(clippy::disallowed_methods, reason = "it ends with the test's runtime")]
         tokio::spawn(async move {
             loop {
                 let (mut client, _) = listener.accept().await.unwrap();
-                let mut doing = doing.subscribe();
+                let mut faults = faults.subscribe();
                 tokio::spawn(async move {
-                    // A server that is away is a closed connection.
+                    // An unavailable server appears as a closed connection.
                     let Ok(mut upstream) = TcpStream::connect(server).await else { return };
                     let Ok(replicates) = greet(&mut client, &mut upstream).await else { return };
                     tokio::select! {
                         _ = copy_bidirectional(&mut client, &mut upstream) => {}
-                        done = doing.changed() => {
-                            let frozen = matches!(*doing.borrow(), Done::Frozen);
-                            if done.is_ok() && frozen && replicates {
-                                // Both sockets stay open and nothing moves.
+                        fault = faults.changed() => {
+                            let frozen = matches!(*faults.borrow(), Fault::Frozen);
+                            if fault.is_ok() && frozen && replicates {
+                                // Keeps both sockets open and forwards nothing.
                                 std::future::pending::<()>().await;
                             }
                         }
@@ -52,31 +52,31 @@ impl Proxy {
                 });
             }
         });
-        Self { url, done }
+        Self { url, fault }
     }
 
     /// Closes every connection.
     pub fn cut(&self) {
-        self.done.send_replace(Done::Cut);
+        self.fault.send_replace(Fault::Cut);
     }
 
-    /// Nothing moves on the replication connections that there are, and both sides believe in them; the others are
-    /// closed.
+    /// Stops forwarding on existing replication connections and keeps them open on both sides. Closes all
+    /// other connections.
     pub fn freeze(&self) {
-        self.done.send_replace(Done::Frozen);
+        self.fault.send_replace(Fault::Frozen);
     }
 }
 
-/// Passes the first words on; whether a replication connection begins with them.
+/// Forwards the start of a connection; returns whether it is a replication connection.
 async fn greet(client: &mut TcpStream, upstream: &mut TcpStream) -> io::Result<bool> {
     const TLS: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
     let mut first = vec![0; 4096];
     loop {
         let size = client.read(&mut first).await?;
-        let said = &first[..size];
-        upstream.write_all(said).await?;
-        if said != TLS {
-            return Ok(said.windows(12).any(|it| it == b"replication\0"));
+        let sent = &first[..size];
+        upstream.write_all(sent).await?;
+        if sent != TLS {
+            return Ok(sent.windows(12).any(|it| it == b"replication\0"));
         }
         let mut answer = [0];
         upstream.read_exact(&mut answer).await?;

@@ -1,4 +1,4 @@
-//! The shared server: a private server of the daemon's own making, under `target/tmp`.
+//! The shared server: a private PostgreSQL of the daemon under `target/tmp`.
 use convoke::db::{Error, private};
 use std::{
     fs::{File, OpenOptions},
@@ -10,8 +10,8 @@ use tokio_postgres::NoTls;
 
 /// The URL of the shared server's database `postgres`, as its superuser.
 ///
-/// `wal_level` is logical, with room for 100 slots and 500 connections; `fsync` is off, so a test of what
-/// survives a crash of the machine needs a server of its own.
+/// `wal_level` is logical, with 100 slots and 500 connections. `fsync` is off, so a test about crashes of the
+/// machine needs a dedicated server.
 pub async fn postgres() -> &'static str {
     static URL: OnceCell<String> = OnceCell::const_new();
     URL.get_or_init(start).await
@@ -24,14 +24,14 @@ async fn start() -> String {
         return url;
     }
     let _lock = lock(folder.join("test-postgres.lock")).await;
-    // Somebody else may have started it while we waited.
+    // Another process may have started it while this one waited for the lock.
     if let Some(url) = answering(&url_file).await {
         return url;
     }
     let data_dir = folder.join("test-postgres");
     let server = match private::Server::open(&options(&data_dir)).await {
         Ok(server) => server,
-        // Without fsync a crash of the machine may have ruined it, or the machine has another version now.
+        // The data may be damaged by a crash of the machine (fsync is off), or belong to another version.
         Err(Error::Start { .. } | Error::OtherVersion { .. } | Error::Unfit(_)) => {
             let _ = std::fs::remove_dir_all(&data_dir);
             private::Server::open(&options(&data_dir)).await.unwrap()
@@ -52,7 +52,7 @@ fn options(data_dir: &Path) -> private::Options {
         ("max_replication_slots", "100"),
         ("max_wal_senders", "100"),
         ("shared_buffers", "128MB"),
-        // What a failed test left behind must not fill the disk.
+        // Slots left by failed tests must not fill the disk.
         ("max_slot_wal_keep_size", "512MB"),
         ("log_min_error_statement", "error"),
         ("log_error_verbosity", "default"),
@@ -69,7 +69,7 @@ async fn answering(url_file: &PathBuf) -> Option<String> {
     Some(url)
 }
 
-/// Waits for the lock in a thread, because another process may take seconds to make the server.
+/// Waits for the lock in a thread, because another process may hold it for seconds.
 async fn lock(path: PathBuf) -> File {
     let wait = move || {
         let file = OpenOptions::new().write(true).create(true).truncate(false).open(path).unwrap();
@@ -79,7 +79,7 @@ async fn lock(path: PathBuf) -> File {
     tokio::task::spawn_blocking(wait).await.unwrap()
 }
 
-/// A private server runs as another user when we are root, and must get through.
+/// Lets every user enter the folder: if the test runs as root, the server runs as another user.
 pub fn open_to_all(folder: &Path) {
     use std::os::unix::fs::PermissionsExt;
     std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755)).unwrap();

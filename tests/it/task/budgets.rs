@@ -1,10 +1,10 @@
-//! What tasks may cost: reserved before, settled after, never exceeded.
-use super::{World, id, profile, request};
+//! Budgets of tasks: reserved before use, settled after it, never exceeded.
+use super::{Harness, id, profile, request};
 use convoke::task::{Budget, Error, Failure, Request, Task, TaskState, Usage};
 use serde_json::{Value, json};
 
 fn with(budget: Value) -> Request {
-    let mut wish = request(json!({ "lease": "200ms" }));
+    let mut wish = request(json!({}));
     wish.budget = serde_json::from_value(budget).unwrap();
     wish
 }
@@ -15,7 +15,7 @@ fn money(task: &Task, of: &str) -> (i64, i64) {
 }
 
 fn used(microdollars: u64) -> Usage {
-    Usage { tokens: 5, microdollars }
+    Usage { tokens: 5, microdollars, presumed: false }
 }
 
 fn budget(value: Value) -> Budget {
@@ -23,15 +23,15 @@ fn budget(value: Value) -> Budget {
 }
 
 #[tokio::test]
-async fn an_attempt_is_reserved_settled_and_the_next_waits_for_what_is_missing() {
-    let mut world = World::new(vec![profile("a", 1), profile("b", 1)]).await;
+async fn budget_is_reserved_and_settled_and_the_next_attempt_waits_for_more() {
+    let mut world = Harness::new(vec![profile("a", 1), profile("b", 1)]).await;
     let task = world.ask(with(json!({ "microdollars": 150, "tokens": 1000 }))).await;
     let (start, agent) = world.started(task).await;
     assert_eq!(money(&world.tasks.get(task).await.unwrap(), "task"), (100, 0), "as it was offered");
-    let failure = Failure { message: "no luck".into(), retryable: true, usage: used(90) };
+    let failure = Failure { message: "no luck".into(), retryable: true, outage: false, usage: used(90) };
     world.tasks.fail(start.key, &agent, failure).await.unwrap();
 
-    // The other would cost 100 again, and 60 are left.
+    // The next attempt would cost 100 again, and 60 are left.
     let assigned = world.assigned(task).await;
     let short = world.tasks.accept(assigned.key, &assigned.agent_id).await;
     assert!(matches!(short, Err(Error::Conflict { state: TaskState::Waiting })), "{short:?}");
@@ -50,11 +50,11 @@ async fn an_attempt_is_reserved_settled_and_the_next_waits_for_what_is_missing()
 }
 
 #[tokio::test]
-async fn what_ends_without_a_word_counts_as_spent_until_a_late_report_says_less() {
-    let mut world = World::new(vec![profile("a", 1), profile("b", 1)]).await;
+async fn unreported_usage_counts_as_spent_until_a_late_report() {
+    let mut world = Harness::new(vec![profile("a", 1), profile("b", 1)]).await;
     let task = world.ask(with(json!({ "microdollars": 1000 }))).await;
     let (first, lost) = world.started(task).await;
-    // Its lease runs out.
+    world.expire_lease(first.key).await;
     let (second, agent) = world.started(task).await;
     assert_ne!(lost, agent);
     assert_eq!(money(&world.tasks.get(task).await.unwrap(), "task"), (100, 100));
@@ -69,8 +69,8 @@ async fn what_ends_without_a_word_counts_as_spent_until_a_late_report_says_less(
 }
 
 #[tokio::test]
-async fn a_tree_never_uses_more_than_its_root_allows_however_many_parts_start_at_once() {
-    let mut world = World::new(vec![profile("a", 20)]).await;
+async fn concurrent_parts_never_exceed_the_budget_of_the_tree() {
+    let mut world = Harness::new(vec![profile("a", 20)]).await;
     let mut wish = with(json!({ "tree": { "microdollars": 350 } }));
     wish.policy = serde_json::from_value(json!({ "lease": "1m" })).unwrap();
     let root = world.ask(wish).await;
@@ -107,8 +107,8 @@ async fn a_tree_never_uses_more_than_its_root_allows_however_many_parts_start_at
 }
 
 #[tokio::test]
-async fn an_agents_hour_is_bounded_over_all_its_tasks() {
-    let mut world = World::new(vec![profile("a", 2)]).await;
+async fn hourly_budget_of_an_agent_covers_all_its_tasks() {
+    let mut world = Harness::new(vec![profile("a", 2)]).await;
     let (first, second) = (world.ask(request(json!({}))).await, world.ask(request(json!({}))).await);
     let (one, agent) = world.started(first).await;
     let (two, _) = world.started(second).await;
@@ -122,5 +122,49 @@ async fn an_agents_hour_is_bounded_over_all_its_tasks() {
     for start in [one, two] {
         world.tasks.finish(start.key, &agent, json!(1), used(10)).await.unwrap();
     }
+    world.check().await;
+}
+
+#[tokio::test]
+async fn absurd_usage_is_limited_and_sums_do_not_overflow() {
+    let mut world = Harness::new(vec![profile("a", 4)]).await;
+    let mut wish = with(json!({ "tree": { "tokens": u64::MAX, "microdollars": u64::MAX } }));
+    wish.policy = serde_json::from_value(json!({ "lease": "1m" })).unwrap();
+    let root = world.ask(wish).await;
+    let mut part = with(json!({ "microdollars": 1000 }));
+    part.parent_id = Some(root);
+    part.policy = serde_json::from_value(json!({ "lease": "1m" })).unwrap();
+    let (held, agent) = world.started(root).await;
+    let widest = "update convoke.budgets set tokens_max = 9223372036854775807,
+        microdollars_max = 9223372036854775807 where tree";
+    world.database.client().await.unwrap().execute(widest, &[]).await.unwrap();
+    let most = Usage { tokens: u64::MAX, microdollars: u64::MAX, presumed: false };
+    for _ in 0..2 {
+        let task = world.ask(part.clone()).await;
+        let (start, agent) = world.started(task).await;
+        world.tasks.finish(start.key, &agent, json!(1), most).await.unwrap();
+        assert_eq!(money(&world.tasks.get(task).await.unwrap(), "task"), (0, 1000), "the rest is over");
+    }
+    let (tasks, client) = (&world.tasks, world.database.client().await.unwrap());
+    client
+        .execute("update convoke.budgets set tokens_spent = tokens_max - 1, tokens_over = 9223372036854775807 where tree", &[])
+        .await
+        .unwrap();
+    let fits = tasks.reserve(held.key, &agent, most, Some(u64::MAX)).await.unwrap();
+    assert!(fits.is_err(), "{fits:?}");
+    tasks.finish(held.key, &agent, json!(1), most).await.unwrap();
+    drop(client);
+    world.check().await;
+}
+
+#[tokio::test]
+async fn unreported_usage_counts_as_reserved_and_is_marked() {
+    let mut world = Harness::new(vec![profile("a", 1)]).await;
+    let task = world.ask(with(json!({ "microdollars": 150 }))).await;
+    let (start, agent) = world.started(task).await;
+    world.tasks.finish(start.key, &agent, json!(1), Usage::unreported()).await.unwrap();
+    assert_eq!(money(&world.tasks.get(task).await.unwrap(), "task"), (0, 100), "as it was offered");
+    let why = world.tasks.why(task).await.unwrap();
+    assert_eq!(why["paid"], json!({ "tokens": 0, "microdollars": 100, "presumed": true }));
     world.check().await;
 }

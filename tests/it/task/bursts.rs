@@ -1,5 +1,5 @@
-//! Changes that are put together: a task after the silence, and one that waits takes in what comes.
-use super::{World, id, profile, request};
+//! Coalesced row changes: one task after the quiet time, and a pending task that absorbs later changes.
+use super::{Harness, id, profile, request};
 use crate::support::PATIENCE;
 use convoke::{
     id::{Lsn, TaskId},
@@ -11,9 +11,12 @@ use std::{sync::Arc, time::Duration};
 const NOTHING: Duration = Duration::ZERO;
 
 /// Change number `lsn` of a burst, whose task has the number and the count in its input.
-fn change(world: &World, key: &str, lsn: u64, quiet: Duration, merges: bool) -> Wake {
+fn change(world: &Harness, key: &str, lsn: u64, quiet: Duration, merges: bool) -> Wake {
     let asked = move |changes: i64| -> Result<Request, String> {
-        Ok(Request { input: json!({ "last": lsn, "changes": changes }), ..request(json!({})) })
+        Ok(Request {
+            input: json!({ "last": lsn, "changes": changes }),
+            ..request(json!({ "confirm": "1h" }))
+        })
     };
     Wake {
         trigger: "a#0".into(),
@@ -26,22 +29,22 @@ fn change(world: &World, key: &str, lsn: u64, quiet: Duration, merges: bool) -> 
     }
 }
 
-async fn tasks(world: &World) -> Vec<(TaskId, TaskState, Value)> {
+async fn tasks(world: &Harness) -> Vec<(TaskId, TaskState, Value)> {
     let mut tasks = Vec::new();
     for task in world.tasks.list(&Filter { limit: Some(1000), ..Filter::default() }).await.unwrap() {
         let task = world.tasks.get(task.id).await.unwrap();
         tasks.push((task.id, task.state, task.input));
     }
-    // Those of one commit have no order of their own.
+    // Events of one commit have no order.
     tasks.sort_by_key(|(_, _, input)| input["last"].as_u64());
     tasks
 }
 
-async fn inputs(world: &World) -> Vec<Value> {
+async fn inputs(world: &Harness) -> Vec<Value> {
     tasks(world).await.into_iter().map(|(_, _, input)| input).collect()
 }
 
-async fn until(world: &World, count: usize) -> Vec<Value> {
+async fn until(world: &Harness, count: usize) -> Vec<Value> {
     let found = tokio::time::timeout(PATIENCE, async {
         loop {
             let inputs = inputs(world).await;
@@ -55,30 +58,30 @@ async fn until(world: &World, count: usize) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn a_burst_makes_one_task_of_its_last_change_after_the_silence() {
-    let world = World::new(vec![]).await;
+async fn burst_makes_one_task_of_its_last_change_after_its_quiet_time() {
+    let world = Harness::new(vec![]).await;
     let quiet = Duration::from_millis(300);
     let wakes = [1, 2, 3].map(|lsn| change(&world, "", lsn, quiet, false));
-    world.tasks.wake(&wakes[..2]).await.unwrap();
-    // The log tells some of it again.
-    world.tasks.wake(&wakes).await.unwrap();
+    world.tasks.triggers().record_wakes(&wakes[..2]).await.unwrap();
+    // The WAL repeats some of the changes.
+    world.tasks.triggers().record_wakes(&wakes).await.unwrap();
     assert_eq!(inputs(&world).await, Vec::<Value>::new(), "not before the silence");
     assert_eq!(until(&world, 1).await, [json!({ "last": 3, "changes": 3 })]);
-    world.tasks.wake(&wakes).await.unwrap();
-    world.tasks.wake(&[change(&world, "", 4, quiet, false)]).await.unwrap();
+    world.tasks.triggers().record_wakes(&wakes).await.unwrap();
+    world.tasks.triggers().record_wakes(&[change(&world, "", 4, quiet, false)]).await.unwrap();
     assert_eq!(until(&world, 2).await[1], json!({ "last": 4, "changes": 1 }), "what was told before is over");
     world.check().await;
 }
 
 #[tokio::test]
-async fn a_burst_without_end_makes_a_task_after_ten_times_the_silence() {
-    let world = World::new(vec![]).await;
+async fn endless_burst_makes_a_task_after_ten_quiet_times() {
+    let world = Harness::new(vec![]).await;
     let quiet = Duration::from_millis(200);
     let begun = tokio::time::Instant::now();
     let mut lsn = 0;
     while inputs(&world).await.is_empty() {
         lsn += 1;
-        world.tasks.wake(&[change(&world, "", lsn, quiet, false)]).await.unwrap();
+        world.tasks.triggers().record_wakes(&[change(&world, "", lsn, quiet, false)]).await.unwrap();
         assert!(begun.elapsed() < PATIENCE, "it never fires");
     }
     assert!(begun.elapsed() >= 5 * quiet, "changes came faster than the silence: {:?}", begun.elapsed());
@@ -86,12 +89,12 @@ async fn a_burst_without_end_makes_a_task_after_ten_times_the_silence() {
 }
 
 #[tokio::test]
-async fn a_task_that_nobody_has_taken_takes_in_later_changes() {
-    let mut world = World::new(vec![]).await;
+async fn unassigned_task_absorbs_later_changes() {
+    let mut world = Harness::new(vec![]).await;
     for lsn in 1..=3 {
         let wakes = ["x", "y"].map(|key| change(&world, key, 2 * lsn + u64::from(key == "y"), NOTHING, true));
-        world.tasks.wake(&wakes).await.unwrap();
-        world.tasks.wake(&wakes).await.unwrap();
+        world.tasks.triggers().record_wakes(&wakes).await.unwrap();
+        world.tasks.triggers().record_wakes(&wakes).await.unwrap();
     }
     let made = tasks(&world).await;
     let input = |last| json!({ "last": last, "changes": 3 });
@@ -101,8 +104,8 @@ async fn a_task_that_nobody_has_taken_takes_in_later_changes() {
     let first = made[0].0;
     let (start, _) = world.started(first).await;
     assert_eq!(start.input, input(6));
-    // Somebody works on it: another begins.
-    world.tasks.wake(&[change(&world, "x", 9, NOTHING, true)]).await.unwrap();
+    // An agent works on it: the next change begins another burst.
+    world.tasks.triggers().record_wakes(&[change(&world, "x", 9, NOTHING, true)]).await.unwrap();
     let inputs = until(&world, 3).await;
     assert_eq!(inputs[2], json!({ "last": 9, "changes": 1 }));
     assert_eq!(inputs[0], input(6));
@@ -110,35 +113,35 @@ async fn a_task_that_nobody_has_taken_takes_in_later_changes() {
 }
 
 #[tokio::test]
-async fn a_burst_with_columns_waits_for_the_silence_of_each_value() {
-    let world = World::new(vec![]).await;
+async fn burst_by_columns_waits_for_each_value() {
+    let world = Harness::new(vec![]).await;
     let quiet = Duration::from_millis(200);
     let wakes = [("x", 1), ("y", 2), ("x", 3)].map(|(key, lsn)| change(&world, key, lsn, quiet, true));
-    world.tasks.wake(&wakes).await.unwrap();
+    world.tasks.triggers().record_wakes(&wakes).await.unwrap();
     let inputs = until(&world, 2).await;
     assert_eq!(inputs, [json!({ "last": 2, "changes": 1 }), json!({ "last": 3, "changes": 2 })]);
-    world.tasks.wake(&[change(&world, "y", 4, quiet, true)]).await.unwrap();
+    world.tasks.triggers().record_wakes(&[change(&world, "y", 4, quiet, true)]).await.unwrap();
     let inputs = self::inputs(&world).await;
     assert_eq!(inputs, [json!({ "last": 3, "changes": 2 }), json!({ "last": 4, "changes": 2 })]);
     world.check().await;
 }
 
 #[tokio::test]
-async fn a_last_change_that_cannot_be_requested_is_told_once_and_ends_its_burst() {
-    let world = World::new(vec![]).await;
+async fn refused_last_change_is_recorded_once_and_ends_its_burst() {
+    let world = Harness::new(vec![]).await;
     let mut bad = change(&world, "x", 1, NOTHING, true);
     bad.request = Err("input.a: there is no new.a".into());
-    world.tasks.wake(&[bad.clone()]).await.unwrap();
-    world.tasks.wake(&[bad]).await.unwrap();
+    world.tasks.triggers().record_wakes(&[bad.clone()]).await.unwrap();
+    world.tasks.triggers().record_wakes(&[bad]).await.unwrap();
     let client = world.database.client().await.unwrap();
     let failed = "select count(*) from convoke.events where type = 'wake_failed'";
     assert_eq!(client.query_one(failed, &[]).await.unwrap().get::<_, i64>(0), 1);
-    world.tasks.wake(&[change(&world, "x", 2, NOTHING, true)]).await.unwrap();
+    world.tasks.triggers().record_wakes(&[change(&world, "x", 2, NOTHING, true)]).await.unwrap();
     assert_eq!(inputs(&world).await, [json!({ "last": 2, "changes": 1 })]);
-    // Into a task that waits: the task stays as it is.
+    // A bad change into a pending task: the task stays as it is.
     let mut bad = change(&world, "x", 3, NOTHING, true);
     bad.burst.as_mut().unwrap().again = Arc::new(|_| Err("no".into()));
-    world.tasks.wake(&[bad]).await.unwrap();
+    world.tasks.triggers().record_wakes(&[bad]).await.unwrap();
     assert_eq!(client.query_one(failed, &[]).await.unwrap().get::<_, i64>(0), 2);
     assert_eq!(inputs(&world).await, [json!({ "last": 2, "changes": 1 })]);
     drop(client);
@@ -146,8 +149,8 @@ async fn a_last_change_that_cannot_be_requested_is_told_once_and_ends_its_burst(
 }
 
 #[tokio::test]
-async fn many_changes_of_many_values_lose_and_double_nothing_while_agents_work() {
-    let mut world = World::new(vec![profile("a", 3)]).await;
+async fn concurrent_bursts_lose_and_repeat_no_change() {
+    let mut world = Harness::new(vec![profile("a", 3)]).await;
     let mut count = 0;
     for round in 0..40_u64 {
         let wakes: Vec<_> = (0..5)
@@ -157,12 +160,12 @@ async fn many_changes_of_many_values_lose_and_double_nothing_while_agents_work()
             })
             .collect();
         count += 5;
-        world.tasks.wake(&wakes).await.unwrap();
+        world.tasks.triggers().record_wakes(&wakes).await.unwrap();
         if round % 3 == 0 {
-            world.tasks.wake(&wakes).await.unwrap();
+            world.tasks.triggers().record_wakes(&wakes).await.unwrap();
         }
         if round % 2 == 0 {
-            // Whoever was awarded accepts and hands in at some time.
+            // An awarded agent accepts and finishes at some time.
             let next = world.hear(|notice| match notice {
                 convoke::task::Notice::Assigned(assigned) => Some(assigned.clone()),
                 _ => None,

@@ -1,20 +1,20 @@
-//! Cases of `reference/negotiation.md` §5, from the award to the end.
-use super::{World, id, profile, request};
+//! Cases of `docs/spec/negotiation.md` §5, from the award to the end.
+use super::{Harness, id, profile, request};
 use crate::support::PATIENCE;
 use convoke::task::{Error, Failure, Notice, Progress, TaskState, Usage};
 use serde_json::json;
 use std::time::Duration;
 
 #[tokio::test]
-async fn a_task_goes_from_request_to_result_and_says_every_step() {
-    let mut world = World::new(vec![profile("a", 1)]).await;
+async fn task_runs_from_request_to_result_with_an_event_for_each_step() {
+    let mut world = Harness::new(vec![profile("a", 1)]).await;
     let task = world.ask(request(json!({}))).await;
     let (start, agent) = world.started(task).await;
     assert_eq!((start.input.clone(), start.attempt), (json!({ "n": 1 }), 1));
     let progress = Progress { progress: Some(0.5), activity: Some("half".into()), checkpoint: None };
     world.tasks.progress(start.key, &agent, progress).await.unwrap();
     assert_eq!(world.tasks.get(task).await.unwrap().progress, Some(0.5));
-    let usage = Usage { tokens: 3, microdollars: 70 };
+    let usage = Usage { tokens: 3, microdollars: 70, presumed: false };
     let update = world.tasks.finish(start.key, &agent, json!({ "ok": true }), usage).await.unwrap();
     assert_eq!(update.state, TaskState::Completed);
     let ended = world.tasks.get(task).await.unwrap();
@@ -26,8 +26,8 @@ async fn a_task_goes_from_request_to_result_and_says_every_step() {
 }
 
 #[tokio::test]
-async fn a_result_that_is_sent_twice_gets_the_same_answer() {
-    let mut world = World::new(vec![profile("a", 1)]).await;
+async fn repeated_result_gets_the_same_answer() {
+    let mut world = Harness::new(vec![profile("a", 1)]).await;
     let task = world.ask(request(json!({}))).await;
     let (start, agent) = world.started(task).await;
     let again = world.tasks.accept(start.key, &agent).await.unwrap();
@@ -41,13 +41,14 @@ async fn a_result_that_is_sent_twice_gets_the_same_answer() {
 }
 
 #[tokio::test]
-async fn a_failure_is_tried_by_another_agent_until_the_attempts_are_used_up() {
-    let mut world = World::new(vec![profile("a", 1), profile("b", 1)]).await;
+async fn failure_is_retried_by_another_agent_until_attempts_are_used_up() {
+    let mut world = Harness::new(vec![profile("a", 1), profile("b", 1)]).await;
     let task = world.ask(request(json!({ "attempts_max": 2 }))).await;
     let mut tried = Vec::new();
     for _ in 0..2 {
         let (start, agent) = world.started(task).await;
-        let failure = Failure { message: "no luck".into(), retryable: true, usage: Usage::default() };
+        let failure =
+            Failure { message: "no luck".into(), retryable: true, outage: false, usage: Usage::default() };
         world.tasks.fail(start.key, &agent, failure).await.unwrap();
         tried.push(agent.to_string());
     }
@@ -60,11 +61,12 @@ async fn a_failure_is_tried_by_another_agent_until_the_attempts_are_used_up() {
 }
 
 #[tokio::test]
-async fn a_failure_that_cannot_be_mended_ends_the_task_at_once() {
-    let mut world = World::new(vec![profile("a", 1)]).await;
+async fn final_failure_ends_the_task_at_once() {
+    let mut world = Harness::new(vec![profile("a", 1)]).await;
     let task = world.ask(request(json!({}))).await;
     let (start, agent) = world.started(task).await;
-    let failure = Failure { message: "never".into(), retryable: false, usage: Usage::default() };
+    let failure =
+        Failure { message: "never".into(), retryable: false, outage: false, usage: Usage::default() };
     world.tasks.fail(start.key, &agent, failure).await.unwrap();
     let failed = world.tasks.get(task).await.unwrap();
     assert_eq!(
@@ -75,11 +77,12 @@ async fn a_failure_that_cannot_be_mended_ends_the_task_at_once() {
 }
 
 #[tokio::test]
-async fn an_agent_that_cannot_do_it_does_not_end_the_task_for_the_others() {
-    let mut world = World::new(vec![profile("a", 1), profile("b", 1)]).await;
+async fn final_failure_of_one_agent_leaves_the_task_to_others() {
+    let mut world = Harness::new(vec![profile("a", 1), profile("b", 1)]).await;
     let task = world.ask(request(json!({}))).await;
     let (start, agent) = world.started(task).await;
-    let failure = Failure { message: "no key".into(), retryable: false, usage: Usage::default() };
+    let failure =
+        Failure { message: "no key".into(), retryable: false, outage: false, usage: Usage::default() };
     let update = world.tasks.fail(start.key, &agent, failure).await.unwrap();
     assert_eq!(update.state, TaskState::Open);
     let (start, other) = world.started(task).await;
@@ -89,8 +92,8 @@ async fn an_agent_that_cannot_do_it_does_not_end_the_task_for_the_others() {
 }
 
 #[tokio::test]
-async fn a_silent_winner_loses_the_award_to_the_next_standby_offer() {
-    let mut world = World::new(vec![profile("a", 1), profile("b", 1)]).await;
+async fn winner_that_does_not_answer_loses_the_award_to_the_next_standby_offer() {
+    let mut world = Harness::new(vec![profile("a", 1), profile("b", 1)]).await;
     let task = world.ask(request(json!({ "confirm": "50ms" }))).await;
     let first = world.assigned(task).await;
     let second = world.assigned(task).await;
@@ -103,8 +106,8 @@ async fn a_silent_winner_loses_the_award_to_the_next_standby_offer() {
 }
 
 #[tokio::test]
-async fn a_refusal_goes_to_the_next_standby_offer_and_is_no_attempt() {
-    let mut world = World::new(vec![profile("a", 1), profile("b", 1)]).await;
+async fn refused_award_goes_to_the_next_standby_offer_without_an_attempt() {
+    let mut world = Harness::new(vec![profile("a", 1), profile("b", 1)]).await;
     let task = world.ask(request(json!({}))).await;
     let first = world.assigned(task).await;
     world.tasks.refuse(first.key, &first.agent_id, "busy").await.unwrap();
@@ -115,8 +118,8 @@ async fn a_refusal_goes_to_the_next_standby_offer_and_is_no_attempt() {
 }
 
 #[tokio::test]
-async fn a_lease_that_runs_out_gives_the_task_to_another_and_fences_the_first() {
-    let mut world = World::new(vec![profile("a", 1), profile("b", 1)]).await;
+async fn expired_lease_reassigns_the_task_and_fences_the_first_agent() {
+    let mut world = Harness::new(vec![profile("a", 1), profile("b", 1)]).await;
     let task = world.ask(request(json!({ "lease": "1s" }))).await;
     let (first, dead) = world.started(task).await;
     let (second, alive) = world.started(task).await;
@@ -124,7 +127,7 @@ async fn a_lease_that_runs_out_gives_the_task_to_another_and_fences_the_first() 
     assert!(second.key.epoch > first.key.epoch);
     assert!(matches!(world.tasks.heartbeat(first.key, &dead).await, Err(Error::Fenced)));
     for _ in 0..2 {
-        let usage = Usage { tokens: 5, microdollars: 9 };
+        let usage = Usage { tokens: 5, microdollars: 9, presumed: false };
         let late = world.tasks.finish(first.key, &dead, json!("late"), usage).await;
         assert!(matches!(late, Err(Error::Fenced)));
     }
@@ -138,8 +141,8 @@ async fn a_lease_that_runs_out_gives_the_task_to_another_and_fences_the_first() 
 }
 
 #[tokio::test]
-async fn heartbeats_keep_a_lease_alive_past_its_length() {
-    let mut world = World::new(vec![profile("a", 1)]).await;
+async fn heartbeats_renew_the_lease() {
+    let mut world = Harness::new(vec![profile("a", 1)]).await;
     let task = world.ask(request(json!({ "lease": "1s" }))).await;
     let (start, agent) = world.started(task).await;
     let until = tokio::time::Instant::now() + Duration::from_millis(1500);
@@ -153,8 +156,8 @@ async fn heartbeats_keep_a_lease_alive_past_its_length() {
 }
 
 #[tokio::test]
-async fn an_attempt_that_takes_too_long_is_stopped_and_tried_again() {
-    let mut world = World::new(vec![profile("a", 1), profile("b", 1)]).await;
+async fn attempt_over_its_time_limit_is_stopped_and_retried() {
+    let mut world = Harness::new(vec![profile("a", 1), profile("b", 1)]).await;
     let task = world.ask(request(json!({ "attempt": "60ms" }))).await;
     let (start, slow) = world.started(task).await;
     let told = world
@@ -170,8 +173,8 @@ async fn an_attempt_that_takes_too_long_is_stopped_and_tried_again() {
 }
 
 #[tokio::test]
-async fn a_task_that_nobody_has_is_canceled_at_once() {
-    let world = World::new(vec![]).await;
+async fn task_without_an_assignee_is_canceled_at_once() {
+    let world = Harness::new(vec![]).await;
     let task = world.ask(request(json!({}))).await;
     let update = world.tasks.cancel(task, "not needed").await.unwrap();
     assert_eq!((update.state, update.state_reason.as_deref()), (TaskState::Canceled, Some("not needed")));
@@ -181,8 +184,8 @@ async fn a_task_that_nobody_has_is_canceled_at_once() {
 }
 
 #[tokio::test]
-async fn a_running_task_is_canceled_when_its_agent_stops_or_the_grace_is_over() {
-    let mut world = World::new(vec![profile("a", 2)]).await;
+async fn running_task_is_canceled_when_its_agent_stops_or_the_grace_period_ends() {
+    let mut world = Harness::new(vec![profile("a", 2)]).await;
     let (quick, deaf) =
         (world.ask(request(json!({}))).await, world.ask(request(json!({ "cancel_grace": "50ms" }))).await);
     let (start, agent) = world.started(quick).await;
@@ -205,8 +208,8 @@ async fn a_running_task_is_canceled_when_its_agent_stops_or_the_grace_is_over() 
 }
 
 #[tokio::test]
-async fn a_deadline_ends_a_task_wherever_it_is() {
-    let mut world = World::new(vec![profile("a", 1)]).await;
+async fn deadline_ends_a_task_in_any_state() {
+    let mut world = Harness::new(vec![profile("a", 1)]).await;
     let mut wish = request(json!({}));
     wish.deadline = Some(chrono::DateTime::from_timestamp(0, 0).unwrap());
     let late = world.ask(wish).await;
@@ -218,8 +221,8 @@ async fn a_deadline_ends_a_task_wherever_it_is() {
 }
 
 #[tokio::test]
-async fn a_result_that_does_not_fit_its_schema_is_rejected_and_tried_again() {
-    let mut world = World::new(vec![profile("a", 1), profile("b", 1)]).await;
+async fn result_that_violates_its_schema_is_rejected_and_retried() {
+    let mut world = Harness::new(vec![profile("a", 1), profile("b", 1)]).await;
     let schema = json!({ "type": "object", "required": ["urgency"] });
     let task = world.ask(request(json!({ "result_schema": schema }))).await;
     let (start, agent) = world.started(task).await;
@@ -232,8 +235,8 @@ async fn a_result_that_does_not_fit_its_schema_is_rejected_and_tried_again() {
 }
 
 #[tokio::test]
-async fn a_host_that_starts_again_gives_away_what_its_agents_held() {
-    let mut world = World::new(vec![profile("a", 2)]).await;
+async fn restarted_host_reassigns_the_tasks_of_its_agents() {
+    let mut world = Harness::new(vec![profile("a", 2)]).await;
     let (running, waiting) = (world.ask(request(json!({}))).await, world.ask(request(json!({}))).await);
     let (start, agent) = world.started(running).await;
     world.assigned(waiting).await;
@@ -244,15 +247,15 @@ async fn a_host_that_starts_again_gives_away_what_its_agents_held() {
         Err(Error::Fenced)
     ));
     let (again, _) = world.started(running).await;
-    assert_eq!(again.attempt, 2, "a death at work counts");
+    assert_eq!(again.attempt, 1, "the end of the daemon is no attempt");
     let (first, _) = world.started(waiting).await;
     assert_eq!(first.attempt, 1, "a death before the start does not");
     world.check().await;
 }
 
 #[tokio::test]
-async fn a_scheduled_task_opens_when_its_time_has_come() {
-    let mut world = World::new(vec![profile("a", 1)]).await;
+async fn scheduled_task_opens_at_its_time() {
+    let mut world = Harness::new(vec![profile("a", 1)]).await;
     let mut wish = request(json!({}));
     wish.run_at = Some(convoke::clock::Clock::System.now() + chrono::TimeDelta::milliseconds(150));
     let task = world.ask(wish).await;
@@ -263,8 +266,8 @@ async fn a_scheduled_task_opens_when_its_time_has_come() {
 }
 
 #[tokio::test]
-async fn a_released_task_hands_its_checkpoint_to_the_next() {
-    let mut world = World::new(vec![profile("a", 1), profile("b", 1)]).await;
+async fn released_task_passes_its_checkpoint_on() {
+    let mut world = Harness::new(vec![profile("a", 1), profile("b", 1)]).await;
     let task = world.ask(request(json!({}))).await;
     let (start, agent) = world.started(task).await;
     world.tasks.release(start.key, &agent, "going home", Some(json!({ "page": 7 }))).await.unwrap();
@@ -275,8 +278,8 @@ async fn a_released_task_hands_its_checkpoint_to_the_next() {
 }
 
 #[tokio::test]
-async fn a_long_poll_answers_at_the_end_of_the_task() {
-    let mut world = World::new(vec![profile("a", 1)]).await;
+async fn long_poll_answers_at_the_end_of_the_task() {
+    let mut world = Harness::new(vec![profile("a", 1)]).await;
     let task = world.ask(request(json!({}))).await;
     let tasks = world.tasks.clone();
     let waiting = async move { tasks.wait(task, PATIENCE).await.unwrap() };
@@ -290,8 +293,8 @@ async fn a_long_poll_answers_at_the_end_of_the_task() {
 }
 
 #[tokio::test]
-async fn who_dies_before_it_starts_costs_no_attempt() {
-    let mut world = World::new(vec![profile("a", 1), profile("b", 1)]).await;
+async fn agent_that_dies_before_the_start_uses_no_attempt() {
+    let mut world = Harness::new(vec![profile("a", 1), profile("b", 1)]).await;
     let task = world.ask(request(json!({ "confirm": "1h", "attempts_max": 1 }))).await;
     let first = world.assigned(task).await;
     world.tasks.lost(first.key, &first.agent_id).await.unwrap();
@@ -305,8 +308,8 @@ async fn who_dies_before_it_starts_costs_no_attempt() {
 }
 
 #[tokio::test]
-async fn who_dies_while_it_works_leaves_its_checkpoint_to_the_next() {
-    let mut world = World::new(vec![profile("a", 1), profile("b", 1)]).await;
+async fn agent_that_dies_at_work_passes_its_checkpoint_on() {
+    let mut world = Harness::new(vec![profile("a", 1), profile("b", 1)]).await;
     let task = world.ask(request(json!({}))).await;
     let (start, agent) = world.started(task).await;
     let half = Progress { progress: Some(0.5), activity: None, checkpoint: Some(json!({ "page": 7 })) };
@@ -315,16 +318,16 @@ async fn who_dies_while_it_works_leaves_its_checkpoint_to_the_next() {
     let (next, other) = world.started(task).await;
     assert_ne!(agent, other);
     assert_eq!((next.attempt, next.checkpoint), (2, Some(json!({ "page": 7 }))));
-    // Whatever the first still says, it is over for it.
+    // Every report of the first agent is fenced.
     assert!(matches!(world.tasks.heartbeat(start.key, &agent).await, Err(Error::Fenced)));
-    let failure = Failure { message: "late".into(), retryable: true, usage: Usage::default() };
+    let failure = Failure { message: "late".into(), retryable: true, outage: false, usage: Usage::default() };
     assert!(matches!(world.tasks.fail(start.key, &agent, failure).await, Err(Error::Fenced)));
     world.check().await;
 }
 
 #[tokio::test]
-async fn of_a_cancel_and_a_finish_at_once_one_wins_and_the_other_is_told_how_it_ended() {
-    let mut world = World::new(vec![profile("a", 20)]).await;
+async fn concurrent_cancel_and_finish_have_one_winner() {
+    let mut world = Harness::new(vec![profile("a", 20)]).await;
     let (mut completed, mut canceled) = (0, 0);
     for _ in 0..20 {
         let task = world.ask(request(json!({ "cancel_grace": "1h" }))).await;
@@ -339,7 +342,7 @@ async fn of_a_cancel_and_a_finish_at_once_one_wins_and_the_other_is_told_how_it_
                 assert_eq!(ended, TaskState::Completed);
                 completed += 1;
             }
-            // The finish tells the daemon that the agent has stopped: nobody waits for the grace.
+            // The finish shows that the agent has stopped, so the grace period is not awaited.
             (Err(Error::Conflict { state: TaskState::Canceled }), Ok(_)) => {
                 assert_eq!(ended, TaskState::Canceled);
                 canceled += 1;

@@ -1,18 +1,24 @@
-//! The negotiation on a real database, without agents' code: the test plays the agents.
+//! The negotiation on a real database, without code of agents: the test acts as the agents.
 mod budgets;
 mod bursts;
 mod cases;
-mod hanging;
+mod dependencies;
+mod newer_schema;
 mod observers;
+mod outages;
 mod plans;
 mod policies;
+mod refusals;
+mod requesters;
 mod requests;
 mod retention;
 mod rounds;
 mod schedules;
 mod simulation;
 mod sql;
+mod sql_values;
 mod timers;
+pub mod values;
 mod waiting;
 
 use crate::support::{PATIENCE, TestDb, database};
@@ -20,20 +26,23 @@ use convoke::{
     db::Database,
     id::{AgentId, NodeId, OrgId, TaskId},
     scope::Scope,
-    task::{Assigned, Config, Metrics, Notice, Profile, Request, Start, Task, TaskState, Tasks, Terms},
+    task::{
+        AgentKind, Assigned, AssignmentKey, Config, Metrics, Notice, Profile, Request, Start, Task,
+        TaskState, Tasks, Terms,
+    },
 };
 use serde_json::{Value, json};
 use std::time::Duration;
 use tokio::sync::mpsc;
 
-pub struct World {
+pub struct Harness {
     pub tasks: Tasks,
     pub database: Database,
     pub org: OrgId,
     heard: mpsc::Receiver<Vec<Notice>>,
     early: Vec<Notice>,
     scope: Scope,
-    _db: TestDb,
+    db: TestDb,
 }
 
 pub fn id(name: &str) -> AgentId {
@@ -45,7 +54,7 @@ pub fn profile(name: &str, slots: u32) -> Profile {
     Profile {
         id: id(name),
         org: "demo".try_into().unwrap(),
-        kind: "rust".into(),
+        kind: AgentKind::Rust,
         description: String::new(),
         capabilities: vec!["work".into()],
         slots,
@@ -60,14 +69,17 @@ pub fn profile(name: &str, slots: u32) -> Profile {
     }
 }
 
-pub fn request(policy: Value) -> Request {
+/// A request for one agent of capability `work`. Unless the policy sets it, an award waits a minute to be accepted: a
+/// busy machine may take longer than the default of a second.
+pub fn request(mut policy: Value) -> Request {
+    policy.as_object_mut().unwrap().entry("confirm").or_insert_with(|| json!("1m"));
     serde_json::from_value(
         json!({ "kind": "test", "requires": ["work"], "input": { "n": 1 }, "policy": policy }),
     )
     .unwrap()
 }
 
-impl World {
+impl Harness {
     pub async fn new(profiles: Vec<Profile>) -> Self {
         Self::with(&Config::default(), profiles).await
     }
@@ -81,14 +93,14 @@ impl World {
         tasks.register(profiles).await.unwrap();
         tasks.arbitrate(&scope);
         let org = "demo".try_into().unwrap();
-        Self { tasks, database, org, heard, early: Vec::new(), scope, _db: db }
+        Self { tasks, database, org, heard, early: Vec::new(), scope, db }
     }
 
     pub async fn ask(&self, request: Request) -> TaskId {
         self.tasks.request(&self.org, "test", request).await.unwrap().task.id
     }
 
-    /// The next notice that `pick` takes; others stay for later.
+    /// The next notice that `pick` accepts; the others are kept.
     pub async fn hear<T>(&mut self, mut pick: impl FnMut(&Notice) -> Option<T>) -> T {
         let found = tokio::time::timeout(PATIENCE, async {
             loop {
@@ -119,6 +131,16 @@ impl World {
         (start, assigned.agent_id)
     }
 
+    /// Ends the lease of a running assignment now, whatever its length.
+    pub async fn expire_lease(&self, key: AssignmentKey) {
+        let expire = "with expired as (
+                update convoke.assignments set lease_until = clock_timestamp() where id = $1 returning task_id)
+            update convoke.tasks set due_at = clock_timestamp() where id = (select task_id from expired)";
+        let client = self.database.client().await.unwrap();
+        assert_eq!(client.execute(expire, &[&key.assignment_id.as_uuid()]).await.unwrap(), 1);
+        self.tasks.notify_arbiter();
+    }
+
     pub async fn in_state(&self, task: TaskId, state: TaskState) -> Task {
         let mut changed = self.tasks.changed();
         let reached = tokio::time::timeout(PATIENCE, async {
@@ -136,7 +158,7 @@ impl World {
         }
     }
 
-    /// Waits for an event of this type, whose commit the store tells nobody of.
+    /// Waits for an event of this type, for commits without a notice.
     pub async fn event(&self, task: TaskId, event_type: &str) {
         let came = tokio::time::timeout(PATIENCE, async {
             while !self.event_types(task).await.iter().any(|each| each == event_type) {
@@ -150,7 +172,7 @@ impl World {
         self.tasks.events(task, 0, 1000).await.unwrap().into_iter().map(|event| event.event_type).collect()
     }
 
-    /// The invariants of `reference/negotiation.md` §7 that a query can check, then the end.
+    /// Checks the invariants of `docs/spec/negotiation.md` §7 that a query can check, then stops.
     pub async fn check(self) {
         let client = self.database.client().await.unwrap();
         for (name, query) in convoke::task::INVARIANTS {

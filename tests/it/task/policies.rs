@@ -1,11 +1,11 @@
-//! Who wins by each policy, what an agent is worth by its outcomes, and how all of it is explained.
+//! Award policies, reputation by outcomes, and their explanation.
 use super::rounds::{offer, speaker};
-use super::{World, id, profile, request};
+use super::{Harness, id, profile, request};
 use convoke::task::{Error, Failure, Notice, TaskState, Usage};
 use serde_json::{Value, json};
 
-impl World {
-    /// Waits until the round of this task is announced; who may offer.
+impl Harness {
+    /// Waits until the round of this task is announced. Returns the agents that may offer.
     async fn announced(&mut self, task: convoke::id::TaskId) -> (i32, usize) {
         self.hear(|notice| match notice {
             Notice::Announced { task: of, round, eligible, .. } if of.id == task => {
@@ -30,8 +30,8 @@ fn reasons(why: &Value) -> Vec<(String, String)> {
 }
 
 #[tokio::test]
-async fn a_direct_task_goes_to_the_agent_it_names_and_waits_for_nobody_else() {
-    let mut world = World::new(vec![profile("a", 1), profile("b", 1)]).await;
+async fn direct_task_is_awarded_only_to_the_named_agent() {
+    let mut world = Harness::new(vec![profile("a", 1), profile("b", 1)]).await;
     let named = || request(json!({ "award": "direct", "agent": "b" }));
     let first = world.ask(named()).await;
     let (start, agent) = world.started(first).await;
@@ -40,7 +40,7 @@ async fn a_direct_task_goes_to_the_agent_it_names_and_waits_for_nobody_else() {
     assert_eq!(why["rounds"][0]["because"], "the policy names it");
     assert_eq!(reasons(&why), [("a".into(), "the policy names another agent".into())]);
 
-    // b is busy: what is for it waits, and what anybody may do does not wait behind it.
+    // b is busy: its task waits, and tasks for any agent do not wait behind it.
     let waiting = [world.ask(named()).await, world.ask(named()).await];
     let open = world.ask(request(json!({}))).await;
     assert_eq!(world.finish(open).await, id("a"));
@@ -49,8 +49,8 @@ async fn a_direct_task_goes_to_the_agent_it_names_and_waits_for_nobody_else() {
         assert_eq!(world.finish(task).await, id("b"));
     }
 
-    let nobody = world.ask(request(json!({ "award": "direct", "agent": "zoe", "rounds_max": 1 }))).await;
-    let failed = world.in_state(nobody, TaskState::Failed).await;
+    let absent = world.ask(request(json!({ "award": "direct", "agent": "zoe", "rounds_max": 1 }))).await;
+    let failed = world.in_state(absent, TaskState::Failed).await;
     assert_eq!(failed.state_reason.as_deref(), Some("unallocatable"));
     assert!(failed.error.unwrap()["reasons"].as_str().unwrap().contains("zoe"));
     for bad in [json!({ "award": "direct" }), json!({ "agent": "b" })] {
@@ -61,19 +61,20 @@ async fn a_direct_task_goes_to_the_agent_it_names_and_waits_for_nobody_else() {
 }
 
 #[tokio::test]
-async fn a_failed_direct_task_goes_to_the_same_agent_again() {
-    let mut world = World::new(vec![profile("a", 1), profile("b", 1)]).await;
+async fn failed_direct_task_is_retried_by_the_same_agent() {
+    let mut world = Harness::new(vec![profile("a", 1), profile("b", 1)]).await;
     let task = world.ask(request(json!({ "award": "direct", "agent": "b" }))).await;
     let (start, agent) = world.started(task).await;
-    let failure = Failure { message: "no luck".into(), retryable: true, usage: Usage::default() };
+    let failure =
+        Failure { message: "no luck".into(), retryable: true, outage: false, usage: Usage::default() };
     world.tasks.fail(start.key, &agent, failure).await.unwrap();
     assert_eq!(world.finish(task).await, id("b"));
     world.check().await;
 }
 
 #[tokio::test]
-async fn the_requester_chooses_among_the_offers() {
-    let mut world = World::new(vec![profile("a", 1), profile("b", 1), speaker("s")]).await;
+async fn requester_chooses_among_the_offers() {
+    let mut world = Harness::new(vec![profile("a", 1), profile("b", 1), speaker("s")]).await;
     let task = world.ask(request(json!({ "award": "requester", "choose_within": "1h" }))).await;
     let (round, eligible) = world.announced(task).await;
     assert_eq!(eligible, 3);
@@ -84,7 +85,7 @@ async fn the_requester_chooses_among_the_offers() {
     assert_eq!(told.await, 2, "the requester is shown what the runtime offers");
     let early = world.tasks.choose(task, &id("s")).await;
     assert!(matches!(early, Err(Error::BadRequest(_))), "s has not offered: {early:?}");
-    // All have answered, and still it waits for its requester.
+    // All have answered, and the round still waits for its requester.
     world.tasks.offer(task, &id("s"), offer(round, 9_000)).await.unwrap();
     world.tasks.choose(task, &id("s")).await.unwrap();
     let assigned = world.assigned(task).await;
@@ -93,7 +94,7 @@ async fn the_requester_chooses_among_the_offers() {
     assert_eq!(why["rounds"][0]["because"], "the requester chose it");
     assert!(matches!(world.tasks.choose(task, &id("a")).await, Err(Error::Late)));
 
-    // The chosen one refuses: the next by the fallback, without asking again.
+    // The chosen agent refuses: the fallback decides among the standing offers.
     world.tasks.refuse(assigned.key, &id("s"), "no").await.unwrap();
     assert_eq!(world.finish(task).await, id("a"));
     let other = world.ask(request(json!({}))).await;
@@ -103,10 +104,10 @@ async fn the_requester_chooses_among_the_offers() {
 }
 
 #[tokio::test]
-async fn the_fallback_decides_when_the_requester_does_not() {
+async fn fallback_decides_without_a_choice() {
     let mut dear = profile("a", 1);
     dear.terms.cost_microdollars = 900;
-    let mut world = World::new(vec![dear, profile("b", 1)]).await;
+    let mut world = Harness::new(vec![dear, profile("b", 1)]).await;
     let policy = json!({ "award": "requester", "choose_within": "50ms", "fallback": "cheapest" });
     let task = world.ask(request(policy)).await;
     assert_eq!(world.finish(task).await, id("b"));
@@ -117,10 +118,10 @@ async fn the_fallback_decides_when_the_requester_does_not() {
 }
 
 #[tokio::test]
-async fn an_agent_has_only_a_few_more_offers_under_way_than_free_slots() {
-    let mut world = World::new(vec![speaker("s"), speaker("t")]).await;
+async fn open_offers_of_an_agent_are_bounded_by_its_free_slots() {
+    let mut world = Harness::new(vec![speaker("s"), speaker("t")]).await;
     let mut tasks = Vec::new();
-    // Each look opens as many rounds as there are free slots, so these come one after the other.
+    // A poll opens as many rounds as there are free slots, so these come one after the other.
     for _ in 0..4 {
         let task = world.ask(request(json!({ "bid_window": "1h", "quiet_gap": "1h" }))).await;
         tasks.push((task, world.announced(task).await));
@@ -128,25 +129,25 @@ async fn an_agent_has_only_a_few_more_offers_under_way_than_free_slots() {
     for (task, (round, _)) in &tasks[..3] {
         world.tasks.offer(*task, &id("s"), offer(*round, 1)).await.unwrap();
     }
-    // Replacing one is not one more.
+    // A replaced offer does not count twice.
     world.tasks.offer(tasks[0].0, &id("s"), offer(1, 2)).await.unwrap();
     let more = world.tasks.offer(tasks[3].0, &id("s"), offer(1, 1)).await;
     assert!(matches!(more, Err(Error::Overbid { open: 3, most: 3, .. })), "{more:?}");
-    // Nor is it asked, so nobody waits for it.
+    // It is not asked, so the round does not wait for it.
     let task = world.ask(request(json!({ "bid_window": "1h", "quiet_gap": "1h" }))).await;
     assert_eq!(world.announced(task).await, (1, 1));
     let why = world.tasks.why(task).await.unwrap();
     let reason = "no free slot, or as many offers under way as it may have";
     assert!(reasons(&why).contains(&("s".into(), reason.into())), "{why}");
-    // A round that is over counts no more.
+    // An offer of a closed round does not count.
     world.tasks.decline(tasks[0].0, &id("t"), 1, "").await.unwrap();
     world.assigned(tasks[0].0).await;
     world.check().await;
 }
 
 #[tokio::test]
-async fn outcomes_are_kept_by_confidence_and_make_a_reputation() {
-    let mut world = World::new(vec![profile("a", 1)]).await;
+async fn outcomes_are_counted_by_confidence_and_give_a_reputation() {
+    let mut world = Harness::new(vec![profile("a", 1)]).await;
     let before = world.tasks.agent(&id("a")).await.unwrap().reputation;
     for _ in 0..2 {
         let task = world.ask(request(json!({}))).await;
@@ -156,7 +157,8 @@ async fn outcomes_are_kept_by_confidence_and_make_a_reputation() {
     assert!(good.reputation > before, "{good:?}");
     let failing = world.ask(request(json!({ "attempts_max": 1 }))).await;
     let (start, agent) = world.started(failing).await;
-    let failure = Failure { message: "no luck".into(), retryable: true, usage: Usage::default() };
+    let failure =
+        Failure { message: "no luck".into(), retryable: true, outage: false, usage: Usage::default() };
     world.tasks.fail(start.key, &agent, failure).await.unwrap();
     let after = world.tasks.agent(&id("a")).await.unwrap();
     assert!(after.reputation < good.reputation, "{after:?}");
@@ -169,8 +171,8 @@ async fn outcomes_are_kept_by_confidence_and_make_a_reputation() {
 }
 
 #[tokio::test]
-async fn why_says_what_decided_and_who_was_silent() {
-    let mut world = World::new(vec![profile("a", 1), profile("b", 1), speaker("s"), speaker("t")]).await;
+async fn why_explains_the_award_and_the_agents_without_an_offer() {
+    let mut world = Harness::new(vec![profile("a", 1), profile("b", 1), speaker("s"), speaker("t")]).await;
     let task = world.ask(request(json!({ "award": "cheapest", "bid_window": "300ms" }))).await;
     let (round, _) = world.announced(task).await;
     world.tasks.decline(task, &id("t"), round, "not my thing").await.unwrap();

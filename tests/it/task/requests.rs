@@ -1,5 +1,5 @@
 //! Requesting, from Rust and from SQL.
-use super::{World, id, profile, request};
+use super::{Harness, id, profile, request};
 use crate::support::PATIENCE;
 use convoke::{
     id::TaskId,
@@ -8,8 +8,8 @@ use convoke::{
 use serde_json::json;
 
 #[tokio::test]
-async fn the_same_key_gives_the_same_task_and_another_body_is_a_conflict() {
-    let world = World::new(vec![]).await;
+async fn same_key_returns_the_same_task_and_another_body_conflicts() {
+    let world = Harness::new(vec![]).await;
     let mut wish = request(json!({}));
     wish.idempotency_key = Some("k".into());
     let first = world.tasks.request(&world.org, "test", wish.clone()).await.unwrap();
@@ -19,6 +19,7 @@ async fn the_same_key_gives_the_same_task_and_another_body_is_a_conflict() {
     );
     for again in [second.unwrap(), third.unwrap()] {
         assert_eq!((again.task.id, again.replayed, first.replayed), (first.task.id, true, false));
+        assert_eq!((&again.task.input, &first.task.input), (&wish.input, &wish.input));
     }
     let mut other = wish.clone();
     other.input = json!("other");
@@ -30,8 +31,8 @@ async fn the_same_key_gives_the_same_task_and_another_body_is_a_conflict() {
 }
 
 #[tokio::test]
-async fn a_key_may_be_used_again_a_day_after_the_end_and_not_before() {
-    let world = World::new(vec![]).await;
+async fn key_is_free_again_24_hours_after_the_end() {
+    let world = Harness::new(vec![]).await;
     let keyed =
         |input: i32| Request { idempotency_key: Some("k".into()), input: json!(input), ..request(json!({})) };
     let first = world.ask(keyed(1)).await;
@@ -48,8 +49,8 @@ async fn a_key_may_be_used_again_a_day_after_the_end_and_not_before() {
 }
 
 #[tokio::test]
-async fn bad_requests_are_refused_with_the_member_that_is_wrong() {
-    let world = World::new(vec![]).await;
+async fn bad_request_names_the_wrong_member() {
+    let world = Harness::new(vec![]).await;
     let refused = |change: fn(&mut convoke::task::Request)| {
         let mut wish = request(json!({}));
         change(&mut wish);
@@ -69,8 +70,8 @@ async fn bad_requests_are_refused_with_the_member_that_is_wrong() {
 }
 
 #[tokio::test]
-async fn a_task_requested_in_sql_belongs_to_the_callers_transaction() {
-    let mut world = World::new(vec![profile("a", 1)]).await;
+async fn sql_request_belongs_to_the_transaction_of_the_caller() {
+    let mut world = Harness::new(vec![profile("a", 1)]).await;
     let mut client = world.database.client().await.unwrap();
     let call = "select convoke.request_task(kind => 'sql', input => '{\"x\":1}', requires => '{work}', \
                 org => 'demo', idempotency_key => 'once')";
@@ -81,7 +82,7 @@ async fn a_task_requested_in_sql_belongs_to_the_callers_transaction() {
     let made: uuid::Uuid = client.query_one(call, &[]).await.unwrap().get(0);
     let again: uuid::Uuid = client.query_one(call, &[]).await.unwrap().get(0);
     assert_eq!(made, again);
-    world.tasks.poke();
+    world.tasks.notify_arbiter();
     let (start, _) = world.started(made.into()).await;
     assert_eq!(start.input, json!({ "x": 1 }));
     let other = client.query_one(&call.replace("\"x\":1", "\"x\":2"), &[]).await.unwrap_err();
@@ -101,12 +102,20 @@ async fn a_task_requested_in_sql_belongs_to_the_callers_transaction() {
 }
 
 #[tokio::test]
-async fn a_policy_that_sql_let_through_ends_the_task_with_the_reason() {
-    let world = World::new(vec![profile("a", 1)]).await;
+async fn bad_policy_written_by_sql_fails_the_task_with_the_reason() {
+    let world = Harness::new(vec![profile("a", 1)]).await;
     let client = world.database.client().await.unwrap();
-    let call = "select convoke.request_task(kind => 'k', org => 'demo', policy => '{\"lease\": \"soon\"}')";
+    // Written past the function, like by a version that did not check policies.
+    let call = "with made as (
+            insert into convoke.tasks (id, org, kind, class, requester, root_id, state, policy)
+            select id, 'demo', 'k', convoke.task_class('demo', '{}'), 'sql:old', id, 'open', '{\"lease\": \"soon\"}'
+            from (select convoke.uuid_v7() as id) new returning *)
+        insert into convoke.events (org, task_id, epoch, type, body)
+        select org, id, 0, 'requested', jsonb_build_object('kind', kind, 'requires', '[]'::jsonb, 'requester', requester,
+            'priority', 0) from made
+        returning task_id";
     let made: uuid::Uuid = client.query_one(call, &[]).await.unwrap().get(0);
-    world.tasks.poke();
+    world.tasks.notify_arbiter();
     let failed = world.in_state(made.into(), TaskState::Failed).await;
     assert_eq!(failed.state_reason.as_deref(), Some("unallocatable"));
     assert!(failed.error.unwrap()["message"].as_str().unwrap().contains("policy"));
@@ -115,28 +124,28 @@ async fn a_policy_that_sql_let_through_ends_the_task_with_the_reason() {
 }
 
 #[tokio::test]
-async fn unknown_things_are_named() {
-    let world = World::new(vec![]).await;
-    let nobody = convoke::id::TaskId::generate();
-    assert!(matches!(world.tasks.get(nobody).await, Err(Error::UnknownTask(of)) if of == nobody));
-    assert!(matches!(world.tasks.cancel(nobody, "x").await, Err(Error::UnknownTask(_))));
-    assert!(matches!(world.tasks.events(nobody, 0, 10).await, Err(Error::UnknownTask(_))));
-    assert!(matches!(world.tasks.agent(&id("nobody")).await, Err(Error::UnknownAgent(_))));
+async fn error_names_the_unknown_id() {
+    let world = Harness::new(vec![]).await;
+    let unknown = convoke::id::TaskId::generate();
+    assert!(matches!(world.tasks.get(unknown).await, Err(Error::UnknownTask(of)) if of == unknown));
+    assert!(matches!(world.tasks.cancel(unknown, "x").await, Err(Error::UnknownTask(_))));
+    assert!(matches!(world.tasks.events(unknown, 0, 10).await, Err(Error::UnknownTask(_))));
+    assert!(matches!(world.tasks.agent(&id("unknown")).await, Err(Error::UnknownAgent(_))));
     world.check().await;
 }
 
 #[tokio::test]
-async fn what_is_answered_is_on_disk() {
-    let world = World::new(vec![]).await;
+async fn answered_command_is_on_disk() {
+    let world = Harness::new(vec![]).await;
     let client = world.database.client().await.unwrap();
-    // Where the log was when each request committed; other tests write to the same log.
-    let watch = "create table commits (at pg_lsn);
-        create function note_commit() returns trigger language plpgsql security definer as
+    // The WAL position at each commit; other tests write to the same WAL.
+    let watch = "create table public.commits (at pg_lsn);
+        create function public.note_commit() returns trigger language plpgsql security definer as
             $$ begin insert into public.commits values (pg_current_wal_insert_lsn()); return null; end $$;
         create constraint trigger note_commit after insert on convoke.tasks
-            deferrable initially deferred for each row execute function note_commit()";
+            deferrable initially deferred for each row execute function public.note_commit()";
     client.batch_execute(watch).await.unwrap();
-    let flushed = "select pg_current_wal_flush_lsn() > max(at) from commits";
+    let flushed = "select pg_current_wal_flush_lsn() > max(at) from public.commits";
     for _ in 0..20 {
         world.ask(request(json!({}))).await;
         assert!(
@@ -149,8 +158,8 @@ async fn what_is_answered_is_on_disk() {
 }
 
 #[tokio::test]
-async fn a_wake_that_the_database_does_not_take_holds_up_no_other() {
-    let mut world = World::new(vec![profile("a", 1)]).await;
+async fn refused_wake_does_not_block_others() {
+    let mut world = Harness::new(vec![profile("a", 1)]).await;
     let wake = |index, deadline| Wake {
         trigger: "a#0".into(),
         agent: id("a"),
@@ -160,10 +169,10 @@ async fn a_wake_that_the_database_does_not_take_holds_up_no_other() {
         request: Ok(Request { deadline, ..request(json!({})) }),
         burst: None,
     };
-    // Postgres knows no such year.
+    // A year that Postgres cannot store.
     let wakes = [wake(0, Some(chrono::DateTime::<chrono::Utc>::MIN_UTC)), wake(1, None)];
     for _ in 0..2 {
-        world.tasks.wake(&wakes).await.unwrap();
+        world.tasks.triggers().record_wakes(&wakes).await.unwrap();
     }
     let tasks = world.tasks.list(&Filter::default()).await.unwrap();
     assert_eq!(tasks.len(), 1, "{tasks:?}");
@@ -176,8 +185,8 @@ async fn a_wake_that_the_database_does_not_take_holds_up_no_other() {
 }
 
 #[tokio::test]
-async fn wakes_are_forgotten_only_when_the_log_cannot_tell_them_again() {
-    let world = World::new(vec![]).await;
+async fn wakes_are_deleted_only_when_the_wal_cannot_repeat_them() {
+    let world = Harness::new(vec![]).await;
     let client = world.database.client().await.unwrap();
     client
         .batch_execute(
@@ -204,8 +213,8 @@ async fn wakes_are_forgotten_only_when_the_log_cannot_tell_them_again() {
 }
 
 #[tokio::test]
-async fn a_list_of_large_tasks_is_short() {
-    let world = World::new(vec![]).await;
+async fn list_of_large_tasks_is_cut_at_its_byte_limit() {
+    let world = Harness::new(vec![]).await;
     for _ in 0..20 {
         let input = json!("x".repeat(1_000_000));
         world.ask(Request { input, ..request(json!({})) }).await;
@@ -218,9 +227,9 @@ async fn a_list_of_large_tasks_is_short() {
 }
 
 #[tokio::test]
-async fn without_the_log_a_task_requested_in_sql_is_found_by_the_periodic_look() {
-    // Nobody reads the log here.
-    let mut world = World::new(vec![profile("a", 1)]).await;
+async fn sql_request_without_a_wal_signal_is_found_by_the_periodic_poll() {
+    // No daemon reads the WAL here.
+    let mut world = Harness::new(vec![profile("a", 1)]).await;
     let client = world.database.client().await.unwrap();
     let call = "select convoke.request_task('test', requires => '{work}', org => 'demo')";
     let task = TaskId::from(client.query_one(call, &[]).await.unwrap().get::<_, uuid::Uuid>(0));

@@ -1,4 +1,4 @@
-//! Old tasks are forgotten with all that belongs to them, and nothing that is still needed.
+//! Retention: old tasks are deleted with all their rows, unless they are still needed.
 use crate::support::PATIENCE;
 use crate::support::database;
 use convoke::{
@@ -8,7 +8,7 @@ use convoke::{
 };
 use std::time::Duration;
 
-/// Tasks that were made and ended on the first day of 1970: the ids begin with the time.
+/// Tasks that were inserted and ended on the first day of 1970: ids begin with the time.
 const OLD: &str = "
     insert into convoke.tasks (id, org, kind, class, requester, root_id, state, depends_on, updated_at, followed)
     select ('00000000-0000-7000-8000-0000000000' || lpad(n::text, 2, '0'))::uuid, 'demo', 'k', 1, 'test',
@@ -28,7 +28,7 @@ const OLD: &str = "
     select id, 1, 'a', 1, 'lost', timestamptz 'epoch' from convoke.tasks;";
 
 #[tokio::test]
-async fn what_ended_long_ago_and_is_not_needed_goes_with_its_offers_and_events() {
+async fn old_tasks_are_deleted_with_their_offers_and_events() {
     let (db, scope) = (database().await, Scope::default());
     let store = db.open(&scope).await;
     let client = store.client().await.unwrap();
@@ -61,7 +61,7 @@ async fn what_ended_long_ago_and_is_not_needed_goes_with_its_offers_and_events()
 }
 
 #[test]
-fn tasks_are_kept_for_as_long_as_their_keys() {
+fn tasks_are_kept_as_long_as_their_keys() {
     let config = Config { retention: Duration::from_secs(60), ..Config::default() };
     assert!(config.check().unwrap_err().starts_with("retention is 60s"));
     assert!(Config::default().check().is_ok());

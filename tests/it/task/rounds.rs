@@ -1,12 +1,12 @@
-//! Who is asked, who wins, and what happens when nobody can.
-use super::{World, id, profile, request};
+//! Rounds: the agents that are asked, the winner, and rounds without an offer.
+use super::{Harness, id, profile, request};
 use convoke::{
     id::TaskId,
     task::{Error, Failure, NewOffer, Notice, Profile, Request, TaskState, Usage},
 };
 use serde_json::{Value, json};
 
-/// An agent that speaks for itself.
+/// An agent that makes its own offers.
 pub fn speaker(name: &str) -> Profile {
     let mut speaker = profile(name, 1);
     speaker.terms.computed = false;
@@ -18,13 +18,13 @@ pub fn offer(round: i32, cost_microdollars: u64) -> NewOffer {
 }
 
 #[tokio::test]
-async fn the_cheapest_of_eight_wins_when_the_policy_says_so_and_why_explains_it() {
+async fn cheapest_of_eight_wins_and_why_explains_it() {
     let profiles = (0..8).map(|n| {
         let mut one = profile(&format!("a{n}"), 1);
         one.terms.cost_microdollars = 100 - n;
         one
     });
-    let mut world = World::new(profiles.collect()).await;
+    let mut world = Harness::new(profiles.collect()).await;
     let task = world.ask(request(json!({ "award": "cheapest" }))).await;
     let assigned = world.assigned(task).await;
     assert_eq!(assigned.agent_id, id("a7"));
@@ -36,8 +36,8 @@ async fn the_cheapest_of_eight_wins_when_the_policy_says_so_and_why_explains_it(
 }
 
 #[tokio::test]
-async fn a_backlog_waits_for_free_slots_without_losing_rounds() {
-    let mut world = World::new(vec![profile("a", 2)]).await;
+async fn backlog_waits_for_free_slots_without_losing_rounds() {
+    let mut world = Harness::new(vec![profile("a", 2)]).await;
     let mut tasks = Vec::new();
     for _ in 0..6 {
         tasks.push(world.ask(request(json!({ "rounds_max": 1 }))).await);
@@ -60,8 +60,8 @@ async fn a_backlog_waits_for_free_slots_without_losing_rounds() {
 }
 
 #[tokio::test]
-async fn a_task_that_nobody_can_do_ends_unallocatable_after_its_rounds() {
-    let world = World::new(vec![profile("a", 1)]).await;
+async fn task_without_a_capable_agent_ends_unallocatable() {
+    let world = Harness::new(vec![profile("a", 1)]).await;
     let mut wish = request(json!({ "rounds_max": 1 }));
     wish.requires = vec!["magic".into()];
     let task = world.ask(wish).await;
@@ -76,8 +76,8 @@ async fn a_task_that_nobody_can_do_ends_unallocatable_after_its_rounds() {
 }
 
 #[tokio::test]
-async fn a_round_closes_early_once_all_who_were_asked_have_answered() {
-    let mut world = World::new(vec![speaker("s"), speaker("t"), profile("a", 1)]).await;
+async fn round_closes_early_when_all_asked_agents_have_answered() {
+    let mut world = Harness::new(vec![speaker("s"), speaker("t"), profile("a", 1)]).await;
     let task =
         world.ask(request(json!({ "award": "cheapest", "bid_window": "1h", "quiet_gap": "1h" }))).await;
     let round = world
@@ -100,8 +100,8 @@ async fn a_round_closes_early_once_all_who_were_asked_have_answered() {
 }
 
 #[tokio::test]
-async fn a_round_closes_after_the_window_with_the_offers_that_came() {
-    let mut world = World::new(vec![speaker("s"), speaker("t")]).await;
+async fn round_closes_at_the_end_of_its_window() {
+    let mut world = Harness::new(vec![speaker("s"), speaker("t")]).await;
     let task =
         world.ask(request(json!({ "bid_window": "200ms", "quiet_gap": "1h", "award": "cheapest" }))).await;
     world
@@ -111,7 +111,7 @@ async fn a_round_closes_after_the_window_with_the_offers_that_came() {
     world.tasks.offer(task, &id("t"), offer(1, 5)).await.unwrap();
     let first = world.assigned(task).await;
     assert_eq!(first.agent_id, id("t"));
-    // What comes too late takes nothing back, and of rounds that never were nothing is kept.
+    // A late answer changes nothing, and offers for rounds that never were are not stored.
     for round in [1, 9] {
         assert!(matches!(world.tasks.offer(task, &id("s"), offer(round, 1)).await, Err(Error::Late)));
     }
@@ -123,8 +123,8 @@ async fn a_round_closes_after_the_window_with_the_offers_that_came() {
 }
 
 #[tokio::test]
-async fn more_urgent_tasks_go_first() {
-    let mut world = World::new(vec![profile("a", 1)]).await;
+async fn higher_priority_goes_first() {
+    let mut world = Harness::new(vec![profile("a", 1)]).await;
     let first = world.ask(request(json!({}))).await;
     let (start, agent) = world.started(first).await;
     let low = world.ask(request(json!({}))).await;
@@ -139,17 +139,17 @@ async fn more_urgent_tasks_go_first() {
 }
 
 #[tokio::test]
-async fn tasks_that_wait_for_a_busy_agent_do_not_block_those_behind_them() {
-    let mut world = World::new(vec![profile("a", 1), profile("b", 1)]).await;
-    let fail = Failure { message: "no luck".into(), retryable: true, usage: Usage::default() };
-    // One agent is busy with something long, and the other has failed at something.
+async fn tasks_for_a_busy_agent_do_not_block_later_tasks() {
+    let mut world = Harness::new(vec![profile("a", 1), profile("b", 1)]).await;
+    let fail = Failure { message: "no luck".into(), retryable: true, outage: false, usage: Usage::default() };
+    // One agent is busy with a long task, and the other has failed at a task.
     let long = world.ask(request(json!({}))).await;
     let (long, busy) = world.started(long).await;
     let failing = world.ask(request(json!({}))).await;
     let (start, free) = world.started(failing).await;
     assert_ne!(busy, free);
     world.tasks.fail(start.key, &free, fail).await.unwrap();
-    // The free one gets the next task, although the one before it waits for the other agent.
+    // The free agent gets the next task, although the task before it waits for the other agent.
     let next = world.ask(request(json!({}))).await;
     let (start, agent) = world.started(next).await;
     assert_eq!(agent, free);
@@ -163,7 +163,7 @@ async fn tasks_that_wait_for_a_busy_agent_do_not_block_those_behind_them() {
 }
 
 /// Waits until a round of this task is announced.
-async fn announced(world: &mut World, task: TaskId) -> i32 {
+async fn announced(world: &mut Harness, task: TaskId) -> i32 {
     world
         .hear(|notice| match notice {
             Notice::Announced { task: of, round, .. } if of.id == task => Some(*round),
@@ -172,7 +172,7 @@ async fn announced(world: &mut World, task: TaskId) -> i32 {
         .await
 }
 
-/// A round that only an answer can end.
+/// A policy whose rounds only an answer can close.
 fn patient(more: Value) -> Request {
     let mut policy = json!({ "award": "cheapest", "bid_window": "1h", "quiet_gap": "1h" });
     policy.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
@@ -180,8 +180,8 @@ fn patient(more: Value) -> Request {
 }
 
 #[tokio::test]
-async fn a_second_offer_takes_the_place_of_the_first_and_one_that_is_withdrawn_wins_nothing() {
-    let mut world = World::new(vec![speaker("s"), speaker("t")]).await;
+async fn second_offer_replaces_the_first_and_a_withdrawn_offer_cannot_win() {
+    let mut world = Harness::new(vec![speaker("s"), speaker("t")]).await;
     let task = world.ask(patient(json!({}))).await;
     let round = announced(&mut world, task).await;
     world.tasks.offer(task, &id("s"), offer(round, 5)).await.unwrap();
@@ -196,7 +196,7 @@ async fn a_second_offer_takes_the_place_of_the_first_and_one_that_is_withdrawn_w
     assert_eq!(world.assigned(task).await.agent_id, id("s"));
     world.check().await;
 
-    let mut world = World::new(vec![speaker("s"), speaker("t")]).await;
+    let mut world = Harness::new(vec![speaker("s"), speaker("t")]).await;
     let task = world.ask(patient(json!({ "backoff": "1h" }))).await;
     let round = announced(&mut world, task).await;
     world.tasks.offer(task, &id("s"), offer(round, 1)).await.unwrap();
@@ -212,8 +212,8 @@ async fn a_second_offer_takes_the_place_of_the_first_and_one_that_is_withdrawn_w
 }
 
 #[tokio::test]
-async fn a_round_closes_early_with_enough_offers_or_one_that_is_good_enough() {
-    let mut world = World::new(vec![speaker("s"), speaker("t"), speaker("u")]).await;
+async fn round_closes_early_with_enough_offers_or_a_good_enough_one() {
+    let mut world = Harness::new(vec![speaker("s"), speaker("t"), speaker("u")]).await;
     let task = world.ask(patient(json!({ "offers_min": 2 }))).await;
     let round = announced(&mut world, task).await;
     world.tasks.offer(task, &id("s"), offer(round, 5)).await.unwrap();
@@ -233,8 +233,8 @@ async fn a_round_closes_early_with_enough_offers_or_one_that_is_good_enough() {
     assert_eq!(world.assigned(task).await.agent_id, id("u"));
     world.check().await;
 
-    // What the runtime offers may be good enough as well: then nobody is asked.
-    let mut world = World::new(vec![profile("a", 1), speaker("s")]).await;
+    // A computed offer may be good enough as well: then no agent is asked.
+    let mut world = Harness::new(vec![profile("a", 1), speaker("s")]).await;
     let task = world.ask(patient(json!({ "good_enough": { "cost": 100 } }))).await;
     assert_eq!(world.assigned(task).await.agent_id, id("a"));
     for bad in [json!({}), json!({ "confidence": 2 }), json!({ "price": 1 })] {
@@ -245,8 +245,8 @@ async fn a_round_closes_early_with_enough_offers_or_one_that_is_good_enough() {
 }
 
 #[tokio::test]
-async fn a_round_with_an_offer_closes_when_it_has_been_quiet_for_a_while() {
-    let mut world = World::new(vec![speaker("s"), speaker("t")]).await;
+async fn round_with_an_offer_closes_after_the_quiet_gap() {
+    let mut world = Harness::new(vec![speaker("s"), speaker("t")]).await;
     let task = world.ask(patient(json!({ "quiet_gap": "100ms" }))).await;
     let round = announced(&mut world, task).await;
     world.tasks.offer(task, &id("s"), offer(round, 5)).await.unwrap();
@@ -255,12 +255,12 @@ async fn a_round_with_an_offer_closes_when_it_has_been_quiet_for_a_while() {
 }
 
 #[tokio::test]
-async fn an_award_whose_slot_was_taken_meanwhile_goes_to_the_next_offer() {
+async fn award_without_a_free_slot_goes_to_the_next_offer() {
     let mut cheap = profile("a", 1);
     cheap.terms.cost_microdollars = 1;
-    let mut world = World::new(vec![cheap, profile("b", 1)]).await;
+    let mut world = Harness::new(vec![cheap, profile("b", 1)]).await;
     let client = world.database.client().await.unwrap();
-    // As another node would, between this node's look at the agents and its award.
+    // Another node takes the slot between this node's refresh and its award.
     let slots = "update convoke.agents set slots_used = $1 where id = 'a'";
     client.execute(slots, &[&1_i32]).await.unwrap();
     let task = world.ask(request(json!({ "award": "cheapest" }))).await;

@@ -1,5 +1,5 @@
-//! `convoke.request_task`: what SQL may request, and what it is told.
-use super::{World, profile, request};
+//! `convoke.request_task`: requests by SQL, and their errors.
+use super::{Harness, profile, request};
 use convoke::{
     id::TaskId,
     task::{Config, Request, TaskState, Usage},
@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 #[tokio::test]
 async fn sql_requests_parts_and_dependencies_of_its_own_org_only() {
-    let mut world = World::new(vec![profile("a", 2)]).await;
+    let mut world = Harness::new(vec![profile("a", 2)]).await;
     let first = world.ask(request(json!({}))).await;
     let client = world.database.client().await.unwrap();
     let made = "select convoke.request_task('test', requires => '{work}', org => $1, parent_id => $2::uuid, \
@@ -23,8 +23,8 @@ async fn sql_requests_parts_and_dependencies_of_its_own_org_only() {
     assert!(other.as_db_error().unwrap().message().contains("no such task in org other"), "{other:?}");
     let (start, agent) = world.started(first).await;
     world.tasks.finish(start.key, &agent, json!(1), Usage::default()).await.unwrap();
-    // The test's own session writes no log that this store reads: it is asked to look.
-    world.tasks.poke();
+    // No daemon reads the WAL in this test, so the arbiter is notified by hand.
+    world.tasks.notify_arbiter();
     world.started(part).await;
     let late = client.query_one(made, &[&"demo", &first.as_uuid()]).await.unwrap_err();
     assert!(late.as_db_error().unwrap().message().contains("the parent is completed"), "{late:?}");
@@ -36,7 +36,7 @@ async fn sql_requests_parts_and_dependencies_of_its_own_org_only() {
 async fn sql_has_the_limits_and_the_defaults_of_every_other_request() {
     let mut config = Config::default();
     config.policy.attempts_max = 7;
-    let world = World::with(&config, vec![]).await;
+    let world = Harness::with(&config, vec![]).await;
     let client = world.database.client().await.unwrap();
     for (wish, words) in [
         ("'k', requires => array_fill('x'::text, array[51])", "requires has 51 members"),
@@ -68,12 +68,12 @@ async fn sql_has_the_limits_and_the_defaults_of_every_other_request() {
 }
 
 #[tokio::test]
-async fn an_org_with_a_flood_of_tasks_leaves_the_others_their_turn() {
+async fn org_with_a_large_backlog_does_not_delay_others() {
     let mut quiet = profile("quiet", 1);
     quiet.org = "quiet".try_into().unwrap();
-    let mut world = World::new(vec![profile("loud", 1), quiet]).await;
+    let mut world = Harness::new(vec![profile("loud", 1), quiet]).await;
     let client = world.database.client().await.unwrap();
-    // More kinds of needs than one look knows, all of one org and all without an agent.
+    // More classes than one batch returns, all of one org and all without an agent.
     client
         .execute(
             "select convoke.request_task('flood', requires => array['need' || n], org => 'demo',
@@ -86,7 +86,7 @@ async fn an_org_with_a_flood_of_tasks_leaves_the_others_their_turn() {
     let wish = Request { requires: vec!["work".into()], ..request(json!({})) };
     let org = "quiet".try_into().unwrap();
     let task = world.tasks.request(&org, "test", wish).await.unwrap().task.id;
-    world.tasks.poke();
+    world.tasks.notify_arbiter();
     world.started(task).await;
     world.check().await;
 }

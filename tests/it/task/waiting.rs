@@ -1,15 +1,23 @@
-//! Tasks that wait for a person or for budget (`reference/negotiation.md` §5, case 18), and that are tried again.
-use super::{World, id, profile, request};
-use convoke::task::{AssignmentKey, Error, Question, TaskState, Usage, WaitFor};
+//! Questions, answers and requeues (`docs/spec/negotiation.md` §5, case 18).
+use super::{Harness, id, profile, request};
+use convoke::{
+    id::Requester,
+    task::{AssignmentKey, Error, Question, TaskState, Usage, WaitFor},
+};
 use serde_json::{Value, json};
 
 pub fn question(wait_for: WaitFor, text: &str, checkpoint: Option<Value>) -> Question {
-    Question { wait_for, question: text.into(), checkpoint, usage: Usage { tokens: 7, microdollars: 0 } }
+    Question {
+        wait_for,
+        question: text.into(),
+        checkpoint,
+        usage: Usage { tokens: 7, microdollars: 0, presumed: false },
+    }
 }
 
 #[tokio::test]
-async fn a_question_frees_the_slot_and_its_answer_goes_on_with_the_same_agent() {
-    let mut world = World::new(vec![profile("a", 1), profile("b", 1)]).await;
+async fn question_frees_the_slot_and_its_answer_resumes_with_the_same_agent() {
+    let mut world = Harness::new(vec![profile("a", 1), profile("b", 1)]).await;
     let task = world.ask(request(json!({ "attempts_max": 1 }))).await;
     let (start, agent) = world.started(task).await;
     let asked = question(WaitFor::Approval, "may I?", Some(json!({ "page": 3 })));
@@ -22,9 +30,10 @@ async fn a_question_frees_the_slot_and_its_answer_goes_on_with_the_same_agent() 
     let told = waiting.question.unwrap();
     assert_eq!((&told["question"], &told["for"]), (&json!("may I?"), &json!("approval")));
     assert_eq!(world.tasks.agent(&agent).await.unwrap().slots_used, 0);
-    // A sign of life is no mistake, and there is no lease that could run out.
+    // A heartbeat is allowed, and there is no lease that could expire.
     world.tasks.heartbeat(start.key, &agent).await.unwrap();
-    let own = world.tasks.answer(task, agent.as_str(), json!("yes")).await;
+    let itself = Requester::Agent { org: waiting.org, id: agent.clone() };
+    let own = world.tasks.answer(task, itself, json!("yes")).await;
     assert!(matches!(own, Err(Error::Forbidden(_))), "{own:?}");
     world.tasks.answer(task, "boss", json!({ "ok": true })).await.unwrap();
     let (again, same) = world.started(task).await;
@@ -44,12 +53,12 @@ async fn a_question_frees_the_slot_and_its_answer_goes_on_with_the_same_agent() 
 }
 
 #[tokio::test]
-async fn an_answer_goes_to_another_agent_when_the_one_that_asked_is_busy() {
-    let mut world = World::new(vec![profile("a", 1), profile("b", 1)]).await;
+async fn answered_task_goes_to_another_agent_if_the_asker_is_busy() {
+    let mut world = Harness::new(vec![profile("a", 1), profile("b", 1)]).await;
     let task = world.ask(request(json!({}))).await;
     let (start, agent) = world.started(task).await;
     world.tasks.ask(start.key, &agent, question(WaitFor::Input, "which?", None)).await.unwrap();
-    // Both get other work, and the other one is done first.
+    // Both agents get other work, and the other agent finishes first.
     let mut busy = Vec::new();
     for _ in 0..2 {
         let other = world.ask(request(json!({}))).await;
@@ -72,8 +81,8 @@ fn free_agent(
 }
 
 #[tokio::test]
-async fn a_question_outlives_the_host_of_the_agent_that_asked() {
-    let mut world = World::new(vec![profile("a", 1)]).await;
+async fn question_survives_a_restart_of_the_host() {
+    let mut world = Harness::new(vec![profile("a", 1)]).await;
     let task = world.ask(request(json!({}))).await;
     let (start, agent) = world.started(task).await;
     world.tasks.ask(start.key, &agent, question(WaitFor::Input, "which?", None)).await.unwrap();
@@ -86,8 +95,8 @@ async fn a_question_outlives_the_host_of_the_agent_that_asked() {
 }
 
 #[tokio::test]
-async fn a_question_that_nobody_answers_fails_or_is_told_again() {
-    let mut world = World::new(vec![profile("a", 3)]).await;
+async fn unanswered_question_fails_or_escalates() {
+    let mut world = Harness::new(vec![profile("a", 3)]).await;
     let mut tasks = Vec::new();
     for (what, policy) in [
         (WaitFor::Input, json!({ "input": "50ms" })),
@@ -121,8 +130,8 @@ async fn a_question_that_nobody_answers_fails_or_is_told_again() {
 }
 
 #[tokio::test]
-async fn a_task_that_waits_is_canceled_at_once() {
-    let mut world = World::new(vec![profile("a", 1)]).await;
+async fn waiting_task_is_canceled_at_once() {
+    let mut world = Harness::new(vec![profile("a", 1)]).await;
     let task = world.ask(request(json!({}))).await;
     let (start, agent) = world.started(task).await;
     world.tasks.ask(start.key, &agent, question(WaitFor::Input, "?", None)).await.unwrap();
@@ -132,8 +141,8 @@ async fn a_task_that_waits_is_canceled_at_once() {
 }
 
 #[tokio::test]
-async fn a_question_must_be_one() {
-    let mut world = World::new(vec![profile("a", 1)]).await;
+async fn question_is_validated() {
+    let mut world = Harness::new(vec![profile("a", 1)]).await;
     let task = world.ask(request(json!({}))).await;
     let (start, agent) = world.started(task).await;
     let empty = world.tasks.ask(start.key, &agent, question(WaitFor::Input, " ", None)).await;
@@ -146,12 +155,16 @@ async fn a_question_must_be_one() {
 }
 
 #[tokio::test]
-async fn a_failed_task_is_tried_again_with_fresh_attempts_and_a_higher_epoch() {
-    let mut world = World::new(vec![profile("a", 1)]).await;
+async fn requeued_task_has_fresh_attempts_and_a_higher_epoch() {
+    let mut world = Harness::new(vec![profile("a", 1)]).await;
     let task = world.ask(request(json!({ "attempts_max": 1 }))).await;
     let (start, agent) = world.started(task).await;
-    let failure =
-        convoke::task::Failure { message: "no luck".into(), retryable: true, usage: Usage::default() };
+    let failure = convoke::task::Failure {
+        message: "no luck".into(),
+        retryable: true,
+        outage: false,
+        usage: Usage::default(),
+    };
     world.tasks.fail(start.key, &agent, failure).await.unwrap();
     assert_eq!(world.tasks.get(task).await.unwrap().state, TaskState::Failed);
     assert_eq!(world.tasks.requeue(task, "boss").await.unwrap().state, TaskState::Open);

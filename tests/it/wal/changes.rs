@@ -96,7 +96,7 @@ async fn updates_and_deletes_carry_what_the_replica_identity_keeps() {
 }
 
 #[tokio::test]
-async fn an_unchanged_large_value_is_said_to_be_so_and_filled_in_where_the_old_row_has_it() {
+async fn unchanged_toast_value_is_marked_or_filled_from_the_old_row() {
     let schema = "create table keyed (id int primary key, n int, big text);
                   create table whole (id int primary key, n int, big text);
                   alter table keyed alter big set storage external;

@@ -1,10 +1,10 @@
 //! Servers that kill, restart, fall silent or want to be convinced.
 use super::rig::{Consumer, PUBLICATION, Rig, rig, rig_on, start};
-use crate::support::{Own, PATIENCE, Proxy, database_on_its_own_server, open_to_all};
+use crate::support::{DedicatedServer, PATIENCE, Proxy, database_on_its_own_server, open_to_all};
 use convoke::{
     db::{self, Database, Target, private},
     scope::Scope,
-    wal::{self, Event},
+    wal::{self, WalEvent},
 };
 use secrecy::SecretString;
 use std::{path::Path, time::Duration};
@@ -45,7 +45,7 @@ async fn a_killed_walsender_costs_nothing_and_doubles_nothing() {
 }
 
 #[tokio::test]
-async fn a_server_that_falls_silent_is_noticed() {
+async fn silent_server_is_detected() {
     let rig = rig("create table items (id int8 primary key)", &["items"]).await;
     let proxy = Proxy::start(&rig.db.url).await;
     let config = wal::Config { liveness_timeout: Duration::from_secs(1), ..rig.config.clone() };
@@ -54,7 +54,7 @@ async fn a_server_that_falls_silent_is_noticed() {
 
     let frozen = tokio::time::Instant::now();
     proxy.freeze();
-    let Event::Down { reason } = consumer.event().await else { panic!("it streams") };
+    let WalEvent::Down { reason } = consumer.event().await else { panic!("it streams") };
     assert!(reason.contains("has said nothing"), "{reason}");
     println!("noticed after {:?}", frozen.elapsed());
     assert!(frozen.elapsed() >= Duration::from_millis(900));
@@ -68,7 +68,7 @@ async fn a_server_that_falls_silent_is_noticed() {
 
 /// The lock is taken before anything streams, and a server looks after its walsenders only while they stream.
 #[tokio::test]
-async fn who_falls_silent_between_the_lock_and_the_stream_leads_no_more_after_15_seconds() {
+async fn leader_that_stalls_before_streaming_is_deposed_after_15s() {
     let db = database_on_its_own_server().await;
     let rig = rig_on(db, "create table items (id int8 primary key)", &["items"]).await;
     // A slot is not made before it is over: so long the first one has the lock and no stream.
@@ -89,7 +89,7 @@ async fn who_falls_silent_between_the_lock_and_the_stream_leads_no_more_after_15
 
     let frozen = tokio::time::Instant::now();
     let mut second = rig.start().await;
-    assert!(matches!(second.event().await, Event::Standby));
+    assert!(matches!(second.event().await, WalEvent::Standby));
     second.leading().await;
     println!("led after {:?}", frozen.elapsed());
     rig.sql.batch_execute("insert into items values (2)").await.unwrap();
@@ -99,8 +99,8 @@ async fn who_falls_silent_between_the_lock_and_the_stream_leads_no_more_after_15
 }
 
 #[tokio::test]
-async fn a_restarted_server_is_found_again_with_nothing_lost_or_doubled() {
-    let (mut own, folder) = (Own::with(&[("fsync", "off")]).await, tempfile::tempdir().unwrap());
+async fn restarted_server_loses_and_duplicates_nothing() {
+    let (mut own, folder) = (DedicatedServer::with(&[("fsync", "off")]).await, tempfile::tempdir().unwrap());
     let (scope, database) = migrated(&own.url).await;
     let sql = database.client().await.unwrap();
     sql.batch_execute("create table public.items (id int8 primary key)").await.unwrap();
@@ -118,7 +118,7 @@ async fn a_restarted_server_is_found_again_with_nothing_lost_or_doubled() {
         own.stop().await;
         println!("stopped in {:?}", began.elapsed());
         assert!(began.elapsed() < Duration::from_secs(30), "the stream held the stop up");
-        assert!(matches!(consumer.event().await, Event::Down { .. }));
+        assert!(matches!(consumer.event().await, WalEvent::Down { .. }));
         own.again().await;
         consumer.leading().await;
     }
@@ -128,14 +128,14 @@ async fn a_restarted_server_is_found_again_with_nothing_lost_or_doubled() {
 }
 
 #[tokio::test]
-async fn a_slot_that_held_back_too_much_log_is_a_gap() {
+async fn slot_invalidated_for_retained_wal_is_a_gap() {
     let settings = [
         ("fsync", "off"),
         ("min_wal_size", "32MB"),
         ("max_wal_size", "32MB"),
         ("max_slot_wal_keep_size", "16MB"),
     ];
-    let (mut own, folder) = (Own::with(&settings).await, tempfile::tempdir().unwrap());
+    let (mut own, folder) = (DedicatedServer::with(&settings).await, tempfile::tempdir().unwrap());
     let (scope, database) = migrated(&own.url).await;
     let sql = database.client().await.unwrap();
     sql.batch_execute(

@@ -4,7 +4,7 @@ use convoke::{
     db::Database,
     id::Lsn,
     scope::Scope,
-    wal::{self, Batch, Cell, Change, Event, Gap, Metrics, Stream},
+    wal::{self, Batch, Cell, Change, Gap, Metrics, Stream, WalEvent},
 };
 use std::{path::PathBuf, time::Duration};
 use tempfile::TempDir;
@@ -108,14 +108,27 @@ impl Rig {
 }
 
 pub fn start(scope: &Scope, database: Database, config: wal::Config, spill: PathBuf) -> Consumer {
+    start_reading(scope, database, config, spill, &[PUBLICATION])
+}
+
+/// The same with these publications.
+pub fn start_reading(
+    scope: &Scope,
+    database: Database,
+    config: wal::Config,
+    spill: PathBuf,
+    publications: &[&str],
+) -> Consumer {
     let metrics = Metrics::default();
-    let publications = vec![PUBLICATION.to_owned()];
-    let stream = wal::start(scope, database.clone(), config, publications, spill, metrics.clone());
+    let publications = publications.iter().map(|name| (*name).to_owned()).collect();
+    let position_file = spill.parent().map(|folder| folder.join("wal").join("slot.position"));
+    let local = wal::Local { spill_dir: spill, position_file, reached: Lsn(0) };
+    let stream = wal::start(scope, database.clone(), config, publications, local, metrics.clone());
     Consumer { scope: scope.clone(), database, stream, metrics }
 }
 
 impl Consumer {
-    pub async fn event(&mut self) -> Event {
+    pub async fn event(&mut self) -> WalEvent {
         timeout(PATIENCE, self.stream.events.recv()).await.expect("no event in time").expect("no more events")
     }
 
@@ -123,8 +136,8 @@ impl Consumer {
     pub async fn leading(&mut self) -> Lsn {
         loop {
             match self.event().await {
-                Event::Leading { from } => return from,
-                Event::Standby | Event::Down { .. } => {}
+                WalEvent::Leading { from } => return from,
+                WalEvent::Standby | WalEvent::Down { .. } | WalEvent::Publications { .. } => {}
                 other => panic!("not leading but {other:?}"),
             }
         }
@@ -134,8 +147,8 @@ impl Consumer {
     pub async fn gap(&mut self) -> Gap {
         loop {
             match self.event().await {
-                Event::Gap(gap) => return gap,
-                Event::Standby | Event::Down { .. } => {}
+                WalEvent::Gap(gap) => return gap,
+                WalEvent::Standby | WalEvent::Down { .. } | WalEvent::Publications { .. } => {}
                 other => panic!("no gap but {other:?}"),
             }
         }
@@ -146,9 +159,12 @@ impl Consumer {
         let wait = async {
             loop {
                 match self.event().await {
-                    Event::Gap(gap) => return gap,
-                    Event::Batch(batch) => panic!("no gap but {batch:?}"),
-                    Event::Leading { .. } | Event::Standby | Event::Down { .. } => {}
+                    WalEvent::Gap(gap) => return gap,
+                    WalEvent::Batch(batch) => panic!("no gap but {batch:?}"),
+                    WalEvent::Leading { .. }
+                    | WalEvent::Standby
+                    | WalEvent::Down { .. }
+                    | WalEvent::Publications { .. } => {}
                 }
             }
         };
@@ -164,7 +180,7 @@ impl Consumer {
         let mut whole: Option<Batch> = None;
         loop {
             match self.event().await {
-                Event::Batch(batch) => {
+                WalEvent::Batch(batch) => {
                     let last = batch.last;
                     match &mut whole {
                         Some(whole) => {
@@ -183,8 +199,11 @@ impl Consumer {
                         return whole.unwrap();
                     }
                 }
-                Event::Leading { .. } | Event::Standby | Event::Down { .. } => whole = None,
-                Event::Gap(gap) => panic!("{gap:?}"),
+                WalEvent::Leading { .. }
+                | WalEvent::Standby
+                | WalEvent::Down { .. }
+                | WalEvent::Publications { .. } => whole = None,
+                WalEvent::Gap(gap) => panic!("{gap:?}"),
             }
         }
     }

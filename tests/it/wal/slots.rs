@@ -2,7 +2,7 @@
 use super::rig::{Rig, rig};
 use convoke::{
     id::Lsn,
-    wal::{Event, position},
+    wal::{WalEvent, position},
 };
 
 async fn items() -> Rig {
@@ -14,7 +14,7 @@ async fn insert(rig: &Rig, id: i64) {
 }
 
 #[tokio::test]
-async fn a_restart_goes_on_after_what_was_confirmed() {
+async fn restart_continues_after_the_confirmed_position() {
     let rig = items().await;
     let mut first = rig.leader().await;
     insert(&rig, 1).await;
@@ -33,7 +33,7 @@ async fn a_restart_goes_on_after_what_was_confirmed() {
 }
 
 #[tokio::test]
-async fn what_was_not_confirmed_comes_again_after_a_crash() {
+async fn unconfirmed_changes_are_read_again_after_a_crash() {
     let rig = items().await;
     let mut first = rig.leader().await;
     for id in 1..=3 {
@@ -49,7 +49,7 @@ async fn what_was_not_confirmed_comes_again_after_a_crash() {
 }
 
 #[tokio::test]
-async fn a_position_saved_by_the_consumer_counts_although_the_server_was_never_told() {
+async fn position_saved_by_the_consumer_counts_before_the_server_knows_it() {
     let rig = items().await;
     let mut first = rig.leader().await;
     insert(&rig, 1).await;
@@ -67,11 +67,11 @@ async fn a_position_saved_by_the_consumer_counts_although_the_server_was_never_t
 }
 
 #[tokio::test]
-async fn of_two_one_leads_and_the_other_takes_over() {
+async fn second_daemon_stands_by_and_takes_over_the_stream() {
     let rig = items().await;
     let mut first = rig.leader().await;
     let mut second = rig.start().await;
-    assert_eq!(second.event().await, Event::Standby);
+    assert_eq!(second.event().await, WalEvent::Standby);
     assert_eq!((first.metrics.leading.get(), second.metrics.leading.get()), (1, 0));
     insert(&rig, 1).await;
     first.confirmed_transaction().await;
@@ -87,15 +87,15 @@ async fn of_two_one_leads_and_the_other_takes_over() {
 }
 
 #[tokio::test]
-async fn a_leader_that_loses_its_connection_gives_way() {
+async fn leader_that_loses_its_connection_is_replaced() {
     let rig = items().await;
     let mut first = rig.leader().await;
     let mut second = rig.start().await;
-    assert_eq!(second.event().await, Event::Standby);
+    assert_eq!(second.event().await, WalEvent::Standby);
     // Whoever is faster leads now; all that is sure is that there is exactly one stream.
     rig.terminate_walsender().await;
     insert(&rig, 1).await;
-    assert!(matches!(first.event().await, Event::Down { .. }));
+    assert!(matches!(first.event().await, WalEvent::Down { .. }));
     let (leader, other) = tokio::select! {
         _ = first.leading() => (&mut first, &second),
         _ = second.leading() => (&mut second, &first),
@@ -107,7 +107,7 @@ async fn a_leader_that_loses_its_connection_gives_way() {
 }
 
 #[tokio::test]
-async fn a_slot_that_was_dropped_is_a_gap_until_it_is_dealt_with() {
+async fn dropped_slot_is_a_gap_until_it_is_confirmed() {
     let rig = items().await;
     let mut first = rig.leader().await;
     insert(&rig, 1).await;
@@ -126,7 +126,7 @@ async fn a_slot_that_was_dropped_is_a_gap_until_it_is_dealt_with() {
     assert_eq!(second.ids().await, [3]);
     second.crash().await;
 
-    // Nobody confirmed that the gap was dealt with.
+    // The gap was not confirmed.
     let mut third = rig.start().await;
     let gap = third.gap().await;
     third.stream.confirm.confirm(gap.to);
@@ -140,7 +140,7 @@ async fn a_slot_that_was_dropped_is_a_gap_until_it_is_dealt_with() {
 }
 
 #[tokio::test]
-async fn a_slot_that_was_dropped_under_a_running_stream_is_a_gap_too() {
+async fn slot_dropped_under_a_running_stream_is_a_gap() {
     let rig = items().await;
     let mut consumer = rig.leader().await;
     insert(&rig, 1).await;
@@ -163,7 +163,7 @@ async fn a_slot_that_was_dropped_under_a_running_stream_is_a_gap_too() {
 }
 
 #[tokio::test]
-async fn a_slot_that_somebody_else_moved_on_is_a_gap() {
+async fn slot_moved_by_another_session_is_a_gap() {
     let rig = items().await;
     let mut first = rig.leader().await;
     insert(&rig, 1).await;
@@ -174,12 +174,12 @@ async fn a_slot_that_somebody_else_moved_on_is_a_gap() {
     rig.sql.execute(advance, &[&rig.config.slot]).await.unwrap();
 
     let mut second = rig.start().await;
-    assert!(second.gap().await.reason.contains("somebody else"));
+    assert!(second.gap().await.reason.contains("moved to"));
     second.stop().await;
 }
 
 #[tokio::test]
-async fn a_position_of_another_cluster_or_of_a_lost_future_is_a_gap() {
+async fn position_of_another_cluster_or_beyond_the_wal_is_a_gap() {
     let rig = items().await;
     let changes =
         ["update convoke.wal_position set system_id = '1'", "update convoke.wal_position set lsn = 'FFFF/0'"];
@@ -202,7 +202,7 @@ async fn a_position_of_another_cluster_or_of_a_lost_future_is_a_gap() {
 }
 
 #[tokio::test]
-async fn an_idle_stream_lets_the_server_forget_the_log_of_its_busy_neighbours() {
+async fn idle_stream_releases_wal_of_other_databases() {
     let rig = items().await;
     let consumer = rig.leader().await;
     for _ in 0..3 {
@@ -215,7 +215,7 @@ async fn an_idle_stream_lets_the_server_forget_the_log_of_its_busy_neighbours() 
 }
 
 #[tokio::test]
-async fn an_unconfirmed_transaction_holds_the_log_although_the_stream_is_idle() {
+async fn unconfirmed_transaction_retains_wal_on_an_idle_stream() {
     let rig = items().await;
     let mut consumer = rig.leader().await;
     insert(&rig, 1).await;
@@ -234,11 +234,11 @@ async fn an_unconfirmed_transaction_holds_the_log_although_the_stream_is_idle() 
 }
 
 #[tokio::test]
-async fn a_missing_publication_and_a_foreign_slot_are_told_by_name_and_mended_while_it_runs() {
+async fn missing_publication_and_foreign_slot_are_reported_by_name_until_repaired() {
     let rig = items().await;
     rig.sql.batch_execute("drop publication convoke").await.unwrap();
     let mut consumer = rig.start().await;
-    let Event::Down { reason } = consumer.event().await else { panic!("it streams") };
+    let WalEvent::Down { reason } = consumer.event().await else { panic!("it streams") };
     assert!(reason.contains("publication convoke does not exist"), "{reason}");
     rig.sql.batch_execute("create publication convoke for table items").await.unwrap();
     consumer.leading().await;
@@ -249,19 +249,19 @@ async fn a_missing_publication_and_a_foreign_slot_are_told_by_name_and_mended_wh
     let foreign = "select pg_create_logical_replication_slot($1, 'test_decoding')";
     rig.sql.execute(foreign, &[&config.slot]).await.unwrap();
     let mut consumer = rig.start_with(config.clone()).await;
-    let Event::Down { reason } = consumer.event().await else { panic!("it streams") };
+    let WalEvent::Down { reason } = consumer.event().await else { panic!("it streams") };
     assert!(reason.contains("plugin \"test_decoding\""), "{reason}");
     consumer.stop().await;
 
     config.slot = "Bad-Name".into();
     let mut consumer = rig.start_with(config).await;
-    let Event::Down { reason } = consumer.event().await else { panic!("it streams") };
+    let WalEvent::Down { reason } = consumer.event().await else { panic!("it streams") };
     assert!(reason.contains("no slot name"), "{reason}");
     consumer.stop().await;
 }
 
 #[tokio::test]
-async fn a_publication_that_did_not_exist_for_a_while_is_a_gap_and_not_the_end() {
+async fn publication_that_did_not_exist_for_a_while_is_a_gap() {
     let rig = items().await;
     let mut first = rig.leader().await;
     insert(&rig, 1).await;
@@ -278,4 +278,28 @@ async fn a_publication_that_did_not_exist_for_a_while_is_a_gap_and_not_the_end()
     insert(&rig, 3).await;
     assert_eq!(second.ids().await, [3]);
     second.stop().await;
+}
+
+#[tokio::test]
+async fn gap_is_reported_once_although_the_stream_breaks_before_it_is_stored() {
+    let rig = items().await;
+    let mut first = rig.leader().await;
+    insert(&rig, 1).await;
+    first.confirmed_transaction().await;
+    first.stop().await;
+    rig.sql.execute("select pg_drop_replication_slot($1)", &[&rig.config.slot]).await.unwrap();
+    let mut second = rig.start().await;
+    assert!(second.gap().await.reason.contains("is missing"));
+    second.leading().await;
+    // Nothing was confirmed, so nothing is stored: the slot is further than the stored position.
+    rig.terminate_walsender().await;
+    second.leading().await;
+    insert(&rig, 2).await;
+    assert_eq!(second.ids().await, [2]);
+    assert_eq!(second.metrics.gaps.get(), 1);
+    second.crash().await;
+    // The gap is still open, and the next process was handed nothing.
+    let mut third = rig.start().await;
+    assert!(third.gap().await.to > Lsn(0));
+    third.stop().await;
 }

@@ -1,7 +1,7 @@
 //! Whole transactions, in commit order, however big they are.
 use super::rig::{Rig, rig, rig_on};
 use crate::support::{PATIENCE, database_on_its_own_server};
-use convoke::wal::{Batch, Cell, Change, Event};
+use convoke::wal::{Batch, Cell, Change, WalEvent};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -43,7 +43,7 @@ async fn transactions_come_in_the_order_of_their_commits() {
 }
 
 #[tokio::test]
-async fn a_huge_transaction_holds_nobody_up_and_comes_whole_without_its_rolled_back_parts() {
+async fn huge_transaction_delays_no_other_and_omits_rolled_back_parts() {
     const ROWS: i64 = 200_000;
     let rig = rig_on(database_on_its_own_server().await, ITEMS, &["items"]).await;
     let mut config = rig.config.clone();
@@ -98,7 +98,7 @@ async fn a_change_arrives_about_when_its_commit_returns() {
 }
 
 #[tokio::test]
-async fn a_consumer_that_takes_nothing_loses_nothing_and_keeps_its_connection() {
+async fn stalled_consumer_loses_nothing_and_keeps_its_connection() {
     let rig = items().await;
     let mut consumer = rig.leader().await;
     let walsender = rig.walsender().await;
@@ -121,12 +121,12 @@ async fn a_consumer_that_takes_nothing_loses_nothing_and_keeps_its_connection() 
 }
 
 #[tokio::test]
-async fn what_is_not_published_is_not_seen() {
+async fn unpublished_changes_are_not_read() {
     let schema = "create table items (id int8 primary key); create table secrets (id int8 primary key)";
     let rig = rig(schema, &["items"]).await;
     let mut consumer = rig.leader().await;
     rig.sql.batch_execute("insert into secrets values (1); insert into items values (2)").await.unwrap();
-    let Event::Batch(batch) = consumer.event().await else { panic!("no batch") };
+    let WalEvent::Batch(batch) = consumer.event().await else { panic!("no batch") };
     assert_eq!(super::rig::ids(&batch), [2]);
     consumer.stop().await;
 }
@@ -219,7 +219,7 @@ fn writer_of(batch: &Batch) -> i64 {
 }
 
 #[tokio::test]
-async fn no_crash_and_no_cut_connection_loses_doubles_or_splits_what_was_confirmed() {
+async fn crashes_and_cut_connections_neither_lose_nor_double_nor_split_transactions() {
     let rig = crowded().await;
     // The slot begins here.
     rig.leader().await.stop().await;
@@ -274,7 +274,7 @@ async fn no_crash_and_no_cut_connection_loses_doubles_or_splits_what_was_confirm
 }
 
 #[tokio::test]
-async fn many_transactions_at_once_with_savepoints_come_as_the_table_says() {
+async fn concurrent_transactions_with_savepoints_arrive_as_committed() {
     const TRANSACTIONS: u64 = 12;
     let rig = crowded().await;
     let mut consumer = rig.leader().await;
@@ -307,7 +307,7 @@ async fn many_transactions_at_once_with_savepoints_come_as_the_table_says() {
 }
 
 #[tokio::test]
-async fn what_is_behind_is_counted() {
+async fn lag_is_counted() {
     let rig = items().await;
     let mut consumer = rig.leader().await;
     rig.sql

@@ -1,4 +1,4 @@
--- The columns of table $1 as its rows have them now, in their order.
+-- The current columns of table $1, in the order of its row type.
 select
     a.attname::text as name,
     pg_catalog.quote_ident(a.attname) as quoted,

@@ -1,4 +1,4 @@
--- The functions behind oids $1, operators $2 and conversions to types $3, and auth.jwt(), which others call.
+-- The functions with oids $1, of operators $2, and of conversions to types $3; and auth.jwt(), which others may call.
 select p.oid, n.nspname = 'pg_catalog' as builtin, p.provolatile = 'i' as immutable, p.proname::text as name,
     f.asked,
     n.nspname = 'auth' and p.proname = 'jwt' and p.pronargs = 0 as is_jwt,

@@ -1,4 +1,4 @@
--- Roles that tokens may name and the daemon may not act as: Supabase's, and those of policies of published tables.
+-- Roles of tokens as which the daemon may not act: Supabase's, and those in policies of published tables.
 with published as (
     select distinct c.oid
     from pg_publication_tables p
@@ -22,6 +22,14 @@ select
             and not pg_has_role(current_user, r.oid, 'member')
         order by 1
     ) as refused,
+    -- The migrations create these roles if they may.
+    array(
+        select name
+        from unnest(array['anon', 'authenticated', 'service_role']) name
+        where to_regclass('convoke.tasks') is not null
+            and not exists (select from pg_roles r where r.rolname = name)
+        order by 1
+    ) as missing,
     array(
         select c.oid::regclass::text
         from published p

@@ -1,4 +1,4 @@
--- The policies of table $1 that decide what role $2 may select, restrictive ones first, as Postgres evaluates them.
+-- The policies of table $1 that limit what role $2 may select, restrictive ones first, in the order of Postgres.
 select
     p.polpermissive as permissive,
     pg_catalog.pg_get_expr(p.polqual, p.polrelid) as expression,
@@ -7,7 +7,7 @@ select
         select distinct d.refobjsubid
         from pg_catalog.pg_depend d
         where d.classid = 'pg_catalog.pg_policy'::pg_catalog.regclass and d.objid = p.oid
-            and d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass and d.refobjid = $1 and d.refobjsubid > 0
+            and d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass and d.refobjid = $1 and d.refobjsubid <> 0
     ) as columns
 from pg_catalog.pg_policy p
 where p.polrelid = $1 and p.polcmd in ('r', '*') and p.polqual is not null

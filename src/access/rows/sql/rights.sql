@@ -1,5 +1,5 @@
--- What role $2 may see of table $1, and which table's policies decide: its own, else those of the topmost
--- partitioned table above it that has any. No row: no such table.
+-- Rights of role $2 on table $1, and the table whose policies decide: $1 if it has row security, else the topmost
+-- partitioned ancestor that has. No row if there is no such table.
 with recursive up as (
     select c.oid, 0 as depth, c.relispartition
     from pg_catalog.pg_class c
@@ -28,6 +28,7 @@ select
         or (pg_catalog.pg_has_role(v.oid, g.relowner, 'usage') and not g.relforcerowsecurity) as exempt,
     pg_catalog.format('%I.%I', n.nspname, g.relname) as row_type,
     pg_catalog.quote_ident(g.relname) as alias,
+    (select c.relkind = 'p' from pg_catalog.pg_class c where c.oid = $1) as partitioned,
     array(select up.oid from up order by up.depth) as related,
     array(
         select a.attname::text
@@ -51,4 +52,5 @@ select
     ) as key
 from governing g
 join pg_catalog.pg_namespace n on n.oid = g.relnamespace
-left join pg_catalog.pg_roles v on v.rolname = $2
+-- A superuser is never a role of a token, whatever the settings are: policies would not limit it.
+left join pg_catalog.pg_roles v on v.rolname = $2 and not v.rolsuper

@@ -1,5 +1,8 @@
 use super::*;
-use crate::wal::{Cell, Column};
+use crate::{
+    agent::{Definition, Env},
+    wal::{Cell, Column},
+};
 use bytes::Bytes;
 
 const AGENT: &str = r#"
@@ -20,7 +23,8 @@ const AGENT: &str = r#"
 "#;
 
 fn index(text: &str) -> WakeIndex {
-    WakeIndex::new([&toml::from_str::<Definition>(text).unwrap()], &Metrics::default())
+    let definition: Definition = toml::from_str(text).unwrap();
+    WakeIndex::new([&definition.compile(&Env::process()).unwrap()], &Metrics::default())
 }
 /// A table of (name, type).
 fn table(columns: &[(&str, &str)]) -> Arc<Relation> {
@@ -42,7 +46,7 @@ fn insert(relation: &Arc<Relation>, values: &[&'static str]) -> RowChange {
 
 /// What a change wakes, without a database.
 fn woken(index: &WakeIndex, change: Change) -> Vec<Wake> {
-    let placed = Placed { commit: commit(), index: 0, change: &change };
+    let placed = PositionedChange { commit: commit(), index: 0, change: &change };
     let mut wakes = Vec::new();
     let row = match &change {
         Change::Row(row) => row,
@@ -55,11 +59,12 @@ fn woken(index: &WakeIndex, change: Change) -> Vec<Wake> {
     let Some(table) = index.of(&row.relation) else { return wakes };
     let fitted = table.fitted_to(&row.relation).unwrap_or_else(|| {
         let kinds = kinds_of(&row.relation, &Kinds::default());
-        let fit = |entry: &Entry| Fit::new(&row.relation, &kinds, &entry.wants).ok();
+        let fit = |entry: &Entry| BoundWake::new(&row.relation, &kinds, &entry.wants).ok();
         table.keep(&row.relation, table.entries.iter().map(fit).collect())
     });
-    let look = Look { placed: &placed, row, event: event_of(row.op), entries: &table.entries, fitted };
-    look.wakes(&mut Answers::default(), &index.metrics, &mut wakes);
+    let look =
+        MatchCandidate { placed: &placed, row, event: event_of(row.op), entries: &table.entries, fitted };
+    look.collect_wakes(&mut Answers::default(), &index.metrics, &mut wakes);
     wakes
 }
 
@@ -85,7 +90,7 @@ fn a_row_that_passes_requests_the_task_of_the_wake() {
 }
 
 #[test]
-fn a_table_of_the_same_name_elsewhere_wakes_nobody() {
+fn table_of_the_same_name_in_another_schema_wakes_no_agent() {
     let other = Arc::new(Relation { schema: "other".into(), ..(*tickets()).clone() });
     assert!(woken(&index(AGENT), Change::Row(insert(&other, &["7", "3", "Fire"]))).is_empty());
 }

@@ -9,7 +9,8 @@ with task as (
 select t.id, t.subject, t.category, t.urgency, t.reason,
     (extract(epoch from t.triaged_at - t.created_at) * 1000)::float8 as took_ms,
     k.id as task_id, k.state, k.state_reason, coalesce(t.triaged_by, k.agent_id) as agent_id,
-    (select string_agg(o.agent_id || coalesce(to_char((o.score ->> 'total')::float8 / 1e6, ' FM0.00'), ''), ', '
+    (select string_agg(o.agent_id || case when o.state = 'declined' then ' declined'
+                else coalesce(to_char((o.score ->> 'total')::float8 / 1e6, ' FM0.00'), '') end, ', '
             order by (o.score ->> 'total')::bigint desc nulls last, o.agent_id)
         from convoke.offers o where o.task_id = k.id and o.round = k.round) as offers
 from public.tickets t left join task k on k.ticket = t.id

@@ -18,7 +18,7 @@ pub struct Case {
     pub steps: Vec<Step>,
 }
 
-/// What a row becomes: values by column, NULL where there is none; or it goes.
+/// The new state of a row: values by column, NULL for a missing one; `None` deletes it.
 #[derive(Debug, Clone)]
 pub struct Step {
     pub id: i32,

@@ -1,6 +1,6 @@
 //! Types of columns, and values of them that are close to each other.
 
-/// A type with some of its values, and more texts to compare with: other spellings of them, and what is none.
+/// A type with some of its values, and more texts to compare with: other spellings of them, and invalid ones.
 pub struct Kind {
     /// As a table declares it.
     pub declared: &'static str,

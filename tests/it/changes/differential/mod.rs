@@ -5,7 +5,7 @@
 mod case;
 mod kinds;
 
-use super::watch::{House, Watch};
+use super::watch::{Watch, WatchedDaemon};
 use crate::support::from_environment;
 use case::{Case, Item, Step, case};
 use proptest::test_runner::{Config, RngSeed, TestCaseError, TestRunner};
@@ -46,9 +46,9 @@ struct Counts {
 }
 
 #[test]
-fn a_subscriber_hears_of_exactly_those_rows_that_postgres_shows_it() {
+fn subscriber_receives_exactly_the_rows_that_postgres_shows_it() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let house = runtime.block_on(House::new(SCHEMA, ""));
+    let rig = runtime.block_on(WatchedDaemon::new(SCHEMA, ""));
     let (next, counts) = (AtomicU32::new(0), Counts::default());
     let cases = from_environment("PROPTEST_CASES", CASES);
     // The suite asks the same every time; who says how many asks anew.
@@ -60,7 +60,7 @@ fn a_subscriber_hears_of_exactly_those_rows_that_postgres_shows_it() {
         Config { cases, rng_seed, failure_persistence: None, max_shrink_iters: 300, ..Config::default() };
     let outcome = TestRunner::new(config).run(&case(), |case| {
         let table = format!("d{}", next.fetch_add(1, Relaxed));
-        runtime.block_on(check(&house, &case, &table, &counts))
+        runtime.block_on(check(&rig, &case, &table, &counts))
     });
     let count = |of: &AtomicU64| of.load(Relaxed);
     println!(
@@ -73,18 +73,18 @@ fn a_subscriber_hears_of_exactly_those_rows_that_postgres_shows_it() {
         panic!("{error}");
     }
     assert!(count(&counts.changes) > 0 && count(&counts.delivered) > 0);
-    runtime.block_on(house.running.stop());
+    runtime.block_on(rig.running.stop());
 }
 
-async fn check(house: &House, case: &Case, table: &str, counts: &Counts) -> Result<(), TestCaseError> {
-    house.run(&case.create(table)).await;
+async fn check(rig: &WatchedDaemon, case: &Case, table: &str, counts: &Counts) -> Result<(), TestCaseError> {
+    rig.run(&case.create(table)).await;
     let mut watches = Vec::new();
     for viewer in 0..VIEWERS.len() {
-        watches.push(subscribe(house, case, table, viewer, counts).await?);
+        watches.push(subscribe(rig, case, table, viewer, counts).await?);
     }
-    let expected = perform(house, case, table, &watches, counts).await;
+    let expected = perform(rig, case, table, &watches, counts).await;
     for ((watch, items), expected) in watches.iter_mut().zip(expected) {
-        let mark = house.mark().await;
+        let mark = rig.mark().await;
         let mut told = Vec::new();
         for got in watch.until_mark(mark).await {
             if got.event != "postgres_changes" {
@@ -106,13 +106,13 @@ async fn check(house: &House, case: &Case, table: &str, counts: &Counts) -> Resu
             return Err(TestCaseError::fail(text));
         }
     }
-    house.run(&format!("drop table {table}")).await;
+    rig.run(&format!("drop table {table}")).await;
     Ok(())
 }
 
 /// Subscribes to the items that Postgres can decide for this viewer, and sees to it that another is refused.
 async fn subscribe(
-    house: &House,
+    rig: &WatchedDaemon,
     case: &Case,
     table: &str,
     viewer: usize,
@@ -123,10 +123,10 @@ async fn subscribe(
         if item.is_odd(case) {
             continue;
         }
-        let fine = may_name(case, item, viewer) && house.sql.batch_execute(&item.probe(case)).await.is_ok();
+        let fine = may_name(case, item, viewer) && rig.sql.batch_execute(&item.probe(case)).await.is_ok();
         if fine { good.push(at) } else { bad.push(at) }
     }
-    let mut socket = house.socket(claims(VIEWERS[viewer])).await;
+    let mut socket = rig.socket(claims(VIEWERS[viewer])).await;
     let json_of = |at: usize| case.items[at].json(case, table);
     if let Some(at) = bad.first() {
         socket.join("bad", json!({"postgres_changes": [json_of(*at)]})).await.ok();
@@ -158,33 +158,33 @@ fn may_name(case: &Case, item: &Item, viewer: usize) -> bool {
 
 /// Carries the steps out and gives for each viewer what it must be told.
 async fn perform(
-    house: &House,
+    rig: &WatchedDaemon,
     case: &Case,
     table: &str,
     watches: &[(Watch, Vec<usize>)],
     counts: &Counts,
 ) -> Vec<Vec<Value>> {
     let mut expected = vec![Vec::new(); watches.len()];
-    house.run("set timezone = 'UTC'; begin").await;
+    rig.run("set timezone = 'UTC'; begin").await;
     for Step { id, row, commits } in &case.steps {
         if *commits {
-            house.run("commit; begin").await;
+            rig.run("commit; begin").await;
         }
-        let old = look(house, case, table, *id, watches).await;
+        let old = look(rig, case, table, *id, watches).await;
         let statement = match (&old.image, row) {
             (None, None) => continue,
             (None, Some(row)) => case.insert(table, *id, row),
             (Some(_), Some(row)) => case.update(table, *id, row),
             (Some(_), None) => format!("delete from {table} where id = {id}"),
         };
-        house.run(&statement).await;
-        let new = look(house, case, table, *id, watches).await;
+        rig.run(&statement).await;
+        let new = look(rig, case, table, *id, watches).await;
         counts.changes.fetch_add(1, Relaxed);
         for (viewer, expected) in expected.iter_mut().enumerate() {
-            expected.extend(told(case, viewer, &old, &new, &watches[viewer].1));
+            expected.extend(expected_messages(case, viewer, &old, &new, &watches[viewer].1));
         }
     }
-    house.run("commit").await;
+    rig.run("commit").await;
     expected
 }
 
@@ -197,7 +197,13 @@ struct Look {
     seen: Vec<bool>,
 }
 
-async fn look(house: &House, case: &Case, table: &str, id: i32, watches: &[(Watch, Vec<usize>)]) -> Look {
+async fn look(
+    rig: &WatchedDaemon,
+    case: &Case,
+    table: &str,
+    id: i32,
+    watches: &[(Watch, Vec<usize>)],
+) -> Look {
     let decided: Vec<bool> =
         (0..case.items.len()).map(|at| watches.iter().any(|(_, items)| items.contains(&at))).collect();
     let filters = case.items.iter().zip(&decided);
@@ -208,7 +214,7 @@ async fn look(house: &House, case: &Case, table: &str, id: i32, watches: &[(Watc
         case.image(),
         filters.join(", ")
     );
-    let row = house.sql.query_opt(&sql, &[]).await.unwrap();
+    let row = rig.sql.query_opt(&sql, &[]).await.unwrap();
     let mut seen = Vec::new();
     for viewer in VIEWERS {
         let as_viewer = format!(
@@ -216,10 +222,9 @@ async fn look(house: &House, case: &Case, table: &str, id: i32, watches: &[(Watc
             viewer.0,
             claims(viewer)
         );
-        house.run(&as_viewer).await;
-        let found =
-            house.sql.query_opt(&format!("select 1 from {table} where id = {id}"), &[]).await.unwrap();
-        house.run("reset role").await;
+        rig.run(&as_viewer).await;
+        let found = rig.sql.query_opt(&format!("select 1 from {table} where id = {id}"), &[]).await.unwrap();
+        rig.run("reset role").await;
         seen.push(found.is_some());
     }
     let image = row.as_ref().map(|row| row.get::<_, Value>(0).as_object().unwrap().clone());
@@ -228,7 +233,7 @@ async fn look(house: &House, case: &Case, table: &str, id: i32, watches: &[(Watc
 }
 
 /// The messages about one change for one viewer: those who want everything first, then by what they want.
-fn told(case: &Case, viewer: usize, old: &Look, new: &Look, items: &[usize]) -> Vec<Value> {
+fn expected_messages(case: &Case, viewer: usize, old: &Look, new: &Look, items: &[usize]) -> Vec<Value> {
     let limited = case.secured && !is_service(viewer);
     let (kind, tested) = match (&old.image, &new.image) {
         (None, _) => ("INSERT", new),

@@ -1,43 +1,43 @@
 //! Filters: statements 62 to 81.
-use crate::changes::watch::{House, UNABLE, Watch, brief};
+use crate::changes::watch::{UNABLE, Watch, WatchedDaemon, brief};
 use serde_json::{Value, json};
 
 fn item(filter: &str) -> Value {
     json!({"event": "*", "schema": "public", "table": "t", "filter": filter})
 }
 
-impl House {
+impl WatchedDaemon {
     async fn filtered(&self, filters: &[&str]) -> Watch {
         self.watch(json!(filters.iter().map(|filter| item(filter)).collect::<Vec<_>>())).await
     }
 
-    /// For each message the filters that let it pass.
+    /// For each message, the filters that it matched.
     async fn passed<'f>(&self, watch: &mut Watch, filters: &[&'f str]) -> Vec<Vec<&'f str>> {
         let seen = self.seen(watch).await;
         seen.iter().map(|it| watch.which(it).into_iter().map(|at| filters[at]).collect()).collect()
     }
 
-    /// What a filter is refused with, without what stands before it.
+    /// The error text of a refused filter, without its prefix.
     async fn bad(&self, filter: &str) -> String {
-        let told = self.refusal(json!([item(filter)])).await;
+        let received = self.refusal(json!([item(filter)])).await;
         let parse = "Error parsing `filter` params: ";
-        match (told.strip_prefix(parse), told.split_once("Exception: ERROR ")) {
+        match (received.strip_prefix(parse), received.split_once("Exception: ERROR ")) {
             (Some(rest), _) => format!("parse: {rest}"),
             (_, Some((before, rest))) => {
-                assert!(before.starts_with(&format!("{UNABLE}An exception happened so please check your connect parameters: [event: *, schema: public, table: t, filters: [")), "{told}");
-                assert!(before.ends_with("], select: nil]. "), "{told}");
+                assert!(before.starts_with(&format!("{UNABLE}An exception happened so please check your connect parameters: [event: *, schema: public, table: t, filters: [")), "{received}");
+                assert!(before.ends_with("], select: nil]. "), "{received}");
                 rest.to_owned()
             }
-            _ => panic!("{filter}: {told}"),
+            _ => panic!("{filter}: {received}"),
         }
     }
 }
 
-/// The rows of this table have a number, a text and a truth.
+/// A table with a number, a text and a boolean.
 const T: &str =
     "create table t (id int primary key, n int, s text, b bool); alter table t replica identity full;";
 
-/// A filter, and what passes it of `(10, 'Anna', true)`, `(20, 'ben', false)` and `(null, null, null)`.
+/// A filter, and whether it matches `(10, 'Anna', true)`, `(20, 'ben', false)` and `(null, null, null)`.
 const OPERATORS: &[(&str, [bool; 3])] = &[
     ("n=eq.10", [true, false, false]),
     ("n=neq.10", [false, true, false]),
@@ -55,7 +55,7 @@ const OPERATORS: &[(&str, [bool; 3])] = &[
     ("n=isdistinct.10", [false, true, true]),
 ];
 
-/// What `not.` makes of them: without a value nothing is known.
+/// The same with `not.`: NULL stays no match.
 fn negated() -> Vec<(String, [bool; 3])> {
     let turn = |(filter, passes): &(&str, [bool; 3])| {
         let (column, rest) = filter.split_once('=').unwrap();
@@ -68,8 +68,8 @@ fn negated() -> Vec<(String, [bool; 3])> {
 
 /// 62, 63, 75, 78
 #[tokio::test]
-async fn every_operator_and_its_contrary_hold_as_in_sql_for_every_kind_of_change() {
-    let house = House::new(T, "t").await;
+async fn every_operator_and_its_negation_match_as_in_sql() {
+    let rig = WatchedDaemon::new(T, "t").await;
     let negated = negated();
     let all: Vec<(&str, [bool; 3])> = OPERATORS
         .iter()
@@ -77,29 +77,28 @@ async fn every_operator_and_its_contrary_hold_as_in_sql_for_every_kind_of_change
         .chain(negated.iter().map(|(filter, passes)| (filter.as_str(), *passes)))
         .collect();
     let filters: Vec<_> = all.iter().map(|(filter, _)| *filter).collect();
-    let mut watch = house.filtered(&filters).await;
+    let mut watch = rig.filtered(&filters).await;
     let passing = |row: usize| -> Vec<&str> {
         all.iter().filter(|(_, passes)| passes[row]).map(|(filter, _)| *filter).collect()
     };
     let (ann, ben, none) = ("10, 'Anna', true", "20, 'ben', false", "null, null, null");
-    house
-        .run(&format!(
-            "insert into t values (1, {ann}); insert into t values (2, {ben}); insert into t values (3, {none});
+    rig.run(&format!(
+        "insert into t values (1, {ann}); insert into t values (2, {ben}); insert into t values (3, {none});
              update t set (n, s, b) = ({ben}) where id = 1; update t set (n, s, b) = ({none}) where id = 2;
              update t set (n, s, b) = ({ann}) where id = 3;
              delete from t where id = 1; delete from t where id = 2; delete from t where id = 3;"
-        ))
-        .await;
-    let passed = house.passed(&mut watch, &filters).await;
+    ))
+    .await;
+    let passed = rig.passed(&mut watch, &filters).await;
     let rows = [0, 1, 2, 1, 2, 0, 1, 2, 0];
     assert_eq!(passed, rows.map(passing));
 }
 
 /// 64, 65, 66, 67, 68, 69, 71, and groups
 #[tokio::test]
-async fn filters_are_read_as_the_clients_write_them() {
-    let house = House::new("create table t (id int primary key, name text)", "t").await;
-    // Each filter, and the names that pass it.
+async fn filters_are_parsed_as_clients_write_them() {
+    let rig = WatchedDaemon::new("create table t (id int primary key, name text)", "t").await;
+    // Each filter, and the names of the rows that match.
     let cases: &[(&str, &[&str])] = &[
         ("id=gt.0,id=lt.3", &["a,b", r#"she said "hi""#]),
         (r#"name=eq."a,b""#, &["a,b"]),
@@ -138,12 +137,12 @@ async fn filters_are_read_as_the_clients_write_them() {
         "null",
     ];
     let filters: Vec<_> = cases.iter().map(|(filter, _)| *filter).chain(always).collect();
-    let mut watch = house.filtered(&filters).await;
+    let mut watch = rig.filtered(&filters).await;
     for (id, name) in (1..).zip(&names) {
-        house.sql.execute("insert into t values ($1, $2)", &[&id, name]).await.unwrap();
+        rig.sql.execute("insert into t values ($1, $2)", &[&id, name]).await.unwrap();
     }
-    house.run("insert into t values (100, null)").await;
-    let passed = house.passed(&mut watch, &filters).await;
+    rig.run("insert into t values (100, null)").await;
+    let passed = rig.passed(&mut watch, &filters).await;
     for (name, passed) in names.iter().zip(&passed) {
         let of = |(filter, names): &(&'static str, &[&str])| names.contains(name).then_some(*filter);
         let expected: Vec<_> = cases.iter().filter_map(of).chain(always).collect();
@@ -154,8 +153,8 @@ async fn filters_are_read_as_the_clients_write_them() {
 
 /// 70, 71, 72, 73, 74, 76, 77, 81
 #[tokio::test]
-async fn a_wrong_filter_is_refused_in_the_originals_words() {
-    let house = House::new(
+async fn invalid_filter_is_refused_with_supabase_error_text() {
+    let rig = WatchedDaemon::new(
         "create table t (id int primary key, n int, small int2, b bool, s text, v varchar(9), c char(3), nm name, u uuid,
                          at timestamptz, doc json, xml xml, p point, tags text[], secret text, num numeric(4,1));
          create type pair as (a int); alter table t add pair pair;
@@ -212,21 +211,20 @@ async fn a_wrong_filter_is_refused_in_the_originals_words() {
         ),
     ];
     for (filter, expected) in cases {
-        assert_eq!(house.bad(filter).await.lines().next().unwrap(), expected, "{filter}");
+        assert_eq!(rig.bad(filter).await.lines().next().unwrap(), expected, "{filter}");
     }
     assert!(
-        house
-            .bad(&many(101))
+        rig.bad(&many(101))
             .await
             .starts_with("P0001 (raise_exception) too many values for `in` filter. Maximum 100")
     );
-    let told = house.bad("s=match.(").await;
-    assert!(told.starts_with("P0001 (raise_exception) invalid regular expression for match filter: invalid regular expression: parentheses () not balanced"), "{told}");
+    let received = rig.bad("s=match.(").await;
+    assert!(received.starts_with("P0001 (raise_exception) invalid regular expression for match filter: invalid regular expression: parentheses () not balanced"), "{received}");
     for filter in ["doc=eq.{}", "xml=eq.<a/>", "pair=eq.(1)", "p=eq.(1,2)", "doc=not.eq.1"] {
-        let told = house.bad(filter).await;
-        assert!(told.starts_with("P0001 (raise_exception) "), "{filter}: {told}");
+        let received = rig.bad(filter).await;
+        assert!(received.starts_with("P0001 (raise_exception) "), "{filter}: {received}");
     }
-    // What is fine, also where the original refuses it.
+    // Valid filters, including some that Supabase Realtime refuses.
     let fine = [
         &many(100),
         "v=like.a%",
@@ -237,13 +235,13 @@ async fn a_wrong_filter_is_refused_in_the_originals_words() {
         "s=is.null",
         "tags=is.null",
     ];
-    house.watch(json!(fine.map(item))).await;
+    rig.watch(json!(fine.map(item))).await;
 }
 
-/// 77: a filter that only Postgres can decide, or nobody, never stops what others hear.
+/// 77: a filter that only Postgres can evaluate, or that nothing can, does not affect other subscribers.
 #[tokio::test]
 async fn arrays_and_documents_are_compared_by_postgres_or_refused() {
-    let house = House::new(
+    let rig = WatchedDaemon::new(
         "create table t (id int primary key, tags text[], doc jsonb, span int4range); alter table t replica identity full;",
         "t",
     )
@@ -251,42 +249,42 @@ async fn arrays_and_documents_are_compared_by_postgres_or_refused() {
     let filters = ["tags=eq.\"{a,b}\"", "tags=is.null", r#"doc=eq."{\"b\":1,\"a\":2}""#, "span=eq.\"[1,4]\""];
     let mut passing = Vec::new();
     for filter in filters {
-        let mut socket = house.socket(json!({})).await;
+        let mut socket = rig.socket(json!({})).await;
         socket.join("room", json!({"postgres_changes": [item(filter)]})).await.ok();
         let system = socket.next().await;
         if system.payload["status"] == "ok" {
             passing.push(filter);
         }
     }
-    // Documents and ranges compare properly in the original.
+    // Supabase Realtime compares documents and ranges by value.
     assert!(passing.contains(&filters[2]) && passing.contains(&filters[3]), "{passing:?}");
-    let mut watch = house.filtered(&passing).await;
-    let mut plain = house.watch(json!([{"table": "t"}])).await;
-    house
+    let mut watch = rig.filtered(&passing).await;
+    let mut plain = rig.watch(json!([{"table": "t"}])).await;
+    rig
         .run(
             "insert into t values (1, '{a,b}', '{\"a\":2,\"b\":1.0}', '[1,5)'); insert into t values (2, '{a}', '{}', '[1,4)');
              insert into t values (3, null, null, null)",
         )
         .await;
-    let passed = house.passed(&mut watch, &passing).await;
+    let passed = rig.passed(&mut watch, &passing).await;
     let all_but_null: Vec<_> = passing.iter().filter(|filter| **filter != filters[1]).copied().collect();
     assert_eq!(passed[0], all_but_null);
     assert_eq!(passed.len(), 1 + usize::from(passing.contains(&filters[1])), "{passed:?}");
-    assert_eq!(house.seen(&mut plain).await.len(), 3);
+    assert_eq!(rig.seen(&mut plain).await.len(), 3);
 }
 
-/// 77: also one that fails only when it is asked of a certain row.
+/// 77: also a filter that fails only for a certain row.
 #[tokio::test]
-async fn a_filter_that_fails_on_a_row_silences_nobody_else() {
-    let house = House::new("create table t (id int primary key, s text)", "t").await;
-    let mut socket = house.socket(json!({})).await;
+async fn filter_that_fails_on_a_row_affects_no_other_subscriber() {
+    let rig = WatchedDaemon::new("create table t (id int primary key, s text)", "t").await;
+    let mut socket = rig.socket(json!({})).await;
     let lone = r"s=like.a\";
     socket.join("room", json!({"postgres_changes": [item(lone), item("s=eq.ab")]})).await.ok();
     let accepted = socket.next().await.payload["status"] == "ok";
-    let mut other = house.filtered(&["s=like.a%", "s=match.^a", ""]).await;
-    house.run("insert into t values (1, 'ab')").await;
-    house.run("insert into t values (2, 'a'), (3, 'xx')").await;
-    let seen = house.seen(&mut other).await;
+    let mut other = rig.filtered(&["s=like.a%", "s=match.^a", ""]).await;
+    rig.run("insert into t values (1, 'ab')").await;
+    rig.run("insert into t values (2, 'a'), (3, 'xx')").await;
+    let seen = rig.seen(&mut other).await;
     assert_eq!(
         seen.iter().map(|it| other.which(it)).collect::<Vec<_>>(),
         [vec![0, 1, 2], vec![0, 1, 2], vec![2]]
@@ -294,21 +292,21 @@ async fn a_filter_that_fails_on_a_row_silences_nobody_else() {
     if accepted {
         let frames = socket.so_far().await;
         let told: Vec<_> = frames.iter().filter(|got| got.event == "postgres_changes").collect();
-        assert_eq!(told.len(), 1, "what it can be said of is said: {frames:?}");
+        assert_eq!(told.len(), 1, "rows that the filter can judge are delivered: {frames:?}");
     }
 }
 
 /// 79, 80
 #[tokio::test]
-async fn deletes_are_tested_by_what_is_known_of_the_old_row() {
-    let house = House::new("create table t (id int primary key, n int)", "t").await;
+async fn deletes_are_tested_by_the_known_part_of_the_old_row() {
+    let rig = WatchedDaemon::new("create table t (id int primary key, n int)", "t").await;
     let mut only_id = item("n=eq.5");
     only_id["select"] = json!(["id"]);
-    let mut watch = house
+    let mut watch = rig
         .watch(json!([item("id=eq.1"), item("n=eq.5"), item("n=not.eq.7"), item("n=is.null"), only_id]))
         .await;
-    house.run("insert into t values (1, 5); delete from t").await;
-    let seen = house.seen(&mut watch).await;
+    rig.run("insert into t values (1, 5); delete from t").await;
+    let seen = rig.seen(&mut watch).await;
     let told: Vec<_> = seen.iter().map(|it| (watch.which(it), brief(it))).collect();
     let insert = |row: Value| json!(["INSERT", row]);
     assert_eq!(
@@ -321,21 +319,21 @@ async fn deletes_are_tested_by_what_is_known_of_the_old_row() {
     );
 }
 
-/// 10,000 filters that name different values are one look at a table of them.
+/// 10,000 filters with distinct values cost one index look-up.
 #[tokio::test]
-async fn of_many_who_wait_for_one_value_each_only_theirs_hear_it() {
-    let house = House::new("create table t (id int primary key, n int)", "t").await;
+async fn subscribers_of_distinct_values_get_only_their_rows() {
+    let rig = WatchedDaemon::new("create table t (id int primary key, n int)", "t").await;
     let filters: Vec<String> = (0..300).map(|n| format!("n=eq.{n}")).collect();
     let filters: Vec<&str> = filters.iter().map(String::as_str).collect();
-    let mut watch = house.filtered(&filters).await;
-    house.run("insert into t select n, n from generate_series(0, 400) n").await;
-    let passed = house.passed(&mut watch, &filters).await;
+    let mut watch = rig.filtered(&filters).await;
+    rig.run("insert into t select n, n from generate_series(0, 400) n").await;
+    let passed = rig.passed(&mut watch, &filters).await;
     assert_eq!(passed, filters.iter().map(|filter| vec![*filter]).collect::<Vec<_>>());
 }
 
-/// A filter's value may be written in other ways than the log writes it.
+/// A filter's value may be spelled differently from the WAL's spelling.
 #[tokio::test]
-async fn a_value_of_any_type_is_found_however_it_is_written() {
+async fn value_of_any_type_matches_in_any_spelling() {
     let types = [
         ("inet", "10.0.0.1", "10.0.0.1/32"),
         ("inet", "10.0.0.1", "10.0.0.1"),
@@ -347,16 +345,16 @@ async fn a_value_of_any_type_is_found_however_it_is_written() {
         ("money", "1.50", "$1.5"),
     ];
     let columns: String = (0..types.len()).map(|at| format!(", c{at} {}", types[at].0)).collect();
-    let house = House::new(&format!("create table t (id int primary key{columns});"), "t").await;
+    let rig = WatchedDaemon::new(&format!("create table t (id int primary key{columns});"), "t").await;
     let mut items = Vec::new();
     for (at, (_, _, written)) in types.iter().enumerate() {
         for filter in [format!("c{at}=eq.{written}"), format!("c{at}=in.({written})")] {
             items.push(json!({"event": "INSERT", "schema": "public", "table": "t", "filter": filter}));
         }
     }
-    let mut watch = house.watch(json!(items)).await;
+    let mut watch = rig.watch(json!(items)).await;
     let values: String = types.iter().map(|(_, value, _)| format!(", '{value}'")).collect();
-    house.run(&format!("insert into t values (1{values})")).await;
-    let seen = house.seen(&mut watch).await;
+    rig.run(&format!("insert into t values (1{values})")).await;
+    let seen = rig.seen(&mut watch).await;
     assert_eq!(watch.which(&seen[0]), (0..items.len()).collect::<Vec<_>>());
 }

@@ -1,5 +1,5 @@
-//! The log behind it: statement 117, and what of 112 to 118 is not in `tests/it/wal/` and `tests/it/changes/faults.rs`.
-use crate::changes::watch::{House, brief, change};
+//! The WAL behind row changes: statement 117, and the parts of 112 to 118 not in `tests/it/wal/` and `tests/it/changes/faults.rs`.
+use crate::changes::watch::{WatchedDaemon, brief, change};
 use serde_json::{Value, json};
 
 fn columns(message: &Value) -> Vec<&str> {
@@ -13,12 +13,12 @@ fn columns(message: &Value) -> Vec<&str> {
 
 /// 117
 #[tokio::test]
-async fn a_table_that_gets_another_shape_is_told_with_it_from_then_on() {
-    let house = House::new("create table t (id int primary key, a int)", "t").await;
-    let mut watch = house
+async fn altered_table_is_published_with_its_new_columns() {
+    let rig = WatchedDaemon::new("create table t (id int primary key, a int)", "t").await;
+    let mut watch = rig
         .watch(json!([{"table": "t"}, {"schema": "public", "table": "t", "filter": "a=eq.1"}, {"schema": "public", "table": "t", "select": ["a"]}]))
         .await;
-    // Each is heard before the next: who may see a column is asked of the table as it is.
+    // Each change is received before the next: column rights are read from the present table.
     let mut frames = Vec::new();
     for transaction in [
         "insert into t values (1, 1)",
@@ -30,10 +30,10 @@ async fn a_table_that_gets_another_shape_is_told_with_it_from_then_on() {
         "alter table t drop a",
         "insert into t values (6, 'w', 9)",
     ] {
-        house.run(transaction).await;
-        frames.extend(house.frames(&mut watch).await);
+        rig.run(transaction).await;
+        frames.extend(rig.frames(&mut watch).await);
     }
-    // What wanted the column that is gone may be told so.
+    // Subscribers of the dropped column may get an error.
     let seen: Vec<_> = frames.into_iter().filter(|got| got.event != "system").map(change).collect();
     let whole: Vec<_> = seen.iter().filter(|it| watch.which(it).contains(&0)).collect();
     let records: Vec<_> = whole.iter().map(|it| brief(it)[1].clone()).collect();
@@ -55,17 +55,17 @@ async fn a_table_that_gets_another_shape_is_told_with_it_from_then_on() {
     assert_eq!(filtered.len(), 5, "by the column while there is one");
 }
 
-/// A table that is dropped and made again under its name is another, and watched all the same.
+/// A table that is dropped and created again under its name is a new table; its subscribers receive it too.
 #[tokio::test]
-async fn a_table_that_is_made_again_is_watched_again() {
-    let house = House::new("create table t (id int primary key, a int)", "t").await;
-    let mut watch = house.watch(json!([{"table": "t"}])).await;
-    house.run("insert into t values (1, 1)").await;
-    let mut frames = house.frames(&mut watch).await;
-    house.run("drop table t; create table t (id text primary key)").await;
-    house.run("alter publication supabase_realtime add table t").await;
-    house.run("insert into t values ('again')").await;
-    frames.extend(house.frames(&mut watch).await);
+async fn recreated_table_is_watched_again() {
+    let rig = WatchedDaemon::new("create table t (id int primary key, a int)", "t").await;
+    let mut watch = rig.watch(json!([{"table": "t"}])).await;
+    rig.run("insert into t values (1, 1)").await;
+    let mut frames = rig.frames(&mut watch).await;
+    rig.run("drop table t; create table t (id text primary key)").await;
+    rig.run("alter publication supabase_realtime add table t").await;
+    rig.run("insert into t values ('again')").await;
+    frames.extend(rig.frames(&mut watch).await);
     let records: Vec<_> = frames
         .iter()
         .filter(|got| got.event == "postgres_changes")

@@ -1,6 +1,6 @@
 //! Subscribing: statements 1 to 13, 17 to 19, 21 to 26 and 29.
 use crate::{
-    changes::watch::{House, UNABLE, Watch, brief, change, ids, refused, subscribed, token},
+    changes::watch::{UNABLE, Watch, WatchedDaemon, brief, change, ids, refused, subscribed, token},
     realtime::Socket,
 };
 use serde_json::{Value, json};
@@ -13,14 +13,14 @@ const ORDERS: &str = "create table orders (id int primary key, total int);";
 
 /// 1, 2, 5, 6, 7, 9, 10, 12
 #[tokio::test]
-async fn each_item_comes_back_as_it_was_sent_with_an_id_and_one_word_follows() {
-    let house = House::new(ORDERS, "orders").await;
+async fn each_item_is_echoed_with_an_id_and_one_system_message_follows() {
+    let rig = WatchedDaemon::new(ORDERS, "orders").await;
     let filtered =
         json!({"event": "insert", "schema": "public", "table": "orders", "filter": "total=gt.100"});
     let twice = json!({"event": "*", "table": "orders", "note": {"mine": [1, null]}});
     let blank = json!({"event": "DELETE", "schema": "public", "table": "orders", "filter": ""});
     let items = [filtered, Value::Null, twice.clone(), blank, twice];
-    let mut socket = house.socket(json!({})).await;
+    let mut socket = rig.socket(json!({})).await;
     let reply = socket.join("room", json!({ "postgres_changes": items })).await;
     reply.ok();
     let echoed = reply.payload["response"]["postgres_changes"].as_array().unwrap();
@@ -38,19 +38,19 @@ async fn each_item_comes_back_as_it_was_sent_with_an_id_and_one_word_follows() {
     assert_eq!((&system.join_ref, &system.reference), (&json!("1"), &Value::Null));
     assert_eq!((&*system.event, &system.payload), ("system", &subscribed("room")));
 
-    house.run("insert into orders values (1, 150); insert into orders values (2, 50)").await;
+    rig.run("insert into orders values (1, 150); insert into orders values (2, 50)").await;
     let first = change(socket.next().await);
     assert_eq!(brief(&first), json!(["INSERT", {"id": 1, "total": 150}]));
-    let heard: Vec<_> = first["ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap()).collect();
+    let received: Vec<_> = first["ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap()).collect();
     assert!(
-        heard.contains(&ids[0]) && heard.contains(&ids[1]) && heard.contains(&ids[3]),
-        "{heard:?} of {ids:?}"
+        received.contains(&ids[0]) && received.contains(&ids[1]) && received.contains(&ids[3]),
+        "{received:?} of {ids:?}"
     );
-    assert!(!heard.contains(&ids[2]));
+    assert!(!received.contains(&ids[2]));
     let second = change(socket.next().await);
     assert_eq!(second["data"]["record"]["id"], 2);
     assert!(!second["ids"].as_array().unwrap().contains(&json!(ids[0])));
-    house.run("delete from orders where id = 2").await;
+    rig.run("delete from orders where id = 2").await;
     let third = change(socket.next().await);
     assert!(third["ids"].as_array().unwrap().contains(&json!(ids[2])));
     assert!(socket.so_far().await.is_empty(), "one word, and no change twice");
@@ -58,9 +58,9 @@ async fn each_item_comes_back_as_it_was_sent_with_an_id_and_one_word_follows() {
 
 /// 3, 4
 #[tokio::test]
-async fn no_items_are_answered_with_none_and_no_word_follows() {
-    let house = House::new("", "").await;
-    let mut socket = house.socket(json!({})).await;
+async fn join_without_items_gets_none_and_no_system_message() {
+    let rig = WatchedDaemon::new("", "").await;
+    let mut socket = rig.socket(json!({})).await;
     for (at, none) in
         [json!([]), json!(null), json!([null]), json!("orders"), json!({})].into_iter().enumerate()
     {
@@ -76,17 +76,17 @@ async fn no_items_are_answered_with_none_and_no_word_follows() {
     }
 }
 
-/// Writes 1, 2, 3 … each in a transaction of its own, until it is over.
+/// Writes 1, 2, 3 … each in its own transaction, until it is stopped.
 struct Writer {
-    /// The last statement that was begun: it may be committed.
+    /// The last statement that was started; it may be committed.
     begun: AtomicI64,
     over: AtomicBool,
 }
 
 impl Writer {
-    async fn start(house: &House, statement: &'static str) -> (Arc<Self>, tokio::task::JoinHandle<()>) {
+    async fn start(rig: &WatchedDaemon, statement: &'static str) -> (Arc<Self>, tokio::task::JoinHandle<()>) {
         let writer = Arc::new(Self { begun: AtomicI64::new(0), over: AtomicBool::new(false) });
-        let (sql, own) = (house.db.client().await, writer.clone());
+        let (sql, own) = (rig.db.client().await, writer.clone());
         #[expect(clippy::disallowed_methods, reason = "the test waits for it")]
         let task = tokio::spawn(async move {
             while !own.over.load(SeqCst) {
@@ -98,14 +98,14 @@ impl Writer {
     }
 }
 
-/// 8, 9: the reply comes first, and everything that is committed when it is there follows it.
+/// 8, 9: the reply comes first, and every change committed after it follows.
 #[tokio::test]
-async fn nothing_comes_before_the_reply_and_no_later_change_is_missed() {
-    let house = House::new("create table n (id bigint primary key)", "n").await;
-    let (writer, task) = Writer::start(&house, "insert into n values ($1)").await;
+async fn changes_follow_the_join_reply_without_a_gap() {
+    let rig = WatchedDaemon::new("create table n (id bigint primary key)", "n").await;
+    let (writer, task) = Writer::start(&rig, "insert into n values ($1)").await;
     for round in 0..30 {
         let vsn = if round % 2 == 0 { "2.0.0" } else { "1.0.0" };
-        let mut socket = Socket::open(&house.url(json!({}), vsn, ""), vsn == "2.0.0").await;
+        let mut socket = Socket::open(&rig.url(json!({}), vsn, ""), vsn == "2.0.0").await;
         let reply = socket.join("room", json!({"postgres_changes": [{"event": "*", "table": "n"}]})).await;
         let begun = writer.begun.load(SeqCst);
         assert_eq!(reply.event, "phx_reply");
@@ -126,16 +126,16 @@ async fn nothing_comes_before_the_reply_and_no_later_change_is_missed() {
     task.await.unwrap();
 }
 
-/// 13: and any other word, of any case
+/// 13: and any other value, in any case
 #[tokio::test]
-async fn an_event_that_is_none_means_all_of_them() {
-    let house = House::new(ORDERS, "orders").await;
+async fn unknown_change_event_means_all_events() {
+    let rig = WatchedDaemon::new(ORDERS, "orders").await;
     let of = |event: Value| json!({"event": event, "table": "orders"});
     let items =
         json!([{"table": "orders"}, of(json!("UPSERT")), of(json!(7)), of(json!(null)), of(json!("update"))]);
-    let mut watch = house.watch(items).await;
-    house.run("insert into orders values (1, 1); update orders set total = 2; delete from orders").await;
-    let seen = house.seen(&mut watch).await;
+    let mut watch = rig.watch(items).await;
+    rig.run("insert into orders values (1, 1); update orders set total = 2; delete from orders").await;
+    let seen = rig.seen(&mut watch).await;
     let which: Vec<_> =
         seen.iter().map(|it| (it["data"]["type"].as_str().unwrap(), watch.which(it))).collect();
     let all = vec![0, 1, 2, 3];
@@ -144,8 +144,8 @@ async fn an_event_that_is_none_means_all_of_them() {
 
 /// 17, 18, 23, 24
 #[tokio::test]
-async fn an_item_that_means_nothing_is_told_and_the_channel_stays() {
-    let house = House::new(ORDERS, "orders").await;
+async fn invalid_item_is_reported_and_the_channel_stays() {
+    let rig = WatchedDaemon::new(ORDERS, "orders").await;
     let nothing =
         "No subscription params provided. Please provide at least a `schema` or `table` to subscribe to: ";
     for item in [
@@ -155,11 +155,11 @@ async fn an_item_that_means_nothing_is_told_and_the_channel_stays() {
         json!({"schema": "public", "filter": "id=eq.1"}),
         json!({"table": "orders", "filter": "id=eq.1"}),
     ] {
-        let told = house.refusal(json!([item])).await;
-        assert!(told.starts_with(nothing), "{item}: {told}");
+        let received = rig.refusal(json!([item])).await;
+        assert!(received.starts_with(nothing), "{item}: {received}");
     }
-    assert!(house.refusal(json!([{"event": "INSERT"}])).await.contains("\"event\" => \"INSERT\""));
-    let secret = house.refusal(json!([{"event": "*", "user_token": "a.b.c", "auth_token": "d.e.f"}])).await;
+    assert!(rig.refusal(json!([{"event": "INSERT"}])).await.contains("\"event\" => \"INSERT\""));
+    let secret = rig.refusal(json!([{"event": "*", "user_token": "a.b.c", "auth_token": "d.e.f"}])).await;
     assert!(
         secret.starts_with(nothing) && !secret.contains("a.b.c") && !secret.contains("d.e.f"),
         "{secret}"
@@ -168,7 +168,7 @@ async fn an_item_that_means_nothing_is_told_and_the_channel_stays() {
     let select = |item: Value| json!([item]);
     let text = "Error parsing `select` params: expected a list of column name strings, e.g. select: [\"col1\", \"col2\"]";
     assert_eq!(
-        house.refusal(select(json!({"table": "orders", "schema": "public", "select": "id"}))).await,
+        rig.refusal(select(json!({"table": "orders", "schema": "public", "select": "id"}))).await,
         text
     );
     let wild = "Column selection is not supported for wildcard subscriptions. Provide an explicit schema and table name.";
@@ -177,10 +177,10 @@ async fn an_item_that_means_nothing_is_told_and_the_channel_stays() {
         json!({"schema": "public", "table": "*", "select": ["id"]}),
         json!({"schema": "*", "table": "orders", "select": ["id"]}),
     ] {
-        assert_eq!(house.refusal(select(item.clone())).await, wild, "{item}");
+        assert_eq!(rig.refusal(select(item.clone())).await, wild, "{item}");
     }
 
-    let mut socket = house.socket(json!({})).await;
+    let mut socket = rig.socket(json!({})).await;
     socket.join("room", json!({"postgres_changes": [{}], "broadcast": {"ack": true}})).await.ok();
     refused(&mut socket).await;
     socket.ask("room", "broadcast", json!({"event": "x"})).await.ok();
@@ -189,9 +189,9 @@ async fn an_item_that_means_nothing_is_told_and_the_channel_stays() {
 
 /// 19
 #[tokio::test]
-async fn a_table_that_is_not_published_is_told_with_what_was_understood() {
-    let house = House::new("create table hidden (id int primary key); create schema empty;", "").await;
-    let told = |what: &str| {
+async fn unpublished_table_is_reported_with_the_parsed_item() {
+    let rig = WatchedDaemon::new("create table hidden (id int primary key); create schema empty;", "").await;
+    let received = |what: &str| {
         format!(
             "{UNABLE}Please check Realtime is enabled for the given connect parameters: [{what}, filters: [], select: nil]"
         )
@@ -205,37 +205,37 @@ async fn a_table_that_is_not_published_is_told_with_what_was_understood() {
         (json!({"event": "DELETE", "schema": "empty"}), "event: DELETE, schema: empty, table: *"),
         (json!({"schema": "PUBLIC", "table": "mark"}), "event: *, schema: PUBLIC, table: mark"),
     ] {
-        assert_eq!(house.refusal(json!([item])).await, told(what), "{item}");
+        assert_eq!(rig.refusal(json!([item])).await, received(what), "{item}");
     }
     let full = json!({"schema": "public", "table": "hidden", "filter": "id=in.(1,2),id=not.gt.4", "select": ["x", "id"]});
-    let told = house.refusal(json!([full])).await;
-    assert!(told.contains("[event: *, schema: public, table: hidden, filters: ["), "{told}");
+    let received = rig.refusal(json!([full])).await;
+    assert!(received.contains("[event: *, schema: public, table: hidden, filters: ["), "{received}");
     for part in [r#"{"id", "in", "{1,2}", false}"#, r#"{"id", "gt", "4", true}"#, r#"select: ["x", "id"]]"#] {
-        assert!(told.contains(part), "{part} in {told}");
+        assert!(received.contains(part), "{part} in {received}");
     }
 }
 
 /// 21
 #[tokio::test]
-async fn one_bad_item_among_good_ones_fails_all_of_them_with_one_word() {
-    let house = House::new(ORDERS, "orders").await;
-    let mut other = house.watch(json!([])).await;
-    let mut socket = house.socket(json!({})).await;
+async fn one_invalid_item_fails_all_items_with_one_message() {
+    let rig = WatchedDaemon::new(ORDERS, "orders").await;
+    let mut other = rig.watch(json!([])).await;
+    let mut socket = rig.socket(json!({})).await;
     let good = json!({"table": "orders"});
     let items =
         json!([good, {"table": "nope"}, good, {"schema": "public", "table": "orders", "filter": "wrong"}]);
     let reply = socket.join("room", json!({ "postgres_changes": items })).await;
     assert_eq!(ids(&reply).len(), 4);
     refused(&mut socket).await;
-    house.run("insert into orders values (1, 1)").await;
-    house.seen(&mut other).await;
+    rig.run("insert into orders values (1, 1)").await;
+    rig.seen(&mut other).await;
     assert_eq!(socket.so_far().await, []);
 }
 
 /// 25
 #[tokio::test]
-async fn a_column_that_cannot_be_selected_is_named() {
-    let house = House::new(
+async fn unselectable_column_is_named() {
+    let rig = WatchedDaemon::new(
         "create table t (id int primary key, open text, secret text);
          revoke select on t from authenticated; grant select (id, open) on t to authenticated;",
         "t",
@@ -243,42 +243,42 @@ async fn a_column_that_cannot_be_selected_is_named() {
     .await;
     for column in ["nope", "secret"] {
         let item = json!({"event": "*", "schema": "public", "table": "t", "select": ["id", column]});
-        let told = house.refusal(json!([item])).await;
+        let received = rig.refusal(json!([item])).await;
         let start = format!(
             "{UNABLE}An exception happened so please check your connect parameters: \
              [event: *, schema: public, table: t, filters: [], select: [\"id\", \"{column}\"]]. Exception: "
         );
-        assert!(told.starts_with(&start), "{told}");
+        assert!(received.starts_with(&start), "{received}");
         assert!(
-            told.contains(&format!("ERROR P0001 (raise_exception) invalid column for select {column}")),
-            "{told}"
+            received.contains(&format!("ERROR P0001 (raise_exception) invalid column for select {column}")),
+            "{received}"
         );
     }
     let item = json!([{"schema": "public", "table": "t", "select": ["secret", "id"]}]);
-    house.run("grant select on t to service_role").await;
-    Watch::start(house.socket(json!({"role": "service_role"})).await, "room", item, json!({})).await;
-    let ghost = house.refusal_as(json!({"role": "ghost"}), json!([{"table": "t"}])).await;
+    rig.run("grant select on t to service_role").await;
+    Watch::start(rig.socket(json!({"role": "service_role"})).await, "room", item, json!({})).await;
+    let ghost = rig.refusal_as(json!({"role": "ghost"}), json!([{"table": "t"}])).await;
     assert!(ghost.contains("ERROR 42704 (undefined_object) role \"ghost\" does not exist"), "{ghost}");
 }
 
 /// 26
 #[tokio::test]
-async fn a_new_token_counts_at_once_and_is_confirmed() {
-    let house = House::new(
+async fn new_token_applies_at_once_and_is_confirmed() {
+    let rig = WatchedDaemon::new(
         "create table t (id int primary key, owner text); alter table t enable row level security;
          create policy own on t using (owner = auth.jwt() ->> 'sub');",
         "t",
     )
     .await;
-    let mut watch = house.watch_as(json!({"sub": "ann"}), json!([{"table": "t"}])).await;
-    house.run("insert into t values (1, 'ann'), (2, 'ben')").await;
-    assert_eq!(house.seen(&mut watch).await.len(), 1);
+    let mut watch = rig.watch_as(json!({"sub": "ann"}), json!([{"table": "t"}])).await;
+    rig.run("insert into t values (1, 'ann'), (2, 'ben')").await;
+    assert_eq!(rig.seen(&mut watch).await.len(), 1);
     let renewed = token(json!({"sub": "ben"}));
     watch.socket.push("room", "access_token", json!({"access_token": renewed})).await;
     let system = watch.socket.next().await;
     assert_eq!((&*system.event, &system.payload), ("system", &subscribed("room")));
-    house.run("insert into t values (3, 'ann'), (4, 'ben')").await;
-    let seen = house.seen(&mut watch).await;
+    rig.run("insert into t values (3, 'ann'), (4, 'ben')").await;
+    let seen = rig.seen(&mut watch).await;
     assert_eq!(seen.len(), 1, "{seen:?}");
     assert_eq!(
         (&seen[0]["data"]["record"]["id"], watch.which(&seen[0])),
@@ -286,56 +286,60 @@ async fn a_new_token_counts_at_once_and_is_confirmed() {
         "with the ids it had"
     );
     watch.socket.push("room", "access_token", json!({"access_token": renewed})).await;
-    assert_eq!(house.frames(&mut watch).await, [], "the same token is nothing new");
+    assert_eq!(rig.frames(&mut watch).await, [], "the same token is nothing new");
 }
 
 /// 29
 #[tokio::test]
-async fn a_channel_that_was_left_hears_no_more() {
-    let house = House::new(ORDERS, "orders").await;
-    let mut watch = house.watch(json!([])).await;
+async fn left_channel_receives_no_changes() {
+    let rig = WatchedDaemon::new(ORDERS, "orders").await;
+    let mut watch = rig.watch(json!([])).await;
     let socket = &mut watch.socket;
     let reply = socket.join("left", json!({"postgres_changes": [{"table": "orders"}]})).await;
     reply.ok();
     assert_eq!(socket.next().await.payload, subscribed("left"));
-    house.run("insert into orders values (1, 1)").await;
+    rig.run("insert into orders values (1, 1)").await;
     assert_eq!(change(socket.next().await)["data"]["record"]["id"], 1);
     socket.send(reply.join_ref, json!("99"), "realtime:left", "phx_leave", json!({})).await;
     socket.until("phx_close").await;
-    house.run("insert into orders values (2, 2)").await;
-    assert_eq!(house.frames(&mut watch).await, []);
+    rig.run("insert into orders values (2, 2)").await;
+    assert_eq!(rig.frames(&mut watch).await, []);
 }
 
-/// A join without `config`: its sub-topic is the item, the event is that of the row, and the payload is the change.
+/// A join without `config`: its sub-topic is the item, the event is the kind of change, and the payload is the change.
 #[tokio::test]
-async fn a_join_without_config_takes_its_topic_for_the_item() {
-    let house = House::new(ORDERS, "orders").await;
-    let mut socket = house.socket(json!({})).await;
+async fn join_without_config_uses_its_topic_as_the_item() {
+    let rig = WatchedDaemon::new(ORDERS, "orders").await;
+    let mut socket = rig.socket(json!({})).await;
     let topics = ["public:orders:total=gt.100", "public", "public:nothing"];
     for topic in topics {
         let reference = socket.push(topic, "phx_join", json!({})).await;
         let reply = socket.next().await;
         assert_eq!((&*reply.event, &reply.reference), ("phx_reply", &json!(reference)), "{reply:?}");
         reply.ok();
-        let told = socket.next().await;
+        let received = socket.next().await;
         let expected = if topic == "public:nothing" { "error" } else { "ok" };
-        assert_eq!((&*told.event, &told.payload["status"]), ("system", &json!(expected)), "{told:?}");
+        assert_eq!(
+            (&*received.event, &received.payload["status"]),
+            ("system", &json!(expected)),
+            "{received:?}"
+        );
     }
-    house.run("insert into orders values (1, 50); insert into orders values (2, 150)").await;
-    house.run("delete from orders where id = 1").await;
-    let mut heard = Vec::new();
-    while heard.len() < 4 {
+    rig.run("insert into orders values (1, 50); insert into orders values (2, 150)").await;
+    rig.run("delete from orders where id = 1").await;
+    let mut received = Vec::new();
+    while received.len() < 4 {
         let got = socket.next().await;
         assert_eq!(got.payload["type"], got.event.as_str(), "{got:?}");
         let row = &got.payload[if got.event == "DELETE" { "old_record" } else { "record" }];
-        heard.push(format!("{} {} {}", got.topic, got.event, row["id"]));
+        received.push(format!("{} {} {}", got.topic, got.event, row["id"]));
     }
-    heard.sort();
+    received.sort();
     let expected = [
         "realtime:public DELETE 1",
         "realtime:public INSERT 1",
         "realtime:public INSERT 2",
         "realtime:public:orders:total=gt.100 INSERT 2",
     ];
-    assert_eq!(heard, expected);
+    assert_eq!(received, expected);
 }

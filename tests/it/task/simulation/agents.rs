@@ -1,4 +1,4 @@
-//! Agents that hear, bid, accept, work, die, lie and haunt, by their characters.
+//! Simulated agents that offer, accept, work, die, report falsely and report late, by their probabilities.
 use super::Simulation;
 use crate::task::{profile, request};
 use convoke::{
@@ -52,7 +52,7 @@ enum End {
     },
     Release,
     Die,
-    /// It needs a person's word.
+    /// It needs an answer.
     Ask,
 }
 
@@ -67,13 +67,15 @@ impl End {
         }
     }
 
-    async fn tell(self, tasks: &Tasks, held: &Held) -> Result<TaskState, Error> {
+    async fn report(self, tasks: &Tasks, held: &Held) -> Result<TaskState, Error> {
         let (key, agent) = (held.key, &held.agent);
-        let usage = Usage { tokens: 10, microdollars: 5 };
+        let usage = Usage { tokens: 10, microdollars: 5, presumed: false };
         let update = match self {
             Self::Finish => tasks.finish(key, agent, result_of(held), usage).await?,
             Self::Fail { retryable } => {
-                tasks.fail(key, agent, Failure { message: "chance".into(), retryable, usage }).await?
+                tasks
+                    .fail(key, agent, Failure { message: "chance".into(), retryable, outage: false, usage })
+                    .await?
             }
             Self::Release => tasks.release(key, agent, "chance", Some(json!({ "was": key.epoch }))).await?,
             Self::Die => tasks.lost(key, agent).await?,
@@ -104,7 +106,7 @@ pub(super) fn profiles() -> Vec<Profile> {
     for (number, (name, _)) in CHARACTERS.iter().enumerate() {
         for twin in 0..4 {
             let mut profile = profile(&format!("{name}-{twin}"), 1 + (number as u32 + twin) % 4);
-            // Some are asked and speak for themselves.
+            // Some agents make their own offers.
             profile.terms.computed = twin != 3;
             profile.terms.cost_microdollars = 10 * (number as u64 + 1);
             if twin == 3 {
@@ -122,7 +124,7 @@ fn character(agent: &AgentId) -> Character {
 }
 
 impl Simulation {
-    /// Agents hear what happened: not always, and sometimes twice.
+    /// Agents receive notices: some are lost, some arrive twice.
     pub(super) fn hear(&mut self) {
         let mut notices = Vec::new();
         for node in &mut self.nodes {
@@ -130,7 +132,7 @@ impl Simulation {
                 notices.extend(more);
             }
         }
-        // Their order is nobody's promise; the seed shall give the same history all the same.
+        // The order of notices is not defined; sorted, the seed reproduces the history.
         let number: HashMap<TaskId, usize> =
             self.tasks.iter().enumerate().map(|(number, task)| (*task, number)).collect();
         notices.sort_by_key(|notice| match notice {
@@ -141,12 +143,12 @@ impl Simulation {
         });
         for notice in notices {
             for _ in 0..*[0, 1, 1, 1, 1, 1, 1, 2].choose(&mut self.rng).unwrap() {
-                self.heard(&notice);
+                self.on_notice(&notice);
             }
         }
     }
 
-    fn heard(&mut self, notice: &Notice) {
+    fn on_notice(&mut self, notice: &Notice) {
         match notice {
             Notice::Assigned(Assigned { key, agent_id, .. }) => {
                 self.count("heard of an award");
@@ -158,7 +160,7 @@ impl Simulation {
                 self.bids.extend(eligible.into_iter().map(|agent| (task.id, *round, agent)));
             }
             Notice::Cancel { key, .. } => {
-                // Some stop, some do not care.
+                // Some stop, some ignore it.
                 if self.chance(60)
                     && let Some(at) = self.held.iter().position(|held| held.key == *key)
                 {
@@ -172,7 +174,7 @@ impl Simulation {
 
     pub(super) async fn bid(&mut self) {
         let mut now = Vec::new();
-        // Each offer is a commit of its own: without a limit there would be little else.
+        // Each offer is a commit, so their number is limited.
         self.bids.truncate(BIDS_MAX);
         for bid in std::mem::take(&mut self.bids) {
             // Some answer in the next tick or never.
@@ -289,14 +291,14 @@ impl Simulation {
                 let progress = self.chance(50);
                 reports.push((held, progress));
             } else if self.chance(95) {
-                // Says nothing.
+                // Reports nothing.
                 self.held.push(held);
             } else {
-                // Has forgotten it.
+                // Has lost the assignment.
                 self.ghosts.push(held);
             }
         }
-        let answers = join_all(ends.iter().map(|(held, end)| end.tell(&tasks, held))).await;
+        let answers = join_all(ends.iter().map(|(held, end)| end.report(&tasks, held))).await;
         for ((held, end), answer) in ends.into_iter().zip(answers) {
             self.ended(&held, end, answer);
             self.ghosts.push(held);
@@ -309,7 +311,7 @@ impl Simulation {
         self.ghosts.drain(..surplus);
     }
 
-    /// An agent gives a part of its work to others.
+    /// An agent requests a part of its task.
     async fn part(&mut self, tasks: &Tasks, held: &Held) {
         let mut request = request(json!({ "lease": "10s", "attempt": "60s", "progress": "15s" }));
         request.input = json!({ "number": self.tasks.len() });
@@ -354,14 +356,14 @@ impl Simulation {
         answer.is_ok()
     }
 
-    /// Those whose assignments are over report again.
+    /// Agents whose assignments are over report again.
     pub(super) async fn haunt(&mut self) {
         for _ in 0..self.rng.random_range(0..8) {
             let Some(ghost) = self.ghosts.choose(&mut self.rng).cloned() else { return };
             let tasks = self.any();
             match self.rng.random_range(0..3) {
                 0 => {
-                    let answer = End::Finish.tell(&tasks, &ghost).await;
+                    let answer = End::Finish.report(&tasks, &ghost).await;
                     self.ended(&ghost, End::Finish, answer);
                 }
                 1 => {
@@ -370,7 +372,7 @@ impl Simulation {
                 }
                 _ => match tasks.accept(ghost.key, &ghost.agent).await {
                     Ok(_) => {
-                        // It was not over, it only seemed so.
+                        // The assignment was still live.
                         self.count("accepted");
                         self.held.push(Held { started: true, ..ghost });
                     }

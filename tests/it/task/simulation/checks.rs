@@ -1,4 +1,4 @@
-//! What must hold, at every moment and in the end.
+//! The checks after every step and at the end.
 use super::Simulation;
 use chrono::{DateTime, TimeDelta, Utc};
 use convoke::{
@@ -9,7 +9,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 impl Simulation {
-    /// What must hold at every moment.
+    /// Checks that hold after every step.
     pub(super) async fn check(&mut self) {
         let client = self.database.client().await.unwrap();
         for (name, query) in INVARIANTS {
@@ -38,12 +38,12 @@ impl Simulation {
                     assert_eq!((state, row.get::<_, i64>(2)), (TaskState::Completed, key.epoch.0));
                     assert_eq!(row.get::<_, Option<Value>>(3).as_ref(), Some(result));
                 }
-                None => assert_ne!(state, TaskState::Completed, "{task} is completed by nobody"),
+                None => assert_ne!(state, TaskState::Completed, "{task} is completed without an agent"),
             }
         }
     }
 
-    /// No more requests: every task must come to its end.
+    /// Without new requests, every task must end.
     pub(super) async fn end(&mut self) {
         for _ in 0..400 {
             for _ in 0..4 {
@@ -61,7 +61,7 @@ impl Simulation {
         panic!("{} tasks never end, like {:?}", self.tasks.len() - self.finals.len(), left.first());
     }
 
-    /// What happened, without the ids that differ from run to run.
+    /// The history, without the ids that differ between runs.
     pub(super) async fn history(&self) -> String {
         let rows = self
             .admin

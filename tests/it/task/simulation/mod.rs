@@ -1,10 +1,9 @@
-//! The whole engine under chance: real tables and statements, virtual time, seeded agents.
+//! A seeded simulation of the task store: real tables and statements, virtual time, random agents.
 //!
-//! The database's clock is a row that only the simulation moves, so a day passes in a
-//! second and a seed gives the same history again. Wake-ups are lost and doubled, two
-//! nodes serve the commands, nodes restart, agents die, stall, lie, refuse and answer
-//! late, and clients' clocks are wrong. `CONVOKE_SIMULATION_STEPS` and
-//! `CONVOKE_SIMULATION_SEED` make it longer or another.
+//! The clock of the database is a row that only the simulation advances, so a day passes in a second and a seed
+//! reproduces the history. Signals are lost and repeated, two nodes serve the commands, nodes restart, agents die,
+//! stall, report falsely, refuse and answer late, and clocks of clients are wrong. `CONVOKE_SIMULATION_STEPS` sets the
+//! length, `CONVOKE_SIMULATION_SEED` the seed.
 mod agents;
 mod checks;
 mod people;
@@ -138,7 +137,7 @@ impl Simulation {
 
     async fn look(&mut self) {
         // A new one reads the statistics again, which an old one does by the real time.
-        self.nodes[0].tasks.arbiter().look().await.unwrap();
+        self.nodes[0].tasks.arbiter().poll().await.unwrap();
         self.count("look");
     }
 
@@ -150,7 +149,7 @@ impl Simulation {
             self.requeue().await;
         }
         self.care().await;
-        // A wake-up may be lost, or come twice.
+        // A signal may be lost, or come twice.
         for _ in 0..*[0, 1, 1, 1, 2].choose(&mut self.rng).unwrap() {
             self.look().await;
         }
@@ -185,7 +184,7 @@ impl Simulation {
     }
 }
 
-/// From here on the runtime's time moves only when it is told to, until this is dropped: a paused clock would
+/// From here on the runtime's time moves only by explicit calls, until this is dropped: a paused clock would
 /// run on by itself whenever all wait for the database, but not while a blocking task runs.
 fn virtual_time() -> std::sync::mpsc::Sender<()> {
     tokio::time::pause();
@@ -227,7 +226,7 @@ async fn simulate(seed: u64, steps: u64) -> String {
 }
 
 #[tokio::test]
-async fn whatever_happens_every_task_ends_once_and_no_invariant_breaks() {
+async fn every_task_ends_once_and_all_invariants_hold() {
     let steps = from_environment("CONVOKE_SIMULATION_STEPS", 3_000);
     let seed = from_environment("CONVOKE_SIMULATION_SEED", rand::random_range(0..1_000_000));
     println!("CONVOKE_SIMULATION_SEED={seed} gives this run again");
@@ -235,6 +234,6 @@ async fn whatever_happens_every_task_ends_once_and_no_invariant_breaks() {
 }
 
 #[tokio::test]
-async fn a_seed_gives_the_same_history_again() {
+async fn seed_reproduces_the_history() {
     assert_eq!(simulate(7, 400).await, simulate(7, 400).await);
 }

@@ -1,0 +1,269 @@
+//! The checks of `run.tools` and `[[tool]]`.
+use super::{
+    Definition, Kind, Tool, ToolKind,
+    check::{Problems, check_program, url_problem},
+};
+use crate::{
+    agent::{Env, think::ASK, tool::named_values},
+    task::{Effect, check_setting},
+};
+use std::{collections::HashSet, time::Duration};
+
+/// Most tools of an agent.
+const TOOLS_MAX: usize = 64;
+/// Most bytes of all tools as the model sees them.
+const TOOLS_BYTES_MAX: usize = 128 << 10;
+
+pub(super) fn check(definition: &Definition, env: &Env, found: &mut Problems) {
+    let (run, limits) = (&definition.run, &definition.limits);
+    if definition.run.kind != Kind::Llm && !definition.tool.is_empty() {
+        found.add("tool", "only kind = \"llm\" has a model that could call a tool");
+    }
+    if run.tools.is_empty() {
+        for (key, is_given) in [
+            ("run.tools_by", run.tools_by.is_some()),
+            ("limits.steps_max", limits.steps_max.is_some()),
+            ("limits.calls_max", limits.calls_max.is_some()),
+        ] {
+            if is_given {
+                found.add(key, "it counts only for an agent with run.tools");
+            }
+        }
+    } else if run.response_format.is_some() {
+        let remedy = "leave the key out, or choose run.tools_by = \"schema\"";
+        found.add_with("run.response_format", "an agent with tools gives its result with a tool", remedy);
+    }
+    if let Some(steps) = limits.steps_max {
+        found.bounds("limits.steps_max", steps, 1, 1_000);
+    }
+    if let Some(calls) = limits.calls_max {
+        found.bounds("limits.calls_max", calls, 1, 10_000);
+    }
+    names(definition, found);
+    for (at, tool) in definition.tool.iter().enumerate() {
+        one(&format!("tool.{at}"), tool, definition, env, found);
+    }
+}
+
+/// The names in `run.tools` and in `[[tool]]` must be the same.
+fn names(definition: &Definition, found: &mut Problems) {
+    let mut seen = HashSet::new();
+    for (at, name) in definition.run.tools.iter().enumerate() {
+        let key = format!("run.tools.{at}");
+        if !seen.insert(name) {
+            found.add(key, format!("{name} is listed twice"));
+        } else if name != ASK && definition.declared(name).is_none() {
+            let message = format!("there is no tool {name:?}");
+            found.add_with(key, message, "declare it with [[tool]], or use the built-in tool ask");
+        }
+    }
+    if definition.tool.len() > TOOLS_MAX {
+        found.add("tool", format!("{} tools: {TOOLS_MAX} are the most", definition.tool.len()));
+    }
+    let bytes = |tool: &Tool| tool.name.len() + tool.description.len() + tool.parameters.to_string().len();
+    let bytes: usize = definition.tool.iter().map(bytes).sum();
+    if bytes > TOOLS_BYTES_MAX {
+        found.add("tool", format!("the tools have {bytes} bytes: {TOOLS_BYTES_MAX} are the most"));
+    }
+    let mut seen = HashSet::new();
+    for (at, tool) in definition.tool.iter().enumerate() {
+        let key = format!("tool.{at}.name");
+        if !Tool::is_name(&tool.name) {
+            found.add(key, format!("{:?} is not 1 to 63 of a-z 0-9 _, beginning with a letter", tool.name));
+        } else if Tool::is_built_in(&tool.name) {
+            found.add(key, format!("{} is a built-in tool", tool.name));
+        } else if !seen.insert(&tool.name) {
+            found.add(key, format!("{} is declared twice", tool.name));
+        } else if !definition.run.tools.contains(&tool.name) {
+            let message = format!("{} is not in run.tools, so it is never offered", tool.name);
+            found.add_with(key, message, "add it to run.tools, or remove it");
+        }
+    }
+}
+
+fn one(place: &str, tool: &Tool, definition: &Definition, env: &Env, found: &mut Problems) {
+    if let Err(e) = check_setting(&tool.parameters) {
+        found.add(format!("{place}.parameters"), format!("it is no JSON schema: {e}"));
+    } else if tool.parameters.get("type").and_then(|it| it.as_str()) != Some("object") {
+        found.add(format!("{place}.parameters"), "its type must be \"object\"");
+    }
+    let timeout = tool.timeout();
+    if timeout < Duration::from_millis(10) || timeout > Duration::from_secs(3_600) {
+        found.add(format!("{place}.timeout"), "it must be 10ms to 1h");
+    }
+    found.bounds(&format!("{place}.output_bytes"), tool.output_bytes, 256, 1 << 20);
+    let allowed: &[Effect] = match tool.kind {
+        ToolKind::Sql => &[Effect::Read, Effect::Database],
+        ToolKind::Command | ToolKind::Http => &[Effect::Read, Effect::Keyed, Effect::Once],
+    };
+    if !allowed.contains(&tool.effect()) {
+        let words: Vec<&str> = allowed.iter().map(|effect| effect.as_str()).collect();
+        found.add(format!("{place}.effect"), format!("a tool of this kind has {}", words.join(" or ")));
+    }
+    for (key, kind, is_given) in [
+        ("argv", ToolKind::Command, tool.argv.is_some()),
+        ("env", ToolKind::Command, !tool.env.is_empty()),
+        ("url", ToolKind::Http, tool.url.is_some()),
+        ("headers_env", ToolKind::Http, !tool.headers_env.is_empty()),
+        ("statement", ToolKind::Sql, tool.statement.is_some()),
+        ("role", ToolKind::Sql, tool.role.is_some()),
+    ] {
+        if is_given && kind != tool.kind {
+            found.add(format!("{place}.{key}"), format!("{key} does not belong to this kind of tool"));
+        }
+    }
+    match tool.kind {
+        ToolKind::Command => match tool.argv.as_deref() {
+            None | Some([]) => {
+                found.add(format!("{place}.argv"), "argv is missing: there is no command to run")
+            }
+            Some([name, ..]) => check_program(&format!("{place}.argv"), name, definition, env, found),
+        },
+        ToolKind::Http => http(place, tool, found),
+        ToolKind::Sql => sql(place, tool, found),
+    }
+}
+
+fn http(place: &str, tool: &Tool, found: &mut Problems) {
+    match &tool.url {
+        None => found.add(format!("{place}.url"), "url is missing: there is nowhere to POST"),
+        Some(url) => url_problem(&format!("{place}.url"), url, found),
+    }
+    for (header, variable) in &tool.headers_env {
+        let is_header = reqwest::header::HeaderName::try_from(header.as_str()).is_ok();
+        if !is_header || variable.is_empty() || variable.contains(['=', '\0']) {
+            let message = format!("{header:?} = {variable:?} is no header with the name of a variable");
+            found.add(format!("{place}.headers_env"), message);
+        }
+    }
+}
+
+fn sql(place: &str, tool: &Tool, found: &mut Problems) {
+    if tool.role.as_deref().unwrap_or_default().is_empty() {
+        let remedy =
+            "create a role with the rights that the statement needs, and grant it to the daemon's role";
+        found.add_with(format!("{place}.role"), "role is missing: the role that runs the statement", remedy);
+    }
+    let Some(statement) = &tool.statement else {
+        return found.add(format!("{place}.statement"), "statement is missing");
+    };
+    let properties = tool.parameters.get("properties");
+    for name in named_values::bind(statement).names {
+        if properties.and_then(|it| it.get(&name)).is_none() {
+            found.add(format!("{place}.statement"), format!(":{name} is not in parameters.properties"));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::check_in;
+    use super::*;
+
+    fn problems(text: &str) -> Vec<String> {
+        let text = format!(
+            "id = \"t\"\n[run]\nkind = \"llm\"\nmodel = \"m\"\nbase_url = \"http://127.0.0.1:1/v1\"\n{text}"
+        );
+        let definition: Definition = toml::from_str(&text).unwrap();
+        let found = check_in(&definition, &Env::of([("PATH", "/bin")]));
+        found.into_iter().map(|problem| format!("{}: {}", problem.key, problem.message)).collect()
+    }
+
+    #[test]
+    fn tools_of_every_kind_have_no_problem() {
+        let text = r#"
+            tools = ["a", "b", "c", "ask"]
+            tools_by = "schema"
+            [limits]
+            steps_max = 3
+            calls_max = 5
+            [[tool]]
+            name = "a"
+            kind = "command"
+            argv = ["sh", "-c", "true"]
+            effect = "keyed"
+            [[tool]]
+            name = "b"
+            kind = "http"
+            url = "http://127.0.0.1:1/b"
+            headers_env = { Authorization = "KEY" }
+            [[tool]]
+            name = "c"
+            kind = "sql"
+            role = "writer"
+            statement = "update t set a = :a::int returning a, ':x'"
+            parameters = { type = "object", properties = { a = { type = "integer" } } }
+        "#;
+        assert_eq!(problems(text), Vec::<String>::new());
+    }
+
+    #[test]
+    fn every_mistake_is_reported_with_its_key() {
+        let text = r#"
+            tools = ["a", "a", "missing", "d"]
+            response_format = "text"
+            [limits]
+            steps_max = 0
+            [[tool]]
+            name = "a"
+            kind = "command"
+            url = "http://x"
+            effect = "database"
+            timeout = "0s"
+            output_bytes = 1
+            [[tool]]
+            name = "Big"
+            kind = "http"
+            parameters = { type = "array" }
+            [[tool]]
+            name = "finish"
+            kind = "sql"
+            effect = "once"
+            statement = "select :x"
+            [[tool]]
+            name = "d"
+            kind = "http"
+            url = "http://x"
+            headers_env = { "a b" = "KEY" }
+            [[tool]]
+            name = "e"
+            kind = "sql"
+            role = "r"
+        "#;
+        assert_eq!(
+            problems(text),
+            [
+                "run.response_format: an agent with tools gives its result with a tool",
+                "limits.steps_max: 0 is not in 1 to 1000",
+                "run.tools.1: a is listed twice",
+                "run.tools.2: there is no tool \"missing\"",
+                "tool.1.name: \"Big\" is not 1 to 63 of a-z 0-9 _, beginning with a letter",
+                "tool.2.name: finish is a built-in tool",
+                "tool.4.name: e is not in run.tools, so it is never offered",
+                "tool.0.timeout: it must be 10ms to 1h",
+                "tool.0.output_bytes: 1 is not in 256 to 1048576",
+                "tool.0.effect: a tool of this kind has read or keyed or once",
+                "tool.0.url: url does not belong to this kind of tool",
+                "tool.0.argv: argv is missing: there is no command to run",
+                "tool.1.parameters: its type must be \"object\"",
+                "tool.1.url: url is missing: there is nowhere to POST",
+                "tool.2.effect: a tool of this kind has read or database",
+                "tool.2.role: role is missing: the role that runs the statement",
+                "tool.2.statement: :x is not in parameters.properties",
+                "tool.3.headers_env: \"a b\" = \"KEY\" is no header with the name of a variable",
+                "tool.4.statement: statement is missing",
+            ]
+        );
+    }
+
+    #[test]
+    fn settings_of_tools_without_tools_are_a_problem() {
+        let found = problems("tools_by = \"native\"\n[limits]\ncalls_max = 5");
+        let told = "it counts only for an agent with run.tools";
+        assert_eq!(found, [format!("run.tools_by: {told}"), format!("limits.calls_max: {told}")]);
+        let text = "id = \"t\"\n[run]\nkind = \"remote\"\n[[tool]]\nname = \"a\"\nkind = \"http\"\nurl = \"http://x\"";
+        let definition: Definition = toml::from_str(text).unwrap();
+        let found = check_in(&definition, &Env::of([]));
+        assert_eq!(found[0].message, "only kind = \"llm\" has a model that could call a tool");
+    }
+}

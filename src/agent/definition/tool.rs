@@ -1,0 +1,96 @@
+//! `[[tool]]`: what the model of an agent may call.
+use crate::{agent::think::BUILT_IN, task::Effect};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use std::{collections::BTreeMap, time::Duration};
+
+/// A tool that the model may call.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Tool {
+    /// Its name: `[a-z][a-z0-9_]{0,62}`.
+    pub name: String,
+    /// What it does, for the model.
+    #[serde(default)]
+    pub description: String,
+    /// What carries it out.
+    pub kind: ToolKind,
+    /// JSON schema of its arguments, an object. Defaults to no arguments.
+    #[serde(default = "no_arguments")]
+    pub parameters: Value,
+    /// The class of its effect. Defaults to `database` for a statement, and to `once` for the others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub effect: Option<Effect>,
+    /// Time limit of a call. Defaults to 30 seconds; 5 seconds for a statement.
+    #[serde(default, with = "humantime_serde", skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<Duration>,
+    /// Most bytes of a result that the model is shown; the middle of a longer one is left out. Defaults to 32 KiB.
+    #[serde(default = "output_bytes")]
+    pub output_bytes: usize,
+
+    /// `command`: the program and its arguments; no shell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub argv: Option<Vec<String>>,
+    /// `command`: variables of the daemon's environment that the process gets. Defaults to none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub env: Vec<String>,
+    /// `http`: the URL of the POST.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+    /// `http`: headers whose values are variables of the environment.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub headers_env: BTreeMap<String, String>,
+    /// `sql`: one statement; `:name` is the argument of that name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub statement: Option<String>,
+    /// `sql`: the role that it runs as.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<String>,
+}
+
+/// What carries out a tool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ToolKind {
+    /// A process.
+    Command,
+    /// A POST.
+    Http,
+    /// A statement in the daemon's own database.
+    Sql,
+}
+
+fn no_arguments() -> Value {
+    json!({ "type": "object", "additionalProperties": false })
+}
+fn output_bytes() -> usize {
+    32 << 10
+}
+
+impl Tool {
+    /// The class of its effect.
+    #[must_use]
+    pub fn effect(&self) -> Effect {
+        self.effect.unwrap_or(match self.kind {
+            ToolKind::Sql => Effect::Database,
+            ToolKind::Command | ToolKind::Http => Effect::Once,
+        })
+    }
+
+    /// Time limit of a call.
+    #[must_use]
+    pub fn timeout(&self) -> Duration {
+        self.timeout.unwrap_or(Duration::from_secs(if self.kind == ToolKind::Sql { 5 } else { 30 }))
+    }
+
+    /// Whether a name has the form of a tool's name.
+    pub(super) fn is_name(name: &str) -> bool {
+        let mut chars = name.chars();
+        let first = chars.next().is_some_and(|c| c.is_ascii_lowercase());
+        first && name.len() <= 63 && chars.all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
+    }
+
+    /// Whether the loop has a tool of this name itself.
+    pub(super) fn is_built_in(name: &str) -> bool {
+        BUILT_IN.contains(&name)
+    }
+}

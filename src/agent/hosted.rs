@@ -1,0 +1,54 @@
+//! A hosted agent while it sleeps, and the state that all of them share.
+use super::{
+    command::ActorCommand,
+    credentials::CredentialIssuer,
+    definition::{Definition, Kind},
+    job::Registry,
+    kind::RunnerDeps,
+    mailbox::Mailbox,
+    metrics::Metrics,
+    rolling_spend::RollingSpend,
+};
+use crate::{clock::Clock, presence::Tracker, scope::Scope, task::TaskCommands, telemetry::Throttle};
+use parking_lot::Mutex;
+use std::sync::{Arc, atomic::AtomicBool};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+/// The state that all hosted agents share.
+pub(super) struct Shared {
+    pub(super) tasks: TaskCommands,
+    pub(super) tracker: Tracker,
+    pub(super) clock: Clock,
+    pub(super) metrics: Metrics,
+    /// Limits the log lines about failed jobs.
+    pub(super) failed_lines: Throttle,
+    pub(super) parts: RunnerDeps,
+    pub(super) credentials: CredentialIssuer,
+    pub(super) registry: Registry,
+    /// The actors.
+    pub(super) actors: Scope,
+    /// The jobs. They continue when it stops, and end when [`Self::release_jobs`] is cancelled.
+    pub(super) jobs: Scope,
+    pub(super) release_jobs: CancellationToken,
+    pub(super) stopping: AtomicBool,
+}
+
+/// One hosted agent: everything that exists of it while it has no actor.
+pub(super) struct HostedAgent {
+    pub(super) definition: Arc<Definition>,
+    pub(super) spend: Mutex<RollingSpend>,
+    /// The cost of its offer hook, which counts to `spend` too.
+    pub(super) offer_spend: Mutex<RollingSpend>,
+    pub(super) mail: Mutex<Mailbox>,
+    /// The queue of its actor. Locked while a command is put in and while an actor goes to sleep, so that no command
+    /// reaches a queue that is not read any more.
+    pub(super) actor: Mutex<Option<mpsc::Sender<ActorCommand>>>,
+}
+
+impl HostedAgent {
+    /// Whether the daemon runs its code; one of kind `remote` runs elsewhere.
+    pub(super) fn is_hosted(&self) -> bool {
+        self.definition.run.kind != Kind::Remote
+    }
+}

@@ -1,0 +1,20 @@
+//! The durable loop of an agent that thinks (`docs/spec/thinking-agents.md`).
+//!
+//! A run is one line of thought on one task: the model is asked, the tools that it calls are run, and it is asked
+//! again, until there is a result. Every step is a row. The pure machine says from the rows what comes next, and the
+//! session performs it, reads the rows again and goes on; it keeps nothing between two steps. So a daemon that is
+//! killed anywhere loses at most the step that was under way, and the next question has the same bytes.
+mod calls;
+mod catalog;
+mod machine;
+mod messages;
+mod perform;
+mod session;
+#[cfg(test)]
+pub(crate) mod testing;
+
+pub(crate) use machine::{ASK, BUILT_IN};
+pub use messages::ToolsBy;
+#[cfg(test)]
+pub(crate) use messages::messages;
+pub(crate) use session::{Session, Thinker};

@@ -1,0 +1,469 @@
+//! Performs the actions of the machine: questions, calls, questions to people, ends.
+//!
+//! The order within an action is fixed: first the intent as a row, then the effect, then its result as a row. A fault
+//! point lies between any two of them.
+use super::{
+    calls::{self, Call, Verdict, error},
+    catalog, machine,
+    messages::{ToolsBy, messages},
+    session::{Session, head, unwritten},
+};
+use crate::{
+    agent::{
+        Finished, hex,
+        job::{permanent, retryable},
+        kind::llm,
+        retry::again,
+        tool::{self, Outcome, ToolCall, shown},
+    },
+    fault,
+    llm::{ChatAnswer, ChatRequest, Format},
+    task::{
+        CallEnd, DatabaseResult, Effect, Failure, ModelEnd, Question, Step, StepBody, StepState, ToolStep,
+        Usage, WaitFor,
+    },
+};
+use futures_util::future::join_all;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
+
+/// Most tokens of an answer without `limits.tokens_per_task`.
+const ANSWER_TOKENS_MAX: u32 = 4_096;
+/// Tries of a call with a key whose outcome is unknown, before a person is asked.
+const KEYED_TRIES: u32 = 3;
+/// Pause before such a try; it doubles.
+const KEYED_PAUSE: Duration = Duration::from_millis(500);
+/// Bytes of arguments that a question to a person shows.
+const SHOWN_ARGS_MAX: usize = 1_000;
+
+impl Session<'_> {
+    /// The question after these steps. It depends on the rows and the definition of the run alone, except for the
+    /// limit of tokens.
+    fn question(&self, steps: &[Step], last: bool) -> Result<ChatRequest, Failure> {
+        let run = &self.pinned.run;
+        let by = run.tools_by.unwrap_or_default();
+        let instructions = run.instructions.as_deref().unwrap_or_default();
+        let system = format!("{instructions}\n\n{}", self.catalog.instructions());
+        let mut all = vec![json!({ "role": "system", "content": system.trim_start() })];
+        all.extend(messages(self.at.run, steps, by));
+        let (tools, format) = match by {
+            ToolsBy::Native => (self.catalog.native(last), Format::Text),
+            ToolsBy::Schema => (Vec::new(), Format::JsonSchema(self.catalog.schema(last))),
+        };
+        let mut question = ChatRequest {
+            model: run.model.clone().unwrap_or_default(),
+            messages: all,
+            tools,
+            tool_required: last,
+            format,
+            max_tokens: ANSWER_TOKENS_MAX,
+            temperature: run.temperature,
+            timeout: self.job.deadline.saturating_duration_since(Instant::now()),
+        };
+        if let Some(limit) = self.thinker.definition.limits.tokens_per_task {
+            let input = input_tokens(&question) / llm::BYTES_PER_TOKEN as u64;
+            let used = self.tokens_before.saturating_add(self.used.tokens).saturating_add(input);
+            let left = u64::from(limit).saturating_sub(used);
+            if left == 0 {
+                return Err(permanent(format!("the run has used limits.tokens_per_task, {limit}")));
+            }
+            question.max_tokens = question.max_tokens.min(u32::try_from(left).unwrap_or(u32::MAX));
+        }
+        Ok(question)
+    }
+
+    /// Money of a question. Without a price, the first question of an assignment costs what the offer says.
+    fn money(&self, input: u64, output: u64) -> u64 {
+        let definition = &self.thinker.definition;
+        match definition.run.price {
+            Some(price) => price.of(input, output),
+            None if self.used == Usage::default() => definition.offer.cost_microdollars,
+            None => 0,
+        }
+    }
+
+    /// The most that a question may use.
+    fn most(&self, question: &ChatRequest) -> Usage {
+        let (input, output) = (input_tokens(question), u64::from(question.max_tokens));
+        Usage {
+            tokens: input.saturating_add(output),
+            microdollars: self.money(input, output),
+            presumed: false,
+        }
+    }
+
+    fn usage_of(&self, question: &ChatRequest, answer: &ChatAnswer) -> Usage {
+        match (answer.input_tokens, answer.output_tokens) {
+            (Some(input), Some(output)) => Usage {
+                tokens: input.saturating_add(output),
+                microdollars: self.money(input, output),
+                presumed: false,
+            },
+            // What the endpoint does not report is presumed to be the most that it may be.
+            _ => Usage { presumed: true, ..self.most(question) },
+        }
+    }
+
+    fn spend(&mut self, usage: Usage) {
+        self.used = Usage {
+            tokens: self.used.tokens.saturating_add(usage.tokens),
+            microdollars: self.used.microdollars.saturating_add(usage.microdollars),
+            presumed: self.used.presumed || usage.presumed,
+        };
+    }
+
+    /// Asks the model: reserves, records the question, sends it, and records the answer with its calls.
+    pub(super) async fn ask(
+        &mut self,
+        steps: &[Step],
+        repeats: Option<i32>,
+        last: bool,
+    ) -> Result<(), Failure> {
+        let question = self.question(steps, last)?;
+        let most = self.most(&question);
+        if let Some(budget) = self.job.budget() {
+            let total = Usage {
+                tokens: self.used.tokens.saturating_add(most.tokens),
+                microdollars: self.used.microdollars.saturating_add(most.microdollars),
+                presumed: false,
+            };
+            budget.reserve(total).await.map_err(|failure| Failure { usage: self.used, ..failure })?;
+        }
+        let sha256 = hex(&Sha256::digest(question.body(false).to_string()));
+        let before = head(steps);
+        let begin = || self.tasks.begin_question(&self.at, before, repeats, &sha256, last);
+        let seq = again(self.job.deadline, begin).await.map_err(|e| unwritten(&e))?;
+        fault::point(fault::Point::StepBegun);
+        self.shows("thinking".into());
+        // The future is dropped with the job: that closes the connection, and no answer is paid for that nobody reads.
+        let answer = tokio::select! {
+            answer = self.thinker.provider.chat(&question, self.job.deadline) => answer,
+            () = self.job.stopped() => {
+                self.spend(Usage { presumed: true, ..most });
+                return Err(Failure { usage: self.used, ..retryable("the request to the model was stopped") });
+            }
+        };
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(error) => {
+                if error.may_have_cost() {
+                    self.spend(Usage { presumed: true, ..most });
+                }
+                return Err(Failure { usage: self.used, ..llm::failure(&error) });
+            }
+        };
+        fault::point(fault::Point::StepAnswered);
+        let usage = self.usage_of(&question, &answer);
+        self.spend(usage);
+        let end = self.read(steps, answer, usage, last).await?;
+        // The head is the question itself.
+        let end_question = || self.tasks.end_question(&self.at, seq, seq, &end);
+        again(self.job.deadline, end_question).await.map_err(|e| unwritten(&e))?;
+        fault::point(fault::Point::StepRecorded);
+        Ok(())
+    }
+
+    /// Reads an answer: how it ended, and which of its calls run.
+    async fn read(
+        &self,
+        steps: &[Step],
+        answer: ChatAnswer,
+        usage: Usage,
+        last: bool,
+    ) -> Result<ModelEnd, Failure> {
+        let by = self.pinned.run.tools_by.unwrap_or_default();
+        let answered = calls::read(&answer.message, answer.finish.as_deref(), by);
+        let mut checked: Vec<(Call, Verdict)> = Vec::with_capacity(answered.calls.len());
+        let result_bytes_max = self.thinker.definition.limits.output_bytes;
+        for call in answered.calls {
+            let schemas = &self.thinker.schemas;
+            let verdict = self.catalog.check(schemas, &call, last, result_bytes_max).await;
+            let verdict = verdict.map_err(|e| retryable(e.to_string()))?;
+            checked.push((call, verdict));
+        }
+        Ok(ModelEnd {
+            calls: calls::plan(steps, &self.earlier, checked, self.rules()),
+            answer: answer.message,
+            ending: answered.ending,
+            finish: answer.finish,
+            model: answer.model,
+            usage,
+            used: self.used,
+        })
+    }
+
+    /// Ends with the text of an answer, if it is a result.
+    pub(super) async fn try_text(&mut self, steps: &[Step], seq: i32) -> Result<Option<Finished>, Failure> {
+        let text = steps.iter().find(|step| step.seq == seq).map(|step| match &step.body {
+            StepBody::Model { answer: Some(answer), .. } => calls::text_of(answer),
+            _ => String::new(),
+        });
+        let text = text.unwrap_or_default();
+        let (schema, schemas) = (self.catalog.result_schema(), &self.thinker.schemas);
+        let limit = self.thinker.definition.limits.output_bytes;
+        let found = llm::result_in(&text, schema, schemas, limit).await;
+        // Without a schema, JSON between words is more often an aside than a result.
+        let is_result = schema.is_some() || calls::is_json(&text);
+        match found {
+            Ok(result) if is_result => {
+                self.end_run("text").await?;
+                fault::point(fault::Point::RunFinishing);
+                Ok(Some(Finished::Result { result, usage: self.used }))
+            }
+            _ => {
+                let next = machine::no_result(steps);
+                self.note_or_end(steps, next).await.map(|()| None)
+            }
+        }
+    }
+
+    /// Begins the calls, runs them at the same time, and records each result as it comes.
+    pub(super) async fn run_calls(&self, steps: &[Step], seqs: &[i32]) -> Result<(), Failure> {
+        let calls: Vec<(&Step, &ToolStep)> =
+            steps.iter().filter_map(machine::tool).filter(|(step, _)| seqs.contains(&step.seq)).collect();
+        let names: Vec<&str> = calls.iter().map(|(_, call)| call.name.as_str()).collect();
+        self.shows(format!("calling {}", names.join(", ")));
+        let begun: Vec<i32> =
+            calls.iter().filter(|(_, call)| !self.is_statement(call)).map(|(step, _)| step.seq).collect();
+        if !begun.is_empty() {
+            let begin = || self.tasks.begin_calls(&self.at, &begun);
+            again(self.job.deadline, begin).await.map_err(|e| unwritten(&e))?;
+            fault::point(fault::Point::ToolIntended);
+        }
+        let each = calls.iter().map(|(step, call)| self.run_call(step.seq, call));
+        // All of them, so that a failure does not lose the results of the others.
+        join_all(each).await.into_iter().collect()
+    }
+
+    fn is_statement(&self, call: &ToolStep) -> bool {
+        self.pinned.declared(&call.name).is_some_and(|tool| tool.kind == crate::agent::ToolKind::Sql)
+    }
+
+    async fn run_call(&self, seq: i32, call: &ToolStep) -> Result<(), Failure> {
+        // Behaviour is that of the run; what is permitted is looked up now.
+        let is_permitted = self.thinker.definition.run.tools.contains(&call.name);
+        let Some(tool) = self.pinned.declared(&call.name).filter(|_| is_permitted) else {
+            let text = error("denied", "the agent may not use this tool any more", false);
+            return self.end_call(seq, StepState::Failed, &text, self.pinned_bytes(&call.name)).await;
+        };
+        if self.is_statement(call) {
+            return self.run_statement(seq, call).await;
+        }
+        let outcome = self.outcome(tool, call).await;
+        match outcome {
+            Outcome::Stopped => Err(retryable("the call of a tool was stopped")),
+            Outcome::Done(output) => {
+                fault::point(fault::Point::ToolDone);
+                self.end_call(seq, StepState::Done, &output, tool.output_bytes).await
+            }
+            Outcome::Failed(code, message, again) => {
+                fault::point(fault::Point::ToolDone);
+                self.end_call(seq, StepState::Failed, &error(code, &message, again), tool.output_bytes).await
+            }
+            Outcome::Uncertain(why) if call.effect == Effect::Read => {
+                self.end_call(seq, StepState::Failed, &error("failed", &why, true), tool.output_bytes).await
+            }
+            Outcome::Uncertain(_) => self.doubt(seq).await,
+        }
+    }
+
+    /// Runs a tool; one with a key again with the same key while the outcome is unknown.
+    async fn outcome(&self, tool: &crate::agent::Tool, call: &ToolStep) -> Outcome {
+        let key = self.at.key;
+        let ids = [
+            ("CONVOKE_TASK_ID", key.task_id.to_string()),
+            ("CONVOKE_AGENT_ID", self.at.agent.to_string()),
+            ("CONVOKE_ORG", self.job.start.org.to_string()),
+        ];
+        let stop = self.job.stop_token();
+        let mut pause = KEYED_PAUSE;
+        for tried in 1.. {
+            let outcome = tool::call(ToolCall {
+                tool,
+                args: &call.args,
+                key: &call.key,
+                ids: &ids,
+                folder: self.thinker.definition.folder.as_deref(),
+                parts: &self.thinker.parts,
+                stop: &stop,
+            });
+            let outcome = outcome.await;
+            let repeats = call.effect == Effect::Keyed && tried < KEYED_TRIES;
+            if !repeats || !matches!(outcome, Outcome::Uncertain(_)) {
+                return outcome;
+            }
+            tokio::select! {
+                () = sleep(pause) => pause *= 2,
+                () = stop.cancelled() => return Outcome::Stopped,
+            }
+        }
+        Outcome::Stopped
+    }
+
+    /// Runs a statement in the commit that ends its step.
+    async fn run_statement(&self, seq: i32, call: &ToolStep) -> Result<(), Failure> {
+        let Some(tool) = self.pinned.declared(&call.name) else { return Ok(()) };
+        let statement = tool::statement(tool, &call.args);
+        let end = |result: &DatabaseResult| match result {
+            DatabaseResult::Rows { rows, more } => {
+                let text = json!({ "rows": rows, "more": more }).to_string();
+                self.shown_end(StepState::Done, &text, tool.output_bytes)
+            }
+            DatabaseResult::Refused { sqlstate } => {
+                let message = format!("the database refused the statement (SQLSTATE {sqlstate})");
+                self.shown_end(StepState::Failed, &error("failed", &message, false), tool.output_bytes)
+            }
+        };
+        let run = || self.tasks.end_call_with(&self.at, seq, &statement, end);
+        again(self.job.deadline, run).await.map_err(|e| unwritten(&e))?;
+        fault::point(fault::Point::ToolRecorded);
+        Ok(())
+    }
+
+    fn pinned_bytes(&self, name: &str) -> usize {
+        self.pinned.declared(name).map_or(32 << 10, |tool| tool.output_bytes)
+    }
+
+    fn shown_end(&self, state: StepState, text: &str, bytes_max: usize) -> CallEnd {
+        let secrets = tool::secrets(&self.thinker.definition, &self.thinker.parts.env);
+        let tool::Shown { text: result, cut } = shown(text, &secrets, bytes_max);
+        CallEnd { state, result, bytes: u64::try_from(text.len()).unwrap_or(u64::MAX), cut }
+    }
+
+    async fn end_call(
+        &self,
+        seq: i32,
+        state: StepState,
+        text: &str,
+        bytes_max: usize,
+    ) -> Result<(), Failure> {
+        let end = self.shown_end(state, text, bytes_max);
+        let ended = again(self.job.deadline, || self.tasks.end_call(&self.at, seq, &end)).await;
+        ended.map_err(|e| unwritten(&e))?;
+        fault::point(fault::Point::ToolRecorded);
+        Ok(())
+    }
+
+    /// Records that the outcome of a call is unknown. The machine then asks a person.
+    pub(super) async fn doubt(&self, seq: i32) -> Result<(), Failure> {
+        self.asks_about(seq, StepState::Unknown).await
+    }
+
+    async fn asks_about(&self, seq: i32, state: StepState) -> Result<(), Failure> {
+        let answers = i32::try_from(self.job.start.answers.len()).unwrap_or(i32::MAX);
+        let asked =
+            again(self.job.deadline, || self.tasks.ask_about_call(&self.at, seq, state, answers)).await;
+        asked.map_err(|e| unwritten(&e))
+    }
+
+    /// Asks a person, or uses the answer.
+    pub(super) async fn ask_person(&self, steps: &[Step], seq: i32) -> Result<Option<Finished>, Failure> {
+        let found = steps.iter().filter_map(machine::tool).find(|(step, _)| step.seq == seq);
+        let Some((step, call)) = found else { return Ok(None) };
+        let (wait_for, question) = match step.state {
+            StepState::Unknown => (WaitFor::Approval, unknown_question(self.at.run, seq, call)),
+            _ => {
+                let text = call.args.get("question").and_then(Value::as_str).unwrap_or_default();
+                (WaitFor::Input, text.trim().to_owned())
+            }
+        };
+        if step.state == StepState::Planned {
+            self.asks_about(seq, StepState::Started).await?;
+        }
+        let asked_after = call.asked_after.filter(|_| step.state != StepState::Planned);
+        match (self.answer(asked_after, &question), step.state) {
+            (None, _) => {
+                let checkpoint = Some(catalog::checkpoint(self.at.run, seq));
+                Ok(Some(Finished::Waits(Question { wait_for, question, checkpoint, usage: self.used })))
+            }
+            (Some(answer), StepState::Unknown) => self.decided(seq, call, &answer).await.map(|()| None),
+            (Some(answer), _) => {
+                self.end_call(seq, StepState::Done, &answer.to_string(), 64 << 10).await.map(|()| None)
+            }
+        }
+    }
+
+    /// The answer to this question, if one came since it was asked.
+    fn answer(&self, asked_after: Option<i32>, question: &str) -> Option<Value> {
+        let after = usize::try_from(asked_after?).ok()?;
+        // Answers that raised a budget are among them.
+        let later = self.job.start.answers.iter().skip(after);
+        let mut ours = later.filter(|it| it.get("question").and_then(Value::as_str) == Some(question));
+        ours.next()?.get("answer").cloned()
+    }
+
+    /// Carries out what a person said about a call whose outcome is unknown.
+    async fn decided(&self, seq: i32, call: &ToolStep, answer: &Value) -> Result<(), Failure> {
+        let bytes_max = self.pinned_bytes(&call.name);
+        match answer.get("outcome").and_then(Value::as_str) {
+            Some("done") => {
+                let result = match answer.get("result") {
+                    Some(Value::String(text)) => text.clone(),
+                    other => other.map(Value::to_string).unwrap_or_default(),
+                };
+                self.end_call(seq, StepState::Done, &result, bytes_max).await
+            }
+            Some("skip") => {
+                let text = error("skipped", "a person decided that this call is not carried out", false);
+                self.end_call(seq, StepState::Skipped, &text, bytes_max).await
+            }
+            // The answer is used with this row: after another crash the person is asked again.
+            Some("not_done") => {
+                let begin = || self.tasks.begin_calls(&self.at, std::slice::from_ref(&seq));
+                again(self.job.deadline, begin).await.map_err(|e| unwritten(&e))?;
+                fault::point(fault::Point::ToolIntended);
+                self.run_call(seq, call).await
+            }
+            // Not one of the three: the same question again.
+            _ => self.doubt(seq).await,
+        }
+    }
+
+    pub(super) async fn refuse_finish(&self, seq: i32) -> Result<(), Failure> {
+        let text = error("failed", "a call beside finish failed: look at the results first", true);
+        self.end_call(seq, StepState::Failed, &text, 32 << 10).await
+    }
+
+    pub(super) async fn finish(&self, steps: &[Step], seq: i32) -> Result<Finished, Failure> {
+        let found = steps.iter().filter_map(machine::tool).find(|(step, _)| step.seq == seq);
+        let Some((step, call)) = found else { return Err(retryable("the step of the result is gone")) };
+        if !step.state.has_ended() {
+            self.end_call(seq, StepState::Done, "accepted", 32 << 10).await?;
+        }
+        self.end_run("finish").await?;
+        fault::point(fault::Point::RunFinishing);
+        Ok(Finished::Result { result: self.catalog.result_of(&call.args), usage: self.used })
+    }
+
+    pub(super) async fn give_up(&self, steps: &[Step], seq: i32) -> Result<Failure, Failure> {
+        let found = steps.iter().filter_map(machine::tool).find(|(step, _)| step.seq == seq);
+        let Some((step, call)) = found else { return Err(retryable("the step of the reason is gone")) };
+        if !step.state.has_ended() {
+            self.end_call(seq, StepState::Done, "accepted", 32 << 10).await?;
+        }
+        self.end_run("give_up").await?;
+        // The reason is a text of the model, so it stays in the rows.
+        let message = format!("the agent gave up: step {seq} of run {} has the reason", self.at.run);
+        Ok(if catalog::give_up(&call.args) { retryable(message) } else { permanent(message) })
+    }
+}
+
+/// The question about a call whose outcome is unknown.
+fn unknown_question(run: i32, seq: i32, call: &ToolStep) -> String {
+    format!(
+        "Did the tool {} have its effect? It was called in step {seq} of run {run} with {} and the idempotency key {}, \
+         and its outcome is unknown. Answer {{\"outcome\": \"done\", \"result\": …}}, {{\"outcome\": \"not_done\"}} to \
+         run it, or {{\"outcome\": \"skip\"}}.",
+        call.name,
+        catalog::shown_args(&call.args, SHOWN_ARGS_MAX),
+        call.key,
+    )
+}
+
+/// The most input tokens of a question: no tokenizer makes more tokens than bytes.
+fn input_tokens(question: &ChatRequest) -> u64 {
+    let bytes = question.body(false).to_string().len();
+    u64::try_from(bytes).unwrap_or(u64::MAX).saturating_add(llm::FRAME_TOKENS)
+}

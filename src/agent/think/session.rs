@@ -1,0 +1,286 @@
+//! The loop around the machine: reads the rows, asks for the next action, performs it, and reads the rows again.
+use super::{
+    catalog::Catalog,
+    machine::{self, Action, Rules, Why},
+};
+use crate::{
+    agent::{
+        Definition, Finished, Job,
+        job::{permanent, retryable},
+        kind::RunnerDeps,
+        retry::again,
+    },
+    llm::Provider,
+    task::{
+        EarlierEffect, Error, Failure, LatestRun, NoteKind, PinnedDefinition, Progress, RunKey, Schemas,
+        Step, TaskCommands, Usage,
+    },
+};
+use serde_json::{Value, json};
+use std::sync::Arc;
+
+/// Questions and calls of a run without limits of its definition.
+const STEPS_MAX: u32 = 50;
+const CALLS_MAX: u32 = 200;
+
+/// The failure of a write that the rows do not permit.
+const FENCED: &str = "the assignment is over";
+
+/// An agent of kind `llm` with tools.
+pub(crate) struct Thinker {
+    pub(crate) definition: Arc<Definition>,
+    pub(crate) parts: RunnerDeps,
+    pub(crate) provider: Provider,
+    pub(crate) schemas: Schemas,
+}
+
+/// The work of one assignment on its run.
+pub(crate) struct Session<'a> {
+    pub(super) thinker: &'a Thinker,
+    pub(super) job: &'a Job,
+    pub(super) tasks: &'a TaskCommands,
+    pub(super) at: RunKey,
+    /// The definition that the run was begun with. What is permitted comes from the agent's own.
+    pub(super) pinned: Definition,
+    pub(super) catalog: Catalog,
+    pub(super) earlier: Vec<EarlierEffect>,
+    /// What this assignment has used.
+    pub(super) used: Usage,
+    /// What the run had used before.
+    pub(super) tokens_before: u64,
+    /// Messages that came since the last job, until they are in a note.
+    messages: Option<String>,
+}
+
+/// The failure of a job whose rows could not be written.
+pub(super) fn unwritten(error: &Error) -> Failure {
+    match error {
+        Error::Fenced => retryable(FENCED),
+        Error::Unstorable(_) => permanent(error.to_string()),
+        error => retryable(error.to_string()),
+    }
+}
+
+impl<'a> Session<'a> {
+    /// Goes on with the run of the task, or begins one with `input` as its first note.
+    ///
+    /// # Errors
+    /// The failure of the attempt.
+    pub(crate) async fn open(
+        thinker: &'a Thinker,
+        job: &'a Job,
+        input: impl FnOnce() -> Result<String, Failure>,
+    ) -> Result<Self, Failure> {
+        let tasks = job.tasks().ok_or_else(|| permanent("an agent with tools works only in a daemon"))?;
+        let key = job.start.key;
+        let found = again(job.deadline, || tasks.latest_run(key.task_id)).await.map_err(|e| unwritten(&e))?;
+        let resumed = found.and_then(|found| resumable(job, found));
+        let (at, pinned, tokens_before, is_new) = match resumed {
+            Some((number, pinned, tokens)) => {
+                (RunKey { key, agent: job.agent_id.clone(), run: number }, pinned, tokens, false)
+            }
+            None => {
+                let (at, pinned) = begin(thinker, job, tasks, &input()?).await?;
+                (at, pinned, 0, true)
+            }
+        };
+        let schema = job.start.result_schema.as_ref().or(pinned.run.result_schema.as_ref());
+        let catalog = Catalog::new(&pinned, schema);
+        let earlier = again(job.deadline, || tasks.earlier_effects(key.task_id, at.run)).await;
+        let earlier = earlier.map_err(|e| unwritten(&e))?;
+        // The first note of a new run has the messages already.
+        let messages = (!is_new && !job.messages().is_empty()).then(|| json!(job.messages()).to_string());
+        Ok(Self {
+            thinker,
+            job,
+            tasks,
+            at,
+            pinned,
+            catalog,
+            earlier,
+            used: Usage::default(),
+            tokens_before,
+            messages,
+        })
+    }
+
+    pub(super) fn rules(&self) -> Rules {
+        let limits = &self.thinker.definition.limits;
+        let count = |limit: Option<u32>, usual| usize::try_from(limit.unwrap_or(usual)).unwrap_or(usize::MAX);
+        Rules { steps_max: count(limits.steps_max, STEPS_MAX), calls_max: count(limits.calls_max, CALLS_MAX) }
+    }
+
+    /// Works until the run has a result, waits, or fails.
+    ///
+    /// # Errors
+    /// The failure of the attempt, with what was used.
+    pub(crate) async fn run(mut self) -> Result<Finished, Failure> {
+        let mut was_fenced = false;
+        loop {
+            let failure = match self.step().await {
+                Ok(None) => {
+                    was_fenced = false;
+                    continue;
+                }
+                Ok(Some(finished)) => return Ok(finished),
+                Err(failure) => failure,
+            };
+            // If the connection was lost during a commit, the write may be there already, and its repetition is
+            // refused. The rows tell; an assignment that is over is refused again.
+            if failure.message == FENCED && !was_fenced {
+                was_fenced = true;
+                continue;
+            }
+            if failure.usage == Usage::default() {
+                return Err(Failure { usage: self.used, ..failure });
+            }
+            return Err(failure);
+        }
+    }
+
+    /// One action.
+    async fn step(&mut self) -> Result<Option<Finished>, Failure> {
+        let task = self.at.key.task_id;
+        let found =
+            again(self.job.deadline, || self.tasks.latest_run(task)).await.map_err(|e| unwritten(&e))?;
+        let run = found.map(|found| found.run).filter(|run| run.number == self.at.run);
+        let run = run.ok_or_else(|| retryable("another run of the task has begun"))?;
+        let steps = run.steps;
+        let action = machine::next(&steps, self.rules());
+        // Between the results of an answer and the next question, never between a call and its result.
+        if matches!(action, Action::Ask { again: None, .. })
+            && let Some(messages) = self.messages.take()
+        {
+            let text = format!("Messages from others:\n{messages}");
+            self.note(&steps, NoteKind::Messages, &text).await?;
+            return Ok(None);
+        }
+        self.perform(&steps, action).await
+    }
+
+    async fn perform(&mut self, steps: &[Step], action: Action) -> Result<Option<Finished>, Failure> {
+        match action {
+            Action::Note(_) => self.note_or_end(steps, action).await.map(|()| None),
+            Action::Ask { again, last } => self.ask(steps, again, last).await.map(|()| None),
+            Action::TryText(seq) => self.try_text(steps, seq).await,
+            Action::Run(seqs) => self.run_calls(steps, &seqs).await.map(|()| None),
+            Action::Doubt(seq) => self.doubt(seq).await.map(|()| None),
+            Action::AskPerson(seq) => self.ask_person(steps, seq).await,
+            Action::RefuseFinish(seq) => self.refuse_finish(seq).await.map(|()| None),
+            Action::Finish(seq) => self.finish(steps, seq).await.map(Some),
+            Action::GiveUp(seq) => Err(self.give_up(steps, seq).await?),
+            Action::End(why) => Err(self.end(why).await?),
+        }
+    }
+
+    /// A note, or the end of the run.
+    pub(super) async fn note_or_end(&self, steps: &[Step], action: Action) -> Result<(), Failure> {
+        match action {
+            Action::Note(kind) => self.note(steps, kind, &self.text_of(kind, steps)).await,
+            _ => Err(self.end(Why::NoResult).await?),
+        }
+    }
+
+    pub(super) async fn note(&self, steps: &[Step], kind: NoteKind, text: &str) -> Result<(), Failure> {
+        let head = head(steps);
+        let noted = again(self.job.deadline, || self.tasks.append_note(&self.at, head, kind, text)).await;
+        noted.map_err(|e| unwritten(&e))
+    }
+
+    fn text_of(&self, kind: NoteKind, steps: &[Step]) -> String {
+        let rules = self.rules();
+        match kind {
+            NoteKind::Rejected => {
+                // As data: it may contain text of a verifier.
+                let reason = self.job.start.rejected.as_deref().unwrap_or("no reason was given");
+                format!("The result was rejected:\n{}", json!(reason))
+            }
+            NoteKind::Nudge => {
+                "That is no result. Call finish with a result that satisfies its schema, or another tool."
+                    .into()
+            }
+            NoteKind::Smaller => "The answer was cut off at its limit. Go on in smaller pieces.".into(),
+            NoteKind::Limit => {
+                let calls = steps.iter().filter(|step| machine::tool(step).is_some()).count();
+                let left = rules.calls_max.saturating_sub(calls);
+                format!(
+                    "Most of the questions and calls of this run are used. {left} calls are left. Come to an end."
+                )
+            }
+            NoteKind::Input | NoteKind::Messages => String::new(),
+        }
+    }
+
+    /// Records the end of a run without result. Returns the failure of the attempt.
+    async fn end(&self, why: Why) -> Result<Failure, Failure> {
+        let (word, failure) = match why {
+            Why::Steps => ("steps", permanent("the run used all of its questions or calls without a result")),
+            Why::Loop => ("loop", retryable("the model gave the same answer again and again")),
+            Why::BadCalls => ("bad_calls", retryable("the model made no valid call in three answers")),
+            Why::NoResult => ("no_result", retryable("the model gave no result")),
+            Why::Length => ("length", retryable("the answers were cut off at the limit of tokens")),
+            Why::Refused => ("refused", permanent("the model or its endpoint refused to answer")),
+        };
+        self.end_run(word).await?;
+        Ok(failure)
+    }
+
+    pub(super) async fn end_run(&self, word: &str) -> Result<(), Failure> {
+        let ended = again(self.job.deadline, || self.tasks.end_run(&self.at, word)).await;
+        ended.map_err(|e| unwritten(&e))
+    }
+
+    /// Reports the activity: evidence of work, and what presence shows.
+    pub(super) fn shows(&self, activity: String) {
+        let progress = Progress { progress: None, activity: Some(activity), checkpoint: None };
+        self.job.reporter().report(progress);
+    }
+}
+
+/// The number of the last step.
+pub(super) fn head(steps: &[Step]) -> i32 {
+    steps.last().map_or(0, |step| step.seq)
+}
+
+/// The run to go on with, its definition, and the tokens that it has used. `None` if a new one must begin: it is that
+/// of another agent, its attempt has failed with it, or this version cannot read its definition.
+fn resumable(job: &Job, found: LatestRun) -> Option<(i32, Definition, u64)> {
+    let LatestRun { run, agent, ended_state } = found;
+    if agent != job.agent_id.as_str() || ended_state.as_deref() == Some("failed") {
+        return None;
+    }
+    let pinned: Definition = serde_json::from_value(run.body).ok()?;
+    Some((run.number, pinned, run.tokens))
+}
+
+async fn begin(
+    thinker: &Thinker,
+    job: &Job,
+    tasks: &TaskCommands,
+    input: &str,
+) -> Result<(RunKey, Definition), Failure> {
+    let definition = &thinker.definition;
+    let body = serde_json::to_value(&**definition).map_err(|e| permanent(format!("definition: {e}")))?;
+    let (key, agent) = (job.start.key, &job.agent_id);
+    // Effects belong to the task: a new run is told what earlier ones did.
+    let earlier = again(job.deadline, || tasks.earlier_effects(key.task_id, i32::MAX)).await;
+    let earlier = earlier.map_err(|e| unwritten(&e))?;
+    let input = with_effects(input, &earlier);
+    let hash = definition.hash();
+    let model = definition.run.model.as_deref().unwrap_or_default();
+    let pinned = PinnedDefinition { hash: &hash, body: &body, model };
+    let begun = again(job.deadline, || tasks.begin_run(key, agent, pinned, &input)).await;
+    let at = begun.map_err(|e| unwritten(&e))?;
+    // Read back, so that a run that was resumed and one that was not have the same definition.
+    let pinned = serde_json::from_value(body).map_err(|e| permanent(format!("definition: {e}")))?;
+    Ok((at, pinned))
+}
+
+fn with_effects(input: &str, earlier: &[EarlierEffect]) -> String {
+    if earlier.is_empty() {
+        return input.to_owned();
+    }
+    let one = |effect: &EarlierEffect| json!({ "tool": effect.name, "state": effect.state, "result": effect.result });
+    let effects: Vec<Value> = earlier.iter().map(one).collect();
+    format!("{input}\n\nEarlier runs of this task had these effects; do not repeat them:\n{}", json!(effects))
+}

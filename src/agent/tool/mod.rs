@@ -1,0 +1,78 @@
+//! The tools that a model may call: programs, services and statements, each with the class of its effect.
+//!
+//! A tool gets the arguments after they were checked, and the idempotency key of its step. Its outcome says whether the
+//! effect happened; one that does not know says so, and never guesses.
+mod command;
+mod http;
+pub(crate) mod named_values;
+mod shown;
+
+use super::{Definition, Env, Tool, ToolKind};
+use crate::{agent::kind::RunnerDeps, task::DatabaseCall};
+use serde_json::Value;
+use std::path::Path;
+use tokio_util::sync::CancellationToken;
+
+pub(crate) use shown::{Shown, shown};
+
+/// One call.
+#[derive(Clone, Copy)]
+pub(crate) struct ToolCall<'a> {
+    pub(crate) tool: &'a Tool,
+    pub(crate) args: &'a Value,
+    /// The idempotency key of the step.
+    pub(crate) key: &'a str,
+    /// The ids of the task, for a program.
+    pub(crate) ids: &'a [(&'static str, String)],
+    /// The folder of the agent's file.
+    pub(crate) folder: Option<&'a Path>,
+    pub(crate) parts: &'a RunnerDeps,
+    /// Cancelled when the job must end.
+    pub(crate) stop: &'a CancellationToken,
+}
+
+/// The outcome of a call.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// The output.
+    Done(String),
+    /// It failed, and had no effect, or says what it did: code, message, whether a retry may succeed.
+    Failed(&'static str, String, bool),
+    /// It may have had its effect: why that is unknown.
+    Uncertain(String),
+    /// The job must end.
+    Stopped,
+}
+
+/// Runs a tool that is not a statement.
+pub(crate) async fn call(call: ToolCall<'_>) -> Outcome {
+    match call.tool.kind {
+        ToolKind::Command => command::call(call).await,
+        ToolKind::Http => http::call(call).await,
+        ToolKind::Sql => Outcome::Failed("failed", "a statement is run with its step".into(), false),
+    }
+}
+
+/// The statement of a call with its values.
+pub(crate) fn statement(tool: &Tool, args: &Value) -> DatabaseCall {
+    let bound = named_values::bind(tool.statement.as_deref().unwrap_or_default());
+    let value = |name: &String| match args.get(name)? {
+        Value::Null => None,
+        Value::String(text) => Some(text.clone()),
+        other => Some(other.to_string()),
+    };
+    DatabaseCall {
+        role: tool.role.clone().unwrap_or_default(),
+        values: bound.names.iter().map(value).collect(),
+        statement: bound.text,
+        read_only: tool.effect() == crate::task::Effect::Read,
+        timeout: tool.timeout(),
+    }
+}
+
+/// The secrets that a definition names, which no result may contain: name and value.
+pub(crate) fn secrets(definition: &Definition, env: &Env) -> Vec<(String, String)> {
+    let of_tools = definition.tool.iter().flat_map(|tool| tool.env.iter().chain(tool.headers_env.values()));
+    let names = of_tools.chain(&definition.run.api_key_env);
+    names.filter_map(|name| Some((name.clone(), env.get(name)?))).collect()
+}

@@ -1,0 +1,357 @@
+//! Builds the parts of a daemon in groups: storage, rights, negotiation, realtime, agents, doors, WAL.
+use super::{
+    Builder, CLIENTS_PUBLICATION, Daemon, Edge, PUBLICATION, Parts, change_log, dashboard_grants,
+    database_broadcasts::DatabaseBroadcasts, health, history, leadership::Leadership, publications,
+    wal_consumer,
+};
+use crate::{
+    access::{self, Access},
+    agent::{self, Agents, Definition},
+    api,
+    auth::{self, Keys},
+    changes::{self, Appender, Changes},
+    clock::Clock,
+    config::{Config, load_agents},
+    dashboard,
+    db::{self, Database},
+    gateway::{self, Gateway},
+    hub::{Hub, history::Rules},
+    id::NodeId,
+    llm::Models,
+    presence::Tracker,
+    remote::{self, Coordination, Identity, Inboxes},
+    scope::Scope,
+    task::{self, Notice, Tasks},
+    telemetry::Registry,
+    wal,
+};
+use anyhow::Context;
+use std::{
+    fmt::Write,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::Duration,
+};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+};
+
+/// Messages of clients to the daemon that wait for the dispatcher; more are dropped and counted.
+const COORDINATION_MAX: usize = 4096;
+
+/// Interval of the tries to write to a database that is read-only.
+const WRITABLE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What every group is built from.
+struct Base {
+    config: Config,
+    scope: Scope,
+    database: Database,
+    clock: Clock,
+    metrics: Registry,
+    health: api::Health,
+    addr: SocketAddr,
+}
+
+/// Who may do what on channels.
+struct Rights {
+    keys: Keys,
+    access: Access,
+}
+
+/// Channels, presence and row changes.
+struct Realtime {
+    hub: Hub,
+    tracker: Tracker,
+    broadcasts: DatabaseBroadcasts,
+    streaming: watch::Receiver<bool>,
+    changes: Changes,
+    appender: Appender,
+}
+
+/// The entries of commands and messages.
+struct Doors {
+    gateway: Gateway,
+    identity: Identity,
+    inboxes: Inboxes,
+    coordination: mpsc::Receiver<Coordination>,
+}
+
+/// Builds a daemon on an open database. On an error the caller drains `scope`.
+pub(super) async fn assemble(
+    builder: Builder,
+    scope: Scope,
+    listener: TcpListener,
+    database: Database,
+) -> anyhow::Result<Daemon> {
+    let Builder { config, definitions, more, registry, models, clock } = builder;
+    let addr = listener.local_addr()?;
+    let (metrics, health) = (Registry::default(), api::Health::default());
+    for part in ["database", "wal", "agents"] {
+        health.set(part, api::PartState::Down, "starting");
+    }
+    let base = Base { config, scope, database, clock, metrics, health, addr };
+
+    prepare_storage(&base).await?;
+    let rights = build_rights(&base).await?;
+    let (tasks, notices) = build_negotiation(&base);
+    let realtime = build_realtime(&base, &rights.access).await?;
+    let definitions = definitions.map_or_else(|| load_agents(&base.config.agents.dir), Ok)?;
+    let definitions = definitions.into_iter().chain(more).collect();
+    let hosting = (definitions, registry, models);
+    let agents = build_agents(&base, &tasks, &realtime.tracker, &rights.keys, hosting)?;
+    let doors = build_doors(&base, &rights, &realtime);
+    let Doors { gateway, identity, inboxes, coordination } = doors;
+    let received = (coordination, notices);
+    start_remote(&base, &tasks, &agents, &realtime, (&identity, &inboxes), received).await?;
+    publish_tables(&base, &agents).await?;
+    let Realtime { hub, tracker, .. } = &realtime;
+    let (hub, tracker) = (hub.clone(), tracker.clone());
+    let wal = start_wal(&base, &tasks, &agents, realtime).await?;
+
+    let Base { config, scope, database, clock, metrics, health, addr } = base;
+    let edge = Edge::new(&config.server, &metrics, gateway.memory());
+    health::start(&scope, database.clone(), tasks.clone(), edge.clone(), health.clone());
+    let (serving, keys) = (scope.child(), rights.keys);
+    let page = dashboard::Deps { database: database.clone(), keys: keys.clone(), clock: clock.clone() };
+    let page = dashboard::router(&config.dashboard, page)?;
+    let routes = gateway::router(&gateway).merge(page).merge(api::router(api::Deps {
+        tasks: tasks.commands(),
+        gateway: gateway.clone(),
+        keys: keys.clone(),
+        clock,
+        health: health.clone(),
+        metrics,
+        identity,
+        inboxes: inboxes.clone(),
+        polls: api::Polls::default(),
+        overviews: api::Overviews::default(),
+        stop: serving.stopping(),
+    }));
+    let parts = Parts { addr, database, tasks, hub, tracker, agents, keys, health, gateway, inboxes };
+    Ok(Daemon { listener, routes, edge, parts, scope, wal, serving })
+}
+
+/// Migrates the database and checks that the daemon can work on it.
+async fn prepare_storage(base: &Base) -> anyhow::Result<()> {
+    let applied = migrate(&base.database).await?;
+    if !applied.applied.is_empty() {
+        tracing::info!(migrations = applied.applied.len(), "database migrated");
+    }
+    check_replication(&base.database).await
+}
+
+/// Migrates the database. Waits while it is read-only, like a standby that is not promoted yet; a running daemon waits
+/// for it as well. Returns any other error, so that a mistake in the settings ends the start.
+async fn migrate(database: &Database) -> Result<db::Migrated, db::Error> {
+    let mut is_logged = false;
+    loop {
+        match db::migrate(database).await {
+            Err(error @ db::Error::ReadOnly { .. }) => {
+                if !std::mem::replace(&mut is_logged, true) {
+                    tracing::warn!(%error, "database is read-only: the daemon starts when it accepts writes");
+                }
+                tokio::time::sleep(WRITABLE_INTERVAL).await;
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+/// Refuses an external database whose WAL cannot be streamed: on it no task would ever be awarded.
+async fn check_replication(database: &Database) -> anyhow::Result<()> {
+    if database.is_private() {
+        return Ok(());
+    }
+    let mut missing = String::new();
+    for finding in db::inspect(database).await? {
+        if !finding.ok && matches!(finding.name, "primary" | "wal_level" | "replication_right") {
+            let remedy = finding.remedy.unwrap_or_default();
+            let _ = write!(missing, "\n  {}: {}: {remedy}", finding.name, finding.found);
+        }
+    }
+    anyhow::ensure!(missing.is_empty(), "the log of {} cannot be read:{missing}", database.url_redacted());
+    Ok(())
+}
+
+async fn build_rights(base: &Base) -> anyhow::Result<Rights> {
+    let Base { config, scope, database, metrics, .. } = base;
+    access::check_roles(database, &config.auth.roles).await?;
+    let keys = super::keys(config)?;
+    keys.keep_fresh(scope);
+    for finding in access::prepare(database).await?.into_iter().filter(|finding| !finding.ok) {
+        let remedy = finding.remedy.unwrap_or_default();
+        tracing::warn!(
+            what = finding.what,
+            found = finding.found,
+            remedy,
+            "private channel setup incomplete"
+        );
+    }
+    let access = Access::new(database, &config.access, metrics)?;
+    access::partition_maintenance::start(scope, database, config.access.messages_retention);
+    Ok(Rights { keys, access })
+}
+
+fn build_negotiation(base: &Base) -> (Tasks, mpsc::Receiver<Vec<Notice>>) {
+    let metrics = task::Metrics::register(&base.metrics);
+    Tasks::start(&base.scope, base.database.clone(), NodeId::generate(), &base.config.task, metrics)
+}
+
+async fn build_realtime(base: &Base, access: &Access) -> anyhow::Result<Realtime> {
+    let Base { config, scope, clock, metrics, health, .. } = base;
+    let hub = Hub::new(metrics);
+    history::start(scope, &hub, config, clock, metrics, health)?;
+    let tracker = Tracker::start(scope, hub.clone(), metrics);
+    let payload_bytes_max = config.gateway.payload_bytes_max;
+    let (broadcasts, streaming) =
+        DatabaseBroadcasts::new(hub.clone(), access.clone(), payload_bytes_max, metrics);
+    let deps = changes_deps(base, hub.clone(), streaming.clone())?;
+    let (changes, appender) = change_log::start(scope, deps, config, health).await?;
+    Ok(Realtime { hub, tracker, broadcasts, streaming, changes, appender })
+}
+
+fn changes_deps(base: &Base, hub: Hub, streaming: watch::Receiver<bool>) -> anyhow::Result<changes::Deps> {
+    let Base { config, scope, database, clock, metrics, .. } = base;
+    // Pools of their own: slow policies and filters of clients must not take the negotiation's connections.
+    let timeout = config.database.statement_timeout;
+    let filters = changes::FILTERS_CONNECTIONS;
+    Ok(changes::Deps {
+        database: database.beside("convoke changes", config.changes.connections_max, timeout, "")?,
+        filters: database.beside_at_low_priority("convoke filters", filters, timeout)?,
+        rows: access::rows::Rows::new(scope, database.clone(), config.access.rows.clone(), metrics),
+        hub,
+        clock: clock.clone(),
+        registry: metrics.clone(),
+        publications: vec![CLIENTS_PUBLICATION.into(), PUBLICATION.into()],
+        streaming,
+        resumable: Rules::new(config.channels.clone()).longest(),
+    })
+}
+
+fn build_agents(
+    base: &Base,
+    tasks: &Tasks,
+    tracker: &Tracker,
+    keys: &Keys,
+    (definitions, registry, models): (Vec<Definition>, agent::Registry, Option<Models>),
+) -> anyhow::Result<Agents> {
+    let deps = agent::Deps {
+        tasks: tasks.commands(),
+        tracker: tracker.clone(),
+        clock: base.clock.clone(),
+        metrics: agent::Metrics::registered(&base.metrics),
+        models: models.unwrap_or_else(|| Models::new(base.clock.clone())),
+        env: agent::Env::process(),
+        credentials: credential_issuer(base.addr, keys, &base.clock),
+    };
+    Ok(Agents::start(&base.scope, deps, definitions, registry)?)
+}
+
+/// Issues the tokens with which jobs of hosted agents request parts over HTTP. A token ends with its job.
+fn credential_issuer(addr: SocketAddr, keys: &Keys, clock: &Clock) -> agent::CredentialIssuer {
+    let ip = match addr.ip() {
+        ip if ip.is_unspecified() && ip.is_ipv4() => IpAddr::from(Ipv4Addr::LOCALHOST),
+        ip if ip.is_unspecified() => IpAddr::from(Ipv6Addr::LOCALHOST),
+        ip => ip,
+    };
+    let (url, keys, clock) =
+        (format!("http://{}", SocketAddr::new(ip, addr.port())), keys.clone(), clock.clone());
+    agent::CredentialIssuer::new(move |agent, org, ttl| {
+        let (org, agent_id) = (Some(org.clone()), Some(agent.clone()));
+        let request = auth::MintRequest { role: auth::Role::Authenticated, org, agent_id, ttl };
+        let token = auth::mint(&keys, &request, clock.now()).ok()?;
+        Some(agent::JobCredentials { url: url.clone(), token })
+    })
+}
+
+fn build_doors(base: &Base, rights: &Rights, realtime: &Realtime) -> Doors {
+    let Base { config, scope, clock, metrics, .. } = base;
+    let Realtime { hub, tracker, changes, streaming, .. } = realtime;
+    let (sender, coordination) = mpsc::channel(COORDINATION_MAX);
+    let observers_open = config.access.observers.open(config.server.listen);
+    let identity = Identity::new(tracker.clone(), Some(sender), observers_open);
+    let inboxes = Inboxes::new(scope, hub.clone(), identity.clone());
+    let deps = gateway::Deps {
+        keys: rights.keys.clone(),
+        access: rights.access.clone(),
+        hub: hub.clone(),
+        tracker: tracker.clone(),
+        clock: clock.clone(),
+        registry: metrics.clone(),
+        identity: identity.clone(),
+        changes: Some(changes.clone()),
+        streaming: Some(streaming.clone()),
+    };
+    let gateway = Gateway::new(scope, config.gateway.clone(), deps);
+    Doors { gateway, identity, inboxes, coordination }
+}
+
+async fn start_remote(
+    base: &Base,
+    tasks: &Tasks,
+    agents: &Agents,
+    realtime: &Realtime,
+    (identity, inboxes): (&Identity, &Inboxes),
+    (coordination, notices): (mpsc::Receiver<Coordination>, mpsc::Receiver<Vec<Notice>>),
+) -> anyhow::Result<()> {
+    let deps = remote::Deps {
+        tasks: tasks.clone(),
+        agents: agents.clone(),
+        tracker: realtime.tracker.clone(),
+        hub: realtime.hub.clone(),
+        clock: base.clock.clone(),
+        identity: identity.clone(),
+        inboxes: inboxes.clone(),
+        admission: remote::Admission::of(base.config.agents.remote, base.config.server.listen),
+        coordination,
+        notices,
+    };
+    Ok(remote::start(&base.scope, deps).await?)
+}
+
+/// Publishes the tables that wakes and dashboards read, before the WAL stream starts.
+async fn publish_tables(base: &Base, agents: &Agents) -> anyhow::Result<()> {
+    let Base { config, scope, database, health, .. } = base;
+    publications::start(scope, database, agents, health).await?;
+    let observed = config.task.observed.then_some(CLIENTS_PUBLICATION);
+    dashboard_grants::apply(database, observed, config.access.observers.open(config.server.listen)).await
+}
+
+/// Starts the WAL stream and its consumer in a scope of their own.
+async fn start_wal(base: &Base, tasks: &Tasks, agents: &Agents, realtime: Realtime) -> anyhow::Result<Scope> {
+    let Base { config, scope, database, metrics, health, clock, .. } = base;
+    let Realtime { broadcasts, appender, .. } = realtime;
+    let (own, data_dir) = (Scope::default(), &config.database.data_dir);
+    let local = wal::Local {
+        spill_dir: data_dir.join("spill"),
+        position_file: Some(data_dir.join("wal").join(format!("{}.position", config.wal.slot))),
+        reached: appender.reached(),
+    };
+    let stream = wal::start(
+        &own,
+        database.clone(),
+        config.wal.clone(),
+        vec![PUBLICATION.into(), CLIENTS_PUBLICATION.into()],
+        local,
+        wal::Metrics::register(metrics),
+    );
+    let ignored = prometheus_client::metrics::counter::Counter::default();
+    let help = "DatabaseBroadcasts in the WAL with the daemon's prefix that are not the daemon's";
+    metrics.register("wal_messages_ignored", help, ignored.clone());
+    let deps = wal_consumer::Deps {
+        database: database.clone(),
+        tasks: tasks.triggers(),
+        wake_key: tasks.wake_key().await.context("cannot read the key of wake-ups")?,
+        ignored,
+        wakes: agents.wakes(),
+        health: health.clone(),
+        messages: broadcasts,
+        appender,
+        progress: scope.watch("wal_consumer", health::STALLED_AFTER),
+        clock: clock.clone(),
+    };
+    let leadership = Leadership::new(scope, tasks.clone(), agents.clone(), health.clone());
+    wal_consumer::start(&own, stream, deps, leadership);
+    Ok(own)
+}

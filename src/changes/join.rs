@@ -1,0 +1,128 @@
+//! Checks of subscriptions: equal checks of concurrent joins are made once.
+//!
+//! A join waits while earlier joins are checked, and is refused as away only when the database does not answer at all
+//! or the WAL is not read for eight seconds.
+use super::{
+    Inner, LogAnchor, Prepared, SubscribeError,
+    catalog::Tables,
+    check::{self, Refusal},
+    item::Item,
+};
+use crate::{access::rows::Viewer, db::Flights};
+use deadpool_postgres::Object;
+use futures_util::FutureExt;
+use serde_json::{Map, Value};
+use std::{sync::Arc, time::Duration};
+use tokio::time::{Instant, sleep, timeout};
+
+/// How long a join waits for a database that does not answer. A client whose join is not answered when it would try
+/// again, after one or two seconds, joins twice, and some end the channel then.
+const SILENT_FOR: Duration = Duration::from_millis(1500);
+/// How long a join waits for its turn. Clients give up after 10 s.
+const WITHIN: Duration = Duration::from_secs(8);
+/// The retry time of a join that is shed; random, so that clients that were shed together do not return together.
+const RETRY_AFTER: std::ops::Range<Duration> = Duration::from_secs(2)..Duration::from_secs(5);
+/// Pause before the database is asked again.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// Origin role and item, whose id does not matter.
+pub(super) type Checks = Flights<(String, Item), Result<(Item, Tables), Refusal>>;
+
+pub(super) async fn prepare(
+    inner: &Arc<Inner>,
+    items: &[Map<String, Value>],
+    viewer: &Arc<Viewer>,
+    plain: bool,
+) -> Result<Prepared, SubscribeError> {
+    let max = inner.dispatcher.config.items_max;
+    if items.len() > max {
+        return Err(SubscribeError::Asked(format!("Too many subscriptions on one channel: at most {max}")));
+    }
+    let items: Result<Vec<Item>, String> = items.iter().map(Item::parse).collect();
+    let mut items = items.map_err(SubscribeError::Asked)?;
+    let began = Instant::now();
+    inner.streams(began).await?;
+    for item in &mut items {
+        checked(inner, viewer, item, began).await?;
+    }
+    let begun = LogAnchor { number: inner.log.begin(), log: inner.log.clone(), kept: false };
+    Ok(Prepared { begun, viewer: viewer.clone(), items: items.into(), plain })
+}
+
+/// Checks an item, and puts the values of its filter into the form in which Postgres writes them.
+async fn checked(
+    inner: &Arc<Inner>,
+    viewer: &Arc<Viewer>,
+    item: &mut Item,
+    began: Instant,
+) -> Result<(), SubscribeError> {
+    let key = (viewer.role().to_owned(), Item { id: 0, ..item.clone() });
+    loop {
+        let (asked, viewer, mut wanted) = (inner.clone(), viewer.clone(), key.1.clone());
+        let ask = || {
+            async move {
+                let dispatcher = &asked.dispatcher;
+                let tables =
+                    check::check(&dispatcher.catalog, &dispatcher.rows, &viewer, &mut wanted).await?;
+                Ok((wanted, tables))
+            }
+            .boxed()
+        };
+        let mut landing = std::pin::pin!(inner.checks.ask(key.clone(), ask));
+        let landed = loop {
+            match timeout(SILENT_FOR, &mut landing).await {
+                Ok(landed) => break landed,
+                Err(_) => inner.may_wait(began)?,
+            }
+        };
+        match landed.answer {
+            Ok((checked, tables)) => {
+                inner.refresh(&tables);
+                item.filter = checked.filter;
+                return Ok(());
+            }
+            // What was asked before this join may be older than the table that it names.
+            Err(Refusal::Asked(_)) if landed.was_under_way => {}
+            Err(Refusal::Asked(text)) => return Err(SubscribeError::Asked(text)),
+            Err(Refusal::Away(error)) => {
+                tracing::debug!(%error, "a subscription waits for the database");
+                sleep(PAUSE).await;
+                if began.elapsed() >= SILENT_FOR {
+                    inner.may_wait(began)?;
+                }
+            }
+        }
+    }
+}
+
+impl Inner {
+    /// Waits until the WAL is read, as after a start or a broken connection.
+    async fn streams(&self, began: Instant) -> Result<(), SubscribeError> {
+        let mut streaming = self.streaming.clone();
+        loop {
+            match timeout(SILENT_FOR, streaming.wait_for(|streams| *streams)).await {
+                Ok(Ok(_)) => return Ok(()),
+                // The daemon stops.
+                Ok(Err(_)) => return Err(SubscribeError::Away),
+                Err(_) => {}
+            }
+            // Whether the database answers is seen by asking it: a stream that is down says nothing of that.
+            let answers = self.dispatcher.catalog.ask(async |_: &mut Object| Ok(())).await;
+            if self.dispatcher.catalog.is_away() || began.elapsed() >= WITHIN {
+                tracing::debug!(?answers, "a subscription waited in vain for the WAL to be read");
+                return Err(SubscribeError::Away);
+            }
+        }
+    }
+
+    /// Whether a join that has waited since then may wait on.
+    fn may_wait(&self, began: Instant) -> Result<(), SubscribeError> {
+        if self.dispatcher.catalog.is_away() {
+            return Err(SubscribeError::Away);
+        }
+        match began.elapsed() < WITHIN {
+            true => Ok(()),
+            false => Err(SubscribeError::Busy { retry_after: rand::random_range(RETRY_AFTER) }),
+        }
+    }
+}

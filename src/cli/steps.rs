@@ -1,0 +1,82 @@
+//! `convoke task steps`: prints the runs of a task, one line a step.
+#![expect(clippy::indexing_slicing, reason = "indexing a JSON value returns null for a missing member")]
+use super::output;
+use serde_json::Value;
+
+/// Longest text of a step that is printed, in characters.
+const TEXT_CHARS_MAX: usize = 200;
+
+/// Prints the runs. Nothing if there are none.
+pub(super) fn print(runs: &Value) {
+    for run in runs.as_array().into_iter().flatten() {
+        let ended = run["ended_as"].as_str().map(|how| format!(", ended with {how}")).unwrap_or_default();
+        let (agent, model) = (output::text(&run["agent_id"]), output::text(&run["model"]));
+        let cost = format!("{} tokens, {}", run["tokens"], output::dollars(&run["microdollars"]));
+        output::line(format!("\nrun {} of {agent} with {model} ({cost}){ended}", run["run"]));
+        for step in run["steps"].as_array().into_iter().flatten() {
+            output::line(line(step));
+        }
+    }
+}
+
+/// `  3  tool   done     look (read) {"id":7} -> …`
+fn line(step: &Value) -> String {
+    let (kind, state) = (output::text(&step["kind"]), output::text(&step["state"]));
+    let tries = step["tries"].as_i64().filter(|tries| *tries > 1);
+    let tries = tries.map(|tries| format!(", {tries} tries")).unwrap_or_default();
+    let what = match kind.as_str() {
+        "tool" => {
+            let args = shortened(&step["args"]);
+            let result = shortened(&step["result"]);
+            let arrow = if result.is_empty() { "" } else { " -> " };
+            format!(
+                "{} ({}) {args}{arrow}{result}",
+                output::text(&step["tool"]),
+                output::text(&step["effect"])
+            )
+        }
+        "model" => {
+            let text = shortened(&step["answer"]["content"]);
+            let ending = step["ending"].as_str().unwrap_or("no answer");
+            let tokens =
+                step["tokens"].as_i64().map(|tokens| format!(", {tokens} tokens")).unwrap_or_default();
+            format!("{ending}{tokens} {text}")
+        }
+        _ => format!("{} {}", output::text(&step["note_kind"]), shortened(&step["note"])),
+    };
+    let line =
+        format!("  {:>3}  {kind:<6} {:<9} {what}", output::text(&step["seq"]), format!("{state}{tries}"));
+    line.trim_end().to_owned()
+}
+
+/// A value as one short line; empty for null.
+fn shortened(value: &Value) -> String {
+    let text = match value {
+        Value::Null => String::new(),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    };
+    let line: String =
+        text.chars().take(TEXT_CHARS_MAX).map(|c| if c.is_control() { ' ' } else { c }).collect();
+    if text.chars().nth(TEXT_CHARS_MAX).is_some() { format!("{line}…") } else { line }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn step_of_every_kind_is_one_line() {
+        let tool = json!({ "seq": 3, "kind": "tool", "state": "done", "tries": 2, "tool": "look", "effect": "read",
+            "args": { "id": 7 }, "result": "a\nb" });
+        assert_eq!(line(&tool), "    3  tool   done, 2 tries look (read) {\"id\":7} -> a b");
+        let model = json!({ "seq": 2, "kind": "model", "state": "started", "tries": 1 });
+        assert_eq!(line(&model), "    2  model  started   no answer");
+        let note = json!({ "seq": 1, "kind": "note", "state": "done", "note_kind": "input", "note": "x".repeat(300) });
+        assert!(line(&note).ends_with("x…") && line(&note).contains("input xxx"));
+        let without_contents =
+            json!({ "seq": 3, "kind": "tool", "state": "failed", "tool": "look", "effect": "read" });
+        assert_eq!(line(&without_contents), "    3  tool   failed    look (read)");
+    }
+}

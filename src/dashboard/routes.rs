@@ -1,0 +1,177 @@
+//! The page and its session.
+use super::{Config, Context, PATH, refusal::Refusal, sessions::Session};
+use axum::{
+    Json,
+    body::Bytes,
+    extract::{ConnectInfo, Query, State},
+    http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header},
+    response::{IntoResponse, Response},
+};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use std::net::SocketAddr;
+
+/// Answers with JSON that no cache stores.
+type Answer = Result<Response, Refusal>;
+
+const NO_STORE: [(header::HeaderName, &str); 1] = [(header::CACHE_CONTROL, "no-store")];
+const NO_SESSION: &str = "you are not signed in: `convoke dashboard` prints a link that signs you in";
+
+/// The cookie of a session.
+pub(super) struct Cookie {
+    name: String,
+    attributes: &'static str,
+}
+
+impl Cookie {
+    /// `mark` belongs to the daemon's secret: cookies ignore ports, so two daemons on one machine need two names.
+    pub(super) fn new(mark: &str, config: &Config) -> Self {
+        let (prefix, attributes) = match config.is_https() {
+            true => ("__Host-", "HttpOnly; SameSite=Strict; Path=/; Secure"),
+            false => ("", "HttpOnly; SameSite=Strict; Path=/dashboard"),
+        };
+        Self { name: format!("{prefix}convoke_{mark}"), attributes }
+    }
+
+    /// The session's secret. `None` if the request has no such cookie.
+    fn read<'a>(&self, headers: &'a HeaderMap) -> Option<&'a str> {
+        let cookies = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
+        let mut pairs =
+            cookies.flat_map(|cookies| cookies.split(';')).filter_map(|pair| pair.split_once('='));
+        pairs.find_map(|(name, value)| (name.trim() == self.name).then_some(value.trim()))
+    }
+
+    fn set(&self, secret: &str, age: std::time::Duration) -> Result<HeaderValue, Refusal> {
+        let Self { name, attributes } = self;
+        let text = format!("{name}={secret}; {attributes}; Max-Age={}", age.as_secs());
+        HeaderValue::try_from(text).map_err(|_| {
+            Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the cookie cannot be written")
+        })
+    }
+}
+
+/// A file of the page. A path without a dot is a screen of the page, which the page itself chooses.
+pub(super) async fn page(State(context): State<Context>, uri: Uri, headers: HeaderMap) -> Response {
+    let path = uri.path().strip_prefix(PATH).unwrap_or_default().trim_start_matches('/');
+    let is_file = path.rsplit('/').next().is_some_and(|name| name.contains('.'));
+    // A missing file is 404: the page instead of a script would be executed as one.
+    let path = if is_file { path } else { "index.html" };
+    match context.0.assets.answer(path, &headers) {
+        Some(response) => response,
+        None => Refusal::new(StatusCode::NOT_FOUND, "not_found", format!("there is no {}", uri.path()))
+            .into_response(),
+    }
+}
+
+pub(super) async fn wrong_method(method: Method, uri: Uri) -> Refusal {
+    let detail = format!("{} does not take {method}", uri.path());
+    Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", detail)
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SignIn {
+    code: String,
+}
+
+/// Signs in with a code: 201 with the session and its cookie. A code works once.
+pub(super) async fn sign_in(
+    State(context): State<Context>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Answer {
+    let inner = &*context.0;
+    if !inner.sign_ins.admit(peer.ip()) {
+        let detail = "too many sign-ins: try again in a minute";
+        return Err(Refusal::new(StatusCode::TOO_MANY_REQUESTS, "rate_limited", detail));
+    }
+    check_json(&headers)?;
+    let bad = |_| Refusal::new(StatusCode::BAD_REQUEST, "bad_request", "the body is not {\"code\": …}");
+    let SignIn { code } = serde_json::from_slice(&body).map_err(bad)?;
+    let login = inner.keys.verify_login(&code, inner.clock.now()).map_err(|_| {
+        Refusal::unauthorized(
+            "the link has expired or is not of this daemon: `convoke dashboard` prints a new one",
+        )
+    })?;
+    let made = inner.sessions.sign_in(&login, inner.cookie.read(&headers)).await?;
+    let (secret, session) = made.ok_or_else(|| {
+        Refusal::unauthorized("the link was used before: `convoke dashboard` prints a new one")
+    })?;
+    tracing::info!(subject = session.subject, org = %session.org, "signed in to the dashboard");
+    let mut response = (StatusCode::CREATED, NO_STORE, Json(shown(&session))).into_response();
+    let cookie = inner.cookie.set(&secret, inner.sessions.max)?;
+    response.headers_mut().insert(header::SET_COOKIE, cookie);
+    Ok(response)
+}
+
+/// The session of the cookie.
+pub(super) async fn who(State(context): State<Context>, headers: HeaderMap) -> Answer {
+    let session = session(&context, &headers).await?;
+    Ok((NO_STORE, Json(shown(&session))).into_response())
+}
+
+/// A bearer of ten minutes for `/v1` and the channels, and an anon key for the socket's URL.
+pub(super) async fn token(
+    State(context): State<Context>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    headers: HeaderMap,
+) -> Answer {
+    let inner = &*context.0;
+    if !inner.tokens.admit(peer.ip()) {
+        let detail = "too many tokens: try again in a minute";
+        return Err(Refusal::new(StatusCode::TOO_MANY_REQUESTS, "rate_limited", detail));
+    }
+    check_json(&headers)?;
+    let session = session(&context, &headers).await?;
+    let signed = inner.keys.sign_viewer(&session.subject, &session.org, inner.clock.now());
+    let (token, expires_at) = signed.map_err(|_| {
+        Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the token cannot be signed")
+    })?;
+    let body = json!({ "token": token, "expires_at": expires_at, "anon_key": inner.anon_key });
+    Ok((NO_STORE, Json(body)).into_response())
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SignOut {
+    #[serde(default)]
+    everywhere: bool,
+}
+
+/// Ends the session, with `?everywhere=true` all sessions of this person in this org. 204, also without a session.
+pub(super) async fn sign_out(
+    State(context): State<Context>,
+    Query(SignOut { everywhere }): Query<SignOut>,
+    headers: HeaderMap,
+) -> Answer {
+    let inner = &*context.0;
+    if let Some(secret) = inner.cookie.read(&headers) {
+        inner.sessions.sign_out(secret, everywhere).await?;
+    }
+    let mut response = (StatusCode::NO_CONTENT, NO_STORE).into_response();
+    let cookie = inner.cookie.set("", std::time::Duration::ZERO)?;
+    response.headers_mut().insert(header::SET_COOKIE, cookie);
+    Ok(response)
+}
+
+async fn session(context: &Context, headers: &HeaderMap) -> Result<Session, Refusal> {
+    let inner = &*context.0;
+    let secret = inner.cookie.read(headers).ok_or_else(|| Refusal::unauthorized(NO_SESSION))?;
+    inner.sessions.find(secret).await?.ok_or_else(|| Refusal::unauthorized(NO_SESSION))
+}
+
+fn shown(session: &Session) -> Value {
+    let Session { subject, org, expires_at } = session;
+    json!({ "user": subject, "org": org, "role": "viewer", "expires_at": expires_at })
+}
+
+/// Refuses a body that a form of another page could send without asking first.
+fn check_json(headers: &HeaderMap) -> Result<(), Refusal> {
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+    if kind.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json")) {
+        return Ok(());
+    }
+    let detail = "send the body as application/json";
+    Err(Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail))
+}

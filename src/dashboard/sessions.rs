@@ -1,0 +1,91 @@
+//! The tables of codes that were used and of sessions. The tables hold hashes, so reading them gives no session.
+use crate::{
+    auth::Login,
+    db::{self, Database},
+    id::OrgId,
+};
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use chrono::{DateTime, Utc};
+use sha2::{Digest, Sha256};
+use std::time::Duration;
+use tokio_postgres::Row;
+
+/// A person who is signed in.
+#[derive(Debug)]
+pub(super) struct Session {
+    pub(super) subject: String,
+    pub(super) org: OrgId,
+    pub(super) expires_at: DateTime<Utc>,
+}
+
+impl Session {
+    fn from_row(row: &Row) -> Result<Option<Self>, db::Error> {
+        let (subject, org, expires_at): (String, String, DateTime<Utc>) =
+            (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+        // A row that was edited by hand and names no org is no session.
+        Ok(org.parse().ok().map(|org| Self { subject, org, expires_at }))
+    }
+}
+
+/// Sessions in the database.
+#[derive(Debug)]
+pub(super) struct Sessions {
+    pub(super) database: Database,
+    pub(super) idle: Duration,
+    pub(super) max: Duration,
+}
+
+impl Sessions {
+    /// Burns the code and makes a session. Returns its secret; `None` if the code was used before. Ends the session of
+    /// `earlier`.
+    pub(super) async fn sign_in(
+        &self,
+        login: &Login,
+        earlier: Option<&str>,
+    ) -> Result<Option<(String, Session)>, db::Error> {
+        let secret = URL_SAFE_NO_PAD.encode(rand::random::<[u8; 32]>());
+        let client = self.database.client().await?;
+        let statement = client.prepare_cached(include_str!("sql/sign_in.sql")).await?;
+        let row = client
+            .query_opt(
+                &statement,
+                &[
+                    &login.id,
+                    &login.expires_at,
+                    &hash(&secret),
+                    &login.subject,
+                    &login.org.as_str(),
+                    &earlier.map(hash),
+                    &millis(self.idle),
+                    &millis(self.max),
+                ],
+            )
+            .await?;
+        let session = row.as_ref().map(Session::from_row).transpose()?.flatten();
+        Ok(session.map(|session| (secret, session)))
+    }
+
+    /// Returns the session of a cookie and marks it as used. `None` if there is none, or if it has ended.
+    pub(super) async fn find(&self, secret: &str) -> Result<Option<Session>, db::Error> {
+        let client = self.database.client().await?;
+        let statement = client.prepare_cached(include_str!("sql/session.sql")).await?;
+        let row = client.query_opt(&statement, &[&hash(secret), &millis(self.idle)]).await?;
+        Ok(row.as_ref().map(Session::from_row).transpose()?.flatten())
+    }
+
+    /// Ends the session of a cookie, with `everywhere` all sessions of this person in this org.
+    pub(super) async fn sign_out(&self, secret: &str, everywhere: bool) -> Result<(), db::Error> {
+        let client = self.database.client().await?;
+        let statement = client.prepare_cached(include_str!("sql/sign_out.sql")).await?;
+        client.execute(&statement, &[&hash(secret), &everywhere]).await?;
+        Ok(())
+    }
+}
+
+fn hash(secret: &str) -> Vec<u8> {
+    Sha256::digest(secret.as_bytes()).to_vec()
+}
+
+fn millis(time: Duration) -> i64 {
+    i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,157 @@
+//! A conversation with tools: messages as they are sent, and an answer as it is received.
+use super::{Error, Format};
+use crate::json::count;
+use serde_json::{Map, Value, json};
+use std::time::Duration;
+
+/// Longest `finish_reason` and name of a model that is kept, in characters.
+const WORD_CHARS_MAX: usize = 64;
+
+/// A request of a conversation. Its JSON has sorted members: the same request has the same bytes.
+#[derive(Clone, Debug)]
+pub struct ChatRequest {
+    /// Name of the model at its endpoint.
+    pub model: String,
+    /// Messages in order, the system message first.
+    pub messages: Vec<Value>,
+    /// Tools in the form of the endpoint. Empty for none.
+    pub tools: Vec<Value>,
+    /// Whether the model must call a tool.
+    pub tool_required: bool,
+    /// Required form of a text answer.
+    pub format: Format,
+    /// Most tokens of the answer.
+    pub max_tokens: u32,
+    /// 0 to 2. Defaults to the endpoint's own.
+    pub temperature: Option<f32>,
+    /// Timeout of one attempt.
+    pub timeout: Duration,
+}
+
+/// The answer of a conversation.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ChatAnswer {
+    /// The assistant message as received, with members that this program does not know.
+    pub message: Value,
+    /// `finish_reason`, if it is a text.
+    pub finish: Option<String>,
+    /// The model that the endpoint names.
+    pub model: Option<String>,
+    /// Tokens of the prompt, as counted by the endpoint; `None` if the count is missing or unreadable.
+    pub input_tokens: Option<u64>,
+    /// Tokens of the answer, likewise. At least the difference of total and prompt: some endpoints leave reasoning out.
+    pub output_tokens: Option<u64>,
+}
+
+impl ChatRequest {
+    /// The body. OpenAI itself needs the newer name of the token limit; other servers only know the old one.
+    #[must_use]
+    pub fn body(&self, is_openai: bool) -> Value {
+        let limit = if is_openai { "max_completion_tokens" } else { "max_tokens" };
+        let mut body: Map<String, Value> = Map::new();
+        body.insert("model".into(), json!(self.model));
+        body.insert("messages".into(), json!(self.messages));
+        body.insert("stream".into(), json!(false));
+        body.insert(limit.into(), json!(self.max_tokens));
+        if !self.tools.is_empty() {
+            body.insert("tools".into(), json!(self.tools));
+            body.insert("tool_choice".into(), json!(if self.tool_required { "required" } else { "auto" }));
+        }
+        body.extend(self.format.member().map(|format| ("response_format".to_owned(), format)));
+        body.extend(self.temperature.map(|t| ("temperature".to_owned(), super::rounded(t))));
+        Value::Object(body)
+    }
+}
+
+impl ChatAnswer {
+    /// Reads a chat completion.
+    ///
+    /// # Errors
+    /// `InvalidAnswer` if it has no choice with a message.
+    pub(super) fn read(mut completion: Value) -> Result<Self, Error> {
+        // Some endpoints report an error with status 200.
+        if completion.get("error").is_some_and(|error| !error.is_null()) {
+            return Err(Error::InvalidAnswer("it is an error with status 200"));
+        }
+        let usage = completion.get("usage").cloned().unwrap_or_default();
+        let used = |name: &str| usage.get(name).and_then(count);
+        let (input, output, total) = (used("prompt_tokens"), used("completion_tokens"), used("total_tokens"));
+        let rest = total.zip(input).map(|(total, input)| total.saturating_sub(input));
+        let word = |value: Option<&Value>| Some(value?.as_str()?.chars().take(WORD_CHARS_MAX).collect());
+        let model = word(completion.get("model"));
+        let choices = completion.get_mut("choices").and_then(Value::as_array_mut);
+        let choices = choices.ok_or(Error::InvalidAnswer("it has no choices with messages"))?;
+        let choice = choices.first_mut().ok_or(Error::InvalidAnswer("it has no choice"))?;
+        let finish = word(choice.get("finish_reason"));
+        let message = choice.get_mut("message").map(Value::take).filter(Value::is_object);
+        let message = message.ok_or(Error::InvalidAnswer("it has no choices with messages"))?;
+        Ok(Self {
+            message,
+            finish,
+            model,
+            input_tokens: input,
+            output_tokens: output.map(|o| o.max(rest.unwrap_or(0))),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request() -> ChatRequest {
+        ChatRequest {
+            model: "m".into(),
+            messages: vec![json!({ "role": "user", "content": "x" })],
+            tools: Vec::new(),
+            tool_required: false,
+            format: Format::Text,
+            max_tokens: 7,
+            temperature: Some(0.2),
+            timeout: Duration::from_secs(1),
+        }
+    }
+
+    #[test]
+    fn body_has_only_the_members_that_are_needed() {
+        let plain = json!({ "model": "m", "messages": [{ "role": "user", "content": "x" }], "stream": false,
+            "max_tokens": 7, "temperature": 0.2 });
+        assert_eq!(request().body(false), plain);
+        let with_tools = ChatRequest { tools: vec![json!(1)], tool_required: true, ..request() }.body(true);
+        assert_eq!((&with_tools["tool_choice"], &with_tools["tools"]), (&json!("required"), &json!([1])));
+        assert_eq!((&with_tools["max_completion_tokens"], with_tools.get("max_tokens")), (&json!(7), None));
+    }
+
+    #[test]
+    fn answer_keeps_members_that_are_unknown() {
+        let message = json!({ "role": "assistant", "content": null, "reasoning": "r", "tool_calls": [] });
+        let completion = json!({ "model": "m-1", "choices": [{ "message": message, "finish_reason": "eos" }],
+            "usage": { "prompt_tokens": 10, "completion_tokens": 3.2, "total_tokens": 19 } });
+        let answer = ChatAnswer::read(completion).unwrap();
+        assert_eq!((answer.message, answer.finish.as_deref()), (message, Some("eos")));
+        assert_eq!((answer.input_tokens, answer.output_tokens), (Some(10), Some(9)));
+        assert_eq!(answer.model.as_deref(), Some("m-1"));
+    }
+
+    #[test]
+    fn wrong_type_of_every_member_is_an_error_or_absent() {
+        let read = |completion: Value| ChatAnswer::read(completion).map_err(|error| error.to_string());
+        let choice = json!([{ "message": { "content": "x" } }]);
+        for odd in [json!(null), json!(7), json!("x"), json!([1]), json!({ "a": 1 })] {
+            assert!(read(odd.clone()).is_err());
+            assert!(read(json!({ "choices": odd })).is_err(), "{odd}");
+            assert!(read(json!({ "choices": [odd] })).is_err(), "{odd}");
+            let answer = read(json!({ "choices": choice, "usage": odd, "model": odd })).unwrap();
+            assert_eq!(
+                (answer.input_tokens, answer.output_tokens, answer.finish),
+                (None, None, None),
+                "{odd}"
+            );
+            let message = read(json!({ "choices": [{ "message": odd }] }));
+            assert_eq!(message.is_ok(), odd.is_object(), "{odd}");
+        }
+        let error = json!({ "choices": choice, "error": { "message": "secret", "code": 429 } });
+        let told = read(error).unwrap_err();
+        assert!(told.ends_with("it is an error with status 200"), "{told}");
+    }
+}

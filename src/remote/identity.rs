@@ -1,0 +1,329 @@
+//! The one check of identity in agents' rooms, for websockets, HTTP and binary frames: the sender and recipient of a
+//! message, the agent of a presence entry, and the observers of a room.
+//!
+//! A message between agents names its true sender and stays in its org, or it is delivered to no one. What an agent
+//! sends about tasks in its own room is delivered there; what others send about tasks goes only to the daemon, so
+//! that no one in a public room can impersonate the daemon.
+use super::{
+    connected_agents::{AgentConnection, ConnectedAgents, PresenceGuard, agent_of},
+    coordination::Coordination,
+    forbidden,
+};
+use crate::{
+    auth::{Claims, Denied, Principal},
+    hub::{Room, SubscriberId},
+    id::{AgentId, ConnId, OrgId},
+    presence::Tracker,
+    task::{Error, TaskReader},
+    wire::Payload,
+};
+use std::sync::Arc;
+use tokio::sync::mpsc;
+
+/// Checks identities and queues messages for the daemon. Clones share one state.
+#[derive(Clone)]
+pub struct Identity(Arc<Inner>);
+
+struct Inner {
+    connected: ConnectedAgents,
+    tracker: Tracker,
+    queue: Option<mpsc::Sender<Coordination>>,
+    observers_open: bool,
+}
+
+/// The door that a broadcast came through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BroadcastSource {
+    /// A channel of a websocket, which can be answered.
+    Socket {
+        /// The websocket.
+        conn: ConnId,
+        /// The channel.
+        channel: SubscriberId,
+    },
+    /// An HTTP request, which is answered by its status.
+    Http,
+}
+
+/// The result of [`Identity::relay`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Relay {
+    /// Whether the room may receive the broadcast.
+    pub deliver: bool,
+    /// Whether the daemon missed the message because the queue was full.
+    pub dropped: bool,
+}
+
+impl Identity {
+    /// Identity checks with no connected agent. Messages for the daemon go into `queue` and are dropped while it is
+    /// full; without a queue no message is checked. With `observers_open`, any token may subscribe to the rooms of agents.
+    #[must_use]
+    pub fn new(tracker: Tracker, queue: Option<mpsc::Sender<Coordination>>, observers_open: bool) -> Self {
+        Self(Arc::new(Inner { connected: ConnectedAgents::default(), tracker, queue, observers_open }))
+    }
+
+    /// The connected agents.
+    #[must_use]
+    pub fn connected_agents(&self) -> &ConnectedAgents {
+        &self.0.connected
+    }
+
+    /// Checks a broadcast, and queues it for the daemon if it is a message of agents. Never blocks.
+    #[must_use]
+    pub fn relay(
+        &self,
+        source: BroadcastSource,
+        claims: &Arc<Claims>,
+        room: &Room,
+        payload: &Payload,
+    ) -> Relay {
+        let no_message = |deliver| Relay { deliver, dropped: false };
+        // A private room of that name is no agents' room: its policies decide about delivery, and the daemon takes
+        // neither commands nor messages from it.
+        let Some(queue) = self.0.queue.as_ref().filter(|_| Coordination::is_agents_room(room)) else {
+            return no_message(true);
+        };
+        let (event, payload) = match Coordination::read(payload) {
+            Ok(Some(message)) => message,
+            Ok(None) => return no_message(true),
+            Err(_) => return no_message(false),
+        };
+        let (conn, channel) = match source {
+            BroadcastSource::Socket { conn, channel } => (conn, channel),
+            BroadcastSource::Http => (ConnId(0), SubscriberId(0)),
+        };
+        let message =
+            Coordination { conn, channel, event, claims: claims.clone(), room: room.clone(), payload };
+        let deliver = self.may_deliver(&message);
+        let is_queued = match source {
+            // A refused message is queued too: the dispatcher answers it with the reason.
+            BroadcastSource::Socket { .. } => true,
+            // A command needs a channel for its answer; HTTP has `/v1` for commands.
+            BroadcastSource::Http => deliver && event != Coordination::EVENT,
+        };
+        Relay { deliver, dropped: is_queued && queue.try_send(message).is_err() }
+    }
+
+    /// Queues a message for the daemon, if it takes any; false if the queue is full.
+    pub(super) fn queue(&self, message: Coordination) -> bool {
+        self.0.queue.as_ref().is_none_or(|queue| queue.try_send(message).is_ok())
+    }
+
+    fn may_deliver(&self, message: &Coordination) -> bool {
+        if message.event == Coordination::EVENT {
+            // In any other room of agents it could be mistaken for a message of the daemon.
+            let own = message.claims.agent_id.as_ref().map(|agent| format!("agent:{agent}"));
+            let is_own_room = own.as_deref() == Some(message.room.topic.as_str());
+            if !is_own_room && !message.claims.is_service() {
+                return false;
+            }
+        }
+        self.check_message(message).is_ok()
+    }
+
+    /// Checks that a message names its true sender, and that the sender may address its room.
+    ///
+    /// # Errors
+    /// The reason, one line.
+    pub(super) fn check_message(&self, message: &Coordination) -> Result<(), String> {
+        let principal = Principal::of(message.claims.clone());
+        if principal.is_service() {
+            return Ok(());
+        }
+        principal.may_negotiate().map_err(|denied| denied.to_string())?;
+        principal.may_change().map_err(|denied| denied.to_string())?;
+        principal.check_sender(message.named_sender()?.as_deref()).map_err(|denied| denied.to_string())?;
+        if let Some(agent) = &message.claims.agent_id {
+            self.0.connected.check_org(agent, &principal).map_err(|denied| denied.to_string())?;
+        }
+        match self.owner(&message.room) {
+            Some(owner) if owner != principal.org() => {
+                Err(format!("{} is of another org than the token", message.room.topic.as_str()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses a bearer that acts as an agent of another org. Reads the registration of an agent that is not known
+    /// yet.
+    ///
+    /// # Errors
+    /// `Forbidden`, or why the registration cannot be read. An agent that is registered nowhere is not refused.
+    pub async fn check_org(
+        &self,
+        tasks: &TaskReader,
+        principal: &Principal,
+        agent: &AgentId,
+    ) -> Result<(), Error> {
+        let connected = &self.0.connected;
+        if connected.org_of(agent).is_none() {
+            match tasks.agent(agent).await {
+                Ok(status) => connected.set_orgs([(agent.clone(), status.org)]),
+                Err(Error::UnknownAgent(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        connected.check_org(agent, principal).map_err(forbidden)
+    }
+
+    /// The org of a room. `None` for the room of an unknown agent, and for one that belongs to no org.
+    fn owner(&self, room: &Room) -> Option<OrgId> {
+        match room.topic.as_str().split_once(':')? {
+            ("org", name) => name.parse().ok(),
+            ("agent", name) => self.0.connected.org_of(&name.parse().ok()?),
+            _ => None,
+        }
+    }
+
+    /// Whether a bearer may subscribe and publish to this room: any bearer if observers are open, else one of the
+    /// room's org. An agent may enter its own room before it is known. True for every room that is not of agents.
+    #[must_use]
+    pub fn may_observe(&self, room: &Room, claims: &Arc<Claims>) -> bool {
+        if self.0.observers_open || !Coordination::is_agents_room(room) {
+            return true;
+        }
+        let principal = Principal::of(claims.clone());
+        match self.owner(room) {
+            Some(org) => principal.sees(&org),
+            None => agent_of(room, claims).is_some() || principal.is_service(),
+        }
+    }
+
+    /// Why a bearer may not track presence in this room under this key and as this agent: in rooms of agents,
+    /// `agent_id` and the keys of agents need that agent's token or the service's. `None` if it may.
+    #[must_use]
+    pub fn spoofed_presence(
+        &self,
+        room: &Room,
+        claims: &Claims,
+        key: &str,
+        agent: Option<&str>,
+    ) -> Option<String> {
+        if !Coordination::is_agents_room(room) || claims.is_service() {
+            return None;
+        }
+        // A token of another org is no agent of this one, whatever its `agent_id`.
+        let same_org = self.owner(room).is_none_or(|org| claims.org.clone().unwrap_or_default() == org);
+        let own = claims.agent_id.as_ref().filter(|_| same_org && claims.may_negotiate());
+        let own = own.map(AgentId::as_str);
+        if let Some(agent) = agent.filter(|agent| Some(*agent) != own) {
+            return Some(format!("agent_id {agent:?} may be said here only with that agent's token"));
+        }
+        let taken =
+            room.topic.as_str().strip_prefix("agent:") == Some(key) || self.0.tracker.is_hosted(room, key);
+        (taken && own != Some(key))
+            .then(|| format!("the presence key {key:?} is an agent's and needs that agent's token"))
+    }
+
+    /// Connects the agent of this room, or updates its connection in `guard`. Does nothing if the bearer is not
+    /// that agent.
+    ///
+    /// # Errors
+    /// [`Denied`] if the agent belongs to another org.
+    pub fn connect(
+        &self,
+        guard: &mut Option<PresenceGuard>,
+        room: &Room,
+        connection: AgentConnection,
+    ) -> Result<(), Denied> {
+        let Some(agent) = agent_of(room, &connection.claims) else { return Ok(()) };
+        match guard {
+            Some(guard) => guard.update(connection),
+            None => *guard = Some(self.0.connected.connect(agent, connection)?),
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{hub::Hub, id::Topic, scope::Scope, telemetry::Registry};
+
+    fn message(event: &'static str, room: &str, claims: Claims, payload: &str) -> Coordination {
+        Coordination {
+            conn: ConnId(1),
+            channel: SubscriberId(1),
+            event,
+            claims: Arc::new(claims),
+            room: Room::public(Topic::new(room).unwrap()),
+            payload: payload.to_owned().into(),
+        }
+    }
+
+    fn claims(role: &str, org: &str, agent: Option<&str>) -> Claims {
+        Claims {
+            role: role.into(),
+            org: org.parse().ok(),
+            agent_id: agent.and_then(|agent| agent.parse().ok()),
+            exp: chrono::DateTime::UNIX_EPOCH,
+            sub: None,
+            raw: serde_json::Map::new(),
+        }
+    }
+
+    #[tokio::test]
+    async fn broadcast_in_a_private_room_is_no_message_of_agents() {
+        let (scope, registry) = (Scope::default(), Registry::default());
+        let tracker = Tracker::start(&scope, Hub::new(&registry), &registry);
+        let (queue, mut queued) = mpsc::channel(8);
+        let identity = Identity::new(tracker, Some(queue), true);
+        let claims = Arc::new(claims("authenticated", "demo", Some("other")));
+        let socket = BroadcastSource::Socket { conn: ConnId(1), channel: SubscriberId(1) };
+        for (source, private, event, expected) in [
+            (socket, true, Coordination::EVENT, (true, false)),
+            (socket, true, Coordination::MESSAGE, (true, false)),
+            (BroadcastSource::Http, true, Coordination::EVENT, (true, false)),
+            (BroadcastSource::Http, true, Coordination::MESSAGE, (true, false)),
+            (socket, false, Coordination::EVENT, (false, true)),
+            (socket, false, Coordination::MESSAGE, (true, true)),
+            (BroadcastSource::Http, false, Coordination::EVENT, (false, false)),
+            (BroadcastSource::Http, false, Coordination::MESSAGE, (true, true)),
+        ] {
+            let room = Room { topic: Topic::new("agent:near").unwrap(), private };
+            let encoding = crate::wire::Encoding::Json;
+            let payload = Payload::User { event: event.into(), encoding, data: "{}".into() };
+            let relay = identity.relay(source, &claims, &room, &payload);
+            assert!(!relay.dropped);
+            let outcome = (relay.deliver, queued.try_recv().is_ok());
+            assert_eq!(outcome, expected, "{source:?} {event} in a private room: {private}");
+        }
+    }
+
+    #[tokio::test]
+    async fn message_is_delivered_if_its_sender_is_true_and_its_recipient_in_its_org() {
+        let (scope, registry) = (Scope::default(), Registry::default());
+        let tracker = Tracker::start(&scope, Hub::new(&registry), &registry);
+        let identity = Identity::new(tracker, None, true);
+        identity.connected_agents().set_orgs([("near".parse().unwrap(), "demo".parse().unwrap())]);
+        let delivered =
+            |event, room, claims, payload| identity.may_deliver(&message(event, room, claims, payload));
+        let other = || claims("authenticated", "demo", Some("other"));
+        for (room, who, payload, expected) in [
+            ("agent:near", other(), "{}", true),
+            ("agent:near", other(), r#"{"agent_id":"other"}"#, true),
+            ("agent:near", other(), r#"{"agent_id":"near"}"#, false),
+            ("agent:near", other(), r#"{"agent_id":7}"#, false),
+            ("agent:near", other(), r#"{"agent_id":"near","agent_id":"other"}"#, false),
+            ("agent:near", other(), r#"{"agent_id":"other","agent\u005fid":"near"}"#, false),
+            // An agent id of another org, in a room of its own org.
+            ("org:else", claims("authenticated", "else", Some("near")), "{}", false),
+            ("agent:near", claims("authenticated", "else", Some("other")), "{}", false),
+            ("agent:near", claims("anon", "demo", None), "{}", false),
+            ("agent:near", claims("service_role", "else", None), r#"{"agent_id":"near"}"#, true),
+            ("org:demo", other(), "[1]", true),
+            ("org:else", other(), "{}", false),
+        ] {
+            assert_eq!(
+                delivered(Coordination::MESSAGE, room, who.clone(), payload),
+                expected,
+                "{room} {payload}"
+            );
+        }
+        // In a room of agents only the agent itself publishes about tasks.
+        assert!(!delivered(Coordination::EVENT, "agent:near", other(), r#"{"type":"task_cancel"}"#));
+        assert!(!delivered(Coordination::EVENT, "org:demo", other(), r#"{"type":"task_update"}"#));
+        let near = claims("authenticated", "demo", Some("near"));
+        assert!(delivered(Coordination::EVENT, "agent:near", near, r#"{"type":"task_progress"}"#));
+    }
+}

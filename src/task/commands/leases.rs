@@ -1,0 +1,44 @@
+//! Renewal of leases: every report of an assignee renews the lease of its assignment.
+//!
+//! A lease that is not renewed in time is found by the arbiter as due (`LeaseLost` in
+//! [`decide`](super::decide::decide)), and the task goes to another agent.
+use crate::db;
+use crate::task::commands::command::Report;
+use crate::task::storage::columns::columns;
+use crate::task::storage::statement::async_commit;
+use crate::task::{Error, context::TaskContext, storage::rows};
+use serde_json::Value;
+use std::{collections::HashSet, sync::Arc};
+use uuid::Uuid;
+
+/// Renews the leases of a batch of reports with one statement, and stores their evidence of work. A report whose
+/// assignment is over gets `Fenced`.
+pub(in crate::task) async fn renew(
+    context: Arc<TaskContext>,
+    batch: Arc<Vec<Report>>,
+) -> Result<Vec<Result<(), Error>>, Error> {
+    let mut client = context.database.client().await?;
+    let tx = client.transaction().await.map_err(db::Error::from)?;
+    let columns = columns!("renew_lease", batch.iter(), |report| {
+        task_id: Uuid = report.key.task_id.as_uuid(),
+        assignment_id: Uuid = report.key.assignment_id.as_uuid(),
+        epoch: i64 = report.key.epoch.0,
+        agent_id: &str = report.agent.as_str(),
+        evidence: bool = report.evidence.is_some(),
+        progress: Option<f32> = report.evidence.as_ref().and_then(|it| it.progress),
+        activity: Option<&str> = report.evidence.as_ref().and_then(|it| it.activity.as_deref()),
+        checkpoint: Option<&Value> = report.evidence.as_ref().and_then(|it| it.checkpoint.as_ref()),
+    });
+    let ((), rows) = futures_util::future::try_join(async_commit(&tx), columns.run(&tx, &[])).await?;
+    // Not flushed: a report that is lost with the machine is followed by the next one.
+    tx.commit().await.map_err(db::Error::from)?;
+    let renewed: HashSet<Uuid> = rows::all(&rows, "id")?.into_iter().collect();
+    if batch.iter().any(|r| r.evidence.is_some()) {
+        context.changed.send_modify(|ticks| *ticks = ticks.wrapping_add(1));
+    }
+    let answer = |report: &Report| {
+        let renewed = renewed.contains(&report.key.assignment_id.as_uuid());
+        renewed.then_some(()).ok_or(Error::Fenced)
+    };
+    Ok(batch.iter().map(answer).collect())
+}

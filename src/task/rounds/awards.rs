@@ -1,0 +1,272 @@
+//! Writes the plan of a round: empty rounds, announcements, offers, awards, ends.
+//!
+//! The arbiter uses it for tasks that were ready or whose round is over. Requests, wakes and bursts use it for tasks
+//! that they insert: when no task of the class waits before them, they are inserted and awarded in one commit.
+use crate::fault;
+use crate::task::rounds::round::{Exhausted, Plan};
+use crate::task::storage::candidate::Candidate;
+use crate::task::storage::columns::columns;
+use crate::task::storage::rows::{self, Columns, Unreadable};
+use crate::task::storage::statement::{run, sql};
+use crate::task::storage::store::{self, StoredOffer};
+use crate::task::{
+    AgentId, Assigned, AssignmentId, AssignmentKey, Epoch, Error, Incarnation, Notice, OfferSummary,
+    TaskContext, TaskId, TaskState, Update,
+};
+use chrono::{DateTime, Utc};
+use deadpool_postgres::Transaction;
+use serde_json::Value;
+use std::{collections::HashMap, sync::atomic::Ordering};
+use tokio_postgres::{Row, types::Json};
+use uuid::Uuid;
+
+/// What was written, to be published after the commit.
+#[derive(Debug, Default)]
+pub(in crate::task) struct Written {
+    notices: Vec<Notice>,
+    awards: usize,
+    announced: bool,
+    /// Tasks that moved.
+    pub(in crate::task) moved: usize,
+    /// Whether the arbiter must poll: a slot that was free in the roster was not, or tasks of a class must wait.
+    arbiter_wanted: bool,
+}
+
+/// Opens rounds for tasks that this transaction has inserted. `made`: with their classes.
+pub(in crate::task) async fn award_new(
+    context: &TaskContext,
+    tx: &Transaction<'_>,
+    made: Vec<(i64, Candidate)>,
+) -> Result<Written, Error> {
+    let (first, later): (Vec<_>, Vec<_>) = {
+        let backlog = context.backlog.lock();
+        made.into_iter().partition(|(class, _)| !backlog.contains(class))
+    };
+    if !context.arbitrates.load(Ordering::Relaxed) || first.is_empty() {
+        return Ok(Written { arbiter_wanted: true, ..Written::default() });
+    }
+    let (classes, tasks): (Vec<i64>, Vec<Candidate>) = first.into_iter().unzip();
+    // A task on which the plan panicked stays open: the arbiter finds it and ends it.
+    let (plan, _) = Plan::open_all(context, &tasks);
+    let mut written = write(context, tx, plan, &tasks, false).await?;
+    written.arbiter_wanted |= !later.is_empty();
+    if written.moved < tasks.len() {
+        written.arbiter_wanted = true;
+        context.backlog.lock().extend(classes);
+    }
+    Ok(written)
+}
+
+/// Writes a plan for tasks whose rows this transaction has locked. `standing`: their offers are rows already.
+pub(in crate::task) async fn write(
+    context: &TaskContext,
+    tx: &Transaction<'_>,
+    mut plan: Plan,
+    tasks: &[Candidate],
+    standing: bool,
+) -> Result<Written, Error> {
+    decide_exhausted(tx, &mut plan).await?;
+    let plan = &plan;
+    let ready: Vec<Uuid> = plan.ready.iter().map(|id| id.as_uuid()).collect();
+    if !ready.is_empty() {
+        run(tx, sql!("mark_ready"), &[&ready]).await?;
+    }
+    write_empty(tx, plan).await?;
+    let windows = write_announced(tx, plan).await?;
+    let ((), awards) = futures_util::future::try_join(
+        store::offers(tx, &plan.offers),
+        store::award(tx, context.node.as_uuid(), &plan.winners, standing),
+    )
+    .await?;
+    let short = awards.len() < plan.winners.len();
+    if short {
+        withdraw(tx, plan, &awards).await?;
+        context.roster_stale.store(true, Ordering::Relaxed);
+    }
+    let ended = store::settle(tx, &plan.settled).await?;
+    let round = RoundNotices { plan, standing, tasks: tasks.iter().map(|task| (task.id, task)).collect() };
+    let mut notices = round.announced(&windows);
+    for row in &awards {
+        notices.extend(round.awarded(row)?);
+    }
+    for row in &ended {
+        notices.push(Notice::Updated(Update::from_row(row)?));
+    }
+    if !awards.is_empty() {
+        fault::point(fault::Point::TaskAwardBeforeCommit);
+    }
+    Ok(Written {
+        notices,
+        awards: awards.len(),
+        announced: !plan.announced.is_empty(),
+        moved: awards.len() + ended.len() + plan.announced.len() + plan.empty.len(),
+        // A backoff may end before the next poll.
+        arbiter_wanted: short || !plan.empty.is_empty(),
+    })
+}
+
+/// Publishes what was written, after the commit.
+pub(in crate::task) fn publish(context: &TaskContext, written: Written) {
+    if written.awards > 0 {
+        fault::point(fault::Point::TaskAwarded);
+    }
+    if written.announced {
+        fault::point(fault::Point::TaskAnnounced);
+    }
+    context.metrics.awarded.inc_by(written.awards as u64);
+    if written.arbiter_wanted || written.announced {
+        context.notify_arbiter();
+    }
+    context.publish(written.notices);
+}
+
+/// Opens the offers of winners again whose agent had no free slot.
+async fn withdraw(tx: &Transaction<'_>, plan: &Plan, awards: &[Row]) -> Result<(), Error> {
+    let made: Vec<TaskId> = rows::all::<Uuid>(awards, "id")?.into_iter().map(TaskId::from).collect();
+    let lost = plan.winners.iter().filter(|winner| !made.contains(&winner.task));
+    let columns = columns!("withdraw", lost, |winner| {
+        task_id: Uuid = winner.task.as_uuid(),
+        round: i32 = winner.round,
+    });
+    columns.run(tx, &[]).await.map(drop)
+}
+
+/// Decides about tasks whose rounds are used up: another empty round for those that wait for an agent, the end
+/// of the others. Only the rows know which agents are expected.
+async fn decide_exhausted(tx: &Transaction<'_>, plan: &mut Plan) -> Result<(), Error> {
+    let exhausted = std::mem::take(&mut plan.exhausted);
+    if exhausted.is_empty() {
+        return Ok(());
+    }
+    let columns = columns!("awaited", &exhausted, |it| {
+        task_id: Uuid = it.empty.task.as_uuid(),
+        absence_ms: i64 = it.absence_ms,
+        agent: Option<&str> = it.agent.as_ref().map(AgentId::as_str),
+        none_seen: bool = it.none_seen,
+    });
+    let rows = columns.run(tx, &[]).await?;
+    drop(columns);
+    let awaited: Vec<Uuid> = rows::all(&rows, "id")?;
+    for Exhausted { empty, end, .. } in exhausted {
+        if awaited.contains(&empty.task.as_uuid()) {
+            plan.empty.push(empty);
+        } else {
+            plan.settled.push(end);
+        }
+    }
+    Ok(())
+}
+
+async fn write_empty(tx: &Transaction<'_>, plan: &Plan) -> Result<(), Error> {
+    if plan.empty.is_empty() {
+        return Ok(());
+    }
+    let columns = columns!("empty_round", &plan.empty, |empty| {
+        task_id: Uuid = empty.task.as_uuid(),
+        round: i32 = empty.round,
+        backoff_ms: i64 = empty.backoff_ms,
+        reasons: &Value = &empty.reasons,
+    });
+    columns.run(tx, &[]).await.map(drop)
+}
+
+async fn write_announced(tx: &Transaction<'_>, plan: &Plan) -> Result<HashMap<TaskId, DateTime<Utc>>, Error> {
+    if plan.announced.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let columns = columns!("announce", &plan.announced, |it| {
+        task_id: Uuid = it.task.as_uuid(),
+        round: i32 = it.round,
+        window_ms: i64 = it.window_ms,
+        eligible: Json<&Vec<AgentId>> = Json(&it.eligible),
+        silent: &Value = &it.silent,
+    });
+    let rows = columns.run(tx, &[]).await?;
+    rows.iter().map(|row| Ok((rows::task_id(row, "id")?, row.read("bids_close_at")?))).collect()
+}
+
+/// Makes the notices of a plan that was written.
+struct RoundNotices<'a> {
+    plan: &'a Plan,
+    standing: bool,
+    tasks: HashMap<TaskId, &'a Candidate>,
+}
+
+impl RoundNotices<'_> {
+    fn update(&self, id: TaskId, state: TaskState, epoch: Epoch) -> Option<Update> {
+        let task = self.tasks.get(&id)?;
+        Some(Update {
+            id,
+            org: task.org.clone(),
+            kind: task.kind.clone(),
+            state,
+            state_reason: None,
+            epoch,
+            agent_id: None,
+            requester: task.requester.clone(),
+        })
+    }
+
+    fn announced(&self, windows: &HashMap<TaskId, DateTime<Utc>>) -> Vec<Notice> {
+        let rounds = self.plan.announced.iter().filter_map(|round| {
+            let task = self.update(round.task, TaskState::Open, Epoch(0))?;
+            let offers = self.offers(round.task);
+            let offered = (!offers.is_empty()).then(|| Notice::Offered {
+                task: task.clone(),
+                round: round.round,
+                offers,
+            });
+            let announced = Notice::Announced {
+                task,
+                round: round.round,
+                bids_close_at: windows.get(&round.task).copied(),
+                eligible: round.eligible.clone(),
+            };
+            Some([Some(announced), offered])
+        });
+        rounds.flatten().flatten().collect()
+    }
+
+    /// The offers on a task in this plan.
+    fn offers(&self, task: TaskId) -> Vec<OfferSummary> {
+        let offers = self.plan.offers.iter().filter(|offer| offer.task == task);
+        let summary = |offer: &StoredOffer| OfferSummary {
+            agent_id: offer.agent.clone(),
+            cost_microdollars: offer.cost_microdollars,
+            eta_ms: offer.eta_ms,
+            confidence: offer.confidence,
+        };
+        offers.map(summary).collect()
+    }
+
+    fn awarded(&self, row: &Row) -> Result<Vec<Notice>, Unreadable> {
+        let id = rows::task_id(row, "id")?;
+        let epoch = Epoch(row.read("epoch")?);
+        let (Some(mut update), Some(agent)) =
+            (self.update(id, TaskState::Awarded, epoch), rows::agent(row, "agent_id")?)
+        else {
+            return Ok(Vec::new());
+        };
+        update.agent_id = Some(agent.clone());
+        let winner = self.plan.winners.iter().find(|winner| winner.task == id);
+        let round = winner.map_or(0, |winner| winner.round);
+        // The offers of an announced round were published when they came.
+        let offers = if self.standing { Vec::new() } else { self.offers(id) };
+        let assigned = Assigned {
+            key: AssignmentKey {
+                task_id: id,
+                assignment_id: AssignmentId::from(row.read::<Uuid>("assignment_id")?),
+                epoch,
+            },
+            org: update.org.clone(),
+            kind: update.kind.clone(),
+            agent_id: agent,
+            incarnation: Incarnation(row.read("incarnation")?),
+            confirm_by: row.read("due_at")?,
+            requester: update.requester.clone(),
+        };
+        let offered = (!offers.is_empty()).then(|| Notice::Offered { task: update.clone(), round, offers });
+        let notices = [Some(Notice::Assigned(assigned)), offered, Some(Notice::Updated(update))];
+        Ok(notices.into_iter().flatten().collect())
+    }
+}

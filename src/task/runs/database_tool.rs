@@ -1,0 +1,186 @@
+//! A declared statement that is committed together with the step that called it: the effect happens once, or not at all.
+//!
+//! The statement is the operator's text, and the model gives only values, which travel as parameters of the extended
+//! protocol. It runs under a role that the definition names, with limits on time and rows. The fence is checked at the
+//! end, directly before the commit: a lock on the assignment that is held while the statement runs would delay the
+//! arbiter, and could wait in a circle with a statement that touches the task.
+use super::{CallEnd, Fence, RunKey, written};
+use crate::db;
+use crate::task::storage::rows::Columns;
+use crate::task::storage::statement::{run, sql, to_i64};
+use crate::task::{Error, TaskCommands};
+use bytes::BytesMut;
+use deadpool_postgres::Transaction;
+use serde_json::{Value, json};
+use std::time::Duration;
+use tokio_postgres::{
+    error::SqlState,
+    types::{Format, IsNull, ToSql, Type, to_sql_checked},
+};
+
+/// Most rows of a result.
+const ROWS_MAX: usize = 200;
+/// Most bytes of a result.
+const BYTES_MAX: usize = 64 << 10;
+/// How long the statement waits for a lock.
+const LOCK_TIMEOUT: &str = "1s";
+
+/// Ends the limits of a statement.
+const AS_THE_DAEMON: &str = "set local role none; set local statement_timeout = 0; set local lock_timeout = 0; \
+                             set local search_path = pg_catalog";
+
+/// A statement with its values.
+#[derive(Clone, Debug)]
+pub struct DatabaseCall {
+    /// The role that it runs as.
+    pub role: String,
+    /// The statement with `$1`, `$2`, …
+    pub statement: String,
+    /// The values, as text for the types that the statement gives them.
+    pub values: Vec<Option<String>>,
+    /// Whether it may only read.
+    pub read_only: bool,
+    /// The time limit.
+    pub timeout: Duration,
+}
+
+/// The result of a statement.
+#[derive(Clone, Debug, PartialEq)]
+pub enum DatabaseResult {
+    /// The rows, each an object.
+    Rows {
+        /// At most 200 rows and 64 KiB.
+        rows: Vec<Value>,
+        /// Whether there were more.
+        more: bool,
+    },
+    /// Postgres refused it.
+    Refused {
+        /// The SQLSTATE. Its message may contain values, so it is not kept.
+        sqlstate: String,
+    },
+}
+
+/// A value in text form, for a parameter of any type.
+#[derive(Debug)]
+struct TextValue<'a>(Option<&'a str>);
+
+impl ToSql for TextValue<'_> {
+    fn to_sql(
+        &self,
+        _: &Type,
+        out: &mut BytesMut,
+    ) -> Result<IsNull, Box<dyn std::error::Error + Sync + Send>> {
+        let Some(text) = self.0 else { return Ok(IsNull::Yes) };
+        out.extend_from_slice(text.as_bytes());
+        Ok(IsNull::No)
+    }
+
+    fn accepts(_: &Type) -> bool {
+        true
+    }
+
+    fn encode_format(&self, _: &Type) -> Format {
+        Format::Text
+    }
+
+    to_sql_checked!();
+}
+
+impl TaskCommands {
+    /// Runs the statement of the call `seq` and ends the call with its result, in one commit. `end` makes the result
+    /// that the model is shown.
+    ///
+    /// # Errors
+    /// `Fenced` when the assignment is over or the call has ended: the statement had no effect. `Unavailable` and
+    /// `Internal` when the database failed: it may be called again.
+    pub async fn end_call_with(
+        &self,
+        at: &RunKey,
+        seq: i32,
+        call: &DatabaseCall,
+        end: impl FnOnce(&DatabaseResult) -> CallEnd + Send,
+    ) -> Result<(), Error> {
+        let mut client = self.context.database.client().await?;
+        let mut tx = client.transaction().await.map_err(db::Error::from)?;
+        // Rolled back with a refused statement, so that the record of the refusal can still be committed.
+        let inner = tx.savepoint("tool").await.map_err(db::Error::from)?;
+        let found = match statement(&inner, call).await {
+            Ok(found) if call.read_only => {
+                // A transaction that is read-only cannot become writable again except by this rollback.
+                inner.rollback().await.map_err(db::Error::from)?;
+                found
+            }
+            Ok(found) => {
+                // `set local` outlives the savepoint, and the record is written as the daemon.
+                inner.batch_execute(AS_THE_DAEMON).await.map_err(db::Error::from)?;
+                inner.commit().await.map_err(db::Error::from)?;
+                found
+            }
+            Err(error) => {
+                let sqlstate = refused_state(&error).ok_or(db::Error::from(error))?;
+                inner.rollback().await.map_err(db::Error::from)?;
+                DatabaseResult::Refused { sqlstate }
+            }
+        };
+        let end = end(&found);
+        let fence = Fence::of(at);
+        let (state, bytes) = (end.state.as_str(), to_i64(end.bytes));
+        let params = fence.with(&[&seq, &state, &end.result, &bytes, &end.cut, &1_i32]);
+        written(&run(&tx, sql!("step_end"), &params).await?)?;
+        Ok(tx.commit().await.map_err(db::Error::from)?)
+    }
+}
+
+async fn statement(
+    tx: &Transaction<'_>,
+    call: &DatabaseCall,
+) -> Result<DatabaseResult, tokio_postgres::Error> {
+    let role = call.role.replace('"', "\"\"");
+    let timeout = call.timeout.as_millis();
+    let mut limits = format!(
+        "set local statement_timeout = {timeout}; set local lock_timeout = '{LOCK_TIMEOUT}'; \
+         set local search_path = public, pg_temp; set local role \"{role}\""
+    );
+    if call.read_only {
+        limits.push_str("; set local transaction_read_only = on");
+    }
+    tx.batch_execute(&limits).await?;
+    // Postgres makes the JSON of each row, whatever its types.
+    let text = format!("with called as ({}\n) select to_json(called) as row from called", call.statement);
+    let prepared = tx.prepare(&text).await?;
+    let values: Vec<TextValue<'_>> = call.values.iter().map(|value| TextValue(value.as_deref())).collect();
+    let values: Vec<&(dyn ToSql + Sync)> = values.iter().map(|value| value as _).collect();
+    let portal = tx.bind(&prepared, &values).await?;
+    // One row more than the limit says whether there are more; rows beyond it are not made.
+    let limit = i32::try_from(ROWS_MAX + 1).unwrap_or(i32::MAX);
+    let found = tx.query_portal(&portal, limit).await?;
+    let (mut rows, mut bytes, mut more) = (Vec::new(), 0, found.len() > ROWS_MAX);
+    for row in found.iter().take(ROWS_MAX) {
+        let row: Value = row.read("row").unwrap_or_else(|_| json!({ "error": "the row cannot be read" }));
+        bytes += row.to_string().len();
+        if bytes > BYTES_MAX {
+            more = true;
+            break;
+        }
+        rows.push(row);
+    }
+    if !call.read_only {
+        // Deferred triggers would run at the commit, as the daemon.
+        tx.batch_execute("set constraints all immediate").await?;
+    }
+    Ok(DatabaseResult::Rows { rows, more })
+}
+
+/// The SQLSTATE of a statement that Postgres refused. `None` if the same statement may succeed again at once, or the
+/// connection is lost.
+fn refused_state(error: &tokio_postgres::Error) -> Option<String> {
+    let state = error.as_db_error()?.code();
+    let again = [
+        SqlState::T_R_SERIALIZATION_FAILURE,
+        SqlState::T_R_DEADLOCK_DETECTED,
+        SqlState::ADMIN_SHUTDOWN,
+        SqlState::CRASH_SHUTDOWN,
+    ];
+    (!again.contains(state)).then(|| state.code().to_owned())
+}

@@ -1,0 +1,268 @@
+//! Runs and steps of agents that think, as rows: appended, begun and ended under the fence of the assignment.
+//!
+//! Each write is one guarded statement: it carries the assignment and the epoch, and an assignment that is not
+//! `running` writes nothing (`Fenced`). An append also carries the number of the last step that the caller has read, so
+//! that two writers cannot both append. A step that has ended is never written again. Every commit here waits for the
+//! disk: an intent that a crash of Postgres forgot could let an effect happen twice.
+mod database_tool;
+mod read;
+
+pub use database_tool::{DatabaseCall, DatabaseResult};
+pub use read::LatestRun;
+
+use crate::db;
+use crate::task::storage::rows::{self, Columns};
+use crate::task::storage::statement::{run, sql, to_i64};
+use crate::task::{
+    AgentId, AssignmentKey, EarlierEffect, Error, ModelEnd, NewCall, NoteKind, StepState, TaskCommands,
+    TaskId,
+};
+use serde_json::Value;
+use tokio_postgres::{Row, types::ToSql};
+use uuid::Uuid;
+
+/// A run, and the assignment that may write it.
+#[derive(Clone, Debug)]
+pub struct RunKey {
+    /// The assignment.
+    pub key: AssignmentKey,
+    /// Its agent.
+    pub agent: AgentId,
+    /// The number of the run within its task.
+    pub run: i32,
+}
+
+/// The definition that a run is begun with.
+#[derive(Clone, Copy, Debug)]
+pub struct PinnedDefinition<'a> {
+    /// Its hash.
+    pub hash: &'a str,
+    /// Its body.
+    pub body: &'a Value,
+    /// The model.
+    pub model: &'a str,
+}
+
+/// The end of a call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CallEnd {
+    /// `done`, `failed` or `skipped`.
+    pub state: StepState,
+    /// What the model is shown.
+    pub result: String,
+    /// Bytes of the output before it was cut.
+    pub bytes: u64,
+    /// Whether something was cut off.
+    pub cut: bool,
+}
+
+/// The parameters of the fence, `$1` to `$5` of most statements.
+struct Fence<'a> {
+    assignment: Uuid,
+    task: Uuid,
+    epoch: i64,
+    agent: &'a str,
+    run: i32,
+}
+
+impl<'a> Fence<'a> {
+    fn of(at: &'a RunKey) -> Self {
+        let RunKey { key, agent, run } = at;
+        let (assignment, task) = (key.assignment_id.as_uuid(), key.task_id.as_uuid());
+        Self { assignment, task, epoch: key.epoch.0, agent: agent.as_str(), run: *run }
+    }
+
+    fn with<'b>(&'b self, more: &[&'b (dyn ToSql + Sync)]) -> Vec<&'b (dyn ToSql + Sync)> {
+        let fence: [&(dyn ToSql + Sync); 5] =
+            [&self.assignment, &self.task, &self.epoch, &self.agent, &self.run];
+        fence.into_iter().chain(more.iter().copied()).collect()
+    }
+}
+
+/// The row of a guarded statement. None means that the assignment is over, or that another writer was faster.
+fn written(rows: &[Row]) -> Result<&Row, Error> {
+    rows.first().ok_or(Error::Fenced)
+}
+
+impl TaskCommands {
+    /// Begins the next run of a task with its first note. Returns its number.
+    ///
+    /// # Errors
+    /// `Fenced` when the assignment is over.
+    pub async fn begin_run(
+        &self,
+        key: AssignmentKey,
+        agent: &AgentId,
+        definition: PinnedDefinition<'_>,
+        input: &str,
+    ) -> Result<RunKey, Error> {
+        let PinnedDefinition { hash, body, model } = definition;
+        let (assignment, task) = (key.assignment_id.as_uuid(), key.task_id.as_uuid());
+        let params: [&(dyn ToSql + Sync); 8] =
+            [&assignment, &task, &key.epoch.0, &agent.as_str(), &hash, body, &model, &input];
+        let rows = self.query(sql!("run_begin"), &params).await?;
+        Ok(RunKey { key, agent: agent.clone(), run: written(&rows)?.read("run")? })
+    }
+
+    /// Appends a note after step `head`.
+    ///
+    /// # Errors
+    /// `Fenced` when the assignment is over, or the run has more steps.
+    pub async fn append_note(&self, at: &RunKey, head: i32, kind: NoteKind, text: &str) -> Result<(), Error> {
+        let fence = Fence::of(at);
+        let kind = kind.as_str();
+        let params = fence.with(&[&head, &kind, &text]);
+        written(&self.query(sql!("step_note"), &params).await?).map(drop)
+    }
+
+    /// Begins a question to the model after step `head`, or begins step `again` once more. Returns its number.
+    ///
+    /// # Errors
+    /// `Fenced` when the assignment is over, or the run has more steps.
+    pub async fn begin_question(
+        &self,
+        at: &RunKey,
+        head: i32,
+        again: Option<i32>,
+        request_sha256: &str,
+        last: bool,
+    ) -> Result<i32, Error> {
+        let fence = Fence::of(at);
+        let params = fence.with(&[&head, &again, &request_sha256, &last]);
+        Ok(written(&self.query(sql!("step_ask"), &params).await?)?.read("seq")?)
+    }
+
+    /// Ends the question `seq` after step `head` with its answer, its calls and what it used, in one commit.
+    ///
+    /// # Errors
+    /// `Fenced` when the assignment is over, or the step has ended.
+    pub async fn end_question(&self, at: &RunKey, head: i32, seq: i32, end: &ModelEnd) -> Result<(), Error> {
+        let ModelEnd { answer, ending, finish, model, usage, used, calls } = end;
+        let calls = CallColumns::of(calls);
+        let ending = ending.as_str();
+        let (tokens, money) = (to_i64(usage.limited().tokens), to_i64(usage.limited().microdollars));
+        let fence = Fence::of(at);
+        let params = fence.with(&[
+            &head,
+            answer,
+            &ending,
+            finish,
+            model,
+            &tokens,
+            &money,
+            &usage.presumed,
+            &seq,
+            &calls.states,
+            &calls.wire_ids,
+            &calls.names,
+            &calls.args,
+            &calls.hashes,
+            &calls.effects,
+            &calls.results,
+        ]);
+        let mut client = self.context.database.client().await?;
+        let tx = client.transaction().await.map_err(db::Error::from)?;
+        written(&run(&tx, sql!("step_answered"), &params).await?)?;
+        let used = used.limited();
+        let (tokens, money) = (to_i64(used.tokens), to_i64(used.microdollars));
+        run(&tx, sql!("step_settle"), &[&fence.assignment, &tokens, &money]).await?;
+        Ok(tx.commit().await.map_err(db::Error::from)?)
+    }
+
+    /// Begins calls: their intent is on disk when this returns.
+    ///
+    /// # Errors
+    /// `Fenced` when the assignment is over, or one of them has ended.
+    pub async fn begin_calls(&self, at: &RunKey, seqs: &[i32]) -> Result<(), Error> {
+        self.move_calls(at, seqs, StepState::Started, None).await
+    }
+
+    /// Records that a person is asked about a call: its outcome is unknown, or its tool asks. `answers` is how many
+    /// answers the task has, so that only a later one is the answer.
+    ///
+    /// # Errors
+    /// `Fenced` when the assignment is over, or the call has ended.
+    pub async fn ask_about_call(
+        &self,
+        at: &RunKey,
+        seq: i32,
+        state: StepState,
+        answers: i32,
+    ) -> Result<(), Error> {
+        self.move_calls(at, &[seq], state, Some(answers)).await
+    }
+
+    async fn move_calls(
+        &self,
+        at: &RunKey,
+        seqs: &[i32],
+        state: StepState,
+        asked_after: Option<i32>,
+    ) -> Result<(), Error> {
+        let fence = Fence::of(at);
+        let state = state.as_str();
+        let rows = self.query(sql!("step_begin"), &fence.with(&[&seqs, &state, &asked_after])).await?;
+        if rows.len() == seqs.len() { Ok(()) } else { Err(Error::Fenced) }
+    }
+
+    /// Ends a call with its result.
+    ///
+    /// # Errors
+    /// `Fenced` when the assignment is over, or the call has ended.
+    pub async fn end_call(&self, at: &RunKey, seq: i32, end: &CallEnd) -> Result<(), Error> {
+        let fence = Fence::of(at);
+        let (state, bytes) = (end.state.as_str(), to_i64(end.bytes));
+        let params = fence.with(&[&seq, &state, &end.result, &bytes, &end.cut, &0_i32]);
+        written(&self.query(sql!("step_end"), &params).await?).map(drop)
+    }
+
+    /// Records how a run ended. A repeated call moves the end to this assignment.
+    ///
+    /// # Errors
+    /// `Fenced` when the assignment is over.
+    pub async fn end_run(&self, at: &RunKey, ended_as: &str) -> Result<(), Error> {
+        let fence = Fence::of(at);
+        written(&self.query(sql!("run_end"), &fence.with(&[&ended_as])).await?).map(drop)
+    }
+
+    /// The effects of earlier runs of a task.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub async fn earlier_effects(&self, task: TaskId, run: i32) -> Result<Vec<EarlierEffect>, Error> {
+        let rows = self.query(sql!("run_effects"), &[&task.as_uuid(), &run]).await?;
+        rows.iter().map(read::effect).collect::<Result<_, rows::Unreadable>>().map_err(Error::from)
+    }
+}
+
+/// The calls of an answer as columns. A text with the character U+0000 cannot be stored, so it is replaced.
+#[derive(Default)]
+struct CallColumns {
+    states: Vec<&'static str>,
+    wire_ids: Vec<Option<String>>,
+    names: Vec<String>,
+    args: Vec<Value>,
+    hashes: Vec<String>,
+    effects: Vec<&'static str>,
+    results: Vec<Option<String>>,
+}
+
+impl CallColumns {
+    fn of(calls: &[NewCall]) -> Self {
+        let mut columns = Self::default();
+        for call in calls {
+            columns.states.push(call.state.as_str());
+            columns.wire_ids.push(call.wire_id.as_deref().map(storable));
+            columns.names.push(storable(&call.name));
+            columns.args.push(call.args.clone());
+            columns.hashes.push(call.args_sha256.clone());
+            columns.effects.push(call.effect.as_str());
+            columns.results.push(call.result.as_deref().map(storable));
+        }
+        columns
+    }
+}
+
+fn storable(text: &str) -> String {
+    text.replace('\0', "\u{fffd}")
+}

@@ -1,0 +1,2 @@
+select a.id as assignment_id, a.agent_id from convoke.assignments a
+where a.task_id = any($1) and a.ended_at is null

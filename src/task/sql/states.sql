@@ -1,0 +1,1 @@
+select id, state from convoke.tasks where id = any($1)

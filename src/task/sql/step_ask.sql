@@ -1,0 +1,26 @@
+-- Begins a question to the model: a new step after $6, or another try of the step $7.
+with live as (
+    select a.id, a.epoch from convoke.assignments a
+    where a.id = $1 and a.task_id = $2 and a.epoch = $3 and a.agent_id = $4 and a.state = 'running'
+    for share
+),
+head as (
+    update convoke.runs r set head_seq = r.head_seq + 1
+    from live where $7::integer is null and r.task_id = $2 and r.run = $5 and r.head_seq = $6
+    returning r.head_seq
+),
+begun as (
+    insert into convoke.steps
+        (task_id, run, seq, kind, state, assignment_id, epoch, tries, began_at, request_sha256, last)
+    select $2, $5, h.head_seq, 'model', 'started', l.id, l.epoch, 1, clock_timestamp(), $8::text, $9::boolean
+    from head h cross join live l
+    returning seq
+),
+again as (
+    update convoke.steps s set tries = s.tries + 1, assignment_id = l.id, epoch = l.epoch,
+        began_at = clock_timestamp(), request_sha256 = $8::text
+    from live l
+    where s.task_id = $2 and s.run = $5 and s.seq = $7::integer and s.kind = 'model' and s.state = 'started'
+    returning s.seq
+)
+select seq from begun union all select seq from again

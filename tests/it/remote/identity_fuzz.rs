@@ -1,0 +1,544 @@
+//! Random claims through every door: the answer is that of a small model, and no claim reads or says more than its
+//! model allows. `PROPTEST_CASES` sets how many, and `FUZZ_SEED` which; a failure tells the claims.
+use super::Rig;
+use crate::{
+    realtime::{Message, Socket, http},
+    support::{from_environment, is_hostile},
+};
+use convoke::{
+    clock::Clock,
+    wire::{Encoding, Frame, client::user_push},
+};
+use proptest::{
+    prelude::*,
+    strategy::ValueTree,
+    test_runner::{Config, RngAlgorithm, TestRng, TestRunner},
+};
+use reqwest::Method;
+use serde_json::{Map, Value, json};
+use tokio_postgres::error::SqlState;
+
+const EXP: u64 = 4_000_000_000;
+/// Cases of one run.
+const CASES: u32 = 64;
+const ORGS: [&str; 3] = ["demo", "else", "default"];
+
+/// Who the bearer of some claims is.
+#[derive(Debug, PartialEq)]
+enum Bearer {
+    /// The token is refused.
+    NoToken,
+    /// It may enter public rooms and nothing else.
+    Public,
+    Service,
+    Of {
+        org: String,
+        agent: Option<String>,
+    },
+}
+
+fn is_id(text: &str) -> bool {
+    let mut chars = text.chars();
+    let first = chars.next().is_some_and(|c| matches!(c, 'a'..='z' | '0'..='9'));
+    first && text.len() <= 63 && chars.all(|c| matches!(c, 'a'..='z' | '0'..='9' | '-' | '_'))
+}
+
+fn is_name(text: &str) -> bool {
+    (1..=255).contains(&text.len()) && !text.contains(char::is_control)
+}
+
+/// Whether the token counts at this time.
+fn is_now(claims: &Map<String, Value>) -> bool {
+    let now = Clock::System.now().timestamp() as f64;
+    let exp = claims.get("exp").and_then(Value::as_f64);
+    let nbf = claims.get("nbf").map_or(Some(0.0), Value::as_f64);
+    exp.is_some_and(|exp| exp > now && exp < 1e12) && nbf.is_some_and(|nbf| nbf <= now)
+}
+
+fn model(claims: &Map<String, Value>) -> Bearer {
+    let valid = |name: &str, good: fn(&str) -> bool| match claims.get(name) {
+        None => true,
+        Some(value) => value.as_str().is_some_and(good),
+    };
+    let text = |name: &str| claims.get(name).and_then(Value::as_str).map(str::to_owned);
+    let known = claims.get("role").is_some_and(Value::is_string)
+        && valid("org", is_id)
+        && valid("agent_id", is_id)
+        && valid("sub", is_name)
+        && valid("iss", is_name);
+    if !known || !is_now(claims) {
+        return Bearer::NoToken;
+    }
+    match claims["role"].as_str().unwrap() {
+        "service_role" => Bearer::Service,
+        "authenticated" => {
+            Bearer::Of { org: text("org").unwrap_or_else(|| "default".into()), agent: text("agent_id") }
+        }
+        _ => Bearer::Public,
+    }
+}
+
+impl Bearer {
+    fn sees(&self, org: &str) -> bool {
+        match self {
+            Self::Service => true,
+            Self::Of { org: own, .. } => own == org,
+            Self::NoToken | Self::Public => false,
+        }
+    }
+
+    /// Whether it speaks as this agent of org `demo`.
+    fn is(&self, name: &str) -> bool {
+        match self {
+            Self::Service => true,
+            Self::Of { org, agent } => org == "demo" && agent.as_deref() == Some(name),
+            Self::NoToken | Self::Public => false,
+        }
+    }
+
+    /// The status of a request that only who may do it gets past.
+    fn status(&self, may: bool, otherwise: u16) -> u16 {
+        match self {
+            Self::NoToken => 401,
+            Self::Public => 403,
+            _ if may => 200,
+            _ => otherwise,
+        }
+    }
+}
+
+fn value(known: &'static [&'static str]) -> impl Strategy<Value = Value> {
+    let spelled = prop::sample::select(known).prop_flat_map(|text| {
+        let upper = text.to_uppercase();
+        prop_oneof![
+            40 => Just(text.to_owned()),
+            1 => Just(upper),
+            1 => Just(format!(" {text}")),
+            1 => Just(format!("{text}\u{0}")),
+            1 => Just(format!("{text}\u{200b}")),
+            1 => Just(format!("\u{feff}{text}")),
+            1 => Just(text.replacen('e', "\u{435}", 1)),
+            1 => Just(text.replacen('e', "e\u{301}", 1)),
+            1 => Just(text.replacen('n', "\u{ff4e}", 1)),
+        ]
+    });
+    prop_oneof![
+        40 => spelled.prop_map(Value::from),
+        1 => ".{0,70}".prop_map(Value::from),
+        1 => "[a-z]{60,300}".prop_map(Value::from),
+        1 => any::<i64>().prop_map(Value::from),
+        1 => any::<f64>().prop_map(Value::from),
+        1 => any::<bool>().prop_map(Value::from),
+        1 => Just(Value::Null),
+        1 => prop::sample::select(known).prop_map(|text| json!([text])),
+        1 => prop::sample::select(known).prop_map(|text| json!({ "id": text })),
+    ]
+}
+
+fn claims() -> impl Strategy<Value = Map<String, Value>> {
+    let maybe = |name: &'static str, known: &'static [&'static str]| {
+        prop::option::weighted(0.6, value(known))
+            .prop_map(move |value| value.map(|value| (name.to_owned(), value)))
+    };
+    let role =
+        value(&["authenticated", "authenticated", "service_role", "anon", "postgres", "pg_read_all_data"]);
+    let exp = prop_oneof![
+        40 => Just(json!(EXP)),
+        1 => Just(json!(EXP as f64)),
+        1 => prop::sample::select(&[1.0, -1.0, 0.0, 1e308, -1e308, 9e18][..]).prop_map(Value::from),
+        1 => Just(json!(EXP.to_string())),
+        1 => Just(json!([EXP])),
+        1 => Just(Value::Null),
+    ];
+    let nbf = prop_oneof![
+        40 => Just(None),
+        1 => Just(Some(json!(0))),
+        1 => Just(Some(json!(EXP))),
+        1 => Just(Some(json!("0"))),
+    ];
+    (
+        role,
+        maybe("org", &["demo", "demo", "else", "default"]),
+        maybe("agent_id", &["near", "other", "third"]),
+        maybe("sub", &["near", "service_role", "service", "agent:demo/near"]),
+        maybe("iss", &["https://one", "convoke"]),
+        maybe("aud", &["authenticated", "service_role"]),
+        (exp, nbf),
+    )
+        .prop_map(|(role, org, agent, sub, iss, aud, (exp, nbf))| {
+            let mut all: Map<String, Value> = [org, agent, sub, iss, aud].into_iter().flatten().collect();
+            all.insert("role".into(), role);
+            all.insert("exp".into(), exp);
+            all.extend(nbf.map(|nbf| ("nbf".to_owned(), nbf)));
+            all
+        })
+}
+
+/// One bearer of each kind: they come first, so that every run has them.
+fn certain() -> Vec<Map<String, Value>> {
+    let all = [
+        json!({ "role": "service_role", "exp": EXP }),
+        json!({ "role": "service_role", "exp": EXP, "org": "else", "agent_id": "other" }),
+        json!({ "role": "anon", "exp": EXP, "org": "demo" }),
+        json!({ "role": "pg_read_all_data", "exp": EXP, "org": "demo", "agent_id": "near" }),
+        json!({ "role": "authenticated", "exp": EXP }),
+        json!({ "role": "authenticated", "exp": EXP, "org": "demo", "sub": "near" }),
+        json!({ "role": "authenticated", "exp": EXP, "org": "demo", "agent_id": "near" }),
+        json!({ "role": "authenticated", "exp": EXP, "org": "demo", "agent_id": "other" }),
+        json!({ "role": "authenticated", "exp": EXP, "org": "else", "agent_id": "near" }),
+        json!({ "role": "authenticated", "exp": 1, "org": "demo", "agent_id": "near" }),
+    ];
+    all.iter().filter_map(Value::as_object).cloned().collect()
+}
+
+/// A daemon with observers by token, in which each org has a task.
+struct Doors {
+    rig: Rig,
+    client: reqwest::Client,
+    anon: String,
+    service: String,
+    /// A task of org `demo` that the service requested.
+    task: String,
+    /// The service, in the room of agent `near`: gets every message there as text.
+    observer: Socket,
+}
+
+/// One random token.
+struct Case {
+    number: u32,
+    claims: Map<String, Value>,
+    token: String,
+    bearer: Bearer,
+}
+
+impl Case {
+    fn text(&self, name: &str) -> Option<&str> {
+        self.claims.get(name).and_then(Value::as_str)
+    }
+
+    fn org(&self) -> &str {
+        self.text("org").unwrap_or("default")
+    }
+
+    /// How tasks show that this bearer requested them; `None`: by a mark of the token.
+    fn requester(&self) -> Option<String> {
+        if let Some(agent) = self.text("agent_id") {
+            return Some(format!("agent:{}/{agent}", self.org()));
+        }
+        if self.bearer == Bearer::Service {
+            return Some("service".into());
+        }
+        let issuer = self.text("iss").unwrap_or_default().replace('%', "%25").replace('#', "%23");
+        self.text("sub").map(|subject| format!("user:{issuer}#{subject}"))
+    }
+
+    fn label(&self, door: &str) -> String {
+        format!("case {}, {door}: {:?} is {:?}", self.number, self.claims, self.bearer)
+    }
+}
+
+impl Doors {
+    async fn open() -> Self {
+        let rig =
+            Rig::with(Vec::new(), |config| config.access.observers = convoke::access::Observers::Token).await;
+        let service = rig.sign(&json!({ "role": "service_role", "exp": EXP }));
+        let anon = rig.sign(&json!({ "role": "anon", "exp": EXP }));
+        let url = format!("ws://{}/realtime/v1/websocket?apikey={service}&vsn=1.0.0", rig.daemon.parts.addr);
+        let observer = Socket::open(&url, false).await;
+        let mut doors = Self { client: http(), anon, service, task: String::new(), observer, rig };
+        for org in ORGS {
+            let path = format!("/v1/tasks?org={org}");
+            let (status, made) = doors.call(Method::POST, &path, &doors.service, Some(request())).await;
+            assert_eq!(status, 201, "{made}");
+            if org == "demo" {
+                doors.task = made["task"]["id"].as_str().unwrap().to_owned();
+            }
+        }
+        doors.renew().await;
+        doors.observer.join("agent:near", json!({})).await.ok();
+        doors
+    }
+
+    async fn call(&self, method: Method, path: &str, token: &str, body: Option<Value>) -> (u16, Value) {
+        let request = self.client.request(method, format!("{}{path}", self.rig.http())).bearer_auth(token);
+        let request = match body {
+            Some(body) => request.header("content-type", "application/json").body(body.to_string()),
+            None => request,
+        };
+        let answer = request.send().await.unwrap();
+        let status = answer.status().as_u16();
+        (status, serde_json::from_str(&answer.text().await.unwrap()).unwrap_or_default())
+    }
+
+    /// Both agents are here by HTTP, as their own tokens say, until their leases end.
+    async fn renew(&self) {
+        for agent in ["near", "other"] {
+            let (path, token) = (format!("/v1/agents/{agent}/presence"), self.rig.token(agent));
+            let (status, answer) =
+                self.call(Method::PUT, &path, &token, Some(json!({ "lease": "60s" }))).await;
+            assert_eq!(status, 200, "{answer}");
+        }
+    }
+
+    async fn check(&mut self, case: &Case) {
+        self.renew().await;
+        self.reads_by_http(case).await;
+        self.commands_by_http(case).await;
+        let heard = self.by_socket(case).await + self.sends_by_http(case).await;
+        self.observer_receives(case, heard).await;
+        self.by_sql(case).await;
+    }
+
+    async fn reads_by_http(&self, case: &Case) {
+        let Case { bearer, token, .. } = case;
+        for org in ORGS {
+            for door in ["tasks", "agents"] {
+                let (status, list) =
+                    self.call(Method::GET, &format!("/v1/{door}?org={org}"), token, None).await;
+                assert_eq!(status, bearer.status(bearer.sees(org), 403), "{}", case.label(door));
+                let found = list[door].as_array().into_iter().flatten();
+                assert!(found.clone().all(|it| it["org"] == org), "{}: {list}", case.label(door));
+                assert!(status != 200 || door != "tasks" || found.count() > 0, "{}", case.label(door));
+            }
+        }
+        let (status, list) = self.call(Method::GET, "/v1/tasks", token, None).await;
+        assert_eq!(status, bearer.status(true, 200), "{}", case.label("list"));
+        let every_org = *bearer == Bearer::Service && !case.claims.contains_key("org");
+        let mut found = list["tasks"].as_array().into_iter().flatten();
+        assert!(every_org || found.all(|it| it["org"] == case.org()), "{}: {list}", case.label("list"));
+        // A task and an agent of another org are not there.
+        let demo = bearer.status(bearer.sees("demo"), 404);
+        for path in [
+            format!("/v1/tasks/{}", self.task),
+            format!("/v1/tasks/{}/events", self.task),
+            format!("/v1/tasks/{}/why", self.task),
+            "/v1/agents/near".to_owned(),
+        ] {
+            let (status, _) = self.call(Method::GET, &path, token, None).await;
+            assert_eq!(status, demo, "{}", case.label(&path));
+        }
+        for (path, may) in [
+            ("/v1/channels", *bearer == Bearer::Service),
+            ("/v1/channels/agent%3Anear", *bearer == Bearer::Service),
+            ("/v1/agents/near/inbox?wait=0s", bearer.is("near")),
+            ("/v1/agents/other/inbox?wait=0s", bearer.is("other")),
+        ] {
+            let (status, _) = self.call(Method::GET, path, token, None).await;
+            assert_eq!(status, bearer.status(may, 403), "{}", case.label(path));
+        }
+    }
+
+    async fn commands_by_http(&self, case: &Case) {
+        let Case { bearer, token, .. } = case;
+        let made = |status| if status == 200 { 201 } else { status };
+        let (status, answer) = self.call(Method::POST, "/v1/tasks", token, Some(request())).await;
+        assert_eq!(status, made(bearer.status(true, 200)), "{}: {answer}", case.label("request"));
+        if status == 201 {
+            let task = &answer["task"];
+            assert_eq!(task["org"], case.org(), "{}: {task}", case.label("request"));
+            let shown = task["requester"].as_str().unwrap();
+            match case.requester() {
+                Some(requester) => assert_eq!(shown, requester, "{}", case.label("requester")),
+                None => assert!(shown.starts_with("token:"), "{}: {shown}", case.label("requester")),
+            }
+        }
+        let (status, _) = self.call(Method::POST, "/v1/tasks?org=else", token, Some(request())).await;
+        assert_eq!(
+            status,
+            made(bearer.status(bearer.sees("else"), 403)),
+            "{}",
+            case.label("request in else")
+        );
+        // The task is the service's: 403 to bearers that see it, 404 to those that do not. It is canceled only once.
+        let path = format!("/v1/tasks/{}/cancel", self.task);
+        let (status, _) = self.call(Method::POST, &path, token, Some(json!({}))).await;
+        let refused = if bearer.sees("demo") { 403 } else { 404 };
+        let expected = bearer.status(*bearer == Bearer::Service, refused);
+        let again = expected == 200 && status == 409;
+        assert!(status == expected || again, "{status}: {}", case.label("cancel"));
+        let lease = || Some(json!({ "lease": "60s" }));
+        for agent in ["near", "other"] {
+            let path = format!("/v1/agents/{agent}/presence");
+            let (status, _) = self.call(Method::PUT, &path, token, lease()).await;
+            assert_eq!(status, bearer.status(bearer.is(agent), 403), "{}", case.label(&path));
+        }
+    }
+
+    /// Joins, broadcasts as text and as bytes, and presence. Gives how many messages the room of `near` must hear.
+    async fn by_socket(&self, case: &Case) -> usize {
+        let Case { bearer, token, .. } = case;
+        let addr = self.rig.daemon.parts.addr;
+        let url = format!("ws://{addr}/realtime/v1/websocket?apikey={}&vsn=2.0.0", self.anon);
+        let mut socket = Socket::open(&url, true).await;
+        let config = json!({ "presence": { "key": "near" } });
+        let join = |config: Value| json!({ "config": config, "access_token": token });
+        for (room, may) in [
+            ("org:demo", bearer.sees("demo")),
+            ("org:else", bearer.sees("else")),
+            ("org:default", bearer.sees("default")),
+            ("agent:near", bearer.sees("demo")),
+            ("agent:other", bearer.sees("demo")),
+            ("lobby", *bearer != Bearer::NoToken),
+        ] {
+            let reply = socket.join_with(room, join(config.clone())).await;
+            assert_eq!(reply.payload["status"] == "ok", may, "{}: {reply:?}", case.label(room));
+        }
+        let reply = socket.join_with("den", join(json!({ "private": true }))).await;
+        assert_eq!(
+            reply.payload["status"] == "ok",
+            *bearer == Bearer::Service,
+            "{}",
+            case.label("a private room")
+        );
+        if !bearer.sees("demo") {
+            return 0;
+        }
+        socket.so_far().await;
+        // Present as the agent, under its key or under its id, in its room and in its org's.
+        for (room, meta) in [("agent:near", json!({})), ("org:demo", json!({ "agent_id": "near" }))] {
+            let own = socket.push(room, "presence", json!({ "event": "track", "payload": meta })).await;
+            let reply = loop {
+                let reply = socket.until("phx_reply").await;
+                if reply.reference == json!(own) {
+                    break reply;
+                }
+            };
+            let ok = reply.payload["status"] == "ok";
+            assert_eq!(ok, bearer.is("near"), "{}: {reply:?}", case.label("presence"));
+        }
+        let named = json!({ "agent_id": "near", "case": case.number });
+        for event in ["agent_message", "AGENT_MESSAGE"] {
+            socket
+                .push(
+                    "agent:near",
+                    "broadcast",
+                    json!({ "type": "broadcast", "event": event, "payload": named }),
+                )
+                .await;
+            for encoding in [Encoding::Json, Encoding::Binary] {
+                let text = named.to_string();
+                let push = user_push(4, 90, "realtime:agent:near", event, encoding, text.as_bytes());
+                let Some(Frame::Binary(bytes)) = push else { panic!("fits") };
+                socket.message(Message::binary(bytes)).await;
+            }
+        }
+        let unnamed =
+            json!({ "type": "broadcast", "event": "agent_message", "payload": { "case": case.number } });
+        socket.push("agent:near", "broadcast", unnamed).await;
+        socket.so_far().await;
+        // Four of those that name their sender: binary ones are not. And the one that names no sender.
+        if bearer.is("near") { 5 } else { 1 }
+    }
+
+    async fn sends_by_http(&self, case: &Case) -> usize {
+        let Case { bearer, token, .. } = case;
+        let named = || Some(json!({ "agent_id": "near", "case": case.number }));
+        let mut heard = 0;
+        for path in ["/api/broadcast/agent%3Anear/events/Agent_Message", "/v1/agents/near/messages"] {
+            let (status, _) = self.call(Method::POST, path, token, named()).await;
+            let expected = bearer.status(bearer.is("near"), 403);
+            assert_eq!(status, if expected == 200 { 202 } else { expected }, "{}", case.label(path));
+            heard += usize::from(expected == 200);
+        }
+        let message = json!({ "topic": "agent:near", "event": "agent_message", "payload": named() });
+        let batch = Some(json!({ "messages": [message] }));
+        // A batch leaves out in silence what is not permitted.
+        let (status, _) = self.call(Method::POST, "/api/broadcast", token, batch).await;
+        let expected = if *bearer == Bearer::NoToken { 401 } else { 202 };
+        assert_eq!(status, expected, "{}", case.label("batch"));
+        heard + usize::from(bearer.is("near"))
+    }
+
+    /// The room of `near` hears as many messages of this case, and the service's mark after them.
+    async fn observer_receives(&mut self, case: &Case, expected: usize) {
+        let mark = Some(json!({ "mark": case.number }));
+        let path = "/api/broadcast/agent%3Anear/events/mark";
+        assert_eq!(self.call(Method::POST, path, &self.service, mark).await.0, 202);
+        let mut heard = 0;
+        loop {
+            let said = self.observer.until("broadcast").await.payload["payload"].take();
+            if said["mark"] == case.number {
+                break;
+            }
+            assert!(said.get("case").is_none_or(|number| *number == case.number), "{said}");
+            heard += usize::from(said["case"] == case.number);
+        }
+        assert_eq!(heard, expected, "{}", case.label("messages that an observer hears"));
+    }
+
+    /// As role `authenticated`, whatever role the claims name: the rows of its org and no others, and no request.
+    async fn by_sql(&self, case: &Case) {
+        let client = self.rig.daemon.parts.database.client().await.unwrap();
+        let claims = Value::Object(case.claims.clone()).to_string();
+        // PostgreSQL reads no JSON with U+0000, so such a token sees nothing.
+        let readable = !claims.contains("\\u0000");
+        client.batch_execute("begin; set local role authenticated").await.unwrap();
+        let set = client.execute("select set_config('request.jwt.claims', $1, true)", &[&claims]).await;
+        if is_hostile() && !claims.chars().all(|c| u32::from(c) <= 0xff) {
+            // Its encoding lacks a character, so no session can have these claims.
+            assert_eq!(set.unwrap_err().code(), Some(&SqlState::UNTRANSLATABLE_CHARACTER));
+            client.batch_execute("rollback").await.unwrap();
+            return;
+        }
+        set.unwrap();
+        let rows = client.query("select distinct org from convoke.tasks order by 1", &[]).await;
+        client.batch_execute("rollback").await.unwrap();
+        assert!(rows.is_ok() || !readable, "{}: {rows:?}", case.label("sql"));
+        let found: Vec<String> = rows.unwrap_or_default().iter().map(|row| row.get(0)).collect();
+        let own = match case.claims.get("org") {
+            None => Some("default"),
+            Some(Value::String(org)) => Some(org.as_str()),
+            Some(_) => None,
+        };
+        // By SQL the database's own role counts, and the claim only tells an anon key without an org.
+        let role = &case.claims["role"];
+        let named = case.claims.contains_key("org") || !(role.is_null() || *role == "anon");
+        let mut expected: Vec<&str> =
+            ORGS.into_iter().filter(|org| readable && named && own == Some(org)).collect();
+        expected.sort_unstable();
+        assert_eq!(found, expected, "{}", case.label("sql"));
+        for role in ["anon", "authenticated", "service_role"] {
+            client.batch_execute(&format!("begin; set local role {role}")).await.unwrap();
+            client.execute("select set_config('request.jwt.claims', $1, true)", &[&claims]).await.unwrap();
+            let refused = client.batch_execute("select convoke.request_task('k', org => 'demo')").await;
+            client.batch_execute("rollback").await.unwrap();
+            let code = refused.unwrap_err().code().map(|code| code.code().to_owned());
+            assert_eq!(code.as_deref(), Some("42501"), "{}", case.label("request by sql"));
+        }
+    }
+}
+
+fn request() -> Value {
+    json!({ "kind": "k", "requires": ["missing"] })
+}
+
+#[tokio::test]
+async fn no_claim_reads_or_sends_more_than_its_model_allows() {
+    let mut doors = Doors::open().await;
+    let seed: u64 = from_environment("FUZZ_SEED", 1);
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&seed.to_le_bytes());
+    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
+    let mut runner = TestRunner::new_with_rng(Config::default(), rng);
+    let (mut seen, mut certain) = (Vec::new(), certain().into_iter());
+    for number in 0..from_environment("PROPTEST_CASES", CASES) {
+        let random = || claims().new_tree(&mut runner).unwrap().current();
+        let claims = certain.next().unwrap_or_else(random);
+        let token = doors.rig.sign(&Value::Object(claims.clone()));
+        let bearer = model(&claims);
+        let case = Case { number, claims, token, bearer };
+        doors.check(&case).await;
+        seen.push(case.bearer);
+    }
+    // Enough of each kind that the run means something.
+    for kind in [Bearer::NoToken, Bearer::Public, Bearer::Service] {
+        assert!(seen.contains(&kind), "no {kind:?} among {} cases", seen.len());
+    }
+    assert!(seen.iter().any(|it| it.is("near") && *it != Bearer::Service), "the agent itself is among them");
+    // Nothing changed hands.
+    for agent in ["near", "other"] {
+        let status = doors.rig.daemon.parts.tasks.agent(&agent.parse().unwrap()).await.unwrap();
+        assert_eq!(status.org.as_str(), "demo", "{agent}");
+    }
+    doors.rig.daemon.stop().await;
+}

@@ -1,0 +1,248 @@
+//! Agents that think: whole runs against a scripted model, real services and a real database.
+mod kills;
+mod runs;
+
+use crate::{
+    agent::definition,
+    daemon::{Running, config, fresh, soon},
+    support::TestDb,
+};
+use axum::{
+    Router,
+    body::Bytes,
+    extract::{Path, State},
+    http::{HeaderMap, StatusCode},
+    response::{IntoResponse, Response},
+    routing::post,
+};
+use convoke::{
+    agent::Definition,
+    id::{OrgId, TaskId},
+    task::{Request, Task},
+};
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::Arc,
+};
+use tokio::sync::Notify;
+
+/// What the model answers to one question.
+#[derive(Clone)]
+pub enum Say {
+    /// Calls these tools.
+    Calls(Vec<(&'static str, Value)>),
+    /// A text.
+    Text(String),
+    /// This body of the endpoint.
+    Raw(Value),
+    /// No answer.
+    Hang,
+}
+
+pub fn call(name: &'static str, args: Value) -> Say {
+    Say::Calls(vec![(name, args)])
+}
+
+pub fn finish(result: Value) -> Say {
+    call("finish", json!({ "result": result }))
+}
+
+/// A model endpoint whose answer depends only on the question, so that a question that is asked again gets the same
+/// answer: the script's entry is the number of notes and answers of the model before it. And services that count.
+#[derive(Clone)]
+pub struct World {
+    pub address: String,
+    script: Arc<Vec<Say>>,
+    /// Bodies of the questions, by the entry of the script.
+    asked: Arc<Mutex<BTreeMap<usize, Vec<Bytes>>>>,
+    /// Calls of each service, and the keys of those.
+    calls: Arc<Mutex<BTreeMap<String, Vec<String>>>>,
+    /// The status of each service's answers, if it is not 200.
+    pub status: Arc<Mutex<BTreeMap<String, u16>>>,
+    /// A question that hangs was dropped by the daemon.
+    pub dropped: Arc<Notify>,
+}
+
+impl World {
+    pub async fn start(script: Vec<Say>) -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let world = Self {
+            address: format!("http://{}", listener.local_addr().unwrap()),
+            script: Arc::new(script),
+            asked: Arc::default(),
+            calls: Arc::default(),
+            status: Arc::default(),
+            dropped: Arc::default(),
+        };
+        let router = Router::new()
+            .route("/v1/chat/completions", post(model))
+            .route("/service/{name}", post(service))
+            .with_state(world.clone());
+        #[expect(clippy::disallowed_methods, reason = "it ends with the test's runtime")]
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        world
+    }
+
+    /// The bodies of the questions of each entry.
+    pub fn asked(&self) -> BTreeMap<usize, Vec<Bytes>> {
+        self.asked.lock().clone()
+    }
+
+    /// The question of an entry as JSON.
+    pub fn question(&self, entry: usize) -> Value {
+        serde_json::from_slice(&self.asked()[&entry][0]).unwrap()
+    }
+
+    pub fn questions(&self) -> usize {
+        self.asked.lock().values().map(Vec::len).sum()
+    }
+
+    pub fn calls(&self, service: &str) -> usize {
+        self.calls.lock().get(service).map_or(0, Vec::len)
+    }
+
+    pub fn keys(&self, service: &str) -> HashSet<String> {
+        self.calls.lock().get(service).cloned().unwrap_or_default().into_iter().collect()
+    }
+}
+
+/// Tells that the daemon has closed the connection: axum drops the handler then.
+struct Dropped(Arc<Notify>);
+
+impl Drop for Dropped {
+    fn drop(&mut self) {
+        self.0.notify_one();
+    }
+}
+
+async fn model(State(world): State<World>, body: Bytes) -> Response {
+    let question: Value = serde_json::from_slice(&body).unwrap();
+    let messages = question["messages"].as_array().unwrap();
+    let said = |message: &&Value| message["role"] == "assistant";
+    let entry = messages.iter().filter(said).count();
+    world.asked.lock().entry(entry).or_default().push(body);
+    let say = world.script.get(entry).unwrap_or_else(|| world.script.last().unwrap()).clone();
+    let message = match say {
+        Say::Hang => {
+            let _dropped = Dropped(world.dropped.clone());
+            std::future::pending::<()>().await;
+            unreachable!()
+        }
+        Say::Raw(body) => return axum::Json(body).into_response(),
+        Say::Text(text) => json!({ "role": "assistant", "content": text }),
+        Say::Calls(calls) => {
+            let one = |(place, (name, args)): (usize, &(&str, Value))| {
+                json!({ "index": place, "id": "call_0", "type": "function",
+                    "function": { "name": name, "arguments": args.to_string() } })
+            };
+            let calls: Vec<Value> = calls.iter().enumerate().map(one).collect();
+            json!({ "role": "assistant", "content": null, "reasoning_content": "hm", "tool_calls": calls })
+        }
+    };
+    let usage = json!({ "prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110 });
+    axum::Json(json!({ "model": "m-1", "usage": usage,
+        "choices": [{ "index": 0, "finish_reason": "stop", "message": message }] }))
+    .into_response()
+}
+
+async fn service(State(world): State<World>, Path(name): Path<String>, headers: HeaderMap) -> Response {
+    let key = headers["idempotency-key"].to_str().unwrap().to_owned();
+    world.calls.lock().entry(name.clone()).or_default().push(key);
+    let status = world.status.lock().get(&name).copied().unwrap_or(200);
+    (StatusCode::from_u16(status).unwrap(), format!("answer of {name}")).into_response()
+}
+
+/// The role of the tool `note_down`. Roles belong to the whole server, so several tests create it.
+pub const ROLE: &str = "do $$ begin
+        perform pg_advisory_xact_lock(4712);
+        if not exists (select from pg_roles where rolname = 'think_writer') then create role think_writer nologin; end if;
+    end $$;
+    create table public.notes (id bigint generated always as identity, words text not null, at timestamptz default now());
+    grant select, insert on public.notes to think_writer";
+
+/// An agent with a tool of every class of effects.
+pub fn thinker(world: &World, more: &str) -> Definition {
+    definition(&text(world, more))
+}
+
+pub fn text(world: &World, more: &str) -> String {
+    let service = |name: &str, effect: &str| {
+        format!(
+            "[[tool]]\nname = \"{name}\"\nkind = \"http\"\nurl = \"{}/service/{name}\"\neffect = \"{effect}\"\n\
+             timeout = \"2s\"\nparameters = {{ type = \"object\" }}\n",
+            world.address
+        )
+    };
+    format!(
+        "id = \"thinker\"\norg = \"demo\"\ncapabilities = [\"think\"]\n\
+         [run]\nkind = \"llm\"\nmodel = \"m\"\nbase_url = \"{}/v1\"\ninstructions = \"Be brief.\"\n\
+         tools = [\"look\", \"pay\", \"send\", \"note_down\", \"ask\"]\n{more}\n{}{}{}\
+         [[tool]]\nname = \"note_down\"\nkind = \"sql\"\nrole = \"think_writer\"\n\
+         statement = \"insert into notes (words) values (:words) returning id, words\"\n\
+         parameters = {{ type = \"object\", required = [\"words\"], properties = {{ words = {{ type = \"string\" }} }} }}\n",
+        world.address,
+        service("look", "read"),
+        service("pay", "keyed"),
+        service("send", "once"),
+    )
+}
+
+/// A daemon with one thinking agent.
+pub struct Thinking {
+    pub running: Running,
+    pub world: World,
+    pub db: TestDb,
+    _folder: tempfile::TempDir,
+}
+
+impl Thinking {
+    pub async fn start(script: Vec<Say>, more: &str) -> Self {
+        let world = World::start(script).await;
+        let definition = thinker(&world, more);
+        Self::with(world, vec![definition]).await
+    }
+
+    pub async fn with(world: World, definitions: Vec<Definition>) -> Self {
+        let (db, folder) = fresh().await;
+        db.client().await.batch_execute(ROLE).await.unwrap();
+        let running = Running::start_with(config(&db, folder.path()), definitions).await;
+        Self { running, world, db, _folder: folder }
+    }
+
+    pub async fn request(&self, more: Value) -> TaskId {
+        let mut request = json!({ "kind": "think.it", "requires": ["think"], "input": { "q": 1 }, "policy": { "attempts_max": 1 } });
+        request.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let request: Request = serde_json::from_value(request).unwrap();
+        let org = OrgId::try_from("demo").unwrap();
+        self.running.parts.tasks.request(&org, "test", request).await.unwrap().task.id
+    }
+
+    /// The task when it is in this state.
+    pub async fn in_state(&self, id: TaskId, state: &str) -> Task {
+        let tasks = &self.running.parts.tasks;
+        soon(state, async {
+            loop {
+                let mut changed = tasks.changed();
+                let task = tasks.get(id).await.unwrap();
+                if task.state.as_str() == state {
+                    return task;
+                }
+                assert!(!task.state.is_final(), "not {state}: {task:?}");
+                let _ = tokio::time::timeout(std::time::Duration::from_millis(200), changed.changed()).await;
+            }
+        })
+        .await
+    }
+
+    /// The steps of the latest run, with contents.
+    pub async fn steps(&self, id: TaskId) -> Vec<Value> {
+        let runs = self.running.parts.tasks.steps(id, true).await.unwrap();
+        runs.last().unwrap()["steps"].as_array().unwrap().clone()
+    }
+
+    pub async fn stop(self) {
+        self.running.stop().await;
+    }
+}
