@@ -30,5 +30,5 @@ export default defineConfig({
     rollupOptions: { input: { index: "index.html", ...Object.fromEntries(pages.map((page) => [page, `${page}/index.html`])) } },
   },
   server: { proxy: data },
-  test: { include: ["tests/unit/**/*.test.ts"], environment: "node" },
+  test: { include: ["tests/unit/**/*.test.ts"], environment: "node", testTimeout: 60_000, hookTimeout: 180_000 },
 });

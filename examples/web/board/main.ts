@@ -3,7 +3,7 @@ import { PresenceManager, presenceKey } from "../lib/PresenceManager.ts";
 import { RealTimeWhiteboard, type Stroke } from "../lib/RealTimeWhiteboard.ts";
 import { hash } from "../lib/ids.ts";
 import { renderList } from "../lib/list.ts";
-import { BOARD, type Style } from "../lib/strokes.ts";
+import { BOARD, touches, type Style } from "../lib/strokes.ts";
 import { avatar, find, framed, guardLeaving, h, hue, notice, startApp } from "../lib/ui.ts";
 
 const app = await startApp("Board");
@@ -51,6 +51,9 @@ function paintStroke(ctx: CanvasRenderingContext2D, stroke: Stroke): void {
   ctx.fill(path);
 }
 
+/** Half of the eraser's width in board units. */
+const ERASER = 8;
+
 let whole = true;
 const drawSettled = framed(() => {
   const strokes = board.strokes();
@@ -84,7 +87,6 @@ const drawGrowing = framed(() => {
     if (pointer) element.style.translate = `${pointer.x * view.scale + view.left}px ${pointer.y * view.scale + view.top}px`;
   }
   document.documentElement.dataset.growing = String(board.live.size);
-  document.documentElement.dataset.sending = String(board.outbox.unsettled().length);
 });
 
 function redraw(): void {
@@ -128,6 +130,7 @@ const pressure = (event: PointerEvent): number => (event.pointerType === "pen" ?
 let tool = "pen";
 let stroke: string | undefined;
 let moving: { x: number; y: number } | undefined;
+let erased: [number, number] | undefined;
 
 function choose(next: string): void {
   tool = next;
@@ -145,8 +148,11 @@ sheet.addEventListener("pointerdown", (event) => {
   } else if (tool === "pen") {
     stroke = board.begin({ color: color.value, size: Number(size.value) });
     extend([event]);
-  } else erase(event);
+  } else erase([event]);
 });
+
+/** All positions since the last event of a frame. */
+const coalesced = (event: PointerEvent): PointerEvent[] => (event.getCoalescedEvents?.().length ? event.getCoalescedEvents() : [event]);
 
 function extend(events: PointerEvent[]): void {
   if (!stroke) return;
@@ -166,13 +172,13 @@ sheet.addEventListener("pointermove", (event) => {
     view.top += event.clientY - moving.y;
     moving = { x: event.clientX, y: event.clientY };
     redraw();
-  } else if (stroke) extend(event.getCoalescedEvents?.().length ? event.getCoalescedEvents() : [event]);
-  else if (tool === "eraser" && event.buttons) erase(event);
+  } else if (stroke) extend(coalesced(event));
+  else if (tool === "eraser" && event.buttons) erase(coalesced(event));
 });
 
 function finish(): void {
   if (stroke) board.end(stroke);
-  stroke = moving = undefined;
+  stroke = moving = erased = undefined;
 }
 sheet.addEventListener("pointerup", finish);
 sheet.addEventListener("pointercancel", finish);
@@ -182,13 +188,15 @@ sheet.addEventListener("wheel", (event) => {
   zoom(Math.exp(-event.deltaY / 400), event.clientX - box.left, event.clientY - box.top);
 }, { passive: false });
 
-/** Erases the person's own strokes under the pointer. */
-function erase(event: PointerEvent): void {
-  const [x, y] = at(event);
-  const ctx = settled.getContext("2d")!;
-  ctx.setTransform(1, 0, 0, 1, 0, 0);
-  const hit = board.strokes().filter((one) => one.author === app.me.id && paths.has(one.id) && ctx.isPointInPath(paths.get(one.id)!, x, y));
-  for (const one of hit) board.setDeleted(one, true);
+/** Erases the person's own strokes on the way of the pointer, which can be far between two events. */
+function erase(events: PointerEvent[]): void {
+  const own = board.strokes().filter((one) => one.author === app.me.id);
+  for (const event of events) {
+    const to = at(event);
+    const from = erased ?? to;
+    erased = to;
+    for (const one of own) if (!one.deleted && touches(one.points, one.style.size / 2 + ERASER, from, to)) board.setDeleted(one, true);
+  }
 }
 
 find(".undo").addEventListener("click", () => void board.undo());
@@ -213,6 +221,10 @@ board.on("settled", (all) => {
 board.on("live", drawGrowing);
 board.on("problem", (text) => notice(text, "problem"));
 board.outbox.on("change", drawGrowing);
+// At once and not in the next frame: a test that reads it after a click must not get the value of before.
+const countSending = (): void => void (document.documentElement.dataset.sending = String(board.outbox.unsettled().length));
+board.outbox.on("change", countSending);
+countSending();
 board.room.on("status", (status, detail) => {
   if (status === "refused") notice(detail, "problem");
 });

@@ -63,7 +63,6 @@ function render(): void {
   // For tests: the displayed messages as a count and a hash, in order.
   const data = document.documentElement.dataset;
   data.count = String(all.length);
-  data.sending = String(all.filter((message) => message.state !== "stored").length);
   data.hash = String(hash(all.map((message) => `${message.id} ${message.author} ${message.body} ${reactions(message)}`).join("\n")));
 }
 
@@ -142,7 +141,13 @@ function marks(message: Shown): HTMLElement {
 
 const schedule = framed(render);
 
+// At once and not in the next frame: a test that reads it after a click must not get the value of before.
+const countSending = (): void => void (document.documentElement.dataset.sending = String(chat.outbox.unsettled().length + chat.reactions.waiting));
+countSending();
+
 chat.on("change", schedule);
+chat.outbox.on("change", countSending);
+chat.reactions.on("change", countSending);
 chat.on("problem", (text) => notice(text, "problem"));
 chat.on("missed", (count) => {
   const newest = chat.list().filter((message) => message.author !== app.me.id).slice(-count)[0];

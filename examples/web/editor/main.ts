@@ -59,13 +59,16 @@ const show = framed(() => {
   const data = document.documentElement.dataset;
   data.count = String(text.length);
   data.hash = String(hash(text));
-  data.unsaved = String(editor.unsaved);
   data.cursors = [...editor.awareness.getStates()].filter(([client, state]) => client !== editor.doc.clientID && state.cursor).length.toString();
   const saved = find(".saved");
   saved.classList.toggle("read-only", !mayWrite);
   saved.textContent = mayWrite ? (editor.unsaved ? "saving…" : "saved") : "You may only read.";
 });
 editor.on("change", show);
+// At once and not in the next frame: a test that reads it after a key must not get the value of before.
+const countUnsaved = (): void => void (document.documentElement.dataset.unsaved = String(editor.unsaved));
+editor.on("change", countUnsaved);
+countUnsaved();
 editor.on("problem", (text) => notice(text, "problem"));
 editor.room.on("status", (status, detail) => {
   show();

@@ -49,8 +49,12 @@ export class Outbox<T> extends Emitter<OutboxEvents<T>> {
 
   /** Removes a write, for example because its row arrived. */
   drop(id: string): void {
+    const entry = this.#entries.get(id);
+    if (!entry) return;
+    entry.state = "stored";
     this.#entries.delete(id);
     this.#wake?.();
+    this.emit("change", entry);
   }
 
   get(id: string): Pending<T> | undefined {

@@ -30,6 +30,11 @@ export class ReactionToggles extends Emitter<{ change: []; problem: [text: strin
     super();
   }
 
+  /** Number of own intents that the database has not confirmed. */
+  get waiting(): number {
+    return this.#wanted.size;
+  }
+
   /** Emoji of a message with the people who reacted, including own intents. */
   of(message: number): { emoji: string; users: string[]; mine: boolean }[] {
     const prefix = `${message} `;

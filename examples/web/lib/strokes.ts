@@ -32,6 +32,36 @@ export function pointsOf(value: unknown): number[] | undefined {
 /** Returns a member of a point as it is stored: a float32 within the board. */
 export const clamp = (number: number, i: number): number => Math.fround(i % 3 === 2 ? Math.min(1, Math.max(0, number)) : Math.min(BOARD, Math.max(0, number)));
 
+type XY = [x: number, y: number];
+
+/** Returns true if a stroke comes within `reach` of the line from `a` to `b`. */
+export function touches(points: readonly number[], reach: number, a: XY, b: XY): boolean {
+  let last: XY | undefined;
+  for (let i = 0; i + 1 < points.length; i += 3) {
+    const point: XY = [points[i] ?? 0, points[i + 1] ?? 0];
+    if (between(last ?? point, point, a, b) <= reach) return true;
+    last = point;
+  }
+  return false;
+}
+
+/** Returns the distance of two lines, each given by its ends. */
+function between(a: XY, b: XY, c: XY, d: XY): number {
+  if (side(a, b, c) * side(a, b, d) < 0 && side(c, d, a) * side(c, d, b) < 0) return 0;
+  return Math.min(away(a, c, d), away(b, c, d), away(c, a, b), away(d, a, b));
+}
+
+/** Returns a positive number if `p` is left of the line from `a` to `b`, a negative one if it is right. */
+const side = (a: XY, b: XY, p: XY): number => (b[0] - a[0]) * (p[1] - a[1]) - (b[1] - a[1]) * (p[0] - a[0]);
+
+/** Returns the distance of a point from the line from `a` to `b`. */
+function away(p: XY, a: XY, b: XY): number {
+  const [dx, dy] = [b[0] - a[0], b[1] - a[1]];
+  const along = ((p[0] - a[0]) * dx + (p[1] - a[1]) * dy) / (dx * dx + dy * dy || 1);
+  const at = Math.min(1, Math.max(0, along));
+  return Math.hypot(p[0] - a[0] - at * dx, p[1] - a[1] - at * dy);
+}
+
 /** Returns points as Postgres reads a bytea: `\x` and hexadecimal of little-endian float32. */
 export function toHex(points: readonly number[]): string {
   const bytes = new Uint8Array(points.length * 4);

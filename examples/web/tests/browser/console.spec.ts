@@ -1,9 +1,9 @@
 import type { Page } from "@playwright/test";
 import { startBidder } from "../../server/bidder.mjs";
-import { expect, test, type Stage } from "./harness/stage.ts";
+import { expect, fresh, isLive, test, type Stage } from "./harness/stage.ts";
 
 // Every test has a capability of its own, so that tests that run beside it offer no task to its agents.
-const need = (name: string): string => `test.${name}`;
+const need = (name: string): string => fresh(`test.${name}`);
 
 async function onDuty(page: Page, capability: string): Promise<void> {
   await page.getByLabel("Capabilities").fill(capability);
@@ -17,11 +17,11 @@ async function eligible(stage: Stage, capability: string, agents: string[]): Pro
     .toEqual([...agents].sort());
 }
 
-async function request(page: Page, capability: string, text: string, { award = "cheapest", seconds = 15 } = {}): Promise<void> {
+async function request(page: Page, capability: string, text: string, award = "cheapest"): Promise<void> {
   await page.getByLabel("What is to be done").fill(text);
   await page.getByLabel("Needs").fill(capability);
   await page.getByLabel("Award").selectOption(award);
-  await page.getByLabel("Seconds to offer").fill(String(seconds));
+  await page.getByLabel("Seconds to offer").fill("120"); // A round closes when everybody has answered.
   await page.getByRole("button", { name: "Request", exact: true }).click();
 }
 
@@ -73,7 +73,7 @@ test("a winner that disconnects is replaced with its checkpoint and fenced on re
   ana.wire.down();
   // The socket of the winner is gone: the other one is asked again or awarded as standby, with the checkpoint.
   const again = b.getByRole("form", { name: "Offer" });
-  await expect(again.or(b.getByRole("button", { name: "Accept" })).first()).toBeVisible({ timeout: 30_000 });
+  await expect(again.or(b.getByRole("button", { name: "Accept" })).first()).toBeVisible();
   if (await again.count()) await offer(b, "0.0002");
   await b.getByRole("button", { name: "Accept" }).click();
   const work = b.locator(".work .card[data-state=working]");
@@ -81,12 +81,10 @@ test("a winner that disconnects is replaced with its checkpoint and fenced on re
   await expect(work).toContainText("epoch 2");
   await expect(work.getByLabel("Progress, %")).toHaveValue("50");
   ana.wire.restore();
-  await expect(a.locator("html")).toHaveAttribute("data-live", "live");
-  await expect(async () => {
-    const open = a.locator(".work .card[data-state=working]").getByLabel("Progress, %");
-    if (await open.count()) await open.fill(String(51 + Math.floor(Math.random() * 40)));
-    await expect(a.locator(".work .card")).toContainText("fenced", { timeout: 1000 });
-  }).toPass({ timeout: 20_000 });
+  await isLive(a);
+  // Ana's page still works on it: the next progress or heartbeat is answered.
+  await a.locator(".work").evaluate((work) => work.querySelector("[type=range]")?.dispatchEvent(new Event("change")));
+  await expect(a.locator(".work .card")).toContainText("fenced");
   await work.getByLabel("Result").fill("done by Ben");
   await work.getByRole("button", { name: "Finish" }).click();
   await expect(b.locator(".asked .card").first()).toHaveAttribute("data-state", "completed");
@@ -107,7 +105,7 @@ test("a task survives a kill of the daemon between award and accept", async ({ s
   await ana.context.close(); // The winner never comes back.
   await stage.daemon.start();
   await expect
-    .poll(async () => (await stage.query<{ state: string; agent: string }>("select t.state, (select a.agent_id from convoke.assignments a where a.task_id = t.id order by a.epoch desc limit 1) as agent from convoke.tasks t where t.kind = $1", [kind]))[0], { timeout: 60_000 })
+    .poll(async () => (await stage.query<{ state: string; agent: string }>("select t.state, (select a.agent_id from convoke.assignments a where a.task_id = t.id order by a.epoch desc limit 1) as agent from convoke.tasks t where t.kind = $1", [kind]))[0])
     .toEqual({ state: "completed", agent: "robot-2" });
   robot.stop();
 });
@@ -142,7 +140,7 @@ test("the requester chooses an offer and answers a question of the worker", asyn
   const [a, b] = [await ana.open("/console/"), await ben.open("/console/")];
   await onDuty(b, kind);
   await eligible(stage, kind, ["ben"]);
-  await request(a, kind, "Draw a logo", { award: "requester", seconds: 30 });
+  await request(a, kind, "Draw a logo", "requester");
   await offer(b, "0.002");
   await a.getByRole("button", { name: "Choose" }).click();
   await b.getByRole("button", { name: "Accept" }).click();

@@ -1,11 +1,10 @@
 import type { Page } from "@playwright/test";
 import * as Y from "yjs";
 import { hash } from "../../lib/ids.ts";
-import { expect, isLive, SIZE, test, type Stage } from "./harness/stage.ts";
+import { expect, fresh, html, isLive, SIZE, test, type Stage } from "./harness/stage.ts";
 
-let nth = 0;
 async function newDocument(stage: Stage, name: string, members?: Record<string, "reader" | "writer">): Promise<string> {
-  const id = `${name}-${Date.now()}-${++nth}`;
+  const id = fresh(name);
   await stage.query("insert into documents (id, title) values ($1, $2)", [id, name]);
   await stage.topic(`doc:${id}`, members);
   return id;
@@ -20,9 +19,8 @@ async function rebuilt(stage: Stage, id: string): Promise<string> {
   return doc.getText("text").toString();
 }
 
-const html = (page: Page) => page.locator("html");
-const saved = (page: Page): Promise<void> => expect(html(page)).toHaveAttribute("data-unsaved", "0", { timeout: 30_000 });
-const shows = (page: Page, text: string): Promise<void> => expect(html(page)).toHaveAttribute("data-hash", String(hash(text)), { timeout: 30_000 });
+const saved = (page: Page): Promise<void> => expect(html(page)).toHaveAttribute("data-unsaved", "0");
+const shows = (page: Page, text: string): Promise<void> => expect(html(page)).toHaveAttribute("data-hash", String(hash(text)));
 
 async function write(page: Page, text: string, where: "Home" | "End" = "End"): Promise<void> {
   await page.locator(".cm-content").focus();
@@ -42,7 +40,7 @@ test("texts converge across a disconnect, a reload and a killed daemon", async (
       if (who === "c" && reloading) {
         reloading = false;
         await page.reload();
-        await isLive(page, 30_000);
+        await isLive(page);
       }
       const word = `[${who}${n}]`;
       await write(page, word, n % 3 ? "End" : "Home");
@@ -50,7 +48,7 @@ test("texts converge across a disconnect, a reload and a killed daemon", async (
     }
   };
   const writing = Promise.all(pages.map((page, i) => writer(page, "abc"[i]!)));
-  const wrote = (n: number): Promise<void> => expect.poll(() => written.length, { timeout: 30_000 }).toBeGreaterThan(n);
+  const wrote = (n: number): Promise<void> => expect.poll(() => written.length).toBeGreaterThan(n);
   await wrote(15);
   people[1]!.wire.down();
   await wrote(written.length + 15);
@@ -63,7 +61,7 @@ test("texts converge across a disconnect, a reload and a killed daemon", async (
   done = true;
   await writing;
   for (const page of pages) {
-    await isLive(page, 30_000);
+    await isLive(page);
     await saved(page);
   }
   // The table has it all when every page shows what the table alone gives.
@@ -71,7 +69,7 @@ test("texts converge across a disconnect, a reload and a killed daemon", async (
     .poll(async () => {
       const wanted = String(hash(await rebuilt(stage, id)));
       return (await Promise.all(pages.map((page) => html(page).getAttribute("data-hash")))).every((shown) => shown === wanted);
-    }, { timeout: 30_000 })
+    })
     .toBe(true);
   const text = await rebuilt(stage, id);
   const found = text.match(/\[[abc]\d+\]/g) ?? [];
@@ -146,12 +144,12 @@ test("a paste of two megabytes arrives, one of more than three is refused with a
   await expect(html(a)).toHaveAttribute("data-count", "0");
   await paste(a, 2_000_004);
   await saved(a);
-  await expect(html(b)).toHaveAttribute("data-count", "2000004", { timeout: 30_000 });
+  await expect(html(b)).toHaveAttribute("data-count", "2000004");
   expect(await html(b).getAttribute("data-hash")).toBe(await html(a).getAttribute("data-hash"));
   // A malformed update, in the table and on the channel, is ignored.
   await stage.query("insert into document_updates (doc, update, author) values ($1, '\\x0102', 'ana')", [id]);
   await stage.query("select realtime.send_binary('\\xff00ff', 'operation', $1, true)", [`doc:${id}`]);
   await b.reload();
   await isLive(b);
-  await expect(html(b)).toHaveAttribute("data-count", "2000004", { timeout: 30_000 });
+  await expect(html(b)).toHaveAttribute("data-count", "2000004");
 });

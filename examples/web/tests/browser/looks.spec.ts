@@ -2,7 +2,7 @@
 // screen, everything by keyboard reachable, and signing in.
 import { createRequire } from "node:module";
 import type { Page } from "@playwright/test";
-import { expect, test } from "./harness/stage.ts";
+import { expect, fresh, isLive, test } from "./harness/stage.ts";
 
 const AXE = createRequire(import.meta.url).resolve("axe-core/axe.min.js");
 const PAGES = ["", "chat/", "call/", "editor/", "board/", "analytics/", "console/"];
@@ -39,17 +39,19 @@ for (const scheme of ["light", "dark"] as const)
     }
   });
 
-test("a person signs in by keyboard, and signs out", async ({ seats }) => {
+test("a person signs in by keyboard, and signs out", async ({ seats, stage }) => {
+  const room = fresh("keyboard");
+  await stage.topic(`chat:${room}`);
   const signedOut = await seats.seat("ana");
   await signedOut.context.clearCookies();
-  const page = await signedOut.open("/chat/", { live: false });
+  const page = await signedOut.open(`/chat/?room=${room}`, { live: false });
   const dialog = page.getByRole("dialog", { name: "Who are you?" });
   await expect(dialog).toBeVisible();
   await page.keyboard.press("Escape");
   await expect(dialog).toBeVisible();
   await dialog.getByRole("button", { name: "Ben" }).focus();
   await page.keyboard.press("Enter");
-  await expect(page.locator("html")).toHaveAttribute("data-live", "live", { timeout: 20_000 });
+  await isLive(page);
   await page.getByLabel("Message", { exact: true }).fill("by keyboard");
   await page.keyboard.press("Enter");
   await expect(page.locator(".message[data-state=stored] .body").last()).toContainText("by keyboard");
@@ -58,11 +60,12 @@ test("a person signs in by keyboard, and signs out", async ({ seats }) => {
 });
 
 test("the input stays on the screen with many messages", async ({ seats, stage }) => {
-  await stage.topic("chat:long");
-  await stage.query("insert into public.messages (room, author, client_id, body) select 'long', 'ben', gen_random_uuid(), repeat('a long one ', 20) from generate_series(1, 60)");
+  const room = fresh("long");
+  await stage.topic(`chat:${room}`);
+  await stage.query("insert into public.messages (room, author, client_id, body) select $1, 'ben', gen_random_uuid(), repeat('a long one ', 20) from generate_series(1, 60)", [room]);
   const ana = await seats.seat("ana");
   for (const [width, height] of [[390, 780], [1100, 640]] as const)
-    for (const [path, control] of [["chat/?room=long", ".write"], ["board/", ".foot"], ["editor/", ".page"]] as const) {
+    for (const [path, control] of [[`chat/?room=${room}`, ".write"], ["board/", ".foot"], ["editor/", ".page"]] as const) {
       const page = await ana.open(`/${path}`);
       await page.setViewportSize({ width, height });
       if (path.startsWith("chat")) await expect(page.locator("html")).toHaveAttribute("data-count", "60");

@@ -22,7 +22,7 @@ class Run {
   }
 
   said(text: string): Promise<void> {
-    return expect.poll(() => this.output, { timeout: 60_000 }).toContain(text);
+    return expect.poll(() => this.output).toContain(text);
   }
 }
 
@@ -67,7 +67,7 @@ test("Ctrl-C ends it at once with a page open, and it starts again on the same d
     await once(socket, "open");
     const closed = once(socket, "close");
     run.child.kill("SIGINT");
-    const late = setTimeout(() => run.child.kill("SIGKILL"), 15_000);
+    const late = setTimeout(() => run.child.kill("SIGKILL"), 60_000);
     expect(await run.ended).toBe(0);
     clearTimeout(late);
     await closed;

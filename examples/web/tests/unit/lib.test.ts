@@ -5,9 +5,9 @@ import { MessageBatcher } from "../../lib/MessageBatcher.ts";
 import { missing, MissingUpdates } from "../../lib/missing.ts";
 import { Outbox } from "../../lib/outbox.ts";
 import { outcome, type Outcome } from "../../lib/rest.ts";
-import { fromHex, LiveStroke, pointsOf, POINTS_MAX, styleOf, toHex } from "../../lib/strokes.ts";
+import { fromHex, LiveStroke, pointsOf, POINTS_MAX, styleOf, toHex, touches } from "../../lib/strokes.ts";
 import { signalOf } from "../../lib/WebRTCSignaling.ts";
-import { skewText } from "../../lib/clock.ts";
+import { certainSkew, skewText } from "../../lib/clock.ts";
 
 afterEach(() => void vi.useRealTimers());
 
@@ -75,7 +75,10 @@ describe("Outbox", () => {
     const outbox = new Outbox<string>(async (id) => (tried.push(id), { kind: "retry", message: "" }));
     outbox.add("a", "a");
     await vi.advanceTimersByTimeAsync(10);
+    const states: string[] = [];
+    outbox.on("change", ({ state }) => states.push(state));
     outbox.drop("a");
+    expect(states).toEqual(["stored"]);
     await vi.advanceTimersByTimeAsync(10_000);
     expect(tried).toEqual(["a"]);
   });
@@ -155,6 +158,17 @@ describe("strokes", () => {
     expect(styleOf({ color: "url(x)", size: 1e9 })).toEqual({ color: "#808080", size: 200 });
   });
 
+  test("a pointer that jumps over a stroke touches it, one that passes beside it does not", () => {
+    const stroke = [0, 0, 0.5, 100, 0, 0.5, 100, 100, 0.5];
+    expect(touches(stroke, 5, [50, -90], [50, 90])).toBe(true);
+    expect(touches(stroke, 5, [60, 60], [140, 50])).toBe(true);
+    expect(touches(stroke, 5, [50, 4], [50, 4])).toBe(true);
+    expect(touches(stroke, 5, [50, 6], [90, 90])).toBe(false);
+    expect(touches(stroke, 5, [-6, 0], [-6, 0])).toBe(false);
+    expect(touches([7, 7, 0.5], 5, [0, 7], [20, 7])).toBe(true);
+    expect(touches([], 5, [0, 0], [1, 1])).toBe(false);
+  });
+
   test("a stroke requests missing points, ignores duplicates, and ends at its limit", () => {
     const stroke = new LiveStroke("s", "ana", styleOf({}), 0);
     expect(stroke.add(0, [1, 1, 0.5])).toBeUndefined();
@@ -214,7 +228,11 @@ test("a signal is taken only with all of its members, and a description only as 
     expect(signalOf(bad)).toBeUndefined();
 });
 
-test("a clock difference is reported from two seconds on", () => {
+test("a slow answer is no clock difference, and one is reported from two seconds on", () => {
+  const served = Date.parse("2026-01-01T00:00:10Z");
+  expect(certainSkew(served, served - 20_000, served + 20_000)).toBe(0);
+  expect(certainSkew(served, served - 3_600_000, served - 3_599_000)).toBe(3_599_000);
+  expect(certainSkew(served, served + 3_600_000, served + 3_601_000)).toBe(-3_599_000);
   expect(skewText(1900)).toBe("");
   expect(skewText(61_000)).toContain("61 s behind");
   expect(skewText(-5000)).toContain("5 s ahead");

@@ -29,7 +29,7 @@ beforeAll(async () => {
   await seed(pool, join(here, "seeds"));
   people = new People(daemon.secret(), pool, "open sesame");
   server = await startServer({ pool, secret: daemon.secret(), people, daemon: daemon.url, dist: join(here, "styles"), host: "127.0.0.1", port: 0 });
-}, 90_000);
+});
 
 afterAll(async () => {
   await server?.close();

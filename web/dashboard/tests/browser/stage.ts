@@ -90,7 +90,7 @@ export class Stage {
 
   /** Waits until a task is in a state. */
   async reaches(id: string, state: string): Promise<void> {
-    await expect.poll(async () => (await this.api<{ state: string }>(`/v1/tasks/${id}`)).state, { timeout: 30_000 }).toBe(state);
+    await expect.poll(async () => (await this.api<{ state: string }>(`/v1/tasks/${id}`)).state).toBe(state);
   }
 
   /** Inserts a ticket, for which the clerk's file requests a task; returns the id of that task. */
@@ -122,7 +122,7 @@ export class Stage {
   }
 }
 
-export const isLive = (page: Page, timeout = 20_000): Promise<void> => expect(page.locator("html")).toHaveAttribute("data-live", "live", { timeout });
+export const isLive = (page: Page): Promise<void> => expect(page.locator("html")).toHaveAttribute("data-live", "live");
 
 /** The findings of axe that are serious or critical. The context needs `bypassCSP`, since axe is put into the page. */
 export async function findings(page: Page): Promise<string[]> {
@@ -145,7 +145,7 @@ export const test = base.extend<{ seats: Stage }, { stage: Stage }>({
       await use(stage);
       await stage.close();
     },
-    { scope: "worker", timeout: 90_000 },
+    { scope: "worker", timeout: 180_000 },
   ],
   seats: async ({ stage }, use, info) => {
     await use(stage);

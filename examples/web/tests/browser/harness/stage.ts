@@ -1,5 +1,5 @@
 // The fixtures of a test file: a daemon with its own PostgreSQL, the server, one Chromium with a context for each person.
-import { test as base, expect, type Browser, type BrowserContext, type Page } from "@playwright/test";
+import { test as base, expect, type Browser, type BrowserContext, type Locator, type Page } from "@playwright/test";
 import { rmSync } from "node:fs";
 import { join } from "node:path";
 import type pg from "pg";
@@ -46,7 +46,27 @@ export class Seat {
   }
 }
 
-export const isLive = (page: Page, timeout = 20_000): Promise<void> => expect(page.locator("html")).toHaveAttribute("data-live", "live", { timeout });
+let nth = 0;
+/** Returns a name that no other test has, for a topic or a row: the tests of a worker share a database. */
+export const fresh = (name: string): string => `${name}-${Date.now()}-${++nth}`;
+
+export const html = (page: Page): Locator => page.locator("html");
+export const isLive = (page: Page): Promise<void> => expect(html(page)).toHaveAttribute("data-live", "live");
+/** Returns when every write of the page has an answer: the tables are then final. */
+export const isStored = (page: Page): Promise<void> => expect(html(page)).toHaveAttribute("data-sending", "0");
+/** Returns when what the page knows is on the screen: frames that were requested before are drawn first. */
+export const isDrawn = (page: Page): Promise<unknown> => page.evaluate(() => new Promise((resolve) => requestAnimationFrame(resolve)));
+
+/**
+ * Returns when `pages` show what `late` shows, a page that joined after the last write and read the tables alone. A count
+ * or a hash of the pages alone is no proof: it can be the expected one on the way to the final state.
+ */
+export async function agree(late: Page, ...pages: Page[]): Promise<void> {
+  await isLive(late);
+  await isDrawn(late);
+  const hash = (await html(late).getAttribute("data-hash")) ?? "";
+  for (const page of pages) await expect(html(page)).toHaveAttribute("data-hash", hash);
+}
 
 export class Stage {
   readonly daemon: Daemon;
@@ -137,7 +157,7 @@ export const test = base.extend<{ seats: Stage }, { stage: Stage }>({
       await use(stage);
       await stage.close();
     },
-    { scope: "worker", timeout: 90_000 },
+    { scope: "worker", timeout: 180_000 },
   ],
   seats: async ({ stage }, use, info) => {
     await use(stage);
