@@ -8,6 +8,8 @@ const FLAGS = [
   "--allow-loopback-in-peer-connection",
   // mDNS names do not resolve in a container. Chromium uses only the last list of features.
   "--disable-features=WebRtcHideLocalIpsWithMdns",
+  // Names of other machines: pages from them are no secure context, unlike those of 127.0.0.1.
+  "--host-resolver-rules=MAP *.test 127.0.0.1",
 ];
 
 export default defineConfig({

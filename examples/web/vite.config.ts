@@ -1,3 +1,5 @@
+import { renameSync, rmSync } from "node:fs";
+import { fileURLToPath } from "node:url";
 import type { Plugin } from "vite";
 import { defineConfig } from "vitest/config";
 
@@ -20,10 +22,29 @@ const head: Plugin = {
   },
 };
 
+const dist = fileURLToPath(new URL("dist", import.meta.url));
+const built = `${dist}.${process.pid}`;
+// The build is complete when it takes its place: another one, or a server that starts, never meets half of it.
+const swap: Plugin = {
+  name: "swap",
+  apply: "build",
+  closeBundle: () => {
+    for (;;)
+      try {
+        rmSync(dist, { recursive: true, force: true });
+        return renameSync(built, dist);
+      } catch (error) {
+        // Another build took the place between the two steps.
+        if (!["ENOTEMPTY", "EEXIST"].includes((error as NodeJS.ErrnoException).code ?? "")) throw error;
+      }
+  },
+};
+
 export default defineConfig({
-  plugins: [head],
+  plugins: [head, swap],
   appType: "mpa",
   build: {
+    outDir: built,
     target: "es2022",
     sourcemap: false,
     modulePreload: { polyfill: false },

@@ -70,8 +70,9 @@ function tag(state: string): HTMLElement {
 function drawRequest(one: TaskRequest, element: HTMLElement): void {
   element.className = "card";
   element.append(h("div", { class: "title" }, preview(one.preview) || one.kind));
-  const said = { open: "", offered: "You offered", refused: "You said no", over: "The round is over" }[one.answer];
-  element.append(h("div", { class: "soft" }, said, one.offer ? ` ${dollars(one.offer.cost)}, ${one.offer.eta_ms / 1000} s, ${Math.round(one.offer.confidence * 100)} %` : ""));
+  const said = { open: "", offered: "", refused: "You said no.", over: "The round is over." }[one.answer];
+  const offered = one.offer && `You offered ${dollars(one.offer.cost)}, ${one.offer.eta_ms / 1000} s, ${Math.round(one.offer.confidence * 100)} %.`;
+  element.append(h("div", { class: "soft" }, [said, offered].filter(Boolean).join(" ")));
   if (one.answer === "over") {
     const why = whys.get(one.id);
     element.append(why ? whyTable(why) : button("Why?", () => void ask(one.id)));

@@ -44,7 +44,7 @@ const view = new EditorView({
     extensions: [
       keymap.of([...yUndoManagerKeymap, ...defaultKeymap]),
       EditorView.lineWrapping,
-      EditorView.contentAttributes.of({ "aria-label": "Text", spellcheck: "true" }),
+      EditorView.contentAttributes.of({ "aria-label": "Text", spellcheck: "true", tabindex: "0" }),
       placeholder(mayWrite ? "Write something. Others see it as you type." : ""),
       EditorState.readOnly.of(!mayWrite),
       EditorView.editable.of(mayWrite),

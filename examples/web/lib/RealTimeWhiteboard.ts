@@ -230,28 +230,32 @@ export class RealTimeWhiteboard extends Emitter<Events> {
     this.#strokes = found;
     this.#top = Math.max(0, ...[...found.values()].map((stroke) => stroke.seq ?? 0));
     for (const id of found.keys()) this.#settledNow(id);
-    // Own pending changes override the rows that were read.
-    for (const { item } of this.outbox.unsettled()) {
-      const stroke = item.kind === "deleted" ? this.#strokes.get(item.stroke) : undefined;
-      if (stroke && item.kind === "deleted") stroke.deleted = item.deleted;
-    }
+    for (const stroke of found.values()) this.#keepIntent(stroke);
     this.emit("settled", true);
     this.emit("live");
   }
 
-  #change({ table, new: row }: Change): void {
+  #change({ table, type, new: row }: Change): void {
     if (table === "clears") {
       if (Number(row.seq) <= this.#clearedAt) return;
       this.#clearedAt = Number(row.seq);
       return this.emit("settled", true);
     }
+    // The own insert was answered before, and the stroke may be hidden since.
+    if (type === "INSERT" && this.#strokes.has(String(row.id))) return;
     const stroke = strokeOf(row);
     if (stroke) return this.#put(stroke);
     // The points are too large for a message, so read the row.
     if (typeof row.id === "string") this.room.reload();
   }
 
+  // An own change without an answer is newer than the row.
+  #keepIntent(stroke: Stroke): void {
+    for (const { item } of this.outbox.unsettled()) if (item.kind === "deleted" && item.stroke === stroke.id) stroke.deleted = item.deleted;
+  }
+
   #put(stroke: Stroke): void {
+    this.#keepIntent(stroke);
     const known = this.#strokes.get(stroke.id);
     const onTop = !known && (stroke.seq ?? 0) > this.#top && !stroke.deleted;
     this.#top = Math.max(this.#top, stroke.seq ?? 0);

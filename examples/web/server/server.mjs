@@ -1,11 +1,10 @@
 // @ts-check
 // The server of the pages: built files, sign-in, /rest/v1 (rest.mjs), and a pass-through of /realtime/v1 to the daemon,
 // byte for byte. It is stateless: several instances can run side by side.
-import { createReadStream } from "node:fs";
-import { stat } from "node:fs/promises";
+import { readdir, readFile } from "node:fs/promises";
 import { createServer, request as httpRequest } from "node:http";
 import { connect } from "node:net";
-import { extname, join, normalize, sep } from "node:path";
+import { extname, join, relative, sep } from "node:path";
 import { rest } from "./rest.mjs";
 
 const TYPES = /** @type {Record<string, string>} */ ({
@@ -30,6 +29,7 @@ const SMALL_BODY_MAX = 4096;
  * @returns {Promise<{ port: number, close: () => Promise<void> }>}
  */
 export async function startServer({ pool, secret, people, daemon, dist, host, port }) {
+  const pages = await readPages(dist);
   const server = createServer(async (request, response) => {
     try {
       await route(request, response);
@@ -60,7 +60,7 @@ export async function startServer({ pool, secret, people, daemon, dist, host, po
     } else if (path === "/session" || path === "/session/token") {
       await session(request, response, path);
     } else {
-      await file(request, response, dist, path);
+      sendPage(request, response, pages, path);
     }
   }
 
@@ -168,36 +168,40 @@ function upgrade(request, socket, head, daemon) {
   socket.on("close", () => to.destroy());
 }
 
+/** @typedef {{ body: Buffer, headers: Record<string, string | number> }} PageFile */
+
+/**
+ * Reads the built pages, so that a later build does not change what this server serves.
+ * @param {string} dist @returns {Promise<Map<string, PageFile>>} by path, like `/chat/index.html`
+ */
+async function readPages(dist) {
+  const entries = await readdir(dist, { recursive: true, withFileTypes: true });
+  const files = entries.filter((entry) => entry.isFile()).map((entry) => join(entry.parentPath, entry.name));
+  return new Map(await Promise.all(files.map(async (file) => /** @type {[string, PageFile]} */ (await readPage(file, `/${relative(dist, file).split(sep).join("/")}`)))));
+}
+
+/** @param {string} file @param {string} path @returns {Promise<[string, PageFile]>} */
+async function readPage(file, path) {
+  const body = await readFile(file);
+  const headers = {
+    "content-type": TYPES[extname(path)] ?? "application/octet-stream",
+    "content-length": body.length,
+    "cache-control": path.startsWith("/assets/") ? "public, max-age=31536000, immutable" : "no-cache",
+    ...SECURITY,
+    ...(path.startsWith("/editor/") ? { "content-security-policy": EDITOR_POLICY } : {}),
+  };
+  return [path, { body, headers }];
+}
+
 /**
  * @param {import("node:http").IncomingMessage} request @param {import("node:http").ServerResponse} response
- * @param {string} dist @param {string} path
+ * @param {Map<string, PageFile>} pages @param {string} path
  */
-async function file(request, response, dist, path) {
+function sendPage(request, response, pages, path) {
   if (request.method !== "GET" && request.method !== "HEAD") return sendJson(response, 405, { message: "GET only" });
-  let relative;
-  try {
-    relative = normalize(decodeURIComponent(path));
-  } catch {
-    return sendJson(response, 400, { message: "the path is not well-formed" });
-  }
-  if (relative.includes("\0") || relative.split(sep).includes("..")) return sendJson(response, 404, { message: "not found" });
-  let name = join(dist, relative);
-  let found = await stat(name).catch(() => undefined);
-  if (found?.isDirectory()) {
-    // Relative addresses inside a page need the slash.
-    if (!path.endsWith("/")) return void response.writeHead(308, { location: `${path}/` }).end();
-    name = join(name, "index.html");
-    found = await stat(name).catch(() => undefined);
-  }
-  if (!found?.isFile()) return sendJson(response, 404, { message: "not found" });
-  const hashed = relative.startsWith(`${sep}assets${sep}`);
-  response.writeHead(200, {
-    "content-type": TYPES[extname(name)] ?? "application/octet-stream",
-    "content-length": found.size,
-    "cache-control": hashed ? "public, max-age=31536000, immutable" : "no-cache",
-    ...SECURITY,
-    ...(relative.startsWith(`${sep}editor${sep}`) ? { "content-security-policy": EDITOR_POLICY } : {}),
-  });
-  if (request.method === "HEAD") return void response.end();
-  createReadStream(name).on("error", () => response.destroy()).pipe(response);
+  const found = pages.get(path.endsWith("/") ? `${path}index.html` : path);
+  if (found) return void response.writeHead(200, found.headers).end(request.method === "HEAD" ? undefined : found.body);
+  // Relative addresses inside a page need the slash.
+  if (pages.has(`${path}/index.html`)) return void response.writeHead(308, { location: `${path}/` }).end();
+  sendJson(response, 404, { message: "not found" });
 }

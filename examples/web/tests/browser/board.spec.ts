@@ -1,6 +1,14 @@
 import { randomUUID } from "node:crypto";
 import type { Page } from "@playwright/test";
-import { agree, expect, fresh, html, isLive, isStored, SIZE, test, type Stage } from "./harness/stage.ts";
+import { toHex } from "../../lib/strokes.ts";
+import { agree, expect, fresh, html, isDrawn, isLive, isStored, SIZE, test, type Stage } from "./harness/stage.ts";
+
+declare global {
+  interface Window {
+    /** Strokes that were drawn on the settled canvas. */
+    filled: number;
+  }
+}
 
 const VIEW = { viewport: { width: 900, height: 700 }, deviceScaleFactor: 1 };
 
@@ -123,6 +131,48 @@ test("undo and eraser affect only own strokes, and redo restores them", async ({
   const headers = { authorization: `Bearer ${stage.token({ sub: "ana" })}`, prefer: "return=representation" };
   const taken = await ana.context.request.patch(`${ana.origin}/rest/v1/strokes?board=eq.${board}&author=eq.ben`, { headers, data: { deleted_at: new Date().toISOString() } });
   expect(await taken.json()).toEqual([]);
+});
+
+test("with five thousand strokes a new one is drawn alone, and a very long one is stored in parts", async ({ seats, stage }) => {
+  const board = fresh("many");
+  await stage.topic(`whiteboard:${board}`);
+  const points = toHex([100, 100, 0.5, 140, 120, 0.5, 180, 100, 0.5]);
+  await stage.query("insert into strokes (id, board, author, style, points) select gen_random_uuid(), $1, 'ben', '{}', $2 from generate_series(1, 5000)", [board, points]);
+  const [ana, ben] = [await seats.seat("ana", VIEW), await seats.seat("ben", VIEW)];
+  await ana.context.addInitScript(() => {
+    window.filled = 0;
+    const fill = CanvasRenderingContext2D.prototype.fill;
+    CanvasRenderingContext2D.prototype.fill = function (...args: unknown[]) {
+      if (this.canvas.className === "settled") window.filled += 1;
+      return Reflect.apply(fill, this, args) as void;
+    };
+  });
+  const [a, b] = [await ana.open(`/board/?board=${board}`), await ben.open(`/board/?board=${board}`)];
+  for (const page of [a, b]) await count(page, 5000);
+  // The list of people has grown: the sheet keeps its size from here on. A new size is drawn in the frame after it.
+  await expect(a.locator(".people li")).toHaveCount(2);
+  for (let frame = 0; frame < 2; frame++) await isDrawn(a);
+  const before = await a.evaluate(() => window.filled);
+  await draw(b, [[100, 100], [300, 300]]);
+  await count(a, 5001);
+  expect((await a.evaluate(() => window.filled)) - before).toBe(1);
+  // A pen that writes 45,000 points without a stop.
+  await b.locator(".sheet").evaluate((sheet) => {
+    const box = sheet.getBoundingClientRect();
+    const at = (n: number): PointerEventInit => ({ pointerId: 1, bubbles: true, clientX: box.left + 200 + (n % 400), clientY: box.top + 50 + Math.floor(n / 100) });
+    sheet.setPointerCapture = () => undefined;
+    sheet.dispatchEvent(new PointerEvent("pointerdown", at(0)));
+    for (let n = 0; n < 45_000; n += 5000)
+      sheet.dispatchEvent(new PointerEvent("pointermove", { ...at(n), coalescedEvents: Array.from({ length: 5000 }, (_, i) => new PointerEvent("pointermove", at(n + i))) }));
+    sheet.dispatchEvent(new PointerEvent("pointerup", at(0)));
+  });
+  await isStored(b);
+  const sizes = await stage.query<{ points: number }>("select octet_length(points) / 12 as points from strokes where board = $1 and author = 'ben' order by seq offset 5001", [board]);
+  expect(sizes.length).toBe(3);
+  for (const page of [a, b]) await count(page, 5004);
+  const late = await ana.open(`/board/?board=${board}`);
+  await count(late, 5004);
+  await agree(late, a, b);
 });
 
 test("invalid messages and a stroke of a million points have no effect on others", async ({ seats, stage }) => {

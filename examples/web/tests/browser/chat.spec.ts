@@ -67,6 +67,24 @@ test("an insert whose answer is lost creates one message", async ({ seats, stage
   expect(await stage.query("select body from messages where room = $1", [room])).toEqual([{ body: "only once" }]);
 });
 
+test("a row that arrives before the answer of its insert is one message", async ({ seats, stage }) => {
+  const room = await newRoom(stage, "early");
+  const page = await (await seats.seat("ana")).open(`/chat/?room=${room}`);
+  let early = 0;
+  await page.route("**/rest/v1/messages**", async (route) => {
+    if (route.request().method() !== "POST") return route.continue();
+    const response = await route.fetch();
+    await expect(page.locator(".message[data-state=stored]")).toHaveCount(1);
+    early += 1;
+    await route.fulfill({ response });
+  });
+  await write(page, "already here");
+  await expect.poll(() => early).toBe(1);
+  await isStored(page);
+  await isDrawn(page);
+  expect(await page.locator(".message .body").allTextContents()).toEqual(["already here"]);
+});
+
 test("fast toggles in two tabs end in the state of the table", async ({ seats, stage }) => {
   const room = await newRoom(stage, "react");
   const [message] = await stage.query<{ id: string }>("insert into messages (room, author, client_id, body) values ($1, 'ben', gen_random_uuid(), 'like this') returning id", [room]);

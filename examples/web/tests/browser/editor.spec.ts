@@ -106,7 +106,19 @@ test("concurrent compaction has one winner and loses nothing", async ({ seats, s
   for (const [n, update] of updates.entries())
     await stage.query("insert into document_updates (doc, update, author, at) values ($1, $2, 'ana', now() - interval '1 hour' * $3)", [id, update, n < 249 ? 1 : 0]);
   const [ana, ben] = [await seats.seat("ana"), await seats.seat("ben")];
+  // Both have read all rows before the first of them may write the snapshot.
+  const compacting: (() => void)[] = [];
+  const answers: unknown[][] = [];
+  for (const { context } of [ana, ben])
+    await context.route("**/rest/v1/documents?*", async (route) => {
+      if (route.request().method() !== "PATCH") return route.continue();
+      await new Promise<void>((resolve) => compacting.push(resolve) === 2 && compacting.forEach((go) => go()));
+      const response = await route.fetch();
+      answers.push((await response.json()) as unknown[]);
+      await route.fulfill({ response });
+    });
   const pages = await Promise.all([ana.open(`/editor/?doc=${id}`), ben.open(`/editor/?doc=${id}`)]);
+  await expect.poll(() => answers.map((changed) => changed.length).sort()).toEqual([0, 1]);
   await expect.poll(async () => (await stage.query<{ n: number }>("select count(*)::int as n from document_updates where doc = $1", [id]))[0]?.n).toBe(1);
   await write(pages[0]!, "the end");
   await saved(pages[0]!);

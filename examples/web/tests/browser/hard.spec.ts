@@ -109,46 +109,38 @@ test("a page that is opened while the server or the daemon is away starts when t
 test("bearers that end while the page is open are renewed, and messages flow on", async ({ seats, stage }) => {
   const room = fresh("renewed");
   await stage.topic(`chat:${room}`);
-  const server = await stage.serve(10);
-  try {
-    const [ana, ben] = [await seats.seat("ana", {}, server), await seats.seat("ben", {}, server)];
-    const [a, b] = [await ana.open(`/chat/?room=${room}`), await ben.open(`/chat/?room=${room}`)];
-    const down: string[] = [];
-    await a.exposeFunction("changed", (status: string) => down.push(status));
-    await a.evaluate(() => new MutationObserver(() => (window as unknown as { changed: (status: string) => void }).changed(document.documentElement.dataset.live ?? "")).observe(document.documentElement, { attributeFilter: ["data-live"] }));
-    // Cleo's page came later and gets no other bearer: when the daemon ends its channel, the first bearers of Ana and Ben
-    // have ended, too.
-    const cleo = await seats.seat("cleo", {}, server);
-    const c = await cleo.open(`/chat/?room=${room}`);
-    await c.route("**/session/token", (route) => route.abort());
-    await expect(html(c)).toHaveAttribute("data-live", /down|refused/);
-    await say(a, "from ana");
-    await say(b, "from ben");
-    for (const page of [a, b]) await expect(bodies(page)).toHaveCount(2);
-    expect(down).toEqual([]);
-  } finally {
-    await server.close();
-  }
+  const server = await stage.backend.serve({ bearerSeconds: 10 });
+  const [ana, ben] = [await seats.seat("ana", {}, server), await seats.seat("ben", {}, server)];
+  const [a, b] = [await ana.open(`/chat/?room=${room}`), await ben.open(`/chat/?room=${room}`)];
+  const down: string[] = [];
+  await a.exposeFunction("changed", (status: string) => down.push(status));
+  await a.evaluate(() => new MutationObserver(() => (window as unknown as { changed: (status: string) => void }).changed(document.documentElement.dataset.live ?? "")).observe(document.documentElement, { attributeFilter: ["data-live"] }));
+  // Cleo's page came later and gets no other bearer: when the daemon ends its channel, the first bearers of Ana and Ben
+  // have ended, too.
+  const cleo = await seats.seat("cleo", {}, server);
+  const c = await cleo.open(`/chat/?room=${room}`);
+  await c.route("**/session/token", (route) => route.abort());
+  await expect(html(c)).toHaveAttribute("data-live", /down|refused/);
+  await say(a, "from ana");
+  await say(b, "from ben");
+  for (const page of [a, b]) await expect(bodies(page)).toHaveCount(2);
+  expect(down).toEqual([]);
 });
 
 test("a page says when its person signed out elsewhere, and never writes as another one", async ({ seats, stage }) => {
   const room = fresh("another");
   await stage.topic(`chat:${room}`);
-  const server = await stage.serve(30);
-  try {
-    const ana = await seats.seat("ana", {}, server);
-    const page = await ana.open(`/chat/?room=${room}`);
-    expect((await ana.context.request.delete(`${ana.origin}/session`)).status()).toBe(204);
-    await say(page, "one");
-    await expect(page.locator(".notice.problem")).toContainText("You are no longer signed in");
-    expect((await ana.context.request.post(`${ana.origin}/session`, { data: { person: "ben" } })).status()).toBe(200);
-    await say(page, "two");
-    await expect(page.locator(".notice.problem").filter({ hasText: "Ben" })).toBeVisible();
-    await expect(bodies(page)).toHaveCount(2);
-    expect(await stage.query("select distinct author from public.messages where room = $1", [room])).toEqual([{ author: "ana" }]);
-  } finally {
-    await server.close();
-  }
+  const server = await stage.backend.serve({ bearerSeconds: 30 });
+  const ana = await seats.seat("ana", {}, server);
+  const page = await ana.open(`/chat/?room=${room}`);
+  expect((await ana.context.request.delete(`${ana.origin}/session`)).status()).toBe(204);
+  await say(page, "one");
+  await expect(page.locator(".notice.problem")).toContainText("You are no longer signed in");
+  expect((await ana.context.request.post(`${ana.origin}/session`, { data: { person: "ben" } })).status()).toBe(200);
+  await say(page, "two");
+  await expect(page.locator(".notice.problem").filter({ hasText: "Ben" })).toBeVisible();
+  await expect(bodies(page)).toHaveCount(2);
+  expect(await stage.query("select distinct author from public.messages where room = $1", [room])).toEqual([{ author: "ana" }]);
 });
 
 for (const [name, hours] of [["ahead", 1], ["behind", -1]] as const)

@@ -1,11 +1,14 @@
-// Every page in light and dark, on a desk and on a phone of 320 px: no serious finding of axe, nothing wider than the
-// screen, everything by keyboard reachable, and signing in.
+// Every page with content in light and dark, on a desk and on a phone of 320 px: no serious finding of axe, and nothing
+// wider than the screen. Signing in by keyboard. `PICTURES=FOLDER` keeps what was seen: the pictures of the README.
 import { createRequire } from "node:module";
+import { join } from "node:path";
 import type { Page } from "@playwright/test";
-import { expect, fresh, isLive, test } from "./harness/stage.ts";
+import { SCENES } from "./harness/scenes.ts";
+import { expect, fresh, isDrawn, isLive, test } from "./harness/stage.ts";
 
 const AXE = createRequire(import.meta.url).resolve("axe-core/axe.min.js");
-const PAGES = ["", "chat/", "call/", "editor/", "board/", "analytics/", "console/"];
+const PICTURES = process.env.PICTURES;
+const MEDIA = { permissions: ["camera", "microphone"] };
 
 interface Finding {
   id: string;
@@ -21,21 +24,22 @@ async function findings(page: Page): Promise<string[]> {
   return found.filter(({ impact }) => impact === "serious" || impact === "critical").map(({ id, nodes }) => `${id}: ${nodes.map((node) => node.target.join(" ")).join(", ")}`);
 }
 
-for (const scheme of ["light", "dark"] as const)
-  test(`every page is accessible and fits a phone, ${scheme}`, async ({ seats }) => {
+for (const [name, scene] of Object.entries(SCENES))
+  test(`${name} is accessible and fits a phone, in light and dark`, async ({ seats: stage }) => {
     // axe is put in by the browser's own means, past the content security policy of the page.
-    const ana = await seats.seat("ana", { colorScheme: scheme, viewport: { width: 320, height: 640 }, bypassCSP: true });
-    const ben = await seats.seat("ben");
-    await ben.open("/chat/");
-    for (const path of PAGES) {
-      const page = await ana.open(`/${path}`);
-      await page.addScriptTag({ path: AXE });
-      for (const width of [320, 1100]) {
-        await page.setViewportSize({ width, height: 640 });
-        expect(await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth), `/${path} at ${width} px`).toBeLessThanOrEqual(0);
-        expect(await findings(page), `/${path} at ${width} px`).toEqual([]);
+    const ana = await stage.seat("ana", { ...MEDIA, viewport: { width: 1180, height: 760 }, bypassCSP: true });
+    const page = await scene({ stage, ana, ben: await stage.seat("ben", MEDIA), cleo: await stage.seat("cleo", MEDIA) });
+    await page.addScriptTag({ path: AXE });
+    for (const colorScheme of ["light", "dark"] as const) {
+      await page.emulateMedia({ colorScheme });
+      for (const [size, width, height] of [["desktop", 1180, 760], ["phone", 390, 780], ["narrow", 320, 640]] as const) {
+        await page.setViewportSize({ width, height });
+        await isDrawn(page);
+        const where = `${colorScheme}, ${width} px`;
+        expect(await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth), where).toBeLessThanOrEqual(0);
+        if (size !== "phone") expect(await findings(page), where).toEqual([]);
+        if (PICTURES && name !== "start" && size !== "narrow") await page.screenshot({ path: join(PICTURES, `${name}-${size}-${colorScheme}.png`) });
       }
-      await page.close();
     }
   });
 

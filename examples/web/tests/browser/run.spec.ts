@@ -1,14 +1,16 @@
-// `make web` itself: ports that are taken, an end with pages open, and a second start on the same data.
-import { spawn, type ChildProcess } from "node:child_process";
+// `make web` itself: ports that are taken, an end with pages open, a second start on the same data, two machines, and a
+// daemon that is killed.
+import { execFileSync, spawn, type ChildProcess } from "node:child_process";
 import { once } from "node:events";
 import { readdirSync, rmSync } from "node:fs";
 import { createServer, type AddressInfo, type Server } from "node:net";
 import { join } from "node:path";
-import { expect, test } from "@playwright/test";
+import { expect, test, type Locator, type Page } from "@playwright/test";
 import WebSocket from "ws";
 import { here } from "../../server/daemon.mjs";
 import { dataFolder } from "../unit/folder.ts";
 import { freePort } from "../unit/port.ts";
+import { html, isLive } from "./harness/stage.ts";
 
 class Run {
   output = "";
@@ -72,5 +74,53 @@ test("Ctrl-C ends it at once with a page open, and it starts again on the same d
     clearTimeout(late);
     await closed;
     await expect(fetch(`http://127.0.0.1:${daemonPort}/health`)).rejects.toThrow();
+  }
+});
+
+test("two people on two machines sign in by the invite code, chat and draw, and a killed daemon comes back", async ({ browser }) => {
+  const [port, daemonPort] = [await freePort(), await freePort()];
+  const run = new Run(["--listen", `0.0.0.0:${port}`, "--daemon-port", `${daemonPort}`, "--data-dir", dataDir]);
+  try {
+    await run.said("Ctrl-C ends everything");
+    const code = /Invite code: (\S+)/.exec(run.output)?.[1] ?? "";
+    const pages: Page[] = [];
+    for (const person of ["Ana", "Ben"]) {
+      const page = await (await browser.newContext()).newPage();
+      await page.goto(`http://${person.toLowerCase()}.test:${port}/chat/?reconnect=200&heartbeat=1000`);
+      expect(await page.evaluate(() => isSecureContext)).toBe(false);
+      await page.getByLabel("Invite code").fill("wrong");
+      await page.getByRole("button", { name: person, exact: true }).click();
+      await expect(page.getByRole("alert")).toContainText("not the one that the server printed");
+      await page.getByLabel("Invite code").fill(code);
+      await page.getByRole("button", { name: person, exact: true }).click();
+      await isLive(page);
+      pages.push(page);
+    }
+    const [ana, ben] = pages as [Page, Page];
+    const say = async (page: Page, text: string): Promise<void> => {
+      await page.getByLabel("Message", { exact: true }).fill(text);
+      await page.keyboard.press("Enter");
+    };
+    const bodies = (page: Page): Locator => page.locator(".message[data-state=stored] .body");
+    await say(ana, "hello from my machine");
+    await expect(bodies(ben)).toHaveText(["hello from my machine"]);
+    // The daemon is a child of `make web`, which starts it again.
+    execFileSync("pkill", ["-KILL", "-P", `${run.child.pid}`]);
+    await run.said("starting it again");
+    await say(ben, "I am still here");
+    for (const page of pages) await expect(bodies(page)).toHaveText(["hello from my machine", "I am still here"]);
+    for (const page of pages) await isLive(page);
+    for (const page of pages) await page.goto(page.url().replace("/chat/", "/board/"));
+    for (const page of pages) await isLive(page);
+    const sheet = (await ana.locator(".sheet").boundingBox())!;
+    await ana.mouse.move(sheet.x + sheet.width / 2, sheet.y + sheet.height / 2);
+    await ana.mouse.down();
+    await ana.mouse.move(sheet.x + sheet.width / 2 + 60, sheet.y + sheet.height / 2 + 40);
+    await ana.mouse.up();
+    for (const page of pages) await expect(html(page)).toHaveAttribute("data-count", "1");
+    for (const page of pages) await page.context().close();
+  } finally {
+    run.child.kill("SIGTERM");
+    await run.ended;
   }
 });

@@ -1,46 +1,25 @@
 // /rest/v1 by supabase-js itself, over HTTP, on the daemon's database with its row security.
 import { createClient, type SupabaseClient } from "@supabase/supabase-js";
-import { rmSync } from "node:fs";
-import { join } from "node:path";
-import type pg from "pg";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import WebSocket from "ws";
 import { outcome } from "../../lib/rest.ts";
-import { Daemon, here } from "../../server/daemon.mjs";
-import { databaseUrl, makePool, migrate, seed } from "../../server/database.mjs";
-import { People } from "../../server/people.mjs";
-import { startServer } from "../../server/server.mjs";
 import { sign } from "../../server/tokens.mjs";
-import { dataFolder } from "./folder.ts";
-import { freePort } from "./port.ts";
+import { Backend, type Server } from "./backend.ts";
 
-let daemon: Daemon;
-let pool: pg.Pool;
-let dataDir: string;
-let server: { port: number; close: () => Promise<void> };
-let people: People;
+let backend: Backend;
+let server: Server;
 
 beforeAll(async () => {
-  dataDir = dataFolder();
-  daemon = new Daemon({ dataDir, port: await freePort() });
-  await daemon.start();
-  pool = makePool(databaseUrl(dataDir));
-  await migrate(pool, join(here, "migrations"));
-  await seed(pool, join(here, "seeds"));
-  people = new People(daemon.secret(), pool, "open sesame");
-  server = await startServer({ pool, secret: daemon.secret(), people, daemon: daemon.url, dist: join(here, "styles"), host: "127.0.0.1", port: 0 });
+  backend = await Backend.open();
+  // Any folder serves for the files: the pages are built after these tests.
+  server = await backend.serve({ invite: "open sesame", dist: "styles" });
 });
 
-afterAll(async () => {
-  await server?.close();
-  await pool?.end();
-  await daemon?.stop();
-  rmSync(dataDir, { recursive: true, force: true });
-});
+afterAll(() => backend?.close());
 
 const origin = (): string => `http://127.0.0.1:${server.port}`;
 function as(sub: string, seconds = 60): SupabaseClient {
-  const token = sign({ role: "authenticated", sub, org: "demo" }, daemon.secret(), seconds);
+  const token = sign({ role: "authenticated", sub, org: "demo" }, backend.daemon.secret(), seconds);
   return createClient(origin(), token, { accessToken: async () => token, realtime: { transport: WebSocket as never } });
 }
 const message = (body: string): object => ({ room: "lobby", client_id: crypto.randomUUID(), body });

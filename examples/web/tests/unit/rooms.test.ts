@@ -1,8 +1,5 @@
 // The classes that hold channels, against a real daemon, by the public test utilities.
 import { createClient, type SupabaseClient } from "@supabase/supabase-js";
-import { rmSync } from "node:fs";
-import { join } from "node:path";
-import type pg from "pg";
 import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
 import WebSocket from "ws";
 import { AgentCommunicationManager } from "../../lib/AgentCommunicationManager.ts";
@@ -11,41 +8,27 @@ import { PresenceManager, presenceKey } from "../../lib/PresenceManager.ts";
 import { RealtimeConnectionManager } from "../../lib/RealtimeConnectionManager.ts";
 import { RealtimeTestUtils, WaitedInVain } from "../../lib/RealtimeTestUtils.ts";
 import { Room } from "../../lib/room.ts";
-import { Daemon, here } from "../../server/daemon.mjs";
-import { databaseUrl, makePool, migrate, seed } from "../../server/database.mjs";
 import { sign } from "../../server/tokens.mjs";
-import { dataFolder } from "./folder.ts";
-import { freePort } from "./port.ts";
+import { Backend } from "./backend.ts";
 
 const { joined, waitForBroadcast, waitForChange, waitUntil } = RealtimeTestUtils;
-let daemon: Daemon;
-let pool: pg.Pool;
-let dataDir: string;
+let backend: Backend;
 const clients: SupabaseClient[] = [];
 
 beforeAll(async () => {
-  dataDir = dataFolder();
-  daemon = new Daemon({ dataDir, port: await freePort() });
-  await daemon.start();
-  pool = makePool(databaseUrl(dataDir));
-  await migrate(pool, join(here, "migrations"));
-  await migrate(pool, join(here, "migrations")); // Twice: what is applied is not applied again.
-  await seed(pool, join(here, "seeds"));
+  backend = await Backend.open();
+  await backend.migrate(); // Twice: what is applied is not applied again.
 });
 
 afterEach(async () => {
   for (const client of clients.splice(0)) await client.removeAllChannels();
 });
 
-afterAll(async () => {
-  await pool?.end();
-  await daemon?.stop();
-  rmSync(dataDir, { recursive: true, force: true });
-});
+afterAll(() => backend?.close());
 
 function client(sub: string, claims: Record<string, unknown> = {}): SupabaseClient {
-  const token = sign({ role: "authenticated", sub, org: "demo", ...claims }, daemon.secret(), 600);
-  const made = createClient(daemon.url.origin, sign({ role: "anon" }, daemon.secret(), 600), {
+  const token = sign({ role: "authenticated", sub, org: "demo", ...claims }, backend.daemon.secret(), 600);
+  const made = createClient(backend.daemon.url.origin, sign({ role: "anon" }, backend.daemon.secret(), 600), {
     accessToken: async () => token,
     realtime: { transport: WebSocket as never, reconnectAfterMs: () => 100, heartbeatIntervalMs: 500 },
   });
@@ -59,7 +42,7 @@ test("a room is live after its rows are read, and buffered changes follow them",
   room.onLoad(async () => {
     order.push("load");
     // Committed during the read: it must be told, and after it.
-    if (order.length === 1) await pool.query("insert into messages (room, author, client_id, body) values ('lobby', 'ana', gen_random_uuid(), 'meanwhile')");
+    if (order.length === 1) await backend.pool.query("insert into messages (room, author, client_id, body) values ('lobby', 'ana', gen_random_uuid(), 'meanwhile')");
   });
   const change = waitForChange(room, ({ type, new: row }) => type === "INSERT" && row.body === "meanwhile");
   room.on("change", () => order.push("change"));
@@ -109,9 +92,9 @@ test("presence groups tabs by person, survives a crash of the daemon, and ends w
   const [one, two, ben] = [await tab("ana", "tab-1111"), await tab("ana", "tab-2222"), await tab("ben", "tab-3333")];
   const people = (): string => ben.people().map(({ user, tabs }) => `${user}:${tabs.length}`).join(" ");
   await waitUntil(ben.room, `ana with two tabs; there is ${people()}`, () => people() === "ana:2 ben:1");
-  await daemon.kill9();
+  await backend.daemon.kill9();
   await waitUntil(ben.room, "the room to be down", () => ben.room.status === "down");
-  await daemon.start();
+  await backend.daemon.start();
   // Ben's page still shows who was there before. Somebody who comes now sees only who has tracked again.
   const cleo = await tab("cleo", "tab-4444");
   const seen = (): string => cleo.people().map(({ user, tabs }) => `${user}:${tabs.length}`).join(" ");

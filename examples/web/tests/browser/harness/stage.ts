@@ -1,15 +1,9 @@
 // The fixtures of a test file: a daemon with its own PostgreSQL, the server, one Chromium with a context for each person.
 import { test as base, expect, type Browser, type BrowserContext, type Locator, type Page } from "@playwright/test";
-import { rmSync } from "node:fs";
-import { join } from "node:path";
 import type pg from "pg";
-import { Daemon, here } from "../../../server/daemon.mjs";
-import { databaseUrl, makePool, migrate, seed } from "../../../server/database.mjs";
-import { People } from "../../../server/people.mjs";
-import { startServer } from "../../../server/server.mjs";
+import type { Daemon } from "../../../server/daemon.mjs";
 import { sign } from "../../../server/tokens.mjs";
-import { dataFolder } from "../../unit/folder.ts";
-import { freePort } from "../../unit/port.ts";
+import { Backend, type Server } from "../../unit/backend.ts";
 import { Wire } from "./wire.ts";
 
 /** Lengths of the long runs: 1 in `make test`, more with `WEB_TEST_SIZE=10`. */
@@ -69,35 +63,22 @@ export async function agree(late: Page, ...pages: Page[]): Promise<void> {
 }
 
 export class Stage {
-  readonly daemon: Daemon;
   readonly errors: string[] = [];
   readonly #seats: Seat[] = [];
-  pool!: pg.Pool;
-  server!: { port: number; close: () => Promise<void> };
 
   private constructor(
     readonly browser: Browser,
-    readonly dataDir: string,
-    port: number,
-  ) {
-    this.daemon = new Daemon({ dataDir, port });
-  }
+    readonly backend: Backend,
+    readonly server: Server,
+  ) {}
 
   static async open(browser: Browser): Promise<Stage> {
-    const stage = new Stage(browser, dataFolder(), await freePort());
-    await stage.daemon.start();
-    stage.pool = makePool(databaseUrl(stage.dataDir));
-    await migrate(stage.pool, join(here, "migrations"));
-    await seed(stage.pool, join(here, "seeds"));
-    stage.server = await stage.serve();
-    return stage;
+    const backend = await Backend.open();
+    return new Stage(browser, backend, await backend.serve());
   }
 
-  /** Starts a server beside the others; `bearerSeconds` is the life of its bearers. */
-  serve(bearerSeconds?: number): ReturnType<typeof startServer> {
-    const secret = this.daemon.secret();
-    const people = new People(secret, this.pool, undefined, bearerSeconds);
-    return startServer({ pool: this.pool, secret, people, daemon: this.daemon.url, dist: join(here, "dist"), host: "127.0.0.1", port: 0 });
+  get daemon(): Daemon {
+    return this.backend.daemon;
   }
 
   /** A person's browser, signed in. */
@@ -114,11 +95,11 @@ export class Stage {
   /** Creates a topic with its members. */
   async topic(name: string, members: Record<string, "reader" | "writer"> = { ana: "writer", ben: "writer", cleo: "writer" }): Promise<void> {
     for (const [person, role] of Object.entries(members))
-      await this.pool.query("insert into public.members (topic, user_id, role) values ($1, $2, $3)", [name, person, role]);
+      await this.backend.pool.query("insert into public.members (topic, user_id, role) values ($1, $2, $3)", [name, person, role]);
   }
 
   async query<T extends pg.QueryResultRow>(text: string, values: unknown[] = []): Promise<T[]> {
-    return (await this.pool.query<T>(text, values)).rows;
+    return (await this.backend.pool.query<T>(text, values)).rows;
   }
 
   /** Returns a bearer like those of the server. */
@@ -142,10 +123,7 @@ export class Stage {
 
   async close(): Promise<void> {
     await this.leave();
-    await this.server?.close();
-    await this.pool?.end();
-    await this.daemon.stop();
-    rmSync(this.dataDir, { recursive: true, force: true });
+    await this.backend.close();
   }
 }
 
