@@ -4,10 +4,9 @@ import { RealTimeWhiteboard, type Stroke } from "../lib/RealTimeWhiteboard.ts";
 import { hash } from "../lib/ids.ts";
 import { renderList } from "../lib/list.ts";
 import { BOARD, touches, type Style } from "../lib/strokes.ts";
-import { avatar, find, framed, guardLeaving, h, hue, notice, startApp } from "../lib/ui.ts";
+import { find, framed, guardLeaving, hue, notice, showPeople, showProblems, showSending, startApp } from "../lib/ui.ts";
 
 const app = await startApp("Board");
-const names = new Map(app.config.people.map(({ id, name }) => [id, name.replace(/ \(.*/, "")]));
 const name = new URLSearchParams(location.search).get("board") ?? "lobby";
 const board = new RealTimeWhiteboard(app.client, app.rooms, name, app.me.id, app.tab, presenceKey(app.me.id, app.tab));
 const presence = new PresenceManager(board.room, { user: app.me.id, tab: app.tab, name: app.me.name });
@@ -80,7 +79,7 @@ const drawGrowing = framed(() => {
   renderList(find(".pointers"), [...board.pointers], ([tab]) => tab, ([, pointer]) => pointer.user, ([, pointer], element) => {
     element.className = "pointer";
     element.style.setProperty("--hue", String(hue(pointer.user)));
-    element.textContent = names.get(pointer.user) ?? pointer.user;
+    element.textContent = app.nameOf(pointer.user);
   }, "div");
   for (const element of find(".pointers").children as HTMLCollectionOf<HTMLElement>) {
     const pointer = board.pointers.get(element.dataset.key ?? "");
@@ -221,18 +220,6 @@ board.on("settled", (all) => {
 board.on("live", drawGrowing);
 board.on("problem", (text) => notice(text, "problem"));
 board.outbox.on("change", drawGrowing);
-// At once and not in the next frame: a test that reads it after a click must not get the value of before.
-const countSending = (): void => void (document.documentElement.dataset.sending = String(board.outbox.unsettled().length));
-board.outbox.on("change", countSending);
-countSending();
-board.room.on("status", (status, detail) => {
-  if (status === "refused") notice(detail, "problem");
-});
-board.room.on("system", ({ message }) => notice(message, "problem"));
-presence.on("failed", (text) => notice(text, "problem"));
-presence.on("sync", () =>
-  renderList(find(".people"), presence.people(), (person) => person.user, (person) => `${person.tabs.length}`, (person, element) => {
-    element.append(avatar(person.user, person.name), names.get(person.user) ?? person.user);
-    if (person.tabs.length > 1) element.append(h("span", { class: "soft" }, `${person.tabs.length} tabs`));
-  }),
-);
+board.outbox.on("change", showSending(() => board.outbox.unsettled().length));
+showProblems(board.room, presence);
+showPeople(app, presence);

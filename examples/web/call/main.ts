@@ -1,12 +1,12 @@
 import { PresenceManager, presenceKey, type Here } from "../lib/PresenceManager.ts";
 import { CALL_MAX, WebRTCSignaling } from "../lib/WebRTCSignaling.ts";
 import { renderList } from "../lib/list.ts";
-import { avatar, find, framed, h, notice, startApp } from "../lib/ui.ts";
+import { avatar, find, framed, h, notice, showProblems, startApp } from "../lib/ui.ts";
 
 const LOG_MAX = 100;
 
 const app = await startApp("Call");
-const names = new Map(app.config.people.map(({ id, name }) => [id, name.replace(/ \(.*/, "")]));
+const { nameOf } = app;
 const name = new URLSearchParams(location.search).get("room") ?? "lobby";
 // With acknowledgements: a signal that was not accepted is sent again.
 const room = app.rooms.getChannel(`webrtc:${name}`, { ack: true, presenceKey: presenceKey(app.me.id, app.tab) });
@@ -37,7 +37,7 @@ function tiles(): Tile[] {
   const others = [...signaling.peers.values()].flatMap((pair): Tile[] => {
     const tab = here.get(pair.tab);
     const user = tab?.user ?? "";
-    const label = names.get(user) ?? user;
+    const label = nameOf(user);
     const state = pair.peer.pc.connectionState;
     const streams = [...pair.peer.streams.values()];
     const screens = streams.filter((stream) => stream.id === tab?.screen);
@@ -58,7 +58,7 @@ const render = framed(() => {
   lobby.hidden = joined;
   lobby.textContent = signaling.full()
     ? `The call is full: ${CALL_MAX} are in it.`
-    : members.length ? `In the call: ${members.map((member) => names.get(member.user) ?? member.user).join(", ")}.` : "Nobody is in the call yet.";
+    : members.length ? `In the call: ${members.map((member) => nameOf(member.user)).join(", ")}.` : "Nobody is in the call yet.";
   find<HTMLButtonElement>(".join").disabled = signaling.full();
   for (const selector of [".mic", ".cam", ".screen", ".leave", ".say"]) find(selector).hidden = !joined;
   find(".join").hidden = joined;
@@ -82,12 +82,12 @@ function drawTile(tile: Tile, element: HTMLElement): void {
     element.append(video);
     void video.play().catch(() => undefined);
   } else {
-    const mark = avatar(tile.user, names.get(tile.user) ?? tile.label);
+    const mark = avatar(tile.user, nameOf(tile.user));
     mark.classList.add("large");
     element.append(mark);
   }
   const state = tile.state && tile.state !== "connected" ? ` · ${tile.state === "new" ? "calling" : tile.state}` : "";
-  element.append(h("span", { class: "label" }, avatar(tile.user, names.get(tile.user) ?? tile.label), tile.label + state));
+  element.append(h("span", { class: "label" }, avatar(tile.user, nameOf(tile.user)), tile.label + state));
 }
 
 async function media(): Promise<void> {
@@ -177,14 +177,10 @@ say.addEventListener("submit", (event) => {
 
 signaling.on("change", render);
 signaling.on("problem", (text) => notice(text, "problem"));
-signaling.on("message", (tab, text) => log(names.get(presence.tabs().find((one) => one.tab === tab)?.user ?? "") ?? "Somebody", text));
+signaling.on("message", (tab, text) => log(nameOf(presence.tabs().find((one) => one.tab === tab)?.user ?? "somebody"), text));
 presence.on("sync", render);
-presence.on("failed", (text) => notice(text, "problem"));
-room.on("status", (status, detail) => {
-  if (status === "refused") notice(detail, "problem");
-  render();
-});
-room.on("system", ({ message }) => notice(message, "problem"));
+room.on("status", render);
+showProblems(room, presence);
 window.addEventListener("pagehide", () => signaling.close());
 // A page that is restored from the back/forward cache has left the call: it reloads.
 window.addEventListener("pageshow", ({ persisted }) => persisted && location.reload());

@@ -2,15 +2,14 @@ import { RealTimeChatManager, type Shown } from "../lib/RealTimeChatManager.ts";
 import { PresenceManager, presenceKey } from "../lib/PresenceManager.ts";
 import { hash } from "../lib/ids.ts";
 import { renderList } from "../lib/list.ts";
-import { avatar, find, framed, guardLeaving, h, notice, readAtStart, startApp, time } from "../lib/ui.ts";
+import { avatar, find, framed, guardLeaving, h, notice, readAtStart, showPeople, showProblems, showSending, startApp, time } from "../lib/ui.ts";
 
 const EMOJI = ["👍", "❤️", "😂", "🎉", "👀"];
 /** Messages in the page at once; older ones are shown on demand. */
 const SHOWN_STEP = 200;
 
 const app = await startApp("Chat");
-const names = new Map(app.config.people.map(({ id, name }) => [id, name.replace(/ \(.*/, "")]));
-const nameOf = (id: string): string => names.get(id) ?? id;
+const { nameOf } = app;
 
 const room = new URLSearchParams(location.search).get("room") ?? "lobby";
 const chat = new RealTimeChatManager(app.client, app.rooms, room, app.me.id, app.tab, presenceKey(app.me.id, app.tab));
@@ -141,10 +140,7 @@ function marks(message: Shown): HTMLElement {
 
 const schedule = framed(render);
 
-// At once and not in the next frame: a test that reads it after a click must not get the value of before.
-const countSending = (): void => void (document.documentElement.dataset.sending = String(chat.outbox.unsettled().length + chat.reactions.waiting));
-countSending();
-
+const countSending = showSending(() => chat.outbox.unsettled().length + chat.reactions.waiting);
 chat.on("change", schedule);
 chat.outbox.on("change", countSending);
 chat.reactions.on("change", countSending);
@@ -154,19 +150,9 @@ chat.on("missed", (count) => {
   if (newest) gap = { before: keyOf(newest), count };
   schedule();
 });
-chat.room.on("status", (status, detail) => {
-  if (status === "refused") notice(detail, "problem");
-});
-chat.room.on("system", ({ message }) => notice(message, "problem"));
-presence.on("failed", (text) => notice(text, "problem"));
+showProblems(chat.room, presence);
+showPeople(app, presence);
 presence.on("leave", (tabs) => tabs.forEach(({ tab }) => chat.typing.left(tab)));
-presence.on("sync", () => {
-  renderList(find(".people"), presence.people(), (person) => person.user, (person) => `${person.name} ${person.tabs.length}`, (person, element) => {
-    element.append(avatar(person.user, nameOf(person.user)), nameOf(person.user));
-    if (person.tabs.length > 1) element.append(h("span", { class: "soft" }, `${person.tabs.length} tabs`));
-  });
-  document.documentElement.dataset.people = presence.people().map((person) => `${person.user}:${person.tabs.length}`).join(" ");
-});
 
 form.addEventListener("submit", (event) => {
   event.preventDefault();

@@ -6,21 +6,19 @@ import * as Y from "yjs";
 import { CollaborativeEditor } from "../lib/CollaborativeEditor.ts";
 import { PresenceManager, presenceKey } from "../lib/PresenceManager.ts";
 import { hash } from "../lib/ids.ts";
-import { renderList } from "../lib/list.ts";
-import { avatar, find, framed, guardLeaving, h, hue, notice, readAtStart, startApp } from "../lib/ui.ts";
+import { find, framed, guardLeaving, hue, notice, readAtStart, showPeople, showSending, startApp } from "../lib/ui.ts";
 
 /** Maximum characters of one paste: with its metadata it must fit one row of the table. */
 const PASTE_MAX = 3_000_000;
 
 const app = await startApp("Editor");
-const names = new Map(app.config.people.map(({ id, name }) => [id, name.replace(/ \(.*/, "")]));
 const id = new URLSearchParams(location.search).get("doc") ?? "welcome";
 const mine = (await readAtStart(() => app.client.from("members").select("role").eq("topic", `doc:${id}`).eq("user_id", app.me.id).returns<{ role: string }[]>()))[0];
 const mayWrite = mine !== undefined && mine.role !== "reader";
 const color = `hsl(${hue(app.me.id)} 70% 65%)`;
 const editor = new CollaborativeEditor(
   app.client, app.rooms, id,
-  { id: app.me.id, name: names.get(app.me.id) ?? app.me.name, color, colorLight: `hsl(${hue(app.me.id)} 70% 65% / 0.3)` },
+  { id: app.me.id, name: app.nameOf(app.me.id), color, colorLight: `hsl(${hue(app.me.id)} 70% 65% / 0.3)` },
   app.tab, mayWrite, presenceKey(app.me.id, app.tab),
 );
 const presence = new PresenceManager(editor.room, { user: app.me.id, tab: app.tab, name: app.me.name, client: editor.doc.clientID });
@@ -65,10 +63,7 @@ const show = framed(() => {
   saved.textContent = mayWrite ? (editor.unsaved ? "saving…" : "saved") : "You may only read.";
 });
 editor.on("change", show);
-// At once and not in the next frame: a test that reads it after a key must not get the value of before.
-const countUnsaved = (): void => void (document.documentElement.dataset.unsaved = String(editor.unsaved));
-editor.on("change", countUnsaved);
-countUnsaved();
+editor.on("change", showSending(() => editor.unsaved));
 editor.on("problem", (text) => notice(text, "problem"));
 editor.room.on("status", (status, detail) => {
   show();
@@ -79,14 +74,9 @@ editor.room.on("system", ({ message }) => {
   if (mayWrite) notice(message, "problem");
 });
 presence.on("failed", (text) => notice(text, "problem"));
+showPeople(app, presence);
 presence.on("join", () => editor.came());
 presence.on("leave", (tabs) => tabs.forEach((tab) => typeof tab.client === "number" && editor.left(tab.client)));
-presence.on("sync", () =>
-  renderList(find(".people"), presence.people(), (person) => person.user, (person) => String(person.tabs.length), (person, element) => {
-    element.append(avatar(person.user, person.name), names.get(person.user) ?? person.user);
-    if (person.tabs.length > 1) element.append(h("span", { class: "soft" }, `${person.tabs.length} tabs`));
-  }),
-);
 guardLeaving(() => editor.atRisk);
 const title = (await readAtStart(() => app.client.from("documents").select("title").eq("id", id).returns<{ title: string }[]>()))[0]?.title;
 find(".title").textContent = title ?? "No such document";

@@ -2,12 +2,14 @@
 import type { SupabaseClient } from "@supabase/supabase-js";
 import { hash } from "./ids.ts";
 import { measureSkew, skewText } from "./clock.ts";
+import { renderList } from "./list.ts";
 import { RealtimeConnectionManager } from "./RealtimeConnectionManager.ts";
 import { rows, type RestAnswer } from "./rest.ts";
 import { loadConfig, makeClient, SessionError, signIn, signOut, tabId, Tokens, type Config, type Person } from "./session.ts";
 import { store, stored } from "./storage.ts";
 import { untilAnswered } from "./untilAnswered.ts";
-import type { RoomStatus } from "./room.ts";
+import type { PresenceManager } from "./PresenceManager.ts";
+import type { Room, RoomStatus } from "./room.ts";
 
 type Child = Node | string | undefined | false;
 type Props = Record<string, string | number | boolean | undefined | ((event: never) => void)>;
@@ -66,6 +68,8 @@ export interface App {
   tab: string;
   tokens: Tokens;
   config: Config;
+  /** Returns a person's name; the id of a person who is not in the list. */
+  nameOf: (id: string) => string;
 }
 
 const PAGES = [
@@ -95,7 +99,8 @@ export async function startApp(title: string, agent?: (me: Person) => string): P
     if (skewText(ms)) notice(skewText(ms));
   }, () => undefined);
   window.addEventListener("offline", () => notice("You are offline. What you do is kept and sent later."));
-  return { client, rooms, me, org, tab: tabId, tokens, config };
+  const names = new Map(config.people.map(({ id, name }) => [id, name.replace(/ \(.*/, "")]));
+  return { client, rooms, me, org, tab: tabId, tokens, config, nameOf: (id) => names.get(id) ?? id };
 }
 
 /** Shows the state of the connection in the head and in `data-live`, which tests wait for. */
@@ -128,6 +133,35 @@ async function signedIn(config: Config): Promise<{ me: Person; org: string }> {
 
 /** Reads data that a page needs to start, and retries until it succeeds. */
 export const readAtStart = <T>(read: () => PromiseLike<RestAnswer<T>>): Promise<T> => untilAnswered(async () => rows(await read()), away);
+
+/** Shows the people of a room with the number of their tabs in `.people`. */
+export function showPeople({ nameOf }: App, presence: PresenceManager): void {
+  presence.on("sync", () =>
+    renderList(find(".people"), presence.people(), (person) => person.user, (person) => String(person.tabs.length), ({ user, tabs }, element) => {
+      element.append(avatar(user, nameOf(user)), nameOf(user));
+      if (tabs.length > 1) element.append(h("span", { class: "soft" }, `${tabs.length} tabs`));
+    }),
+  );
+}
+
+/** Shows a refused room, messages of the server about it, and a presence that failed. */
+export function showProblems(room: Room, presence: PresenceManager): void {
+  room.on("status", (status, detail) => {
+    if (status === "refused") notice(detail, "problem");
+  });
+  room.on("system", ({ message }) => notice(message, "problem"));
+  presence.on("failed", (text) => notice(text, "problem"));
+}
+
+/**
+ * Shows the number of writes without an answer in `data-sending`, which tests wait for; returns a function to call when it
+ * changes. At once and not in the next frame: a test that reads it after a click must not get the number of before.
+ */
+export function showSending(count: () => number): () => void {
+  const show = (): void => void (document.documentElement.dataset.sending = String(count()));
+  show();
+  return show;
+}
 
 /** Asks before the tab is closed while `atRisk` returns true. */
 export function guardLeaving(atRisk: () => boolean): void {

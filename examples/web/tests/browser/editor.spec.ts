@@ -1,7 +1,7 @@
 import type { Page } from "@playwright/test";
 import * as Y from "yjs";
 import { hash } from "../../lib/ids.ts";
-import { expect, fresh, html, isLive, SIZE, test, type Stage } from "./harness/stage.ts";
+import { expect, fresh, html, isLive, isStored, SIZE, test, type Stage } from "./harness/stage.ts";
 
 async function newDocument(stage: Stage, name: string, members?: Record<string, "reader" | "writer">): Promise<string> {
   const id = fresh(name);
@@ -19,7 +19,6 @@ async function rebuilt(stage: Stage, id: string): Promise<string> {
   return doc.getText("text").toString();
 }
 
-const saved = (page: Page): Promise<void> => expect(html(page)).toHaveAttribute("data-unsaved", "0");
 const shows = (page: Page, text: string): Promise<void> => expect(html(page)).toHaveAttribute("data-hash", String(hash(text)));
 
 async function write(page: Page, text: string, where: "Home" | "End" = "End"): Promise<void> {
@@ -62,7 +61,7 @@ test("texts converge across a disconnect, a reload and a killed daemon", async (
   await writing;
   for (const page of pages) {
     await isLive(page);
-    await saved(page);
+    await isStored(page);
   }
   // The table has it all when every page shows what the table alone gives.
   await expect
@@ -121,7 +120,7 @@ test("concurrent compaction has one winner and loses nothing", async ({ seats, s
   await expect.poll(() => answers.map((changed) => changed.length).sort()).toEqual([0, 1]);
   await expect.poll(async () => (await stage.query<{ n: number }>("select count(*)::int as n from document_updates where doc = $1", [id]))[0]?.n).toBe(1);
   await write(pages[0]!, "the end");
-  await saved(pages[0]!);
+  await isStored(pages[0]!);
   const text = `${doc.getText("text").toString()}the end`;
   await expect.poll(() => rebuilt(stage, id)).toBe(text);
   const cleo = await seats.seat("cleo");
@@ -155,7 +154,7 @@ test("a paste of two megabytes arrives, one of more than three is refused with a
   await expect(a.locator(".notice.problem")).toContainText("3,000,000");
   await expect(html(a)).toHaveAttribute("data-count", "0");
   await paste(a, 2_000_004);
-  await saved(a);
+  await isStored(a);
   await expect(html(b)).toHaveAttribute("data-count", "2000004");
   expect(await html(b).getAttribute("data-hash")).toBe(await html(a).getAttribute("data-hash"));
   // A malformed update, in the table and on the channel, is ignored.
