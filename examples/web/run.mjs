@@ -5,7 +5,7 @@
 import { createServer } from "node:net";
 import { networkInterfaces } from "node:os";
 import { resolve, join } from "node:path";
-import { existsSync } from "node:fs";
+import { existsSync, readFileSync } from "node:fs";
 import { parseArgs } from "node:util";
 import { Daemon, here } from "./server/daemon.mjs";
 import { databaseUrl, makePool, migrate, seed } from "./server/database.mjs";
@@ -29,46 +29,60 @@ const dist = join(here, "dist");
 if (!existsSync(join(dist, "index.html"))) fail("the pages are not built: npm run build (make web does it)");
 // Before the daemon starts, so that a port in use leaves nothing running.
 await free(host, port, `choose another port: make web LISTEN=${host}:${port + 1}`);
-await free("127.0.0.1", daemonPort, `another "make web" may run; a second one: make web LISTEN=127.0.0.1:8090 ARGS="--daemon-port ${daemonPort + 1} --data-dir ../../.convoke-web-2"`);
+const dataDir = resolve(values["data-dir"]);
+await free("127.0.0.1", daemonPort, `${holder()}; a second one: make web LISTEN=127.0.0.1:8090 ARGS="--daemon-port ${daemonPort + 1} --data-dir ../../.convoke-web-2"`);
 
-const daemon = new Daemon({ dataDir: resolve(values["data-dir"]), port: daemonPort });
+const daemon = new Daemon({ dataDir, port: daemonPort });
+/** Ends of what runs, the last that was started first. @type {(() => unknown)[]} */
+const ends = [];
+let stopping = false;
+let starting = daemon.start();
+for (const signal of /** @type {const} */ (["SIGINT", "SIGTERM", "SIGHUP"])) process.on(signal, stop);
 console.error("web: starting the daemon and its PostgreSQL");
-await daemon.start().catch(abort);
-const { pool, server, invite } = await start().catch(abort);
+await starting.catch(abort);
+const { server, invite } = await start().catch(abort);
 const bidder = startBidder(daemon.url.origin, sign({ role: "authenticated", org: "demo", agent_id: "robot" }, daemon.secret(), 365 * 24 * 3600));
+ends.unshift(bidder.stop);
 
 // A daemon that dies is restarted; the pages reconnect by themselves.
-let stopping = false;
 daemon.onExit = async (code) => {
   if (stopping) return;
   console.error(`web: the daemon ended (${code}), starting it again`);
   await new Promise((done) => setTimeout(done, 1000));
-  await daemon.start().catch(abort);
+  if (stopping) return;
+  starting = daemon.start();
+  await starting.catch(abort);
 };
 
 console.log(`\nThe pages: ${addresses(host, server.port).join("  ")}`);
 if (invite) console.log(`Invite code: ${invite}   (people type it when they sign in)`);
 console.log("Open it in two browsers, choose two people, and chat or draw. Ctrl-C ends everything.\n");
 
-for (const signal of /** @type {const} */ (["SIGINT", "SIGTERM"]))
-  process.once(signal, async () => {
-    stopping = true;
-    bidder.stop();
-    await server.close();
-    await pool.end();
-    await daemon.stop();
-    process.exit(0);
-  });
+/** Stops everything at any time; a second signal does not wait for it. */
+async function stop() {
+  if (stopping) {
+    void daemon.kill9();
+    process.exit(1);
+  }
+  stopping = true;
+  // A daemon that is stopped before it is ready leaves its PostgreSQL running.
+  await starting.catch(() => undefined);
+  for (const end of ends) await end();
+  await daemon.stop();
+  process.exit(0);
+}
 
 async function start() {
   const pool = makePool(databaseUrl(daemon.dataDir));
+  ends.unshift(() => pool.end());
   await migrate(pool, join(here, "migrations"));
   await seed(pool, join(here, "seeds"));
   const loopback = host === "127.0.0.1" || host === "::1" || host === "localhost";
   const invite = loopback ? undefined : (process.env.INVITE ?? inviteCode());
   const people = new People(daemon.secret(), pool, invite);
   const server = await startServer({ pool, secret: daemon.secret(), people, daemon: daemon.url, dist, host, port });
-  return { pool, server, invite };
+  ends.unshift(server.close);
+  return { server, invite };
 }
 
 function flags() {
@@ -92,8 +106,26 @@ async function free(host, port, advice) {
   await new Promise((done) => probe.close(done));
 }
 
+/** Returns what may hold the daemon's port: its lock file has the process of the data folder's daemon. */
+function holder() {
+  const lock = join(dataDir, "lock");
+  const id = existsSync(lock) ? Number(readFileSync(lock, "utf8")) : NaN;
+  return isAlive(id) ? `another "make web" may run, or the daemon of one that was killed: then stop it with kill ${id}` : 'another "make web" may run';
+}
+
+/** @param {number} id */
+function isAlive(id) {
+  try {
+    return id > 0 && process.kill(id, 0);
+  } catch {
+    return false;
+  }
+}
+
 /** Stops the daemon and fails. @param {Error} error @returns {Promise<never>} */
 async function abort(error) {
+  // Parts that are not complete yet fail when `stop` ends the others.
+  if (stopping) return new Promise(() => undefined);
   await daemon.stop();
   return fail(error.message);
 }

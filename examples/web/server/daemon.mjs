@@ -39,7 +39,9 @@ export class Daemon {
     const child = spawn(
       binary(),
       ["up", "--config", this.config, "--data-dir", this.dataDir, "--listen", this.url.host, "--agents", this.agents],
-      { stdio: ["ignore", "pipe", "pipe"], env: { ...process.env, CONVOKE_CONFIG: undefined, NO_COLOR: "1" } },
+      // In a process group of its own: Ctrl-C in a terminal signals all of the group, and a daemon that gets this and then
+      // the signal of `stop` ends at once and leaves its PostgreSQL running.
+      { stdio: ["ignore", "pipe", "pipe"], detached: true, env: { ...process.env, CONVOKE_CONFIG: undefined, NO_COLOR: "1" } },
     );
     this.#child = child;
     const keep = (/** @type {Buffer} */ bytes) => {

@@ -102,8 +102,19 @@ function insertion(table, body, params, prefer, values) {
     throw new BadRequest("PGRST102", "All object keys must match");
   if (!names.length) return `insert into ${table} default values`;
   const list = names.map(identifier).join(", ");
-  const source = `json_populate_recordset(null::${table}, $${values.push(JSON.stringify(rows))}::json)`;
-  return `insert into ${table} (${list}) select ${list} from ${source} ${conflict(names, params, prefer)}`;
+  const json = `$${values.push(JSON.stringify(rows))}::json`;
+  const source = prefer.get("missing") === "default" ? withDefaults(table, names, rows, json) : `select ${list} from json_populate_recordset(null::${table}, ${json})`;
+  return `insert into ${table} (${list}) ${source} ${conflict(names, params, prefer)}`;
+}
+
+/**
+ * Returns rows of which a missing member has the default of its column, not null.
+ * @param {string} table @param {string[]} names @param {object[]} rows @param {string} json
+ */
+function withDefaults(table, names, rows, json) {
+  const member = (/** @type {object} */ row, /** @type {number} */ i, /** @type {string} */ name) =>
+    Object.hasOwn(row, name) ? `(select ${identifier(name)} from json_populate_record(null::${table}, (${json}) -> ${i}))` : "default";
+  return `values ${rows.map((row, i) => `(${names.map((name) => member(row, i, name)).join(", ")})`).join(", ")}`;
 }
 
 /** @param {string[]} names @param {URLSearchParams} params @param {Map<string, string>} prefer */

@@ -21,6 +21,11 @@ const SECURITY = {
 /** CodeMirror creates style elements, and its binding style attributes: only that page allows them. */
 const EDITOR_POLICY = SECURITY["content-security-policy"].replace("style-src 'self'", "style-src 'self' 'unsafe-inline'");
 const SMALL_BODY_MAX = 4096;
+/**
+ * Time after which an idle connection is closed. The default of Node.js, 5 s, is shorter than a client keeps one: a request
+ * that it sends in the moment of the close fails.
+ */
+const IDLE_MS = 75_000;
 
 /**
  * Starts the server.
@@ -76,6 +81,7 @@ export async function startServer({ pool, secret, people, daemon, dist, host, po
     reply(response, path === "/session" ? await people.signIn(body) : people.bearer(request, body));
   }
 
+  server.keepAliveTimeout = IDLE_MS;
   // Node.js does not track upgraded sockets: without this set, `close` would wait for every open page.
   const upgraded = new Set();
   server.on("upgrade", (request, socket, head) => {
@@ -129,7 +135,8 @@ function passThrough(request, response, daemon) {
   // The cookie is this server's own and is no business of the daemon.
   const { cookie: _, ...headers } = request.headers;
   const to = httpRequest(
-    { host: daemon.hostname, port: daemon.port, path: request.url, method: request.method, headers: { ...headers, host: daemon.host } },
+    // A connection of its own: an idle one may be closed by the daemon in this moment.
+    { host: daemon.hostname, port: daemon.port, path: request.url, method: request.method, headers: { ...headers, host: daemon.host }, agent: false },
     (answer) => {
       response.writeHead(answer.statusCode ?? 502, answer.headers);
       answer.pipe(response);

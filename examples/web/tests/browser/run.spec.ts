@@ -1,8 +1,8 @@
 // `make web` itself: ports that are taken, an end with pages open, a second start on the same data, two machines, and a
 // daemon that is killed.
-import { execFileSync, spawn, type ChildProcess } from "node:child_process";
+import { spawn, type ChildProcess } from "node:child_process";
 import { once } from "node:events";
-import { readdirSync, rmSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { createServer, type AddressInfo, type Server } from "node:net";
 import { join } from "node:path";
 import { expect, test, type Locator, type Page } from "@playwright/test";
@@ -18,9 +18,19 @@ class Run {
   readonly ended: Promise<number | null>;
 
   constructor(args: string[]) {
-    this.child = spawn(process.execPath, [join(here, "run.mjs"), ...args]);
+    // In a process group of its own, as a shell starts it.
+    this.child = spawn(process.execPath, [join(here, "run.mjs"), ...args], { detached: true });
     for (const stream of [this.child.stdout, this.child.stderr]) stream?.on("data", (bytes) => (this.output += bytes));
     this.ended = once(this.child, "exit").then(([code]) => code as number | null);
+  }
+
+  /** Ctrl-C as a terminal does it: a signal for every process of the group. */
+  async interrupt(): Promise<number | null> {
+    process.kill(-this.child.pid!, "SIGINT");
+    const late = setTimeout(() => this.child.kill("SIGKILL"), 60_000);
+    const code = await this.ended;
+    clearTimeout(late);
+    return code;
   }
 
   said(text: string): Promise<void> {
@@ -35,6 +45,8 @@ async function taken(): Promise<[Server, number]> {
 }
 
 let dataDir = "";
+const postgresRuns = (): boolean => existsSync(join(dataDir, "postgres", "postmaster.pid"));
+
 test.beforeEach(() => (dataDir = dataFolder()));
 test.afterEach(() => rmSync(dataDir, { recursive: true, force: true }));
 
@@ -68,13 +80,33 @@ test("Ctrl-C ends it at once with a page open, and it starts again on the same d
     socket.on("error", () => undefined);
     await once(socket, "open");
     const closed = once(socket, "close");
-    run.child.kill("SIGINT");
-    const late = setTimeout(() => run.child.kill("SIGKILL"), 60_000);
-    expect(await run.ended).toBe(0);
-    clearTimeout(late);
+    expect(await run.interrupt()).toBe(0);
     await closed;
     await expect(fetch(`http://127.0.0.1:${daemonPort}/health`)).rejects.toThrow();
+    expect(postgresRuns()).toBe(false);
   }
+});
+
+test("Ctrl-C during the start leaves nothing running", async () => {
+  const run = new Run(["--listen", `127.0.0.1:${await freePort()}`, "--daemon-port", `${await freePort()}`, "--data-dir", dataDir]);
+  await expect.poll(postgresRuns).toBe(true);
+  expect(await run.interrupt()).toBe(0);
+  expect(postgresRuns()).toBe(false);
+  expect(run.output).not.toMatch(/^ +at /m);
+});
+
+test("a daemon that outlived its make web is named", async () => {
+  const args = ["--listen", `127.0.0.1:${await freePort()}`, "--daemon-port", `${await freePort()}`, "--data-dir", dataDir];
+  const first = new Run(args);
+  await first.said("Ctrl-C ends everything");
+  const daemon = Number(readFileSync(join(dataDir, "lock"), "utf8"));
+  first.child.kill("SIGKILL");
+  await first.ended;
+  const second = new Run(args);
+  expect(await second.ended).toBe(1);
+  expect(second.output).toContain(`kill ${daemon}`);
+  process.kill(daemon, "SIGTERM");
+  await expect.poll(postgresRuns).toBe(false);
 });
 
 test("two people on two machines sign in by the invite code, chat and draw, and a killed daemon comes back", async ({ browser }) => {
@@ -105,7 +137,7 @@ test("two people on two machines sign in by the invite code, chat and draw, and 
     await say(ana, "hello from my machine");
     await expect(bodies(ben)).toHaveText(["hello from my machine"]);
     // The daemon is a child of `make web`, which starts it again.
-    execFileSync("pkill", ["-KILL", "-P", `${run.child.pid}`]);
+    process.kill(Number(readFileSync(join(dataDir, "lock"), "utf8")), "SIGKILL");
     await run.said("starting it again");
     await say(ben, "I am still here");
     for (const page of pages) await expect(bodies(page)).toHaveText(["hello from my machine", "I am still here"]);
@@ -120,7 +152,6 @@ test("two people on two machines sign in by the invite code, chat and draw, and 
     for (const page of pages) await expect(html(page)).toHaveAttribute("data-count", "1");
     for (const page of pages) await page.context().close();
   } finally {
-    run.child.kill("SIGTERM");
-    await run.ended;
+    await run.interrupt();
   }
 });

@@ -40,6 +40,15 @@ test("select, insert, upsert, update and delete behave like PostgREST", async ()
   expect((await ana.from("messages").select().eq("id", one.data!.id).maybeSingle()).data).toMatchObject({ body: "uno" });
 });
 
+test("missing members of a list are null, or with missing=default the default of their column", async () => {
+  const ana = as("ana");
+  const at = "2026-01-01T00:00:00+00:00";
+  const events = [{ source: "unit", name: "e", value: 1, at }, { source: "unit", name: "e", value: 2 }];
+  expect((await ana.from("analytics_events").insert(events)).error?.code).toBe("23502");
+  const { data } = await ana.from("analytics_events").insert(events, { defaultToNull: false }).select("at,value,dims").throwOnError();
+  expect(data).toEqual([{ at, value: 1, dims: {} }, { at: expect.stringMatching(/^2/), value: 2, dims: {} }]);
+});
+
 test("row security decides, for readers, strangers and forged columns", async () => {
   expect((await as("eve").from("messages").select()).data).toEqual([]);
   expect((await as("dan").from("messages").insert(message("hi"))).error?.code).toBe("42501");
