@@ -3,12 +3,13 @@
 import type { SupabaseClient } from "@supabase/supabase-js";
 import { applyAwarenessUpdate, Awareness, encodeAwarenessUpdate, removeAwarenessStates } from "y-protocols/awareness";
 import * as Y from "yjs";
+import { bytesFromHex, bytesToHex } from "./bytea.ts";
 import { Emitter } from "./emitter.ts";
 import { MissingUpdates } from "./missing.ts";
 import { outcome, rows } from "./rest.ts";
 import type { Room, Row } from "./room.ts";
 import type { RealtimeConnectionManager } from "./RealtimeConnectionManager.ts";
-import { bytesFromHex, bytesToHex, Keep } from "./keep.ts";
+import { Keep } from "./keep.ts";
 
 type Events = { change: []; problem: [text: string] };
 

@@ -1,4 +1,5 @@
 // The guide's batcher: combines many small items into few messages, keeps their order, and retries a refused batch.
+import { backoffMs } from "./backoff.ts";
 
 export interface BatcherOptions<T> {
   /** Sends a batch; resolves to true if it was accepted. A rejected promise counts as refused. */
@@ -12,8 +13,6 @@ export interface BatcherOptions<T> {
   /** Policy for a full queue: by default the oldest item is dropped, which suits positions; return false to refuse the newest. */
   onFull?: (dropped: T) => void;
 }
-
-const RETRY_MS = [200, 500, 1000, 2000, 5000];
 
 export class MessageBatcher<T> {
   #queue: T[] = [];
@@ -80,7 +79,7 @@ export class MessageBatcher<T> {
 
   #schedule(): void {
     if (this.#timer !== undefined || this.#closed) return;
-    const wait = this.#failures ? (RETRY_MS[Math.min(this.#failures - 1, RETRY_MS.length - 1)] ?? 5000) : this.options.everyMs;
+    const wait = this.#failures ? backoffMs(this.#failures - 1) : this.options.everyMs;
     this.#timer = setTimeout(() => void this.flush(), wait);
   }
 }

@@ -4,25 +4,8 @@
 // nothing. A browser gives about 5,000,000 characters to an origin, which is 2,500,000 bytes here. `save` reports a
 // full or blocked storage.
 import * as Y from "yjs";
+import { bytesFromHex, bytesToHex } from "./bytea.ts";
 import { store, stored, storedKeys } from "./storage.ts";
-
-/** Returns bytes as Postgres reads a bytea. */
-export function bytesToHex(bytes: Uint8Array): string {
-  const parts = new Array<string>(bytes.length + 1);
-  parts[0] = "\\x";
-  for (let i = 0; i < bytes.length; i++) parts[i + 1] = bytes[i]!.toString(16).padStart(2, "0");
-  return parts.join("");
-}
-
-/** Reads a bytea; undefined for null and for invalid text. */
-export function bytesFromHex(text: unknown): Uint8Array | undefined {
-  if (typeof text !== "string") return undefined;
-  const hex = text.startsWith("\\x") ? text.slice(2) : text;
-  if (hex.length % 2 !== 0 || !/^[0-9a-f]*$/i.test(hex)) return undefined;
-  const bytes = new Uint8Array(hex.length / 2);
-  for (let i = 0; i < bytes.length; i++) bytes[i] = parseInt(hex.slice(i * 2, i * 2 + 2), 16);
-  return bytes;
-}
 
 /** One key for each tab. A tab that starts takes over the keys of others; an update that is taken twice is harmless. */
 export class Keep {

@@ -1,4 +1,5 @@
 // Reliable writes: sent one after the other, retried with the same id until they have an answer.
+import { backoffMs } from "./backoff.ts";
 import { Emitter } from "./emitter.ts";
 import type { Outcome } from "./rest.ts";
 
@@ -11,7 +12,6 @@ export interface Pending<T> {
   message: string;
 }
 
-const RETRY_MS = [200, 500, 1000, 2000, 5000];
 /** Maximum of waiting writes. Further ones are refused, and the text stays in its input. */
 const PENDING_MAX = 1000;
 
@@ -100,7 +100,7 @@ export class Outbox<T> extends Emitter<OutboxEvents<T>> {
     entry.message = result.kind === "done" ? "" : result.message;
     if (result.kind === "retry") {
       this.emit("change", entry);
-      await this.#pause(RETRY_MS[Math.min(entry.tries - 1, RETRY_MS.length - 1)] ?? 5000);
+      await this.#pause(backoffMs(entry.tries - 1));
       return;
     }
     entry.state = result.kind === "refused" ? "failed" : "stored";

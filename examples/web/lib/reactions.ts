@@ -1,6 +1,7 @@
 // Reactions: sets of people for each message and emoji. A toggle sets an intent: one request at a time for each (message,
 // emoji), and the last intent wins.
 import type { SupabaseClient } from "@supabase/supabase-js";
+import { backoffMs } from "./backoff.ts";
 import { Emitter } from "./emitter.ts";
 import { outcome, rows } from "./rest.ts";
 
@@ -12,7 +13,6 @@ export interface Reaction {
 }
 
 const PAGE = 5000;
-const RETRY_MS = [200, 500, 1000, 2000, 5000];
 
 export class ReactionToggles extends Emitter<{ change: []; problem: [text: string] }> {
   /** `message emoji` → people, as the database has it. */
@@ -99,7 +99,7 @@ export class ReactionToggles extends Emitter<{ change: []; problem: [text: strin
           : await table.delete().eq("message_id", message).eq("user_id", this.me).eq("emoji", emoji),
       );
       if (result.kind === "retry") {
-        await new Promise((resolve) => setTimeout(resolve, RETRY_MS[Math.min(tries, RETRY_MS.length - 1)]));
+        await new Promise((resolve) => setTimeout(resolve, backoffMs(tries)));
         continue;
       }
       // The intent changed during the request: the new one is sent next.

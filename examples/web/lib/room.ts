@@ -1,6 +1,7 @@
 // One channel of supabase-js with the order of events that every page needs:
 // subscribe → SUBSCRIBED → read the rows → apply the changes received meanwhile → live; the same after every disconnect.
 import type { RealtimeChannel, SupabaseClient } from "@supabase/supabase-js";
+import { backoffMs } from "./backoff.ts";
 import { Emitter } from "./emitter.ts";
 
 export type RoomStatus = "connecting" | "loading" | "live" | "down" | "refused" | "closed";
@@ -50,7 +51,6 @@ type RoomEvents = {
 
 /** The server confirms row bindings by a message; without it (other servers), the room continues after this time. */
 const CONFIRM_WITHIN_MS = 3000;
-const RELOAD_MS = [200, 500, 1000, 2000, 5000];
 /** Maximum of changes buffered during a read; above it, the rows are read again instead. */
 const HELD_MAX = 10_000;
 
@@ -193,7 +193,7 @@ export class Room extends Emitter<RoomEvents> {
     this.#reopen = setTimeout(() => {
       this.channel = this.#make();
       void this.open();
-    }, RELOAD_MS[Math.min(this.#reopens++, RELOAD_MS.length - 1)]);
+    }, backoffMs(this.#reopens++));
   }
 
   #system(message: { extension?: string; status?: string; message?: string }): void {
@@ -241,7 +241,7 @@ export class Room extends Emitter<RoomEvents> {
         return;
       } catch (error) {
         this.#set("loading", (error as Error).message);
-        await new Promise((resolve) => setTimeout(resolve, RELOAD_MS[Math.min(tries, RELOAD_MS.length - 1)]));
+        await new Promise((resolve) => setTimeout(resolve, backoffMs(tries)));
       }
     }
   }

@@ -1,4 +1,5 @@
 // Strokes of the whiteboard: points, encoding, and the assembly of a stroke that is being drawn. Pure.
+import { bytesFromHex, bytesToHex } from "./bytea.ts";
 
 /** The board's width and height in its own units. */
 export const BOARD = 4096;
@@ -62,23 +63,18 @@ function away(p: XY, a: XY, b: XY): number {
   return Math.hypot(p[0] - a[0] - at * dx, p[1] - a[1] - at * dy);
 }
 
-/** Returns points as Postgres reads a bytea: `\x` and hexadecimal of little-endian float32. */
+/** Returns points as Postgres reads a bytea of little-endian float32. */
 export function toHex(points: readonly number[]): string {
   const bytes = new Uint8Array(points.length * 4);
   const view = new DataView(bytes.buffer);
   points.forEach((number, i) => view.setFloat32(i * 4, number, true));
-  let hex = "\\x";
-  for (const byte of bytes) hex += byte.toString(16).padStart(2, "0");
-  return hex;
+  return bytesToHex(bytes);
 }
 
-/** Reads a bytea, with `\x` (from a query) or without (from a row change). */
+/** Reads the points of a bytea; undefined for null, for invalid text and for no points. */
 export function fromHex(text: unknown): number[] | undefined {
-  if (typeof text !== "string") return undefined;
-  const hex = text.startsWith("\\x") ? text.slice(2) : text;
-  if (!hex.length || hex.length % 24 !== 0 || !/^[0-9a-f]*$/i.test(hex)) return undefined;
-  const bytes = new Uint8Array(hex.length / 2);
-  for (let i = 0; i < bytes.length; i++) bytes[i] = parseInt(hex.slice(i * 2, i * 2 + 2), 16);
+  const bytes = bytesFromHex(text);
+  if (!bytes?.length || bytes.length % 12 !== 0) return undefined;
   const view = new DataView(bytes.buffer);
   return Array.from({ length: bytes.length / 4 }, (_, i) => {
     const number = view.getFloat32(i * 4, true);

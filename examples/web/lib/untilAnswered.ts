@@ -1,4 +1,4 @@
-const RETRY_MS = [200, 500, 1000, 2000, 5000];
+import { backoffMs } from "./backoff.ts";
 
 /**
  * Retries a read until it succeeds. Use it for data that a page needs to start: a page that is opened while the server,
@@ -11,7 +11,7 @@ export async function untilAnswered<T>(read: () => Promise<T>, failed: (error: E
       return await read();
     } catch (error) {
       failed(error as Error);
-      await new Promise((resolve) => setTimeout(resolve, RETRY_MS[Math.min(tries, RETRY_MS.length - 1)]));
+      await new Promise((resolve) => setTimeout(resolve, backoffMs(tries)));
     }
   }
 }

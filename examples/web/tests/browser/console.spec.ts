@@ -128,10 +128,11 @@ test("messages to another org and in another's name are refused and shown", asyn
     headers: { authorization: `Bearer ${await a.evaluate(async () => ((await (await fetch("/session/token", { method: "POST", headers: { "content-type": "application/json" }, body: "{}" })).json()) as { token: string }).token)}` },
     data: { messages: [{ topic: "agent:ben", event: "agent_message", payload: { agent_id: "cleo", text: "forged" } }] },
   });
-  expect([202, 403]).toContain(forged.status());
+  expect(forged.status(), "as Supabase answers: it says nothing about single messages").toBe(202);
   await say("agent:ben", "the next true one");
-  await expect(b.locator(".console .messages li")).toHaveCount(before + 1);
-  await expect(b.locator(".console .messages")).not.toContainText("forged");
+  await expect(b.locator(".console .messages")).toContainText("the next true one");
+  expect(await b.locator(".console .messages li").count()).toBe(before + 1);
+  expect(await b.locator(".console .messages").textContent()).not.toContain("forged");
 });
 
 test("the requester chooses an offer and answers a question of the worker", async ({ seats, stage }) => {

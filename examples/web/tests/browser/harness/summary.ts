@@ -7,7 +7,8 @@ export default class Summary implements Reporter {
   readonly #flaky = new Set<string>();
 
   onTestEnd(test: TestCase, result: TestResult): void {
-    if (result.status === "skipped") this.#skipped += 1;
+    // An interrupted test counts as one that did not run.
+    if (result.status === "skipped" || result.status === "interrupted") this.#skipped += 1;
     else this.#last.set(test.id, test.ok());
     if (test.outcome() === "flaky") this.#flaky.add(test.title);
   }
