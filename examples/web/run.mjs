@@ -27,10 +27,11 @@ const daemonPort = Number(values["daemon-port"]);
 if (!isPort(daemonPort)) fail(`--daemon-port takes a port, like 7710, not ${values["daemon-port"]}`);
 const dist = join(here, "dist");
 if (!existsSync(join(dist, "index.html"))) fail("the pages are not built: npm run build (make web does it)");
-// Before the daemon starts, so that a port in use leaves nothing running.
-await free(host, port, `choose another port: make web LISTEN=${host}:${port + 1}`);
+// Before the daemon starts, so that a port in use leaves nothing running. Its port first: another "make web" holds both,
+// and this advice has all that a second one needs.
 const dataDir = resolve(values["data-dir"]);
 await free("127.0.0.1", daemonPort, `${holder()}; a second one: make web LISTEN=127.0.0.1:8090 ARGS="--daemon-port ${daemonPort + 1} --data-dir ../../.convoke-web-2"`);
+await free(host, port, `choose another port: make web LISTEN=${host}:${port + 1}`);
 
 const daemon = new Daemon({ dataDir, port: daemonPort });
 /** Ends of what runs, the last that was started first. @type {(() => unknown)[]} */
