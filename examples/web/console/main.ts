@@ -1,5 +1,5 @@
 import { AgentCommunicationManager, type Assignment, type Requested, type TaskRequest } from "../lib/AgentCommunicationManager.ts";
-import { AgentPresenceManager } from "../lib/AgentPresenceManager.ts";
+import { AgentPresenceManager, type Profile } from "../lib/AgentPresenceManager.ts";
 import { renderList } from "../lib/list.ts";
 import { fetchWithTimeout } from "../lib/session.ts";
 import { avatar, find, framed, h, notice, startApp } from "../lib/ui.ts";
@@ -227,9 +227,21 @@ setInterval(() => {
 }, 500);
 
 /** Off duty: present, to receive updates of own requests, without capabilities. */
-const offDuty = { capabilities: [], slots: 1, description: `${app.me.name}, watching` };
+const offDuty: Profile = { capabilities: [], slots: 1, description: `${app.me.name}, watching` };
+let duty = offDuty;
 let onDuty = false;
-void presence.set(offDuty);
+let tracked = "";
+
+/** Tracks what this person offers and does, as the roster of all shows it. */
+function track(): void {
+  const work: Assignment | undefined = [...agents.assignments.values()].findLast(({ state }) => state === "working");
+  const profile: Profile = { ...duty, activity_type: work ? "working" : "idle", current_task: work?.task_id ?? null, progress: work?.progress ?? null };
+  if (JSON.stringify(profile) === tracked) return;
+  tracked = JSON.stringify(profile);
+  void presence.set(profile);
+}
+track();
+agents.on("change", framed(track));
 
 const profile = find<HTMLFormElement>(".profile");
 profile.addEventListener("submit", (event) => {
@@ -237,7 +249,8 @@ profile.addEventListener("submit", (event) => {
   const data = new FormData(profile);
   onDuty = !onDuty;
   const capabilities = String(data.get("capabilities")).split(",").map((name) => name.trim()).filter(Boolean);
-  void presence.set(!onDuty ? offDuty : { capabilities, slots: Number(data.get("slots")) || 1, description: `${app.me.name}, in a browser` });
+  duty = !onDuty ? offDuty : { capabilities, slots: Number(data.get("slots")) || 1, description: `${app.me.name}, in a browser` };
+  track();
   const button = find<HTMLButtonElement>(".profile button");
   button.textContent = onDuty ? "Go off duty" : "Go on duty";
   button.setAttribute("aria-pressed", String(onDuty));

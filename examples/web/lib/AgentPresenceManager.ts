@@ -7,6 +7,11 @@ export interface Profile {
   capabilities: string[];
   slots: number;
   description: string;
+  /** What the agent does now, for the roster. */
+  activity_type?: string;
+  current_task?: string | null;
+  /** 0 to 1. */
+  progress?: number | null;
 }
 
 /** A line of the roster, as the daemon shows agents on `org:<org>`. */

@@ -44,6 +44,7 @@ test("the cheapest of two people and a program wins, and the loser sees why", as
   await offer(b, "0.0004");
   // Everybody answered, so the round closes before its time.
   await a.getByRole("button", { name: "Accept" }).click();
+  await expect(c.locator(".roster li").filter({ hasText: "ana" }), "the roster of others").toContainText("working");
   await a.getByLabel("Result").fill("Harbour");
   await a.getByRole("button", { name: "Finish" }).click();
   const asked = c.locator(".asked .card").first();

@@ -186,6 +186,7 @@ async function agents({ stage, ana, ben }: Cast): Promise<Page> {
   await other.getByLabel("Text", { exact: true }).fill("Take mine, it is quicker");
   await other.getByRole("button", { name: "Say" }).click();
   await expect(page.locator(".messages")).toContainText("Take mine");
+  await expect(page.locator(".roster li").filter({ hasText: "ana" }).locator("progress")).toHaveAttribute("value", "0.4");
   await isLive(page);
   return page;
 }
