@@ -1,4 +1,4 @@
-//! What the catalog says about published tables: columns, how they compare, what their types are made of.
+//! Descriptions of published tables, read from the catalog: columns, their comparison and their types.
 use crate::{
     access::rows,
     db::{self, Database, Flights},
@@ -26,14 +26,14 @@ use super::{
 
 /// How long a cached description serves new subscriptions. Changes of tables in the WAL invalidate it at once.
 const FRESH: Duration = Duration::from_secs(1);
-/// An answer that takes longer does not come.
+/// Time limit of one statement, and of the wait for a connection.
 const WITHIN: Duration = Duration::from_secs(5);
-/// Lists that are remembered.
+/// Most cached lists of tables.
 const LISTS_MAX: usize = 1000;
-/// Composites within composites.
+/// Most levels of nested composite types.
 const DEPTH_MAX: usize = 16;
 
-/// A published table as the catalog has it.
+/// A published table, as the catalog describes it.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Described {
     pub(super) oid: Oid,
@@ -41,9 +41,9 @@ pub(super) struct Described {
     pub(super) name: String,
     /// Whether inserts, updates and deletes are published.
     pub(super) publishes: [bool; 3],
-    /// Rows that its owner excluded come all the same, because another publication has them.
+    /// The clients' publication has a row filter, but another publication has all rows: the filter has no effect.
     pub(super) unlimited: bool,
-    /// In their order.
+    /// In table order.
     pub(super) columns: Vec<CatalogColumn>,
 }
 
@@ -51,12 +51,12 @@ pub(super) struct Described {
 pub(super) struct CatalogColumn {
     pub(super) name: String,
     pub(super) type_oid: Oid,
-    /// As in `pg_type`.
+    /// The name in `pg_type`.
     pub(super) type_name: String,
-    /// The WAL does not carry it.
+    /// A generated column, which is not in the WAL.
     pub(super) generated: bool,
     pub(super) kind: Kind,
-    /// How values are written when the name of the type does not say it.
+    /// The JSON form of the values; `None` if `type_name` decides it.
     pub(super) shape: Option<Shape>,
 }
 
@@ -66,11 +66,11 @@ struct ColumnRow {
     type_oid: Oid,
     type_name: String,
     generated: bool,
-    /// Its name does not say how its values are written.
+    /// The type name does not decide the JSON form of the values.
     odd: bool,
 }
 
-/// Why the catalog does not answer.
+/// Why the catalog could not be read.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
     #[error("the database cannot be reached")]
@@ -85,34 +85,34 @@ pub(super) enum Error {
     Shared(Arc<Self>),
 }
 
-/// Reads the catalog. What is remembered is remembered shortly.
+/// Reads the catalog, with a cache of [`FRESH`].
 #[derive(Debug)]
 pub(super) struct Catalog {
     database: Database,
     publications: Vec<String>,
     lists: Mutex<HashMap<Wanted, (Instant, Tables)>>,
     reading: Flights<Wanted, Result<Tables, Arc<Error>>>,
-    /// Whether the database did not answer when it was asked last.
+    /// Whether the last statement got no answer.
     away: AtomicBool,
-    /// Statements that were answered so far.
+    /// Number of answered statements.
     answered: AtomicU64,
-    /// Values of filters that joins wait for.
+    /// Checks of filter values, shared by concurrent joins.
     pub(super) values: ValueChecks,
-    /// The same [`Arc`] for as long as a table stays the same, so that what is known of it stays known.
+    /// The same [`Arc`] while the description of a table is unchanged: caches of row security use its address as key.
     tables: Mutex<HashMap<Oid, ForRights>>,
 }
 
-/// Tables that a pattern found.
+/// The tables that match a schema and a name.
 pub(super) type Tables = Arc<[Arc<Described>]>;
 
-/// A table, and what row security knows it as.
+/// A table, and its form for row security.
 type ForRights = (Arc<Described>, Arc<rows::PolicyTable>);
 
-/// Schema, name.
+/// Schema and name; `None` matches every one.
 type Wanted = (Option<String>, Option<String>);
 
 impl Catalog {
-    /// `publications`: the clients' first, then others that the stream reads.
+    /// `publications`: the clients' publication first, then the others of the stream.
     pub(super) fn new(database: Database, publications: Vec<String>) -> Self {
         Self {
             database,
@@ -126,14 +126,14 @@ impl Catalog {
         }
     }
 
-    /// Asks something of a connection.
+    /// Runs `question` on a pooled connection, with the time limit [`WITHIN`].
     pub(super) async fn ask<T>(
         &self,
         question: impl AsyncFnOnce(&mut Object) -> Result<T, Error>,
     ) -> Result<T, Error> {
         let client = timeout(WITHIN, self.database.client()).await;
         let Ok(client) = client else {
-            // All connections are busy, which does not mean that the database is away.
+            // All connections are busy, which does not mean that the database is unavailable.
             return Err(Error::Slow);
         };
         let mut client = client.inspect_err(|error| self.set_away(!matches!(error, db::Error::Busy(_))))?;
@@ -152,7 +152,7 @@ impl Catalog {
             Err(_) => {
                 // A connection that does not answer must not go back to the pool.
                 drop(Object::take(client));
-                // A database that answered others meanwhile is busy and not away.
+                // A database that answered other statements meanwhile is busy and not unavailable.
                 self.set_away(self.answered.load(Ordering::Relaxed) == before);
                 Err(Error::Slow)
             }
@@ -163,13 +163,12 @@ impl Catalog {
         self.away.store(away, Ordering::Relaxed);
     }
 
-    /// Whether the database did not answer the last statement. A caller that waits while it answers waits for other
-    /// callers.
+    /// Whether the last statement got no answer. If false, a caller that waits is waiting for other callers.
     pub(super) fn is_away(&self) -> bool {
         self.away.load(Ordering::Relaxed)
     }
 
-    /// The published tables of these names; with `anew`, as they are this moment.
+    /// The published tables that match these names; `anew` bypasses the cache.
     pub(super) async fn tables(
         self: &Arc<Self>,
         schema: Option<&str>,
@@ -186,14 +185,14 @@ impl Catalog {
             let key = wanted.clone();
             let read = || async move { catalog.list(wanted).await.map_err(Arc::new) }.boxed();
             let landed = self.reading.ask(key, read).await;
-            // One that was under way may be older than what is asked about.
+            // A shared read that had already begun may be older than this call.
             if !(anew && landed.was_under_way) {
                 return landed.answer.map_err(Error::Shared);
             }
         }
     }
 
-    /// Reads the published tables of these names, and remembers them shortly.
+    /// Reads the published tables that match these names, and caches the list.
     async fn list(&self, wanted: Wanted) -> Result<Tables, Error> {
         let (schema, name) = (wanted.0.as_deref(), wanted.1.as_deref());
         let tables: Tables = self.read(schema, name, None).await?.into();
@@ -208,12 +207,12 @@ impl Catalog {
         Ok(tables)
     }
 
-    /// The table with this oid, if it is published.
+    /// The table with this oid; `None` if it is not published.
     pub(super) async fn table(&self, oid: Oid) -> Result<Option<Arc<Described>>, Error> {
         Ok(self.read(None, None, Some(oid)).await?.pop())
     }
 
-    /// The table as row security is asked about it.
+    /// The form of the table for row security.
     pub(super) fn for_rights(&self, table: &Arc<Described>) -> Arc<rows::PolicyTable> {
         let mut tables = self.tables.lock();
         let known = tables.get(&table.oid).filter(|(known, _)| known == table);
@@ -268,7 +267,7 @@ fn described(
     shapes: &Shapes,
 ) -> Result<Arc<Described>, Error> {
     let oid: Oid = row.try_get("oid")?;
-    // A column that has changed between two looks is left out: it is read again with the next change.
+    // A column that changed between the two statements is omitted. The next change reads the table again.
     let column = |column: ColumnRow| {
         let ColumnRow { name, type_oid, type_name, generated, odd } = column;
         let kind = kinds.of(oid, &name, type_oid)?.clone();
@@ -285,7 +284,7 @@ fn described(
     }))
 }
 
-/// What these types are made of, and what those are made of.
+/// Reads these types, and the types of their parts, to [`DEPTH_MAX`] levels.
 async fn shapes(client: &Object, mut wanted: BTreeSet<Oid>) -> Result<Shapes, Error> {
     let mut shapes = Shapes::default();
     for _ in 0..DEPTH_MAX {

@@ -1,4 +1,4 @@
-//! Whether a client may subscribe to what it asks for: tables, rights, and filters with values that can be compared.
+//! Validates a requested subscription: its tables, the rights of its role, and the values of its filters.
 use super::{
     catalog::{Catalog, CatalogColumn, Described, Error, Tables},
     item::Item,
@@ -10,12 +10,12 @@ use crate::{
 use std::sync::Arc;
 use tokio_postgres::error::{DbError, SqlState};
 
-/// Why not.
+/// Why an item is refused.
 #[derive(Clone, Debug)]
 pub(super) enum Refusal {
-    /// With the text for the client; asking again does not help.
+    /// Invalid, with the text for the client. A retry does not help.
     Asked(String),
-    /// The database does not answer; asking again may help.
+    /// The database is unavailable. A retry may help.
     Away(Arc<Error>),
 }
 
@@ -25,8 +25,7 @@ impl From<Error> for Refusal {
     }
 }
 
-/// Checks an item and puts its values into the form in which Postgres writes them. Gives the tables that it is about
-/// now.
+/// Validates an item and normalizes its values to Postgres's text form. Returns the tables that it matches now.
 pub(super) async fn check(
     catalog: &Arc<Catalog>,
     rows: &Rows,
@@ -37,7 +36,7 @@ pub(super) async fn check(
     for anew in [false, true] {
         let tables = catalog.tables(schema.as_deref(), name.as_deref(), anew).await?;
         match against(catalog, rows, viewer, item, &tables).await {
-            // It may have been there for less than what is remembered is good for.
+            // The table or column may be newer than the cached catalog: retried once without the cache.
             Err(Refusal::Asked(_)) if !anew => {}
             Err(refusal) => return Err(refusal),
             Ok(()) => return Ok(tables),
@@ -92,7 +91,7 @@ async fn against(
     Ok(())
 }
 
-/// Checks the values of a filter against the columns of a table; with `keep`, as Postgres writes them from now on.
+/// Validates the values of a filter against the columns of a table. With `keep`, replaces them by Postgres's text form.
 async fn values(
     catalog: &Catalog,
     item: &mut Item,
@@ -128,7 +127,7 @@ async fn values(
             let said = catalog.values.ask(catalog, &kind.output_sql(), value).await?;
             let written =
                 said.map_err(|said| Refusal::Asked(item.exception(&code(&said), said.message())))?;
-            // A type can be read and still have no such operator.
+            // A valid value does not imply that its type has the operator.
             if matches!(kind.class, Class::Asked) || !kind.ordered {
                 let operator = operator.unwrap_or(Operator::Equal);
                 let sql = format!(
@@ -166,7 +165,7 @@ async fn values(
     Ok(())
 }
 
-/// Whether a value is one of the column's type, and written as Postgres writes it, without asking.
+/// Whether a value is known without a query to be valid for the column and in Postgres's text form.
 fn is_certain(column: &CatalogColumn, value: &str) -> bool {
     let digits = || value.strip_prefix('-').unwrap_or(value).bytes().all(|b| b.is_ascii_digit());
     match (&column.kind.class, column.kind.type_name.as_str()) {
@@ -188,7 +187,7 @@ fn bad_pattern(item: &Item, operator: Operator, said: &DbError) -> Refusal {
     Refusal::Asked(item.exception("P0001 (raise_exception)", &text))
 }
 
-/// The SQLSTATE with its name, as the original shows it.
+/// The SQLSTATE with its name, in the format of Supabase Realtime.
 fn code(said: &DbError) -> String {
     let name = match said.code().code() {
         "22P02" => "invalid_text_representation",

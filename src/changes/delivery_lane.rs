@@ -1,9 +1,9 @@
-//! Which channels are delivered to together.
+//! Delivery lanes: the channels that one task delivers to.
 //!
-//! Everybody begins in the first lane, which never waits for a filter. A channel whose filter only Postgres can answer
-//! goes on in the second one, where such questions are asked together and may take a moment; one whose filter takes
-//! longer than that goes on in a task of its own, where it waits for itself alone. It is never moved back: nothing is
-//! said twice, nothing is missed, and the order of a channel stays that of the change log.
+//! Every channel starts in the first lane, which never waits for a filter. A channel with a filter that only Postgres
+//! can evaluate moves to the second lane, which evaluates such filters together with a short timeout. A channel whose
+//! filter exceeds that timeout moves to a task of its own and delays no other channel. A channel never moves back. A
+//! move loses and repeats no change: delivery continues at the change that caused it, in the order of the change log.
 use super::{filter_wait::FilterWait, registry::Registry, subscriber::ChangeSubscriber};
 use parking_lot::Mutex;
 use std::sync::{
@@ -12,14 +12,14 @@ use std::sync::{
 };
 use tokio::sync::Notify;
 
-/// Lanes that many share.
+/// Number of lanes that channels share.
 pub(super) const SHARED: usize = 2;
 
-/// The names of the delivering tasks in `/health`.
+/// The names of the delivery tasks in `/health`.
 pub(super) const NAMES: [&str; SHARED] = ["change_delivery", "filtered_change_delivery"];
 
 impl FilterWait {
-    /// Of the channels in a lane.
+    /// The wait for filters in a lane; past the shared lanes, that of `member` alone.
     pub(super) fn of(lane: usize, member: &ChangeSubscriber) -> Self {
         match lane {
             0 => Self::Never,
@@ -29,11 +29,11 @@ impl FilterWait {
     }
 }
 
-/// Channels that one task delivers to.
+/// The channels of one delivery task.
 #[derive(Debug, Default)]
 pub(super) struct Lane {
     pub(super) registry: Mutex<Registry>,
-    /// Channels that shall listen, or listen otherwise.
+    /// Channels to be registered, or registered again with another spec.
     pub(super) pending: Mutex<Vec<Arc<ChangeSubscriber>>>,
     pub(super) wake: Notify,
     at: AtomicU64,
@@ -45,7 +45,7 @@ impl Lane {
         Self { registry, at: AtomicU64::new(at), ..Self::default() }
     }
 
-    /// Up to which number everything was put out.
+    /// The last number that was delivered to every channel of the lane.
     pub(super) fn at(&self) -> u64 {
         self.at.load(Ordering::Acquire)
     }

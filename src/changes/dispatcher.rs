@@ -1,4 +1,4 @@
-//! From entries of the change log to frames: the groups they are for, the rights, and the encoding.
+//! Turns entries of the change log into frames: finds the groups, evaluates rights, and encodes.
 use super::{
     Config,
     catalog::{Catalog, Described},
@@ -31,7 +31,7 @@ use tokio::time::Instant;
 
 /// Pause while the catalog cannot be read.
 const PAUSE: Duration = Duration::from_millis(200);
-/// Most rows for which policies are evaluated beside the look at the catalog.
+/// Most rows whose policies are evaluated concurrently with the check of the catalog.
 const PREFETCHED_ROWS_MAX: usize = 16;
 
 /// Delivers changes to the channels of a registry.
@@ -43,11 +43,11 @@ pub(super) struct Dispatcher {
     pub(super) catalog: Arc<Catalog>,
     pub(super) oracle: Oracle,
     pub(super) metrics: Metrics,
-    /// The last entry whose transaction snapshots see, or were waited for in vain.
+    /// The last entry whose transaction is visible to new snapshots, or whose wait for that timed out.
     pub(super) visible: AtomicU64,
 }
 
-/// A change, and where it stands.
+/// A change with its position in the change log.
 #[derive(Clone, Copy)]
 struct LoggedChange<'a> {
     number: u64,
@@ -56,18 +56,19 @@ struct LoggedChange<'a> {
     row: &'a RowChange,
 }
 
-/// A change that some group wants.
+/// A change with the groups that match it.
 struct PendingDelivery<'a> {
     told: LoggedChange<'a>,
     table: Arc<SubscribedTable>,
     matches: Vec<Match>,
 }
 
-/// Rights of roles on tables, by the description of the WAL, which stays when the catalog's is read again.
+/// Rights by table and role. The key of a table is the address of its WAL description, which stays the same when the
+/// catalog is read again.
 #[derive(Default)]
 struct RightsCache(HashMap<usize, HashMap<String, Result<Arc<Rights>, Failure>>>);
 
-/// Origin the place of the change and of the match.
+/// Verdicts by index of the change and of the match.
 type Verdicts = HashMap<(usize, usize), Verdict>;
 
 /// Frames for the members of a group.
@@ -78,8 +79,8 @@ struct FrameBatch {
 }
 
 impl Dispatcher {
-    /// Puts out what these entries are to those in `registry`, in order. Waits while the database is away. Gives those
-    /// who have something from a change on to hear elsewhere, because their filters take too long here.
+    /// Delivers these entries to the channels of `registry`, in order. Waits while the database is unavailable. Returns
+    /// the channels that must move to the next lane, because their filters exceed the wait of this one.
     pub(super) async fn deliver(
         &self,
         registry: &Mutex<Registry>,
@@ -105,11 +106,11 @@ impl Dispatcher {
         });
         let rows: Vec<LoggedChange<'_>> = rows.filter(|told| (told.number, told.index) >= from).collect();
         if rows.iter().any(|told| self.is_for_somebody(registry, told)) {
-            // What is remembered of rights must not be older than these changes.
+            // Cached rights must be at least as new as these changes.
             let visible = self.visible.load(Ordering::Acquire);
             let fresh = entries.iter().filter(|entry| entry.number > visible);
             let transactions: Vec<u32> = fresh.filter_map(|entry| entry.transaction).collect();
-            // Beside that, policies are evaluated as if the rights were unchanged, which they nearly always are.
+            // Concurrently, policies are evaluated with the cached rights, which are nearly always still valid.
             join!(self.rows.refresh(&transactions), self.prefetch(registry, &rows));
             self.visible.fetch_max(entries.last().map_or(0, |entry| entry.number), Ordering::AcqRel);
         }
@@ -120,10 +121,10 @@ impl Dispatcher {
         moved
     }
 
-    /// Evaluates policies for a few rows with the rights that are cached. Changes nothing but the cache of outcomes.
+    /// Evaluates policies for a few rows with the cached rights, and caches the outcomes. Has no other effect.
     async fn prefetch(&self, registry: &Mutex<Registry>, rows: &[LoggedChange<'_>]) {
         if rows.len() > PREFETCHED_ROWS_MAX {
-            // With many rows, finding their groups twice costs more than the wait.
+            // With many rows, a second search of their groups costs more than it saves.
             return;
         }
         let (due, known) = {
@@ -147,7 +148,7 @@ impl Dispatcher {
             if !known.0.values().flat_map(HashMap::values).any(is_limited) {
                 return;
             }
-            // Nothing is asked of Postgres here: groups with such filters have no match.
+            // Postgres evaluates no filter here: a group whose filter needs it does not match.
             let mut asking = self.oracle.asking(FilterWait::Never);
             let due = rows.iter().filter_map(|told| {
                 let table = registry.table(&told.row.relation)?.clone();
@@ -167,7 +168,7 @@ impl Dispatcher {
         registry.table(relation).is_none() || registry.is_watched(relation.oid)
     }
 
-    /// As [`Self::deliver`], for rows in which each table has one description.
+    /// Like [`Self::deliver`], for rows in which each table has one description.
     async fn deliver_run(
         &self,
         registry: &Mutex<Registry>,
@@ -225,7 +226,7 @@ impl Dispatcher {
         moved
     }
 
-    /// What a group may see of a change. A group that must get an error instead gets it once.
+    /// The part of a change that a group may see; `None` if it sees nothing. Sends an error that applies, once.
     fn sight<'k>(
         &self,
         due: &PendingDelivery<'_>,
@@ -255,7 +256,7 @@ impl Dispatcher {
         }
     }
 
-    /// A change as it is shown with these rights, this much of the old row and these columns; made once.
+    /// The encoded change for these rights, this part of the old row and these columns. `made` caches it.
     fn data<'s>(
         &self,
         due: &PendingDelivery<'_>,
@@ -274,8 +275,8 @@ impl Dispatcher {
         data
     }
 
-    /// Reads the catalog for tables that are not known in this form, or were read before something changed; waits while
-    /// that cannot be done. A look at the catalog covers the tables whose rights are remembered.
+    /// Reads the catalog for tables that are unknown or may have changed. Waits while the catalog is unavailable. The
+    /// fingerprint check covers only tables with cached rights, so others are read each time.
     async fn describe(&self, registry: &Mutex<Registry>, rows: &[LoggedChange<'_>]) {
         let mut unknown: Vec<Arc<Relation>> = Vec::new();
         let epoch = self.rows.epoch();
@@ -320,7 +321,7 @@ impl Dispatcher {
         }
     }
 
-    /// A table as the WAL and the catalog describe it.
+    /// Combines the descriptions of a table in the WAL and in the catalog.
     pub(super) fn known(
         &self,
         relation: Arc<Relation>,
@@ -337,7 +338,7 @@ impl Dispatcher {
         SubscribedTable::new(relation, described, for_rights)
     }
 
-    /// Sends an error to the channels whose items do not fit a table any more.
+    /// Sends an error to the channels whose items can no longer be bound to a table.
     pub(super) fn report_broken(&self, broken: Vec<Broken>) {
         for Broken { group, item, why } in broken {
             let Some(item) = group.spec.items.get(item) else { continue };
@@ -347,7 +348,7 @@ impl Dispatcher {
         }
     }
 
-    /// Whom these changes are for, and who goes on elsewhere because its filter takes too long here.
+    /// The groups that match these changes, and the channels that move to the next lane because of their filters.
     async fn find<'a>(
         &self,
         registry: &Mutex<Registry>,
@@ -356,7 +357,7 @@ impl Dispatcher {
     ) -> (Vec<PendingDelivery<'a>>, Option<Moved>) {
         let patience = registry.lock().patience();
         let mut until = patience.within().map(|within| Instant::now() + within);
-        // Logged once, however often it is looked at.
+        // Errors to be sent once, regardless of the number of passes.
         let mut untold: Vec<(usize, Match)> = Vec::new();
         let mut asking = self.oracle.asking(patience);
         let (mut all, late) = loop {
@@ -365,7 +366,7 @@ impl Dispatcher {
             if Instant::now() < *until {
                 self.oracle.fetch(&mut asking, patience, until).await;
             } else if matches!(patience, FilterWait::Own(_)) {
-                // There is no other place: what is not known now is not shown.
+                // There is no further lane: a comparison without an answer counts as no match.
                 asking.give_up();
                 self.report_slow_filter(&late, rows);
             } else {
@@ -381,7 +382,7 @@ impl Dispatcher {
         (all, Some(registry.lock().take(&late, (first.number, first.index))))
     }
 
-    /// One look at all rows, with what is known of filters.
+    /// One pass over all rows, with the answers that are known.
     fn look<'a>(
         &self,
         registry: &Mutex<Registry>,
@@ -412,7 +413,7 @@ impl Dispatcher {
         (all, late)
     }
 
-    /// Tells these groups once that a filter takes too long.
+    /// Sends an error about a slow filter to these groups, once.
     fn report_slow_filter(&self, late: &[Arc<Group>], rows: &[LoggedChange<'_>]) {
         self.metrics.failures.inc();
         let Some(Relation { oid, schema, name, .. }) = rows.first().map(|told| &*told.row.relation) else {
@@ -426,7 +427,7 @@ impl Dispatcher {
         }
     }
 
-    /// What each role that looks at these tables may see of them.
+    /// The rights of each subscribed role on the tables of these rows.
     async fn rights(&self, registry: &Mutex<Registry>, rows: &[LoggedChange<'_>]) -> RightsCache {
         let mut asked: HashMap<usize, (Arc<SubscribedTable>, Vec<String>)> = HashMap::new();
         {
@@ -447,7 +448,7 @@ impl Dispatcher {
         known
     }
 
-    /// What row security says where it must be asked.
+    /// Evaluates row security for the matches that need it.
     async fn judge(&self, due: &[PendingDelivery<'_>], known: &RightsCache) -> Verdicts {
         let Asked { changes, viewers, asked, places } = Asked::of(due, known);
         if asked.is_empty() {
@@ -456,7 +457,7 @@ impl Dispatcher {
         places.into_iter().zip(self.rows.judge(&changes, &viewers, &asked).await).collect()
     }
 
-    /// Tells a group once that changes of a table cannot be shown to it.
+    /// Sends an error to a group, once: changes of a table cannot be shown to it.
     fn failed(&self, due: &PendingDelivery<'_>, group: &Group, failure: Failure) {
         self.metrics.failures.inc();
         let Relation { oid, schema, name, .. } = &*due.table.relation;
@@ -467,14 +468,14 @@ impl Dispatcher {
     }
 }
 
-/// What row security is asked about.
+/// The input of an evaluation of row security.
 #[derive(Default)]
 struct Asked {
     changes: Vec<rows::RowChange>,
     viewers: Vec<Arc<Viewer>>,
     /// Indexes of a change and a viewer.
     asked: Vec<(usize, usize)>,
-    /// For each of them the index of the delivery and of the match.
+    /// For each pair in `asked`, the index of the delivery and of the match.
     places: Vec<(usize, usize)>,
 }
 
@@ -506,7 +507,7 @@ impl Asked {
     }
 }
 
-/// Rows in their order, cut wherever a table gets another description.
+/// Splits rows, in order, before each row whose table has a new description.
 fn of_one_shape<'t, 'a>(rows: &'t [LoggedChange<'a>]) -> impl Iterator<Item = &'t [LoggedChange<'a>]> {
     let mut rest = rows;
     std::iter::from_fn(move || {
@@ -527,12 +528,12 @@ impl RightsCache {
     }
 }
 
-/// What makes one `data` another: rights, how much of the old row, columns.
+/// The inputs on which an encoded change depends: rights, part of the old row, columns.
 type Shape<'s> = (&'s Arc<Rights>, OldRow, Option<&'s [String]>);
 
-/// What a group gets of a change.
+/// The part of a change that a group sees.
 enum Visibility<'k> {
-    /// With these rights, and this much of the old row.
+    /// The row with these rights, and this part of the old row.
     Row(&'k Arc<Rights>, OldRow),
     /// Why the role may not see the table.
     Unrepresentable(Unrepresentable),
@@ -569,7 +570,7 @@ fn address(relation: &Arc<Relation>) -> usize {
     Arc::as_ptr(relation).addr()
 }
 
-/// A change as row security looks at it.
+/// The images of a change for row security.
 fn images(row: &RowChange) -> Images {
     let cell = |cell: &Cell| match cell {
         Cell::Null => rows::Cell::Null,

@@ -1,5 +1,4 @@
-//! Values whose type's name does not say how they are written: composites, domains, and arrays of them
-//! (`docs/spec/postgres-changes.md` §2.6). Pure.
+//! JSON of values of composite types, domains, and arrays of them (`docs/spec/postgres-changes.md` §2.6). Pure.
 use crate::wal::{Encoding, Node, parse_array, write_string};
 use std::{
     collections::{BTreeSet, HashMap},
@@ -7,33 +6,33 @@ use std::{
 };
 use tokio_postgres::types::Oid;
 
-/// How values of a type are written.
+/// The JSON form of the values of a type.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Shape {
-    /// As the name of the type says.
+    /// Decided by the type name.
     Plain(Encoding),
-    /// An object, by attribute.
+    /// An object with one member for each attribute.
     Composite(Arc<[(String, Shape)]>),
-    /// An array of these, with what stands between them.
+    /// An array of elements, with its delimiter in the text form.
     Array(Arc<Shape>, u8),
 }
 
-/// What types are made of.
+/// Types by oid, as the catalog describes them.
 #[derive(Debug, Default)]
 pub(super) struct Shapes(HashMap<Oid, Made>);
 
 #[derive(Debug)]
 struct Made {
     name: String,
-    /// Of a domain.
+    /// The base type of a domain; 0 for other types.
     base: Oid,
-    /// Of an array, and what stands between.
+    /// The element type of an array; 0 for other types.
     element: Oid,
     delimiter: u8,
     attributes: Vec<(String, Oid)>,
 }
 
-/// Types within types.
+/// Most levels of nested types.
 const DEPTH_MAX: usize = 16;
 
 impl Shapes {
@@ -48,7 +47,7 @@ impl Shapes {
         self.0.insert(oid, Made { name, base, element, delimiter, attributes: attributes.collect() });
     }
 
-    /// Types that others are made of and that are not known yet.
+    /// Base, element and attribute types that are not described yet.
     pub(super) fn unknown(&self) -> BTreeSet<Oid> {
         let parts = self.0.values().flat_map(|made| {
             let attributes = made.attributes.iter().map(|(_, oid)| *oid);
@@ -79,7 +78,7 @@ impl Shapes {
 }
 
 impl Shape {
-    /// Appends a value in Postgres's text form as JSON text; what does not look like its type as a string.
+    /// Appends a value, given in Postgres's text form, as JSON. A value that does not parse becomes a string.
     pub(super) fn write(&self, text: &str, out: &mut Vec<u8>) {
         let begin = out.len();
         if self.try_write(text, out).is_none() {
@@ -133,7 +132,7 @@ impl Shape {
     }
 }
 
-/// The fields of a composite's text form, `(1,"a b",)`: nothing for NULL.
+/// Parses a composite's text form, `(1,"a b",)`. A NULL field is `None`.
 fn fields(text: &str) -> Option<Vec<Option<String>>> {
     let inside = text.strip_prefix('(')?.strip_suffix(')')?;
     let (mut fields, mut field) = (Vec::new(), None::<String>);
@@ -193,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_composite_is_a_string() {
+    fn malformed_composite_becomes_a_string() {
         assert_eq!(written(99, "rubbish"), r#""rubbish""#);
         assert_eq!(written(99, "(1,2)"), r#""(1,2)""#);
         assert_eq!(written(99, "(\"1,2"), r#""(\"1,2""#);

@@ -1,9 +1,10 @@
-//! How long a delivery waits for filters that only Postgres can answer.
+//! The timeouts of filters that only Postgres can evaluate.
 use std::time::Duration;
 
-/// How long the second lane waits for the filters of what is read at once.
+/// Timeout of the second lane, for the filters of all changes of one read.
 const SHORT: Duration = Duration::from_millis(300);
-/// How long a lane of one channel waits for them. Changes without an answer by then are not delivered, and the channel gets an error.
+/// Timeout of a channel with a task of its own. A change whose filter has no answer by then is not delivered, and the
+/// channel gets an error.
 const OWN: Duration = Duration::from_secs(10);
 
 /// How long delivery waits for filters that only Postgres can evaluate.
@@ -12,14 +13,14 @@ pub(super) enum FilterWait {
     /// Channels that need such filters are moved to the next lane.
     #[default]
     Never,
-    /// A moment, together with others.
+    /// A short timeout, shared by the channels of the lane.
     Short,
-    /// As long as it takes within reason, alone; the connection whose turn it takes.
+    /// A long timeout for one channel; the number identifies its connection in the fair queue.
     Own(u64),
 }
 
 impl FilterWait {
-    /// Nothing: it does not wait.
+    /// The timeout; `None` if delivery does not wait.
     pub(super) fn within(self) -> Option<Duration> {
         match self {
             Self::Never => None,

@@ -1,4 +1,4 @@
-//! What a client wants to hear of: one item of `config.postgres_changes` (`docs/spec/postgres-changes.md` §1.1). Pure.
+//! One requested subscription: an item of `config.postgres_changes` (`docs/spec/postgres-changes.md` §1.1). Pure.
 use crate::{
     filter::{BadFilter, Filter, Test},
     wal::Op,
@@ -6,10 +6,10 @@ use crate::{
 use serde_json::{Map, Value};
 use std::fmt::Write;
 
-/// One item, read and understood.
+/// A parsed item.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Item {
-    /// What the client knows it by.
+    /// The client's id for it.
     pub(super) id: u64,
     /// `None` for every kind of change.
     pub(super) op: Option<Operation>,
@@ -18,11 +18,11 @@ pub(super) struct Item {
     pub(super) filter: Filter,
     /// Sorted; `None` for all columns.
     pub(super) select: Option<Vec<String>>,
-    /// As it stands in errors.
+    /// Its form in error messages.
     pub(super) told: ItemLabel,
 }
 
-/// As [`Op`], for maps.
+/// [`Op`] as a key of maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Operation {
     Insert,
@@ -30,14 +30,14 @@ pub(super) enum Operation {
     Delete,
 }
 
-/// A name, or every one.
+/// A name, or a wildcard.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Name {
     Any,
     Is(String),
 }
 
-/// The parts of an item as errors show them.
+/// The parts of an item in the form of error messages.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct ItemLabel {
     filters: String,
@@ -69,7 +69,7 @@ impl Name {
 }
 
 impl Item {
-    /// Reads an item that has its `id`. A key that is null is no key.
+    /// Parses an item that has its `id`. A null member counts as absent.
     ///
     /// # Errors
     /// The text of `docs/spec/postgres-changes.md` §1.5.
@@ -118,7 +118,7 @@ impl Item {
         }
     }
 
-    /// Whether it is about changes of this kind to this table.
+    /// Whether it matches changes of the table.
     pub(super) fn is_about(&self, schema: &str, table: &str) -> bool {
         self.schema.takes(schema) && self.table.takes(table)
     }
@@ -127,7 +127,7 @@ impl Item {
         self.op.is_none_or(|own| own == Operation::from(op))
     }
 
-    /// No table that is published.
+    /// The text of a refusal because no published table matches.
     pub(super) fn not_published(&self) -> String {
         format!(
             "Unable to subscribe to changes with given parameters. Please check Realtime is enabled for the given \
@@ -136,7 +136,7 @@ impl Item {
         )
     }
 
-    /// A refusal in the form of the database: SQLSTATE with its name, and what is wrong.
+    /// The text of a refusal with a database error: `code` is the SQLSTATE with its name, `text` the message.
     pub(super) fn exception(&self, code: &str, text: &str) -> String {
         format!(
             "Unable to subscribe to changes with given parameters. An exception happened so please check your \
@@ -207,7 +207,7 @@ fn select(value: Option<&Value>, schema: &Name, table: &Name) -> Result<Option<V
     Ok(Some(columns))
 }
 
-/// The item without what only we put into it, as the original shows it.
+/// The text of a refusal because the item names no table, in the format of Supabase Realtime.
 fn nothing_to_subscribe_to(item: &Map<String, Value>) -> String {
     let secret = item.contains_key("user_token") || item.contains_key("auth_token");
     let shown = if secret { "<redacted>".to_owned() } else { inspected(item) };
@@ -226,7 +226,7 @@ fn inspected(item: &Map<String, Value>) -> String {
     format!("%{{{}}}", members.join(", "))
 }
 
-/// `{"column", "operator", "value", negated}`, as the original lists them.
+/// `{"column", "operator", "value", negated}` for each segment, in the format of Supabase Realtime.
 fn filters(filter: &Filter) -> String {
     let mut out = String::new();
     for segment in filter.segments() {
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn names_default_as_the_protocol_says() {
+    fn names_default_as_the_protocol_defines() {
         let item = parse(json!({"event": "insert", "table": "t", "id": 3})).unwrap();
         assert_eq!((item.id, item.op), (3, Some(Operation::Insert)));
         assert!(item.is_about("public", "t") && !item.is_about("other", "t"));
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_item_has_the_protocols_text() {
+    fn invalid_item_has_the_text_of_the_protocol() {
         let none = parse(json!({"event": "INSERT", "id": 7})).unwrap_err();
         assert_eq!(
             none,
@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn parameters_are_listed_as_they_resolved() {
+    fn refusal_lists_the_resolved_parameters() {
         let item = parse(json!({
             "event": "*", "schema": "public", "table": "t", "filter": "c=eq.x,d=not.in.(1,2)", "select": ["b", "a"],
         }));

@@ -1,7 +1,7 @@
-//! Checks of subscriptions: equal checks of concurrent joins are made once.
+//! Validates the subscriptions of joins. Concurrent joins share identical checks.
 //!
-//! A join waits while earlier joins are checked, and is refused as away only when the database does not answer at all
-//! or the WAL is not read for eight seconds.
+//! A join waits for earlier joins. It fails with `Away` only if the database answers no statement, or if the WAL is not
+//! read for eight seconds.
 use super::{
     Inner, LogAnchor, Prepared, SubscribeError,
     catalog::Tables,
@@ -15,17 +15,17 @@ use serde_json::{Map, Value};
 use std::{sync::Arc, time::Duration};
 use tokio::time::{Instant, sleep, timeout};
 
-/// How long a join waits for a database that does not answer. A client whose join is not answered when it would try
-/// again, after one or two seconds, joins twice, and some end the channel then.
+/// Timeout of a join while the database does not answer. It is shorter than the retry interval of clients (one or two
+/// seconds): a client that retries a pending join joins twice, and some close the channel then.
 const SILENT_FOR: Duration = Duration::from_millis(1500);
-/// How long a join waits for its turn. Clients give up after 10 s.
+/// Timeout of a join in the queue. The join timeout of clients is 10 s.
 const WITHIN: Duration = Duration::from_secs(8);
 /// The retry time of a join that is shed; random, so that clients that were shed together do not return together.
 const RETRY_AFTER: std::ops::Range<Duration> = Duration::from_secs(2)..Duration::from_secs(5);
-/// Pause before the database is asked again.
+/// Pause between two attempts while the database is unavailable.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// Origin role and item, whose id does not matter.
+/// Checks by role and item; the item's id is 0 in keys.
 pub(super) type Checks = Flights<(String, Item), Result<(Item, Tables), Refusal>>;
 
 pub(super) async fn prepare(
@@ -49,7 +49,7 @@ pub(super) async fn prepare(
     Ok(Prepared { begun, viewer: viewer.clone(), items: items.into(), plain })
 }
 
-/// Checks an item, and puts the values of its filter into the form in which Postgres writes them.
+/// Validates an item, and normalizes the values of its filter to Postgres's text form.
 async fn checked(
     inner: &Arc<Inner>,
     viewer: &Arc<Viewer>,
@@ -81,7 +81,7 @@ async fn checked(
                 item.filter = checked.filter;
                 return Ok(());
             }
-            // What was asked before this join may be older than the table that it names.
+            // A check that began before this join may be older than the table that the item names.
             Err(Refusal::Asked(_)) if landed.was_under_way => {}
             Err(Refusal::Asked(text)) => return Err(SubscribeError::Asked(text)),
             Err(Refusal::Away(error)) => {
@@ -96,7 +96,7 @@ async fn checked(
 }
 
 impl Inner {
-    /// Waits until the WAL is read, as after a start or a broken connection.
+    /// Waits until the WAL is read. It is not read for a moment after a start or a lost connection.
     async fn streams(&self, began: Instant) -> Result<(), SubscribeError> {
         let mut streaming = self.streaming.clone();
         loop {
@@ -106,7 +106,7 @@ impl Inner {
                 Ok(Err(_)) => return Err(SubscribeError::Away),
                 Err(_) => {}
             }
-            // Whether the database answers is seen by asking it: a stream that is down says nothing of that.
+            // A stopped stream does not imply an unavailable database, so a connection is requested.
             let answers = self.dispatcher.catalog.ask(async |_: &mut Object| Ok(())).await;
             if self.dispatcher.catalog.is_away() || began.elapsed() >= WITHIN {
                 tracing::debug!(?answers, "a subscription waited in vain for the WAL to be read");
@@ -115,7 +115,7 @@ impl Inner {
         }
     }
 
-    /// Whether a join that has waited since then may wait on.
+    /// Whether a join that began at `began` may wait longer.
     fn may_wait(&self, began: Instant) -> Result<(), SubscribeError> {
         if self.dispatcher.catalog.is_away() {
             return Err(SubscribeError::Away);

@@ -1,4 +1,4 @@
-//! What is counted about row changes.
+//! Metrics of row changes.
 use super::log::Log;
 use crate::{clock::Clock, telemetry::Registry};
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge, histogram::Histogram};
@@ -14,7 +14,7 @@ pub(super) struct Metrics {
     pub(super) refused: Counter,
     pub(super) channels: Gauge,
     pub(super) lag: Gauge,
-    /// From the commit, by the database's clock, until everybody has it in the outbox.
+    /// From the commit, by the database's clock, to the outboxes of all subscribers.
     pub(super) seconds: Histogram,
 }
 

@@ -53,20 +53,20 @@ use tokio::sync::watch;
 
 /// How often the files of the change log are trimmed and synced.
 const TIDY_EVERY: Duration = Duration::from_secs(1);
-/// Every so many times the catalog is compared with what is known of it.
+/// The catalog is compared with the cached descriptions in every such interval of [`TIDY_EVERY`].
 const LOOK_EVERY: u32 = 2;
 
-/// How row changes reach clients.
+/// Limits of row changes for clients.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Config {
-    /// Connections for the catalog, beside the pool's; two more are for filters that only Postgres can compare.
+    /// Connections for the catalog, in addition to the pool's. Two more evaluate filters that only Postgres can.
     pub connections_max: usize,
-    /// Bytes on disk of the change log, which clients that come back and slow checks read; the oldest go first.
+    /// Most bytes of the change log on disk, for clients that resume and for slow checks. Old segments are removed.
     pub log_bytes_max: u64,
-    /// A change whose message would be larger comes with `Error 413: Payload Too Large` and its short values.
+    /// Most bytes of a change. A larger one has `Error 413: Payload Too Large` and only its short values.
     pub record_bytes_max: usize,
-    /// Items of one channel.
+    /// Most items of one channel.
     pub items_max: usize,
 }
 
@@ -77,7 +77,7 @@ impl Default for Config {
 }
 
 impl Config {
-    /// The key that cannot work, what is wrong with it, and what to do.
+    /// The first invalid key, what is wrong with it, and what to do; `None` if all are valid.
     #[must_use]
     pub fn check(&self) -> Option<(&'static str, String, &'static str)> {
         let few = |what: &str| format!("0 {what} are too few");
@@ -92,47 +92,47 @@ impl Config {
     }
 }
 
-/// What row changes are made with.
+/// The dependencies of [`start`].
 pub struct Deps {
-    /// Where the catalog is; `connections_max` of it are used.
+    /// The database of the catalog; `connections_max` connections are used.
     pub database: Database,
-    /// Where filters are that only Postgres can compare; [`FILTERS_CONNECTIONS`] of it are used.
+    /// The database that evaluates filters; [`FILTERS_CONNECTIONS`] connections are used.
     pub filters: Database,
-    /// The rights on rows.
+    /// Row security.
     pub rows: Rows,
-    /// The outboxes, and the positions of clients.
+    /// The outboxes, and the resume positions of clients.
     pub hub: Hub,
-    /// What numbers are made of.
+    /// The source of the numbers in the change log.
     pub clock: Clock,
-    /// Its metrics are `changes_…`.
+    /// Gets the metrics `changes_…`.
     pub registry: Metrics,
-    /// The clients' publication, then others that the stream reads.
+    /// The clients' publication, then the others of the stream.
     pub publications: Vec<String>,
     /// Whether the WAL is read.
     pub streaming: watch::Receiver<bool>,
-    /// For how long a client can come back, if one can.
+    /// For how long a client can resume; `None` if it cannot.
     pub resumable: Option<Duration>,
 }
 
-/// Row changes for clients. Clones are the same.
+/// Row changes for clients. Clones share their state.
 #[derive(Clone)]
 pub struct Changes(Arc<Inner>);
 
 struct Inner {
     log: Log,
     dispatcher: Dispatcher,
-    /// Checks of joins that are under way, by role and item.
+    /// Pending checks of joins, by role and item.
     checks: join::Checks,
     lanes: [Lane; delivery_lane::SHARED],
     streaming: watch::Receiver<bool>,
     scope: Scope,
 }
 
-/// Takes what the write-ahead log says.
+/// Appends the changes of the WAL to the change log.
 #[derive(Debug)]
 pub struct Appender(log::Appender);
 
-/// A checked subscription at a position in the change log: it gets everything committed later.
+/// A validated subscription with a position in the change log. It receives every later commit.
 pub struct Prepared {
     begun: LogAnchor,
     viewer: Arc<Viewer>,
@@ -140,7 +140,7 @@ pub struct Prepared {
     plain: bool,
 }
 
-/// A position in the change log from which a channel will listen.
+/// A position in the change log from which a channel will receive changes.
 struct LogAnchor {
     log: Log,
     number: u64,
@@ -150,25 +150,25 @@ struct LogAnchor {
 /// Why a subscription is refused.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SubscribeError {
-    /// For what it asks for: the text of `docs/spec/postgres-changes.md` §1.5.
+    /// It is invalid, with the text of `docs/spec/postgres-changes.md` §1.5.
     #[error("{0}")]
     Asked(String),
-    /// The database does not answer.
+    /// The database is unavailable.
     #[error("UnableToConnectToProject: Realtime was unable to connect to the project database")]
     Away,
-    /// So many ask that the answer would come too late.
+    /// Too many joins are waiting.
     #[error("Too many subscribe at once: try again after {} ms", .retry_after.as_millis())]
     Busy {
-        /// When to try again.
+        /// Delay before the next attempt.
         retry_after: Duration,
     },
 }
 
-/// Opens the change log in a folder, of the database that a text names, and begins to deliver. What is there of
-/// another database is thrown away. Blocks for as long as reading it takes.
+/// Opens the change log in the folder `dir` and starts delivery. `source` identifies the database; the change log of
+/// another database is deleted. Blocks while it reads the files.
 ///
 /// # Errors
-/// When the folder cannot be read or written.
+/// If the folder cannot be read or written.
 pub fn start(
     scope: &Scope,
     deps: Deps,
@@ -217,36 +217,36 @@ pub fn start(
 }
 
 impl Appender {
-    /// Takes the changes of these batches, in order: when it is done they outlive the daemon, and the position may
-    /// be confirmed. A disk or readers that take too long hold it up for a few seconds at most: then the log is
-    /// degraded, and whoever reads it later gets a gap.
+    /// Appends the changes of these batches, in order. When it returns, they survive the daemon, and the WAL position
+    /// may be confirmed. A slow disk or slow readers delay it for a few seconds at most; after that the change log is
+    /// degraded, and later readers get a gap.
     pub async fn append(&mut self, batches: &[Batch]) {
-        // Messages of the database are no row changes, whatever publication has their table.
+        // Rows of `realtime.messages` are broadcasts and not row changes, even if a publication has that table.
         let wanted = |relation: &Relation| relation.schema != "realtime";
         self.0.append(batches, wanted).await;
     }
 
-    /// Where the last change in the change log was committed, also by an earlier process; zero when it is empty.
+    /// The commit position of the last change in the change log, also of an earlier process; zero if it is empty.
     #[must_use]
     pub fn reached(&self) -> Lsn {
         self.0.reached()
     }
 
-    /// Changes were lost: every subscriber, and every client that resumes, gets a gap notice.
+    /// Records a loss of changes: every subscriber, and every client that resumes, gets a gap notice.
     pub async fn gap(&mut self) {
         self.0.gap().await;
     }
 }
 
 impl Changes {
-    /// Whether the change log cannot be written; changes are seen.
+    /// Whether the change log cannot be written. The receiver is notified of changes.
     #[must_use]
     pub fn degraded(&self) -> watch::Receiver<bool> {
         self.0.log.degraded()
     }
 
-    /// Checks what a channel asks for (`config.postgres_changes` with ids) and takes a position in the change log.
-    /// `plain`: for a client whose join has no `config`. Cancel safe.
+    /// Validates the items of a channel (`config.postgres_changes` with ids) and reserves a position in the change log.
+    /// `plain`: the join of the client has no `config`. Cancel safe.
     ///
     /// # Errors
     /// [`SubscribeError`]; [`SubscribeError::Away`] after a second and a half in which the database did not answer, or
@@ -264,7 +264,7 @@ impl Changes {
         outcome
     }
 
-    /// Begins to put out what `prepared` is about; to be called when the client has its answer.
+    /// Starts delivery to a channel. Call it after the reply to the join was sent.
     #[must_use]
     pub fn follow(&self, prepared: Prepared, listener: Listener) -> ChangeSubscription {
         ChangeSubscription::begin(&self.0, prepared, listener)
@@ -272,12 +272,12 @@ impl Changes {
 }
 
 impl Inner {
-    /// Up to which number everybody in a lane that is shared has everything.
+    /// The last number that was delivered to every channel of a shared lane; 0 for other lanes.
     fn reached(&self, lane: usize) -> u64 {
         self.lanes.get(lane).map_or(0, Lane::at)
     }
 
-    /// What was just read of tables counts from the next change on.
+    /// Applies new descriptions of tables, which are used from the next change on.
     fn refresh(&self, tables: &[Arc<catalog::Described>]) {
         for lane in &self.lanes {
             let known = lane.registry.lock().tables();
@@ -305,8 +305,8 @@ impl Inner {
         }
     }
 
-    /// Applies what the catalog says about a table now; does nothing when it is known, or when the WAL describes the table
-    /// itself.
+    /// Applies the description of a table. Does nothing if it is unchanged, or if the WAL has described the table anew
+    /// meanwhile.
     fn describe(
         &self,
         lane: &Lane,
@@ -333,7 +333,7 @@ impl LogAnchor {
         self.number
     }
 
-    /// Leaves the end of the anchor to the subscriber.
+    /// Transfers the anchor to the subscriber, which ends it.
     fn keep(mut self) {
         self.kept = true;
     }

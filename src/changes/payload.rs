@@ -1,4 +1,4 @@
-//! A change as clients read it: the `data` of a message (`docs/spec/postgres-changes.md` §2). Pure.
+//! Encodes a change for clients: the `data` of a message (`docs/spec/postgres-changes.md` §2). Pure.
 use super::{
     catalog::{CatalogColumn, Described},
     item::Item,
@@ -11,10 +11,10 @@ use crate::{
 use chrono::{DateTime, Utc};
 use std::{fmt::Write, io::Write as _};
 
-/// What is kept of a value in a row that is too large, in bytes of JSON.
+/// Most bytes of JSON of a value in a row that is too large; longer values are omitted.
 const KEPT_BYTES_MAX: usize = 64;
 
-/// A change that cannot be shown at all.
+/// Why a change of a table cannot be shown to a role at all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Unrepresentable {
     NoKey,
@@ -30,7 +30,7 @@ impl Unrepresentable {
     }
 }
 
-/// Why a role sees none of the rows of a table, if that is so.
+/// Why a role sees no row of a table; `None` if it may see rows.
 pub(super) fn refused(op: Op, rights: &Rights) -> Option<Unrepresentable> {
     match (op, &rights.primary_key) {
         (Op::Delete, _) => None,
@@ -39,7 +39,7 @@ pub(super) fn refused(op: Op, rights: &Rights) -> Option<Unrepresentable> {
     }
 }
 
-/// What decides how a change is shown.
+/// The inputs of the encoding.
 pub(super) struct Shown<'a> {
     pub(super) table: &'a SubscribedTable,
     pub(super) row: &'a RowChange,
@@ -50,7 +50,7 @@ pub(super) struct Shown<'a> {
     pub(super) select: Option<&'a [String]>,
 }
 
-/// The message of a change that is refused.
+/// The `data` of a change that cannot be shown.
 pub(super) fn refusal(row: &RowChange, why: Unrepresentable) -> Vec<u8> {
     let mut out = head(row, None);
     out.extend_from_slice(b"\"columns\":[],\"record\":{},");
@@ -62,13 +62,13 @@ pub(super) fn refusal(row: &RowChange, why: Unrepresentable) -> Vec<u8> {
 }
 
 impl Shown<'_> {
-    /// The `data`, at most about `bytes_max` bytes of it.
+    /// Encodes the change. If the result exceeds `bytes_max`, it has only the short values.
     pub(super) fn data(&self, bytes_max: usize) -> Vec<u8> {
         let data = self.written(false);
         if data.len() <= bytes_max { data } else { self.written(true) }
     }
 
-    /// With the short values only, if it is too large.
+    /// Encodes the change; with `short`, only its short values.
     fn written(&self, short: bool) -> Vec<u8> {
         let mut out = head(self.row, Some(self.committed_at));
         out.extend_from_slice(b"\"columns\":[");
@@ -102,7 +102,7 @@ impl Shown<'_> {
         out
     }
 
-    /// Those that are shown, by their place in the row; a column that the WAL does not carry has none.
+    /// The visible columns: index in the row, name and type. Columns that are not in the WAL are not included.
     fn columns(&self) -> impl Iterator<Item = (usize, &str, &str)> {
         let columns = self.table.relation.columns.iter().enumerate();
         columns.filter(|(at, _)| self.shows(*at)).map(|(at, column)| {
@@ -128,20 +128,20 @@ impl Shown<'_> {
         selectable && (selected || self.is_key(at))
     }
 
-    /// The old value, as far as it is carried and may be shown.
+    /// The old value; `None` if the WAL does not have it or the role may not see it.
     fn old(&self, at: usize) -> Option<&Cell> {
         if self.old == OldRow::Key && !self.is_key(at) {
             return None;
         }
         match (&self.row.old, &self.row.new) {
             (Some(_), _) => self.row.old_cell(at),
-            // The key is the same, so Postgres does not send it twice.
+            // Postgres omits the old row of an update that leaves the key unchanged.
             (None, Some(new)) if self.table.relation.columns.get(at)?.is_key => new.get(at),
             _ => None,
         }
     }
 
-    /// A row, with the short values only if it is too large. Columns whose value cannot be read are named in `told`.
+    /// Appends a row; with `short`, only its short values. Adds an error to `told` for each value that is not UTF-8.
     fn object<'c>(
         &self,
         out: &mut Vec<u8>,
@@ -210,7 +210,7 @@ fn errors(out: &mut Vec<u8>, errors: &[String]) {
     out.extend_from_slice(b"]}");
 }
 
-/// Items of one message: those of a channel that select the same columns, all columns first.
+/// Groups the matched items of a channel by their selected columns, one message each; all columns first.
 pub(super) fn by_select<'i>(items: &'i [Item], matched: &[usize]) -> Vec<(Option<&'i [String]>, Vec<u64>)> {
     let mut groups: Vec<(Option<&[String]>, Vec<u64>)> = Vec::new();
     for item in matched.iter().filter_map(|at| items.get(*at)) {

@@ -1,7 +1,7 @@
-//! Filters that only Postgres can evaluate, and how long delivery waits for the answers.
+//! Evaluates filters in Postgres, with timeouts.
 //!
-//! A question that fails counts as no match. Asked on connections of its own, so that patterns take nothing from
-//! joins and the catalog.
+//! A comparison that fails counts as no match. It has connections of its own, so that expensive patterns do not delay
+//! joins and reads of the catalog.
 use super::filter_wait::FilterWait;
 use crate::{
     access::{FairQueue, QueueFull, TurnOwner},
@@ -12,33 +12,33 @@ use parking_lot::Mutex;
 use std::{sync::Arc, time::Duration};
 use tokio::time::{Instant, timeout};
 
-/// Connections: one for the channels whose filters are asked together, one for those that are asked alone.
+/// Connections: one for the shared lane, one for the channels with a task of their own.
 pub const CONNECTIONS: usize = 2;
-/// Answers that are kept; with more, all are forgotten.
+/// Most cached answers; with more, the cache is cleared.
 const ANSWERS_MAX: usize = 200_000;
-/// How long one question may take.
+/// Timeout of one comparison.
 const WITHIN: Duration = Duration::from_secs(1);
-/// How long one turn on the connection may take.
+/// Most time of one turn on the connection, in the fair queue.
 const TURN: Duration = Duration::from_secs(2);
-/// An answer that takes longer does not come, and the connection is of no use any more.
+/// Timeout of a fetch, after which the connection counts as broken.
 const SILENT: Duration = Duration::from_secs(10);
-/// Pause while the database is away.
+/// Pause between two attempts while the database is unavailable.
 const PAUSE: Duration = Duration::from_millis(200);
-/// Steps of comparing that a channel may take for one row, before Postgres is asked instead.
+/// Most comparison steps in this process, for one channel and row. Postgres evaluates what exceeds them.
 const STEPS_MAX: usize = 200_000;
 
 #[derive(Debug)]
 pub(super) struct Oracle {
     database: Database,
     kept: Mutex<Answers>,
-    /// Of those that are asked alone.
+    /// Turns of the channels with a task of their own.
     queue: FairQueue,
 }
 
-/// What is known when rows are looked at, and what is not.
+/// The answers during one pass over rows, and the comparisons that lack one.
 pub(super) struct Asking {
     answers: Answers,
-    /// The group that is looked at, and what it may still spend on this row.
+    /// The current group, and its remaining steps for the current row.
     group: u64,
     steps_left: usize,
 }
@@ -48,8 +48,7 @@ impl Oracle {
         Self { database, kept: Mutex::default(), queue: FairQueue::new(1) }
     }
 
-    /// What is known already; to be [given back](Self::keep). Who has its own patience has its own answers, which end
-    /// with it.
+    /// Takes the cached answers, to be [returned](Self::keep) after use. Only the shared lane has a cache.
     pub(super) fn asking(&self, patience: FilterWait) -> Asking {
         let answers = match patience {
             FilterWait::Short => std::mem::take(&mut *self.kept.lock()),
@@ -66,8 +65,7 @@ impl Oracle {
         }
     }
 
-    /// Fetches what was asked in vain, or as much of it as can be had by `until`, which is put off while the database is
-    /// away.
+    /// Fetches the missing answers until `until`, which is extended while the database is unavailable.
     pub(super) async fn fetch(&self, asking: &mut Asking, patience: FilterWait, until: &mut Instant) {
         while asking.answers.has_open() && Instant::now() < *until {
             let turn = match patience {
@@ -98,7 +96,7 @@ impl Oracle {
 }
 
 impl Asking {
-    /// Other rows are looked at.
+    /// Starts a pass over rows.
     pub(super) fn begin(&mut self) {
         self.answers.forget_last_value();
         self.next_row();
@@ -108,19 +106,19 @@ impl Asking {
         self.group = u64::MAX;
     }
 
-    /// A group is looked at: each has its own share of comparing.
+    /// Switches to a group. Each has its own steps.
     pub(super) fn of(&mut self, group: u64) {
         if self.group != group {
             (self.group, self.steps_left) = (group, STEPS_MAX);
         }
     }
 
-    /// How often something was asked that is not known.
+    /// Number of comparisons without an answer so far.
     pub(super) fn in_vain(&self) -> u64 {
         self.answers.misses()
     }
 
-    /// What is not known now is taken for no match.
+    /// Counts every comparison without an answer as no match.
     pub(super) fn give_up(&mut self) {
         self.answers.refuse_open();
     }

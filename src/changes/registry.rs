@@ -1,8 +1,8 @@
-//! An index of subscriptions, by which a change finds its groups quickly.
+//! The index of subscriptions: finds the groups that match a change.
 //!
-//! Channels with identical filters, rights and encoding are one [`Group`]: it is
-//! asked about once and its frames are made once, however many they are. Items are bound to each version of a table;
-//! those with a value that a row must have are found by that value, the others one after the other. Pure.
+//! Channels with identical filters, rights and encoding are one [`Group`]: its filters and rights are evaluated once
+//! and its frames are encoded once, regardless of the number of channels. Items are bound to each version of a table.
+//! Items that require a certain value are found through a map of values, the others by a scan. Pure.
 use super::{
     catalog::Described, filter_wait::FilterWait, item::Item, postgres_filters::Asking,
     subscriber::ChangeSubscriber,
@@ -26,12 +26,12 @@ use std::{
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Spec {
     pub(super) viewer: Arc<Viewer>,
-    /// As frames carry it.
+    /// The topic in frames.
     pub(super) topic: Arc<str>,
     pub(super) version: Version,
-    /// A client without `config`: changes have their kind as event and nothing around them.
+    /// The join has no `config`: the event is the kind of the change, and the payload is the `data` alone.
     pub(super) plain: bool,
-    /// Messages have an id, because they may be said again.
+    /// Messages have an id, because they may be delivered again after a reconnect.
     pub(super) numbered: bool,
     pub(super) items: Arc<[Item]>,
 }
@@ -42,18 +42,18 @@ pub(super) struct Group {
     id: u64,
     pub(super) spec: Spec,
     pub(super) members: Mutex<Vec<Arc<ChangeSubscriber>>>,
-    /// What it was told once about a table and is not told again: oid, and what.
+    /// Oid and text of the errors that were sent to it, so that each is sent once.
     pub(super) told: Mutex<HashSet<(u32, String)>>,
 }
 
-/// All groups, and the tables of which a change was seen.
+/// All groups, and the tables that have changed so far.
 #[derive(Debug, Default)]
 pub(super) struct Registry {
     groups: HashMap<Spec, Arc<Group>>,
     tables: HashMap<u32, ChannelEntry>,
     next_id: u64,
     patience: FilterWait,
-    /// Changes before this one were put out already.
+    /// Number and index of the first change to deliver.
     from: (u64, u32),
 }
 
@@ -61,29 +61,29 @@ pub(super) struct Registry {
 struct ChannelEntry {
     table: Arc<SubscribedTable>,
     scan: Vec<Hit>,
-    /// The roles that look at it, and how many items of theirs.
+    /// Number of items by role.
     roles: HashMap<String, usize>,
-    /// Origin role, groups that came since it was last looked whether the role may see anything.
+    /// New groups by role, whose rights on the table have not been evaluated yet.
     fresh: HashMap<String, Vec<Arc<Group>>>,
-    /// Origin column, then by value.
+    /// Items by column and value.
     keyed: HashMap<usize, HashMap<Key, Vec<Hit>>>,
 }
 
-/// A version of a table, as the WAL and the catalog describe it.
+/// A version of a table: its descriptions in the WAL and in the catalog.
 #[derive(Debug)]
 pub(super) struct SubscribedTable {
     pub(super) relation: Arc<Relation>,
-    /// `None` when its changes are not for clients.
+    /// `None` if the clients' publication does not have the table.
     pub(super) described: Option<Arc<Described>>,
-    /// As row security knows it: its columns are those of the relation.
+    /// The form for row security, with the columns of the relation.
     pub(super) rights: Arc<rows::PolicyTable>,
-    /// For each column of the relation its description.
+    /// For each column of the relation, its index in `described`.
     pub(super) columns: Vec<Option<usize>>,
-    /// The epoch of the rights in which the catalog was read, plus one; 0 when that is not known.
+    /// The epoch of the rights at which the catalog was read, plus one; 0 if unknown.
     read_at: AtomicU64,
 }
 
-/// An item of a group that may be about a change.
+/// An item of a group, bound to a table.
 #[derive(Clone, Debug)]
 struct Hit {
     group: Arc<Group>,
@@ -91,14 +91,14 @@ struct Hit {
     bound: Arc<Bound>,
 }
 
-/// A group that a change is for, by the places of its items.
+/// A group that matches a change, with the indexes of the matching items.
 #[derive(Clone, Debug)]
 pub(super) struct Match {
     pub(super) group: Arc<Group>,
     pub(super) items: Vec<usize>,
 }
 
-/// An item that cannot be asked of a table any more.
+/// An item that cannot be evaluated on a table any more.
 pub(super) struct Broken {
     pub(super) group: Arc<Group>,
     pub(super) item: usize,
@@ -133,7 +133,7 @@ impl SubscribedTable {
         Self { relation, described, rights, columns, read_at: AtomicU64::new(0) }
     }
 
-    /// The epoch of the rights in which it was read; `u64::MAX` when that is not known.
+    /// The epoch of the rights at which the catalog was read; `u64::MAX` if unknown.
     pub(super) fn read_at(&self) -> u64 {
         self.read_at.load(Ordering::Relaxed).wrapping_sub(1)
     }
@@ -142,7 +142,7 @@ impl SubscribedTable {
         self.read_at.store(epoch.wrapping_add(1), Ordering::Relaxed);
     }
 
-    /// Whether clients may hear of such a change to it.
+    /// Whether the clients' publication has changes of this kind.
     fn publishes(&self, op: Op) -> bool {
         let Some(described) = self.described.as_ref().filter(|it| !it.unlimited) else { return false };
         let [insert, update, delete] = described.publishes;
@@ -162,7 +162,7 @@ impl SubscribedTable {
 }
 
 impl Group {
-    /// Its items that are about such changes to a table.
+    /// Indexes of the items for changes of this kind to the table.
     pub(super) fn about(&self, table: &SubscribedTable, op: Op) -> Vec<usize> {
         let Relation { schema, name, .. } = &*table.relation;
         let items = self.spec.items.iter().enumerate();
@@ -170,14 +170,14 @@ impl Group {
     }
 }
 
-/// Channels that go on in the next lane, from a change on.
+/// Channels that move to the next lane, from the change `from` on.
 pub(super) struct Moved {
     pub(super) members: Vec<Arc<ChangeSubscriber>>,
     pub(super) from: (u64, u32),
 }
 
 impl Registry {
-    /// For channels that wait so long for filters, and have everything before a change.
+    /// A registry of channels with this wait for filters, which have received everything before `from`.
     pub(super) fn with(patience: FilterWait, from: (u64, u32)) -> Self {
         Self { patience, from, ..Self::default() }
     }
@@ -190,7 +190,7 @@ impl Registry {
         self.from
     }
 
-    /// Takes these groups out, with their channels, which go on elsewhere from that change on.
+    /// Removes these groups with their channels, which move to the next lane from the change `from` on.
     pub(super) fn take(&mut self, groups: &[Arc<Group>], from: (u64, u32)) -> Moved {
         let mut members = Vec::new();
         for group in groups {
@@ -202,7 +202,7 @@ impl Registry {
         Moved { members, from }
     }
 
-    /// Lets a channel into the group of its spec.
+    /// Adds a channel to the group of its spec. Returns the items that cannot be bound.
     pub(super) fn enter(&mut self, spec: Spec, member: Arc<ChangeSubscriber>) -> Vec<Broken> {
         if let Some(group) = self.groups.get(&spec) {
             group.members.lock().push(member);
@@ -220,7 +220,7 @@ impl Registry {
         places.flat_map(|place| place.bind(&group)).collect()
     }
 
-    /// Takes a channel out of the group of its spec.
+    /// Removes a channel from the group of its spec.
     pub(super) fn leave(&mut self, spec: &Spec, member: &Arc<ChangeSubscriber>) {
         let Some(group) = self.groups.get(spec) else { return };
         let mut members = group.members.lock();
@@ -241,18 +241,18 @@ impl Registry {
         self.groups.values().flat_map(|group| group.members.lock().clone()).collect()
     }
 
-    /// The table of this very description, if it is known.
+    /// The table with this description; `None` if it is unknown.
     pub(super) fn table(&self, relation: &Arc<Relation>) -> Option<&Arc<SubscribedTable>> {
         let place = self.tables.get(&relation.oid)?;
         Arc::ptr_eq(&place.table.relation, relation).then_some(&place.table)
     }
 
-    /// Tables whose description was read from the catalog, to be looked at again.
+    /// All tables.
     pub(super) fn tables(&self) -> Vec<Arc<SubscribedTable>> {
         self.tables.values().map(|place| place.table.clone()).collect()
     }
 
-    /// A table has (another) description: all items are bound to it. Those that cannot be are given.
+    /// Adds or replaces a table, and binds all items to it. Returns those that cannot be bound.
     pub(super) fn describe(&mut self, table: Arc<SubscribedTable>) -> Vec<Broken> {
         let oid = table.relation.oid;
         let mut place = ChannelEntry {
@@ -273,18 +273,18 @@ impl Registry {
         broken
     }
 
-    /// Whether anybody looks at a table.
+    /// Whether any item is bound to a table.
     pub(super) fn is_watched(&self, oid: u32) -> bool {
         self.tables.get(&oid).is_some_and(|place| !place.roles.is_empty())
     }
 
-    /// The roles that look at a table.
+    /// The roles of the items of a table.
     pub(super) fn roles(&self, oid: u32) -> Vec<String> {
         self.tables.get(&oid).map(|place| place.roles.keys().cloned().collect()).unwrap_or_default()
     }
 
-    /// Groups that came since the last call and whose role may see nothing of such changes to a table, with all of
-    /// their items that are about them, whatever their filters say.
+    /// Groups that are new since the last call and whose role may see no change of this kind to the table. Each has all
+    /// of its items for the table, regardless of their filters.
     pub(super) fn take_refused(
         &mut self,
         table: &SubscribedTable,
@@ -308,8 +308,8 @@ impl Registry {
         found
     }
 
-    /// Whom a change to `table` is for, as far as filters know, in a fixed order. Whose filter depends on what is not
-    /// known yet goes into `late`, and is no match.
+    /// The groups whose filters match a change, in a fixed order. A group whose filter needs a missing answer is added
+    /// to `late`, and does not match.
     pub(super) fn find(
         &self,
         row: &RowChange,
@@ -413,7 +413,7 @@ impl ChannelEntry {
             fresh.retain(|it| !Arc::ptr_eq(it, group));
         }
         let Relation { schema, name, .. } = &*self.table.relation;
-        // Only under the values that its own items name.
+        // Only the values of its own items contain it.
         for item in group.spec.items.iter().filter(|item| item.is_about(schema, name)) {
             let Ok(bound) = Bound::new(&item.filter, |column| self.table.column(column)) else { continue };
             let role = group.spec.viewer.role();

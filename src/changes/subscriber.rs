@@ -1,4 +1,4 @@
-//! One channel that gets row changes: its position in the change log, and what can be sent to it.
+//! One channel that receives row changes: its position in the change log, and its output.
 use crate::{
     hub::{Hub, Outbox},
     wire::{Ref, Version, text},
@@ -10,12 +10,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::registry::Spec;
 
-/// One channel. Its place in the registry is known by it.
+/// One channel; the registry identifies it by address.
 #[derive(Debug)]
 pub(super) struct ChangeSubscriber {
     pub(super) outbox: Arc<Outbox>,
     pub(super) version: Version,
-    /// As frames carry it.
+    /// The topic in frames.
     pub(super) topic: Arc<str>,
     pub(super) channel: String,
     pub(super) join_ref: Option<Ref>,
@@ -23,26 +23,26 @@ pub(super) struct ChangeSubscriber {
     pub(super) at: Mutex<At>,
 }
 
-/// Where it is.
+/// Position, lane and spec of a channel.
 #[derive(Debug)]
 pub(super) struct At {
-    /// Everything up to it was put out.
+    /// The last number that was delivered as a whole.
     pub(super) number: u64,
-    /// What is numbered up to this was missed.
+    /// Changes up to this number were missed, and are marked as replayed.
     pub(super) missed_upto: u64,
-    /// What is missing up to this was told with the join.
+    /// The reply to the join reported the gaps up to this number.
     pub(super) told_upto: u64,
-    /// Changes before this one were put out, though the part that has them was not as a whole.
+    /// Number and index of the first change to deliver. The part that contains it may be delivered up to here.
     pub(super) from: (u64, u32),
-    /// Which lane it is in; none that is shared: a task of its own.
+    /// Index of its lane; past the shared lanes it has a task of its own.
     pub(super) lane: usize,
-    /// It is where all are that listen in its lane.
+    /// It is registered in its lane, at the position of the lane.
     pub(super) live: bool,
-    /// A task of its own says what it missed.
+    /// A task of its own delivers to it.
     pub(super) apart: bool,
-    /// What it wants now; another one when its token changes.
+    /// The current subscription.
     pub(super) spec: Spec,
-    /// Another spec that it shall have.
+    /// The subscription to switch to, after a change of its token.
     pub(super) next: Option<Spec>,
 }
 
@@ -84,7 +84,7 @@ impl ChangeSubscriber {
         self.gone.cancelled().await;
     }
 
-    /// It goes on in the next lane, from that change on. Whether its own task, if it has one, sees to that.
+    /// Moves it to the next lane, from the change `from` on. Returns true if a task of its own performs the move.
     pub(super) fn moves_on(&self, from: (u64, u32)) -> bool {
         let mut at = self.at.lock();
         (at.number, at.from, at.live) = (from.0 - 1, from, false);
@@ -92,14 +92,14 @@ impl ChangeSubscriber {
         at.apart
     }
 
-    /// Whole frames with their websocket headers.
+    /// Enqueues `count` frames with their websocket headers.
     pub(super) fn put(&self, hub: &Hub, frames: &bytes::Bytes, count: usize) {
         if !self.is_gone() {
             hub.enqueue(&self.outbox, frames.clone(), count);
         }
     }
 
-    /// A system message about row changes.
+    /// Sends a system message about row changes.
     pub(super) fn send_status(&self, status: &str, message: &str) {
         self.system(&json!({
             "extension": "postgres_changes",
@@ -109,7 +109,7 @@ impl ChangeSubscriber {
         }));
     }
 
-    /// A system message.
+    /// Sends a system message.
     pub(super) fn system(&self, payload: &serde_json::Value) {
         if self.is_gone() {
             return;
@@ -117,7 +117,7 @@ impl ChangeSubscriber {
         let payload = payload.to_string();
         let (topic, join_ref) = (&self.topic, self.join_ref.as_ref());
         let frame = text::encode(self.version, join_ref, None, topic, "system", payload.as_bytes());
-        // A closed outbox is seen by its connection.
+        // The connection notices a closed outbox.
         let _closed = self.outbox.push(&frame);
     }
 }

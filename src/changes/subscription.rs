@@ -1,4 +1,4 @@
-//! A channel that hears row changes: from its join to its end, over new tokens and over being away.
+//! The row changes of a channel: from its join to its end, across token renewals and reconnects.
 use super::{
     Inner, Prepared,
     registry::Spec,
@@ -14,31 +14,31 @@ use crate::{
 use serde_json::{Value, json};
 use std::sync::Arc;
 
-/// Whose channel it is.
+/// The channel of a subscription.
 pub struct Listener {
     /// The topic, without `realtime:`.
     pub topic: String,
-    /// Where frames go.
+    /// The outbox of its connection.
     pub outbox: Arc<Outbox>,
-    /// How they are written.
+    /// The serializer of its frames.
     pub version: Version,
-    /// Of its join.
+    /// The reference of its join.
     pub join_ref: Option<Ref>,
-    /// Its place among the positions, in a room with a history; it goes on where it was.
+    /// The identity of its resume position; `None` if it cannot resume.
     pub client: Option<Client>,
 }
 
-/// A channel's row changes, until this is dropped.
+/// Delivers row changes to a channel until it is dropped.
 pub struct ChangeSubscription {
     inner: Arc<Inner>,
     member: Arc<ChangeSubscriber>,
-    /// How far the client has come, if it can return (`docs/PROTOCOL.md`, coming back without loss).
+    /// The resume position, if the client can resume (`docs/PROTOCOL.md`, coming back without loss).
     session: Option<ResumeSession>,
     plain: bool,
 }
 
 impl ChangeSubscription {
-    /// Begins; frames may be put out at once.
+    /// Starts delivery. Frames may be enqueued before it returns.
     pub(super) fn begin(inner: &Arc<Inner>, prepared: Prepared, listener: Listener) -> Self {
         let Prepared { begun, viewer, items, plain } = prepared;
         let Listener { topic, outbox, version, join_ref, client } = listener;
@@ -89,7 +89,7 @@ impl ChangeSubscription {
         Self { inner: inner.clone(), member, session, plain }
     }
 
-    /// From the next change on it wants and may see something else; nothing is missed or said twice.
+    /// Replaces items and viewer from the next change on. No change is lost or repeated.
     pub fn renew(&self, prepared: Prepared) {
         let Prepared { viewer, items, .. } = prepared;
         let mut at = self.member.at.lock();
@@ -125,7 +125,7 @@ impl ChangeSubscription {
         self.session.iter().for_each(ResumeSession::leave);
     }
 
-    /// The client whose position it is; `None` if it cannot return.
+    /// The owner of the resume position; `None` if it cannot resume.
     #[must_use]
     pub fn client(&self) -> Option<Client> {
         self.session.as_ref().map(ResumeSession::client)
@@ -147,7 +147,7 @@ pub(super) fn expired(after: u64, until: u64) -> Value {
 }
 
 impl Inner {
-    /// Says where a client goes on, and what it may have missed.
+    /// Sends the position at which delivery continues, and the gap before it.
     pub(super) fn send_position(&self, member: &ChangeSubscriber, position: u64, gap: Option<Value>) {
         let unknown = gap.as_ref().is_some_and(|gap| gap.get("reason").is_some_and(|it| it == "unknown"));
         let (status, message) = match &gap {
@@ -171,7 +171,7 @@ impl Inner {
 }
 
 impl At {
-    /// Whether it has another spec now than it is registered with.
+    /// Switches to the next spec. Returns false if there is none.
     pub(super) fn take_next(&mut self) -> bool {
         match self.next.take() {
             Some(next) => {

@@ -1,7 +1,7 @@
-//! Statements about single values of filters, run for all joins that wait in one query.
+//! Validates filter values in Postgres, in batches shared by concurrent joins.
 //!
-//! A caller that gets a connection asks about all values that wait for the same statement, so a thousand joins with filters
-//! of their own cost a few queries. A value that Postgres refuses is found by halving, and fails alone.
+//! A caller that gets a connection runs one query for all values that wait for the same statement, so a thousand joins
+//! with filters of their own cost a few queries. A value that Postgres refuses is found by bisection, and fails alone.
 use super::catalog::{Catalog, Error};
 use crate::db;
 use deadpool_postgres::Object;
@@ -13,13 +13,13 @@ use std::{
 use tokio::sync::oneshot;
 use tokio_postgres::error::DbError;
 
-/// Values of one query.
+/// Most values of one query.
 const VALUES_MAX: usize = 500;
 
-/// What a statement returns for a value, or what Postgres says is wrong with the value.
+/// The result of a statement for a value, or the error of Postgres about the value.
 pub(super) type Answer = Result<Option<String>, DbError>;
 
-/// The values that wait, by statement. It holds no more of them than there are callers.
+/// Pending values by statement. At most one for each caller.
 #[derive(Debug, Default)]
 pub(super) struct ValueChecks(Mutex<HashMap<String, VecDeque<Waiting>>>);
 
@@ -29,7 +29,7 @@ struct Waiting {
     answer: oneshot::Sender<Answer>,
 }
 
-/// The place of one caller in the queue, which it leaves however it ends.
+/// The queue entry of one caller. Dropping it removes the entry.
 struct Queued<'a> {
     checks: &'a ValueChecks,
     sql: &'a str,
@@ -37,10 +37,10 @@ struct Queued<'a> {
 }
 
 impl ValueChecks {
-    /// Runs `sql`, a statement about the text `$1::text` that returns one value, for `value`. Cancel safe.
+    /// Runs `sql` for `value`. It has the parameter `$1::text` and returns one value. Cancel safe.
     ///
     /// # Errors
-    /// When the database does not answer.
+    /// If the database is unavailable.
     pub(super) async fn ask(&self, catalog: &Catalog, sql: &str, value: &str) -> Result<Answer, Error> {
         loop {
             let (mut queued, began) = (self.queue(sql, value), AtomicBool::new(false));
@@ -54,19 +54,19 @@ impl ValueChecks {
                     Ok(answer) => Ok(answer),
                     Err(_) => {
                         ended?;
-                        // Another caller has it in a query that is not answered yet.
+                        // Another caller's pending query contains the value.
                         (&mut queued.answer).await
                     }
                 },
                 answer = &mut queued.answer => {
                     if began.load(Ordering::Relaxed) {
-                        // Others wait for the values that this caller took. Those of them that fail ask again.
+                        // The query of this caller contains values of other callers. If it fails, they retry.
                         let _others_ask_again = turn.await;
                     }
                     answer
                 }
             };
-            // Without an answer, the caller that had it in its query failed or was canceled.
+            // No answer: the query that contained the value failed or was canceled.
             if let Ok(answer) = answer {
                 return Ok(answer);
             }
@@ -90,7 +90,7 @@ impl ValueChecks {
         taken
     }
 
-    /// Answers all callers that wait for `sql`.
+    /// Runs queries until no caller waits for `sql`.
     async fn answer_all(&self, client: &mut Object, sql: &str) -> Result<(), Error> {
         loop {
             let mut parts = vec![self.take(sql)];
@@ -122,13 +122,13 @@ impl ValueChecks {
     }
 }
 
-/// What `sql` returns for each value, in their order; `None` for a value that is not text.
+/// The result of `sql` for each value, in order; `None` for a result that is not text.
 async fn texts(
     client: &mut Object,
     sql: &str,
     part: &[Waiting],
 ) -> Result<Vec<Option<String>>, tokio_postgres::Error> {
-    // One value is asked about alone, so that Postgres says of it what it says without a batch.
+    // A single value has a statement of its own, so that the text of an error is the same as without batches.
     if let [only] = part {
         let statement = client.prepare_cached(sql).await?;
         let row = client.query_one(&statement, &[&only.value]).await?;

@@ -1,4 +1,4 @@
-//! The task of each lane that delivers commits to its channels, and the tasks of channels that catch up with it.
+//! The delivery task of each lane, and the tasks of channels that catch up with their lane.
 use super::{
     Inner,
     delivery_lane::Lane,
@@ -14,13 +14,14 @@ use serde_json::json;
 use std::{sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
 
-/// What may be read for a channel before it listens, without a task of its own.
+/// Most reads with which the lane's task lets a channel catch up. A channel that needs more gets a task of its own.
 const READS_INLINE_MAX: usize = 2;
 
-/// One read of the change log takes longer only when it is stuck: each policy that is too slow has its time, and then rests.
+/// A delivery that takes longer counts as stalled on `/health`. Slow policies cannot cause it: each has a timeout, and
+/// then a backoff.
 pub(super) const STALLED_AFTER: Duration = Duration::from_secs(30);
 
-/// Delivers to the channels of a lane until it is stopped.
+/// Delivers to the channels of a lane until `stop`.
 pub(super) async fn run(inner: Arc<Inner>, nth: usize, progress: WorkerProgress, stop: CancellationToken) {
     let Some(lane) = inner.lanes.get(nth) else { return };
     let mut at = lane.at();
@@ -38,7 +39,7 @@ pub(super) async fn run(inner: Arc<Inner>, nth: usize, progress: WorkerProgress,
             progress.step();
             at = inner.deliver(lane, at).await;
             progress.step();
-            // A channel that came with a number that was not reached yet must not wait for yet another change.
+            // A channel whose number has just been reached must not wait for the next change.
             inner.let_in(lane, at).await;
             lane.set_at(at);
             if nth == 0 {
@@ -46,31 +47,31 @@ pub(super) async fn run(inner: Arc<Inner>, nth: usize, progress: WorkerProgress,
                 inner.dispatcher.metrics.look(&inner.log);
             }
         };
-        // A change that waits for the database must not hold up the end.
+        // A delivery that waits for the database must not delay the stop.
         if stop.run_until_cancelled(worked).await.is_none() {
             return;
         }
     }
 }
 
-/// How far a channel has come.
+/// The outcome of catching up.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Caught {
     Up,
     NotYet,
-    /// It goes on in the next lane.
+    /// It has moved to the next lane.
     Moved,
 }
 
 impl Inner {
-    /// The channel shall listen, or do so otherwise.
+    /// Registers a channel, or registers it again with its next spec.
     pub(super) fn admit(self: &Arc<Self>, member: Arc<ChangeSubscriber>) {
         let (lane, apart) = {
             let at = member.at.lock();
             (at.lane, at.apart)
         };
         match self.lanes.get(lane) {
-            // Its task sees what it shall do otherwise.
+            // Its own task applies the next spec.
             _ if apart => {}
             Some(lane) => {
                 lane.pending.lock().push(member);
@@ -97,7 +98,7 @@ impl Inner {
         }
     }
 
-    /// Delivers entries to a registry; gives the number of the last.
+    /// Delivers entries to a registry. Returns the number of the last.
     async fn pass_on(
         self: &Arc<Self>,
         registry: &Mutex<Registry>,
@@ -105,7 +106,7 @@ impl Inner {
         (at, missed_upto, told_upto): (u64, u64, u64),
     ) -> u64 {
         let mut number = at;
-        // What was missed is marked, what is live is not, and a gap stands between.
+        // Runs of equal kind: gaps, missed changes, which are marked as replayed, and live changes.
         let same = |a: &Arc<Entry>, b: &Arc<Entry>| {
             let kind = |entry: &Entry| (entry.part.is_some(), entry.number <= missed_upto);
             kind(a) == kind(b)
@@ -142,7 +143,7 @@ impl Inner {
         }
     }
 
-    /// Lets in the channels that wait to listen, once they have what was before `at`.
+    /// Registers the pending channels that have received everything before `at`.
     async fn let_in(self: &Arc<Self>, lane: &Lane, at: u64) {
         let pending = std::mem::take(&mut *lane.pending.lock());
         for member in pending {
@@ -154,20 +155,20 @@ impl Inner {
                 (at.lane, at.live, at.apart, at.number, at.from.0)
             };
             if apart {
-                // Its task sees what it shall do otherwise.
+                // Its own task applies the next spec.
             } else if !self.lanes.get(nth).is_some_and(|own| std::ptr::eq(own, lane)) {
-                // It moved on while it waited here.
+                // It moved to another lane while it was pending.
                 self.admit(member);
             } else if live {
                 self.move_over(lane, &member);
             } else if number.max(from) > at {
-                // What is before it is not for it, nor all of the part in which it begins.
+                // It starts at a later number, and maybe in the middle of that part.
                 lane.pending.lock().push(member);
             } else {
                 match self.catch_up(&member, &mut None, (at, READS_INLINE_MAX)).await {
                     Caught::Up => self.enter(lane, &member, at),
                     Caught::NotYet => self.catch_up_apart(member),
-                    // The next lane has it already.
+                    // It is already pending in the next lane.
                     Caught::Moved => {}
                 }
             }
@@ -191,7 +192,7 @@ impl Inner {
         self.dispatcher.report_broken(broken);
     }
 
-    /// A channel that listens has another spec.
+    /// Registers a live channel with its next spec.
     fn move_over(&self, lane: &Lane, member: &Arc<ChangeSubscriber>) {
         let (old, new) = {
             let mut at = member.at.lock();
@@ -212,8 +213,8 @@ impl Inner {
         self.dispatcher.report_broken(broken);
     }
 
-    /// Says to one channel what it has not got up to `upto`, with so many reads at most. `own`: what is known of the
-    /// channel alone, from one call to the next.
+    /// Delivers to one channel what it lacks up to `upto`, with at most `reads_max` reads. `own` keeps the channel's
+    /// registry between calls.
     async fn catch_up(
         self: &Arc<Self>,
         member: &Arc<ChangeSubscriber>,
@@ -253,7 +254,7 @@ impl Inner {
         if member.at.lock().number >= upto { Caught::Up } else { Caught::NotYet }
     }
 
-    /// In a task of its own, at the pace of the socket; for good when there is no lane that it may share.
+    /// Lets a channel catch up in a task of its own, at the rate of its socket. Past the shared lanes the task stays.
     fn catch_up_apart(self: &Arc<Self>, member: Arc<ChangeSubscriber>) {
         let inner = self.clone();
         member.at.lock().apart = true;
@@ -286,9 +287,9 @@ impl Inner {
             };
             tokio::select! {
                 biased;
-                // The daemon stops: the position is kept, and what is missing comes the next time.
+                // The daemon stops. The resume position stays, and the rest follows after the reconnect.
                 () = stop.cancelled() => {}
-                // Nor is anything asked for a socket that is gone.
+                // A closed socket must cause no further queries.
                 () = member.left() => {}
                 () = caught_up => {}
             }
@@ -297,7 +298,7 @@ impl Inner {
     }
 }
 
-/// What is known of one channel that is not with the others.
+/// A registry with one channel.
 fn alone(member: &Arc<ChangeSubscriber>) -> Registry {
     let (spec, from, lane) = {
         let at = member.at.lock();

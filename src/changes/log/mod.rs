@@ -1,10 +1,9 @@
 //! The change log: a journal of the row changes of published tables, kept for as long as a subscriber may ask for them.
 //!
-//! Numbered parts of transactions in commit order; the last ones in memory, all of them in a [`journal`]
-//! (`crate::journal`) bounded by age and bytes. Delivery and catching up read the same change log, each
-//! from a number of its own, so that a slow check or a huge transaction delays no other reader. Numbers are
-//! microseconds and only grow. What a full disk did not take is delivered all the same, and is a gap for
-//! subscribers that ask for it later.
+//! Numbered parts of transactions in commit order: the last ones in memory, all of them in a [`journal`]
+//! (`crate::journal`) with a limit of age and bytes. Each reader has a position of its own, so that a slow check or a
+//! huge transaction delays no other reader. Numbers are microseconds and increase strictly. Changes that a full disk
+//! did not store are delivered to live subscribers, and are a gap for later readers.
 mod record;
 
 pub(super) use record::Part;
@@ -37,39 +36,39 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 
-/// Bytes of records that stay in memory.
+/// Most bytes of records in memory.
 const MEMORY_BYTES_MAX: usize = 32 << 20;
-/// A record that is larger is not kept on disk.
+/// Most bytes of a record on disk. A larger one is a gap there.
 const RECORD_BYTES_MAX: usize = 32 << 20;
-/// What is read at once.
+/// Most entries and bytes of one read.
 const READ_ENTRIES_MAX: usize = 256;
 const READ_BYTES_MAX: usize = 1 << 20;
-/// How long an append may hold up the WAL consumer: for the disk, and while the disk takes nothing for readers.
-/// Afterwards the log goes on without the disk, and readers get a gap.
+/// Most time that an append delays the WAL consumer: once for the disk, and once for slow readers while the disk is
+/// full. After that the change log continues without the disk, and later readers get a gap.
 const APPEND_WITHIN: Duration = Duration::from_secs(2);
-/// Rows that are read at once, unless one record has more.
+/// Most rows of one read, unless a single record has more.
 const READ_ROWS_MAX: usize = 256;
 
-/// A part of a transaction, or a place behind which changes are missing.
+/// A part of a transaction, or a gap.
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) number: u64,
-    /// `None` for a gap: changes before it were lost with the replication slot.
+    /// `None` for a gap: earlier changes were lost with the replication slot.
     pub(super) part: Option<Part>,
-    /// The transaction that made it; `None` if it is older than this daemon's reading of the log.
+    /// The id of the transaction; `None` if the entry was read from disk.
     pub(super) transaction: Option<u32>,
     bytes: usize,
 }
 
-/// What a reader finds.
+/// The outcome of a read.
 pub(super) enum ReadOutcome {
-    /// In order; empty when there are no more.
+    /// In order; empty at the end of the change log.
     Entries(Vec<Arc<Entry>>),
     /// Everything up to this number may be missing.
     Missing(u64),
 }
 
-/// The change log for its readers. Clones read the same one.
+/// The reading end of the change log. Clones share it.
 #[derive(Clone, Debug)]
 pub(super) struct Log(Arc<Shared>);
 
@@ -86,17 +85,17 @@ struct Shared {
 #[derive(Debug)]
 struct State {
     head: u64,
-    /// Subscribers that listen or can resume; without any, nothing is recorded.
+    /// Number of subscribers, plus one if clients can resume. While it is 0, nothing is recorded.
     wanted: usize,
     memory: VecDeque<Arc<Entry>>,
     memory_bytes: usize,
-    /// The last part that is not in memory any more.
+    /// The number of the last part that was evicted from memory.
     evicted: u64,
     index: VecDeque<(u64, RecordLocation)>,
     readers: HashMap<u32, SegmentReader>,
-    /// Parts up to this number are gone.
+    /// The number of the last part that was removed from disk.
     floor: u64,
-    /// From and to which numbers parts are missing on the disk, in order.
+    /// First and last number of each gap on disk, in order.
     holes: VecDeque<(u64, u64)>,
     reading: Reading,
 }
@@ -106,27 +105,27 @@ struct State {
 pub(super) struct Appender {
     log: Log,
     disk: Arc<Mutex<journal::Log>>,
-    /// The last change that is in the change log: replayed changes up to it are skipped.
+    /// The last change in the change log. Postgres may send changes again after a reconnect; these are skipped.
     seen: Option<(Lsn, u32)>,
-    /// The disk has not taken something.
+    /// The disk lacks the last records.
     hole: bool,
-    /// A write that took too long and holds the lock of `disk` still.
+    /// A write that exceeded its timeout and still holds the lock of `disk`.
     hanging: Option<JoinHandle<Result<Written, String>>>,
-    /// Whether another life can be asked for what this one kept.
+    /// Whether clients can resume after a restart of the daemon.
     asked_later: bool,
 }
 
-/// Where records are on disk, and the readers of the segments that they are in.
+/// The locations of records on disk, and the readers of their segments.
 #[derive(Debug)]
 struct Written {
     places: Vec<RecordLocation>,
     readers: Vec<(u32, SegmentReader)>,
 }
 
-/// The file that says which database's change log a folder holds.
+/// The file that identifies the database of a change log.
 const SOURCE_FILE: &str = "source";
 
-/// Removes the change log of another database: its positions mean nothing here.
+/// Removes the change log of another database, whose positions are invalid for this one.
 fn of_source(dir: &Path, source: &str) -> Result<(), journal::Error> {
     let file = dir.join(SOURCE_FILE);
     if fs::read_to_string(&file).is_ok_and(|known| known == source) {
@@ -145,8 +144,8 @@ fn of_source(dir: &Path, source: &str) -> Result<(), journal::Error> {
     written.map_err(|error| journal::Error::Io { path: file, doing: "written", source: error })
 }
 
-/// Opens what an earlier process kept of the database `source` in `dir`, at most `bytes_max` bytes and `age`; without `age`, no subscriber can ask for
-/// what an earlier process kept. Blocks.
+/// Opens the change log of the database `source` in `dir`, limited to `bytes_max` bytes and `age`. Without `age`, the
+/// records of an earlier process are not readable. Blocks.
 pub(super) fn open(
     dir: &Path,
     source: &str,
@@ -174,7 +173,7 @@ pub(super) fn open(
     let head = last.max(now) + 1;
     let mut floor = floor;
     if !whole || last == 0 || age.is_none() {
-        // Also of a new log: what came before it is not in it.
+        // A new change log also starts with a gap: it lacks everything before it.
         disk.append(&[Record { number: head, payload: Bytes::new() }])?;
         floor = head;
     }
@@ -211,26 +210,26 @@ pub(super) fn open(
 }
 
 impl Log {
-    /// The number of the last part. A subscriber that listens from it misses nothing that is committed later.
+    /// Adds a subscriber and returns the number of the last part. Every later commit has a higher number.
     pub(super) fn begin(&self) -> u64 {
         let mut state = self.0.state.lock();
         state.wanted += 1;
         state.head
     }
 
-    /// The last part that has a number.
+    /// The number of the last part.
     pub(super) fn head(&self) -> u64 {
         *self.0.head.borrow()
     }
 
-    /// Up to which number something behind `after` is missing, if anything is.
+    /// The last number of the gaps after `after`; `None` if there is no gap.
     pub(super) fn missing(&self, after: u64) -> Option<u64> {
         let state = self.0.state.lock();
         let hole = state.holes.back().map_or(0, |(_, last)| *last);
         Some(hole.max(state.floor)).filter(|last| *last > after)
     }
 
-    /// Ends what [`Self::begin`] began.
+    /// Removes a subscriber that [`Self::begin`] added.
     pub(super) fn end(&self) {
         let mut state = self.0.state.lock();
         state.wanted = state.wanted.saturating_sub(1);
@@ -245,19 +244,19 @@ impl Log {
         self.0.delivered.send_replace(number);
     }
 
-    /// Whether the disk takes no records. The receiver sees changes.
+    /// Whether the disk stores no records. The receiver is notified of changes.
     pub(super) fn degraded(&self) -> watch::Receiver<bool> {
         self.0.degraded.subscribe()
     }
 
-    /// Resolves when there is something after `number`. Cancel safe.
+    /// Resolves when there is a part after `number`. Cancel safe.
     pub(super) async fn grown(&self, number: u64) {
         // The sender lives as long as the change log.
         let mut head = self.0.head.subscribe();
         let _never_closed = head.wait_for(|head| *head > number).await;
     }
 
-    /// What follows `after`, up to `upto`.
+    /// Reads the next entries after `after`, up to `upto`.
     pub(super) async fn read(&self, after: u64, upto: u64) -> ReadOutcome {
         let (places, readers) = {
             let state = self.0.state.lock();
@@ -333,7 +332,7 @@ impl State {
 }
 
 impl Appender {
-    /// Takes the rows of these batches that are `wanted`, in order; when it is done, they outlive the daemon.
+    /// Appends the `wanted` rows of these batches, in order. When it returns, they survive the daemon.
     pub(super) async fn append(&mut self, batches: &[Batch], wanted: impl Fn(&Relation) -> bool) {
         let asked = self.log.0.state.lock().wanted > 0;
         let mut payloads = Vec::new();
@@ -362,13 +361,13 @@ impl Appender {
         self.seen.map_or(Lsn(0), |(lsn, _)| lsn)
     }
 
-    /// Changes were lost: every reader gets a gap.
+    /// Appends a gap for every reader: changes were lost.
     pub(super) async fn gap(&mut self) {
         self.seen = None;
         self.put(vec![(Bytes::new(), None)]).await;
     }
 
-    /// Appends payloads with their transactions; an empty one is a gap.
+    /// Appends payloads with their transactions. An empty payload is a gap.
     async fn put(&mut self, payloads: Vec<(Bytes, Option<u32>)>) {
         let (payloads, transactions): (Vec<_>, Vec<_>) = payloads.into_iter().unzip();
         let records = self.numbered(payloads);
@@ -386,7 +385,7 @@ impl Appender {
             state.readers.extend(readers.iter().cloned());
         }
         if let (None, Some(first), Some(last)) = (&kept, records.first(), records.last()) {
-            // Live subscribers get it from memory; readers that come later get a gap.
+            // Live subscribers read it from memory. Later readers get a gap.
             state.holes.push_back((first.number, last.number));
         }
         for (Record { number, payload }, transaction) in records.into_iter().zip(transactions) {
@@ -404,7 +403,7 @@ impl Appender {
             let Some(first) = state.memory.front() else { break };
             let (number, bytes) = (first.number, first.bytes);
             let on_disk = state.index.binary_search_by_key(&number, |(it, _)| *it).is_ok();
-            // What is nowhere else stays for the readers, unless they were too slow: then they get a gap.
+            // A part that is not on disk stays in memory for the readers. If they were too slow, they get a gap.
             if number > delivered && !on_disk && has_room {
                 break;
             }
@@ -426,7 +425,7 @@ impl Appender {
         payloads.into_iter().map(number).collect()
     }
 
-    /// While the disk takes nothing, the log waits for its readers before it grows beyond the memory; false if they
+    /// While the disk stores nothing, waits for the readers before the memory limit is exceeded. Returns false if they
     /// were too slow.
     async fn make_room(&self) -> bool {
         let shared = &self.log.0;
@@ -449,16 +448,16 @@ impl Appender {
         }
     }
 
-    /// Where the records are on disk; `None` if the disk did not take them within [`APPEND_WITHIN`].
+    /// Writes the records. Returns their locations; `None` if the disk did not store them within [`APPEND_WITHIN`].
     async fn write(&mut self, mut records: Vec<Record>) -> Option<Written> {
-        // A write that hangs holds the lock: another one would only hang behind it, one thread for each batch.
+        // A write that hangs holds the lock. Further writes would block behind it, each on a thread.
         if self.hanging.as_ref().is_some_and(|thread| !thread.is_finished()) {
             self.hole = true;
             return None;
         }
         self.hanging = None;
         let before = records.first().map_or(0, |record| record.number.saturating_sub(1));
-        // Once something is missing, the first record that is kept again says so.
+        // After a gap, the first record that is stored again marks its end.
         let closes_hole = self.hole;
         if closes_hole {
             records.insert(0, Record { number: before, payload: Bytes::new() });
@@ -468,7 +467,7 @@ impl Appender {
         let mut thread = tokio::task::spawn_blocking(move || {
             let mut disk = disk.lock();
             let written = write_records(&mut disk, &records, closes_hole && asked_later);
-            // The records of a write that was given up on count as missing, after a kill too.
+            // The records of a write that exceeded its timeout count as lost, also after a kill.
             if is_given_up.load(Ordering::Acquire) {
                 note_loss(&disk);
             }
@@ -507,13 +506,13 @@ impl Appender {
         }
     }
 
-    /// What looks after the files once a second: see [`Keeper::tidy`].
+    /// Returns the maintenance of the files, see [`Keeper::tidy`].
     pub(super) fn keeper(&self) -> Keeper {
         Keeper { log: self.log.clone(), disk: self.disk.clone() }
     }
 }
 
-/// Appends in one write. Blocks. `closes_hole`: these records say what is missing, so the mark on disk may go.
+/// Appends in one write. Blocks. `closes_hole`: these records contain the end of the gap, so its marker is removed.
 fn write_records(disk: &mut journal::Log, records: &[Record], closes_hole: bool) -> Result<Written, String> {
     let largest = records.iter().map(|record| record.payload.len()).max().unwrap_or_default();
     let places = match largest {
@@ -529,21 +528,21 @@ fn write_records(disk: &mut journal::Log, records: &[Record], closes_hole: bool)
     Ok(Written { places, readers })
 }
 
-/// Marks the files as incomplete, before a reader gets what is not kept: a kill must not hide the loss.
+/// Marks the files as incomplete, before a reader gets changes that are not on disk: a kill must not hide the loss.
 fn note_loss(disk: &journal::Log) {
     if let Err(error) = disk.mark_incomplete() {
         tracing::error!(%error, "failed to persist change-log gap marker");
     }
 }
 
-/// Looks after the files.
+/// Maintains the files.
 pub(super) struct Keeper {
     log: Log,
     disk: Arc<Mutex<journal::Log>>,
 }
 
 impl Keeper {
-    /// Makes what was written safe from a crash of the machine, and removes what is too old. Blocks.
+    /// Syncs new records, which then survive a crash of the machine, and removes old segments. Blocks.
     pub(super) fn tidy(&self) {
         let now = self.log.0.clock.micros();
         let (fresh, trimmed) = {
@@ -560,7 +559,7 @@ impl Keeper {
         }
     }
 
-    /// The daemon stops in good order. Blocks.
+    /// Syncs and marks the files as closed at a regular stop. Blocks.
     pub(super) fn close(&self) {
         let mut disk = self.disk.lock();
         if let Err(error) = disk.sync().and_then(|()| disk.mark_closed()) {
@@ -570,7 +569,7 @@ impl Keeper {
 }
 
 impl State {
-    /// Segments before `segment` are gone.
+    /// Forgets the segments before `segment`, which were removed.
     fn trim(&mut self, segment: u32) {
         while let Some((number, place)) = self.index.front().copied() {
             if place.segment >= segment {

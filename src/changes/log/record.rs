@@ -1,7 +1,7 @@
-//! A part of a transaction as bytes, and back. Pure.
+//! Encodes and decodes a part of a transaction. Pure.
 //!
-//! A record describes the tables that it names itself, so that each can be read alone. Integers are
-//! little-endian; texts and rows have their size before them.
+//! A record contains the descriptions of its tables, so that each can be decoded alone. Integers are little-endian.
+//! Texts and rows have a length prefix.
 use crate::{
     id::Lsn,
     wal::{Batch, Cell, Change, Column, Op, Relation, Row, RowChange},
@@ -10,12 +10,12 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use chrono::{DateTime, Utc};
 use std::{collections::HashMap, sync::Arc};
 
-/// What a record begins with; another layout gets another one.
+/// First byte of a record: the version of the layout.
 const LAYOUT: u8 = 1;
 const NULL: u8 = 0;
 const UNCHANGED: u8 = 1;
 const TEXT: u8 = 2;
-/// No row.
+/// Length of an absent row.
 const NO_ROW: u16 = u16::MAX;
 
 /// The row changes of a part of a transaction.
@@ -23,12 +23,11 @@ const NO_ROW: u16 = u16::MAX;
 pub(in crate::changes) struct Part {
     pub(in crate::changes) commit_lsn: Lsn,
     pub(in crate::changes) committed_at: DateTime<Utc>,
-    /// Each with its index in the transaction.
+    /// Changes with their index in the transaction.
     pub(in crate::changes) rows: Vec<(u32, RowChange)>,
 }
 
-/// The rows of `batch` behind `after` that are `wanted`, as a record, and the index of the last change; nothing
-/// when there are none.
+/// Encodes the rows of `batch` after the index `after` that are `wanted`; `None` if there are none.
 pub(super) fn encode(batch: &Batch, after: Option<u32>, wanted: impl Fn(&Relation) -> bool) -> Option<Bytes> {
     let mut relations: Vec<&Arc<Relation>> = Vec::new();
     let mut rows = BytesMut::new();
@@ -71,7 +70,7 @@ pub(super) fn encode(batch: &Batch, after: Option<u32>, wanted: impl Fn(&Relatio
 
 fn put_text(out: &mut BytesMut, text: &str) {
     out.put_u16_le(u16::try_from(text.len()).unwrap_or(u16::MAX));
-    // Names of Postgres have 63 bytes.
+    // The length fits: identifiers of Postgres have at most 63 bytes.
     out.put_slice(text.as_bytes());
 }
 
@@ -106,7 +105,7 @@ fn put_row(out: &mut BytesMut, row: Option<&Row>) {
     }
 }
 
-/// Reads records, and knows a table again that it has read before: equal descriptions are one.
+/// Decodes records. Equal descriptions of a table share one [`Arc`].
 #[derive(Debug, Default)]
 pub(super) struct Reading {
     relations: HashMap<u32, Arc<Relation>>,
@@ -171,8 +170,8 @@ fn text(from: &mut Bytes) -> Option<String> {
     String::from_utf8(bytes.to_vec()).ok()
 }
 
-/// Nothing when it cannot be read; nothing inside when there is no row.
-#[expect(clippy::option_option, reason = "whether it can be read, and whether it is there")]
+/// `None` if it is malformed; `Some(None)` if there is no row.
+#[expect(clippy::option_option, reason = "malformed and absent are different outcomes")]
 fn row(from: &mut Bytes) -> Option<Option<Row>> {
     let count = from.try_get_u16_le().ok()?;
     if count == NO_ROW {
@@ -223,7 +222,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_read_again(changes in prop::collection::vec(change(), 1..20)) {
+        fn decoded_record_equals_its_batch(changes in prop::collection::vec(change(), 1..20)) {
             let committed_at = DateTime::from_timestamp_micros(1_700_000_000_123_456).unwrap();
             let batch = Batch {
                 xid: 7,
@@ -254,7 +253,7 @@ mod tests {
         }
 
         #[test]
-        fn reading_anything_never_panics(bytes: Vec<u8>) {
+        fn decoder_never_panics(bytes: Vec<u8>) {
             let _ = Reading::default().part(Bytes::from(bytes));
         }
     }

@@ -33,7 +33,7 @@ async fn put(appender: &mut Appender, batches: &[Batch]) {
     appender.append(batches, |_| true).await;
 }
 
-/// The values after `after`, or up to where they may be missing.
+/// The values after `after`, or the end of the gap.
 async fn read(log: &Log, mut after: u64) -> Result<Vec<String>, u64> {
     let mut all = Vec::new();
     loop {
@@ -51,7 +51,7 @@ async fn read(log: &Log, mut after: u64) -> Result<Vec<String>, u64> {
 }
 
 #[tokio::test]
-async fn what_comes_again_is_in_the_log_once_over_restarts() {
+async fn replayed_changes_are_logged_once_across_restarts() {
     let dir = tempfile::tempdir().unwrap();
     let (log, mut appender) = opened(dir.path(), "one");
     let begun = log.begin();
@@ -65,7 +65,7 @@ async fn what_comes_again_is_in_the_log_once_over_restarts() {
 }
 
 #[tokio::test]
-async fn what_is_not_in_memory_any_more_is_read_from_the_disk() {
+async fn evicted_entries_are_read_from_disk() {
     let dir = tempfile::tempdir().unwrap();
     let (log, mut appender) = opened(dir.path(), "one");
     let begun = log.begin();
@@ -79,7 +79,7 @@ async fn what_is_not_in_memory_any_more_is_read_from_the_disk() {
 }
 
 #[tokio::test]
-async fn the_log_of_another_database_is_thrown_away() {
+async fn change_log_of_another_database_is_deleted() {
     let dir = tempfile::tempdir().unwrap();
     let (log, mut appender) = opened(dir.path(), "one");
     let begun = log.begin();
@@ -92,7 +92,7 @@ async fn the_log_of_another_database_is_thrown_away() {
 }
 
 #[tokio::test]
-async fn a_gap_is_found_by_who_listens_and_by_who_comes_later() {
+async fn live_and_later_readers_find_a_gap() {
     let dir = tempfile::tempdir().unwrap();
     let (log, mut appender) = opened(dir.path(), "one");
     let begun = log.begin();
@@ -114,12 +114,12 @@ async fn a_gap_is_found_by_who_listens_and_by_who_comes_later() {
 }
 
 #[tokio::test]
-async fn a_disk_that_takes_nothing_stops_no_change_and_leaves_a_hole() {
+async fn full_disk_stops_no_delivery_and_leaves_a_gap() {
     let dir = tempfile::tempdir().unwrap();
     let (log, mut appender) = opened(dir.path(), "one");
     let begun = log.begin();
     put(&mut appender, &[batch(10, 0, &["a"])]).await;
-    // Too large to be kept is as good as a disk that is full.
+    // A record that is too large has the effect of a full disk.
     let huge = "h".repeat(RECORD_BYTES_MAX + 1);
     put(&mut appender, &[batch(20, 0, &[&huge])]).await;
     assert!(*log.degraded().borrow());
@@ -137,7 +137,7 @@ async fn a_disk_that_takes_nothing_stops_no_change_and_leaves_a_hole() {
     assert_eq!(read(&log, until).await.unwrap(), ["c"]);
 }
 
-/// A disk that hangs: another thread holds the lock of the files, as a write that does not return does.
+/// A disk that hangs: another thread holds the lock of the files, like a write that does not return.
 #[tokio::test]
 async fn disk_that_hangs_delays_an_append_by_its_limit_and_leaves_a_gap() {
     let dir = tempfile::tempdir().unwrap();
@@ -152,7 +152,7 @@ async fn disk_that_hangs_delays_an_append_by_its_limit_and_leaves_a_gap() {
         let _ = answers.recv();
     });
     is_hanging.await.unwrap();
-    // The first append waits for its limit, the others do not wait for a disk that hangs already.
+    // The first append waits for its timeout. The others do not wait for a disk that already hangs.
     let limit = APPEND_WITHIN * 3;
     for (lsn, value) in [(10, "a"), (20, "b"), (30, "c"), (40, "d")] {
         timeout(limit, put(&mut appender, &[batch(lsn, 0, &[value])])).await.unwrap();
