@@ -1,7 +1,14 @@
 //! Loads the agents' files of a folder; each `*.toml` defines one agent.
-use super::{Problem, Problems, layers::read_file, path::Path, read, source::Source};
+use super::{
+    Problem, Problems,
+    layers::{NOT_FOR_ALL, read_file},
+    path::Path,
+    read,
+    source::Source,
+};
 use crate::{
     agent::{self, Definition},
+    files,
     id::AgentId,
 };
 use std::{
@@ -30,7 +37,7 @@ pub fn load_agents_with(
     let mut definitions = Vec::new();
     let mut problems = Vec::new();
     let mut owners: HashMap<AgentId, String> = HashMap::new();
-    for file in files(folder)? {
+    for file in files_of(folder)? {
         let (source, syntax) = match read_file(&file) {
             Ok(read) => read,
             Err(Problems(found)) => {
@@ -69,7 +76,7 @@ pub fn load_agents_with(
 /// If the folder or one of its files is no longer readable.
 pub fn locate(folder: &FilePath, found: &[(AgentId, agent::Problem)]) -> Result<Vec<Problem>, Problems> {
     let mut problems = Vec::new();
-    for file in files(folder)? {
+    for file in files_of(folder)? {
         let (source, _) = read_file(&file)?;
         let Some(definition) = definition(&source, folder, &|_| None).0 else { continue };
         for (_, problem) in found.iter().filter(|(id, _)| *id == definition.id) {
@@ -111,9 +118,11 @@ fn definition(
     (definition, problems)
 }
 
-fn files(folder: &FilePath) -> Result<Vec<PathBuf>, Problems> {
+fn files_of(folder: &FilePath) -> Result<Vec<PathBuf>, Problems> {
     let unreadable = |e: std::io::Error| {
-        let remedy = Some("agents.dir must be a folder that the daemon may read");
+        let is_refused = e.kind() == std::io::ErrorKind::PermissionDenied && e.raw_os_error().is_none();
+        let readable = "agents.dir must be a folder that the daemon may read";
+        let remedy = Some(if is_refused { NOT_FOR_ALL } else { readable });
         Problems(vec![Problem::of_file(folder.display().to_string(), format!("cannot be read: {e}"), remedy)])
     };
     let entries = match std::fs::read_dir(folder) {
@@ -121,6 +130,7 @@ fn files(folder: &FilePath) -> Result<Vec<PathBuf>, Problems> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(e) => return Err(unreadable(e)),
     };
+    files::check_named_folder(folder).map_err(unreadable)?;
     let mut files = Vec::new();
     for entry in entries {
         let path = entry.map_err(unreadable)?.path();

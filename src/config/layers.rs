@@ -21,6 +21,10 @@ const PREFIX: &str = "CONVOKE_";
 /// Largest file of settings or of an agent.
 const FILE_BYTES_MAX: u64 = 4 << 20;
 
+/// The remedy for a file or folder that every user can write to.
+pub(super) const NOT_FOR_ALL: &str =
+    "run chmod o-w on it: its writers decide what the daemon runs and trusts";
+
 /// The sources of settings besides the defaults.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
@@ -92,6 +96,7 @@ pub(super) fn read_file(file: &FilePath) -> Result<(Source, Vec<Problem>), Probl
             std::io::ErrorKind::FileTooLarge => "write what the daemon needs and no more",
             std::io::ErrorKind::InvalidInput => "name a plain file",
             std::io::ErrorKind::NotFound => "name a file that exists",
+            std::io::ErrorKind::PermissionDenied if e.raw_os_error().is_none() => NOT_FOR_ALL,
             std::io::ErrorKind::PermissionDenied => "give the daemon's user the right to read it",
             _ => "see that it is a text file in UTF-8",
         };

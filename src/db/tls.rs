@@ -37,7 +37,8 @@ fn roots(file: Option<&Path>) -> Result<RootCertStore, Error> {
         store.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
         return Ok(store);
     };
-    let unreadable = |e: io::Error| Error::file("read the certificates of", path, e);
+    let unreadable =
+        |source: io::Error| Error::File { doing: "read the certificates of", path: path.to_owned(), source };
     let invalid = |e: &dyn std::error::Error| io::Error::new(io::ErrorKind::InvalidData, e.to_string());
     let pem = files::read_named(path, CERTIFICATES_BYTES_MAX).map_err(unreadable)?;
     for certificate in CertificateDer::pem_slice_iter(&pem) {

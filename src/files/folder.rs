@@ -1,5 +1,5 @@
 //! A folder that may belong to another user, used through an open descriptor.
-use super::{Error, FileType, Mode, OFlags, is_link, me};
+use super::{Error, FileType, Mode, OFlags, is_link, is_socket, me};
 use rustix::fs::{AtFlags, fchown, fstat, openat, renameat, unlinkat};
 use rustix::process::{Gid, Uid};
 use std::{
@@ -81,6 +81,9 @@ impl Folder {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(e) if is_link(&e) => {
                 return Err(Error::untrusted(&path, "is a symbolic link", "remove it"));
+            }
+            Err(e) if is_socket(&e) => {
+                return Err(Error::untrusted(&path, "is not a regular file", "remove it"));
             }
             Err(e) => return Err(Error::io("read", &path)(e)),
         };
@@ -226,13 +229,19 @@ mod tests {
     }
 
     #[test]
-    fn fifo_is_refused_without_blocking() {
+    fn fifo_and_socket_are_refused_without_blocking() {
         let (_parent, path, owner) = foreign();
         assert!(
             std::process::Command::new("mkfifo").arg(path.join("PG_VERSION")).status().unwrap().success()
         );
         let folder = Folder::open(&path, owner.0).unwrap();
-        assert!(folder.read("PG_VERSION", 100).unwrap_err().to_string().contains("is not a regular file"));
+        let _socket = std::os::unix::net::UnixListener::bind(path.join("postmaster.pid")).unwrap();
+        for name in ["PG_VERSION", "postmaster.pid"] {
+            assert!(
+                folder.read(name, 100).unwrap_err().to_string().contains("is not a regular file"),
+                "{name}"
+            );
+        }
         assert_eq!(folder.read("nothing", 100).unwrap(), None);
     }
 }

@@ -4,12 +4,13 @@
 //! whose PostgreSQL runs as another user and must pass through), files 0600. A folder or a secret that
 //! belongs to another user, or that others may write to, is refused. In a folder of another user ([`Folder`])
 //! no link is followed, and only what the same call created changes its owner. A file named by the settings
-//! ([`read_named`]) must be a regular file of limited size. Blocks for a few system calls; never retries.
+//! ([`read_named`]) must be a regular file of limited size that not every user may write to. Blocks for a few
+//! system calls; never retries.
 mod folder;
 
 pub use folder::Folder;
 
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags, StatVfsMountFlags, fstatvfs};
 use std::{
     fs::{self, File},
     io::{self, Read, Write},
@@ -19,6 +20,8 @@ use std::{
 
 /// Mode bits that let group or others write.
 const OTHERS_WRITE: u32 = 0o022;
+/// Mode bit that lets every user write.
+const EVERY_USER_WRITES: u32 = 0o002;
 /// Mode bits that give group or others any access.
 const OTHERS: u32 = 0o077;
 
@@ -121,6 +124,7 @@ pub fn read_secret(path: &Path, bytes_max: u64) -> Result<Option<String>, Error>
         Ok(file) => file,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(e) if is_link(&e) => return Err(Error::untrusted(path, "is a symbolic link", renew)),
+        Err(e) if is_socket(&e) => return Err(Error::untrusted(path, "is not a regular file", renew)),
         Err(e) => return Err(Error::io("read", path)(e)),
     };
     let metadata = file.metadata().map_err(Error::io("read", path))?;
@@ -150,14 +154,18 @@ pub fn read_secret(path: &Path, bytes_max: u64) -> Result<Option<String>, Error>
 ///
 /// # Errors
 /// Kind `InvalidInput` for anything but a regular file, such as a FIFO, which would block its reader;
-/// `FileTooLarge` for more than `bytes_max` bytes; else the error of the operating system.
+/// `PermissionDenied` without an error of the operating system if every user may write to it; `FileTooLarge` for
+/// more than `bytes_max` bytes; else the error of the operating system.
 pub fn read_named(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
     // Non-blocking, because opening a FIFO waits for a writer.
     let flags = OFlags::NONBLOCK.bits().cast_signed();
-    let file = fs::OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    let not_plain = || io::Error::new(io::ErrorKind::InvalidInput, "it is no plain file");
+    let opened = fs::OpenOptions::new().read(true).custom_flags(flags).open(path);
+    let file = opened.map_err(|e| if is_socket(&e) { not_plain() } else { e })?;
     if !file.metadata()?.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no plain file"));
+        return Err(not_plain());
     }
+    refuse_writable_by_all(&file)?;
     let mut bytes = Vec::new();
     file.take(bytes_max.saturating_add(1)).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > bytes_max {
@@ -165,6 +173,29 @@ pub fn read_named(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, text));
     }
     Ok(bytes)
+}
+
+/// Checks a folder named by the settings, all files of which are read: not every user may create one there.
+///
+/// # Errors
+/// `PermissionDenied` without an error of the operating system if every user may write to it; else the error of
+/// the operating system.
+pub fn check_named_folder(path: &Path) -> io::Result<()> {
+    refuse_writable_by_all(&File::open(path)?)
+}
+
+/// Refuses what every user of the machine may write to: an agent's file names programs that the daemon runs, a key
+/// set names the issuers that it trusts. A writable group is the operator's choice.
+fn refuse_writable_by_all(file: &File) -> io::Result<()> {
+    let mode = file.metadata()?.mode() & 0o7777;
+    // The mode has no effect on a file system that is mounted read-only. Container platforms mount settings so, in
+    // folders of mode 777.
+    let is_writable = || Ok::<_, io::Error>(!fstatvfs(file)?.f_flag.contains(StatVfsMountFlags::RDONLY));
+    if mode & EVERY_USER_WRITES != 0 && is_writable()? {
+        let text = format!("every user of this machine can write to it (mode {mode:o})");
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
+    }
+    Ok(())
 }
 
 /// Writes a file with mode 0600 atomically. Its folder must be one of our own.
@@ -193,6 +224,11 @@ pub fn write_own(path: &Path, content: &[u8]) -> Result<(), Error> {
 pub fn sync_folder_of(path: &Path) -> Result<(), Error> {
     let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(Error::io("sync", folder))
+}
+
+/// Whether the error means that the file is a socket, or a device that does not exist: neither can be opened.
+fn is_socket(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(rustix::io::Errno::NXIO.raw_os_error())
 }
 
 /// Whether the error means that a symbolic link was not followed.
@@ -229,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn secret_that_is_a_link_a_fifo_or_of_another_user_is_refused() {
+    fn secret_that_is_a_link_a_fifo_a_socket_or_of_another_user_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let (real, path) = (folder.path().join("real"), folder.path().join("jwt.secret"));
         write_own(&real, b"s3cret").unwrap();
@@ -237,6 +273,9 @@ mod tests {
         assert!(read_secret(&path, 100).unwrap_err().to_string().contains("symbolic link"));
         fs::remove_file(&path).unwrap();
         assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+        assert!(read_secret(&path, 100).unwrap_err().to_string().contains("is not a regular file"));
+        fs::remove_file(&path).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(&path).unwrap();
         assert!(read_secret(&path, 100).unwrap_err().to_string().contains("is not a regular file"));
         fs::remove_file(&path).unwrap();
         if me() == 0 {
@@ -281,6 +320,25 @@ mod tests {
     }
 
     #[test]
+    fn hard_link_to_another_file_is_replaced_and_never_written_through() {
+        let folder = tempfile::tempdir().unwrap();
+        let (victim, path) = (folder.path().join("victim"), folder.path().join("url"));
+        fs::write(&victim, "untouched").unwrap();
+        for name in ["url", "url.new"] {
+            fs::hard_link(&victim, folder.path().join(name)).unwrap();
+        }
+        write_own(&path, b"http://x").unwrap();
+        assert_eq!(fs::read_to_string(&victim).unwrap(), "untouched");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "http://x");
+        // A secret with a second name: closing the file closes it under both.
+        fs::write(&path, "s3cret").unwrap();
+        fs::hard_link(&path, folder.path().join("second")).unwrap();
+        with_mode(&path, 0o644);
+        assert_eq!(read_secret(&path, 100).unwrap().as_deref(), Some("s3cret"));
+        assert_eq!(fs::metadata(folder.path().join("second")).unwrap().mode() & 0o7777, 0o600);
+    }
+
+    #[test]
     fn a_named_file_is_plain_and_bounded() {
         let folder = tempfile::tempdir().unwrap();
         let (path, link, fifo) =
@@ -293,7 +351,33 @@ mod tests {
         assert_eq!(kind(&path, 4), Err(io::ErrorKind::FileTooLarge));
         assert_eq!(kind(&fifo, 5), Err(io::ErrorKind::InvalidInput), "it does not wait for a writer");
         assert_eq!(kind(folder.path(), 5), Err(io::ErrorKind::InvalidInput));
+        let socket = folder.path().join("socket");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        assert_eq!(kind(&socket, 5), Err(io::ErrorKind::InvalidInput));
         assert_eq!(kind(Path::new("/dev/zero"), 5), Err(io::ErrorKind::InvalidInput));
         assert_eq!(kind(&folder.path().join("none"), 5), Err(io::ErrorKind::NotFound));
+    }
+
+    #[test]
+    fn named_file_or_folder_that_every_user_can_write_to_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        fs::write(&path, "12345").unwrap();
+        for mode in [0o644, 0o664, 0o600] {
+            with_mode(&path, mode);
+            assert_eq!(read_named(&path, 5).unwrap(), b"12345", "{mode:o}");
+        }
+        for mode in [0o666, 0o602, 0o777] {
+            with_mode(&path, mode);
+            let error = read_named(&path, 5).unwrap_err();
+            assert!(error.kind() == io::ErrorKind::PermissionDenied && error.raw_os_error().is_none());
+            assert!(error.to_string().contains(&format!("mode {mode:o}")), "{error}");
+        }
+        check_named_folder(folder.path()).unwrap();
+        for mode in [0o777, 0o1777] {
+            with_mode(folder.path(), mode);
+            let error = check_named_folder(folder.path()).unwrap_err().to_string();
+            assert!(error.contains(&format!("mode {mode:o}")), "{error}");
+        }
     }
 }

@@ -83,6 +83,14 @@ impl Channel {
         }
     }
 
+    /// Bytes of the presence key of a joined channel.
+    pub(super) fn presence_key_bytes(&self) -> usize {
+        match &self.phase {
+            Phase::Joined(joined) => joined.key.len(),
+            _ => 0,
+        }
+    }
+
     /// Whether a joined channel receives its own broadcasts, and the join_ref of its pushes.
     pub(super) fn terms(&self) -> Option<(bool, Option<Ref>)> {
         match &self.phase {

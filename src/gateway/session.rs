@@ -1,5 +1,6 @@
 //! The channels of one socket: passes frames to their state machines and performs the returned actions.
 mod large_messages;
+mod memory;
 mod pending_checks;
 mod publish;
 mod room;
@@ -136,8 +137,10 @@ struct Slot {
     prepared: Option<PreparedSlot>,
     /// Stored messages to deliver before live ones.
     old: Option<replay::StoredMessages>,
-    /// The charge of its presence, stored and in the state sent to new members.
-    presence: Option<Charge>,
+    /// The charge of its join and its presence; `None` while both are small.
+    charge: Option<Charge>,
+    /// The part of the charge that belongs to the join.
+    join_bytes: usize,
     span: Span,
 }
 
@@ -155,7 +158,8 @@ impl Slot {
             wanted: Wanted::default(),
             prepared: None,
             old: None,
-            presence: None,
+            charge: None,
+            join_bytes: 0,
             span: tracing::debug_span!("channel", topic = sub_topic),
         }
     }
@@ -356,6 +360,9 @@ impl Session {
             self.core.empty_since = None;
         }
         let Some(slot) = self.channels.get_mut(&topic) else { return };
+        if !self.core.charge_join(slot, &frame) {
+            return;
+        }
         let event = self.core.admit_frame(slot, frame);
         self.run(&topic, event).await;
         self.count_waiting();
@@ -364,14 +371,6 @@ impl Session {
     /// Whether the socket must end now because of the memory it holds.
     pub(super) fn is_evicted(&self) -> bool {
         self.core.account.is_evicted()
-    }
-
-    /// Charges the frames that wait in its channels. Closes the socket if it exceeds its memory limit.
-    fn count_waiting(&mut self) {
-        let waiting = self.channels.values().map(|slot| slot.channel.waiting_bytes()).sum();
-        if self.core.waiting.resize(waiting).is_err() {
-            self.core.close = Some(super::connection::CLOSE_NO_ROOM);
-        }
     }
 
     async fn run(&mut self, topic: &str, event: ChannelEvent) {
@@ -524,7 +523,7 @@ impl Core {
             Action::Exit => {
                 (slot.check, slot.readiness) = (0, 0);
                 (slot.held, slot.old, slot.prepared) = (None, None, None);
-                slot.presence = None;
+                slot.release_presence();
                 slot.throttle.drop_delayed();
                 if let Some((_, id)) = slot.token_check.take() {
                     self.stop_timer(id);

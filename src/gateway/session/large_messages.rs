@@ -1,4 +1,4 @@
-//! Large messages of a socket: their memory, and the threads of low priority that handle them.
+//! Large messages of a socket, and the threads of low priority that handle them.
 use super::Session;
 use crate::{gateway::connection::LARGE_MESSAGE_BYTES, scope::Background};
 use std::sync::{
@@ -22,11 +22,6 @@ impl Session {
     /// As [`Session::set_large`], but never clears it. Returns whether this call has set it.
     pub(in crate::gateway) fn becomes_large(&self, expected: usize) -> bool {
         expected > LARGE_MESSAGE_BYTES && !self.core.is_large.swap(true, Ordering::AcqRel)
-    }
-
-    /// Charges the incomplete message. Returns false if it exceeds a memory limit.
-    pub(in crate::gateway) fn holds_partial(&mut self, bytes: usize) -> bool {
-        self.core.partial.resize(bytes).is_ok()
     }
 
     /// Counts a large message that is handled where it should be.

@@ -77,7 +77,9 @@ impl Core {
         if let Some(why) = self.spoofed_presence(slot, &frame) {
             return ChannelEvent::Rejection(frame, "impostor", why);
         }
-        if frame.event == "presence" && !self.charge_presence(slot, frame.payload.size()) {
+        // The key is part of each presence message.
+        let presence_bytes = frame.payload.size() + slot.channel.presence_key_bytes();
+        if frame.event == "presence" && !self.charge_presence(slot, presence_bytes) {
             let why = "Presence takes too much memory: say less, or on fewer channels";
             return ChannelEvent::Rejection(frame, "memory", why.to_owned());
         }
@@ -87,7 +89,7 @@ impl Core {
             "presence" if self.presence_too_fast(now, 1) => {
                 return ChannelEvent::Shutdown("Too many presence messages per second".into());
             }
-            "presence" => rates.presence_bytes(&self.used, now, frame.payload.size()),
+            "presence" => rates.presence_bytes(&self.used, now, presence_bytes),
             "phx_join" | "phx_leave" => Ok(()),
             _ => {
                 rates.unknown_event(now);
@@ -98,11 +100,6 @@ impl Core {
             Ok(()) => ChannelEvent::Frame(frame),
             Err(too_much) => ChannelEvent::TooFast(frame, too_much.millis()),
         }
-    }
-
-    /// Charges the presence of a channel twice: the stored meta, and its copy in the state for later members.
-    fn charge_presence(&self, slot: &mut Slot, bytes: usize) -> bool {
-        slot.presence.get_or_insert_with(|| self.account.charge()).resize(2 * bytes).is_ok()
     }
 
     /// Why a presence call is refused in a room of agents; `None` if it is not.

@@ -2,7 +2,11 @@
 mod agents;
 
 use convoke::config::{self, Config, Options, Problem};
-use std::path::Path;
+use std::{
+    fs::{self, Permissions},
+    os::unix::fs::PermissionsExt,
+    path::Path,
+};
 
 /// Loads `text` as a settings file, with these variables and flags.
 fn load(
@@ -12,7 +16,7 @@ fn load(
 ) -> Result<Config, Vec<Problem>> {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("convoke.toml");
-    std::fs::write(&file, text).unwrap();
+    fs::write(&file, text).unwrap();
     let options = Options {
         file: Some(file),
         flags: flags.iter().map(|(name, key, value)| (*name, *key, (*value).to_owned())).collect(),
@@ -108,6 +112,38 @@ fn missing_file_is_reported() {
     let options = Options { file: Some("/nowhere/convoke.toml".into()), ..Options::default() };
     let problems = config::load(&options).unwrap_err();
     insta::assert_snapshot!(problems, @"/nowhere/convoke.toml: cannot be read: No such file or directory (os error 2); name a file that exists");
+}
+
+#[test]
+fn settings_and_agents_that_every_user_can_write_to_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let agents = folder.path().join("agents");
+    let (settings, agent) = (folder.path().join("convoke.toml"), agents.join("a.toml"));
+    fs::create_dir(&agents).unwrap();
+    fs::write(&settings, "").unwrap();
+    fs::write(&agent, "id = \"a\"\nrun = { kind = \"command\", argv = [\"/bin/true\"] }\n").unwrap();
+    let with_mode = |path: &Path, mode| fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    let prefix = format!("{}/", folder.path().display());
+    let settings_options = Options { file: Some(settings.clone()), ..Options::default() };
+    let outcomes = || {
+        let loaded = config::load(&settings_options).map(|_| ());
+        let outcomes = [loaded, config::load_agents(&agents).map(|_| ())];
+        outcomes.map(|outcome| outcome.err().map(|problems| problems.to_string().replace(&prefix, "")))
+    };
+    for mode in [0o600, 0o644, 0o664] {
+        [&settings, &agent].into_iter().for_each(|path| with_mode(path, mode));
+        assert_eq!(outcomes(), [None, None], "{mode:o}");
+    }
+    with_mode(&settings, 0o666);
+    with_mode(&agent, 0o646);
+    insta::assert_snapshot!(outcomes().map(Option::unwrap).join("\n"), @r"
+    convoke.toml: cannot be read: every user of this machine can write to it (mode 666); run chmod o-w on it: its writers decide what the daemon runs and trusts
+    agents/a.toml: cannot be read: every user of this machine can write to it (mode 646); run chmod o-w on it: its writers decide what the daemon runs and trusts
+    ");
+    with_mode(&agent, 0o644);
+    with_mode(&agents, 0o777);
+    let [_, problems] = outcomes();
+    insta::assert_snapshot!(problems.unwrap(), @"agents: cannot be read: every user of this machine can write to it (mode 777); run chmod o-w on it: its writers decide what the daemon runs and trusts");
 }
 
 #[test]

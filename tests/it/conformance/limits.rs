@@ -160,6 +160,12 @@ async fn bytes_have_their_own_rate_limit() {
     // Presence counts against the limit of bytes, too.
     let track = json!({"event": "track", "payload": {"x": "y".repeat(30_000)}});
     assert_eq!(sender.ask("den", "presence", track).await.reason(), "rate_limited");
+    // A presence key is part of each diff, so it counts with each call.
+    let mut keyed = server.joined("den", json!({"presence": {"key": "k".repeat(30_000)}})).await;
+    keyed.push("den", "presence", json!({"event": "track", "payload": {}})).await;
+    keyed.until("phx_reply").await.ok();
+    keyed.push("den", "presence", json!({"event": "track", "payload": {}})).await;
+    assert_eq!(keyed.until("phx_reply").await.reason(), "rate_limited");
 }
 
 /// Excess presence calls are coalesced: each is answered with ok, and the last meta is published.

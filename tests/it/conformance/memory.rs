@@ -69,6 +69,33 @@ async fn presence_memory_of_one_socket_is_bounded() {
     timeout(PATIENCE, freed).await.expect("what sockets held is free when they are gone");
 }
 
+/// Fifty channels with a presence key of 60 kB each: a key counts with its join, again with each presence call of a few
+/// bytes, and the socket that exceeds its limit is closed.
+#[tokio::test]
+async fn memory_of_large_presence_keys_is_bounded() {
+    const KEY: usize = 60_000;
+    let server = Server::with(Config { memory_bytes_per_connection: MB, ..quick() }).await;
+    let held = || metric(&server, "convoke_hub_memory_bytes");
+    let mut honest = server.joined("den", json!({"broadcast": {"ack": true}})).await;
+    let mut socket = server.v2().await;
+    let config = json!({"presence": {"key": "k".repeat(KEY)}});
+    for n in 0..4 {
+        socket.join(&format!("t{n}"), config.clone()).await.ok();
+    }
+    assert!(held() >= 4 * KEY, "{}", held());
+    assert_eq!(presence_of(&mut socket, "t0", json!({})).await["status"], "ok");
+    assert!(held() >= 6 * KEY, "{}", held());
+    // A channel that joins again replaces its charge, and does not lose it.
+    socket.join("t0", config.clone()).await.ok();
+    assert!(held() >= 4 * KEY, "{}", held());
+    for n in 4..50 {
+        let join = json!(["1", "1", format!("realtime:t{n}"), "phx_join", {"config": config}]);
+        let _gone = socket.try_message(Message::text(join.to_string())).await;
+    }
+    assert_eq!(socket.close_code().await, Some(1013));
+    honest.ask("den", "broadcast", json!({"event": "e"})).await.ok();
+}
+
 /// A large message is read and handled on threads of low priority, and its socket then continues on the others.
 #[tokio::test]
 async fn large_message_is_handled_at_low_priority() {
