@@ -7,8 +7,10 @@
 use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
-/// Sockets that one message is written to inline. Bounds how long the publisher works without yielding.
+/// Sockets, and bytes to all of them, that one message is written to inline. Both bound how long the publisher works
+/// without yielding.
 const SOCKETS_MAX: usize = 1024;
+const BYTES_MAX: usize = 1 << 20;
 
 /// Hands out the permit for inline writes: one publisher at a time, at most two thirds of the time.
 #[derive(Debug)]
@@ -22,6 +24,7 @@ pub(super) struct WritePermit<'a> {
     free_at: MutexGuard<'a, Instant>,
     began: Instant,
     sockets: usize,
+    bytes: usize,
 }
 
 impl InlineWrite {
@@ -34,15 +37,16 @@ impl InlineWrite {
     pub(super) fn try_acquire(&self) -> Option<WritePermit<'_>> {
         let free_at = self.free_at.try_lock()?;
         let began = Instant::now();
-        (*free_at <= began).then(|| WritePermit { free_at, began, sockets: 0 })
+        (*free_at <= began).then(|| WritePermit { free_at, began, sockets: 0, bytes: 0 })
     }
 }
 
 impl WritePermit<'_> {
-    /// True if one more socket may be written to; false after [`SOCKETS_MAX`].
-    pub(super) fn admits_socket(&mut self) -> bool {
+    /// True if `bytes` may be written to one more socket; false after [`SOCKETS_MAX`] and over [`BYTES_MAX`].
+    pub(super) fn admits_socket(&mut self, bytes: usize) -> bool {
         self.sockets += 1;
-        self.sockets <= SOCKETS_MAX
+        self.bytes += bytes;
+        self.sockets <= SOCKETS_MAX && self.bytes <= BYTES_MAX
     }
 }
 
@@ -70,6 +74,10 @@ mod tests {
         assert!(inline.try_acquire().is_none(), "the pause is not over");
         tokio::time::advance(Duration::from_millis(1)).await;
         let mut next = inline.try_acquire().unwrap();
-        assert_eq!((0..2000).filter(|_| next.admits_socket()).count(), 1024);
+        assert_eq!((0..2000).filter(|_| next.admits_socket(100)).count(), 1024);
+        drop(next);
+        tokio::time::advance(Duration::from_millis(1)).await;
+        let mut large = inline.try_acquire().unwrap();
+        assert_eq!((0..2000).filter(|_| large.admits_socket(100 << 10)).count(), 10);
     }
 }

@@ -35,7 +35,7 @@ use crate::{
     wire::{Version, socket},
 };
 use bytes::{Bytes, BytesMut};
-use inline_write::{InlineWrite, WritePermit};
+use inline_write::InlineWrite;
 use metrics::Metrics;
 use outbox::Chunk;
 use rooms::{Rooms, Sink, Subscriber};
@@ -245,11 +245,12 @@ impl Hub {
             match &subscriber.sink {
                 Sink::Socket { version, outbox } => {
                     let Some(chunk) = chunks.get(*version) else { continue };
-                    let pushed = if permit.as_mut().is_some_and(WritePermit::admits_socket) {
-                        outbox.write_chunk(chunk.clone())
-                    } else {
-                        outbox.push_chunk(chunk.clone())
-                    };
+                    let pushed =
+                        if permit.as_mut().is_some_and(|permit| permit.admits_socket(chunk.bytes.len())) {
+                            outbox.write_chunk(chunk.clone())
+                        } else {
+                            outbox.push_chunk(chunk.clone())
+                        };
                     match pushed {
                         Ok(()) => {
                             delivered += chunk.frames;
