@@ -59,11 +59,12 @@ enum Ending {
 /// The bytes of a client: those that arrived with its request, then its socket.
 type Input = Chain<Cursor<Box<[u8]>>, OwnedReadHalf>;
 
-/// Serves a socket to its end. `early` holds the bytes that the client sent before the handshake's response.
+/// Serves a socket to its end. `early` holds the bytes that the client sent before the handshake's response. The session
+/// is boxed, because a future keeps the space of an argument beside that of the variable that it becomes.
 pub(super) async fn serve(
     socket: TcpStream,
     early: Box<[u8]>,
-    mut session: Session,
+    mut session: Box<Session>,
     outbox: Arc<Outbox>,
     shared: Arc<Shared>,
 ) {

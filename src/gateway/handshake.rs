@@ -68,28 +68,32 @@ pub(super) async fn websocket(
     let conn = shared.conn_id();
     let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(peer)| *peer);
     let scope = shared.scope.clone();
-    scope.spawn("connection", OnExit::Log, |_| async move {
-        let Ok(upgraded) = upgrade.await else { return Ok(()) };
+    // Boxed apart, so that its variables are freed before the socket is served.
+    let opening = Box::pin(async move {
+        let Ok(upgraded) = upgrade.await else { return Ok(None) };
         let Ok(Parts { io, read_buf, .. }) = upgraded.downcast::<Stream>() else {
             anyhow::bail!("a websocket came over something else than a connection of this server");
         };
+        // Copied: a slice of the buffer would keep its 8 KiB as long as the socket is open.
         let early = Box::from(&*read_buf);
-        // A variable of this block, or a slice of it, would keep its 8 KiB as long as the socket is open.
-        drop(read_buf);
         // The socket counts against the connection limit while it is open.
         let (socket, slot) = io.into_parts();
-        let _slots = (slot, forwarded);
         let outbox = Outbox::new(shared.config.outbox_frames_max, shared.config.outbox_bytes_max);
         let outbox = Arc::new(outbox);
         let account = shared.memory.account(org.as_ref(), &outbox);
-        let session = Session::new(shared.clone(), (conn, version), key, outbox.clone(), account);
+        let session = Box::new(Session::new(shared.clone(), (conn, version), key, outbox.clone(), account));
         let span = tracing::debug_span!("conn", id = %conn, ip = tracing::field::Empty);
         if let Some(peer) = peer {
             span.record("ip", tracing::field::display(peer.ip()));
         }
         let (background, is_large) = (shared.background.clone(), session.is_large());
         let served = Box::pin(connection::serve(socket, early, session, outbox, shared).instrument(span));
-        background.carry(served, move || is_large.load(Ordering::Acquire)).await;
+        Ok(Some((served, background, is_large, (slot, forwarded))))
+    });
+    scope.spawn("connection", OnExit::Log, |_| async move {
+        if let Some((served, background, is_large, _slots)) = opening.await? {
+            background.carry(served, move || is_large.load(Ordering::Acquire)).await;
+        }
         Ok(())
     });
     let headers = [
