@@ -49,8 +49,8 @@ pub(super) struct Session {
     pub(super) fingerprint: Option<Statement>,
 }
 
-/// A borrowed connection. [`Lent::give_back`] returns it after its transaction; dropping it closes the
-/// connection.
+/// A borrowed connection. [`Lent::give_back`] returns it after its transaction, [`Lent::give_back_idle`] after statements
+/// outside of one; dropping it closes the connection.
 pub(super) struct Lent<'a> {
     pub(super) session: Session,
     sessions: &'a Sessions,
@@ -145,6 +145,11 @@ impl Lent<'_> {
     /// Ends the transaction and returns the connection to the pool.
     pub(super) fn give_back(self) {
         self.session.roll_back();
+        self.give_back_idle();
+    }
+
+    /// Returns a connection without a transaction to the pool.
+    pub(super) fn give_back_idle(self) {
         // Checked under the lock that `close` takes: after a stop no connection is added that `close` has
         // missed.
         let mut free = self.sessions.free.lock();

@@ -112,9 +112,10 @@ impl Inner {
     /// callers share a check. Waits while the database is unavailable. Cancel safe.
     pub(super) async fn refresh(&self, seen: &[u32]) {
         let until = Instant::now() + VISIBLE_WITHIN;
-        // The WAL shows a commit a moment before new snapshots do, and that commit may have changed a policy. With a
-        // synchronous standby that does not answer the moment is long; no other client sees the rows then either.
-        self.wait_until_visible(seen, until).await;
+        // The WAL shows a commit a moment before new snapshots do, and that commit may have changed a policy. The moment
+        // is mostly over when the change has come here, so the check comes first, and only one that came too early is
+        // repeated. With a synchronous standby that does not answer, the moment is long; no other client sees the rows
+        // then either.
         while !self.is_refreshed(seen).await && Instant::now() < until {
             self.wait_until_visible(seen, until).await;
         }
@@ -136,7 +137,7 @@ impl Inner {
             let Ok(Ok(snapshot)) = tokio::time::timeout(CATALOG_WITHIN, snapshot(&lent.session)).await else {
                 return;
             };
-            lent.give_back();
+            lent.give_back_idle();
             if seen.iter().all(|id| snapshot.sees(*id)) || Instant::now() >= until {
                 return;
             }
@@ -159,13 +160,19 @@ impl Inner {
             // Plans that are read after this call must be as new.
             None => Watched::default(),
         };
+        // A check whose snapshot sees the transactions is new enough, however long ago it was, if it covered all plans
+        // that are cached now. Under load a check often covers the changes that arrive while it runs.
+        let covers = |(objects, found): &(Watched, Found)| *objects == watched && sees_all(found);
+        if !seen.is_empty() && watched != Watched::default() && last.as_ref().is_some_and(covers) {
+            return true;
+        }
         let number = self.fingerprints.begun.fetch_add(1, Ordering::AcqRel) + 1;
         let mut lent = self.catalog_sessions.lend().await;
         let found = tokio::time::timeout(CATALOG_WITHIN, fingerprint(&mut lent.session, &watched)).await;
         let mut sees = true;
         match found {
             Ok(Ok(found)) => {
-                lent.give_back();
+                lent.give_back_idle();
                 sees = sees_all(&found);
                 // Also unequal if an object is checked for the first time: it may have changed since its plan
                 // was read.
