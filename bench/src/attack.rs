@@ -1,6 +1,6 @@
 //! The hostile clients of `hostile`, in a process of their own. A client of each chosen kind attacks, is refused, and
-//! attacks again until the input of this process ends. Large frames share one text, so that an attack costs this process
-//! little more than its system calls.
+//! attacks again until the input of this process ends. Each line of input is answered with what the attacks have done so
+//! far. Large frames share one text, so that an attack costs this process little more than its system calls.
 use super::{
     client::orders,
     frames::{handshake, masked, masked_header},
@@ -11,11 +11,11 @@ use clap::{Args, ValueEnum};
 use rustix::process::setpriority_process;
 use serde::Serialize;
 use serde_json::json;
-use std::{borrow::Cow, net::SocketAddr, rc::Rc, time::Duration};
+use std::{borrow::Cow, cell::Cell, net::SocketAddr, rc::Rc, time::Duration};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::TcpStream,
-    task::LocalSet,
+    task::{LocalSet, yield_now},
     time::{sleep, timeout},
 };
 
@@ -32,6 +32,9 @@ const LARGE_BODIES: usize = 4;
 const SLOW_BODIES: usize = 100;
 /// Open files of all attacks together.
 const FILES: usize = 4096;
+/// Bytes of one system call. The kernel copies them within the call, whatever the priority of this process: one call
+/// with megabytes would take a processor from the daemon, which a client on another machine cannot.
+const WRITE_BYTES: usize = 16 << 10;
 
 /// Variables with the keys: every user of the machine can list arguments.
 pub(super) const ANON: &str = "CONVOKE_BENCH_ANON_KEY";
@@ -92,57 +95,102 @@ pub(crate) struct Options {
     service: String,
 }
 
+/// The attacks of this process, and what they have done.
+struct Attacker {
+    options: Options,
+    attacks: Cell<u64>,
+    sent_bytes: Cell<u64>,
+    received_bytes: Cell<u64>,
+}
+
 pub(super) fn run(options: Options) -> anyhow::Result<()> {
     process::allow_sockets(FILES)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    LocalSet::new().block_on(&runtime, attack(Rc::new(options)))
+    let (attacks, sent_bytes, received_bytes) = Default::default();
+    let attacker = Attacker { options, attacks, sent_bytes, received_bytes };
+    LocalSet::new().block_on(&runtime, attack(Rc::new(attacker)))
 }
 
 /// Starts `attack` again whenever it ends. An error is the expected end: the daemon refuses it.
 fn repeat<F: Future<Output = anyhow::Result<()>> + 'static>(
-    options: &Rc<Options>,
-    attack: impl Fn(Rc<Options>) -> F + 'static,
+    attacker: &Rc<Attacker>,
+    attack: impl Fn(Rc<Attacker>) -> F + 'static,
 ) {
-    let options = options.clone();
+    let attacker = attacker.clone();
     tokio::task::spawn_local(async move {
         loop {
-            let _refused = timeout(ATTACK * 2, attack(options.clone())).await;
+            add(&attacker.attacks, 1);
+            let _refused = timeout(ATTACK * 2, attack(attacker.clone())).await;
             sleep(PAUSE).await;
         }
     });
 }
 
-async fn attack(options: Rc<Options>) -> anyhow::Result<()> {
+async fn attack(attacker: Rc<Attacker>) -> anyhow::Result<()> {
     setpriority_process(None, NICE).context("cannot lower the priority")?;
-    start(&options, options.kind);
+    start(&attacker, attacker.options.kind);
     println!("{}", json!({ "joined": 0 }));
     let mut lines = orders();
-    while lines.recv().await.is_some() {}
+    while lines.recv().await.is_some() {
+        println!("{}", json!({ "begin": true }));
+        let done = json!({
+            "attacks": attacker.attacks.get(),
+            "sent_bytes": attacker.sent_bytes.get(),
+            "received_bytes": attacker.received_bytes.get(),
+        });
+        println!("{}", json!({ "end": done }));
+    }
     Ok(())
 }
 
-fn start(options: &Rc<Options>, kind: Kind) {
+fn add(counter: &Cell<u64>, count: usize) {
+    counter.set(counter.get().saturating_add(u64::try_from(count).unwrap_or(u64::MAX)));
+}
+
+fn start(attacker: &Rc<Attacker>, kind: Kind) {
     match kind {
-        Kind::Schema => repeat(options, doubling_schemas),
-        Kind::Filters => repeat(options, pattern_filters),
-        Kind::Joins => repeat(options, slow_joins),
-        Kind::Presence => repeat(options, large_presence),
-        Kind::Unread => (0..UNREAD).for_each(|_| repeat(options, never_reading)),
+        Kind::Schema => repeat(attacker, doubling_schemas),
+        Kind::Filters => repeat(attacker, pattern_filters),
+        Kind::Joins => repeat(attacker, slow_joins),
+        Kind::Presence => repeat(attacker, large_presence),
+        Kind::Unread => (0..UNREAD).for_each(|_| repeat(attacker, never_reading)),
         Kind::Bodies => {
-            (0..LARGE_BODIES).for_each(|_| repeat(options, bodies_without_a_token));
-            repeat(options, slow_bodies);
-            repeat(options, idle_connections);
+            (0..LARGE_BODIES).for_each(|_| repeat(attacker, bodies_without_a_token));
+            repeat(attacker, slow_bodies);
+            repeat(attacker, idle_connections);
         }
         Kind::All => {
             let kinds = Kind::value_variants().iter().filter(|kind| **kind != Kind::All);
-            kinds.for_each(|kind| start(options, *kind));
+            kinds.for_each(|kind| start(attacker, *kind));
         }
     }
 }
 
-async fn websocket(options: &Options) -> anyhow::Result<TcpStream> {
-    let mut socket = TcpStream::connect(options.addr).await?;
-    socket.write_all(handshake(&options.anon).as_bytes()).await?;
+impl Attacker {
+    async fn connect(&self) -> anyhow::Result<TcpStream> {
+        Ok(TcpStream::connect(self.options.addr).await?)
+    }
+
+    async fn send(&self, writer: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> anyhow::Result<()> {
+        for part in bytes.chunks(WRITE_BYTES) {
+            writer.write_all(part).await?;
+            add(&self.sent_bytes, part.len());
+            yield_now().await;
+        }
+        Ok(())
+    }
+
+    /// Waits for the first byte of an answer.
+    async fn answered(&self, socket: &mut TcpStream) -> anyhow::Result<()> {
+        socket.read_u8().await?;
+        add(&self.received_bytes, 1);
+        Ok(())
+    }
+}
+
+async fn websocket(attacker: &Attacker) -> anyhow::Result<TcpStream> {
+    let mut socket = attacker.connect().await?;
+    attacker.send(&mut socket, handshake(&attacker.options.anon).as_bytes()).await?;
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.push(socket.read_u8().await?);
@@ -172,6 +220,7 @@ fn large_frame(
 
 /// Writes the frames, reads whatever arrives, and keeps the socket open for [`ATTACK`].
 async fn send_and_stay(
+    attacker: &Attacker,
     mut socket: TcpStream,
     frames: impl IntoIterator<Item = Cow<'static, [u8]>>,
 ) -> anyhow::Result<()> {
@@ -179,14 +228,18 @@ async fn send_and_stay(
     let mut buffer = vec![0; 1 << 16];
     let write = async {
         for frame in frames {
-            writer.write_all(&frame).await?;
+            attacker.send(&mut writer, &frame).await?;
         }
         sleep(ATTACK).await;
         anyhow::Ok(())
     };
     let read = async {
-        while reader.read(&mut buffer).await? > 0 {}
-        anyhow::Ok(())
+        loop {
+            match reader.read(&mut buffer).await? {
+                0 => return anyhow::Ok(()),
+                read => add(&attacker.received_bytes, read),
+            }
+        }
     };
     tokio::select! {
         outcome = write => outcome,
@@ -195,7 +248,7 @@ async fn send_and_stay(
 }
 
 /// Requests a task with a schema whose references double sixty times.
-async fn doubling_schemas(options: Rc<Options>) -> anyhow::Result<()> {
+async fn doubling_schemas(attacker: Rc<Attacker>) -> anyhow::Result<()> {
     let mut definitions = serde_json::Map::new();
     for n in 0..60 {
         let next = json!({ "$ref": format!("#/$defs/d{}", n + 1) });
@@ -204,31 +257,33 @@ async fn doubling_schemas(options: Rc<Options>) -> anyhow::Result<()> {
     definitions.insert("d60".into(), json!({ "type": "object" }));
     let schema = json!({ "$ref": "#/$defs/d0", "$defs": definitions });
     let task = json!({ "kind": "bench", "policy": { "result_schema": schema } }).to_string();
-    let head = format!("authorization: Bearer {}\r\ncontent-length: {}\r\n", options.service, task.len());
-    let mut socket = TcpStream::connect(options.addr).await?;
-    socket.write_all(format!("POST /v1/tasks HTTP/1.1\r\nhost: x\r\n{head}\r\n{task}").as_bytes()).await?;
-    socket.read_u8().await?;
-    Ok(())
+    let head =
+        format!("authorization: Bearer {}\r\ncontent-length: {}\r\n", attacker.options.service, task.len());
+    let mut socket = attacker.connect().await?;
+    let request = format!("POST /v1/tasks HTTP/1.1\r\nhost: x\r\n{head}\r\n{task}");
+    attacker.send(&mut socket, request.as_bytes()).await?;
+    attacker.answered(&mut socket).await
 }
 
-/// Subscribes to a table with sixty regular expressions that backtrack exponentially.
-async fn pattern_filters(options: Rc<Options>) -> anyhow::Result<()> {
+/// Subscribes to a table with sixty regular expressions. Each backreference makes Postgres try every length of a group,
+/// and compare the rest of the row each time: minutes for a row of 200 kB.
+async fn pattern_filters(attacker: Rc<Attacker>) -> anyhow::Result<()> {
     let items = (0..60).map(|n| json!({
-        "event": "*", "schema": "public", "table": "bench_hostile", "filter": format!("body=match.(x+x+)+y{n}"),
+        "event": "*", "schema": "public", "table": "bench_hostile", "filter": format!(r"body=match.^(x+)(?:a{{{n}}})?\1x$"),
     }));
     let config = json!({ "config": { "postgres_changes": items.collect::<Vec<_>>() } });
-    send_and_stay(websocket(&options).await?, [frame("rows", "phx_join", &config).into()]).await
+    send_and_stay(&attacker, websocket(&attacker).await?, [frame("rows", "phx_join", &config).into()]).await
 }
 
 /// Joins sixty private channels at once, whose policy takes 200 ms.
-async fn slow_joins(options: Rc<Options>) -> anyhow::Result<()> {
+async fn slow_joins(attacker: Rc<Attacker>) -> anyhow::Result<()> {
     let config = json!({ "config": { "private": true } });
     let joins = (0..60).map(|n| frame(&format!("slow-{n}"), "phx_join", &config).into());
-    send_and_stay(websocket(&options).await?, joins).await
+    send_and_stay(&attacker, websocket(&attacker).await?, joins).await
 }
 
 /// Tracks a presence of 2.9 MB on each of fifty channels.
-async fn large_presence(options: Rc<Options>) -> anyhow::Result<()> {
+async fn large_presence(attacker: Rc<Attacker>) -> anyhow::Result<()> {
     let config = json!({ "config": { "presence": { "enabled": true, "key": "x" } } });
     let call = json!({ "type": "presence", "event": "track", "payload": { "x": "~" } });
     let calls = (0..50).flat_map(|n| {
@@ -236,19 +291,19 @@ async fn large_presence(options: Rc<Options>) -> anyhow::Result<()> {
         let join = frame(&topic, "phx_join", &config).into();
         std::iter::once(join).chain(large_frame(&topic, "presence", &call, 2_900_000))
     });
-    send_and_stay(websocket(&options).await?, calls).await
+    send_and_stay(&attacker, websocket(&attacker).await?, calls).await
 }
 
 /// Sends 13 MB to itself and reads nothing.
-async fn never_reading(options: Rc<Options>) -> anyhow::Result<()> {
-    let mut socket = websocket(&options).await?;
+async fn never_reading(attacker: Rc<Attacker>) -> anyhow::Result<()> {
+    let mut socket = websocket(&attacker).await?;
     let topic = format!("self-{}", socket.local_addr()?.port());
     let config = json!({ "config": { "broadcast": { "self": true } } });
-    socket.write_all(&frame(&topic, "phx_join", &config)).await?;
+    attacker.send(&mut socket, &frame(&topic, "phx_join", &config)).await?;
     let message = large_frame(&topic, "broadcast", &json!({ "event": "e", "payload": "~" }), 1_000_000);
     for _ in 0..13 {
         for part in &message {
-            socket.write_all(part).await?;
+            attacker.send(&mut socket, part).await?;
         }
     }
     sleep(ATTACK).await;
@@ -256,29 +311,28 @@ async fn never_reading(options: Rc<Options>) -> anyhow::Result<()> {
 }
 
 /// Sends a body of 8 MB without a token.
-async fn bodies_without_a_token(options: Rc<Options>) -> anyhow::Result<()> {
-    let mut socket = TcpStream::connect(options.addr).await?;
+async fn bodies_without_a_token(attacker: Rc<Attacker>) -> anyhow::Result<()> {
+    let mut socket = attacker.connect().await?;
     let head = format!("POST /api/broadcast HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n", FILLER.len());
-    socket.write_all(head.as_bytes()).await?;
-    socket.write_all(&FILLER).await?;
-    socket.read_u8().await?;
-    Ok(())
+    attacker.send(&mut socket, head.as_bytes()).await?;
+    attacker.send(&mut socket, &FILLER).await?;
+    attacker.answered(&mut socket).await
 }
 
 /// Sends a hundred bodies at one byte a second.
-async fn slow_bodies(options: Rc<Options>) -> anyhow::Result<()> {
-    let key = &options.anon;
+async fn slow_bodies(attacker: Rc<Attacker>) -> anyhow::Result<()> {
+    let key = &attacker.options.anon;
     let head =
         format!("POST /api/broadcast HTTP/1.1\r\nhost: x\r\napikey: {key}\r\ncontent-length: 1000\r\n\r\n");
     let mut sockets = Vec::new();
     for _ in 0..SLOW_BODIES {
-        let mut socket = TcpStream::connect(options.addr).await?;
-        socket.write_all(head.as_bytes()).await?;
+        let mut socket = attacker.connect().await?;
+        attacker.send(&mut socket, head.as_bytes()).await?;
         sockets.push(socket);
     }
     for _ in 0..ATTACK.as_secs() {
         for socket in &mut sockets {
-            socket.write_all(b"[").await?;
+            attacker.send(socket, b"[").await?;
         }
         sleep(Duration::from_secs(1)).await;
     }
@@ -286,10 +340,10 @@ async fn slow_bodies(options: Rc<Options>) -> anyhow::Result<()> {
 }
 
 /// Opens connections and sends nothing.
-async fn idle_connections(options: Rc<Options>) -> anyhow::Result<()> {
+async fn idle_connections(attacker: Rc<Attacker>) -> anyhow::Result<()> {
     let mut sockets = Vec::new();
     for _ in 0..IDLE {
-        sockets.push(TcpStream::connect(options.addr).await?);
+        sockets.push(attacker.connect().await?);
     }
     sleep(ATTACK).await;
     drop(sockets);

@@ -3,7 +3,8 @@
 //! The daemon is this process, the hundred well-behaved clients are a child, and the hostile ones are another, of the
 //! lowest priority: on other machines they would not take the daemon's processors. Each kind of hostile client is
 //! measured alone, then all together. Windows without them (`quiet`) and with them (`attacked`) alternate under the
-//! same load, and a figure is the median of its windows.
+//! same load, and a figure is the median of its windows. What the hostile clients have done is a figure too: an attack
+//! that does nothing would prove nothing.
 use super::{
     at_least_one,
     attack::{self, Kind},
@@ -13,7 +14,7 @@ use super::{
     figures::{Figures, median, number},
     process,
 };
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use clap::{Args, ValueEnum};
 use convoke::{
     app::Parts,
@@ -34,6 +35,8 @@ const CONNECTION_BYTES: usize = 32 << 10;
 const CHANGE_EVERY: Duration = Duration::from_millis(500);
 /// How long the hostile clients run before the others are measured, and how long they are gone before the next window.
 const WARM_UP: Duration = Duration::from_secs(3);
+/// The share of a processor that Postgres must use for the pattern filters, beyond that of a window without them.
+const PATTERNS_SHARE_MIN: f64 = 0.1;
 
 const SCHEMA: &str = "create table if not exists public.bench_hostile \
     (id bigint generated always as identity primary key, body text)";
@@ -96,16 +99,33 @@ async fn measure(
     for _ in 0..options.windows {
         windows.add("quiet", measure_window(&client, &mut honest, None, server, options).await?);
         let arguments = ["attack", "--addr", &parts.addr.to_string(), "--kind", &name].map(str::to_owned);
-        let hostile = Clients::spawn(&arguments, keys.clone()).await?;
+        let mut hostile = Clients::spawn(&arguments, keys.clone()).await?;
         sleep(WARM_UP).await;
-        windows.add("attacked", measure_window(&client, &mut honest, Some(&hostile), server, options).await?);
+        let attacked = measure_window(&client, &mut honest, Some(&hostile), server, options).await?;
+        windows.add("attacked", attacked);
+        windows.add("hostile", work_done(&mut hostile).await?);
         hostile.stop().await?;
         sleep(WARM_UP).await;
     }
     honest.stop().await?;
     windows.report(&name, figures)?;
+    if server.is_some() && matches!(kind, Kind::Filters | Kind::All) {
+        let spent =
+            |which: &str| figures.get(&format!("{name}_{which}_postgres_cpu_share")).unwrap_or_default();
+        let more = spent("attacked") - spent("quiet");
+        ensure!(more >= PATTERNS_SHARE_MIN, "the pattern filters use {more} of a processor: no attack");
+    }
     figures.add(format!("{name}_resident_peak_mib"), mib(process::peak()?));
     Ok(())
+}
+
+/// What the hostile clients have done since their start.
+async fn work_done(hostile: &mut Clients) -> anyhow::Result<BTreeMap<&'static str, f64>> {
+    let (done, _) = hostile.ask(&"report").await?;
+    let mib = |member: &str| Ok::<_, anyhow::Error>(number(&done, member)? / f64::from(1 << 20));
+    let (attacks, sent, received) = (number(&done, "attacks")?, mib("sent_bytes")?, mib("received_bytes")?);
+    ensure!(sent > 0.0, "the hostile clients have sent nothing");
+    Ok(BTreeMap::from([("attacks", attacks), ("sent_mib", sent), ("received_mib", received)]))
 }
 
 /// The figures of one window, while rows are inserted.
