@@ -33,7 +33,7 @@ pub use compiled::CompiledAgent;
 pub use credentials::{CredentialIssuer, JobCredentials};
 pub use definition::{
     Definition, Kind, Limits, Missed, Offer, OfferBy, Price, Problem, ResponseFormat, Run, Schedule,
-    ScheduleRequest, Tool, ToolKind, Wake, WakeEvent, WakeRequest, check, check_all, check_in,
+    ScheduleRequest, SqlRead, Tool, ToolKind, Wake, WakeEvent, WakeRequest, check, check_all, check_in,
 };
 pub use env::Env;
 pub use job::{Agent, Finished, Job, Registry, Reporter};
@@ -42,6 +42,7 @@ pub use metrics::{Ended, Metrics};
 pub use schedule::CronSchedule;
 pub use supervisor::{Agents, Deps, Error};
 pub use think::ToolsBy;
+pub(crate) use tool::unfit_readers;
 pub use wake::{BadTemplate, Commit, PositionedChange, WakeIndex};
 
 use serde::{Deserialize, Serialize};

@@ -12,6 +12,7 @@ use super::{
 };
 use crate::{
     clock::Clock,
+    db::Reader,
     id::{AgentId, OrgId},
     llm::Models,
     presence::Tracker,
@@ -54,6 +55,10 @@ pub struct Deps {
     pub env: Env,
     /// Issues the credentials of their jobs.
     pub credentials: CredentialIssuer,
+    /// Reads from the daemon's database under other logins, for `sql:read`.
+    pub reader: Option<Reader>,
+    /// Agents whose role for `sql:read` is unfit, each with the reason ([`super::unfit_readers`]). They are left out.
+    pub unfit: HashMap<AgentId, String>,
 }
 
 /// Why the agents cannot be hosted. Nothing was started then.
@@ -113,7 +118,8 @@ impl Agents {
         let wakes = Arc::new(WakeIndex::new(&compiled, &deps.metrics));
         let schedules = compiled.iter_mut().flat_map(|agent| std::mem::take(&mut agent.schedules));
         let cron_schedules = Arc::new(schedules.collect());
-        let parts = RunnerDeps { env: deps.env, models: deps.models, clock: deps.clock.clone() };
+        let parts =
+            RunnerDeps { env: deps.env, models: deps.models, clock: deps.clock.clone(), reader: deps.reader };
         let shared = Arc::new(Shared {
             tasks: deps.tasks,
             tracker: deps.tracker,
@@ -140,7 +146,8 @@ impl Agents {
                     return Err(Error::NotRegistered { agent: id, name });
                 }
             }
-            if let Some(reason) = definition.unavailable(&shared.parts.env) {
+            let unfit = || deps.unfit.get(&id).cloned();
+            if let Some(reason) = definition.unavailable(&shared.parts.env).or_else(unfit) {
                 warn!(agent = %id, reason, "agent unavailable, left out");
                 left_out.push(definition.profile());
                 unavailable.push((id, reason));

@@ -13,7 +13,7 @@ use crate::{
     clock::Clock,
     config::{Config, load_agents},
     dashboard,
-    db::{self, Database},
+    db::{self, Database, Reader},
     gateway::{self, Gateway},
     hub::{Hub, history::Rules},
     id::NodeId,
@@ -99,7 +99,7 @@ pub(super) async fn assemble(
     let definitions = definitions.map_or_else(|| load_agents(&base.config.agents.dir), Ok)?;
     let definitions = definitions.into_iter().chain(more).collect();
     let hosting = (definitions, registry, models);
-    let agents = build_agents(&base, &tasks, &realtime.tracker, &rights.keys, hosting)?;
+    let agents = build_agents(&base, &tasks, &realtime.tracker, &rights.keys, hosting).await?;
     let doors = build_doors(&base, &rights, &realtime);
     let Doors { gateway, identity, inboxes, coordination } = doors;
     let received = (coordination, notices);
@@ -229,21 +229,25 @@ fn changes_deps(base: &Base, hub: Hub, streaming: watch::Receiver<bool>) -> anyh
     })
 }
 
-fn build_agents(
+async fn build_agents(
     base: &Base,
     tasks: &Tasks,
     tracker: &Tracker,
     keys: &Keys,
     (definitions, registry, models): (Vec<Definition>, agent::Registry, Option<Models>),
 ) -> anyhow::Result<Agents> {
+    let (env, reader) = (agent::Env::process(), Reader::new(base.database.target().clone()));
+    let unfit = agent::unfit_readers(&definitions, &env, &reader).await;
     let deps = agent::Deps {
         tasks: tasks.commands(),
         tracker: tracker.clone(),
         clock: base.clock.clone(),
         metrics: agent::Metrics::registered(&base.metrics),
         models: models.unwrap_or_else(|| Models::new(base.clock.clone())),
-        env: agent::Env::process(),
+        env,
         credentials: credential_issuer(base.addr, keys, &base.clock),
+        reader: Some(reader),
+        unfit,
     };
     Ok(Agents::start(&base.scope, deps, definitions, registry)?)
 }

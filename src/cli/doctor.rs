@@ -9,10 +9,10 @@ use super::{
 };
 use crate::{
     access::{self, rows},
-    agent::{Definition, Env, Metrics, WakeIndex},
+    agent::{Definition, Env, Metrics, WakeIndex, unfit_readers},
     app::{CLIENTS_PUBLICATION, PUBLICATION},
     config::{Config, Problem, load_agents, locate},
-    db::{self, Database, private::password_file},
+    db::{self, Database, Reader, private::password_file},
     scope::Scope,
     task::{INVARIANTS, Replayed, replay},
     wal,
@@ -165,6 +165,7 @@ async fn inspect(config: &Config, database: &Database, replays: bool) -> Result<
             Some("correct the agent's file or the table; the wake matches no change until then".to_owned());
         findings.push(Finding { name: "wakes".into(), ok: false, found: problem.to_string(), remedy });
     }
+    findings.extend(readers(database, &definitions).await?);
     let client = database.client().await?;
     let row = client.query_one(include_str!("sql/replication.sql"), &[&config.wal.slot]).await?;
     let publications: Vec<String> = row.try_get("publications")?;
@@ -205,6 +206,35 @@ async fn inspect(config: &Config, database: &Database, replays: bool) -> Result<
     drop(client);
     if replays {
         findings.push(replayed(database).await?);
+    }
+    Ok(findings)
+}
+
+/// The roles of `sql:read`: unfit ones, and functions that a select can call and that do more than read.
+async fn readers(database: &Database, definitions: &[Definition]) -> anyhow::Result<Vec<Finding>> {
+    let env = Env::process();
+    let unfit = unfit_readers(definitions, &env, &Reader::new(database.target().clone())).await;
+    let mut findings = Vec::new();
+    for definition in definitions {
+        let Some(sql) = &definition.run.sql else { continue };
+        if let Some(found) = unfit.get(&definition.id) {
+            let found = format!("agent {} is left out: {found}", definition.id);
+            let remedy =
+                "give the agent a login role that may select what it reads, and nothing more".to_owned();
+            findings.push(Finding { name: "sql_read".into(), ok: false, found, remedy: Some(remedy) });
+            continue;
+        }
+        let functions = Reader::reach(database, &sql.role).await?;
+        let found =
+            format!("role {} may call {} functions that do more than read", sql.role, functions.len());
+        let remedy = (!functions.is_empty()).then(|| {
+            format!(
+                "judge each; grant those that other roles need to them, and `revoke execute on function {} from public`",
+                functions.join(", ")
+            )
+        });
+        // Most of them are in every database, so they are no fault.
+        findings.push(Finding { name: "sql_read".into(), ok: true, found, remedy });
     }
     Ok(findings)
 }

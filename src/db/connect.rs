@@ -301,6 +301,6 @@ pub(super) fn quote(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-fn tls(config: &Arc<ClientConfig>) -> MakeRustlsConnect {
+pub(super) fn tls(config: &Arc<ClientConfig>) -> MakeRustlsConnect {
     MakeRustlsConnect::new(ClientConfig::clone(config))
 }

@@ -114,6 +114,11 @@ impl Target {
         Self { database: database.to_owned(), ..self.clone() }
     }
 
+    /// The same database with another role.
+    pub(super) fn with_login(&self, user: &str, password: Option<SecretString>) -> Self {
+        Self { user: user.to_owned(), password, ..self.clone() }
+    }
+
     /// The same role and database at another address of the same server.
     pub(super) fn with_host(&self, host: Host) -> Self {
         Self { host, ..self.clone() }

@@ -1,6 +1,6 @@
 //! The checks of `run.tools` and `[[tool]]`.
 use super::{
-    Definition, Kind, Tool, ToolKind,
+    Definition, Kind, SQL_READ, Tool, ToolKind,
     check::{Problems, check_program, url_problem},
 };
 use crate::{
@@ -40,6 +40,7 @@ pub(super) fn check(definition: &Definition, env: &Env, found: &mut Problems) {
         found.bounds("limits.calls_max", calls, 1, 10_000);
     }
     names(definition, found);
+    sql_read(definition, found);
     for (at, tool) in definition.tool.iter().enumerate() {
         one(&format!("tool.{at}"), tool, definition, env, found);
     }
@@ -52,9 +53,9 @@ fn names(definition: &Definition, found: &mut Problems) {
         let key = format!("run.tools.{at}");
         if !seen.insert(name) {
             found.add(key, format!("{name} is listed twice"));
-        } else if name != ASK && definition.declared(name).is_none() {
+        } else if ![ASK, SQL_READ].contains(&name.as_str()) && definition.declared(name).is_none() {
             let message = format!("there is no tool {name:?}");
-            found.add_with(key, message, "declare it with [[tool]], or use the built-in tool ask");
+            found.add_with(key, message, "declare it with [[tool]], or use a built-in one: ask, sql:read");
         }
     }
     if definition.tool.len() > TOOLS_MAX {
@@ -78,6 +79,24 @@ fn names(definition: &Definition, found: &mut Problems) {
             let message = format!("{} is not in run.tools, so it is never offered", tool.name);
             found.add_with(key, message, "add it to run.tools, or remove it");
         }
+    }
+}
+
+/// `sql:read` and its login belong together.
+fn sql_read(definition: &Definition, found: &mut Problems) {
+    let is_used = definition.run.tools.iter().any(|name| name == SQL_READ);
+    match &definition.run.sql {
+        None if is_used => {
+            let remedy = "create a login role that may select what the agent reads, and name it: [run.sql] role = \"…\"";
+            found.add_with("run.sql", "sql:read needs a login role of its own", remedy);
+        }
+        Some(_) if !is_used => found.add("run.sql", "it counts only with sql:read in run.tools"),
+        Some(sql) if sql.role.is_empty() => found.add("run.sql.role", "role is empty: it is a login role"),
+        _ => {}
+    }
+    let variable = definition.run.sql.as_ref().and_then(|sql| sql.password_env.as_ref());
+    if let Some(name) = variable.filter(|name| name.is_empty() || name.contains(['=', '\0'])) {
+        found.add("run.sql.password_env", format!("{name:?} is no name of an environment variable"));
     }
 }
 

@@ -4,6 +4,7 @@
 //! report their place. What depends on several keys (a command without `argv`, a filter that cannot be parsed) is
 //! checked by [`check`], which returns all problems at once. Never reads a definition file and never starts
 //! anything; it reads the environment and the disk only to see whether a command and its folder exist.
+mod built_in;
 mod check;
 mod check_tools;
 mod limits;
@@ -12,6 +13,8 @@ mod schedule;
 mod tool;
 mod wake;
 
+pub(crate) use built_in::SQL_READ;
+pub use built_in::SqlRead;
 pub use check::{Problem, check, check_all, check_in};
 pub use limits::{Limits, Offer, OfferBy};
 pub use run::{Kind, Price, ResponseFormat, Run};
@@ -127,7 +130,8 @@ impl Definition {
     pub fn unavailable(&self, env: &Env) -> Option<String> {
         match self.run.kind {
             Kind::Llm => self.run.endpoint(env).err().or_else(|| {
-                let mut variables = self.tool.iter().flat_map(|tool| tool.headers_env.values());
+                let of_tools = self.tool.iter().flat_map(|tool| tool.headers_env.values());
+                let mut variables = of_tools.chain(self.run.sql.iter().flat_map(|sql| &sql.password_env));
                 variables.find(|name| env.get(name).is_none()).map(|name| format!("{name} is not set"))
             }),
             Kind::Http => {

@@ -1,6 +1,7 @@
 //! `[run]`: how an agent does its work.
 //!
 //! One flat table. Each key belongs to one kind or to some; the check refuses it with another kind.
+use super::SqlRead;
 use crate::agent::{Env, think::ToolsBy};
 pub use crate::task::AgentKind as Kind;
 use secrecy::SecretString;
@@ -68,12 +69,15 @@ pub struct Run {
     /// `llm`: the prices of the endpoint.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub price: Option<Price>,
-    /// `llm`: the tools that the model may call: names of `[[tool]]`, and `ask`. Defaults to none: one question, one answer.
+    /// `llm`: the tools that the model may call: names of `[[tool]]`, `ask` and `sql:read`. Defaults to none: one question, one answer.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tools: Vec<String>,
     /// `llm`: how the model calls tools. Defaults to the endpoint's own calls.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tools_by: Option<ToolsBy>,
+    /// `llm`: the login of `sql:read`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sql: Option<SqlRead>,
 
     /// `rust`: the name under which its code is registered. Defaults to the agent's id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -143,6 +147,7 @@ impl Run {
             price: None,
             tools: Vec::new(),
             tools_by: None,
+            sql: None,
             name: None,
         }
     }
@@ -192,6 +197,7 @@ impl Run {
             ("price", Kind::Llm, self.price.is_some()),
             ("tools", Kind::Llm, !self.tools.is_empty()),
             ("tools_by", Kind::Llm, self.tools_by.is_some()),
+            ("sql", Kind::Llm, self.sql.is_some()),
             ("name", Kind::Rust, self.name.is_some()),
         ];
         keys.into_iter().filter(|(_, _, said)| *said).map(|(key, kind, _)| (key, kind)).collect()

@@ -1,5 +1,8 @@
 //! `[[tool]]`: what the model of an agent may call.
-use crate::{agent::think::BUILT_IN, task::Effect};
+use crate::{
+    agent::{think::BUILT_IN, tool::Callable},
+    task::Effect,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, time::Duration};
@@ -89,8 +92,8 @@ impl Tool {
         first && name.len() <= 63 && chars.all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
     }
 
-    /// Whether the loop has a tool of this name itself.
+    /// Whether the daemon has a tool of this name itself.
     pub(super) fn is_built_in(name: &str) -> bool {
-        BUILT_IN.contains(&name)
+        BUILT_IN.contains(&name) || Callable::BUILT_IN.contains(&name)
     }
 }

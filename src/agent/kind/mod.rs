@@ -13,7 +13,7 @@ pub(crate) use program::program;
 pub(in crate::agent) use program::spawn_error;
 
 use super::{Agent, Definition, Env, Kind, Registry};
-use crate::{clock::Clock, llm::Models};
+use crate::{clock::Clock, db::Reader, llm::Models};
 use std::sync::Arc;
 
 /// What the kinds need from the daemon. Cloning is cheap.
@@ -25,6 +25,8 @@ pub struct RunnerDeps {
     pub models: Models,
     /// The wall clock, for signatures.
     pub clock: Clock,
+    /// Reads from the daemon's database under other logins, for `sql:read`.
+    pub reader: Option<Reader>,
 }
 
 /// The code that runs the jobs of `definition`. `None` for kind `remote`, whose jobs run elsewhere.

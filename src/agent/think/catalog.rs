@@ -5,7 +5,7 @@ use super::{
     messages::ToolsBy,
 };
 use crate::{
-    agent::Definition,
+    agent::{Definition, tool::callables},
     task::{Effect, Error, SchemaMismatch, Schemas},
 };
 use serde_json::{Map, Value, json};
@@ -58,13 +58,13 @@ impl Catalog {
                     "properties": { "question": { "type": "string", "minLength": 1, "maxLength": 1_000 } } }),
             );
         }
-        for tool in &definition.tool {
+        for tool in callables(definition) {
             let offered = Offered {
-                description: tool.description.clone(),
-                parameters: tool.parameters.clone(),
+                description: tool.description().to_owned(),
+                parameters: tool.parameters(),
                 effect: tool.effect(),
             };
-            tools.insert(tool.name.clone(), offered);
+            tools.insert(tool.name().to_owned(), offered);
         }
         let by = definition.run.tools_by.unwrap_or_default();
         Self { tools, result: result.cloned(), wrapped, by }

@@ -14,7 +14,7 @@ use crate::{
         job::{permanent, retryable},
         kind::llm,
         retry::again,
-        tool::{self, Outcome, ToolCall, shown},
+        tool::{self, Callable, Outcome, ToolCall, callable, shown},
     },
     fault,
     llm::{ChatAnswer, ChatRequest, Format},
@@ -238,39 +238,46 @@ impl Session<'_> {
     }
 
     fn is_statement(&self, call: &ToolStep) -> bool {
-        self.pinned.declared(&call.name).is_some_and(|tool| tool.kind == crate::agent::ToolKind::Sql)
+        callable(&self.pinned, &call.name).is_some_and(|tool| tool.statement().is_some())
     }
 
     async fn run_call(&self, seq: i32, call: &ToolStep) -> Result<(), Failure> {
         // Behaviour is that of the run; what is permitted is looked up now.
-        let is_permitted = self.thinker.definition.run.tools.contains(&call.name);
-        let Some(tool) = self.pinned.declared(&call.name).filter(|_| is_permitted) else {
+        let now = callable(&self.thinker.definition, &call.name);
+        let pinned = callable(&self.pinned, &call.name);
+        let Some((pinned, now)) = pinned.zip(now) else {
             let text = error("denied", "the agent may not use this tool any more", false);
             return self.end_call(seq, StepState::Failed, &text, self.pinned_bytes(&call.name)).await;
         };
         if self.is_statement(call) {
             return self.run_statement(seq, call).await;
         }
+        // The login and the hosts of a tool of the daemon itself are permissions.
+        let tool = match pinned {
+            Callable::Declared(_) => pinned,
+            _ => now,
+        };
+        let bytes_max = tool.output_bytes();
         let outcome = self.outcome(tool, call).await;
         match outcome {
             Outcome::Stopped => Err(retryable("the call of a tool was stopped")),
             Outcome::Done(output) => {
                 fault::point(fault::Point::ToolDone);
-                self.end_call(seq, StepState::Done, &output, tool.output_bytes).await
+                self.end_call(seq, StepState::Done, &output, bytes_max).await
             }
             Outcome::Failed(code, message, again) => {
                 fault::point(fault::Point::ToolDone);
-                self.end_call(seq, StepState::Failed, &error(code, &message, again), tool.output_bytes).await
+                self.end_call(seq, StepState::Failed, &error(code, &message, again), bytes_max).await
             }
             Outcome::Uncertain(why) if call.effect == Effect::Read => {
-                self.end_call(seq, StepState::Failed, &error("failed", &why, true), tool.output_bytes).await
+                self.end_call(seq, StepState::Failed, &error("failed", &why, true), bytes_max).await
             }
             Outcome::Uncertain(_) => self.doubt(seq).await,
         }
     }
 
     /// Runs a tool; one with a key again with the same key while the outcome is unknown.
-    async fn outcome(&self, tool: &crate::agent::Tool, call: &ToolStep) -> Outcome {
+    async fn outcome(&self, tool: Callable<'_>, call: &ToolStep) -> Outcome {
         let key = self.at.key;
         let ids = [
             ("CONVOKE_TASK_ID", key.task_id.to_string()),
@@ -282,6 +289,7 @@ impl Session<'_> {
         for tried in 1.. {
             let outcome = tool::call(ToolCall {
                 tool,
+                agent: &self.at.agent,
                 args: &call.args,
                 key: &call.key,
                 ids: &ids,
@@ -304,7 +312,8 @@ impl Session<'_> {
 
     /// Runs a statement in the commit that ends its step.
     async fn run_statement(&self, seq: i32, call: &ToolStep) -> Result<(), Failure> {
-        let Some(tool) = self.pinned.declared(&call.name) else { return Ok(()) };
+        let tool = callable(&self.pinned, &call.name);
+        let Some(tool) = tool.as_ref().and_then(Callable::statement) else { return Ok(()) };
         let statement = tool::statement(tool, &call.args);
         let end = |result: &DatabaseResult| match result {
             DatabaseResult::Rows { rows, more } => {
@@ -323,7 +332,7 @@ impl Session<'_> {
     }
 
     fn pinned_bytes(&self, name: &str) -> usize {
-        self.pinned.declared(name).map_or(32 << 10, |tool| tool.output_bytes)
+        callable(&self.pinned, name).map_or(32 << 10, |tool| tool.output_bytes())
     }
 
     fn shown_end(&self, state: StepState, text: &str, bytes_max: usize) -> CallEnd {

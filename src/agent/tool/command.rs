@@ -1,6 +1,7 @@
 //! A tool that is a program: the arguments as JSON on standard input, the output as the result.
 use super::{Outcome, ToolCall};
 use crate::agent::{
+    Tool,
     job::one_line,
     kind::{Group, feed, program, read_output, spawn_error},
 };
@@ -20,8 +21,8 @@ const OUTPUT_BYTES_MAX: usize = 4 << 20;
 /// Bytes of standard error that are read for its last line.
 const ERRORS_BYTES_MAX: u64 = 64 << 10;
 
-pub(super) async fn call(call: ToolCall<'_>) -> Outcome {
-    let mut command = match prepared(call) {
+pub(super) async fn call(call: ToolCall<'_>, tool: &Tool) -> Outcome {
+    let mut command = match prepared(call, tool) {
         Ok(command) => command,
         Err(message) => return Outcome::Failed("failed", message, false),
     };
@@ -38,7 +39,7 @@ pub(super) async fn call(call: ToolCall<'_>) -> Outcome {
     tokio::pin!(work);
     let why = tokio::select! {
         outcome = &mut work => return outcome,
-        () = tokio::time::sleep(call.tool.timeout()) => Some("it did not end in time and was stopped"),
+        () = tokio::time::sleep(tool.timeout()) => Some("it did not end in time and was stopped"),
         () = call.stop.cancelled() => None,
     };
     group.ask_to_end();
@@ -48,8 +49,8 @@ pub(super) async fn call(call: ToolCall<'_>) -> Outcome {
     why.map_or(Outcome::Stopped, |why| Outcome::Uncertain(why.into()))
 }
 
-fn prepared(call: ToolCall<'_>) -> Result<Command, String> {
-    let argv = call.tool.argv.as_deref().unwrap_or_default();
+fn prepared(call: ToolCall<'_>, tool: &Tool) -> Result<Command, String> {
+    let argv = tool.argv.as_deref().unwrap_or_default();
     let (name, arguments) = argv.split_first().ok_or("argv is missing")?;
     let env = &call.parts.env;
     let mut command = Command::new(program(name, call.folder, env)?);
@@ -57,7 +58,7 @@ fn prepared(call: ToolCall<'_>) -> Result<Command, String> {
         command.current_dir(folder);
     }
     command.args(arguments).env_clear();
-    command.envs(call.tool.env.iter().filter_map(|name| Some((name, env.get(name)?))));
+    command.envs(tool.env.iter().filter_map(|name| Some((name, env.get(name)?))));
     command
         .envs(call.ids.iter().map(|(name, value)| (*name, value)))
         .env("CONVOKE_IDEMPOTENCY_KEY", call.key);

@@ -1,20 +1,21 @@
 //! A tool that is a service: a POST of the arguments as JSON, the body of the answer as the result.
 use super::{Outcome, ToolCall};
+use crate::agent::Tool;
 use crate::llm::{innermost, read_body};
 use reqwest::header::{CONTENT_TYPE, HeaderValue};
 
 /// Most bytes of an answer.
 const BODY_BYTES_MAX: usize = 4 << 20;
 
-pub(super) async fn call(call: ToolCall<'_>) -> Outcome {
+pub(super) async fn call(call: ToolCall<'_>, tool: &Tool) -> Outcome {
     tokio::select! {
-        outcome = post(call) => outcome,
+        outcome = post(call, tool) => outcome,
         () = call.stop.cancelled() => Outcome::Stopped,
     }
 }
 
-async fn post(call: ToolCall<'_>) -> Outcome {
-    let url = call.tool.url.as_deref().unwrap_or_default();
+async fn post(call: ToolCall<'_>, tool: &Tool) -> Outcome {
+    let url = tool.url.as_deref().unwrap_or_default();
     let client = match call.parts.models.clients().for_url(url) {
         Ok(client) => client,
         Err(message) => return Outcome::Failed("failed", message, true),
@@ -23,9 +24,9 @@ async fn post(call: ToolCall<'_>) -> Outcome {
         .post(url)
         .header(CONTENT_TYPE, "application/json")
         .header("Idempotency-Key", call.key)
-        .timeout(call.tool.timeout())
+        .timeout(tool.timeout())
         .body(call.args.to_string());
-    for (header, variable) in &call.tool.headers_env {
+    for (header, variable) in &tool.headers_env {
         let value = call.parts.env.get(variable).and_then(|value| HeaderValue::from_str(&value).ok());
         let Some(mut value) = value else {
             return Outcome::Failed(

@@ -2,23 +2,28 @@
 //!
 //! A tool gets the arguments after they were checked, and the idempotency key of its step. Its outcome says whether the
 //! effect happened; one that does not know says so, and never guesses.
+mod callable;
 mod command;
 mod http;
 pub(crate) mod named_values;
 mod shown;
+mod sql_read;
 
 use super::{Definition, Env, Tool, ToolKind};
-use crate::{agent::kind::RunnerDeps, task::DatabaseCall};
+use crate::{agent::kind::RunnerDeps, id::AgentId, task::DatabaseCall};
 use serde_json::Value;
 use std::path::Path;
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use callable::{Callable, callable, callables};
 pub(crate) use shown::{Shown, shown};
+pub(crate) use sql_read::unfit_readers;
 
 /// One call.
 #[derive(Clone, Copy)]
 pub(crate) struct ToolCall<'a> {
-    pub(crate) tool: &'a Tool,
+    pub(crate) tool: Callable<'a>,
+    pub(crate) agent: &'a AgentId,
     pub(crate) args: &'a Value,
     /// The idempotency key of the step.
     pub(crate) key: &'a str,
@@ -46,9 +51,13 @@ pub(crate) enum Outcome {
 
 /// Runs a tool that is not a statement.
 pub(crate) async fn call(call: ToolCall<'_>) -> Outcome {
-    match call.tool.kind {
-        ToolKind::Command => command::call(call).await,
-        ToolKind::Http => http::call(call).await,
+    let tool = match call.tool {
+        Callable::Declared(tool) => tool,
+        Callable::SqlRead(sql) => return sql_read::call(call, sql).await,
+    };
+    match tool.kind {
+        ToolKind::Command => command::call(call, tool).await,
+        ToolKind::Http => http::call(call, tool).await,
         ToolKind::Sql => Outcome::Failed("failed", "a statement is run with its step".into(), false),
     }
 }
@@ -74,5 +83,6 @@ pub(crate) fn statement(tool: &Tool, args: &Value) -> DatabaseCall {
 pub(crate) fn secrets(definition: &Definition, env: &Env) -> Vec<(String, String)> {
     let of_tools = definition.tool.iter().flat_map(|tool| tool.env.iter().chain(tool.headers_env.values()));
     let names = of_tools.chain(&definition.run.api_key_env);
+    let names = names.chain(definition.run.sql.iter().flat_map(|sql| &sql.password_env));
     names.filter_map(|name| Some((name.clone(), env.get(name)?))).collect()
 }

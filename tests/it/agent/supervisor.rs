@@ -66,6 +66,8 @@ async fn house_on(
         models: Models::new(Clock::System),
         env,
         credentials: CredentialIssuer::default(),
+        reader: None,
+        unfit: Default::default(),
     };
     let agents = Agents::start(&scope, deps, definitions, registry).unwrap();
     tasks.register(agents.profiles()).await.unwrap();
@@ -387,6 +389,8 @@ async fn unregistered_code_is_named_in_the_error() {
         models: Models::default(),
         env: Env::of([]),
         credentials: CredentialIssuer::default(),
+        reader: None,
+        unfit: Default::default(),
     };
     let error = Agents::start(&scope, deps, vec![worker("")], Registry::default()).err().unwrap();
     assert_eq!(error.to_string(), "agent worker: no Rust agent is registered as \"code\"");

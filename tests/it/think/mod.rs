@@ -1,6 +1,7 @@
 //! Agents that think: whole runs against a scripted model, real services and a real database.
 mod kills;
 mod runs;
+mod sql_read;
 
 use crate::{
     agent::definition,
@@ -154,10 +155,10 @@ async fn service(State(world): State<World>, Path(name): Path<String>, headers: 
     (StatusCode::from_u16(status).unwrap(), format!("answer of {name}")).into_response()
 }
 
-/// The role of the tool `note_down`. Roles belong to the whole server, so several tests create it.
+/// The role of the tool `note_down`. Roles belong to the whole server, so several tests create it, also at once.
 pub const ROLE: &str = "do $$ begin
-        perform pg_advisory_xact_lock(4712);
-        if not exists (select from pg_roles where rolname = 'think_writer') then create role think_writer nologin; end if;
+        create role think_writer nologin;
+    exception when duplicate_object or unique_violation then null;
     end $$;
     create table public.notes (id bigint generated always as identity, words text not null, at timestamptz default now());
     grant select, insert on public.notes to think_writer";
