@@ -410,7 +410,7 @@ mod tests {
         assert!(found[2].starts_with("run.prompt: there is no \"inptu\": use "));
         assert!(found[3].starts_with("run.result_schema: it is no JSON schema: "));
         assert_eq!(found[4], "run.temperature: 3 is not in 0 to 2");
-        assert_eq!(found[5], "run.tools.0: there is no tool \"sql:read\"");
+        assert_eq!(found[5], "run.sql: sql:read needs a login role of its own");
         assert_eq!(found.len(), 6);
     }
 
