@@ -1,6 +1,7 @@
 //! Limits on concurrent long polls, in total and for each caller. Each poll holds a connection and repeats a
 //! query.
 use super::{caller::Caller, problem::Problem};
+use axum::http::StatusCode;
 use parking_lot::Mutex;
 use std::{collections::HashMap, sync::Arc, time::Duration};
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -54,7 +55,7 @@ impl Polls {
     fn acquire(&self, name: String) -> Result<PollPermit, Problem> {
         let mut waiting = self.0.waiting.lock();
         if waiting.all >= ALL_MAX {
-            return Err(Problem::too_many(format!(
+            return Err(too_many(format!(
                 "{ALL_MAX} requests are waiting already: try again later, or without wait"
             )));
         }
@@ -63,7 +64,7 @@ impl Polls {
             let detail = format!(
                 "{EACH_MAX} requests of this caller are waiting already: wait until some of them end"
             );
-            return Err(Problem::too_many(detail));
+            return Err(too_many(detail));
         }
         *own += 1;
         waiting.all += 1;
@@ -89,6 +90,10 @@ impl Drop for PollPermit {
             }
         }
     }
+}
+
+fn too_many(detail: impl Into<String>) -> Problem {
+    Problem::new(StatusCode::TOO_MANY_REQUESTS, "unavailable", detail)
 }
 
 #[cfg(test)]

@@ -36,6 +36,7 @@ pub(super) fn routes() -> Router<Deps> {
         .route("/tasks/{id}/events", get(events))
         .route("/tasks/{id}/why", get(why))
         .route("/tasks/{id}/steps", get(steps))
+        .route("/tasks/{id}/tree", get(tree))
         .route("/tasks/{id}/cancel", post(cancel))
         .route("/tasks/{id}/budget", post(budget))
         .route("/tasks/{id}/choose", post(choose))
@@ -212,16 +213,34 @@ pub(super) async fn why(
     Ok(Json(deps.tasks.why(task).await?))
 }
 
-/// `{runs: [{run, agent_id, model, …, steps: […]}]}`. Only the service sees texts, answers, arguments and results.
+/// `{runs: [{run, agent_id, model, …, steps: […]}]}`. Only the service and operators see texts, answers, arguments
+/// and results.
 pub(super) async fn steps(
     State(deps): State<Deps>,
     caller: Caller,
     Path(task): Path<String>,
 ) -> Result<Json<Value>, Problem> {
     let task: TaskId = id("a task's id", &task)?;
-    caller.visible(task, deps.tasks.get(task).await?)?;
-    let runs = deps.tasks.steps(task, caller.is_service()).await?;
+    let found = caller.visible(task, deps.tasks.get(task).await?)?;
+    let runs = deps.tasks.steps(task, caller.operates(&found.org)).await?;
     Ok(Json(json!({ "runs": runs })))
+}
+
+/// `{tasks: [line], more}`: the whole tree that the task belongs to, newest first.
+pub(super) async fn tree(
+    State(deps): State<Deps>,
+    caller: Caller,
+    Path(task): Path<String>,
+) -> Result<Json<Value>, Problem> {
+    let task: TaskId = id("a task's id", &task)?;
+    let found = caller.visible(task, deps.tasks.get(task).await?)?;
+    let (tasks, more) = deps.tasks.tree(found.root_id.unwrap_or(task)).await?;
+    // A part belongs to the org of the whole, but a row can be written by hand.
+    let seen = |line: &Value| {
+        line["org"].as_str().and_then(|org| org.parse().ok()).is_some_and(|org| caller.sees(&org))
+    };
+    let tasks: Vec<Value> = tasks.into_iter().filter(seen).collect();
+    Ok(Json(json!({ "tasks": tasks, "more": more })))
 }
 
 #[derive(Deserialize)]
@@ -314,7 +333,7 @@ pub(super) async fn requeue(
 }
 
 /// Requeues every task that the filter in the body matches: `{tasks, refused, more}`. Restricted to the
-/// caller's own tasks, except for the service.
+/// caller's own tasks, except for operators and the service.
 pub(super) async fn requeue_all(
     State(deps): State<Deps>,
     caller: Caller,
@@ -324,7 +343,8 @@ pub(super) async fn requeue_all(
     input::limit(filter.limit)?;
     let org = caller.view(query.org)?;
     let by = caller.requester();
-    let own = (!caller.is_service()).then_some(&by);
+    let operates = caller.is_service() || org.as_ref().is_some_and(|org| caller.operates(org));
+    let own = (!operates).then_some(&by);
     Ok(Json(deps.tasks.requeue_all(org.as_ref(), own, &by, &filter).await?))
 }
 

@@ -263,7 +263,8 @@ fn credential_issuer(addr: SocketAddr, keys: &Keys, clock: &Clock) -> agent::Cre
         (format!("http://{}", SocketAddr::new(ip, addr.port())), keys.clone(), clock.clone());
     agent::CredentialIssuer::new(move |agent, org, ttl| {
         let (org, agent_id) = (Some(org.clone()), Some(agent.clone()));
-        let request = auth::MintRequest { role: auth::Role::Authenticated, org, agent_id, ttl };
+        let request =
+            auth::MintRequest { org, agent_id, ttl, ..auth::MintRequest::new(auth::Role::Authenticated) };
         let token = auth::mint(&keys, &request, clock.now()).ok()?;
         Some(agent::JobCredentials { url: url.clone(), token })
     })

@@ -1,8 +1,8 @@
 //! The sign-in code of the dashboard, and the bearer token of a dashboard session.
 //!
 //! Both are signed with the daemon's secret. A code has no `role`, so that no other entry point accepts it as a token;
-//! a bearer has the claim `dash`, which limits it to reading ([`Principal::may_change`](super::Principal::may_change)).
-use super::{Keys, Role, TokenError};
+//! a bearer has the claim `dash`, the [`DashboardRole`] of the session.
+use super::{DashboardRole, Keys, Role, TokenError};
 use crate::id::OrgId;
 use chrono::{DateTime, TimeDelta, Utc};
 use jsonwebtoken::{Algorithm, Header, Validation, errors::Error};
@@ -28,6 +28,8 @@ pub struct Login {
     pub subject: String,
     /// The org that the person sees.
     pub org: OrgId,
+    /// What the person may do there.
+    pub role: DashboardRole,
     /// Expiry of the code.
     pub expires_at: DateTime<Utc>,
 }
@@ -39,14 +41,16 @@ struct LoginClaims {
     jti: Uuid,
     sub: String,
     org: OrgId,
+    #[serde(default)]
+    dash: DashboardRole,
     exp: i64,
 }
 
 impl Login {
     /// A new code for a person, valid for ten minutes from `now`.
     #[must_use]
-    pub fn new(subject: String, org: OrgId, now: DateTime<Utc>) -> Self {
-        Self { id: Uuid::new_v4(), subject, org, expires_at: now + TimeDelta::minutes(CODE_MINUTES) }
+    pub fn new(subject: String, org: OrgId, role: DashboardRole, now: DateTime<Utc>) -> Self {
+        Self { id: Uuid::new_v4(), subject, org, role, expires_at: now + TimeDelta::minutes(CODE_MINUTES) }
     }
 
     /// Returns why a name cannot be that of a person: it is empty, longer than 255 bytes, or has control characters.
@@ -70,9 +74,9 @@ impl Keys {
     /// # Errors
     /// [`jsonwebtoken::errors::Error`] if signing fails, which is a bug.
     pub fn sign_login(&self, login: &Login) -> Result<String, Error> {
-        let Login { id, subject, org, expires_at } = login.clone();
-        let claims =
-            LoginClaims { purpose: USE.into(), jti: id, sub: subject, org, exp: expires_at.timestamp() };
+        let Login { id, subject, org, role, expires_at } = login.clone();
+        let exp = expires_at.timestamp();
+        let claims = LoginClaims { purpose: USE.into(), jti: id, sub: subject, org, dash: role, exp };
         jsonwebtoken::encode(&Header::default(), &claims, &self.inner().encoding)
     }
 
@@ -95,18 +99,19 @@ impl Keys {
         if expires_at <= now {
             return Err(TokenError::Expired { seconds_ago: (now - expires_at).num_seconds() });
         }
-        Ok(Login { id: claims.jti, subject: claims.sub, org: claims.org, expires_at })
+        Ok(Login { id: claims.jti, subject: claims.sub, org: claims.org, role: claims.dash, expires_at })
     }
 
-    /// Signs the bearer token of a session: it reads what belongs to `org`, for ten minutes. Returns it with its
+    /// Signs the bearer token of a session: rights of `role` in `org`, for ten minutes. Returns it with its
     /// expiry.
     ///
     /// # Errors
     /// [`jsonwebtoken::errors::Error`] if signing fails, which is a bug.
-    pub fn sign_viewer(
+    pub fn sign_bearer(
         &self,
         subject: &str,
         org: &OrgId,
+        role: DashboardRole,
         now: DateTime<Utc>,
     ) -> Result<(String, DateTime<Utc>), Error> {
         let expires_at = now + TimeDelta::minutes(BEARER_MINUTES);
@@ -115,7 +120,7 @@ impl Keys {
             "role": Role::Authenticated.as_str(),
             "sub": subject,
             "org": org,
-            "dash": "viewer",
+            "dash": role,
             "iat": now.timestamp(),
             "exp": expires_at.timestamp(),
         });
@@ -138,7 +143,7 @@ mod tests {
 
     #[test]
     fn code_is_verified_until_its_expiry_and_is_no_token() {
-        let login = Login::new("ana".into(), "demo".parse().unwrap(), at(1000));
+        let login = Login::new("ana".into(), "demo".parse().unwrap(), DashboardRole::Operator, at(1000));
         let code = keys().sign_login(&login).unwrap();
         assert_eq!(keys().verify_login(&code, at(1000)).unwrap(), login);
         assert_eq!(keys().verify_login(&code, at(1600)), Err(TokenError::Expired { seconds_ago: 0 }));
@@ -148,9 +153,9 @@ mod tests {
     #[test]
     fn tokens_and_codes_of_another_secret_are_no_codes() {
         let other = Keys::from_secret(&"another secret of thirty-two bytes!!".into()).unwrap();
-        let login = Login::new("ana".into(), "demo".parse().unwrap(), at(1000));
+        let login = Login::new("ana".into(), "demo".parse().unwrap(), DashboardRole::Operator, at(1000));
         let token = mint(&keys(), &MintRequest::new(Role::ServiceRole), at(1000)).unwrap();
-        let bearer = keys().sign_viewer("ana", &login.org, at(1000)).unwrap().0;
+        let bearer = keys().sign_bearer("ana", &login.org, login.role, at(1000)).unwrap().0;
         let long = Login { subject: "x".repeat(256), ..login.clone() };
         for code in [
             other.sign_login(&login).unwrap(),
@@ -165,9 +170,9 @@ mod tests {
     }
 
     #[test]
-    fn bearer_of_a_session_sees_its_org_and_changes_nothing() {
+    fn bearer_of_a_viewer_sees_its_org_and_changes_nothing() {
         let org: OrgId = "demo".parse().unwrap();
-        let (token, expires_at) = keys().sign_viewer("ana", &org, at(1000)).unwrap();
+        let (token, expires_at) = keys().sign_bearer("ana", &org, DashboardRole::Viewer, at(1000)).unwrap();
         assert_eq!(expires_at, at(1600));
         let bearer = Principal::of(keys().verify(&token, at(1599)).unwrap().into());
         assert!(bearer.sees(&org) && !bearer.sees(&OrgId::default()) && !bearer.is_service());

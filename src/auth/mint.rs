@@ -1,5 +1,5 @@
 //! Creation of tokens for clients, services and agents.
-use super::{Keys, Role};
+use super::{DashboardRole, Keys, Role};
 use crate::id::{AgentId, OrgId};
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::json;
@@ -14,15 +14,20 @@ pub struct MintRequest {
     pub org: Option<OrgId>,
     /// Agent that the bearer may act as; `None` leaves the claim out.
     pub agent_id: Option<AgentId>,
+    /// Name of the user, the claim `sub`; `None` leaves the claim out.
+    pub subject: Option<String>,
+    /// Rights of an operator, the claim `dash`; `None` leaves the claim out.
+    pub dashboard: Option<DashboardRole>,
     /// Time until expiry.
     pub ttl: Duration,
 }
 
 impl MintRequest {
-    /// A token that is valid for ten years, without org and agent.
+    /// A token that is valid for ten years, without org, agent and user.
     #[must_use]
     pub fn new(role: Role) -> Self {
-        Self { role, org: None, agent_id: None, ttl: Duration::from_secs(10 * 365 * 24 * 3600) }
+        let ttl = Duration::from_secs(10 * 365 * 24 * 3600);
+        Self { role, org: None, agent_id: None, subject: None, dashboard: None, ttl }
     }
 }
 
@@ -46,6 +51,8 @@ pub fn mint(
     if let Some(claims) = claims.as_object_mut() {
         claims.extend(request.org.as_ref().map(|org| ("org".to_owned(), json!(org))));
         claims.extend(request.agent_id.as_ref().map(|id| ("agent_id".to_owned(), json!(id))));
+        claims.extend(request.subject.as_ref().map(|name| ("sub".to_owned(), json!(name))));
+        claims.extend(request.dashboard.map(|role| ("dash".to_owned(), json!(role))));
     }
     jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims, &keys.inner().encoding)
 }
@@ -59,10 +66,10 @@ mod tests {
         let keys = Keys::from_secret(&"a secret of at least thirty-two bytes".into()).unwrap();
         let now = DateTime::from_timestamp(1_000_000, 0).unwrap();
         let request = MintRequest {
-            role: Role::Authenticated,
             org: "demo".parse().ok(),
             agent_id: "triage".parse().ok(),
             ttl: Duration::from_secs(60),
+            ..MintRequest::new(Role::Authenticated)
         };
         let claims = keys.verify(&mint(&keys, &request, now).unwrap(), now).unwrap();
         assert_eq!((claims.role.as_str(), claims.is_service()), ("authenticated", false));

@@ -7,6 +7,7 @@
 //! a client no more than the texts of `docs/spec/realtime-protocol.md` §1.3 and §3.4.
 mod api_keys;
 mod claims;
+mod dashboard_role;
 mod keys;
 mod keyset;
 mod login;
@@ -19,6 +20,7 @@ mod verify;
 
 pub use api_keys::{ApiKey, OPAQUE_PREFIX};
 pub use claims::Claims;
+pub use dashboard_role::DashboardRole;
 pub use keys::{Config, Error, Keys, SECRET_FILE};
 pub use login::Login;
 pub use mint::{MintRequest, mint};

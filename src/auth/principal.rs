@@ -8,13 +8,15 @@
 //! |---|---|---|
 //! | a role that is not in `auth.roles` | like `anon` | like `anon`, and nothing in private rooms |
 //! | `anon` | no task and no agent | nothing with tasks (the key is part of web pages) |
-//! | with `dash` (a dashboard session) | tasks and agents of its org | read only |
+//! | with `dash: viewer` | tasks and agents of its org | read only |
+//! | with `dash: operator` | tasks and agents of its org | request tasks, command every task of its org |
+//! | with `dash: admin` | like `operator`, and the daemon's channels | like `operator` |
 //! | with `agent_id` | tasks and agents of its org | request tasks, command its own, offer and report as itself |
 //! | other roles | tasks and agents of their org | request tasks, command their own |
 //! | `service_role` | every org | everything, and act as any agent |
 //!
-//! A token without the claim `org` belongs to the org `default`.
-use super::Claims;
+//! A token without the claim `org` belongs to the org `default`. Another value of `dash` counts as `viewer`.
+use super::{Claims, DashboardRole};
 use crate::id::{AgentId, OrgId, Requester};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -131,17 +133,43 @@ impl Principal {
         Err(Denied("the token's role is not in auth.roles, so it has no rights here".into()))
     }
 
-    /// Refuses the bearer of a dashboard session, which only reads.
+    /// The role of the claim `dash`; `None` without the claim.
+    fn dashboard_role(&self) -> Option<DashboardRole> {
+        let claim = self.0.raw.get("dash")?;
+        // A value that this version does not know gives the least rights, and not those of a user.
+        Some(claim.as_str().and_then(|role| role.parse().ok()).unwrap_or_default())
+    }
+
+    /// Whether the bearer may command every task and agent of `org`.
+    #[must_use]
+    pub fn operates(&self, org: &OrgId) -> bool {
+        let is_operator = self.dashboard_role().is_some_and(|role| role >= DashboardRole::Operator);
+        self.is_service() || (is_operator && self.sees(org))
+    }
+
+    /// Refuses a viewer of the dashboard, who only reads.
     ///
     /// # Errors
     /// [`Denied`].
     pub fn may_change(&self) -> Result<(), Denied> {
-        if self.0.raw.contains_key("dash") {
+        if self.dashboard_role() == Some(DashboardRole::Viewer) {
             return Err(Denied(
-                "a token of the dashboard only reads: use an agent, user or service token".into(),
+                "a viewer of the dashboard only reads: `convoke dashboard --role operator` prints a link for more".into(),
             ));
         }
         Ok(())
+    }
+
+    /// Refuses everyone but the service and an admin of the dashboard. `what` completes "may …".
+    ///
+    /// # Errors
+    /// [`Denied`].
+    pub fn may_administer(&self, what: &str) -> Result<(), Denied> {
+        let is_admin = self.0.may_negotiate() && self.dashboard_role() == Some(DashboardRole::Admin);
+        if self.is_service() || is_admin {
+            return Ok(());
+        }
+        Err(Denied(format!("only a service_role key and an admin of the dashboard may {what}")))
     }
 
     /// Refuses every bearer but the service. `what` completes "only a `service_role` key may …".
@@ -244,16 +272,16 @@ impl Principal {
         Some(Requester::User { issuer: claims.issuer().map(str::to_owned), subject })
     }
 
-    /// Whether the bearer may cancel, answer, requeue or otherwise command a task of this requester: its own, or any
-    /// for the service. `what` completes "may … a task".
+    /// Whether the bearer may cancel, answer, requeue or otherwise command a task of this org and requester: its own,
+    /// any of its org for an operator, any for the service. `what` completes "may … a task".
     ///
     /// # Errors
     /// [`Denied`].
-    pub fn may_decide_for(&self, what: &str, requester: &Requester) -> Result<(), Denied> {
-        if self.is_service() || *requester == self.requester() {
+    pub fn may_decide_for(&self, what: &str, org: &OrgId, requester: &Requester) -> Result<(), Denied> {
+        if self.operates(org) || *requester == self.requester() {
             return Ok(());
         }
-        Err(Denied(format!("only its requester and the service may {what} a task")))
+        Err(Denied(format!("only its requester, an operator of its org and the service may {what} a task")))
     }
 }
 
@@ -289,16 +317,45 @@ mod tests {
             json!({ "role": "authenticated" }),
             json!({ "role": "authenticated", "jti": "2" }),
         ];
+        let org = OrgId::default();
         for (at, one) in all.iter().enumerate() {
             for (other_at, other) in all.iter().enumerate() {
                 let asked = bearer(other.clone()).requester();
-                let may = bearer(one.clone()).may_decide_for("cancel", &asked).is_ok();
+                let may = bearer(one.clone()).may_decide_for("cancel", &org, &asked).is_ok();
                 assert_eq!(may, at == other_at, "{one} commands a task of {other}");
             }
-            assert!(bearer(one.clone()).may_decide_for("cancel", &Requester::Service).is_err());
-            assert!(bearer(one.clone()).may_decide_for("cancel", &"sql:x".into()).is_err());
+            assert!(bearer(one.clone()).may_decide_for("cancel", &org, &Requester::Service).is_err());
+            assert!(bearer(one.clone()).may_decide_for("cancel", &org, &"sql:x".into()).is_err());
         }
-        assert!(bearer(json!({ "role": "service_role" })).may_decide_for("cancel", &"x".into()).is_ok());
+        let service = bearer(json!({ "role": "service_role" }));
+        assert!(service.may_decide_for("cancel", &org, &"x".into()).is_ok());
+    }
+
+    #[test]
+    fn operators_command_every_task_of_their_org_and_viewers_none() {
+        let (own, other): (OrgId, OrgId) = ("demo".parse().unwrap(), "elsewhere".parse().unwrap());
+        let who = |dash: Value, role: &str| {
+            bearer(json!({ "role": role, "sub": "ana", "org": "demo", "dash": dash }))
+        };
+        for (dash, changes, administers) in [
+            (json!("viewer"), false, false),
+            (json!("operator"), true, false),
+            (json!("admin"), true, true),
+            (json!("root"), false, false),
+            (json!(null), false, false),
+            (json!(["admin"]), false, false),
+        ] {
+            let one = who(dash.clone(), "authenticated");
+            assert_eq!(one.may_change().is_ok(), changes, "{dash}");
+            assert_eq!(one.may_decide_for("cancel", &own, &"sql:x".into()).is_ok(), changes, "{dash}");
+            assert!(one.may_decide_for("cancel", &other, &"sql:x".into()).is_err() && !one.operates(&other));
+            assert_eq!(one.may_administer("see it").is_ok(), administers, "{dash}");
+            // The claim adds no right to a role that has none.
+            for role in ["anon", ""] {
+                let none = who(dash.clone(), role);
+                assert!(!none.operates(&own) && none.may_administer("see it").is_err(), "{dash} {role}");
+            }
+        }
     }
 
     #[test]

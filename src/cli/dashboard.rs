@@ -6,13 +6,16 @@ use super::{
     settings::{Settings, keys},
 };
 use crate::{
-    auth::{Keys, Login},
+    auth::{DashboardRole, Keys, Login},
     clock::Clock,
     config::load_agents,
     dashboard::{self as page, PATH},
     id::OrgId,
 };
 use serde_json::json;
+
+/// The role of the user of this shell, who can read the secret of the data folder and so sign any token.
+pub(super) const OWN_ROLE: DashboardRole = DashboardRole::Admin;
 
 #[derive(clap::Args)]
 pub(super) struct Args {
@@ -22,6 +25,10 @@ pub(super) struct Args {
     /// Name of the person, which the page shows [default: the name of the user of this shell]
     #[arg(long, value_name = "NAME")]
     sub: Option<String>,
+    /// What the person may do: viewer reads, operator also commands tasks and agents, admin also sees the channels of
+    /// the daemon [default: admin]
+    #[arg(long, value_name = "ROLE")]
+    role: Option<DashboardRole>,
 }
 
 pub(super) fn run(settings: &Settings, args: Args) -> Outcome {
@@ -35,11 +42,11 @@ pub(super) fn run(settings: &Settings, args: Args) -> Outcome {
     let first = || load_agents(&config.agents.dir).ok()?.first().map(|agent| agent.org.clone());
     let org = args.org.or_else(first).unwrap_or_default();
     let url = daemon::url(settings, &config);
-    let login = Login::new(subject, org, Clock::System.now());
+    let login = Login::new(subject, org, args.role.unwrap_or(OWN_ROLE), Clock::System.now());
     let link = link(&config.dashboard, &keys(&config)?, &url, &login)?;
     if settings.json {
         let told = json!({
-            "url": link, "user": login.subject, "org": login.org, "expires_at": login.expires_at,
+            "url": link, "user": login.subject, "org": login.org, "role": login.role, "expires_at": login.expires_at,
         });
         output::json(&told);
     } else {

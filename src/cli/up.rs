@@ -38,7 +38,7 @@ pub(super) async fn run(settings: &Settings) -> Outcome {
     let key = anon_key(parts)?;
     let url = daemon::http_url(parts.addr);
     let page = if config.dashboard.enabled {
-        let login = Login::new(dashboard::user(), org.parse()?, Clock::System.now());
+        let login = Login::new(dashboard::user(), org.parse()?, dashboard::OWN_ROLE, Clock::System.now());
         Some(dashboard::link(&config.dashboard, &parts.keys, &url, &login)?)
     } else {
         None

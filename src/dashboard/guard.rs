@@ -3,7 +3,7 @@
 //! A request for a foreign host is refused: a name that an attacker points to this machine would otherwise make the
 //! page, and its cookie, part of the attacker's site (DNS rebinding). A request that changes something must come from
 //! the page itself (CSRF).
-use super::refusal::Refusal;
+use crate::problem::Problem;
 use axum::{
     extract::{Request, State},
     http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header},
@@ -35,19 +35,19 @@ pub(super) struct Guard {
 pub(super) async fn check(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
     let host = guard.host(request.headers()).map(str::to_owned);
     let refused = match &host {
-        None => Some(Refusal::new(
+        None => Some(Problem::new(
             StatusCode::MISDIRECTED_REQUEST,
             "bad_host",
             "the dashboard is not served under this host name: use an IP address or localhost, or set \
              dashboard.public_url",
         )),
         Some(host) if is_cross_site(request.method(), request.headers(), host) => {
-            Some(Refusal::new(StatusCode::FORBIDDEN, "cross_site", "the request came from another site"))
+            Some(Problem::new(StatusCode::FORBIDDEN, "cross_site", "the request came from another site"))
         }
         Some(_) => None,
     };
     let mut response = match refused {
-        Some(refusal) => refusal.into_response(),
+        Some(problem) => problem.into_response(),
         None => next.run(request).await,
     };
     guard.set_headers(&mut response, host.as_deref());

@@ -8,7 +8,6 @@
 mod assets;
 mod guard;
 mod limit;
-mod refusal;
 mod routes;
 mod sessions;
 

@@ -1,5 +1,6 @@
 //! The page and its session.
-use super::{Config, Context, PATH, refusal::Refusal, sessions::Session};
+use super::{Config, Context, PATH, sessions::Session};
+use crate::{db, problem::Problem};
 use axum::{
     Json,
     body::Bytes,
@@ -12,7 +13,7 @@ use serde_json::{Value, json};
 use std::net::SocketAddr;
 
 /// Answers with JSON that no cache stores.
-type Answer = Result<Response, Refusal>;
+type Answer = Result<Response, Problem>;
 
 const NO_STORE: [(header::HeaderName, &str); 1] = [(header::CACHE_CONTROL, "no-store")];
 const NO_SESSION: &str = "you are not signed in: `convoke dashboard` prints a link that signs you in";
@@ -41,12 +42,10 @@ impl Cookie {
         pairs.find_map(|(name, value)| (name.trim() == self.name).then_some(value.trim()))
     }
 
-    fn set(&self, secret: &str, age: std::time::Duration) -> Result<HeaderValue, Refusal> {
+    fn set(&self, secret: &str, age: std::time::Duration) -> Result<HeaderValue, Problem> {
         let Self { name, attributes } = self;
         let text = format!("{name}={secret}; {attributes}; Max-Age={}", age.as_secs());
-        HeaderValue::try_from(text).map_err(|_| {
-            Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the cookie cannot be written")
-        })
+        HeaderValue::try_from(text).map_err(|_| Problem::internal("the cookie cannot be written"))
     }
 }
 
@@ -58,14 +57,14 @@ pub(super) async fn page(State(context): State<Context>, uri: Uri, headers: Head
     let path = if is_file { path } else { "index.html" };
     match context.0.assets.answer(path, &headers) {
         Some(response) => response,
-        None => Refusal::new(StatusCode::NOT_FOUND, "not_found", format!("there is no {}", uri.path()))
+        None => Problem::new(StatusCode::NOT_FOUND, "not_found", format!("there is no {}", uri.path()))
             .into_response(),
     }
 }
 
-pub(super) async fn wrong_method(method: Method, uri: Uri) -> Refusal {
+pub(super) async fn wrong_method(method: Method, uri: Uri) -> Problem {
     let detail = format!("{} does not take {method}", uri.path());
-    Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", detail)
+    Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", detail)
 }
 
 #[derive(Deserialize)]
@@ -84,21 +83,21 @@ pub(super) async fn sign_in(
     let inner = &*context.0;
     if !inner.sign_ins.admit(peer.ip()) {
         let detail = "too many sign-ins: try again in a minute";
-        return Err(Refusal::new(StatusCode::TOO_MANY_REQUESTS, "rate_limited", detail));
+        return Err(rate_limited(detail));
     }
     check_json(&headers)?;
-    let bad = |_| Refusal::new(StatusCode::BAD_REQUEST, "bad_request", "the body is not {\"code\": …}");
+    let bad = |_| Problem::bad_request("the body is not {\"code\": …}");
     let SignIn { code } = serde_json::from_slice(&body).map_err(bad)?;
     let login = inner.keys.verify_login(&code, inner.clock.now()).map_err(|_| {
-        Refusal::unauthorized(
+        Problem::unauthorized(
             "the link has expired or is not of this daemon: `convoke dashboard` prints a new one",
         )
     })?;
-    let made = inner.sessions.sign_in(&login, inner.cookie.read(&headers)).await?;
+    let made = inner.sessions.sign_in(&login, inner.cookie.read(&headers)).await.map_err(unreadable)?;
     let (secret, session) = made.ok_or_else(|| {
-        Refusal::unauthorized("the link was used before: `convoke dashboard` prints a new one")
+        Problem::unauthorized("the link was used before: `convoke dashboard` prints a new one")
     })?;
-    tracing::info!(subject = session.subject, org = %session.org, "signed in to the dashboard");
+    tracing::info!(subject = session.subject, org = %session.org, role = session.role.as_str(), "signed in to the dashboard");
     let mut response = (StatusCode::CREATED, NO_STORE, Json(shown(&session))).into_response();
     let cookie = inner.cookie.set(&secret, inner.sessions.max)?;
     response.headers_mut().insert(header::SET_COOKIE, cookie);
@@ -120,14 +119,12 @@ pub(super) async fn token(
     let inner = &*context.0;
     if !inner.tokens.admit(peer.ip()) {
         let detail = "too many tokens: try again in a minute";
-        return Err(Refusal::new(StatusCode::TOO_MANY_REQUESTS, "rate_limited", detail));
+        return Err(rate_limited(detail));
     }
     check_json(&headers)?;
     let session = session(&context, &headers).await?;
-    let signed = inner.keys.sign_viewer(&session.subject, &session.org, inner.clock.now());
-    let (token, expires_at) = signed.map_err(|_| {
-        Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the token cannot be signed")
-    })?;
+    let signed = inner.keys.sign_bearer(&session.subject, &session.org, session.role, inner.clock.now());
+    let (token, expires_at) = signed.map_err(|_| Problem::internal("the token cannot be signed"))?;
     let body = json!({ "token": token, "expires_at": expires_at, "anon_key": inner.anon_key });
     Ok((NO_STORE, Json(body)).into_response())
 }
@@ -147,7 +144,7 @@ pub(super) async fn sign_out(
 ) -> Answer {
     let inner = &*context.0;
     if let Some(secret) = inner.cookie.read(&headers) {
-        inner.sessions.sign_out(secret, everywhere).await?;
+        inner.sessions.sign_out(secret, everywhere).await.map_err(unreadable)?;
     }
     let mut response = (StatusCode::NO_CONTENT, NO_STORE).into_response();
     let cookie = inner.cookie.set("", std::time::Duration::ZERO)?;
@@ -155,23 +152,33 @@ pub(super) async fn sign_out(
     Ok(response)
 }
 
-async fn session(context: &Context, headers: &HeaderMap) -> Result<Session, Refusal> {
+async fn session(context: &Context, headers: &HeaderMap) -> Result<Session, Problem> {
     let inner = &*context.0;
-    let secret = inner.cookie.read(headers).ok_or_else(|| Refusal::unauthorized(NO_SESSION))?;
-    inner.sessions.find(secret).await?.ok_or_else(|| Refusal::unauthorized(NO_SESSION))
+    let secret = inner.cookie.read(headers).ok_or_else(|| Problem::unauthorized(NO_SESSION))?;
+    inner.sessions.find(secret).await.map_err(unreadable)?.ok_or_else(|| Problem::unauthorized(NO_SESSION))
 }
 
 fn shown(session: &Session) -> Value {
-    let Session { subject, org, expires_at } = session;
-    json!({ "user": subject, "org": org, "role": "viewer", "expires_at": expires_at })
+    let Session { subject, org, role, expires_at } = session;
+    json!({ "user": subject, "org": org, "role": role, "expires_at": expires_at })
+}
+
+fn unreadable(error: db::Error) -> Problem {
+    tracing::warn!(%error, "session of the dashboard cannot be read");
+    Problem::unavailable("the database does not answer: try again")
+}
+
+/// The limits are for a minute.
+fn rate_limited(detail: &str) -> Problem {
+    Problem::new(StatusCode::TOO_MANY_REQUESTS, "rate_limited", detail).retry_after(60)
 }
 
 /// Refuses a body that a form of another page could send without asking first.
-fn check_json(headers: &HeaderMap) -> Result<(), Refusal> {
+fn check_json(headers: &HeaderMap) -> Result<(), Problem> {
     let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
     if kind.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json")) {
         return Ok(());
     }
     let detail = "send the body as application/json";
-    Err(Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail))
+    Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail))
 }

@@ -1,6 +1,6 @@
 //! The tables of codes that were used and of sessions. The tables hold hashes, so reading them gives no session.
 use crate::{
-    auth::Login,
+    auth::{DashboardRole, Login},
     db::{self, Database},
     id::OrgId,
 };
@@ -15,15 +15,17 @@ use tokio_postgres::Row;
 pub(super) struct Session {
     pub(super) subject: String,
     pub(super) org: OrgId,
+    pub(super) role: DashboardRole,
     pub(super) expires_at: DateTime<Utc>,
 }
 
 impl Session {
     fn from_row(row: &Row) -> Result<Option<Self>, db::Error> {
-        let (subject, org, expires_at): (String, String, DateTime<Utc>) =
-            (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
-        // A row that was edited by hand and names no org is no session.
-        Ok(org.parse().ok().map(|org| Self { subject, org, expires_at }))
+        let (subject, org, role, expires_at): (String, String, String, DateTime<Utc>) =
+            (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?, row.try_get(3)?);
+        // A row that was edited by hand and names no org or role is no session.
+        let named = org.parse().ok().zip(role.parse().ok());
+        Ok(named.map(|(org, role)| Self { subject, org, role, expires_at }))
     }
 }
 
@@ -58,6 +60,7 @@ impl Sessions {
                     &earlier.map(hash),
                     &millis(self.idle),
                     &millis(self.max),
+                    &login.role.as_str(),
                 ],
             )
             .await?;

@@ -108,11 +108,11 @@ async fn as_requester(
         RequesterCommand::Request(request) => tasks.request(&org, asker, *request).await?.into(),
         RequesterCommand::Cancel { task, reason } => {
             may("cancel", task).await?;
-            tasks.cancel(task, &reason).await?.into()
+            tasks.cancel_by(task, &reason, asker).await?.into()
         }
         RequesterCommand::Choose { task, chosen } => {
             may("choose an offer on", task).await?;
-            tasks.choose(task, &chosen).await?.into()
+            tasks.choose(task, &chosen, asker).await?.into()
         }
         RequesterCommand::Answer { task, answer } => {
             may("answer", task).await?;
@@ -129,7 +129,7 @@ async fn as_requester(
     })
 }
 
-/// Refuses a decision about a task that another requester requested.
+/// Refuses a decision about a task that another requester requested, except to an operator of its org.
 async fn check_requester(
     tasks: &TaskCommands,
     principal: &Principal,
@@ -137,7 +137,7 @@ async fn check_requester(
     task: TaskId,
 ) -> Result<(), Error> {
     let found = visible(tasks, principal, task).await?;
-    principal.may_decide_for(what, &found.requester).map_err(super::forbidden)
+    principal.may_decide_for(what, &found.org, &found.requester).map_err(super::forbidden)
 }
 
 async fn visible(tasks: &TaskReader, principal: &Principal, id: TaskId) -> Result<Task, Error> {

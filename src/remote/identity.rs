@@ -7,6 +7,7 @@
 use super::{
     connected_agents::{AgentConnection, ConnectedAgents, PresenceGuard, agent_of},
     coordination::Coordination,
+    digest::{self, Digests},
     forbidden,
 };
 use crate::{
@@ -29,6 +30,7 @@ struct Inner {
     tracker: Tracker,
     queue: Option<mpsc::Sender<Coordination>>,
     observers_open: bool,
+    digests: Digests,
 }
 
 /// The door that a broadcast came through.
@@ -59,7 +61,12 @@ impl Identity {
     /// full; without a queue no message is checked. With `observers_open`, any token may subscribe to the rooms of agents.
     #[must_use]
     pub fn new(tracker: Tracker, queue: Option<mpsc::Sender<Coordination>>, observers_open: bool) -> Self {
-        Self(Arc::new(Inner { connected: ConnectedAgents::default(), tracker, queue, observers_open }))
+        let (connected, digests) = (ConnectedAgents::default(), Digests::default());
+        Self(Arc::new(Inner { connected, tracker, queue, observers_open, digests }))
+    }
+
+    pub(super) fn digests(&self) -> &Digests {
+        &self.0.digests
     }
 
     /// The connected agents.
@@ -78,6 +85,9 @@ impl Identity {
         payload: &Payload,
     ) -> Relay {
         let no_message = |deliver| Relay { deliver, dropped: false };
+        if digest::is_digest_room(room) {
+            return no_message(false);
+        }
         // A private room of that name is no agents' room: its policies decide about delivery, and the daemon takes
         // neither commands nor messages from it.
         let Some(queue) = self.0.queue.as_ref().filter(|_| Coordination::is_agents_room(room)) else {
@@ -176,9 +186,16 @@ impl Identity {
     }
 
     /// Whether a bearer may subscribe and publish to this room: any bearer if observers are open, else one of the
-    /// room's org. An agent may enter its own room before it is known. True for every room that is not of agents.
+    /// room's org. An agent may enter its own room before it is known. A room of digests is only for bearers of its org,
+    /// whatever the setting. True for every other room.
     #[must_use]
     pub fn may_observe(&self, room: &Room, claims: &Arc<Claims>) -> bool {
+        if digest::is_digest_room(room) {
+            let principal = Principal::of(claims.clone());
+            let org = digest::org_of(room).filter(|org| principal.sees(org));
+            org.clone().into_iter().for_each(|org| self.0.digests.enter(org));
+            return org.is_some();
+        }
         if self.0.observers_open || !Coordination::is_agents_room(room) {
             return true;
         }
@@ -199,6 +216,9 @@ impl Identity {
         key: &str,
         agent: Option<&str>,
     ) -> Option<String> {
+        if digest::is_digest_room(room) {
+            return Some("this room is the daemon's own: it has no presence".into());
+        }
         if !Coordination::is_agents_room(room) || claims.is_service() {
             return None;
         }

@@ -9,6 +9,7 @@
 //! | `connected_agents`, `registration` | which agents are connected, and their registration with the negotiation |
 //! | `inbox` | agents that are connected by HTTP |
 //! | `publisher`, `notifications`, `announcements` | what the daemon itself sends on agents' rooms |
+//! | `digest` | what changed in an org, numbered, for dashboards |
 //!
 //! A door parses a message, asks [`Identity`] for the sender, and maps the reply or the error code to its own form;
 //! it decides nothing. This module owns no durable state: the rows are the truth, and everything that it sends is a
@@ -17,6 +18,7 @@ mod announcements;
 mod command;
 mod connected_agents;
 mod coordination;
+mod digest;
 mod dispatch;
 mod execute;
 mod identity;
@@ -87,6 +89,12 @@ pub async fn start(scope: &Scope, deps: Deps) -> Result<(), Error> {
     // A definition decides over an older registration.
     connected.set_orgs(agents.orgs());
     let publisher = CoordinationPublisher { hub, clock };
+    let digests = identity.digests().clone();
+    let (own, reader, to) = (digests.clone(), tasks.clone(), publisher.clone());
+    scope.spawn("digests", OnExit::StopDaemon, |stop| async move {
+        digest::run(&own, &reader, &to, stop).await;
+        Ok(())
+    });
 
     let reconciler = RegistrationReconciler::new(registration::Deps {
         tasks: tasks.clone(),
@@ -95,6 +103,7 @@ pub async fn start(scope: &Scope, deps: Deps) -> Result<(), Error> {
         publisher: publisher.clone(),
         connected: connected.clone(),
         admission,
+        digests: digests.clone(),
     });
     scope.spawn("remote agents", OnExit::StopDaemon, |stop| async move {
         reconciler.run(stop).await;
@@ -112,7 +121,7 @@ pub async fn start(scope: &Scope, deps: Deps) -> Result<(), Error> {
         Ok(())
     });
     let announcements = announcements::start(scope, tasks.reader(), publisher.clone(), connected.clone());
-    let notifications = NoticePublisher { publisher, agents, connected, announcements };
+    let notifications = NoticePublisher { publisher, agents, connected, announcements, digests };
     scope.spawn("notices", OnExit::StopDaemon, |stop| async move {
         notifications.run(notices, stop).await;
         Ok(())

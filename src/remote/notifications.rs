@@ -4,6 +4,7 @@
 use super::{
     announcements::{Announcements, Round},
     connected_agents::ConnectedAgents,
+    digest::Digests,
     publisher::{self, CoordinationPublisher},
 };
 use crate::{
@@ -22,6 +23,7 @@ pub(super) struct NoticePublisher {
     pub(super) agents: Agents,
     pub(super) connected: ConnectedAgents,
     pub(super) announcements: Announcements,
+    pub(super) digests: Digests,
 }
 
 impl NoticePublisher {
@@ -48,12 +50,18 @@ impl NoticePublisher {
             Notice::Assigned(assigned) => self.agents.assigned(assigned.clone()),
             Notice::Cancel { agent_id, key, reason } => self.agents.cancel(*key, agent_id, reason),
             Notice::Announced { task, round, eligible, .. } => self.agents.announced(task, *round, eligible),
-            Notice::Updated(_) | Notice::Offered { .. } | Notice::Nudge { .. } => {}
+            Notice::Updated(_)
+            | Notice::Offered { .. }
+            | Notice::Progressed { .. }
+            | Notice::Nudge { .. } => {}
         }
     }
 
     fn publish(&self, notice: &Notice) {
+        self.digests.note(notice, |agent| self.connected.org_of(agent));
         match notice {
+            // The agent's presence shows its progress.
+            Notice::Progressed { .. } => {}
             Notice::Updated(task) => self.updated(task),
             Notice::Announced { task, round, bids_close_at, eligible } => {
                 self.announced(task, *round, *bids_close_at, eligible);

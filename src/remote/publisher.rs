@@ -46,6 +46,11 @@ impl CoordinationPublisher {
         self.hub.publish_to(room, self.message(kind, agent, members), channels);
     }
 
+    /// Sends a digest to every subscriber of its room.
+    pub(super) fn digest(&self, room: &Room, payload: &Value) {
+        self.hub.publish(room, Message::broadcast("digest", payload), None);
+    }
+
     fn message(&self, kind: &str, agent: Option<&str>, members: Value) -> Message {
         let mut payload = members;
         if let Some(object) = payload.as_object_mut() {

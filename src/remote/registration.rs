@@ -6,6 +6,7 @@
 //! ends the registration ends at once, and other agents get what the agent held.
 use super::{
     connected_agents::{AgentConnection, ConnectedAgents},
+    digest::Digests,
     publisher::{self, CoordinationPublisher},
 };
 use crate::{
@@ -71,6 +72,7 @@ pub(super) struct Deps {
     pub(super) publisher: CoordinationPublisher,
     pub(super) connected: ConnectedAgents,
     pub(super) admission: Admission,
+    pub(super) digests: Digests,
 }
 
 /// Keeps the registrations equal to the connected agents.
@@ -151,10 +153,14 @@ impl RegistrationReconciler {
     ) -> bool {
         if outcome.is_ok() {
             self.refused.remove(&agent);
+            if let Some(org) = self.deps.connected.org_of(&agent) {
+                self.deps.digests.agents(&org);
+            }
         }
         match outcome {
             Ok(Some(registration)) => {
                 let org = registration.profile.org.clone();
+                self.deps.digests.agents(&org);
                 self.deps.connected.set_orgs([(agent.clone(), org)]);
                 // Shown only after it is registered: an agent that its org sees is eligible.
                 if let Some(connection) = self.deps.connected.latest(&agent) {

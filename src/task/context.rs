@@ -36,7 +36,7 @@ const KIND_CHARS_LOGGED: usize = 200;
 pub(in crate::task) struct TaskContext {
     pub(in crate::task) database: Database,
     pub(in crate::task) node: NodeId,
-    pub(in crate::task) policies: Policies,
+    pub(in crate::task) policies: Arc<Policies>,
     /// How long tasks are kept after their end; `None` keeps all.
     pub(in crate::task) retention: Option<Duration>,
     /// One semaphore for each org, of [`REQUESTS_EACH_MAX`] permits.
@@ -83,7 +83,7 @@ impl TaskContext {
         let context = Self {
             database,
             node,
-            policies: Policies::new(config),
+            policies: Policies::new(config).into(),
             retention: Some(config.retention).filter(|keep| *keep < FOREVER),
             request_permits: Mutex::default(),
             roster: Mutex::default(),

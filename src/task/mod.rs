@@ -169,6 +169,12 @@ impl Tasks {
         self.context.arbiter_progress.stalled_for()
     }
 
+    /// How many batches of notices were dropped since the start, because their reader was too slow.
+    #[must_use]
+    pub fn notices_dropped(&self) -> u64 {
+        self.context.metrics.notices_dropped.get()
+    }
+
     /// Asks the arbiter of this node to poll; carries no data and may be called for nothing.
     pub fn notify_arbiter(&self) {
         self.context.notify_arbiter();

@@ -201,7 +201,8 @@ impl Show {
         let task = tickets.iter().find_map(|ticket| ticket.task_id.clone()).unwrap_or_default();
         let (page, new_link) = match self.page.enabled {
             true => {
-                let login = Login::new(dashboard::user(), "demo".parse()?, Clock::System.now());
+                let login =
+                    Login::new(dashboard::user(), "demo".parse()?, dashboard::OWN_ROLE, Clock::System.now());
                 let link = dashboard::link(&self.page, &self.parts.keys, &url, &login)?;
                 let page = format!("\nDashboard (the link works once, within 10 minutes):\n  {link}\n");
                 (page, format!("\n  {again} dashboard --org demo"))

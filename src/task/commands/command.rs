@@ -45,6 +45,8 @@ pub(in crate::task) enum Action {
     },
     Cancel {
         reason: String,
+        /// `None` if no principal ordered it, as for the parts of a canceled task.
+        by: Option<String>,
     },
     /// The holder is gone: its process ended, its socket closed, or its daemon ended.
     Lost {

@@ -163,7 +163,7 @@ pub(in crate::task) async fn ends(tx: &Transaction<'_>) -> Result<Ends, Error> {
 
 fn command(row: &Row) -> Result<TaskCommand, Unreadable> {
     let action = if row.read("child")? {
-        Action::Cancel { reason: format!("its parent is {}", row.read::<&str>("why")?) }
+        Action::Cancel { reason: format!("its parent is {}", row.read::<&str>("why")?), by: None }
     } else {
         Action::Timer
     };

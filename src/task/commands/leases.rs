@@ -6,7 +6,7 @@ use crate::db;
 use crate::task::commands::command::Report;
 use crate::task::storage::columns::columns;
 use crate::task::storage::statement::async_commit;
-use crate::task::{Error, context::TaskContext, storage::rows};
+use crate::task::{Error, Notice, context::TaskContext, storage::rows};
 use serde_json::Value;
 use std::{collections::HashSet, sync::Arc};
 use uuid::Uuid;
@@ -33,9 +33,14 @@ pub(in crate::task) async fn renew(
     // Not flushed: a report that is lost with the machine is followed by the next one.
     tx.commit().await.map_err(db::Error::from)?;
     let renewed: HashSet<Uuid> = rows::all(&rows, "id")?.into_iter().collect();
-    if batch.iter().any(|r| r.evidence.is_some()) {
-        context.changed.send_modify(|ticks| *ticks = ticks.wrapping_add(1));
-    }
+    let has_moved =
+        |report: &&Report| report.evidence.is_some() && renewed.contains(&report.key.assignment_id.as_uuid());
+    let moved = batch.iter().filter(has_moved);
+    context.publish(
+        moved
+            .map(|report| Notice::Progressed { agent_id: report.agent.clone(), task: report.key.task_id })
+            .collect(),
+    );
     let answer = |report: &Report| {
         let renewed = renewed.contains(&report.key.assignment_id.as_uuid());
         renewed.then_some(()).ok_or(Error::Fenced)

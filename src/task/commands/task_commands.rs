@@ -263,7 +263,19 @@ impl TaskCommands {
     /// # Errors
     /// `UnknownTask`, or `Conflict` with the state when it has ended.
     pub async fn cancel(&self, task: TaskId, reason: &str) -> Result<Update, Error> {
-        let action = Action::Cancel { reason: one_line(reason, 1000) };
+        self.cancel_for(task, reason, None).await
+    }
+
+    /// Like [`TaskCommands::cancel`]; `by` is recorded.
+    ///
+    /// # Errors
+    /// As [`TaskCommands::cancel`].
+    pub async fn cancel_by(&self, task: TaskId, reason: &str, by: Requester) -> Result<Update, Error> {
+        self.cancel_for(task, reason, Some(by.to_string())).await
+    }
+
+    async fn cancel_for(&self, task: TaskId, reason: &str, by: Option<String>) -> Result<Update, Error> {
+        let action = Action::Cancel { reason: one_line(reason, 1000), by };
         match self.endings.send(TaskCommand { task, holder: None, action }).await? {
             CommandReply::Moved(update) => Ok(update),
             CommandReply::Started(_) | CommandReply::Nothing | CommandReply::Unchecked(_) => {

@@ -60,7 +60,7 @@ fn command_effects(command: &TaskCommand, cause: &Cause) -> CommandEffects {
             reason: Some(reason.clone()),
             ..CommandEffects::default()
         },
-        Action::Refuse { reason } | Action::Cancel { reason } => {
+        Action::Refuse { reason } | Action::Cancel { reason, .. } => {
             CommandEffects { reason: Some(reason.clone()), ..CommandEffects::default() }
         }
         Action::Wait(question) => CommandEffects {
@@ -119,6 +119,9 @@ pub(in crate::task) fn settle(
         put("answer", Some(answer.clone()));
         put("by", Some(by.clone().into()));
     }
+    if let Action::Cancel { by, .. } = &command.action {
+        put("by", by.clone().map(Value::from));
+    }
     // The assignee is asked to stop, unless it has ended its work itself.
     let has_stopped = matches!(
         event,
@@ -139,7 +142,7 @@ pub(in crate::task) fn settle(
             assignment_state: step.assignment,
             state: step.state,
             reason: step.reason.map(str::to_owned).or(match (&command.action, step.state) {
-                (Action::Cancel { reason }, _) => Some(reason.clone()),
+                (Action::Cancel { reason, .. }, _) => Some(reason.clone()),
                 (_, TaskState::Canceled) => row.state_reason.clone(),
                 _ => None,
             }),

@@ -1,6 +1,6 @@
 //! The policies of the settings: the default and one for each kind that has its own.
-use crate::task::{Config, Policy};
-use serde_json::Value;
+use crate::task::{Award, Config, Policy};
+use serde_json::{Map, Value};
 use std::collections::HashMap;
 
 /// The policies that a task starts from, before the members of its own request.
@@ -18,6 +18,12 @@ impl Policies {
     /// The policy of tasks of this kind whose request names none.
     pub(in crate::task) fn of_kind(&self, kind: &str) -> &Policy {
         self.kinds.get(kind).unwrap_or(&self.default)
+    }
+
+    /// How tasks are awarded whose request does not say it: by kind, and of all other kinds.
+    pub(in crate::task) fn awards(&self) -> (Value, Award) {
+        let award = |(kind, policy): (&String, &Policy)| (kind.clone(), policy.award.as_str().into());
+        (Value::Object(self.kinds.iter().map(award).collect::<Map<_, _>>()), self.default.award)
     }
 
     /// The policy of a task: that of its kind with the members of `patch`, the column `policy` of its row.

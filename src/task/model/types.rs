@@ -340,6 +340,13 @@ pub enum Notice {
     },
     /// An agent won.
     Assigned(Assigned),
+    /// An assignee has reported evidence of work.
+    Progressed {
+        /// The assignee.
+        agent_id: AgentId,
+        /// Its task.
+        task: TaskId,
+    },
     /// An assignee has reported no progress for `policy.progress`: it loses the task after as long again.
     Nudge {
         /// The assignee.

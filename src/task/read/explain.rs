@@ -15,9 +15,9 @@ use tokio_postgres::Row;
 const EVENTS_MAX: i64 = 10_000;
 
 impl TaskReader {
-    /// Explains the course of a task: `{task, rounds: [{round, award, weights, offers, silent, winner, because,
+    /// Explains the course of a task: `{task, award, rounds: [{round, award, weights, offers, silent, winner, because,
     /// announced_at, bids_close_at, closed_at, awards}], attempts: [{…, error, paid}], runs, paid, waits_for}`. `runs`
-    /// are those of an agent that thinks, without contents. Times and `weights` are null where the event log has none:
+    /// are those of an agent that thinks, without contents. `award` is the policy of its next award. Times and `weights` are null where the event log has none:
     /// a round that was announced and awarded in one commit has no `announced_at`. `paid` is
     /// `{tokens, microdollars, presumed}`; `presumed` if it was not reported and the reservation counts.
     ///
@@ -41,7 +41,12 @@ impl TaskReader {
             round(number, &of_round.collect::<Vec<_>>(), &events.collect::<Vec<_>>())
         });
         let attempts: Vec<Value> = attempts.iter().map(attempt).collect::<Result<_, _>>()?;
+        let policy = self.query("select policy from convoke.tasks where id = $1", &[&id.as_uuid()]).await?;
+        let policy = policy.first().map(|row| rows::json(row, "policy")).unwrap_or_default();
+        // A policy that cannot be read has no award: the task will end, and `unreadable` says why.
+        let award = self.policies.of_task(&task.kind, &policy).ok().map(|policy| policy.award);
         Ok(json!({
+            "award": award,
             "rounds": rounds.collect::<Vec<_>>(),
             "waits_for": self.waits_for(&task).await?,
             "paid": paid_in_all(&attempts),

@@ -1,15 +1,17 @@
 //! Tasks as lines of a list, and the overview of an org: reads for pages, with bounds on what they look at.
-use crate::task::storage::rows;
+use crate::task::storage::rows::{self, Columns};
 use crate::task::storage::statement::sql;
 use crate::task::{Error, OrgId, TaskId, TaskReader, TaskState};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Deserializer, de::Error as _};
 use serde_json::Value;
-use std::{fmt::Display, str::FromStr};
+use std::{collections::HashMap, fmt::Display, str::FromStr};
 use uuid::Uuid;
 
 /// Most lines of one answer.
 const LINES_MAX: i64 = 200;
+/// Most tasks of a tree, as in `lines_tree.sql`.
+const TREE_MAX: i64 = 500;
 /// Most items of a list in a filter.
 const ITEMS_MAX: usize = 100;
 
@@ -31,6 +33,9 @@ pub struct LineFilter {
     /// Only of these agents.
     #[serde(default, deserialize_with = "list")]
     pub agent_id: Vec<String>,
+    /// Only those that wait for a person to give `input`, an `approval`, a `budget` or a `choice` among the offers.
+    #[serde(default, deserialize_with = "list")]
+    pub needs: Vec<Need>,
     /// Only of this requester.
     pub requester: Option<String>,
     /// Only these tasks.
@@ -42,6 +47,19 @@ pub struct LineFilter {
     pub before: Option<TaskId>,
     /// Most lines; defaults to 100, at most 200.
     pub limit: Option<i64>,
+}
+
+/// What a task needs from a person.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Need(&'static str);
+
+impl FromStr for Need {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let known = ["input", "approval", "budget", "choice"].into_iter().find(|need| *need == text);
+        known.map(Self).ok_or_else(|| "use input, approval, budget or choice".into())
+    }
 }
 
 /// Lines, newest first.
@@ -84,6 +102,33 @@ impl TaskReader {
     /// # Errors
     /// `BadRequest`, `Unavailable`.
     pub async fn lines(&self, filter: &LineFilter) -> Result<Lines, Error> {
+        self.lines_below(filter, None).await
+    }
+
+    /// The tasks of a tree as lines: the root and the first 500 below it, level by level. Returns whether there may be
+    /// more.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub async fn tree(&self, root: TaskId) -> Result<(Vec<Value>, bool), Error> {
+        let Lines { tasks, .. } = self.lines_below(&LineFilter::default(), Some(root)).await?;
+        let more = i64::try_from(tasks.len()).is_ok_and(|count| count >= TREE_MAX);
+        Ok((tasks, more))
+    }
+
+    /// The present state of these tasks with their org, for digests. Those that do not exist are left out.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub async fn digest_lines(&self, ids: &[TaskId]) -> Result<HashMap<TaskId, (String, Value)>, Error> {
+        let ids: Vec<Uuid> = ids.iter().map(|id| id.as_uuid()).collect();
+        let rows = self.query(sql!("digest"), &[&ids]).await?;
+        rows.iter()
+            .map(|row| Ok((rows::task_id(row, "id")?, (row.read("org")?, rows::json(row, "line")))))
+            .collect()
+    }
+
+    async fn lines_below(&self, filter: &LineFilter, root: Option<TaskId>) -> Result<Lines, Error> {
         check(filter)?;
         let org = filter.org.as_ref().map(OrgId::as_str);
         let states: Vec<&str> = filter.state.iter().map(|state| state.as_str()).collect();
@@ -94,12 +139,18 @@ impl TaskReader {
             excluded.into_iter().map(|kind| pattern(kind.trim_start_matches('-'))).collect();
         let ids: Vec<Uuid> = filter.ids.iter().map(|id| id.as_uuid()).collect();
         let (since, before) = (filter.since.map(first_id), filter.before.map(TaskId::as_uuid));
-        let limit = filter.limit.unwrap_or(100).clamp(1, LINES_MAX);
-        let live = !filter.state.is_empty() && filter.state.iter().all(|state| !state.is_final());
-        let source = match (ids.is_empty(), live) {
-            (false, _) => sql!("lines_ids"),
-            (true, true) => sql!("lines_live"),
-            (true, false) => sql!("lines_range"),
+        let root = root.map(TaskId::as_uuid);
+        let limit = root.map_or(filter.limit.unwrap_or(100).clamp(1, LINES_MAX), |_| TREE_MAX);
+        // A task that waits for a person has not ended, so the filter reads no finished ones.
+        let live = !filter.needs.is_empty()
+            || (!filter.state.is_empty() && filter.state.iter().all(|state| !state.is_final()));
+        let needs: Vec<&str> = filter.needs.iter().map(|need| need.0).collect();
+        let (of_kinds, of_others) = self.policies.awards();
+        let source = match (root, ids.is_empty(), live) {
+            (Some(_), ..) => sql!("lines_tree"),
+            (None, false, _) => sql!("lines_ids"),
+            (None, true, true) => sql!("lines_live"),
+            (None, true, false) => sql!("lines_range"),
         };
         let statement = sql!("lines").replace("{source}", source);
         let rows = self
@@ -116,12 +167,16 @@ impl TaskReader {
                     &since,
                     &before,
                     &limit,
+                    &of_kinds,
+                    &of_others.as_str(),
+                    &given(&needs),
+                    &root,
                 ],
             )
             .await?;
         let tasks: Vec<Value> = rows.iter().map(|row| rows::json(row, "line")).collect();
         let is_full = i64::try_from(tasks.len()).is_ok_and(|count| count >= limit);
-        let scanned_to = if is_full || live || !ids.is_empty() {
+        let scanned_to = if is_full || live || !ids.is_empty() || root.is_some() {
             None
         } else {
             let rows = self.query(sql!("scanned_to"), &[&since, &before]).await?;
@@ -137,7 +192,8 @@ impl TaskReader {
     /// # Errors
     /// `Unavailable`.
     pub async fn overview(&self, org: &OrgId) -> Result<Value, Error> {
-        let rows = self.query(sql!("overview"), &[&org.as_str()]).await?;
+        let (of_kinds, of_others) = self.policies.awards();
+        let rows = self.query(sql!("overview"), &[&org.as_str(), &of_kinds, &of_others.as_str()]).await?;
         Ok(rows.first().map(|row| rows::json(row, "overview")).unwrap_or_default())
     }
 }
@@ -191,5 +247,7 @@ mod tests {
         let many = vec!["x"; ITEMS_MAX + 1].join(",");
         assert!(serde_json::from_value::<LineFilter>(json!({ "kind": many })).is_err());
         assert!(serde_json::from_value::<LineFilter>(json!({ "color": "red" })).is_err());
+        assert!(serde_json::from_value::<LineFilter>(json!({ "needs": "input,choice" })).is_ok());
+        assert!(serde_json::from_value::<LineFilter>(json!({ "needs": "coffee" })).is_err());
     }
 }

@@ -1,6 +1,10 @@
 //! The handle that reads tasks, events and agents, and changes nothing.
 use crate::task::{Error, storage::statement};
-use crate::{db::Database, task::context::TaskContext};
+use crate::{
+    db::Database,
+    task::{context::TaskContext, model::policies::Policies},
+};
+use std::sync::Arc;
 use tokio::sync::watch;
 use tokio_postgres::{Row, types::ToSql};
 
@@ -8,12 +12,14 @@ use tokio_postgres::{Row, types::ToSql};
 #[derive(Clone, Debug)]
 pub struct TaskReader {
     pub(in crate::task) database: Database,
+    pub(in crate::task) policies: Arc<Policies>,
     changed: watch::Receiver<u64>,
 }
 
 impl TaskReader {
     pub(in crate::task) fn new(context: &TaskContext) -> Self {
-        Self { database: context.database.clone(), changed: context.changed.subscribe() }
+        let (database, policies) = (context.database.clone(), context.policies.clone());
+        Self { database, policies, changed: context.changed.subscribe() }
     }
 
     /// Ticks after every commit of this node that changed a task: for long polls.

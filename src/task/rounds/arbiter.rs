@@ -178,7 +178,7 @@ impl Arbiter {
             client.execute(sql!("wake_never_due"), &[]).await.map_err(db::Error::from)?;
             // `convoke.request_task` reads them.
             let attempts_max = i32::try_from(self.context.policies.default.attempts_max).unwrap_or(i32::MAX);
-            let Policies { default, kinds } = &self.context.policies;
+            let Policies { default, kinds } = &*self.context.policies;
             let policies = json!({ "default": default, "kinds": kinds });
             client.execute(sql!("defaults"), &[&attempts_max, &policies]).await.map_err(db::Error::from)?;
             self.forgot = Some(Instant::now());

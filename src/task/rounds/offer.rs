@@ -10,8 +10,8 @@ use crate::task::storage::rows::Columns;
 use crate::task::storage::statement::{millis, run, sql};
 use crate::task::storage::store::{self, StoredOffer};
 use crate::task::{
-    AgentId, Award, Error, Incarnation, NewOffer, Notice, OfferSummary, TaskCommands, TaskContext, TaskId,
-    TaskState, model::validate::one_line,
+    AgentId, Award, Error, Incarnation, NewOffer, Notice, OfferSummary, Requester, TaskCommands, TaskContext,
+    TaskId, TaskState, model::validate::one_line,
 };
 use tokio::time::Instant;
 
@@ -142,12 +142,13 @@ impl TaskCommands {
     }
 
     /// Chooses the offer of this agent in the present round of a task whose policy is `requester`; it is awarded
-    /// at once. The caller checks that the requester chooses.
+    /// at once; `by` is recorded. The caller checks that the requester chooses.
     ///
     /// # Errors
     /// `Late` when the round is over, `BadRequest` when there is no such offer, the policy is another, or the
     /// agent has no free slot any more.
-    pub async fn choose(&self, task: TaskId, agent: &AgentId) -> Result<(), Error> {
+    pub async fn choose(&self, task: TaskId, agent: &AgentId, by: impl Into<Requester>) -> Result<(), Error> {
+        let by: Requester = by.into();
         let context = &self.context;
         let mut client = context.database.client().await?;
         let tx = client.transaction().await.map_err(db::Error::from)?;
@@ -166,7 +167,8 @@ impl TaskCommands {
         if !free {
             return Err(Error::BadRequest(format!("agent {agent} has no free slot now: choose another")));
         }
-        if run(&tx, sql!("choose"), &[&task.as_uuid(), &row.round, &agent.as_str()]).await?.is_empty() {
+        let chosen = run(&tx, sql!("choose"), &[&task.as_uuid(), &row.round, &agent.as_str(), &by]).await?;
+        if chosen.is_empty() {
             return Err(Error::BadRequest(format!("agent {agent} has no offer in round {}", row.round)));
         }
         store::set_due(&tx, &[(task, 0)]).await?;

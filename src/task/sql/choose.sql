@@ -9,6 +9,6 @@ one as (
     returning o.task_id
 )
 insert into convoke.events (org, task_id, agent_id, epoch, type, body)
-select t.org, t.id, $3, t.epoch, 'chosen', jsonb_build_object('round', $2::integer)
+select t.org, t.id, $3, t.epoch, 'chosen', jsonb_build_object('round', $2::integer, 'by', $4::text)
 from one join convoke.tasks t on t.id = one.task_id
 returning seq

@@ -1,7 +1,7 @@
 -- What happens in an org now, in bounded reads: no part reads more than 100,000 unfinished tasks, the newest 20,000
 -- tasks, or the newest 2,000 events.
 with live as (
-    select k.state, k.created_at, k.question from convoke.tasks k where k.org = $1 and k.id = any(array(
+    select k.state, k.created_at, k.question, k.kind, k.policy, k.bids_close_at from convoke.tasks k where k.org = $1 and k.id = any(array(
         select d.id from convoke.tasks d where d.due_at is not null
         union select o.id from convoke.tasks o where o.state = 'open' and o.due_at is null
         union select a.task_id from convoke.assignments a where a.ended_at is null
@@ -29,8 +29,12 @@ select jsonb_build_object(
     'states', coalesce((select jsonb_object_agg(s.state, s.n) from (
         select l.state, count(*) as n from live l group by l.state) s), '{}'),
     'needs', coalesce((select jsonb_object_agg(s.needs, s.n) from (
-        select coalesce(l.question ->> 'for', 'input') as needs, count(*) as n
-        from live l where l.state = 'waiting' group by 1) s), '{}'),
+        -- As in `lines.sql`: $2 has the award policies of kinds, $3 the one of all others.
+        select case when l.state = 'waiting' then coalesce(l.question ->> 'for', 'input') else 'choice' end as needs,
+            count(*) as n
+        from live l where l.state = 'waiting' or (l.state = 'open' and l.bids_close_at is not null
+            and coalesce(l.policy ->> 'award', $2::jsonb ->> l.kind, $3::text) = 'requester')
+        group by 1) s), '{}'),
     'oldest_open_at', (select min(l.created_at) from live l where l.state = 'open'),
     'ended', (select jsonb_build_object('window', '1h',
         'completed', count(*) filter (where r.org = $1 and r.state = 'completed'),

@@ -1,6 +1,6 @@
 //! Sign-in and sessions of the dashboard, and the attacks on them.
 use super::Edge;
-use convoke::auth::{Login, MintRequest, Role, mint};
+use convoke::auth::{DashboardRole, Login, MintRequest, Role, mint};
 use reqwest::{Method, Response, header};
 use serde_json::{Value, json};
 
@@ -9,7 +9,11 @@ const OWN: (&str, &str) = ("sec-fetch-site", "same-origin");
 
 impl Edge {
     fn code(&self, subject: &str) -> String {
-        let login = Login::new(subject.into(), "demo".parse().unwrap(), self.began);
+        self.code_as(subject, DashboardRole::Viewer)
+    }
+
+    fn code_as(&self, subject: &str, role: DashboardRole) -> String {
+        let login = Login::new(subject.into(), "demo".parse().unwrap(), role, self.began);
         self.parts.keys.sign_login(&login).unwrap()
     }
 
@@ -24,10 +28,28 @@ impl Edge {
 
     /// Signs in; returns the cookie.
     async fn sign_in(&self, subject: &str, headers: &[(&str, &str)]) -> String {
-        let answer =
-            self.ask(Method::POST, "/session", headers, &json!({ "code": self.code(subject) })).await;
+        self.sign_in_as(subject, DashboardRole::Viewer, headers).await
+    }
+
+    async fn sign_in_as(&self, subject: &str, role: DashboardRole, headers: &[(&str, &str)]) -> String {
+        let code = json!({ "code": self.code_as(subject, role) });
+        let answer = self.ask(Method::POST, "/session", headers, &code).await;
         assert_eq!(answer.status(), 201);
         cookie(&answer)
+    }
+
+    /// The bearer of a new session of this role.
+    async fn bearer_as(&self, role: DashboardRole) -> String {
+        let cookie = self.sign_in_as("ana", role, &[OWN]).await;
+        self.bearer(&cookie).await["token"].as_str().unwrap().to_owned()
+    }
+
+    /// A request to `/v1` with a bearer: status and body.
+    async fn act(&self, bearer: &str, method: Method, path: &str, body: &Value) -> (u16, Value) {
+        let request = self.http.request(method, format!("http://{}{path}", self.parts.addr));
+        let answer = request.bearer_auth(bearer).body(body.to_string()).send().await.unwrap();
+        let status = answer.status().as_u16();
+        (status, serde_json::from_str(&answer.text().await.unwrap()).unwrap_or_default())
     }
 
     /// The status of the session that a cookie has.
@@ -97,6 +119,43 @@ async fn link_signs_in_once_and_its_session_gives_tokens_that_only_read() {
     let key = given["anon_key"].as_str().unwrap();
     let anon = edge.http.get(url("/v1/tasks")).bearer_auth(key).send().await.unwrap();
     assert_eq!(anon.status(), 403);
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn operators_command_the_tasks_of_their_org_and_the_events_name_them() {
+    let edge = Edge::start().await;
+    let viewer = edge.bearer_as(DashboardRole::Viewer).await;
+    let operator = edge.bearer_as(DashboardRole::Operator).await;
+    let admin = edge.bearer_as(DashboardRole::Admin).await;
+    let (one, two) = (edge.request(super::As::User("demo")).await, edge.request(super::As::Service).await);
+    let cancel = |task: &str| format!("/v1/tasks/{task}/cancel");
+    let reason = json!({ "reason": "by hand" });
+    assert_eq!(edge.act(&viewer, Method::POST, &cancel(&one), &reason).await.0, 403);
+    let (status, update) = edge.act(&operator, Method::POST, &cancel(&one), &reason).await;
+    assert_eq!((status, &update["state"]), (200, &json!("canceled")), "{update}");
+    let event = edge.event(&one, "cancel").await;
+    assert_eq!(event["body"]["by"], "user:convoke#ana");
+    let (status, _) =
+        edge.act(&operator, Method::POST, &format!("/v1/tasks/{one}/requeue"), &json!({})).await;
+    assert_eq!(
+        (status, edge.event(&one, "requeued").await["body"]["by"].clone()),
+        (200, "user:convoke#ana".into())
+    );
+    // The task of the service has the org `default`, which an operator of `demo` does not see.
+    for path in ["cancel", "requeue", "answer", "budget"] {
+        let path = format!("/v1/tasks/{two}/{path}");
+        let body = if path.ends_with("answer") { json!({ "answer": 1 }) } else { json!({}) };
+        let (status, refused) = edge.act(&admin, Method::POST, &path, &body).await;
+        assert_eq!((status, &refused["code"]), (404, &json!("unknown_task")), "{path}");
+    }
+    // An operator's request is its own, and only an admin sees the channels, which belong to no org.
+    let body = json!({ "kind": "x", "requires": ["work"] });
+    let (status, made) = edge.act(&operator, Method::POST, "/v1/tasks", &body).await;
+    assert_eq!((status, &made["task"]["requester"]), (201, &json!("user:convoke#ana")));
+    for (bearer, expected) in [(&viewer, 403), (&operator, 403), (&admin, 200)] {
+        assert_eq!(edge.act(bearer, Method::GET, "/v1/channels", &Value::Null).await.0, expected);
+    }
     edge.stop().await;
 }
 
@@ -289,8 +348,12 @@ async fn bad_bodies_and_methods_are_refused_with_a_reason() {
     assert_eq!(edge.ask(Method::POST, "/session", &[OWN], &large).await.status(), 413);
     let put = edge.ask(Method::PUT, "/session", &[OWN], &json!({})).await;
     assert_eq!(code(put).await, (405, "method_not_allowed".into()));
-    let expired =
-        Login::new("ana".into(), "demo".parse().unwrap(), edge.began - chrono::TimeDelta::minutes(11));
+    let expired = Login::new(
+        "ana".into(),
+        "demo".parse().unwrap(),
+        DashboardRole::Admin,
+        edge.began - chrono::TimeDelta::minutes(11),
+    );
     let expired = json!({ "code": edge.parts.keys.sign_login(&expired).unwrap() });
     assert_eq!(edge.ask(Method::POST, "/session", &[OWN], &expired).await.status(), 401);
     edge.stop().await;

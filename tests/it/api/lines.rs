@@ -82,6 +82,7 @@ async fn lines_are_filtered_and_have_no_input() {
         ("&limit=0", "limit is 0"),
         ("&kind=a%00b", "U+0000"),
         ("&since=soon", "since"),
+        ("&needs=coffee", "use input, approval, budget or choice"),
     ] {
         let (status, refused) = edge.get(USER, &format!("/v1/tasks?view=line{query}")).await;
         assert_eq!(status, 400, "{query}: {refused}");
@@ -184,5 +185,75 @@ async fn explanation_has_the_times_and_the_weights_of_a_round() {
         (3 * part("cost") + part("confidence")) / 4,
         "the segments add up to the total"
     );
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn lines_of_tasks_that_need_a_person_say_what_for() {
+    let edge = Edge::start().await;
+    edge.request_kind("runs", "work").await;
+    let asked = edge.request_kind("asks", "work").await;
+    let (path, report) = edge.win(&asked).await;
+    edge.post(NEAR, &format!("{path}/accept"), &report).await;
+    let question = with(&with(&report, "question", json!("How much?")), "for", json!("budget"));
+    edge.post(NEAR, &format!("{path}/question"), &question).await;
+    let body = json!({
+        "kind": "chosen", "requires": ["work"], "policy": { "award": "requester", "choose_within": "1h" },
+    });
+    let (_, made) = edge.post(USER, "/v1/tasks", &body).await;
+    let chosen = made["task"]["id"].as_str().unwrap().to_owned();
+    edge.event(&chosen, "announced").await;
+    for (query, expected) in [
+        ("&needs=input,approval,budget,choice", vec![&chosen, &asked]),
+        ("&needs=choice", vec![&chosen]),
+        ("&needs=budget&state=waiting", vec![&asked]),
+        ("&needs=input", vec![]),
+        ("&needs=choice&state=completed", vec![]),
+    ] {
+        let expected: Vec<String> = expected.into_iter().cloned().collect();
+        assert_eq!(edge.ids(query).await, expected, "{query}");
+    }
+    let lines = edge.lines("").await;
+    let needs: Vec<&Value> = lines["tasks"].as_array().unwrap().iter().map(|line| &line["needs"]).collect();
+    assert_eq!(needs, [&json!("choice"), &json!("budget"), &Value::Null]);
+    let (_, overview) = edge.get(USER, "/v1/overview").await;
+    assert_eq!(overview["needs"], json!({ "choice": 1, "budget": 1 }));
+    assert_eq!(edge.get(USER, &format!("/v1/tasks/{chosen}/why")).await.1["award"], "requester");
+    // The choice is recorded with its author.
+    let offer = json!({ "round": 1, "cost": 5, "eta_ms": 10, "confidence": 0.9 });
+    assert_eq!(edge.post(NEAR, &format!("/v1/tasks/{chosen}/offers"), &offer).await.0, 202);
+    let choice = json!({ "agent_id": "near" });
+    assert_eq!(edge.post(As::Service, &format!("/v1/tasks/{chosen}/choose"), &choice).await.0, 202);
+    assert_eq!(edge.event(&chosen, "chosen").await["body"]["by"], "service");
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn tree_of_a_task_has_its_parts_and_what_they_used() {
+    let edge = Edge::start().await;
+    let whole = edge.request_kind("whole", "work").await;
+    let (path, report) = edge.win(&whole).await;
+    edge.post(NEAR, &format!("{path}/accept"), &report).await;
+    let wish = with(&report, "task", json!({ "kind": "part", "requires": ["nothing"] }));
+    let (status, part) = edge.post(NEAR, &format!("{path}/request"), &wish).await;
+    assert_eq!(status, 201, "{part}");
+    let part = part["task"]["id"].as_str().unwrap();
+    let done = with(&with(&report, "result", json!(1)), "usage", json!({ "tokens": 7, "microdollars": 40 }));
+    assert_eq!(edge.post(NEAR, &format!("{path}/result"), &done).await.0, 200);
+    edge.request_kind("other", "nothing").await;
+    for id in [&whole, part] {
+        let (status, tree) = edge.get(USER, &format!("/v1/tasks/{id}/tree")).await;
+        assert_eq!((status, &tree["more"]), (200, &json!(false)), "{tree}");
+        let shown: Vec<_> = tree["tasks"].as_array().unwrap().iter().map(|line| &line["id"]).collect();
+        assert_eq!(shown, [&json!(part), &json!(whole)]);
+        assert_eq!(
+            (&tree["tasks"][0]["parent_id"], &tree["tasks"][0]["depends_on"]),
+            (&json!(whole), &json!([]))
+        );
+        let used = |at: usize| tree["tasks"][at]["microdollars"].as_f64();
+        assert_eq!((used(0), used(1)), (Some(0.0), Some(40.0)), "{tree}");
+    }
+    let (status, hidden) = edge.get(As::User("elsewhere"), &format!("/v1/tasks/{part}/tree")).await;
+    assert_eq!((status, &hidden["code"]), (404, &json!("unknown_task")));
     edge.stop().await;
 }

@@ -85,7 +85,7 @@ impl Edge {
             As::User(org) => (Role::Authenticated, Some(org), None),
         };
         let (org, agent_id) = (org.map(|o| o.parse().unwrap()), agent.map(|a| a.parse().unwrap()));
-        let request = MintRequest { role, org, agent_id, ttl: Duration::from_secs(60) };
+        let request = MintRequest { org, agent_id, ttl: Duration::from_secs(60), ..MintRequest::new(role) };
         Some(mint(&self.parts.keys, &request, self.began).unwrap())
     }
 

@@ -89,7 +89,8 @@ impl Machine {
         let agent_id = agent.map(|agent| agent.parse().unwrap());
         let role = if agent.is_some() { Role::Authenticated } else { Role::ServiceRole };
         let ttl = Duration::from_secs(24 * 3600);
-        let wish = MintRequest { role, org: Some("demo".parse().unwrap()), agent_id, ttl };
+        let wish =
+            MintRequest { org: Some("demo".parse().unwrap()), agent_id, ttl, ..MintRequest::new(role) };
         mint(&self.keys, &wish, Clock::System.now()).unwrap()
     }
 

@@ -1,5 +1,6 @@
 //! Agents that work from outside: real clients against a whole daemon.
 mod commands;
+mod digest;
 mod doors;
 mod encoding;
 mod errors;
@@ -74,7 +75,7 @@ impl Rig {
 
     pub fn mint(&self, role: Role, org: &str, agent: Option<&str>) -> String {
         let (org, agent_id) = (Some(org.parse().unwrap()), agent.map(|agent| agent.parse().unwrap()));
-        let request = MintRequest { role, org, agent_id, ttl: Duration::from_secs(600) };
+        let request = MintRequest { org, agent_id, ttl: Duration::from_secs(600), ..MintRequest::new(role) };
         mint(&self.daemon.parts.keys, &request, Clock::System.now()).unwrap()
     }
 

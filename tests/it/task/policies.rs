@@ -83,22 +83,22 @@ async fn requester_chooses_among_the_offers() {
         _ => None,
     });
     assert_eq!(told.await, 2, "the requester is shown what the runtime offers");
-    let early = world.tasks.choose(task, &id("s")).await;
+    let early = world.tasks.choose(task, &id("s"), "test").await;
     assert!(matches!(early, Err(Error::BadRequest(_))), "s has not offered: {early:?}");
     // All have answered, and the round still waits for its requester.
     world.tasks.offer(task, &id("s"), offer(round, 9_000)).await.unwrap();
-    world.tasks.choose(task, &id("s")).await.unwrap();
+    world.tasks.choose(task, &id("s"), "test").await.unwrap();
     let assigned = world.assigned(task).await;
     assert_eq!(assigned.agent_id, id("s"), "though it is the dearest");
     let why = world.tasks.why(task).await.unwrap();
     assert_eq!(why["rounds"][0]["because"], "the requester chose it");
-    assert!(matches!(world.tasks.choose(task, &id("a")).await, Err(Error::Late)));
+    assert!(matches!(world.tasks.choose(task, &id("a"), "test").await, Err(Error::Late)));
 
     // The chosen agent refuses: the fallback decides among the standing offers.
     world.tasks.refuse(assigned.key, &id("s"), "no").await.unwrap();
     assert_eq!(world.finish(task).await, id("a"));
     let other = world.ask(request(json!({}))).await;
-    let wrong = world.tasks.choose(other, &id("a")).await;
+    let wrong = world.tasks.choose(other, &id("a"), "test").await;
     assert!(matches!(wrong, Err(Error::BadRequest(_) | Error::Late)), "{wrong:?}");
     world.check().await;
 }

@@ -1,26 +1,25 @@
-// Reads of `/v1`.
+// Requests to `/v1`.
 import { signal } from "@preact/signals";
 import { parseExact } from "./exact.ts";
 import { Problem, authorize, problemOf, send } from "./session.ts";
-import type { Agent, Line, Lines, Overview, TaskEvent, Why } from "./types.ts";
+import type { Agent, Channel, ChannelLine, Line, Lines, Overview, Run, Task, TaskEvent, Why } from "./types.ts";
 
 /** When the daemon last answered; 0 before the first answer. */
 export const answeredAt = signal(0);
 
 type Query = Record<string, string | number | null | undefined>;
 
-async function request(path: string, query: Query, abort: AbortSignal | undefined, fresh: boolean): Promise<Response> {
+async function request(path: string, query: Query, init: RequestInit, fresh: boolean): Promise<Response> {
   const { token } = await authorize(fresh);
   const params = Object.entries(query).flatMap(([name, value]) => (value === null || value === undefined || value === "" ? [] : [[name, String(value)]]));
   const search = params.length ? `?${new URLSearchParams(params)}` : "";
-  const init: RequestInit = { headers: { authorization: `Bearer ${token}` } };
-  return send(path + search, abort ? { ...init, signal: abort } : init);
+  return send(path + search, { ...init, headers: { authorization: `Bearer ${token}`, ...init.headers } });
 }
 
-async function text(path: string, query: Query, abort?: AbortSignal): Promise<string> {
-  let answer = await request(path, query, abort, false);
-  // The token may have ended while this machine slept.
-  if (answer.status === 401) answer = await request(path, query, abort, true);
+async function text(path: string, query: Query, init: RequestInit): Promise<string> {
+  let answer = await request(path, query, init, false);
+  // The token may have ended while this machine slept. What was refused for it was not carried out.
+  if (answer.status === 401) answer = await request(path, query, init, true);
   if (!answer.ok) throw await problemOf(answer);
   const body = await answer.text();
   answeredAt.value = Date.now();
@@ -28,15 +27,36 @@ async function text(path: string, query: Query, abort?: AbortSignal): Promise<st
 }
 
 async function get<T>(path: string, query: Query = {}, abort?: AbortSignal): Promise<T> {
-  return parseExact(await text(path, query, abort)) as T;
+  return parseExact(await text(path, query, abort ? { signal: abort } : {})) as T;
 }
+
+/** Sends a command; `null` if the answer has no body. */
+async function post<T>(path: string, body: unknown, headers: Record<string, string> = {}): Promise<T | null> {
+  const answer = await text(path, {}, { method: "POST", headers: { "content-type": "application/json", ...headers }, body: typeof body === "string" ? body : JSON.stringify(body) });
+  return answer ? (parseExact(answer) as T) : null;
+}
+
+const task = (id: string): string => `/v1/tasks/${encodeURIComponent(id)}`;
 
 export const readOverview = (abort?: AbortSignal): Promise<Overview> => get("/v1/overview", {}, abort);
 export const readLines = (query: Query, abort?: AbortSignal): Promise<Lines> => get("/v1/tasks", { ...query, view: "line" }, abort);
 export const readLinesById = async (ids: readonly string[], abort?: AbortSignal): Promise<Line[]> => (await readLines({ ids: ids.slice(0, 100).join(","), limit: 100 }, abort)).tasks;
-export const readWhy = (id: string, abort?: AbortSignal): Promise<Why> => get(`/v1/tasks/${encodeURIComponent(id)}/why`, {}, abort);
-export const readEvents = (id: string, after: number, abort?: AbortSignal): Promise<{ events: TaskEvent[]; next: number; final: boolean }> => get(`/v1/tasks/${encodeURIComponent(id)}/events`, { after }, abort);
+export const readWhy = (id: string, abort?: AbortSignal): Promise<Why> => get(`${task(id)}/why`, {}, abort);
+export const readEvents = (id: string, after: number, abort?: AbortSignal): Promise<{ events: TaskEvent[]; next: number; final: boolean }> => get(`${task(id)}/events`, { after }, abort);
+export const readTree = (id: string, abort?: AbortSignal): Promise<{ tasks: Line[]; more: boolean }> => get(`${task(id)}/tree`, {}, abort);
+export const readSteps = async (id: string, abort?: AbortSignal): Promise<Run[]> => (await get<{ runs: Run[] }>(`${task(id)}/steps`, {}, abort)).runs;
 export const readAgents = async (abort?: AbortSignal): Promise<Agent[]> => (await get<{ agents: Agent[] }>("/v1/agents", {}, abort)).agents;
 export const readAgent = (id: string, abort?: AbortSignal): Promise<Agent> => get(`/v1/agents/${encodeURIComponent(id)}`, {}, abort);
+export const readChannels = (query: Query, abort?: AbortSignal): Promise<{ channels: ChannelLine[]; total: number }> => get("/v1/channels", query, abort);
+export const readChannel = (topic: string, abort?: AbortSignal): Promise<Channel> => get(`/v1/channels/${encodeURIComponent(topic)}`, {}, abort);
+
+export const cancelTask = (id: string, reason: string): Promise<unknown> => post(`${task(id)}/cancel`, reason ? { reason } : {});
+export const requeueTask = (id: string): Promise<unknown> => post(`${task(id)}/requeue`, {});
+/** `answer` is JSON as text, so that big numbers stay what was typed. */
+export const answerTask = (id: string, answer: string): Promise<unknown> => post(`${task(id)}/answer`, `{"answer":${answer}}`);
+export const chooseOffer = (id: string, agent_id: string): Promise<unknown> => post(`${task(id)}/choose`, { agent_id });
+export const setBudget = (id: string, budget: object): Promise<unknown> => post(`${task(id)}/budget`, budget);
+/** A repeated request with the same key makes no second task. */
+export const requestTask = async (body: string, key: string): Promise<Task | undefined> => (await post<{ task: Task }>("/v1/tasks", body, { "idempotency-key": key }))?.task;
 
 export { Problem };

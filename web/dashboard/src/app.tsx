@@ -1,18 +1,24 @@
 // The frame around every screen.
-import { useSignal, useSignalEffect } from "@preact/signals";
+import { signal, useSignalEffect } from "@preact/signals";
 import { Component, type ComponentChildren, type JSX } from "preact";
-import { useEffect, useRef } from "preact/hooks";
-import { answeredAt } from "./api.ts";
+import { useEffect } from "preact/hooks";
+import { answeredAt, readOverview } from "./api.ts";
+import { Dialog } from "./dialog.tsx";
 import { clock, isUtc, now } from "./format.ts";
-import { HELP, hasLetters, isHelpOpen, setLetters, setUtc } from "./keys.ts";
+import { HELP, hasLetters, isHelpOpen, setLetters } from "./keys.ts";
 import { follow, isPaused, pause, status } from "./live.ts";
+import { Palette, isPaletteOpen, setUtc } from "./palette.tsx";
+import { useRead } from "./read.ts";
 import { go, href, route } from "./route.ts";
 import { Agent, Agents } from "./screens/Agents.tsx";
+import { Channels, OneChannel } from "./screens/Channels.tsx";
+import { Inbox } from "./screens/Inbox.tsx";
 import { Ask, Mark, SignIn } from "./screens/SignIn.tsx";
+import { System } from "./screens/System.tsx";
 import { Switchboard } from "./screens/Switchboard.tsx";
 import { Task } from "./screens/Task.tsx";
 import { Tasks } from "./screens/Tasks.tsx";
-import { type Session, isExpired, session, signOut } from "./session.ts";
+import { type Session, isAdmin, isExpired, session, signOut } from "./session.ts";
 import { nextTheme, theme } from "./theme.ts";
 import { Empty } from "./ui.tsx";
 
@@ -28,8 +34,15 @@ export function App(): JSX.Element {
   return <Frame key={`${state.session.user} ${state.session.org}`} session={state.session} />;
 }
 
+/** How many tasks wait for a person. */
+const needs = signal(0);
+
 function Frame({ session }: { session: Session }): JSX.Element {
   useEffect(() => follow(session.org), []);
+  const overview = useRead(`needs ${session.org}`, readOverview, () => true, 2000);
+  useSignalEffect(() => {
+    needs.value = Object.values(overview.value.data?.needs ?? {}).reduce((sum, n) => sum + n, 0);
+  });
   return (
     <div class="frame">
       <a class="skip" href="#main">Skip to the content</a>
@@ -39,6 +52,7 @@ function Frame({ session }: { session: Session }): JSX.Element {
         <Boundary key={JSON.stringify(route.value)}><Screen session={session} /></Boundary>
       </main>
       <Help />
+      <Palette org={session.org} />
       {isExpired.value ? <Dialog label="Your session has ended" isOpen onClose={() => undefined}><SignIn message={null} again /></Dialog> : null}
     </div>
   );
@@ -51,15 +65,20 @@ function Screen({ session: { org } }: { session: Session }): JSX.Element {
     if (current.screen === "start") go(href(org), { replace: true });
     if (current.screen === "find") go(href(org, "tasks", current.id), { replace: true });
   }, [current.screen]);
-  const name = { switchboard: org, tasks: "Tasks", task: "Task", agents: "Agents", agent: "id" in current ? current.id : "", start: org, find: "Task", missing: "Not found" }[current.screen];
+  const name = { switchboard: org, tasks: "Tasks", task: "Task", inbox: "Inbox", channels: "Channels", channel: "topic" in current ? current.topic : "", system: "System", agents: "Agents", agent: "id" in current ? current.id : "", start: org, find: "Task", missing: "Not found" }[current.screen];
+  const waiting = needs.value;
   useEffect(() => {
-    document.title = `${name} · Convoke`;
-  }, [name]);
+    document.title = `${waiting ? `(${waiting}) ` : ""}${name} · Convoke`;
+  }, [name, waiting]);
   if (isOther) return <Empty title={`This link is about org ${current.org}`}><p>You are signed in for org {org}. <code>convoke dashboard --org {current.org}</code> prints a link for the other one.</p></Empty>;
   switch (current.screen) {
     case "switchboard": return <Switchboard org={org} />;
     case "tasks": return <Tasks org={org} />;
     case "task": return <Task key={current.id} org={org} id={current.id} tab={current.tab} />;
+    case "channels": return <Channels org={org} />;
+    case "channel": return <OneChannel key={current.topic} org={org} topic={current.topic} />;
+    case "system": return <System org={org} />;
+    case "inbox": return <Inbox org={org} />;
     case "agents": return <Agents org={org} />;
     case "agent": return <Agent key={current.id} org={org} id={current.id} />;
     case "missing": return <Empty title="There is no such page"><p><a href={href(org)}>Switchboard</a></p></Empty>;
@@ -73,12 +92,13 @@ function Bar({ session }: { session: Session }): JSX.Element {
       <a class="brand" href={href(session.org)} aria-label="Convoke, Switchboard"><Mark /><b>Convoke</b></a>
       <span class="org">{session.org}</span>
       <span class="grow" />
+      <button type="button" class="quiet" title="Go to a screen, agent or task (Ctrl K)" onClick={() => (isPaletteOpen.value = true)}>⌕<span class="wide-only"> Go to…</span><span class="hidden"> Go to</span></button>
       <Live />
       <button type="button" class="quiet" aria-pressed={isPaused.value} title="Pause (p)" onClick={() => pause(!isPaused.value)}>{isPaused.value ? "Resume" : "Pause"}</button>
       <button type="button" class="quiet wide-only" title="Local time or UTC (z)" onClick={() => setUtc(!isUtc.value)}>{isUtc.value ? "UTC" : "local time"}</button>
       <button type="button" class="quiet wide-only" title="Theme (t)" onClick={nextTheme}>◐ <span class="hidden">Theme: </span>{theme.value}</button>
       <button type="button" class="quiet" title="Keys (?)" onClick={() => (isHelpOpen.value = true)}>?<span class="hidden"> Keys</span></button>
-      <span class="user wide-only">{session.user} <span class="soft">(viewer)</span></span>
+      <span class="user wide-only">{session.user} <span class="soft">({session.role})</span></span>
       <button type="button" class="quiet" onClick={() => void signOut()}>Sign out</button>
     </header>
   );
@@ -92,14 +112,18 @@ function Live(): JSX.Element {
 
 function Menu({ org }: { org: string }): JSX.Element {
   const { screen } = route.value;
-  const item = (to: string, icon: string, text: string, screens: string[]): JSX.Element => (
-    <a href={to} aria-current={screens.includes(screen) ? "page" : undefined}><span aria-hidden="true">{icon}</span>{text}</a>
+  const waiting = needs.value;
+  const item = (to: string, icon: string, text: string, screens: string[], badge = 0): JSX.Element => (
+    <a href={to} aria-current={screens.includes(screen) ? "page" : undefined}><span aria-hidden="true">{icon}</span>{text}{badge ? <b class="badge wait">{badge}<span class="hidden"> wait for a person</span></b> : null}</a>
   );
   return (
     <nav class="menu" aria-label="Screens">
       {item(href(org), "▣", "Switchboard", ["switchboard"])}
       {item(href(org, "tasks"), "≡", "Tasks", ["tasks", "task"])}
+      {item(href(org, "inbox"), "✋", "Inbox", ["inbox"], waiting)}
       {item(href(org, "agents"), "◉", "Agents", ["agents", "agent"])}
+      {isAdmin.value ? item(href(org, "channels"), "⌁", "Channels", ["channels", "channel"]) : null}
+      {item(href(org, "system"), "♥", "System", ["system"])}
       <small class="soft clock">{clock(new Date(now.value).toISOString())}{isUtc.value ? " UTC" : ""}</small>
     </nav>
   );
@@ -114,17 +138,6 @@ function Help(): JSX.Element {
       <form method="dialog"><button type="submit" class="primary">Close</button></form>
     </Dialog>
   );
-}
-
-function Dialog({ label, isOpen, onClose, children }: { label: string; isOpen: boolean; onClose: () => void; children: ComponentChildren }): JSX.Element {
-  const dialog = useRef<HTMLDialogElement>(null);
-  const was = useSignal(false);
-  useEffect(() => {
-    if (isOpen && !dialog.current?.open) dialog.current?.showModal();
-    if (!isOpen && dialog.current?.open) dialog.current.close();
-    was.value = isOpen;
-  }, [isOpen]);
-  return <dialog ref={dialog} aria-label={label} onClose={onClose}>{isOpen || was.value ? children : null}</dialog>;
 }
 
 /** A screen that throws fails alone. */

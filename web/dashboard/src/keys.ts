@@ -2,6 +2,7 @@
 import { signal } from "@preact/signals";
 import { isUtc } from "./format.ts";
 import { isPaused, pause } from "./live.ts";
+import { isPaletteOpen, setUtc } from "./palette.tsx";
 import { TABS, go, href, route } from "./route.ts";
 import { shownIds } from "./screens/Tasks.tsx";
 import { nextTheme } from "./theme.ts";
@@ -10,12 +11,13 @@ export const hasLetters = signal(localStorage.getItem("letters") !== "off");
 export const isHelpOpen = signal(false);
 
 export const HELP: readonly (readonly [string, string])[] = [
-  ["g then s, t, a", "go to Switchboard, Tasks, Agents"],
+  ["Ctrl K, ⌘ K, :", "go to a screen, agent, view or task"],
+  ["g then s, t, i, a, c, h", "go to Switchboard, Tasks, Inbox, Agents, Channels, System"],
   ["/", "filter of the tasks"],
   ["j k, ↓ ↑", "move in the list"],
   ["Enter", "open the task"],
   ["[ ]", "newer or older task of the list"],
-  ["1 to 4, w", "tabs of a task, Why"],
+  ["1 to 7, w", "tabs of a task, Why"],
   ["p", "pause, and follow again"],
   ["z", "local time or UTC"],
   ["t", "theme: system, light, dark"],
@@ -35,6 +37,11 @@ export function listen(org: () => string | null): void {
     const target = event.target as HTMLElement;
     const isField = target.matches?.("input, textarea, select, [contenteditable]");
     if (event.key === "Escape" && isField) return target.blur();
+    if ((event.metaKey || event.ctrlKey) && event.key.toLowerCase() === "k" && org()) {
+      event.preventDefault();
+      if (!document.querySelector("dialog[open]")) isPaletteOpen.value = true;
+      return;
+    }
     if (event.metaKey || event.ctrlKey || event.altKey || isField || document.querySelector("dialog[open]")) return;
     const current = org();
     if (!current) return;
@@ -48,12 +55,13 @@ function back(org: string): void {
   const { screen } = route.value;
   if (screen === "task") go(href(org, "tasks"));
   else if (screen === "agent") go(href(org, "agents"));
+  else if (screen === "channel") go(href(org, "channels"));
 }
 
 function act(key: string, org: string): boolean {
   if (isGoing && performance.now() - isGoing < 1500) {
     isGoing = 0;
-    const to = { s: href(org), t: href(org, "tasks"), a: href(org, "agents") }[key];
+    const to = { s: href(org), t: href(org, "tasks"), i: href(org, "inbox"), c: href(org, "channels"), h: href(org, "system"), a: href(org, "agents") }[key];
     if (to) go(to);
     return to !== undefined;
   }
@@ -61,6 +69,7 @@ function act(key: string, org: string): boolean {
   switch (key) {
     case "g": isGoing = performance.now(); return true;
     case "?": isHelpOpen.value = true; return true;
+    case ":": isPaletteOpen.value = true; return true;
     case "p": pause(!isPaused.value); return true;
     case "z": setUtc(!isUtc.value); return true;
     case "t": nextTheme(); return true;
@@ -75,11 +84,6 @@ function act(key: string, org: string): boolean {
   const next = step && at >= 0 ? shownIds.value[at + step] : undefined;
   if (next) go(href(org, "tasks", next));
   return Boolean(tab || next);
-}
-
-export function setUtc(on: boolean): void {
-  isUtc.value = on;
-  localStorage.setItem("utc", String(on));
 }
 
 function focusFilter(org: string): boolean {

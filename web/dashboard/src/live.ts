@@ -1,17 +1,17 @@
-// Hints of the room `org:<org>`: which tasks changed. A hint only says what to read again; the rows are the truth.
-// After every gap (a reconnect, sleep, a hidden tab) everything on the screen is read again.
+// Digests of the room `convoke:<org>`: which tasks changed, with their versions. A digest only says what to read again;
+// the rows are the truth. Digests are numbered: after every gap (a number that is missing, a reconnect, sleep, a hidden
+// tab) everything on the screen is read again.
 import { batch, effect, signal, untracked } from "@preact/signals";
 import { RealtimeClient } from "@supabase/realtime-js";
 import { answeredAt } from "./api.ts";
 import { tick } from "./format.ts";
 import { authorize } from "./session.ts";
+import type { Changed } from "./store.ts";
 
 export type Status = "connecting" | "catching up" | "live" | "no connection";
 
-/** Hints are delivered together. */
-const COALESCE_MS = 200;
-/** Everything visible is read again after this time, in case that a hint was lost. */
-const SAFETY_MS = 15_000;
+/** Everything visible is read again after this time: statistics and rows that were edited by hand have no digest. */
+const SAFETY_MS = 60_000;
 /** A step of the clock beside the running time means that the machine slept. */
 const SLEEP_MS = 5_000;
 /** A tab that was hidden for longer reads again when it is shown. */
@@ -21,20 +21,20 @@ export const status = signal<Status>("connecting");
 export const isPaused = signal(sessionStorage.getItem("paused") === "true");
 /** Rises when everything must be read again. */
 export const generation = signal(0);
-/** The tasks that changed since the last value. */
-export const hints = signal<ReadonlySet<string>>(new Set());
+/** What the last digest says. */
+export const digest = signal<Digest>({ n: 0, tasks: [], more: false, agents: false, gap: false });
 
-let waiting = new Set<string>();
-let timer: ReturnType<typeof setTimeout> | undefined;
+/** Whether a digest may concern a task. */
+export const concernsTask = (id: string) => ({ more, tasks }: Digest): boolean => more || tasks.some((task) => task.id === id);
 
-export function hint(id: string): void {
-  waiting.add(id);
-  timer ??= setTimeout(() => {
-    timer = undefined;
-    const told = waiting;
-    waiting = new Set();
-    hints.value = told;
-  }, COALESCE_MS);
+/** Follows the numbers of the digests of one subscription. Returns whether one is missing before `n`. */
+export function numbering(): (n: number) => boolean {
+  let last: number | undefined;
+  return (n) => {
+    const isMissing = last !== undefined && n !== last + 1;
+    last = n;
+    return isMissing;
+  };
 }
 
 /** Reads everything again. */
@@ -42,10 +42,15 @@ export function again(): void {
   generation.value += 1;
 }
 
-interface Coordination {
-  type?: string;
-  task?: { id?: string };
-  task_id?: string;
+export interface Digest {
+  n: number;
+  tasks: readonly Changed[];
+  /** More tasks changed than are listed. */
+  more: boolean;
+  /** Agents came, went or changed. */
+  agents: boolean;
+  /** The daemon itself has lost changes. */
+  gap: boolean;
 }
 
 /** Times of the client in tests; users have the defaults of realtime-js. */
@@ -64,14 +69,16 @@ export function follow(org: string): () => void {
     const { anonKey } = await authorize();
     if (stopped) return;
     client = new RealtimeClient(url, { params: { apikey: anonKey }, accessToken: async () => (await authorize()).token, ...timing() });
-    const room = client.channel(`org:${org}`);
-    room.on("broadcast", { event: "coordination" }, ({ payload }: { payload: Coordination }) => {
-      const id = payload.task?.id ?? payload.task_id;
-      if (typeof id === "string") hint(id);
+    const room = client.channel(`convoke:${org}`);
+    let isGapBefore = numbering();
+    room.on("broadcast", { event: "digest" }, ({ payload }: { payload: Digest }) => {
+      if (isGapBefore(payload.n) || payload.gap) again();
+      else digest.value = payload;
     });
     room.subscribe((told) => {
       batch(() => {
         if (told === "SUBSCRIBED") {
+          isGapBefore = numbering();
           status.value = "catching up";
           again();
         } else if (!stopped) status.value = "no connection";

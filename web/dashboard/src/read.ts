@@ -1,7 +1,7 @@
 // What a screen reads, again whenever it may have changed.
 import { effect, signal, type Signal, untracked } from "@preact/signals";
 import { useEffect, useMemo } from "preact/hooks";
-import { generation, hints, isPaused } from "./live.ts";
+import { type Digest, digest, generation, isPaused } from "./live.ts";
 import { Problem } from "./session.ts";
 
 export interface Reading<T> {
@@ -12,10 +12,10 @@ export interface Reading<T> {
 }
 
 /**
- * Reads `ask` for `key`: at once, after a gap, and when `concerns` says so of hints. One request at a time, at most
+ * Reads `ask` for `key`: at once, after a gap, and when `concerns` says so of a digest. One request at a time, at most
  * one every `everyMs`. Nothing while the page is paused or hidden, except the first time.
  */
-export function useRead<T>(key: string, ask: (abort: AbortSignal) => Promise<T>, concerns: (ids: ReadonlySet<string>) => boolean, everyMs = 500): Signal<Reading<T>> {
+export function useRead<T>(key: string, ask: (abort: AbortSignal) => Promise<T>, concerns: (digest: Digest) => boolean, everyMs = 500): Signal<Reading<T>> {
   const reading = useMemo(() => signal<Reading<T>>({ data: null, error: null, of: "" }), []);
   useEffect(() => {
     const abort = new AbortController();
@@ -55,8 +55,9 @@ export function useRead<T>(key: string, ask: (abort: AbortSignal) => Promise<T>,
         if (!isStill()) want();
       }),
       effect(() => {
-        const ids = hints.value;
-        if (ids.size && !document.hidden && !isStill() && untracked(() => concerns(ids))) want();
+        const told = digest.value;
+        const isIdle = !told.tasks.length && !told.more && !told.agents;
+        if (!isIdle && !document.hidden && !isStill() && untracked(() => concerns(told))) want();
       }),
     ];
     return () => {

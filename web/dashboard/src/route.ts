@@ -2,15 +2,19 @@
 import { computed, signal } from "@preact/signals";
 
 export const BASE = "/dashboard";
-export const TABS = ["why", "timeline", "events", "data"] as const;
+export const TABS = ["why", "timeline", "events", "data", "steps", "parts", "budget"] as const;
 export type Tab = (typeof TABS)[number];
 
 export type Route =
   | { screen: "switchboard"; org: string }
   | { screen: "tasks"; org: string }
+  | { screen: "inbox"; org: string }
   | { screen: "task"; org: string; id: string; tab: Tab }
   | { screen: "agents"; org: string }
   | { screen: "agent"; org: string; id: string }
+  | { screen: "channels"; org: string }
+  | { screen: "channel"; org: string; topic: string }
+  | { screen: "system"; org: string }
   | { screen: "find"; id: string }
   | { screen: "start" }
   | { screen: "missing" };
@@ -27,10 +31,14 @@ export function parse(path: string): Route {
   if (org === "t" && screen !== undefined && parts.length === 2) return { screen: "find", id: screen };
   if (screen === undefined) return { screen: "switchboard", org };
   if (screen === "tasks" && id === undefined) return { screen: "tasks", org };
+  if (screen === "inbox" && id === undefined) return { screen: "inbox", org };
   if (screen === "tasks" && id !== undefined && parts.length <= 4) {
     const found = TABS.find((known) => known === (tab ?? "why"));
     if (found) return { screen: "task", org, id, tab: found };
   }
+  if (screen === "channels" && id === undefined) return { screen: "channels", org };
+  if (screen === "channels" && id !== undefined && parts.length === 3) return { screen: "channel", org, topic: id };
+  if (screen === "system" && id === undefined) return { screen: "system", org };
   if (screen === "agents" && id === undefined) return { screen: "agents", org };
   if (screen === "agents" && id !== undefined && parts.length === 3) return { screen: "agent", org, id };
   return { screen: "missing" };

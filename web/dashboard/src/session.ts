@@ -1,9 +1,10 @@
 // Signing in, and the bearer token that the session gives.
-import { signal } from "@preact/signals";
+import { computed, signal } from "@preact/signals";
 
 export interface Session {
   user: string;
   org: string;
+  role: "viewer" | "operator" | "admin";
   expires_at: string;
 }
 
@@ -15,6 +16,9 @@ export type SessionState =
   | { is: "out"; message: string | null };
 
 export const session = signal<SessionState>({ is: "loading" });
+/** Whether this person may command tasks and agents. The daemon decides; the page only leaves out what it would refuse. */
+export const isOperator = computed(() => session.value.is === "in" && session.value.session.role !== "viewer");
+export const isAdmin = computed(() => session.value.is === "in" && session.value.session.role === "admin");
 /** The session ended while the page was open: it stays, under a dialog. */
 export const isExpired = signal(false);
 

@@ -5,8 +5,7 @@ export type TaskState = "blocked" | "scheduled" | "open" | "awarded" | "running"
 export const STATES: readonly TaskState[] = ["open", "awarded", "running", "waiting", "verifying", "blocked", "scheduled", "canceling", "completed", "failed", "canceled"];
 export const FINAL: ReadonlySet<string> = new Set(["completed", "failed", "canceled"]);
 
-/** A task without its input and result. */
-export interface Line {
+interface TaskFacts {
   id: string;
   org: string;
   kind: string;
@@ -19,15 +18,24 @@ export interface Line {
   epoch: number;
   attempt: number;
   attempts_max: number;
-  version: number;
   created_at: string;
   updated_at: string;
   deadline_at: string | null;
+  parent_id: string | null;
+  root_id: string;
+  progress: number | null;
+}
+
+/** A task without its input and result. */
+export interface Line extends TaskFacts {
+  version: number;
+  depends_on: string[];
+  /** What its attempts have used. */
+  microdollars: number;
   question: string | null;
-  needs: string | null;
+  needs: "input" | "approval" | "budget" | "choice" | null;
   input_preview: string | null;
   error: string | null;
-  progress: number | null;
   activity: string | null;
   offers: number;
   score: number | null;
@@ -96,28 +104,10 @@ export interface Amount {
   spent: number;
 }
 
-export interface Task {
-  id: string;
-  org: string;
-  kind: string;
+export interface Task extends TaskFacts {
   requires: string[];
-  state: TaskState;
-  state_reason: string | null;
-  agent_id: string | null;
-  requester: string;
-  priority: number;
-  round: number;
-  epoch: number;
-  attempt: number;
-  attempts_max: number;
-  created_at: string;
-  updated_at: string;
-  deadline_at: string | null;
   run_at: string | null;
-  parent_id: string | null;
-  root_id: string;
   depends_on: string[];
-  progress: number | null;
   question: { question?: string; for?: string; agent_id?: string; asked_at?: string } | null;
   budget?: Record<string, { tokens: Amount; microdollars: Amount }> | null;
   input: unknown;
@@ -125,8 +115,38 @@ export interface Task {
   error: unknown;
 }
 
+/** A step of an agent that thinks. Viewers get no contents. */
+export interface Step {
+  seq: number;
+  kind: "note" | "model" | "tool";
+  state: string;
+  tries: number;
+  began_at: string | null;
+  ended_at: string | null;
+  name?: string | null;
+  effect?: string | null;
+  args?: unknown;
+  result?: unknown;
+  [more: string]: unknown;
+}
+
+export interface Run {
+  run: number;
+  agent_id: string;
+  model: string | null;
+  started_at: string | null;
+  ended_at: string | null;
+  ended_as: string | null;
+  tokens: number;
+  microdollars: number;
+  steps: Step[];
+}
+
 export interface Why {
   task: Task;
+  /** How the next award is made. */
+  award: Award | null;
+  runs: Run[];
   rounds: Round[];
   attempts: Attempt[];
   paid: { tokens: number; microdollars: number; presumed: boolean };
@@ -193,4 +213,36 @@ export interface Agent {
   reputation: number;
   statistics: Record<string, Statistics>;
   last_seen_at: string | null;
+}
+
+export interface Flow {
+  messages_in: number;
+  messages_out: number;
+}
+
+export interface ChannelLine {
+  topic: string;
+  public_members: number;
+  private_members: number;
+  per_second: Flow;
+}
+
+export interface Refusal {
+  at: string;
+  connection: number | null;
+  event: string;
+  code: string;
+  reason: string;
+}
+
+export interface Channel {
+  topic: string;
+  rooms: {
+    private: boolean;
+    member_count: number;
+    members: { connection: number; role: string; sub: string | null; agent: string | null; joined_at: string; presence_key: string }[];
+    per_second: Flow;
+    refusals: Refusal[];
+  }[];
+  refusals: Refusal[];
 }

@@ -1,7 +1,7 @@
 // Signing in: with a link of `convoke dashboard`, opened or pasted.
 import { useSignal } from "@preact/signals";
 import type { JSX } from "preact";
-import { codeOf, session, signIn } from "../session.ts";
+import { type Session, codeOf, session, signIn } from "../session.ts";
 
 export function SignIn({ message, again = false }: { message: string | null; again?: boolean }): JSX.Element {
   const text = useSignal("");
@@ -36,7 +36,7 @@ export function SignIn({ message, again = false }: { message: string | null; aga
 }
 
 /** A link for somebody else than who is signed in: it may have been sent by somebody else, too. */
-export function Ask({ user, org, code, current }: { user: string; org: string; code: string; current: { user: string; org: string; expires_at: string } }): JSX.Element {
+export function Ask({ user, org, code, current }: { user: string; org: string; code: string; current: Session }): JSX.Element {
   return (
     <div class="sign-in">
       <h1><Mark /> Sign in as {user}?</h1>

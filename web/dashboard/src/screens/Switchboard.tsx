@@ -22,7 +22,7 @@ async function readAll(abort: AbortSignal): Promise<All> {
   const hour = new Date(Date.now() - 3_600_000).toISOString();
   const [overview, waiting, failed, agents] = await Promise.all([
     readOverview(abort),
-    readLines({ state: "waiting", limit: 50 }, abort),
+    readLines({ needs: "input,approval,budget,choice", limit: 50 }, abort),
     readLines({ state: "failed", since: hour, limit: 100 }, abort),
     readAgents(abort),
   ]);
@@ -58,6 +58,7 @@ export function Switchboard({ org }: { org: string }): JSX.Element {
 function Tiles({ org, overview }: { org: string; overview: Overview }): JSX.Element {
   const { states, ended, agents, oldest_open_at } = overview;
   const working = (states.running ?? 0) + (states.awarded ?? 0);
+  const needed = Object.values(overview.needs).reduce((sum, n) => sum + n, 0);
   const tasks = (state: string): string => `${href(org, "tasks")}?state=${state}`;
   const tile = (to: string, value: string, label: string, note: string, mark = ""): JSX.Element => (
     <li><a class={`tile ${mark}`} href={to}><b>{value}</b><span>{label}</span><small>{note}</small></a></li>
@@ -66,7 +67,7 @@ function Tiles({ org, overview }: { org: string; overview: Overview }): JSX.Elem
     <ul class="tiles">
       {tile(tasks("running,awarded"), count(working), "running", `${agents.slots_used} of ${agents.slots} slots used`, working ? "busy" : "")}
       {tile(tasks("open"), count(states.open ?? 0), "open", oldest_open_at ? `oldest ${since(oldest_open_at)}` : "none waits for an agent")}
-      {tile(tasks("waiting"), count(states.waiting ?? 0), "need a person", Object.entries(overview.needs).map(([needs, n]) => `${n} ${needs}`).join(", ") || "no questions", states.waiting ? "wait" : "")}
+      {tile(href(org, "inbox"), count(needed), "need a person", Object.entries(overview.needs).map(([needs, n]) => `${n} ${needs}`).join(", ") || "no questions", needed ? "wait" : "")}
       {tile(`${tasks("completed")}&since=1h`, `${count(ended.completed)}${ended.partial ? "+" : ""}`, "completed", "requested in the last hour", ended.completed ? "good" : "")}
       {tile(`${tasks("failed")}&since=1h`, `${count(ended.failed)}${ended.partial ? "+" : ""}`, "failed", "requested in the last hour", ended.failed ? "bad" : "")}
       {tile(href(org, "agents"), `${agents.present} / ${agents.known}`, "agents here", `${agents.busy} at work`, agents.known && !agents.present ? "bad" : "")}
@@ -76,12 +77,12 @@ function Tiles({ org, overview }: { org: string; overview: Overview }): JSX.Elem
 
 function NeedsYou({ org, lines }: { org: string; lines: Line[] }): JSX.Element {
   return (
-    <Panel title="Needs you" aside={lines.length ? <span class="badge wait">{lines.length}</span> : null}>
+    <Panel title="Needs you" aside={lines.length ? <a href={href(org, "inbox")}>Inbox <span class="badge wait">{lines.length}</span></a> : null}>
       {lines.length ? (
         <ul class="rows">
           {lines.slice(0, SHOWN).map((line) => (
             <li key={line.id}>
-              <TaskLink org={org} id={line.id}><b>{line.question ?? "It waits."}</b></TaskLink>
+              <TaskLink org={org} id={line.id}><b>{line.question ?? (line.needs === "choice" ? `Choose one of ${line.offers} ${line.offers === 1 ? "offer" : "offers"}` : "It waits.")}</b></TaskLink>
               <small>{line.needs ?? "input"} · {line.agent_id ?? line.requester} · {line.kind} · <Ago at={line.updated_at} /></small>
             </li>
           ))}

@@ -1,20 +1,27 @@
 // One task: who has it and why, what happened, and its data.
 import type { JSX } from "preact";
+import { concernsTask } from "../live.ts";
 import { useRead } from "../read.ts";
-import { readWhy } from "../api.ts";
+import { useSignal } from "@preact/signals";
+import { cancelTask, readWhy, requeueTask } from "../api.ts";
+import { Command } from "../dialog.tsx";
 import { duration, money, now, shortId } from "../format.ts";
 import { TABS, type Tab, go, href } from "../route.ts";
-import { FINAL, type Why as WhyAnswer } from "../types.ts";
+import { FINAL, type Task as TaskRow, type Why as WhyAnswer } from "../types.ts";
 import { AgentLink, Ago, Copy, Money, Progress, State, TaskLink, Trouble, left } from "../ui.tsx";
+import { Answer, needOf } from "./Answer.tsx";
+import { Budget, RaiseBudget } from "./Budget.tsx";
 import { Data } from "./Data.tsx";
 import { Events } from "./Events.tsx";
+import { Parts } from "./Parts.tsx";
+import { Steps } from "./Steps.tsx";
 import { Timeline } from "./Timeline.tsx";
 import { Why } from "./Why.tsx";
 
-const TITLES: Record<Tab, string> = { why: "Why", timeline: "Timeline", events: "Events", data: "Data" };
+const TITLES: Record<Tab, string> = { why: "Why", timeline: "Timeline", events: "Events", data: "Data", steps: "Steps", parts: "Parts", budget: "Budget" };
 
 export function Task({ org, id, tab }: { org: string; id: string; tab: Tab }): JSX.Element {
-  const { data, error } = useRead(`why ${id}`, (abort) => readWhy(id, abort), (ids) => ids.has(id), 100).value;
+  const { data, error } = useRead(`why ${id}`, (abort) => readWhy(id, abort), concernsTask(id), 100).value;
   if (!data) return error ? <><h1>Task <code>{shortId(id)}</code></h1><Trouble problem={error} /></> : <p class="boot" role="status">Loading…</p>;
   return (
     <>
@@ -26,6 +33,9 @@ export function Task({ org, id, tab }: { org: string; id: string; tab: Tab }): J
         {tab === "timeline" ? <Timeline org={org} why={data} /> : null}
         {tab === "events" ? <Events org={org} id={id} /> : null}
         {tab === "data" ? <Data why={data} /> : null}
+        {tab === "steps" ? <Steps org={org} id={id} /> : null}
+        {tab === "parts" ? <Parts org={org} id={id} /> : null}
+        {tab === "budget" ? <Budget org={org} why={data} /> : null}
       </div>
     </>
   );
@@ -37,6 +47,7 @@ function Head({ org, why }: { org: string; why: WhyAnswer }): JSX.Element {
   const end = FINAL.has(task.state) ? Date.parse(task.updated_at) : now.value;
   const lease = live ? left(live.lease_until) : "";
   const limit = task.budget?.task?.microdollars.max;
+  const need = needOf(why);
   return (
     <header class="task-head">
       <h1>{task.kind} <code title={task.id}>{shortId(task.id)}</code> <Copy text={task.id}>Copy id</Copy></h1>
@@ -52,13 +63,30 @@ function Head({ org, why }: { org: string; why: WhyAnswer }): JSX.Element {
         <span><span class="soft">requested</span> <Ago at={task.created_at} /> <span class="soft">by {task.requester}</span></span>
         {task.parent_id ? <span><span class="soft">part of</span> <TaskLink org={org} id={task.parent_id} /></span> : null}
       </p>
-      {task.question?.question && task.state === "waiting" ? (
-        <div class="notice wait">
-          <strong>{task.question.agent_id ?? "The agent"} asks: {task.question.question}</strong>
-          <p>Answer with <code>convoke task answer {task.id} '"…"'</code>{task.question.asked_at ? <> · asked <Ago at={task.question.asked_at} /></> : null}</p>
-        </div>
-      ) : null}
+      <Actions task={task} />
+      {need ? <Answer key={`${need} ${task.epoch}`} org={org} why={why} need={need} /> : null}
     </header>
+  );
+}
+
+function Actions({ task }: { task: TaskRow }): JSX.Element {
+  const reason = useSignal("");
+  const isEnded = task.state === "failed" || task.state === "canceled";
+  return (
+    <div class="inline actions">
+      {FINAL.has(task.state) || task.state === "canceling" ? null : (
+        <Command label="Cancel…" title={`Cancel ${task.kind}?`} verb="Cancel the task" isDangerous run={() => cancelTask(task.id, reason.value.trim())}>
+          <p>{task.agent_id ? `${task.agent_id} is asked to stop, and what it has done may be lost. ` : ""}Parts of the task that have not ended are canceled, too.</p>
+          <label>Reason<input value={reason.value} autocomplete="off" onInput={(event) => (reason.value = event.currentTarget.value)} /></label>
+        </Command>
+      )}
+      {isEnded ? (
+        <Command label="Requeue…" title={`Requeue ${task.kind}?`} verb="Requeue the task" run={() => requeueTask(task.id)}>
+          <p>The task begins again with its first attempt, and agents are asked for offers. What earlier attempts had as effects stays.</p>
+        </Command>
+      ) : null}
+      <RaiseBudget task={task} />
+    </div>
   );
 }
 

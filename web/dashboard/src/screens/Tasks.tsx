@@ -8,8 +8,10 @@ import { duration, now, score } from "../format.ts";
 import { again, isPaused } from "../live.ts";
 import { useRead } from "../read.ts";
 import { go, href, query, setQuery } from "../route.ts";
-import { type Store, current, put } from "../store.ts";
+import { type Store, current, isNew, patch, put } from "../store.ts";
 import { FINAL, type Line, type Lines, STATES } from "../types.ts";
+import { removeView, saveView, viewsOf } from "../views.ts";
+import { RequestTask } from "./RequestTask.tsx";
 import { AgentLink, Ago, Empty, Progress, State, TaskLink, Trouble } from "../ui.tsx";
 
 const PAGE = 50;
@@ -52,9 +54,11 @@ export function Tasks({ org }: { org: string }): JSX.Element {
     unknown.current.clear();
     newer.value = 0;
     return (shown.current = asPage(lines));
-  }, (ids) => {
-    for (const id of ids) if (!shown.current?.ids.includes(id)) unknown.current.add(id);
-    return true;
+  }, ({ tasks, more }) => {
+    for (const { id } of tasks) if (!shown.current?.ids.includes(id)) unknown.current.add(id);
+    const isAny = more || tasks.some((task) => isNew(known.value, task));
+    known.value = patch(known.value, tasks);
+    return isAny;
   });
 
   const { data, error } = reading.value;
@@ -71,6 +75,7 @@ export function Tasks({ org }: { org: string }): JSX.Element {
   return (
     <>
       <h1>Tasks</h1>
+      <Views org={org} />
       <FilterBar filter={filter} />
       {error ? <Trouble problem={error} /> : null}
       <div class="list-head">
@@ -79,6 +84,8 @@ export function Tasks({ org }: { org: string }): JSX.Element {
         </span>
         {newer.value && !before ? <button type="button" class="small primary" onClick={showNew}>{newer.value} changed or new ↑</button> : null}
         {before ? <a href={newest()}>Newest</a> : null}
+        <span class="grow" />
+        <RequestTask org={org} />
       </div>
       {data && !lines.length ? <Nothing filter={filter} page={data} /> : null}
       {lines.length ? (
@@ -88,6 +95,35 @@ export function Tasks({ org }: { org: string }): JSX.Element {
       ) : null}
       {data ? <Further page={data} last={lines.at(-1)} /> : null}
     </>
+  );
+}
+
+/** Saved filters, and the form that saves this one. */
+function Views({ org }: { org: string }): JSX.Element {
+  const name = useSignal("");
+  const saved = viewsOf(org);
+  const params = new URLSearchParams(query.value);
+  params.delete("before");
+  const here = params.toString();
+  const current = saved.find((view) => view.query === here);
+  const save = (event: Event): void => {
+    event.preventDefault();
+    if (!name.value.trim()) return;
+    saveView(org, { name: name.value.trim(), query: here });
+    name.value = "";
+  };
+  return (
+    <div class="views">
+      {saved.map((view) => <a key={view.name} class="chip" aria-current={view === current ? "page" : undefined} href={`${href(org, "tasks")}?${view.query}`}>{view.name}</a>)}
+      {current ? <button type="button" class="quiet small" onClick={() => removeView(org, current.name)}>Forget “{current.name}”</button> : null}
+      {here && !current ? (
+        <form class="inline" onSubmit={save}>
+          <label class="hidden" for="view-name">Name of this filter</label>
+          <input id="view-name" value={name.value} maxLength={60} autocomplete="off" placeholder="Name of this filter" onInput={(event) => (name.value = event.currentTarget.value)} />
+          <button type="submit" class="small">Save view</button>
+        </form>
+      ) : null}
+    </div>
   );
 }
 

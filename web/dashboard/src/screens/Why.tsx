@@ -1,7 +1,10 @@
 // Why a task is where it is: each round with its offers and scores, and what became of every award.
-import { useComputed } from "@preact/signals";
+import { useComputed, useSignal } from "@preact/signals";
 import type { JSX } from "preact";
+import { chooseOffer } from "../api.ts";
+import { useCommand } from "../dialog.tsx";
 import { between, duration, money, now, score } from "../format.ts";
+import { status } from "../live.ts";
 import { query, setQuery } from "../route.ts";
 import { ONE, WEIGHTS, WHAT_IF, canRank, rank } from "../score.ts";
 import { type Attempt, type Award, type Offer, PARTS, type Round, type Why as WhyAnswer } from "../types.ts";
@@ -74,6 +77,30 @@ function RoundView({ org, round, why }: { org: string; round: Round; why: WhyAns
       {attempts.length ? <Ladder org={org} attempts={attempts} task={why} /> : null}
       {offers.length > 1 ? <WhatIf round={round} offers={offers} /> : null}
     </Panel>
+  );
+}
+
+/** The offers of the open round, each with a button: the requester chooses. */
+export function Choice({ org, why }: { org: string; why: WhyAnswer }): JSX.Element {
+  const chosen = useSignal("");
+  const { fault, isBusy, act } = useCommand(() => chooseOffer(why.task.id, chosen.value));
+  const open = why.rounds.at(-1)?.offers.filter(({ state }) => state === "open") ?? [];
+  return (
+    <>
+      <ul class="choice">
+        {open.map((offer) => (
+          <li key={offer.agent_id}>
+            <AgentLink org={org} id={offer.agent_id} />
+            <span class="soft">{money(offer.cost_microdollars)} · {duration(offer.eta_ms)} · {Math.round(offer.confidence * 100)} % sure{offer.note ? ` · “${offer.note}”` : ""}</span>
+            <button type="button" class="small" aria-label={`Choose ${offer.agent_id}`} disabled={isBusy.value || status.value === "no connection"} onClick={() => {
+              chosen.value = offer.agent_id;
+              void act();
+            }}>Choose</button>
+          </li>
+        ))}
+      </ul>
+      {fault.value ? <p class="bad" role="alert">{fault.value}</p> : null}
+    </>
   );
 }
 

@@ -158,6 +158,31 @@ test("after kill -9 and a cut network nothing is missed", async ({ seats }) => {
   await same();
 });
 
+test("a digest that is lost is noticed by its number", async ({ seats }) => {
+  const id = await seats.request("index.rebuild");
+  await seats.reaches(id, "running");
+  const { page, origin } = await seats.person("ana");
+  let isDropping = false;
+  let dropped = 0;
+  await page.routeWebSocket(/realtime/, (socket) => {
+    const server = socket.connectToServer();
+    server.onMessage((message) => {
+      if (isDropping && String(message).includes(id)) dropped += 1;
+      else socket.send(message);
+    });
+  });
+  await page.goto(`${origin}/dashboard/demo/tasks/${id}`);
+  await isLive(page);
+  await expect(page.locator(".facts")).toContainText("running");
+  isDropping = true;
+  await seats.api(`/v1/tasks/${id}/cancel`, {});
+  await seats.reaches(id, "canceled");
+  await expect.poll(() => dropped, { timeout: 30_000 }).toBeGreaterThan(0);
+  // A digest about another task: only its number says that one is missing.
+  await seats.reaches(await seats.request("support.reply"), "completed");
+  await expect(page.locator(".facts")).toContainText("canceled");
+});
+
 test("pause stops the screen, and resume shows what is now", async ({ seats }) => {
   const { page, origin } = await seats.person("ana");
   await page.goto(`${origin}/dashboard/demo/tasks`);
@@ -254,6 +279,150 @@ test("what waits, what failed and what runs is on the switchboard", async ({ sea
   await expect(page.locator(".facts")).toContainText(/cancel/);
 });
 
+test("an operator cancels and requeues, another browser follows, and a viewer sees no action", async ({ seats }) => {
+  const id = await seats.request("index.rebuild");
+  await seats.reaches(id, "running");
+  const ana = await seats.person("ana", {}, "operator");
+  const ben = await seats.person("ben");
+  for (const { page, origin } of [ana, ben]) {
+    await page.goto(`${origin}/dashboard/demo/tasks/${id}`);
+    await isLive(page);
+    await expect(page.locator(".facts")).toContainText("running");
+  }
+  await expect(ana.page.getByText("ana (operator)")).toBeVisible();
+  await expect(ben.page.getByRole("button", { name: /Cancel|Requeue|Set budget/ })).toHaveCount(0);
+  // What the page leaves out, the daemon refuses.
+  const byHand = await ben.page.evaluate(async (task) => {
+    const given = await fetch("/dashboard/session/token", { method: "POST", headers: { "content-type": "application/json" }, body: "{}" });
+    const { token } = (await given.json()) as { token: string };
+    return (await fetch(`/v1/tasks/${task}/cancel`, { method: "POST", headers: { authorization: `Bearer ${token}` }, body: "{}" })).status;
+  }, id);
+  expect(byHand).toBe(403);
+
+  await ana.page.getByRole("button", { name: "Cancel…" }).click();
+  const dialog = ana.page.getByRole("dialog", { name: "Cancel index.rebuild?" });
+  await expect(dialog).toContainText("slow is asked to stop");
+  await dialog.getByRole("button", { name: "Leave it" }).click();
+  await expect(dialog).toBeHidden();
+  expect((await seats.api<{ state: string }>(`/v1/tasks/${id}`)).state, "nothing is sent before it is confirmed").toBe("running");
+  await ana.page.getByRole("button", { name: "Cancel…" }).click();
+  await dialog.getByLabel("Reason").fill("not needed any more");
+  await ana.page.keyboard.press("Enter");
+  await expect(dialog).toBeHidden();
+  for (const { page } of [ana, ben]) await expect(page.locator(".facts")).toContainText("canceled");
+  await seats.reaches(id, "canceled");
+  await ana.page.getByRole("tab", { name: "Events" }).click();
+  await ana.page.getByRole("button", { name: /Details of cancel / }).first().click();
+  await expect(ana.page.locator(".events pre")).toContainText("user:convoke#ana");
+
+  // Somebody else was faster, and the screen stands still: the daemon's answer is in the dialog.
+  await ana.page.getByRole("button", { name: "Pause" }).click();
+  await ana.page.getByRole("button", { name: "Requeue…" }).click();
+  await seats.service(`/v1/tasks/${id}/requeue`, {});
+  await seats.reaches(id, "running");
+  const requeue = ana.page.getByRole("dialog", { name: "Requeue index.rebuild?" });
+  await requeue.getByRole("button", { name: "Requeue the task" }).click();
+  await expect(requeue.getByRole("alert")).toContainText("running");
+  await seats.service(`/v1/tasks/${id}/cancel`, {});
+  await seats.reaches(id, "canceled");
+});
+
+test("what waits for a person is answered in the inbox", async ({ seats }) => {
+  const asked = await seats.request("plan.choose");
+  await seats.reaches(asked, "waiting");
+  const chosen = await seats.request("support.triage", { policy: { award: "requester", choose_within: "1h" } });
+  await expect.poll(async () => (await seats.api<{ rounds: { offers: unknown[] }[] }>(`/v1/tasks/${chosen}/why`)).rounds[0]?.offers.length, { timeout: 30_000 }).toBe(2);
+  const { page, origin } = await seats.person("ana", {}, "operator");
+  await page.goto(`${origin}/dashboard/demo/inbox`);
+  await isLive(page);
+  const card = (id: string): ReturnType<typeof page.locator> => page.locator(".cards > li", { has: page.locator(`a[title="${id}"]`) });
+  await expect(card(asked)).toContainText("advisor asks: Which plan should the report compare?");
+  await expect(card(chosen).getByRole("button", { name: /^Choose / })).toHaveCount(2);
+  await card(asked).getByLabel(/^Note/).fill("compare the large one");
+  await card(asked).getByRole("button", { name: "Approve" }).click();
+  await expect(card(asked), "it is gone when the daemon says so").toHaveCount(0);
+  await seats.reaches(asked, "completed");
+  const { result } = await seats.api<{ result: unknown }>(`/v1/tasks/${asked}`);
+  expect(JSON.stringify(result)).toContain("compare the large one");
+  await card(chosen).getByRole("button", { name: "Choose clerk" }).click();
+  await expect(card(chosen)).toHaveCount(0);
+  await seats.reaches(chosen, "completed");
+  expect((await seats.api<{ agent_id: string }>(`/v1/tasks/${chosen}`)).agent_id).toBe("clerk");
+});
+
+test("a task is requested with its budget and its parts in view", async ({ seats }) => {
+  const { page, origin } = await seats.person("ana", {}, "operator");
+  await page.goto(`${origin}/dashboard/demo/tasks`);
+  await isLive(page);
+  await page.getByRole("button", { name: "Request a task…" }).click();
+  const dialog = page.getByRole("dialog", { name: "Request a task" });
+  await dialog.getByLabel("Kind").fill("index.rebuild");
+  await dialog.getByLabel("Input, as JSON").fill("{nonsense");
+  await dialog.getByRole("button", { name: "Request the task" }).click();
+  await expect(dialog.getByRole("alert")).toContainText("no JSON");
+  await dialog.getByLabel("Input, as JSON").fill('{"n": 9007199254740993}');
+  await dialog.getByRole("button", { name: "Request the task" }).click();
+  await expect(page).toHaveURL(/tasks\/[0-9a-f-]{36}$/);
+  await expect(page.locator(".facts")).toContainText("running");
+  const id = new URL(page.url()).pathname.split("/").at(-1) ?? "";
+  await page.getByRole("tab", { name: "Data" }).click();
+  await expect(page.locator("pre").first(), "every digit of the input arrived").toContainText("9007199254740993");
+  await page.getByRole("tab", { name: "Budget" }).click();
+  await page.getByRole("tabpanel").getByRole("button", { name: "Set budget…" }).click();
+  const budget = page.getByRole("dialog", { name: "Set the budget" }).filter({ visible: true });
+  await budget.getByLabel(/Most dollars of this task/).fill("plenty");
+  await budget.getByRole("button", { name: "Set the budget" }).click();
+  await expect(budget.getByRole("alert")).toContainText("not an amount");
+  await budget.getByLabel(/Most dollars of this task/).fill("0.25");
+  await budget.getByRole("button", { name: "Set the budget" }).click();
+  await expect(page.locator(".meter")).toHaveAttribute("aria-label", /of \$0\.25/);
+  await page.getByRole("tab", { name: "Parts" }).click();
+  await expect(page.getByRole("heading", { name: "No parts" })).toBeVisible();
+  await page.getByRole("tab", { name: "Steps" }).click();
+  await expect(page.getByRole("heading", { name: "No steps" })).toBeVisible();
+  await seats.service(`/v1/tasks/${id}/cancel`, {});
+  await seats.reaches(id, "canceled");
+});
+
+test("the palette goes anywhere, and a filter is saved as a view", async ({ seats }) => {
+  const id = await seats.request("support.reply");
+  await seats.reaches(id, "completed");
+  const { page, origin } = await seats.person("ana", {}, "admin");
+  const dialog = page.getByRole("dialog", { name: "Go to" });
+  const goTo = async (typed: string): Promise<void> => {
+    await page.keyboard.press("Control+k");
+    await expect(dialog.getByRole("combobox")).toBeFocused();
+    await page.keyboard.type(typed);
+    await page.keyboard.press("Enter");
+    await expect(dialog).toBeHidden();
+  };
+  await goTo(id);
+  await expect(page).toHaveURL(new RegExp(`tasks/${id}$`));
+  await page.keyboard.press("Control+k");
+  await dialog.getByRole("combobox").fill("expert");
+  await expect(dialog.getByRole("option", { name: "expert agent" })).toHaveAttribute("aria-selected", "true");
+  await page.keyboard.press("Enter");
+  await expect(page).toHaveURL(/agents\/expert$/);
+  await goTo("channels");
+  await expect(page.getByRole("row", { name: /convoke:demo/ })).toContainText("1");
+  await page.getByRole("link", { name: "convoke:demo" }).click();
+  await expect(page.getByRole("heading", { name: "Public room" })).toBeVisible();
+  await expect(page.getByRole("row", { name: /authenticated/ }).first()).toContainText("ana");
+  await goTo("system");
+  await expect(page.getByRole("row", { name: /arbiter/ })).toContainText("ready");
+
+  await page.goto(`${origin}/dashboard/demo/tasks?kind=support.reply`);
+  await page.getByLabel("Name of this filter").fill("Replies");
+  await page.getByRole("button", { name: "Save view" }).click();
+  await expect(page.getByRole("link", { name: "Replies" })).toHaveAttribute("aria-current", "page");
+  await page.reload();
+  await goTo("tasks");
+  await page.getByRole("link", { name: "Replies" }).click();
+  await expect(page).toHaveURL(/kind=support.reply/);
+  await page.getByRole("button", { name: "Forget “Replies”" }).click();
+  await expect(page.getByRole("link", { name: "Replies" })).toHaveCount(0);
+});
+
 for (const scheme of ["light", "dark"] as const)
   test(`every screen is accessible and fits a phone, ${scheme}`, async ({ seats }) => {
     const asked = await seats.request("plan.choose");
@@ -264,7 +433,7 @@ for (const scheme of ["light", "dark"] as const)
     const running = await seats.request("index.rebuild");
     await seats.reaches(running, "running");
     const failed = (await seats.api<{ tasks: { id: string }[] }>("/v1/tasks?view=line&state=failed&limit=1")).tasks[0]?.id ?? "";
-    const { page, origin } = await seats.person("ana", { colorScheme: scheme, bypassCSP: true, viewport: { width: 1440, height: 900 } });
+    const { page, origin } = await seats.person("ana", { colorScheme: scheme, bypassCSP: true, viewport: { width: 1440, height: 900 } }, "admin");
     const screens: [string, string, string][] = [
       ["switchboard", "", ".negotiations"],
       ["tasks", "/tasks", "tbody tr"],
@@ -276,6 +445,14 @@ for (const scheme of ["light", "dark"] as const)
       ["events", `/tasks/${failed}/events`, ".events li"],
       ["data", `/tasks/${ticket}/data`, "pre"],
       ["question", `/tasks/${asked}`, ".notice"],
+      ["inbox", "/inbox", ".cards form"],
+      ["inbox-empty", "/inbox?for=budget", ".empty"],
+      ["steps-empty", `/tasks/${ticket}/steps`, ".empty"],
+      ["parts-empty", `/tasks/${ticket}/parts`, ".empty"],
+      ["budget", `/tasks/${ticket}/budget`, ".panel"],
+      ["system", "/system", "tbody tr"],
+      ["channels", "/channels", "tbody tr"],
+      ["channel", "/channels/convoke:demo", "tbody tr"],
       ["agents", "/agents", "tbody tr"],
       ["agent", "/agents/expert", ".calibration"],
       ["missing", "/nowhere/at/all", ".empty"],

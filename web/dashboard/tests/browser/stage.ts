@@ -22,6 +22,8 @@ interface Finding {
   nodes: { target: string[] }[];
 }
 
+export type Role = "viewer" | "operator" | "admin";
+
 export class Stage {
   readonly daemon: Daemon;
   readonly errors: string[] = [];
@@ -48,13 +50,13 @@ export class Stage {
   }
 
   /** A link of `convoke dashboard`, as a person gets it. */
-  link(person: string, org = "demo"): string {
-    const args = ["dashboard", "--data-dir", this.dataDir, "--config", join(here, "convoke.toml"), "--org", org, "--sub", person];
+  link(person: string, role: Role = "viewer"): string {
+    const args = ["dashboard", "--data-dir", this.dataDir, "--config", join(here, "convoke.toml"), "--org", "demo", "--sub", person, "--role", role];
     return execFileSync(binary(), args, { encoding: "utf8" }).trim();
   }
 
   /** A person's browser behind a wire of its own; pages of it are signed in. */
-  async person(name: string, options: Parameters<Browser["newContext"]>[0] = {}): Promise<{ page: Page; context: BrowserContext; wire: Wire; origin: string }> {
+  async person(name: string, options: Parameters<Browser["newContext"]>[0] = {}, role: Role = "viewer"): Promise<{ page: Page; context: BrowserContext; wire: Wire; origin: string }> {
     const wire = await new Wire(Number(this.daemon.url.port)).open();
     const context = await this.browser.newContext(options);
     this.#contexts.push(context);
@@ -65,20 +67,25 @@ export class Stage {
       if (message.type() === "error" && /Content Security Policy|Trusted/.test(message.text())) this.errors.push(`${name}: ${message.text()}`);
     });
     const origin = `http://127.0.0.1:${wire.port}`;
-    const link = new URL(this.link(name));
+    const link = new URL(this.link(name, role));
     await page.goto(`${origin}${link.pathname}?reconnect=200&heartbeat=1000${link.hash}`);
     await isLive(page);
     return { page, context, wire, origin };
   }
 
-  /** A bearer of a user who may request tasks. */
-  token(): string {
-    return sign({ role: "authenticated", aud: "authenticated", org: "demo", sub: "shop" }, this.daemon.secret(), 600);
+  /** As a user who may request tasks. */
+  api<T = Record<string, unknown>>(path: string, body?: unknown): Promise<T> {
+    return this.#ask<T>(path, { role: "authenticated", aud: "authenticated", org: "demo", sub: "shop" }, body);
   }
 
-  async api<T = Record<string, unknown>>(path: string, body?: unknown): Promise<T> {
+  /** As the service, which may command every task. */
+  service<T = Record<string, unknown>>(path: string, body?: unknown): Promise<T> {
+    return this.#ask<T>(path, { role: "service_role", org: "demo" }, body);
+  }
+
+  async #ask<T>(path: string, claims: Record<string, unknown>, body: unknown): Promise<T> {
     const init = body === undefined ? {} : { method: "POST", body: JSON.stringify(body) };
-    const answer = await fetch(new URL(path, this.daemon.url), { ...init, headers: { authorization: `Bearer ${this.token()}` } });
+    const answer = await fetch(new URL(path, this.daemon.url), { ...init, headers: { authorization: `Bearer ${sign(claims, this.daemon.secret(), 600)}` } });
     if (!answer.ok) throw new Error(`${path}: ${answer.status} ${await answer.text()}`);
     return (await answer.json()) as T;
   }

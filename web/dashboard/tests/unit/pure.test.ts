@@ -3,7 +3,11 @@ import { describe, expect, test } from "vitest";
 import { ExactNumber, parseExact, pretty } from "../../src/exact.ts";
 import { sinceTime, toParams, toggled } from "../../src/filter.ts";
 import { ONE, canRank, rank, segments, weighted } from "../../src/score.ts";
-import { LINES_MAX, current, put } from "../../src/store.ts";
+import { type Changed, LINES_MAX, current, isNew, patch, put } from "../../src/store.ts";
+import { budgetOf } from "../../src/limits.ts";
+import { match } from "../../src/match.ts";
+import { bodyOf } from "../../src/request.ts";
+import { nested } from "../../src/tree.ts";
 import type { Line, Offer, Score } from "../../src/types.ts";
 
 const score = (parts: Partial<Score>): Score => ({ total: 0, cost: 0, speed: 0, confidence: 0, load: 0, reputation: 0, waited: 0, ...parts });
@@ -59,6 +63,77 @@ describe("store", () => {
     store = put(put(store, [line("0", 2)]), [line("new", 1)]);
     expect(store.size).toBe(LINES_MAX);
     expect([store.has("0"), store.has("1"), store.has("new")]).toEqual([true, false, true]);
+  });
+});
+
+describe("digests", () => {
+  const changed = (id: string, version: number, state: string): Changed => ({ id, version, state, progress: null }) as Changed;
+  const known = (id: string, version: number, state: string): Line => ({ id, version, state, progress: null }) as Line;
+  test("a change is shown at once, and read only if the page does not have it", () => {
+    const store = put(new Map(), [known("a", 2, "open"), known("b", 5, "running")]);
+    expect(isNew(store, changed("a", 3, "running"))).toBe(true);
+    expect(isNew(store, changed("b", 5, "running")), "the page has read this version").toBe(false);
+    expect(isNew(store, changed("c", 1, "open"))).toBe(true);
+    const patched = patch(store, [changed("a", 3, "running"), changed("b", 4, "awarded"), changed("c", 1, "open")]);
+    expect(current(patched, ["a", "b", "c"]).map(({ id, state }) => `${id} ${state}`), "an older change is ignored").toEqual(["a running", "b running"]);
+    // The answer that has the change replaces the line.
+    expect(current(put(patched, [known("a", 3, "running")]), ["a"])[0]?.version).toBe(3);
+  });
+  test("any order of digests, answers and losses ends in the newest versions", () => {
+    let seed = 11;
+    const random = (max: number): number => (seed = (seed * 48_271) % 2_147_483_647) % max;
+    const states = ["open", "awarded", "running", "completed"];
+    for (let round = 0; round < 200; round++) {
+      let store: ReadonlyMap<string, Line> = new Map();
+      const truth = new Map<string, number>();
+      for (let step = 0; step < 30; step++) {
+        const id = `${random(3)}`;
+        const version = (truth.get(id) ?? 0) + random(2);
+        truth.set(id, Math.max(1, version));
+        const read = 1 + random(truth.get(id) ?? 1);
+        const state = (at: number): string => states[Math.min(at, states.length) - 1] ?? "";
+        // An answer or a digest of any earlier version, or none.
+        if (random(3)) store = random(2) ? put(store, [known(id, read, state(read))]) : patch(store, [changed(id, read, state(read))]);
+      }
+      // The snapshot after a gap.
+      const snapshot = [...truth].map(([id, version]) => known(id, version, states[Math.min(version, states.length) - 1] ?? ""));
+      store = put(store, snapshot);
+      expect(current(store, [...truth.keys()])).toEqual(snapshot);
+    }
+  });
+});
+
+describe("forms", () => {
+  test("the input of a request keeps every digit", () => {
+    expect(bodyOf(" a.b ", "", '{"n": 9007199254740993}')).toBe('{"kind":"a.b","requires":["a.b"],"input":{"n": 9007199254740993}}');
+    expect(bodyOf("a", "x, y,", "")).toBe('{"kind":"a","requires":["x","y"],"input":null}');
+    expect(() => bodyOf("a", "", "{")).toThrow("no JSON");
+  });
+  test("limits are dollars and tokens, and an empty field is none", () => {
+    expect(budgetOf({ dollars: "0.25", tokens: "" })).toEqual({ microdollars: 250_000 });
+    expect(budgetOf({ treeTokens: "7" })).toEqual({ tree: { tokens: 7 } });
+    for (const bad of [{}, { dollars: "much" }, { tokens: "-1" }, { dollars: "Infinity" }] as Record<string, string>[]) expect(() => budgetOf(bad)).toThrow();
+  });
+});
+
+describe("palette", () => {
+  test("the best match is first, and letters in order are enough", () => {
+    const texts = ["Tasks", "Tasks that failed in the last hour", "Switchboard", "keyword"];
+    const found = (typed: string): string[] => match(typed, texts, (text) => text);
+    expect(found("")).toEqual(texts);
+    expect(found("tas")[0]).toBe("Tasks");
+    expect(found("failed")).toEqual(["Tasks that failed in the last hour"]);
+    expect(found("kwd")).toEqual(["keyword"]);
+    expect(found("zz")).toEqual([]);
+  });
+});
+
+describe("tree", () => {
+  test("each part follows its parent, also one whose parent is not shown", () => {
+    const part = (id: string, parent_id: string | null): Line => ({ id, parent_id }) as Line;
+    const rows = nested([part("4", "2"), part("3", "1"), part("1", null), part("2", "1"), part("9", "8")]);
+    expect(rows.map(({ line, depth }) => `${depth}${line.id}`)).toEqual(["01", "12", "24", "13", "09"]);
+    expect(nested([part("1", "2"), part("2", "1"), part("3", "3")]).length, "rows in a circle are shown").toBe(3);
   });
 });
 

@@ -1,0 +1,75 @@
+//! Errors of HTTP routes as RFC 9457 problem details: `type`, `title`, `status`, `detail`, and the `code` that
+//! programs read. The only place that writes them.
+use axum::{
+    Json,
+    http::{HeaderName, HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde_json::json;
+
+/// An error response. No cache stores it.
+#[derive(Debug)]
+pub(crate) struct Problem {
+    status: StatusCode,
+    code: &'static str,
+    detail: String,
+    /// `Retry-After` of 429 and 503.
+    retry_after_s: u32,
+}
+
+impl Problem {
+    pub(crate) fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
+        Self { status, code, detail: detail.into(), retry_after_s: 1 }
+    }
+
+    pub(crate) fn bad_request(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "bad_request", detail)
+    }
+
+    pub(crate) fn unauthorized(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, "unauthorized", detail)
+    }
+
+    pub(crate) fn forbidden(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::FORBIDDEN, "forbidden", detail)
+    }
+
+    pub(crate) fn unavailable(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", detail)
+    }
+
+    /// A bug: what happened is in the log, not in the answer.
+    pub(crate) fn internal(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", detail)
+    }
+
+    /// Sets `Retry-After`, which is 1 second otherwise.
+    pub(crate) fn retry_after(self, seconds: u32) -> Self {
+        Self { retry_after_s: seconds, ..self }
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let Self { status, code, detail, retry_after_s } = self;
+        let body = json!({
+            "type": format!("urn:convoke:error:{code}"),
+            "title": status.canonical_reason().unwrap_or("Error"),
+            "status": status.as_u16(),
+            "detail": detail,
+            "code": code,
+        });
+        let mut response = (status, Json(body)).into_response();
+        let mut set = |name: HeaderName, value| response.headers_mut().insert(name, value);
+        set(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        set(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        match status {
+            StatusCode::UNAUTHORIZED => set(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")),
+            StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => {
+                set(header::RETRY_AFTER, HeaderValue::from(retry_after_s))
+            }
+            _ => None,
+        };
+        response
+    }
+}

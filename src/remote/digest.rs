@@ -1,0 +1,280 @@
+//! Numbered digests of what changed in an org, for dashboards: the public room `convoke:<org>`.
+//!
+//! The daemon alone publishes there, and a token of the org, or the service, may subscribe. Four times a second at
+//! most, a room whose org has changed gets `digest` {`n`, `at`, `tasks`, `more`, `agents`, `gap`}. `n` rises by one with
+//! each digest of a room, and an idle room gets one every ten seconds: a subscriber finds the loss of any. `gap` says
+//! that the daemon has lost changes itself. Collects only for rooms with subscribers. Without the database the changes
+//! are kept for the next digest. A digest is a hint: the rows are the truth.
+use super::publisher::CoordinationPublisher;
+use crate::{
+    hub::Room,
+    id::{AgentId, OrgId, TaskId, Topic},
+    task::{Notice, Tasks},
+    telemetry::Outage,
+};
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+
+const INTERVAL: Duration = Duration::from_millis(250);
+/// An idle room gets a digest after this time.
+const IDLE: Duration = Duration::from_secs(10);
+/// A room without subscribers is forgotten after this time: a subscriber enters it a moment after its right is checked.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(60);
+/// Most tasks of one digest, of at most about 500 bytes each; `more` says that further ones changed.
+const TASKS_MAX: usize = 60;
+/// The topics of these rooms begin so.
+const PREFIX: &str = "convoke:";
+
+/// The rooms of digests. Clones share them.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Digests(Arc<Mutex<HashMap<OrgId, Digest>>>);
+
+#[derive(Debug)]
+struct Digest {
+    n: u64,
+    changes: Changes,
+    /// When a digest was sent, or the room was entered.
+    active_at: Instant,
+    entered_at: Instant,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Changes {
+    tasks: HashSet<TaskId>,
+    more: bool,
+    agents: bool,
+    gap: bool,
+}
+
+impl Changes {
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    fn task(&mut self, id: TaskId) {
+        if self.tasks.len() < TASKS_MAX || self.tasks.contains(&id) {
+            self.tasks.insert(id);
+        } else {
+            self.more = true;
+        }
+    }
+
+    fn add(&mut self, other: Self) {
+        other.tasks.into_iter().for_each(|id| self.task(id));
+        self.more |= other.more;
+        self.agents |= other.agents;
+        self.gap |= other.gap;
+    }
+}
+
+/// Whether the room is one of digests, in which no client publishes.
+pub(super) fn is_digest_room(room: &Room) -> bool {
+    !room.private && room.topic.as_str().starts_with(PREFIX)
+}
+
+/// The org of a room of digests. `None` for any other room, and for one that names no org.
+pub(super) fn org_of(room: &Room) -> Option<OrgId> {
+    is_digest_room(room).then(|| room.topic.as_str().strip_prefix(PREFIX)?.parse().ok()).flatten()
+}
+
+fn room(org: &OrgId) -> Option<Room> {
+    Topic::new(&format!("{PREFIX}{org}")).map(Room::public)
+}
+
+impl Digests {
+    /// A subscriber is about to enter the room of an org.
+    pub(super) fn enter(&self, org: OrgId) {
+        let now = Instant::now();
+        let new = || Digest { n: 0, changes: Changes::default(), active_at: now, entered_at: now };
+        self.0.lock().entry(org).or_insert_with(new).entered_at = now;
+    }
+
+    /// Collects what a commit changed. `org_of` finds the org of an agent.
+    pub(super) fn note(&self, notice: &Notice, org_of: impl Fn(&AgentId) -> Option<OrgId>) {
+        let mut rooms = self.0.lock();
+        if rooms.is_empty() {
+            return;
+        }
+        let (org, task) = match notice {
+            Notice::Updated(task) | Notice::Announced { task, .. } | Notice::Offered { task, .. } => {
+                (Some(task.org.clone()), task.id)
+            }
+            Notice::Assigned(assigned) => (org_of(&assigned.agent_id), assigned.key.task_id),
+            Notice::Progressed { agent_id, task } => (org_of(agent_id), *task),
+            Notice::Nudge { .. } | Notice::Cancel { .. } => return,
+        };
+        if let Some(digest) = org.and_then(|org| rooms.get_mut(&org)) {
+            digest.changes.task(task);
+        }
+    }
+
+    /// An agent of the org came, went or changed.
+    pub(super) fn agents(&self, org: &OrgId) {
+        if let Some(digest) = self.0.lock().get_mut(org) {
+            digest.changes.agents = true;
+        }
+    }
+
+    /// Changes of unknown orgs were lost.
+    fn lost(&self) {
+        self.0.lock().values_mut().for_each(|digest| digest.changes.gap = true);
+    }
+
+    /// Takes the changes of all rooms that are due, and forgets rooms that were left.
+    fn due(&self, now: Instant, is_watched: impl Fn(&OrgId) -> bool) -> Vec<(OrgId, Changes)> {
+        let mut rooms = self.0.lock();
+        rooms
+            .retain(|org, digest| is_watched(org) || now.duration_since(digest.entered_at) < FORGOTTEN_AFTER);
+        let due = rooms
+            .iter_mut()
+            .filter(|(_, digest)| !digest.changes.is_empty() || now.duration_since(digest.active_at) >= IDLE);
+        due.map(|(org, digest)| (org.clone(), std::mem::take(&mut digest.changes))).collect()
+    }
+
+    /// Keeps changes for the next digest.
+    fn put_back(&self, due: Vec<(OrgId, Changes)>) {
+        let mut rooms = self.0.lock();
+        for (org, changes) in due {
+            if let Some(digest) = rooms.get_mut(&org) {
+                digest.changes.add(changes);
+            }
+        }
+    }
+
+    /// The number of the digest that is sent now.
+    fn next(&self, org: &OrgId, now: Instant) -> Option<u64> {
+        let mut rooms = self.0.lock();
+        let digest = rooms.get_mut(org)?;
+        (digest.n, digest.active_at) = (digest.n + 1, now);
+        Some(digest.n)
+    }
+}
+
+/// Publishes digests until `stop` is cancelled.
+pub(super) async fn run(
+    digests: &Digests,
+    tasks: &Tasks,
+    publisher: &CoordinationPublisher,
+    stop: CancellationToken,
+) {
+    let mut outage = Outage::of("digests of dashboards");
+    let mut dropped = tasks.notices_dropped();
+    let mut ticks = tokio::time::interval(INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        let now_dropped = tasks.notices_dropped();
+        if std::mem::replace(&mut dropped, now_dropped) != now_dropped {
+            digests.lost();
+        }
+        let watched = |org: &OrgId| room(org).is_some_and(|room| publisher.hub.watchers(&room) > 0);
+        let due = digests.due(Instant::now(), watched);
+        if due.is_empty() {
+            continue;
+        }
+        let ids: Vec<TaskId> = due.iter().flat_map(|(_, changes)| changes.tasks.iter().copied()).collect();
+        let lines = if ids.is_empty() { Ok(HashMap::new()) } else { tasks.digest_lines(&ids).await };
+        match lines {
+            Ok(lines) => {
+                outage.succeeded();
+                due.iter().for_each(|(org, changes)| publish(digests, publisher, org, changes, &lines));
+            }
+            Err(error) => {
+                outage.failed(&error);
+                digests.put_back(due);
+            }
+        }
+    }
+}
+
+fn publish(
+    digests: &Digests,
+    publisher: &CoordinationPublisher,
+    org: &OrgId,
+    changes: &Changes,
+    lines: &HashMap<TaskId, (String, Value)>,
+) {
+    let (Some(room), Some(n)) = (room(org), digests.next(org, Instant::now())) else { return };
+    // By the org of the row: a task belongs to the digest of no other org.
+    let own = |id: &TaskId| lines.get(id).filter(|(of, _)| of == org.as_str()).map(|(_, line)| line);
+    let Changes { tasks, more, agents, gap } = changes;
+    let tasks: Vec<&Value> = tasks.iter().filter_map(own).collect();
+    let payload = json!({
+        "n": n, "at": publisher.clock.now(), "tasks": tasks, "more": more, "agents": agents, "gap": gap,
+    });
+    publisher.digest(&room, &payload);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn org(name: &str) -> OrgId {
+        name.parse().unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn changes_are_collected_for_rooms_that_were_entered_and_kept_until_they_are_sent() {
+        let digests = Digests::default();
+        digests.agents(&org("demo"));
+        digests.enter(org("demo"));
+        let watched = |_: &OrgId| true;
+        assert_eq!(digests.due(Instant::now(), watched), [], "the room was entered after the change");
+        digests.agents(&org("demo"));
+        digests.agents(&org("other"));
+        let changes = Changes { agents: true, ..Changes::default() };
+        let due = digests.due(Instant::now(), watched);
+        assert_eq!(due, [(org("demo"), changes.clone())]);
+        digests.put_back(due);
+        digests.lost();
+        let both = Changes { gap: true, ..changes };
+        assert_eq!(digests.due(Instant::now(), watched), [(org("demo"), both)]);
+        assert_eq!(digests.next(&org("demo"), Instant::now()), Some(1));
+        assert_eq!(digests.next(&org("demo"), Instant::now()), Some(2));
+        tokio::time::advance(IDLE).await;
+        assert_eq!(digests.due(Instant::now(), watched), [(org("demo"), Changes::default())], "idle");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn room_that_was_left_is_forgotten() {
+        let digests = Digests::default();
+        digests.enter(org("demo"));
+        digests.due(Instant::now(), |_| false);
+        assert_eq!(digests.next(&org("demo"), Instant::now()), Some(1), "it may be entered still");
+        tokio::time::advance(FORGOTTEN_AFTER).await;
+        digests.due(Instant::now(), |_| false);
+        assert_eq!(digests.next(&org("demo"), Instant::now()), None);
+    }
+
+    #[test]
+    fn digest_has_a_limit_and_says_that_there_is_more() {
+        let mut changes = Changes::default();
+        let ids: Vec<TaskId> = (0..=TASKS_MAX).map(|_| TaskId::generate()).collect();
+        ids.iter().take(TASKS_MAX).for_each(|id| changes.task(*id));
+        changes.task(ids[0]);
+        assert!(!changes.more);
+        changes.task(ids[TASKS_MAX]);
+        assert_eq!((changes.tasks.len(), changes.more), (TASKS_MAX, true));
+    }
+
+    #[test]
+    fn only_public_rooms_of_an_org_have_digests() {
+        let named = |topic: &str, private| Room { topic: Topic::new(topic).unwrap(), private };
+        assert_eq!(org_of(&named("convoke:demo", false)), Some(org("demo")));
+        assert_eq!(org_of(&named("convoke:demo", true)), None);
+        assert_eq!(org_of(&named("org:demo", false)), None);
+        let nameless = named("convoke:", false);
+        assert!(is_digest_room(&nameless) && org_of(&nameless).is_none());
+    }
+}
