@@ -119,7 +119,8 @@ pub mod llm;
 #[doc(hidden)]
 pub mod presence;
 #[cfg(feature = "daemon")]
-mod problem;
+#[doc(hidden)]
+pub mod problem;
 #[cfg(feature = "daemon")]
 #[doc(hidden)]
 pub mod remote;

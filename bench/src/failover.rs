@@ -101,10 +101,10 @@ struct Victim {
 
 fn token(daemon: &Parts) -> anyhow::Result<String> {
     let request = MintRequest {
-        role: Role::Authenticated,
         org: Some(OrgId::try_from("bench")?),
         agent_id: Some(AgentId::try_from(VICTIM)?),
         ttl: Duration::from_secs(3600),
+        ..MintRequest::new(Role::Authenticated)
     };
     Ok(mint(&daemon.keys, &request, Clock::System.now())?)
 }

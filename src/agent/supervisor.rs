@@ -249,6 +249,15 @@ impl Agents {
         self.0.agents.iter().map(|(id, hosted)| (id.clone(), hosted.definition.org.clone()))
     }
 
+    /// The definitions of the agents of an org that are available, ordered by id.
+    pub fn definitions_of(&self, org: &OrgId) -> impl Iterator<Item = Arc<Definition>> {
+        let of = |hosted: &&Arc<HostedAgent>| hosted.definition.org == *org;
+        let mut found: Vec<_> =
+            self.0.agents.values().filter(of).map(|hosted| hosted.definition.clone()).collect();
+        found.sort_by(|a, b| a.id.cmp(&b.id));
+        found.into_iter()
+    }
+
     /// The hosted agents of an org.
     pub fn of_org(&self, org: &OrgId) -> impl Iterator<Item = &AgentId> {
         let of = |hosted: &Arc<HostedAgent>| hosted.is_hosted() && hosted.definition.org == *org;

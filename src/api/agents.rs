@@ -6,7 +6,7 @@ use super::{
     problem::Problem,
 };
 use crate::{
-    id::OrgId,
+    id::{AgentId, OrgId},
     task::{self, AgentStatus},
 };
 use axum::{
@@ -42,4 +42,39 @@ pub(super) async fn show(
     let agent = id("an agent's id", &agent)?;
     let status = deps.tasks.agent(&agent).await?;
     if caller.sees(&status.org) { Ok(Json(status)) } else { Err(task::Error::UnknownAgent(agent).into()) }
+}
+
+/// The agent gets no new task until it is resumed; what it has is finished. For operators of its org.
+pub(super) async fn drain(
+    deps: State<Deps>,
+    caller: Caller,
+    agent: Path<String>,
+) -> Result<Json<AgentStatus>, Problem> {
+    set_drained(deps, caller, agent, true).await
+}
+
+/// Ends the drain. For operators of its org.
+pub(super) async fn resume(
+    deps: State<Deps>,
+    caller: Caller,
+    agent: Path<String>,
+) -> Result<Json<AgentStatus>, Problem> {
+    set_drained(deps, caller, agent, false).await
+}
+
+async fn set_drained(
+    State(deps): State<Deps>,
+    caller: Caller,
+    Path(agent): Path<String>,
+    on: bool,
+) -> Result<Json<AgentStatus>, Problem> {
+    let agent: AgentId = id("an agent's id", &agent)?;
+    let org = deps.tasks.agent(&agent).await?.org;
+    if !caller.sees(&org) {
+        return Err(task::Error::UnknownAgent(agent).into());
+    }
+    caller.must_operate(&org, if on { "drain an agent" } else { "resume an agent" })?;
+    let status = deps.tasks.drain(&agent, on, &caller.requester()).await?;
+    deps.identity.agents_changed(&org);
+    Ok(Json(status))
 }

@@ -4,6 +4,7 @@
 //! authorization, and the form of errors (RFC 9457 problem details with the codes of §6). `task` decides
 //! about tasks. Bodies have a size limit, long polls a time limit, and no text of the database reaches a
 //! client.
+mod activity;
 mod agents;
 mod assignments;
 mod caller;
@@ -24,6 +25,7 @@ pub use overview::Overviews;
 pub use polls::Polls;
 
 use crate::{
+    agent::Agents,
     auth::Keys,
     clock::Clock,
     gateway::Gateway,
@@ -96,6 +98,8 @@ impl Default for Config {
 pub struct Deps {
     /// The negotiation.
     pub tasks: TaskCommands,
+    /// The agents' files.
+    pub agents: Agents,
     /// Realtime channels.
     pub gateway: Gateway,
     /// Verifies tokens.
@@ -137,6 +141,11 @@ pub fn router(deps: Deps) -> Router {
         .route("/overview", get(overview::show))
         .route("/agents", get(agents::list))
         .route("/agents/{id}", get(agents::show))
+        .route("/agents/{id}/drain", post(agents::drain))
+        .route("/agents/{id}/resume", post(agents::resume))
+        .route("/lanes", get(activity::lanes))
+        .route("/spend", get(activity::spend))
+        .route("/triggers", get(activity::triggers))
         .route("/agents/{id}/presence", put(inbox::present).delete(inbox::gone))
         .route("/agents/{id}/inbox", get(inbox::inbox))
         .route("/agents/{id}/messages", post(inbox::message))

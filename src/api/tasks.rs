@@ -10,7 +10,9 @@ use super::{
 use crate::{
     id::{AgentId, OrgId, TaskId},
     remote::{self, AgentCommand, RemoteCommand, Reply, RequesterCommand, no_cancel_reason},
-    task::{Budget, Event, Filter, LineFilter, Lines, NewOffer, Request, Requeue, Requeued, Task},
+    task::{
+        Budget, Bulk, BulkDone, Event, Filter, LineFilter, Lines, NewOffer, Request, Requeue, Requeued, Task,
+    },
 };
 use axum::{
     Json, Router,
@@ -32,6 +34,7 @@ pub(super) fn routes() -> Router<Deps> {
     Router::new()
         .route("/tasks", post(request).get(list))
         .route("/tasks/requeue", post(requeue_all))
+        .route("/tasks/bulk", post(bulk))
         .route("/tasks/{id}", get(show))
         .route("/tasks/{id}/events", get(events))
         .route("/tasks/{id}/why", get(why))
@@ -346,6 +349,18 @@ pub(super) async fn requeue_all(
     let operates = caller.is_service() || org.as_ref().is_some_and(|org| caller.operates(org));
     let own = (!operates).then_some(&by);
     Ok(Json(deps.tasks.requeue_all(org.as_ref(), own, &by, &filter).await?))
+}
+
+/// Cancels or requeues many tasks of an org: `{tasks, refused, more}`. For operators.
+pub(super) async fn bulk(
+    State(deps): State<Deps>,
+    caller: Caller,
+    Params(query): Params<RequestQuery>,
+    Body(body): Body<Bulk>,
+) -> Result<Json<BulkDone>, Problem> {
+    let org = caller.org_for(query.org)?;
+    caller.must_operate(&org, "change many tasks at once")?;
+    Ok(Json(deps.tasks.bulk(&org, &caller.requester(), body).await?))
 }
 
 #[derive(Deserialize)]

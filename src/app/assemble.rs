@@ -117,6 +117,7 @@ pub(super) async fn assemble(
     let page = dashboard::router(&config.dashboard, page)?;
     let routes = gateway::router(&gateway).merge(page).merge(api::router(api::Deps {
         tasks: tasks.commands(),
+        agents: agents.clone(),
         gateway: gateway.clone(),
         keys: keys.clone(),
         clock,

@@ -147,6 +147,17 @@ impl Principal {
         self.is_service() || (is_operator && self.sees(org))
     }
 
+    /// Refuses everyone but the service and operators of `org`. `what` completes "may …".
+    ///
+    /// # Errors
+    /// [`Denied`].
+    pub fn must_operate(&self, org: &OrgId, what: &str) -> Result<(), Denied> {
+        if self.operates(org) {
+            return Ok(());
+        }
+        Err(Denied(format!("only an operator of org {org} and the service may {what}")))
+    }
+
     /// Refuses a viewer of the dashboard, who only reads.
     ///
     /// # Errors

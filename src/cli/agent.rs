@@ -5,7 +5,7 @@ use crate::{
     id::{AgentId, OrgId},
 };
 use clap::Subcommand;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::time::Duration;
 
 #[derive(Subcommand)]
@@ -18,6 +18,16 @@ pub(super) enum Command {
     },
     /// Show one agent with its statistics.
     Show {
+        /// The agent's id
+        id: AgentId,
+    },
+    /// Give an agent no new task; what it has is finished. It stays so until `resume`, also after restarts.
+    Drain {
+        /// The agent's id
+        id: AgentId,
+    },
+    /// End the drain of an agent.
+    Resume {
         /// The agent's id
         id: AgentId,
     },
@@ -51,13 +61,22 @@ pub(super) async fn run(settings: &Settings, command: Command) -> Outcome {
             output::table(header, agents.iter().map(row));
         }
         Command::Show { id } => {
-            let answer = daemon.get(&format!("/v1/agents/{id}"), &[], Duration::ZERO).await?;
-            if settings.json {
-                output::json(&answer);
-            } else {
-                output::members(&answer);
-            }
+            shown(settings, &daemon.get(&format!("/v1/agents/{id}"), &[], Duration::ZERO).await?);
+        }
+        Command::Drain { id } => {
+            shown(settings, &daemon.post(&format!("/v1/agents/{id}/drain"), &[], &json!({})).await?);
+        }
+        Command::Resume { id } => {
+            shown(settings, &daemon.post(&format!("/v1/agents/{id}/resume"), &[], &json!({})).await?);
         }
     }
     Ok(())
+}
+
+fn shown(settings: &Settings, agent: &Value) {
+    if settings.json {
+        output::json(agent);
+    } else {
+        output::members(agent);
+    }
 }

@@ -65,6 +65,11 @@ impl Identity {
         Self(Arc::new(Inner { connected, tracker, queue, observers_open, digests }))
     }
 
+    /// Tells dashboards of the org that its agents changed.
+    pub fn agents_changed(&self, org: &OrgId) {
+        self.0.digests.agents(org);
+    }
+
     pub(super) fn digests(&self) -> &Digests {
         &self.0.digests
     }

@@ -19,7 +19,7 @@ mod storage;
 mod triggers;
 mod upkeep;
 
-pub use commands::bulk::{NotRequeued, Requeue, Requeued};
+pub use commands::bulk::{Bulk, BulkAction, BulkDone, NotChanged, Requeue, Requeued};
 pub use commands::task_commands::TaskCommands;
 pub use model::agent_words::{AgentKind, AgentPresence};
 pub(crate) use model::budget::budget_question;
@@ -34,6 +34,7 @@ pub use model::task_state::TaskState;
 pub use model::types::*;
 pub use model::usage::Usage;
 pub use model::wait_types::*;
+pub use read::activity::TriggerState;
 pub use read::invariants::INVARIANTS;
 pub use read::lines::{LineFilter, Lines};
 pub use read::replay::{Replayed, replay};

@@ -447,6 +447,12 @@ pub struct AgentStatus {
     pub statistics: Value,
     /// When its host last reported it.
     pub last_seen_at: Option<DateTime<Utc>>,
+    /// Since when it gets no new task; `None` if it is not drained.
+    #[serde(default)]
+    pub drained_at: Option<DateTime<Utc>>,
+    /// Who drained it.
+    #[serde(default)]
+    pub drained_by: Option<String>,
 }
 
 /// Which tasks to list, newest first.

@@ -102,7 +102,21 @@ impl TaskReader {
     /// # Errors
     /// `BadRequest`, `Unavailable`.
     pub async fn lines(&self, filter: &LineFilter) -> Result<Lines, Error> {
-        self.lines_below(filter, None).await
+        self.lines_below(filter, None, LINES_MAX).await
+    }
+
+    /// The tasks that a filter finds with their states, the newest first: at most `filter.limit`, which is not limited
+    /// here.
+    pub(in crate::task) async fn matching(
+        &self,
+        filter: &LineFilter,
+    ) -> Result<Vec<(TaskId, Option<TaskState>)>, Error> {
+        let Lines { tasks, .. } = self.lines_below(filter, None, i64::MAX).await?;
+        let read = |line: &Value| {
+            let id = line.get("id")?.as_str()?.parse().ok()?;
+            Some((id, line.get("state")?.as_str().and_then(TaskState::parse)))
+        };
+        Ok(tasks.iter().filter_map(read).collect())
     }
 
     /// The tasks of a tree as lines: the root and the first 500 below it, level by level. Returns whether there may be
@@ -111,7 +125,7 @@ impl TaskReader {
     /// # Errors
     /// `Unavailable`.
     pub async fn tree(&self, root: TaskId) -> Result<(Vec<Value>, bool), Error> {
-        let Lines { tasks, .. } = self.lines_below(&LineFilter::default(), Some(root)).await?;
+        let Lines { tasks, .. } = self.lines_below(&LineFilter::default(), Some(root), TREE_MAX).await?;
         let more = i64::try_from(tasks.len()).is_ok_and(|count| count >= TREE_MAX);
         Ok((tasks, more))
     }
@@ -128,7 +142,12 @@ impl TaskReader {
             .collect()
     }
 
-    async fn lines_below(&self, filter: &LineFilter, root: Option<TaskId>) -> Result<Lines, Error> {
+    async fn lines_below(
+        &self,
+        filter: &LineFilter,
+        root: Option<TaskId>,
+        limit_max: i64,
+    ) -> Result<Lines, Error> {
         check(filter)?;
         let org = filter.org.as_ref().map(OrgId::as_str);
         let states: Vec<&str> = filter.state.iter().map(|state| state.as_str()).collect();
@@ -140,7 +159,7 @@ impl TaskReader {
         let ids: Vec<Uuid> = filter.ids.iter().map(|id| id.as_uuid()).collect();
         let (since, before) = (filter.since.map(first_id), filter.before.map(TaskId::as_uuid));
         let root = root.map(TaskId::as_uuid);
-        let limit = root.map_or(filter.limit.unwrap_or(100).clamp(1, LINES_MAX), |_| TREE_MAX);
+        let limit = root.map_or(filter.limit.unwrap_or(100).clamp(1, limit_max), |_| TREE_MAX);
         // A task that waits for a person has not ended, so the filter reads no finished ones.
         let live = !filter.needs.is_empty()
             || (!filter.state.is_empty() && filter.state.iter().all(|state| !state.is_final()));
@@ -217,7 +236,7 @@ fn pattern(kind: &str) -> String {
 }
 
 /// The lowest id of a task that was requested at this time: ids begin with the milliseconds.
-fn first_id(time: DateTime<Utc>) -> Uuid {
+pub(in crate::task) fn first_id(time: DateTime<Utc>) -> Uuid {
     let millis = u128::try_from(time.timestamp_millis()).unwrap_or(0) & 0xffff_ffff_ffff;
     Uuid::from_u128(millis << 80)
 }

@@ -151,6 +151,8 @@ fn agent(row: &Row) -> Result<Option<AgentStatus>, Unreadable> {
         reputation,
         statistics,
         last_seen_at: rows::time(row, "last_seen_at").unwrap_or_default(),
+        drained_at: rows::time(row, "drained_at").unwrap_or_default(),
+        drained_by: row.read("drained_by")?,
     }))
 }
 

@@ -21,6 +21,8 @@ pub(in crate::task) struct PresentAgent {
     pub(in crate::task) capabilities: Vec<String>,
     pub(in crate::task) slots: u32,
     pub(in crate::task) used: u32,
+    /// Whether it gets no new task.
+    pub(in crate::task) drained: bool,
     pub(in crate::task) incarnation: Incarnation,
     pub(in crate::task) terms: Terms,
     pub(in crate::task) measured: HashMap<String, Measured>,
@@ -29,8 +31,9 @@ pub(in crate::task) struct PresentAgent {
 }
 
 impl PresentAgent {
+    /// The slots that a new task may take; none of an agent that is drained.
     pub(in crate::task) fn free(&self) -> u32 {
-        self.slots.saturating_sub(self.used)
+        if self.drained { 0 } else { self.slots.saturating_sub(self.used) }
     }
     /// Whether it is asked for an offer: it makes offers of its own and has a free slot.
     pub(in crate::task) fn is_asked(&self) -> bool {
@@ -238,6 +241,7 @@ mod tests {
             capabilities: capabilities.iter().map(|c| (*c).to_owned()).collect(),
             slots,
             used: 0,
+            drained: false,
             incarnation: Incarnation(1),
             terms: Terms {
                 computed: true,
@@ -280,6 +284,16 @@ mod tests {
         assert!(roster.offer(&id, "k").is_some());
         roster.replace(busy());
         assert!(roster.offer(&id, "k").is_none(), "only releases during one refresh count");
+    }
+
+    #[test]
+    fn drained_agent_is_eligible_and_makes_no_offer() {
+        let mut roster = Roster::default();
+        let id = AgentId::try_from("one").unwrap();
+        let drained = PresentAgent { drained: true, ..member("demo", &["a"], 2) };
+        roster.replace(HashMap::from([(id.clone(), drained)]));
+        assert_eq!(roster.eligible(&"demo".try_into().unwrap(), &["a".into()]), std::slice::from_ref(&id));
+        assert!(roster.offer(&id, "k").is_none() && roster.fallback(&id, "k").is_none());
     }
 
     #[test]

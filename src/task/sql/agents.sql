@@ -1,4 +1,4 @@
-select g.id, g.org, g.kind, g.description, g.capabilities, g.slots, g.slots_used, g.status, g.incarnation,
+select g.id, g.org, g.kind, g.description, g.capabilities, g.slots, g.slots_used, g.status, g.incarnation, g.drained_at, g.drained_by,
     g.last_seen_at, coalesce((
         select jsonb_object_agg(s.kind, jsonb_build_object('completed', s.completed, 'failed', s.failed,
             'refused', s.refused, 'late', s.late, 'ended_at', s.ended_at, 'succeeded_at', s.succeeded_at,

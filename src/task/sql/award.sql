@@ -7,6 +7,7 @@ slot as (
     update convoke.agents g set slots_used = g.slots_used + n.slots
     from (select agent_id, incarnation, count(*)::integer as slots from input group by agent_id, incarnation) n
     where g.id = n.agent_id and g.incarnation = n.incarnation and g.status = 'present'
+        and g.drained_at is null
         and g.slots_used + n.slots <= g.slots
     returning g.id
 ),

@@ -9,7 +9,10 @@ use crate::task::storage::columns::columns;
 use crate::task::storage::rows::{self, Columns, Unreadable};
 use crate::task::storage::statement::{run, sql};
 use crate::task::storage::store;
-use crate::task::{AgentId, Error, Incarnation, Profile, TaskContext, TaskId, Tasks, Terms};
+use crate::task::{
+    AgentId, AgentStatus, Error, Incarnation, Profile, Requester, TaskCommands, TaskContext, TaskId, Tasks,
+    Terms,
+};
 use deadpool_postgres::Transaction;
 use std::{collections::HashMap, sync::atomic::Ordering, time::Duration};
 use tokio_postgres::{
@@ -62,6 +65,24 @@ impl Tasks {
     /// Makes tasks due that wait for agents like these, which have just arrived.
     async fn retry_unattended(&self, agents: &[&str]) -> Result<(), Error> {
         self.query(sql!("retry_unattended"), &[&agents]).await.map(drop)
+    }
+}
+
+impl TaskCommands {
+    /// Drains an agent: it gets no new task and finishes what it has, also after restarts, until it is resumed with
+    /// `on` = false. `by` is recorded. Tasks that only it can do wait.
+    ///
+    /// # Errors
+    /// `UnknownAgent`, `Unavailable`.
+    pub async fn drain(&self, agent: &AgentId, on: bool, by: &Requester) -> Result<AgentStatus, Error> {
+        let mut client = self.context.database.client().await?;
+        let tx = client.transaction().await.map_err(db::Error::from)?;
+        run(&tx, sql!("drain"), &[&agent.as_str(), &on, by]).await?;
+        self.context.call_arbiter(&tx).await?;
+        tx.commit().await.map_err(db::Error::from)?;
+        refresh(&self.context, Some(agent)).await?;
+        self.context.notify_arbiter();
+        self.agent(agent).await
     }
 }
 
@@ -283,6 +304,7 @@ fn member(row: &Row) -> Result<PresentAgent, Unreadable> {
         capabilities: row.read("capabilities")?,
         slots: u32::try_from(row.read::<i32>("slots")?).unwrap_or(1),
         used: u32::try_from(row.read::<i32>("slots_used")?).unwrap_or(0),
+        drained: row.read("drained")?,
         incarnation: Incarnation(rows::number(row, "incarnation")?),
         terms: serde_json::from_value(row.read("terms")?).unwrap_or(no_terms),
         measured: HashMap::new(),

@@ -3,6 +3,7 @@ mod channels;
 mod dashboard;
 mod edge;
 mod lines;
+mod operate;
 mod page;
 mod payload;
 
@@ -54,6 +55,8 @@ impl Edge {
         config.database.data_dir = data.path().into();
         config.server.listen.set_port(0);
         config.wal.slot = db.slot();
+        // A round closes when all have answered; its window must not close before on a slow machine.
+        config.task.policy.bid_window = Duration::from_secs(30);
         let agent = |id: &str, org: &str| {
             Definition::new(id.parse().unwrap(), org.parse().unwrap(), Kind::Remote).capable(["work"])
         };
@@ -116,6 +119,13 @@ impl Edge {
     async fn post(&self, who: As, path: &str, body: &Value) -> (u16, Value) {
         let (status, body) = self.send(who, Method::POST, path, body.to_string()).await;
         (status.as_u16(), body)
+    }
+
+    /// Registers a remote agent of org `demo` again, as after a restart of its host.
+    async fn rejoin(&self, id: &str) {
+        let agent =
+            Definition::new(id.parse().unwrap(), "demo".parse().unwrap(), Kind::Remote).capable(["work"]);
+        self.parts.tasks.join_remote(agent.profile(), None).await.unwrap();
     }
 
     /// Requests a task of org `demo`; returns its id.

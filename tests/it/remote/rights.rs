@@ -170,7 +170,7 @@ async fn security_md_lists_the_rights_of_each_role_at_each_door() {
     let rig =
         Rig::with(Vec::new(), |config| config.access.observers = convoke::access::Observers::Token).await;
     let mut tasks = Vec::new();
-    for org in ["demo", "else", "demo", "demo", "demo", "demo", "demo", "demo"] {
+    for org in ["demo", "else", "demo", "demo", "demo", "demo", "demo", "demo", "demo"] {
         let request = serde_json::from_value(json!({ "kind": "k", "requires": ["missing"] })).unwrap();
         let made = rig.daemon.parts.tasks.request(&org.parse().unwrap(), "tester", request).await.unwrap();
         tasks.push(format!("/v1/tasks/{}/cancel", made.task.id));
@@ -185,6 +185,13 @@ async fn security_md_lists_the_rights_of_each_role_at_each_door() {
         ),
         ("a user", Some(rig.mint(Role::Authenticated, "demo", None)), "authenticated"),
         ("an agent", Some(rig.token("near")), "authenticated"),
+        (
+            "an operator",
+            Some(rig.sign(&json!({
+                "role": "authenticated", "sub": "ana", "exp": EXP, "org": "demo", "dash": "operator",
+            }))),
+            "authenticated",
+        ),
         ("`service_role`", Some(rig.mint(Role::ServiceRole, "demo", None)), "service_role"),
     ];
     let mut table = "| at the door |".to_owned();
@@ -199,7 +206,7 @@ async fn security_md_lists_the_rights_of_each_role_at_each_door() {
             rows[at].1 += if may { " yes |" } else { " – |" };
         }
     }
-    table += "\n|---|---|---|---|---|---|---|\n";
+    table += "\n|---|---|---|---|---|---|---|---|\n";
     for (door, cells) in &rows {
         let _ = writeln!(table, "| {door} |{cells}");
     }
@@ -217,7 +224,7 @@ async fn security_md_lists_the_rights_of_each_role_at_each_door() {
 
 /// The door of each route of the daemon. The rights of a door are measured at one of its routes; what they have in
 /// common is the extractor of the caller and the rule that it asks.
-const ROUTES: [(&str, &str); 30] = [
+const ROUTES: [(&str, &str); 37] = [
     ("/", "HTTP: `/`, `/health`, `/metrics`"),
     ("/healthcheck", "HTTP: `/`, `/health`, `/metrics`"),
     ("/health", "HTTP: `/`, `/health`, `/metrics`"),
@@ -226,6 +233,13 @@ const ROUTES: [(&str, &str); 30] = [
     ("/ping", "HTTP: `/`, `/health`, `/metrics`"),
     ("/tasks", "HTTP: request a task in its org"),
     ("/tasks/requeue", "HTTP: put its own failed tasks back"),
+    ("/tasks/bulk", "HTTP: command a task that another requested"),
+    ("/agents/{id}/drain", "HTTP: command a task that another requested"),
+    ("/agents/{id}/resume", "HTTP: command a task that another requested"),
+    ("/tasks/{id}/tree", "HTTP: see tasks and agents of its org"),
+    ("/lanes", "HTTP: see tasks and agents of its org"),
+    ("/spend", "HTTP: see tasks and agents of its org"),
+    ("/triggers", "HTTP: see tasks and agents of its org"),
     ("/tasks/{id}", "HTTP: see tasks and agents of its org"),
     ("/tasks/{id}/events", "HTTP: see tasks and agents of its org"),
     ("/tasks/{id}/why", "HTTP: see tasks and agents of its org"),

@@ -2,7 +2,7 @@
 import { signal } from "@preact/signals";
 import { parseExact } from "./exact.ts";
 import { Problem, authorize, problemOf, send } from "./session.ts";
-import type { Agent, Channel, ChannelLine, Line, Lines, Overview, Run, Task, TaskEvent, Why } from "./types.ts";
+import type { Agent, Bar, BulkDone, Burst, Channel, ChannelLine, Line, Lines, Overview, Run, Spent, Task, TaskEvent, Trigger, Why } from "./types.ts";
 
 /** When the daemon last answered; 0 before the first answer. */
 export const answeredAt = signal(0);
@@ -47,6 +47,9 @@ export const readTree = (id: string, abort?: AbortSignal): Promise<{ tasks: Line
 export const readSteps = async (id: string, abort?: AbortSignal): Promise<Run[]> => (await get<{ runs: Run[] }>(`${task(id)}/steps`, {}, abort)).runs;
 export const readAgents = async (abort?: AbortSignal): Promise<Agent[]> => (await get<{ agents: Agent[] }>("/v1/agents", {}, abort)).agents;
 export const readAgent = (id: string, abort?: AbortSignal): Promise<Agent> => get(`/v1/agents/${encodeURIComponent(id)}`, {}, abort);
+export const readLanes = (query: Query, abort?: AbortSignal): Promise<{ bars: Bar[]; more: boolean }> => get("/v1/lanes", query, abort);
+export const readSpend = (query: Query, abort?: AbortSignal): Promise<{ rows: Spent[]; partial: boolean }> => get("/v1/spend", query, abort);
+export const readTriggers = (abort?: AbortSignal): Promise<{ triggers: Trigger[]; bursts: Burst[] }> => get("/v1/triggers", {}, abort);
 export const readChannels = (query: Query, abort?: AbortSignal): Promise<{ channels: ChannelLine[]; total: number }> => get("/v1/channels", query, abort);
 export const readChannel = (topic: string, abort?: AbortSignal): Promise<Channel> => get(`/v1/channels/${encodeURIComponent(topic)}`, {}, abort);
 
@@ -56,6 +59,8 @@ export const requeueTask = (id: string): Promise<unknown> => post(`${task(id)}/r
 export const answerTask = (id: string, answer: string): Promise<unknown> => post(`${task(id)}/answer`, `{"answer":${answer}}`);
 export const chooseOffer = (id: string, agent_id: string): Promise<unknown> => post(`${task(id)}/choose`, { agent_id });
 export const setBudget = (id: string, budget: object): Promise<unknown> => post(`${task(id)}/budget`, budget);
+export const setDrained = (id: string, on: boolean): Promise<unknown> => post(`/v1/agents/${encodeURIComponent(id)}/${on ? "drain" : "resume"}`, {});
+export const bulk = async (body: object): Promise<BulkDone> => (await post<BulkDone>("/v1/tasks/bulk", body)) ?? { tasks: [], refused: [], more: false };
 /** A repeated request with the same key makes no second task. */
 export const requestTask = async (body: string, key: string): Promise<Task | undefined> => (await post<{ task: Task }>("/v1/tasks", body, { "idempotency-key": key }))?.task;
 

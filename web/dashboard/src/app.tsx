@@ -13,11 +13,14 @@ import { go, href, route } from "./route.ts";
 import { Agent, Agents } from "./screens/Agents.tsx";
 import { Channels, OneChannel } from "./screens/Channels.tsx";
 import { Inbox } from "./screens/Inbox.tsx";
+import { Lanes } from "./screens/Lanes.tsx";
 import { Ask, Mark, SignIn } from "./screens/SignIn.tsx";
+import { Spend } from "./screens/Spend.tsx";
 import { System } from "./screens/System.tsx";
 import { Switchboard } from "./screens/Switchboard.tsx";
 import { Task } from "./screens/Task.tsx";
 import { Tasks } from "./screens/Tasks.tsx";
+import { Triggers } from "./screens/Triggers.tsx";
 import { type Session, isAdmin, isExpired, session, signOut } from "./session.ts";
 import { nextTheme, theme } from "./theme.ts";
 import { Empty } from "./ui.tsx";
@@ -65,7 +68,7 @@ function Screen({ session: { org } }: { session: Session }): JSX.Element {
     if (current.screen === "start") go(href(org), { replace: true });
     if (current.screen === "find") go(href(org, "tasks", current.id), { replace: true });
   }, [current.screen]);
-  const name = { switchboard: org, tasks: "Tasks", task: "Task", inbox: "Inbox", channels: "Channels", channel: "topic" in current ? current.topic : "", system: "System", agents: "Agents", agent: "id" in current ? current.id : "", start: org, find: "Task", missing: "Not found" }[current.screen];
+  const name = { switchboard: org, tasks: "Tasks", task: "Task", inbox: "Inbox", channels: "Channels", channel: "topic" in current ? current.topic : "", system: "System", lanes: "Lanes", triggers: "Triggers", spend: "Spend", agents: "Agents", agent: "id" in current ? current.id : "", start: org, find: "Task", missing: "Not found" }[current.screen];
   const waiting = needs.value;
   useEffect(() => {
     document.title = `${waiting ? `(${waiting}) ` : ""}${name} · Convoke`;
@@ -75,6 +78,9 @@ function Screen({ session: { org } }: { session: Session }): JSX.Element {
     case "switchboard": return <Switchboard org={org} />;
     case "tasks": return <Tasks org={org} />;
     case "task": return <Task key={current.id} org={org} id={current.id} tab={current.tab} />;
+    case "lanes": return <Lanes org={org} />;
+    case "triggers": return <Triggers org={org} />;
+    case "spend": return <Spend org={org} />;
     case "channels": return <Channels org={org} />;
     case "channel": return <OneChannel key={current.topic} org={org} topic={current.topic} />;
     case "system": return <System org={org} />;
@@ -121,7 +127,9 @@ function Menu({ org }: { org: string }): JSX.Element {
       {item(href(org), "▣", "Switchboard", ["switchboard"])}
       {item(href(org, "tasks"), "≡", "Tasks", ["tasks", "task"])}
       {item(href(org, "inbox"), "✋", "Inbox", ["inbox"], waiting)}
-      {item(href(org, "agents"), "◉", "Agents", ["agents", "agent"])}
+      {item(href(org, "agents"), "◉", "Agents", ["agents", "agent", "lanes"])}
+      {item(href(org, "triggers"), "⚡", "Triggers", ["triggers"])}
+      {item(href(org, "spend"), "¤", "Spend", ["spend"])}
       {isAdmin.value ? item(href(org, "channels"), "⌁", "Channels", ["channels", "channel"]) : null}
       {item(href(org, "system"), "♥", "System", ["system"])}
       <small class="soft clock">{clock(new Date(now.value).toISOString())}{isUtc.value ? " UTC" : ""}</small>

@@ -12,7 +12,8 @@ export const isHelpOpen = signal(false);
 
 export const HELP: readonly (readonly [string, string])[] = [
   ["Ctrl K, ⌘ K, :", "go to a screen, agent, view or task"],
-  ["g then s, t, i, a, c, h", "go to Switchboard, Tasks, Inbox, Agents, Channels, System"],
+  ["g then s, t, i, a, l, w, p, c, h", "go to Switchboard, Tasks, Inbox, Agents, Lanes, Triggers, Spend, Channels, System"],
+  ["x, Shift x", "select the task of the row, or up to it"],
   ["/", "filter of the tasks"],
   ["j k, ↓ ↑", "move in the list"],
   ["Enter", "open the task"],
@@ -61,7 +62,7 @@ function back(org: string): void {
 function act(key: string, org: string): boolean {
   if (isGoing && performance.now() - isGoing < 1500) {
     isGoing = 0;
-    const to = { s: href(org), t: href(org, "tasks"), i: href(org, "inbox"), c: href(org, "channels"), h: href(org, "system"), a: href(org, "agents") }[key];
+    const to = { s: href(org), t: href(org, "tasks"), i: href(org, "inbox"), l: href(org, "lanes"), w: href(org, "triggers"), p: href(org, "spend"), c: href(org, "channels"), h: href(org, "system"), a: href(org, "agents") }[key];
     if (to) go(to);
     return to !== undefined;
   }

@@ -11,7 +11,7 @@ import type { Changed } from "./store.ts";
 export type Status = "connecting" | "catching up" | "live" | "no connection";
 
 /** Everything visible is read again after this time: statistics and rows that were edited by hand have no digest. */
-const SAFETY_MS = 60_000;
+const SAFETY_MS = 120_000;
 /** A step of the clock beside the running time means that the machine slept. */
 const SLEEP_MS = 5_000;
 /** A tab that was hidden for longer reads again when it is shown. */

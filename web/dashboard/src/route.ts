@@ -12,6 +12,9 @@ export type Route =
   | { screen: "task"; org: string; id: string; tab: Tab }
   | { screen: "agents"; org: string }
   | { screen: "agent"; org: string; id: string }
+  | { screen: "lanes"; org: string }
+  | { screen: "triggers"; org: string }
+  | { screen: "spend"; org: string }
   | { screen: "channels"; org: string }
   | { screen: "channel"; org: string; topic: string }
   | { screen: "system"; org: string }
@@ -36,6 +39,7 @@ export function parse(path: string): Route {
     const found = TABS.find((known) => known === (tab ?? "why"));
     if (found) return { screen: "task", org, id, tab: found };
   }
+  if ((screen === "lanes" || screen === "triggers" || screen === "spend") && id === undefined) return { screen, org };
   if (screen === "channels" && id === undefined) return { screen: "channels", org };
   if (screen === "channels" && id !== undefined && parts.length === 3) return { screen: "channel", org, topic: id };
   if (screen === "system" && id === undefined) return { screen: "system", org };

@@ -213,6 +213,8 @@ export interface Agent {
   reputation: number;
   statistics: Record<string, Statistics>;
   last_seen_at: string | null;
+  drained_at: string | null;
+  drained_by: string | null;
 }
 
 export interface Flow {
@@ -245,4 +247,61 @@ export interface Channel {
     refusals: Refusal[];
   }[];
   refusals: Refusal[];
+}
+
+export interface Bar {
+  assignment_id: string;
+  task_id: string;
+  agent_id: string;
+  kind: string;
+  epoch: number;
+  state: string;
+  awarded_at: string;
+  started_at: string | null;
+  ended_at: string | null;
+  progress: number | null;
+}
+
+export interface Spent {
+  hour: string;
+  agent_id: string;
+  kind: string;
+  attempts: number;
+  tokens: number;
+  microdollars: number;
+  presumed: boolean;
+  reserved: number;
+}
+
+export interface Trigger {
+  kind: "wake" | "schedule";
+  trigger: string;
+  agent_id: string;
+  requests: string;
+  table?: string;
+  events?: string[];
+  filter?: string | null;
+  coalesces?: boolean;
+  cron?: string;
+  timezone?: string;
+  tasks?: number;
+  failed?: number;
+  last_at?: string | null;
+  last_task?: string | null;
+  last_error?: string | null;
+}
+
+export interface Burst {
+  trigger: string;
+  key: string;
+  changes: number;
+  first_at: string;
+  due_at: string | null;
+  error: string | null;
+}
+
+export interface BulkDone {
+  tasks: string[];
+  refused: { id: string; reason: string }[];
+  more: boolean;
 }

@@ -139,7 +139,10 @@ impl Simulation {
             Notice::Assigned(assigned) => (0, number[&assigned.key.task_id], assigned.key.epoch.0),
             Notice::Announced { task, round, .. } => (1, number[&task.id], i64::from(*round)),
             Notice::Cancel { key, .. } => (2, number[&key.task_id], key.epoch.0),
-            Notice::Nudge { .. } | Notice::Updated(_) | Notice::Offered { .. } => (3, 0, 0),
+            Notice::Nudge { .. }
+            | Notice::Updated(_)
+            | Notice::Offered { .. }
+            | Notice::Progressed { .. } => (3, 0, 0),
         });
         for notice in notices {
             for _ in 0..*[0, 1, 1, 1, 1, 1, 1, 2].choose(&mut self.rng).unwrap() {
@@ -168,7 +171,10 @@ impl Simulation {
                     self.ghosts.push(held);
                 }
             }
-            Notice::Nudge { .. } | Notice::Updated(_) | Notice::Offered { .. } => {}
+            Notice::Nudge { .. }
+            | Notice::Updated(_)
+            | Notice::Offered { .. }
+            | Notice::Progressed { .. } => {}
         }
     }
 

@@ -1,6 +1,7 @@
 // The agents of the org, and one agent with its measurements.
 import type { JSX } from "preact";
-import { readAgent, readAgents, readLines } from "../api.ts";
+import { readAgent, readAgents, readLines, setDrained } from "../api.ts";
+import { Command } from "../dialog.tsx";
 import { count, duration, money, now } from "../format.ts";
 import { useRead } from "../read.ts";
 import { href } from "../route.ts";
@@ -30,7 +31,7 @@ export function Agents({ org }: { org: string }): JSX.Element {
   const { data, error } = useRead(`agents ${org}`, readHere, () => true, 1000).value;
   return (
     <>
-      <h1>Agents</h1>
+      <div class="list-head"><h1>Agents</h1><a href={href(org, "lanes")}>Lanes</a></div>
       {error ? <Trouble problem={error} /> : null}
       {!data && !error ? <p class="boot" role="status">Loading…</p> : null}
       {data && !data.agents.length ? <NoAgents org={org} /> : null}
@@ -49,6 +50,7 @@ export function Agents({ org }: { org: string }): JSX.Element {
 
 function Status({ agent }: { agent: AgentStatus }): JSX.Element {
   const isHere = agent.status === "present";
+  if (isHere && agent.drained_at) return <span class="state state-waiting"><span aria-hidden="true">◐</span> {agent.slots_used ? "draining" : "drained"}</span>;
   return <span class={`state ${isHere ? (agent.slots_used ? "state-running" : "state-completed") : "state-canceled"}`}><span aria-hidden="true">{isHere ? "●" : "○"}</span> {isHere ? (agent.slots_used ? "working" : "idle") : "gone"}</span>;
 }
 
@@ -101,6 +103,7 @@ export function Agent({ org, id }: { org: string; id: string }): JSX.Element {
           {agent.last_seen_at ? <span><span class="soft">last seen</span> <Ago at={agent.last_seen_at} /></span> : null}
         </p>
       </header>
+      <Drain agent={agent} />
       {error ? <Trouble problem={error} /> : null}
       <div class="board">
         <div class="column">
@@ -123,6 +126,21 @@ export function Agent({ org, id }: { org: string; id: string }): JSX.Element {
             {last.length ? <ul class="rows">{last.map((line) => <li key={line.id}><TaskLink org={org} id={line.id}><b>{line.kind}</b> <span class="preview">{line.error ?? line.input_preview}</span></TaskLink><small><State state={line.state} reason={line.state_reason} /> · <Ago at={line.created_at} />{FINAL.has(line.state) ? ` · took ${duration(Date.parse(line.updated_at) - Date.parse(line.created_at))}` : ""}</small></li>)}</ul> : <Empty title="No task" />}
           </Panel>
         </div>
+      </div>
+    </>
+  );
+}
+
+function Drain({ agent }: { agent: AgentStatus }): JSX.Element {
+  return (
+    <>
+      {agent.drained_at ? <div class="notice wait"><strong>Drained since <Ago at={agent.drained_at} /> by {agent.drained_by ?? "somebody"}</strong><p>It gets no new task{agent.slots_used ? " and finishes what it has" : ""}. Tasks that only it can do wait.</p></div> : null}
+      <div class="inline actions">
+        {agent.drained_at ? (
+          <Command key="resume" label="Resume…" title={`Resume ${agent.id}?`} verb="Resume the agent" run={() => setDrained(agent.id, false)}><p>It is asked for offers again.</p></Command>
+        ) : (
+          <Command key="drain" label="Drain…" title={`Drain ${agent.id}?`} verb="Drain the agent" run={() => setDrained(agent.id, true)}><p>It gets no new task and finishes what it has, also after restarts, until somebody resumes it.</p></Command>
+        )}
       </div>
     </>
   );

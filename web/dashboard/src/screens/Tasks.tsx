@@ -8,9 +8,11 @@ import { duration, now, score } from "../format.ts";
 import { again, isPaused } from "../live.ts";
 import { useRead } from "../read.ts";
 import { go, href, query, setQuery } from "../route.ts";
+import { isOperator } from "../session.ts";
 import { type Store, current, isNew, patch, put } from "../store.ts";
 import { FINAL, type Line, type Lines, STATES } from "../types.ts";
 import { removeView, saveView, viewsOf } from "../views.ts";
+import { Bulk, selected, toggle } from "./Bulk.tsx";
 import { RequestTask } from "./RequestTask.tsx";
 import { AgentLink, Ago, Empty, Progress, State, TaskLink, Trouble } from "../ui.tsx";
 
@@ -39,6 +41,7 @@ export function Tasks({ org }: { org: string }): JSX.Element {
     shown.current = null;
     unknown.current.clear();
     newer.value = 0;
+    selected.value = new Set();
   }, [key]);
 
   const reading = useRead<Page>(key, async (abort) => {
@@ -85,6 +88,7 @@ export function Tasks({ org }: { org: string }): JSX.Element {
         {newer.value && !before ? <button type="button" class="small primary" onClick={showNew}>{newer.value} changed or new ↑</button> : null}
         {before ? <a href={newest()}>Newest</a> : null}
         <span class="grow" />
+        <Bulk filter={filter} lines={lines} />
         <RequestTask org={org} />
       </div>
       {data && !lines.length ? <Nothing filter={filter} page={data} /> : null}
@@ -192,6 +196,11 @@ function Table({ org, lines }: { org: string; lines: Line[] }): JSX.Element {
   const move = (event: KeyboardEvent): void => {
     const step = { ArrowDown: 1, j: 1, ArrowUp: -1, k: -1 }[event.key];
     const line = lines[at.value];
+    if (event.key.toLowerCase() === "x" && isOperator.value && line && !event.metaKey && !event.ctrlKey && !event.altKey) {
+      toggle(lines.map(({ id }) => id), line.id, event.shiftKey);
+      event.preventDefault();
+      return;
+    }
     if (event.key === "Enter" && line && (event.target as Element).tagName === "TR") return go(href(org, "tasks", line.id));
     if (step === undefined || event.metaKey || event.ctrlKey || event.altKey) return;
     event.preventDefault();
@@ -206,11 +215,12 @@ function Table({ org, lines }: { org: string; lines: Line[] }): JSX.Element {
       <table class="tasks">
         <caption class="hidden">Tasks, newest first. Arrows or j and k move, Enter opens.</caption>
         <thead>
-          <tr><th>State</th><th>Kind</th><th>Task</th><th>Agent</th><th class="number">Offers</th><th class="number">Score</th><th class="number">Try</th><th>Requested</th><th class="number">Took</th><th>Requester</th></tr>
+          <tr>{isOperator.value ? <th><span class="hidden">Selected</span></th> : null}<th>State</th><th>Kind</th><th>Task</th><th>Agent</th><th class="number">Offers</th><th class="number">Score</th><th class="number">Try</th><th>Requested</th><th class="number">Took</th><th>Requester</th></tr>
         </thead>
         <tbody ref={body} onKeyDown={move}>
           {lines.map((line, row) => (
-            <tr key={line.id} tabIndex={row === focused ? 0 : -1} data-row={line.id} data-state={line.state} onFocus={() => (at.value = row)}>
+            <tr key={line.id} tabIndex={row === focused ? 0 : -1} data-row={line.id} data-state={line.state} onFocus={() => (at.value = row)} aria-selected={isOperator.value ? selected.value.has(line.id) : undefined}>
+              {isOperator.value ? <td class="select"><input type="checkbox" tabIndex={-1} aria-label={`Select ${line.kind} ${line.id}`} checked={selected.value.has(line.id)} onClick={(event) => toggle(lines.map(({ id }) => id), line.id, event.shiftKey)} /></td> : null}
               <td data-label="State"><State state={line.state} reason={line.state_reason} />{line.progress !== null && !FINAL.has(line.state) ? <Progress value={line.progress} label="Progress" /> : null}</td>
               <td data-label="Kind"><b>{line.kind}</b></td>
               <td data-label="Task" class="preview"><TaskLink org={org} id={line.id}>{line.question ?? line.error ?? line.input_preview ?? line.id}</TaskLink></td>

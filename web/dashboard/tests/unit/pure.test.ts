@@ -4,11 +4,13 @@ import { ExactNumber, parseExact, pretty } from "../../src/exact.ts";
 import { sinceTime, toParams, toggled } from "../../src/filter.ts";
 import { ONE, canRank, rank, segments, weighted } from "../../src/score.ts";
 import { type Changed, LINES_MAX, current, isNew, patch, put } from "../../src/store.ts";
+import { packed } from "../../src/lanes.ts";
+import { byHour, grouped } from "../../src/spend.ts";
 import { budgetOf } from "../../src/limits.ts";
 import { match } from "../../src/match.ts";
 import { bodyOf } from "../../src/request.ts";
 import { nested } from "../../src/tree.ts";
-import type { Line, Offer, Score } from "../../src/types.ts";
+import type { Bar, Line, Offer, Score, Spent } from "../../src/types.ts";
 
 const score = (parts: Partial<Score>): Score => ({ total: 0, cost: 0, speed: 0, confidence: 0, load: 0, reputation: 0, waited: 0, ...parts });
 const offer = (agent_id: string, parts: Partial<Score>, offered_at = "2026-01-01T00:00:00Z"): Offer => ({ agent_id, cost_microdollars: 0, eta_ms: 0, confidence: 0, score: score(parts), offered_at });
@@ -125,6 +127,26 @@ describe("palette", () => {
     expect(found("failed")).toEqual(["Tasks that failed in the last hour"]);
     expect(found("kwd")).toEqual(["keyword"]);
     expect(found("zz")).toEqual([]);
+  });
+});
+
+describe("lanes and spending", () => {
+  test("bars of a row do not overlap, and the last row takes the rest", () => {
+    const bar = (begin: number, end: number | null): Bar => ({ awarded_at: new Date(begin).toISOString(), ended_at: end === null ? null : new Date(end).toISOString() }) as Bar;
+    const bars = [bar(0, 10), bar(5, 20), bar(10, 15), bar(6, null)];
+    expect(packed(bars, 100, 8).map((row) => row.length)).toEqual([2, 1, 1]);
+    expect(packed(bars, 100, 1).map((row) => row.length)).toEqual([4]);
+    expect(packed([], 100, 8)).toEqual([]);
+  });
+  test("sums are of all rows, and hours without money are there", () => {
+    const hour = Date.parse("2026-11-30T10:00:00Z");
+    const row = (agent_id: string, kind: string, at: number, microdollars: number): Spent => ({ hour: new Date(at).toISOString(), agent_id, kind, attempts: 1, tokens: 2, microdollars, presumed: agent_id === "b", reserved: 0 });
+    const rows = [row("a", "x", hour, 5), row("b", "x", hour, 7), row("a", "y", hour - 3_600_000, 1)];
+    const hours = byHour(rows, hour + 60_000, 1);
+    expect(hours.length).toBe(24);
+    expect(hours.slice(-3).map(({ microdollars }) => microdollars)).toEqual([0, 1, 12]);
+    expect(grouped(rows, "agent").map(({ name, microdollars, presumed }) => [name, microdollars, presumed])).toEqual([["b", 7, true], ["a", 6, false]]);
+    expect(grouped(rows, "kind").map(({ name, attempts }) => [name, attempts])).toEqual([["x", 2], ["y", 1]]);
   });
 });
 
