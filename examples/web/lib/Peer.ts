@@ -11,8 +11,10 @@ export interface PeerEvents {
   message: (text: string) => void;
 }
 
-/** Time in the state `disconnected` after which ICE is restarted. */
+/** Time in the state `disconnected` after which the impolite side restarts ICE; in `failed` it does so at once. */
 const RESTART_AFTER_MS = 5000;
+/** Time after which the polite side does it: only if the other one does not see the fault. */
+const POLITE_RESTART_AFTER_MS = 20_000;
 const PING_EVERY_MS = 1000;
 const WAITING_MAX = 50;
 
@@ -151,8 +153,9 @@ export class Peer {
   #state(): void {
     clearTimeout(this.#restart);
     const { connectionState } = this.pc;
-    if (connectionState === "failed") this.pc.restartIce();
-    if (connectionState === "disconnected") this.#restart = setTimeout(() => this.pc.restartIce(), RESTART_AFTER_MS);
+    // Both sides see a fault at about the same time. Two restarts would collide, and each would end the attempt of the other.
+    const wait = this.polite ? POLITE_RESTART_AFTER_MS : connectionState === "failed" ? 0 : RESTART_AFTER_MS;
+    if (connectionState === "failed" || connectionState === "disconnected") this.#restart = setTimeout(() => this.pc.restartIce(), wait);
     this.events.change();
   }
 

@@ -111,7 +111,8 @@ test("bearers that end while the page is open are renewed, and messages flow on"
   await stage.topic(`chat:${room}`);
   const server = await stage.backend.serve({ bearerSeconds: 10 });
   const [ana, ben] = [await seats.seat("ana", {}, server), await seats.seat("ben", {}, server)];
-  const [a, b] = [await ana.open(`/chat/?room=${room}`), await ben.open(`/chat/?room=${room}`)];
+  // A page renews its bearer with the heartbeat.
+  const [a, b] = [await ana.open(`/chat/?room=${room}&heartbeat=3000`), await ben.open(`/chat/?room=${room}&heartbeat=3000`)];
   const down: string[] = [];
   await a.exposeFunction("changed", (status: string) => down.push(status));
   await a.evaluate(() => new MutationObserver(() => (window as unknown as { changed: (status: string) => void }).changed(document.documentElement.dataset.live ?? "")).observe(document.documentElement, { attributeFilter: ["data-live"] }));

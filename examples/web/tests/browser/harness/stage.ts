@@ -31,7 +31,8 @@ export class Seat {
       if (message.type() === "error" && /Content Security Policy|a listener of/.test(message.text())) this.errors.push(`${this.person}: ${message.text()}`);
     });
     const url = new URL(path, this.origin);
-    url.searchParams.set("heartbeat", "1000");
+    // A heartbeat without an answer until the next one ends the connection: a short interval would end it on a slow machine.
+    if (!url.searchParams.has("heartbeat")) url.searchParams.set("heartbeat", "10000");
     url.searchParams.set("reconnect", "200");
     await page.goto(url.href);
     if (live) await isLive(page);
