@@ -527,6 +527,8 @@ for (const scheme of ["light", "dark"] as const)
     for (const [name, path, ready] of screens) {
       await page.goto(`${origin}/dashboard/demo${path}`);
       await page.locator(ready).first().waitFor();
+      // Without a connection the screen is greyed, and its contrast is not the one of the design.
+      await isLive(page);
       for (const [width, height] of [[1440, 900], [390, 844], [320, 640]] as const) {
         await page.setViewportSize({ width, height });
         await page.evaluate(() => new Promise(requestAnimationFrame));
