@@ -67,9 +67,7 @@ async fn validation_that_doubles_with_each_level_stops_at_the_deadline() {
     let twice = json!({ "allOf": [{ "$ref": "#" }, { "$ref": "#" }] });
     let schema = json!({ "items": twice });
     let deep = (0..80).fold(json!(1), |inner, _| json!([inner]));
-    let begun = Instant::now();
     assert_eq!(schemas.fits(&schema, &deep).await.unwrap(), Err(SchemaMismatch::TooLong));
-    assert!(begun.elapsed() < WITHIN + GRACE + GRACE);
     // Its permit is free again, and the next run succeeds.
     assert_eq!(schemas.fits(&json!({ "type": "array" }), &deep).await.unwrap(), Ok(()));
 }
@@ -81,10 +79,9 @@ async fn regular_expressions_share_a_limit_of_their_compiled_size() {
     let all: Map<String, Value> = (0..PATTERNS_MAX).map(pattern).collect();
     let one: Map<String, Value> = (0..1).map(pattern).collect();
     schemas.compile(&json!({ "patternProperties": one })).await.unwrap();
-    let begun = Instant::now();
     let refused = schemas.compile(&json!({ "patternProperties": all })).await.unwrap_err();
     assert!(matches!(refused, Error::BadRequest(_)), "{refused}");
-    assert!(begun.elapsed() < WITHIN, "{:?}", begun.elapsed());
+    assert!(!refused.to_string().contains("processor time"), "refused for its size, at once: {refused}");
     // As many simple ones as there may be are good.
     let simple: Map<String, Value> =
         (0..PATTERNS_MAX).map(|at| (format!("^x_{at}_[a-z]+$"), json!({}))).collect();
@@ -109,30 +106,28 @@ async fn no_keyword_leads_out_of_a_schema_or_around_its_bounds() {
     }
     let schemas = Schemas::default();
     let fits = async |schema: Value, value: Value| schemas.fits(&schema, &value).await.unwrap();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
     for odd in [
-        json!({ "$schema": "http://127.0.0.1:9/draft", "type": "string" }),
-        json!({ "$id": "http://127.0.0.1:9/whole", "$ref": "#/$defs/a", "$defs": { "a": { "type": "string" } } }),
-        json!({ "$vocabulary": { "http://127.0.0.1:9/v": true }, "type": "string" }),
+        json!({ "$schema": format!("{url}/draft"), "type": "string" }),
+        json!({ "$id": format!("{url}/whole"), "$ref": "#/$defs/a", "$defs": { "a": { "type": "string" } } }),
+        json!({ "$vocabulary": { format!("{url}/v"): true }, "type": "string" }),
         json!({ "format": "regex", "type": "string" }),
     ] {
-        let begun = Instant::now();
         let _either = fits(odd.clone(), json!(1)).await;
-        assert!(begun.elapsed() < Duration::from_secs(1), "nothing is fetched: {odd}");
+        assert!(listener.accept().is_err(), "nothing is fetched: {odd}");
     }
     // Back references and nested repetition: the steps are counted.
     for pattern in ["^(a+)+\\1$", "(x+x+)+y", "^(?=(a+)+$)b", "(.*)*\\1{50}z"] {
-        let begun = Instant::now();
         let value = json!("a".repeat(50_000) + &"x".repeat(50_000));
         assert!(fits(json!({ "pattern": pattern }), value).await.is_err(), "{pattern}");
-        assert!(begun.elapsed() < WITHIN + GRACE, "{pattern}: {:?}", begun.elapsed());
     }
     // What is not evaluated is looked for along every branch, level by level.
     let branches: Vec<Value> = (0..100).map(|at| json!({ "properties": { format!("p{at}"): {} } })).collect();
     let schema = json!({ "anyOf": branches, "unevaluatedProperties": false });
     let wide: Map<String, Value> = (0..5000).map(|at| (format!("p{at}"), json!(at))).collect();
-    let begun = Instant::now();
     assert!(fits(schema, Value::Object(wide)).await.is_err());
-    assert!(begun.elapsed() < WITHIN + GRACE, "{:?}", begun.elapsed());
 }
 
 #[tokio::test]
