@@ -3,6 +3,7 @@
 //! It exists from the first award to `idle_timeout` after the last job. A handler never awaits; jobs run in spawned
 //! tasks and report back as commands.
 use super::{
+    Kind,
     assignment_run::{self, Work},
     command::ActorCommand,
     hosted::{HostedAgent, Shared},
@@ -229,10 +230,10 @@ impl Actor {
         let accepting = self.running.values().filter(|job| job.phase == Phase::Accepting).count();
         self.seen.current_task = current.map(|job| job.key.task_id);
         self.seen.progress = current.and_then(|job| job.progress);
-        // The loop reports fixed words and names of tools. Other kinds report texts of their own, which not everyone
-        // who sees the presence may read.
-        let thinks = !self.hosted.definition.run.tools.is_empty();
-        self.seen.activity = current.and_then(|job| job.activity.clone()).filter(|_| thinks);
+        // Agents of kind `llm` report fixed words and names of tools and accounts. Other kinds report texts of their own,
+        // which not everyone who sees the presence may read.
+        let is_fixed = self.hosted.definition.run.kind == Kind::Llm;
+        self.seen.activity = current.and_then(|job| job.activity.clone()).filter(|_| is_fixed);
         self.seen.queue_depth = self.queue.len() + accepting;
         let mut phases = self.running.values().map(|job| job.phase);
         let activity = match (self.running.is_empty(), phases.all(|phase| phase == Phase::Delegated)) {

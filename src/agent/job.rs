@@ -215,6 +215,11 @@ impl Job {
         self.reporter.clone()
     }
 
+    /// Shows what the job does now in the agent's presence, like `thinking`.
+    pub(crate) fn shows(&self, activity: String) {
+        self.reporter.report(Progress { progress: None, activity: Some(activity), checkpoint: None });
+    }
+
     /// Resolves when the job must end: it was canceled, its time is up, or the daemon stops.
     pub async fn stopped(&self) {
         self.stop.cancelled().await;

@@ -4,7 +4,7 @@
 //! `agent_id`, `activity_type` (`asleep`, `idle`, `working`, `waiting`),
 //! `current_task` (the one that started last, or null), `progress` of it,
 //! `queue_depth` (awards that have not started), `last_active` (RFC 3339, or
-//! null), `capabilities`, and for an agent with tools `activity` (`thinking`, `calling look`) while it works.
+//! null), `capabilities`, and for an agent of kind `llm` `activity` (`thinking`, `calling look`, `waiting for team`) while it works.
 use super::hosted::{HostedAgent, Shared};
 use crate::{
     hub::Room,

@@ -16,6 +16,7 @@ mod landing_page;
 mod overview;
 mod polls;
 mod problem;
+mod providers;
 mod stream;
 mod tasks;
 mod wait;
@@ -29,6 +30,7 @@ use crate::{
     auth::Keys,
     clock::Clock,
     gateway::Gateway,
+    llm::Models,
     remote::{Identity, Inboxes},
     task::TaskCommands,
     telemetry,
@@ -120,6 +122,8 @@ pub struct Deps {
     pub polls: Polls,
     /// The overviews of the last second.
     pub overviews: Overviews,
+    /// The accounts of the models.
+    pub models: Models,
 }
 
 impl FromRef<Deps> for Health {
@@ -139,6 +143,7 @@ pub fn router(deps: Deps) -> Router {
         .merge(tasks::routes())
         .route("/assignments/{id}/{report}", post(assignments::report))
         .route("/overview", get(overview::show))
+        .route("/providers", get(providers::list))
         .route("/agents", get(agents::list))
         .route("/agents/{id}", get(agents::show))
         .route("/agents/{id}/drain", post(agents::drain))

@@ -98,7 +98,10 @@ pub(super) async fn assemble(
     let realtime = build_realtime(&base, &rights.access).await?;
     let definitions = definitions.map_or_else(|| load_agents(&base.config.agents.dir), Ok)?;
     let definitions = definitions.into_iter().chain(more).collect();
-    let hosting = (definitions, registry, models);
+    let models =
+        models.unwrap_or_else(|| Models::new(base.clock.clone())).with_config(base.config.llm.clone());
+    models.register(&base.metrics);
+    let hosting = (definitions, registry, models.clone());
     let agents = build_agents(&base, &tasks, &realtime.tracker, &rights.keys, hosting).await?;
     let doors = build_doors(&base, &rights, &realtime);
     let Doors { gateway, identity, inboxes, coordination } = doors;
@@ -111,7 +114,7 @@ pub(super) async fn assemble(
 
     let Base { config, scope, database, clock, metrics, health, addr } = base;
     let edge = Edge::new(&config.server, &metrics, gateway.memory());
-    health::start(&scope, database.clone(), tasks.clone(), edge.clone(), health.clone());
+    health::start(&scope, (database.clone(), tasks.clone(), models.clone()), edge.clone(), health.clone());
     let (serving, keys) = (scope.child(), rights.keys);
     let page = dashboard::Deps { database: database.clone(), keys: keys.clone(), clock: clock.clone() };
     let page = dashboard::router(&config.dashboard, page)?;
@@ -127,6 +130,7 @@ pub(super) async fn assemble(
         inboxes: inboxes.clone(),
         polls: api::Polls::default(),
         overviews: api::Overviews::default(),
+        models,
         stop: serving.stopping(),
     }));
     let parts = Parts { addr, database, tasks, hub, tracker, agents, keys, health, gateway, inboxes };
@@ -235,7 +239,7 @@ async fn build_agents(
     tasks: &Tasks,
     tracker: &Tracker,
     keys: &Keys,
-    (definitions, registry, models): (Vec<Definition>, agent::Registry, Option<Models>),
+    (definitions, registry, models): (Vec<Definition>, agent::Registry, Models),
 ) -> anyhow::Result<Agents> {
     let (env, reader) = (agent::Env::process(), Reader::new(base.database.target().clone()));
     let unfit = agent::unfit_readers(&definitions, &env, &reader).await;
@@ -244,7 +248,7 @@ async fn build_agents(
         tracker: tracker.clone(),
         clock: base.clock.clone(),
         metrics: agent::Metrics::registered(&base.metrics),
-        models: models.unwrap_or_else(|| Models::new(base.clock.clone())),
+        models,
         env,
         credentials: credential_issuer(base.addr, keys, &base.clock),
         reader: Some(reader),

@@ -5,6 +5,7 @@ use crate::{
     api::{Health, PartState},
     db::Database,
     hub::Memory,
+    llm::Models,
     scope::{OnExit, Scope, Watched},
     task::{self, Tasks},
 };
@@ -18,7 +19,12 @@ const WITHIN: Duration = Duration::from_secs(2);
 /// Time without progress after which a worker that has work is stalled: longer than any statement may take.
 pub(super) const STALLED_AFTER: Duration = Duration::from_secs(15);
 
-pub(super) fn start(scope: &Scope, database: Database, tasks: Tasks, edge: Edge, health: Health) {
+pub(super) fn start(
+    scope: &Scope,
+    (database, tasks, models): (Database, Tasks, Models),
+    edge: Edge,
+    health: Health,
+) {
     let workers = scope.clone();
     scope.spawn("health", OnExit::StopDaemon, |stop| async move {
         let mut stalled = HashSet::new();
@@ -35,6 +41,7 @@ pub(super) fn start(scope: &Scope, database: Database, tasks: Tasks, edge: Edge,
             }
             show_connections(&edge, &health);
             show_memory(edge.memory(), &health);
+            show_models(&models, &health);
             if tokio::time::timeout(EVERY, stop.cancelled()).await.is_ok() {
                 return Ok(());
             }
@@ -100,4 +107,20 @@ pub(super) fn show_degraded(
             }
         }
     });
+}
+
+/// Shows whether the models' endpoints answer. The line is public: it names no account, host or model.
+fn show_models(models: &Models, health: &Health) {
+    let accounts = models.accounts();
+    if accounts.is_empty() {
+        return;
+    }
+    let held = accounts.iter().filter(|account| !account.open_breakers.is_empty()).count();
+    let paused = accounts.iter().filter(|account| account.paused_seconds.is_some()).count();
+    let waiting: usize = accounts.iter().map(|account| account.waiting).sum();
+    let state = if held == 0 { PartState::Ready } else { PartState::Degraded };
+    let of = accounts.len();
+    let detail =
+        format!("{held} of {of} accounts hold requests, {paused} pause after a 429; {waiting} requests wait");
+    health.set("models", state, detail);
 }

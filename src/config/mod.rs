@@ -16,7 +16,9 @@ pub use agents::{load_agents, load_agents_with, locate};
 pub use layers::{Options, keys, load};
 pub use problem::{Problem, Problems};
 
-use crate::{access, agent, api, auth, changes, dashboard, db, gateway, hub::history, task, telemetry, wal};
+use crate::{
+    access, agent, api, auth, changes, dashboard, db, gateway, hub::history, llm, task, telemetry, wal,
+};
 use serde::Deserialize;
 use std::path::PathBuf;
 
@@ -36,6 +38,8 @@ pub struct Config {
     pub dashboard: dashboard::Config,
     /// Location of the agents' files.
     pub agents: agent::Config,
+    /// Models as a shared resource.
+    pub llm: llm::Config,
     /// Reading of the write-ahead log.
     pub wal: wal::Config,
     /// Delivery of row changes to clients.
@@ -100,6 +104,8 @@ fn check(config: &Config) -> Vec<(String, String, String)> {
     wrong.extend(limits.map(|(key, what, remedy)| (format!("changes.{key}"), what, remedy.to_owned())));
     let page = config.dashboard.check();
     wrong.extend(page.map(|(key, what, remedy)| (format!("dashboard.{key}"), what, remedy.to_owned())));
+    let providers = config.llm.check().into_iter();
+    wrong.extend(providers.map(|(key, what, remedy)| (format!("llm.{key}"), what, remedy.to_owned())));
     let limits = config.history.check();
     wrong.extend(limits.map(|(key, what, remedy)| (format!("history.{key}"), what, remedy.to_owned())));
     wrong

@@ -4,19 +4,26 @@
 //! (`POST /chat/completions`) like OpenAI, through async-openai over a plain transport of our own: one HTTP
 //! request for each call, a limit on the size of the answer, no `OPENAI_*` variables, no content in the
 //! process log.
-//! [`Scripted`] returns prepared answers, for tests. [`Models`] creates them and keeps one [`Admission`] for
-//! each endpoint, so that all agents share its concurrency limit and its pause after a 429. Owns no
+//! [`Scripted`] returns prepared answers, for tests. [`Models`] creates them and keeps one [`Account`] for
+//! each key of an endpoint, so that all agents share its limits, its queue and its pause after a 429. Owns no
 //! conversation and no tools. Fails with [`Error`], which tells whether to retry; its texts contain nothing
 //! that a model or its server wrote.
-mod admission;
+mod account;
+mod breaker;
 mod chat;
+mod config;
+mod limiter;
+mod metrics;
 mod models;
 mod openai;
+mod reported;
 mod scripted;
 mod transport;
 
-pub use admission::Admission;
+pub use account::{Account, AccountState, Caller};
 pub use chat::{ChatAnswer, ChatRequest};
+pub use config::{Config, ProviderConfig};
+pub use limiter::Limits;
 pub use models::{Models, Provider};
 pub use openai::OpenAi;
 pub use scripted::{Scripted, Step};
@@ -144,6 +151,12 @@ pub enum Error {
         /// `connection reset by peer` and the like.
         reason: String,
     },
+    /// The endpoint failed repeatedly or refused the key, so requests to the model are held. Nothing was sent.
+    #[error("requests to model {model} are held, because its endpoint failed repeatedly or refused the key")]
+    Held {
+        /// Name of the model.
+        model: String,
+    },
     /// No answer in time.
     #[error("model endpoint did not answer within {}", humantime::format_duration(*.0))]
     Timeout(Duration),
@@ -171,7 +184,11 @@ impl Error {
     pub fn is_outage(&self) -> bool {
         matches!(
             self,
-            Self::RateLimited { .. } | Self::Failed { .. } | Self::Unreachable { .. } | Self::Broken { .. }
+            Self::RateLimited { .. }
+                | Self::Failed { .. }
+                | Self::Unreachable { .. }
+                | Self::Broken { .. }
+                | Self::Held { .. }
         )
     }
 

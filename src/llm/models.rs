@@ -1,40 +1,58 @@
 //! The models of a daemon, with concurrency limits, retries and backoff.
 use super::{
-    Admission, Answer, ChatAnswer, ChatRequest, Clients, CompletionRequest, Error, Model, OpenAi, backoff,
+    Account, AccountState, Answer, Caller, ChatAnswer, ChatRequest, Clients, CompletionRequest, Config,
+    Error, Model, OpenAi, backoff, breaker::Outcome, config::AccountKey, metrics, reported,
 };
-use crate::clock::Clock;
+use crate::{clock::Clock, telemetry::Registry};
 use parking_lot::Mutex;
 use secrecy::SecretString;
-use std::{collections::HashMap, future::Future, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::debug;
 
-/// Most concurrent requests to one endpoint.
-const REQUESTS_MAX: usize = 16;
-/// Most attempts of one request.
+/// Most attempts of one request. An answer 429 is no attempt.
 const ATTEMPTS_MAX: u32 = 5;
+/// A request that timed out after a shorter time tells nothing about its endpoint.
+const HANG: Duration = Duration::from_secs(10);
+/// Tokens that are expected of an answer without a limit.
+const ANSWER_TOKENS: u64 = 1_024;
+/// Bytes of text that are estimated as one token.
+const BYTES_PER_TOKEN: usize = 4;
 
 /// The models of a daemon. Clones share connections and limits.
 #[derive(Clone, Default)]
 pub struct Models {
     clock: Clock,
     clients: Clients,
-    gates: Arc<Mutex<HashMap<String, Admission>>>,
+    config: Arc<Config>,
+    accounts: Arc<Mutex<BTreeMap<AccountKey, Arc<Account>>>>,
     scripted: Option<Arc<dyn Model>>,
 }
 
-/// A model with the concurrency limit of its endpoint.
+impl std::fmt::Debug for Models {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Models").field("accounts", &self.accounts()).finish_non_exhaustive()
+    }
+}
+
+/// A model with the limits of its account.
 #[derive(Clone)]
 pub struct Provider {
     model: Arc<dyn Model>,
-    gate: Admission,
+    account: Arc<Account>,
 }
 
 impl Models {
-    /// Creates models behind real endpoints.
+    /// Creates models behind real endpoints, without declared limits.
     #[must_use]
     pub fn new(clock: Clock) -> Self {
         Self { clock, ..Self::default() }
+    }
+
+    /// Declares the limits of accounts.
+    #[must_use]
+    pub fn with_config(self, config: Config) -> Self {
+        Self { config: Arc::new(config), ..self }
     }
 
     /// Creates models that all are `model`, whatever their endpoint: for tests and rehearsals.
@@ -54,17 +72,31 @@ impl Models {
     /// # Errors
     /// If no HTTP client can be created.
     pub fn at(&self, base_url: &str, key: Option<SecretString>) -> Result<Provider, Error> {
-        let gate = self
-            .gates
-            .lock()
-            .entry(base_url.to_owned())
-            .or_insert_with(|| Admission::new(REQUESTS_MAX))
-            .clone();
+        let account = {
+            let (key, limits) = self.config.account(base_url, key.as_ref());
+            let name = key.name();
+            let mut accounts = self.accounts.lock();
+            // Two keys of one host are two accounts, which people tell apart by a number.
+            let same = accounts.keys().filter(|other| **other != key && other.name() == name).count();
+            let name = if same == 0 { name } else { format!("{name} ({})", same + 1) };
+            accounts.entry(key).or_insert_with(|| Arc::new(Account::new(name, limits))).clone()
+        };
         let model: Arc<dyn Model> = match &self.scripted {
             Some(model) => model.clone(),
             None => Arc::new(OpenAi::new(base_url, key, &self.clients, self.clock.clone())?),
         };
-        Ok(Provider { model, gate })
+        Ok(Provider { model, account })
+    }
+
+    /// Adds the metrics of the accounts.
+    pub fn register(&self, registry: &Registry) {
+        registry.register_collector(Box::new(metrics::Accounts(self.clone())));
+    }
+
+    /// The state of each account that an agent uses.
+    #[must_use]
+    pub fn accounts(&self) -> Vec<AccountState> {
+        self.accounts.lock().values().map(|account| account.state()).collect()
     }
 }
 
@@ -72,59 +104,130 @@ impl Provider {
     /// Requests a completion, with retries: until an answer, a permanent error, five attempts or the
     /// deadline.
     ///
-    /// The backoff is the endpoint's `Retry-After`, else exponential. A 429 pauses every request to the
-    /// endpoint.
+    /// The backoff is the endpoint's `Retry-After`, else exponential. A 429 is no attempt: it pauses every request of
+    /// the account, and this one is sent again after the pause.
     ///
     /// # Errors
-    /// The error of the last attempt; [`Error::Timeout`] if the deadline passed before the first one.
-    pub async fn ask(&self, question: &CompletionRequest, deadline: Instant) -> Result<Answer, Error> {
-        self.with_retries(question.timeout, deadline, || self.model.ask(question)).await
+    /// The error of the last attempt; [`Error::RateLimited`] or [`Error::Held`] if no attempt could be sent before
+    /// the deadline.
+    pub async fn ask(
+        &self,
+        question: &CompletionRequest,
+        caller: &Caller<'_>,
+        deadline: Instant,
+    ) -> Result<Answer, Error> {
+        let limit = question.max_tokens.map_or(ANSWER_TOKENS, u64::from);
+        let cost = Cost::of(&question.model, question.system.len() + question.user.len(), limit);
+        let used = |answer: &Answer| answer.input_tokens.zip(answer.output_tokens);
+        self.with_retries(cost, question.timeout, caller, deadline, used, || self.model.ask(question)).await
     }
 
     /// Sends a request of a conversation, with retries like [`Self::ask`].
     ///
     /// # Errors
     /// As [`Self::ask`].
-    pub async fn chat(&self, question: &ChatRequest, deadline: Instant) -> Result<ChatAnswer, Error> {
-        self.with_retries(question.timeout, deadline, || self.model.chat(question)).await
+    pub async fn chat(
+        &self,
+        question: &ChatRequest,
+        caller: &Caller<'_>,
+        deadline: Instant,
+    ) -> Result<ChatAnswer, Error> {
+        let bytes = question.messages.iter().chain(&question.tools).map(|part| part.to_string().len()).sum();
+        let cost = Cost::of(&question.model, bytes, question.max_tokens.into());
+        let used = |answer: &ChatAnswer| answer.input_tokens.zip(answer.output_tokens);
+        self.with_retries(cost, question.timeout, caller, deadline, used, || self.model.chat(question)).await
     }
 
     async fn with_retries<T, F>(
         &self,
+        cost: Cost<'_>,
         timeout: Duration,
+        caller: &Caller<'_>,
         deadline: Instant,
+        used: impl Fn(&T) -> Option<(u64, u64)> + Send + Sync,
         send: impl Fn() -> F + Send + Sync,
     ) -> Result<T, Error>
     where
         F: Future<Output = Result<T, Error>> + Send,
+        T: Send,
     {
-        let mut last = Error::Timeout(timeout);
+        let mut last = None;
         for tried in 1..=ATTEMPTS_MAX {
-            let Ok(permit) = timeout_at(deadline, self.gate.enter()).await else { return Err(last) };
-            let asked = timeout_at(deadline, send()).await;
-            // Released before the backoff, so that waiting requests do not hold up others.
-            drop(permit);
-            let error = match asked {
-                Ok(Ok(answer)) => return Ok(answer),
-                Ok(Err(error)) => error,
-                Err(_) => Error::Timeout(timeout),
+            let entered = self.account.enter(cost.model, caller, cost.tokens, deadline).await;
+            let mut turn = match (entered, last) {
+                (Ok(turn), _) => turn,
+                (Err(error), last) => return Err(last.unwrap_or(error)),
+            };
+            let error = loop {
+                let sent_at = Instant::now();
+                let (asked, report) = reported::with_report(timeout_at(deadline, send())).await;
+                let error = match asked {
+                    Ok(Ok(answer)) => {
+                        let tokens = used(&answer).map(|(input, output)| input.saturating_add(output));
+                        turn.ended(Outcome::Works, tokens, report);
+                        return Ok(answer);
+                    }
+                    Ok(Err(error)) => error,
+                    Err(_) => Error::Timeout(timeout),
+                };
+                if let Error::RateLimited { retry_after } = error {
+                    turn.rate_limited(retry_after, report);
+                    debug!(
+                        account = self.account.name(),
+                        ?retry_after,
+                        "model request was rate limited, will wait"
+                    );
+                    // A pause beyond the deadline cannot help, so the error is returned now.
+                    if turn.paused_until().is_some_and(|until| until >= deadline) {
+                        return Err(error);
+                    }
+                    if turn.again(caller, deadline).await.is_err() {
+                        return Err(error);
+                    }
+                    continue;
+                }
+                // Freed before the backoff, so that waiting requests do not hold up others.
+                match outcome(&error, sent_at.elapsed()) {
+                    Some(outcome) => turn.ended(outcome, None, report),
+                    None => drop(turn),
+                }
+                break error;
             };
             if !error.is_transient() || tried == ATTEMPTS_MAX {
                 return Err(error);
             }
             let wait = error.retry_after().unwrap_or_else(|| backoff(tried));
-            debug!(tried, ?wait, %error, "model request failed, will retry");
-            // A backoff beyond the deadline cannot help, so the error is returned now.
+            debug!(account = self.account.name(), tried, ?wait, %error, "model request failed, will retry");
             if Instant::now() + wait >= deadline {
                 return Err(error);
             }
-            last = error;
-            match last {
-                // The pause holds the next `enter` of this request, too.
-                Error::RateLimited { .. } => self.gate.pause(wait),
-                _ => sleep(wait).await,
-            }
+            last = Some(error);
+            sleep(wait).await;
         }
-        Err(last)
+        Err(last.unwrap_or(Error::Timeout(timeout)))
+    }
+}
+
+/// What a request needs of its account.
+struct Cost<'a> {
+    model: &'a str,
+    tokens: u64,
+}
+
+impl<'a> Cost<'a> {
+    fn of(model: &'a str, prompt_bytes: usize, answer_tokens: u64) -> Self {
+        let prompt = u64::try_from(prompt_bytes / BYTES_PER_TOKEN).unwrap_or(u64::MAX);
+        Self { model, tokens: prompt.saturating_add(answer_tokens) }
+    }
+}
+
+/// What a failure tells the breaker; `None` if it tells nothing about the endpoint.
+fn outcome(error: &Error, took: Duration) -> Option<Outcome> {
+    match error {
+        Error::Refused { .. } => Some(Outcome::KeyRefused),
+        Error::Failed { .. } | Error::Unreachable { .. } | Error::Broken { .. } => Some(Outcome::Fails),
+        Error::Timeout(_) if took >= HANG => Some(Outcome::Fails),
+        Error::Timeout(_) | Error::Held { .. } => None,
+        Error::Rejected { .. } | Error::InvalidAnswer(_) | Error::RateLimited { .. } => Some(Outcome::Works),
     }
 }

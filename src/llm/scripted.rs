@@ -93,7 +93,7 @@ impl Model for Scripted {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::llm::{Format, Models};
+    use crate::llm::{Caller, Format, Models};
     use std::{sync::Arc, time::Duration};
     use tokio::time::Instant;
 
@@ -116,7 +116,7 @@ mod tests {
         let model = Arc::new(Scripted::new(steps));
         let provider = Models::scripted(model.clone()).at("http://x", None).unwrap();
         let began = Instant::now();
-        let answer = provider.ask(&question(), began + within).await;
+        let answer = provider.ask(&question(), &Caller::new("acme/a"), began + within).await;
         (answer, model.asked().len(), began.elapsed())
     }
 

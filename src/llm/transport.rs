@@ -3,7 +3,7 @@
 //! The transport sends one request, once. async-openai's own transport would retry and log bodies of failed
 //! answers. So every answer that is not a 2xx with JSON becomes an [`Error`] here, boxed in async-openai's
 //! error type.
-use super::Error;
+use super::{Error, reported};
 use async_openai::{error::OpenAIError, middleware::HttpRequestFactory};
 use bytes::{Bytes, BytesMut};
 use chrono::{DateTime, Utc};
@@ -160,6 +160,7 @@ async fn send(
 ) -> Result<reqwest::Response, Error> {
     let response = client.execute(request).await.map_err(|e| broken(&e))?;
     let status = response.status();
+    reported::keep(response.headers(), clock.now());
     let retry_after = retry_after(response.headers(), clock.now());
     match status.as_u16() {
         200..300 => {}

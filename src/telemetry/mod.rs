@@ -12,6 +12,7 @@ pub use throttle::Throttle;
 
 use parking_lot::Mutex;
 use prometheus_client::{
+    collector::Collector,
     metrics::{counter::Counter, gauge::Gauge},
     registry::{Metric, Registry as Prometheus},
 };
@@ -101,6 +102,11 @@ impl Registry {
     /// Registers a metric. `name` is without the prefix `convoke_` and, for counters, without `_total`.
     pub fn register(&self, name: &str, help: &str, metric: impl Metric) {
         self.0.lock().register(name, help, metric);
+    }
+
+    /// Registers metrics that are read when they are scraped.
+    pub fn register_collector(&self, collector: Box<dyn Collector>) {
+        self.0.lock().register_collector(collector);
     }
 
     /// Registers a metric and returns it, as [`Registry::register`].

@@ -34,9 +34,9 @@ const MAY_NAME: &[(&str, &str)] = &[
     ("agent", "id clock json filter wal hub presence task llm db scope telemetry"),
     ("remote", "id clock json auth wire hub presence task agent scope telemetry"),
     ("gateway", "id wire clock json auth access hub presence changes remote scope telemetry"),
-    ("api", "id wire clock json problem auth hub task agent remote gateway telemetry"),
+    ("api", "id wire clock json problem auth hub task agent llm remote gateway telemetry"),
     ("dashboard", "id clock problem auth db"),
-    ("config", "id files access api auth dashboard db agent wal hub changes gateway telemetry task"),
+    ("config", "id files access api auth dashboard db agent llm wal hub changes gateway telemetry task"),
     (
         "app",
         "files id clock json scope telemetry wire auth db llm wal hub presence access changes task agent remote gateway \

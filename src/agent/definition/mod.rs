@@ -25,6 +25,7 @@ pub use wake::{Wake, WakeEvent, WakeRequest};
 use super::Env;
 use crate::{
     id::{AgentId, OrgId},
+    llm::Caller,
     task::{Profile, Terms},
 };
 use serde::{Deserialize, Serialize};
@@ -84,6 +85,11 @@ fn five_minutes() -> Duration {
 const HOOK_GRACE: Duration = Duration::from_millis(500);
 
 impl Definition {
+    /// This agent as the caller of a model.
+    pub(crate) fn caller(&self) -> Caller<'static> {
+        Caller::new(format!("{}/{}", self.org, self.id))
+    }
+
     /// A definition of this kind with all defaults, for agents defined in code.
     #[must_use]
     pub fn new(id: AgentId, org: OrgId, kind: Kind) -> Self {

@@ -130,7 +130,8 @@ async fn by_model(definition: &Definition, parts: &RunnerDeps, body: &Value) -> 
         temperature: run.temperature,
         timeout: definition.offer.timeout,
     };
-    let answer = provider.ask(&question, Instant::now() + definition.offer.timeout).await;
+    let answer =
+        provider.ask(&question, &definition.caller(), Instant::now() + definition.offer.timeout).await;
     let answer = answer.map_err(|e| e.to_string())?;
     // Usage that the endpoint does not report is presumed to be the most that it may be.
     let microdollars = match (run.price, answer.input_tokens, answer.output_tokens) {

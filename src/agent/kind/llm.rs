@@ -11,7 +11,7 @@ use crate::{
         think::{Session, Thinker},
         wake::{BadTemplate, Context, Template},
     },
-    llm::{Answer, CompletionRequest, Error, Format, Provider},
+    llm::{Answer, Caller, CompletionRequest, Error, Format, Provider},
     task::{Failure, SchemaMismatch, Schemas, Usage},
 };
 use serde_json::{Map, Value, json};
@@ -247,8 +247,10 @@ impl Agent for Llm {
             let answer = *question.max_tokens.get_or_insert(ANSWER_TOKENS_MAX);
             budget.reserve(self.most(&question, answer)).await?;
         }
+        let shows = |activity| job.shows(activity);
+        let caller = Caller { shows: &shows, ..self.definition.caller() };
         let answer = tokio::select! {
-            answer = self.provider.ask(&question, job.deadline) => answer.map_err(|error| {
+            answer = self.provider.ask(&question, &caller, job.deadline) => answer.map_err(|error| {
                 let failure = failure(&error);
                 let usage = if error.may_have_cost() { self.presumed(&question, 0) } else { failure.usage };
                 Failure { usage, ..failure }

@@ -17,7 +17,7 @@ use crate::{
         tool::{self, Callable, Outcome, ToolCall, callable, shown},
     },
     fault,
-    llm::{ChatAnswer, ChatRequest, Format},
+    llm::{Caller, ChatAnswer, ChatRequest, Format},
     task::{
         CallEnd, DatabaseResult, Effect, Failure, ModelEnd, Question, Step, StepBody, StepState, ToolStep,
         Usage, WaitFor,
@@ -138,8 +138,11 @@ impl Session<'_> {
         fault::point(fault::Point::StepBegun);
         self.shows("thinking".into());
         // The future is dropped with the job: that closes the connection, and no answer is paid for that nobody reads.
+        let shows = |activity| self.job.shows(activity);
+        let spent = self.tokens_before.saturating_add(self.used.tokens);
+        let caller = Caller { shows: &shows, spent, ..self.thinker.definition.caller() };
         let answer = tokio::select! {
-            answer = self.thinker.provider.chat(&question, self.job.deadline) => answer,
+            answer = self.thinker.provider.chat(&question, &caller, self.job.deadline) => answer,
             () = self.job.stopped() => {
                 self.spend(Usage { presumed: true, ..most });
                 return Err(Failure { usage: self.used, ..retryable("the request to the model was stopped") });

@@ -12,8 +12,8 @@ use crate::{
     },
     llm::Provider,
     task::{
-        EarlierEffect, Error, Failure, LatestRun, NoteKind, PinnedDefinition, Progress, RunKey, Schemas,
-        Step, TaskCommands, Usage,
+        EarlierEffect, Error, Failure, LatestRun, NoteKind, PinnedDefinition, RunKey, Schemas, Step,
+        TaskCommands, Usage,
     },
 };
 use serde_json::{Value, json};
@@ -232,8 +232,7 @@ impl<'a> Session<'a> {
 
     /// Reports the activity: evidence of work, and what presence shows.
     pub(super) fn shows(&self, activity: String) {
-        let progress = Progress { progress: None, activity: Some(activity), checkpoint: None };
-        self.job.reporter().report(progress);
+        self.job.shows(activity);
     }
 }
 

@@ -1,4 +1,5 @@
 //! The whole daemon in this process: rows, the log, agents, channels and HTTP together.
+mod accounts;
 mod encoding;
 mod killed;
 mod line;
