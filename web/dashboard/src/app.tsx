@@ -113,7 +113,7 @@ function Bar({ session }: { session: Session }): JSX.Element {
 function Live(): JSX.Element {
   const word = isPaused.value ? "paused" : status.value;
   const stale = status.value === "no connection" && answeredAt.value > 0;
-  return <span class={`live live-${word.replaceAll(" ", "-")}`} role="status"><span aria-hidden="true">●</span> {word}{stale ? `, as of ${clock(new Date(answeredAt.value).toISOString())}` : ""}</span>;
+  return <span class={`live live-${word.replaceAll(" ", "-")}`} role="status"><span aria-hidden="true">●</span> {word}{stale ? <span class="as-of">, as of {clock(new Date(answeredAt.value).toISOString())}</span> : null}</span>;
 }
 
 function Menu({ org }: { org: string }): JSX.Element {

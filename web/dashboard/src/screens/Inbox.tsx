@@ -2,11 +2,12 @@
 import { useSignal } from "@preact/signals";
 import type { JSX } from "preact";
 import { readLines, readWhy } from "../api.ts";
+import { since } from "../format.ts";
 import { concernsTask } from "../live.ts";
 import { useRead } from "../read.ts";
 import { query, setQuery } from "../route.ts";
 import type { Line } from "../types.ts";
-import { AgentLink, Ago, Empty, Panel, TaskLink, Trouble } from "../ui.tsx";
+import { AgentLink, Empty, Panel, TaskLink, Trouble } from "../ui.tsx";
 import { Answer, type Need, needOf } from "./Answer.tsx";
 
 const NEEDS: readonly Need[] = ["input", "approval", "budget", "choice"];
@@ -43,7 +44,7 @@ function Card({ org, line }: { org: string; line: Line }): JSX.Element {
       <p class="facts">
         <span class="badge wait">{line.needs}</span>
         {line.agent_id ? <AgentLink org={org} id={line.agent_id} /> : null}
-        <span class="soft">for {line.requester} · waits <Ago at={line.updated_at} /></span>
+        <span class="soft">requested by {line.requester} · waiting for {since(line.updated_at)}</span>
       </p>
       {line.input_preview && line.input_preview !== "null" ? <p class="preview soft">{line.input_preview}</p> : null}
       {error ? <Trouble problem={error} /> : null}

@@ -4,7 +4,7 @@ import { readLanes } from "../api.ts";
 import { clock, duration, now } from "../format.ts";
 import { packed } from "../lanes.ts";
 import { useRead } from "../read.ts";
-import { href, query, setQuery } from "../route.ts";
+import { go, href, query, setQuery } from "../route.ts";
 import type { Bar } from "../types.ts";
 import { AgentLink, At, Empty, State, TaskLink, Trouble, Twin } from "../ui.tsx";
 
@@ -51,6 +51,7 @@ export function Lanes({ org }: { org: string }): JSX.Element {
   );
 }
 
+/** The bars are for the pointer; the table twin has the links. */
 function Chart({ org, lanes, from, to }: { org: string; lanes: [string, Bar[]][]; from: number; to: number }): JSX.Element {
   const at = (time: number): number => Math.min(100, Math.max(0, ((time - from) / (to - from)) * 100));
   const ticks = [0, 0.25, 0.5, 0.75, 1].map((share) => from + share * (to - from));
@@ -68,7 +69,7 @@ function Chart({ org, lanes, from, to }: { org: string; lanes: [string, Bar[]][]
                   {row.map((bar) => {
                     const begin = at(Date.parse(bar.awarded_at));
                     const width = Math.max(0.25, at(bar.ended_at ? Date.parse(bar.ended_at) : to) - begin);
-                    return <a key={bar.assignment_id} tabIndex={-1} aria-hidden="true" class={`span ${bar.ended_at ? `run end-${bar.state}` : bar.state === "waiting" ? "end-waiting" : "run"}`} style={{ left: `${begin}%`, width: `${width}%` }} href={href(org, "tasks", bar.task_id)} title={`${bar.kind}: ${bar.state.replaceAll("_", " ")}, ${duration((bar.ended_at ? Date.parse(bar.ended_at) : to) - Date.parse(bar.awarded_at))}`} />;
+                    return <span key={bar.assignment_id} class={`span ${bar.ended_at ? `run end-${bar.state}` : bar.state === "waiting" ? "end-waiting" : "run"}`} style={{ left: `${begin}%`, width: `${width}%` }} onClick={() => go(href(org, "tasks", bar.task_id))} title={`${bar.kind}: ${bar.state.replaceAll("_", " ")}, ${duration((bar.ended_at ? Date.parse(bar.ended_at) : to) - Date.parse(bar.awarded_at))}`} />;
                   })}
                 </span>
               ))}
@@ -76,7 +77,7 @@ function Chart({ org, lanes, from, to }: { org: string; lanes: [string, Bar[]][]
           </div>
         );
       })}
-      <div class="lane ticks"><span /><span class="ticks-line">{ticks.map((time) => <span key={time} style={{ left: `${at(time)}%` }}>{clock(new Date(time).toISOString())}</span>)}</span></div>
+      <div class="lane lane-ticks"><span /><span class="ticks-line">{ticks.map((time) => <span key={time} style={{ left: `${at(time)}%` }}>{clock(new Date(time).toISOString())}</span>)}</span></div>
     </div>
   );
 }
