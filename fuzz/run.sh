@@ -10,7 +10,7 @@ coverage+=" -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sa
 coverage+=" -Cllvm-args=-sanitizer-coverage-trace-compares -Ccodegen-units=1"
 export RUSTFLAGS="--cfg fuzzing $coverage -Cdebug-assertions -Coverflow-checks"
 case $target in
-  channel | pgoutput) features=(--features daemon) ;;
+  channel | completion | pgoutput) features=(--features daemon) ;;
   *) features=() ;;
 esac
 triple=$(rustc +nightly -vV | sed -n 's/^host: //p')

@@ -1,8 +1,9 @@
 //! A conversation with tools: messages as they are sent, and an answer as it is received.
-use super::{Error, Format};
+use super::{Error, Format, stream::from_timings};
 use crate::json::count;
 use serde_json::{Map, Value, json};
 use std::time::Duration;
+use tokio::sync::watch;
 
 /// Longest `finish_reason` and name of a model that is kept, in characters.
 const WORD_CHARS_MAX: usize = 64;
@@ -26,6 +27,28 @@ pub struct ChatRequest {
     pub temperature: Option<f32>,
     /// Timeout of one attempt.
     pub timeout: Duration,
+    /// How the answer is streamed. `None` for a whole answer.
+    pub streaming: Option<Streaming>,
+}
+
+/// How an answer is streamed.
+#[derive(Clone, Debug)]
+pub struct Streaming {
+    /// Longest wait for the first byte of the body.
+    pub first_byte: Duration,
+    /// Longest silence between bytes; a comment of the endpoint counts as bytes.
+    pub silence: Duration,
+    /// How many parts of the answer have come.
+    pub parts: watch::Sender<u64>,
+}
+
+impl Streaming {
+    /// Streams with the limits of most endpoints: 60 seconds.
+    #[must_use]
+    pub fn usual() -> Self {
+        let minute = Duration::from_secs(60);
+        Self { first_byte: minute, silence: minute, parts: watch::Sender::new(0) }
+    }
 }
 
 /// The answer of a conversation.
@@ -51,7 +74,10 @@ impl ChatRequest {
         let mut body: Map<String, Value> = Map::new();
         body.insert("model".into(), json!(self.model));
         body.insert("messages".into(), json!(self.messages));
-        body.insert("stream".into(), json!(false));
+        body.insert("stream".into(), json!(self.streaming.is_some()));
+        if self.streaming.is_some() {
+            body.insert("stream_options".into(), json!({ "include_usage": true }));
+        }
         body.insert(limit.into(), json!(self.max_tokens));
         if !self.tools.is_empty() {
             body.insert("tools".into(), json!(self.tools));
@@ -69,11 +95,12 @@ impl ChatAnswer {
     /// # Errors
     /// `InvalidAnswer` if it has no choice with a message.
     pub(super) fn read(mut completion: Value) -> Result<Self, Error> {
-        // Some endpoints report an error with status 200.
-        if completion.get("error").is_some_and(|error| !error.is_null()) {
-            return Err(Error::InvalidAnswer("it is an error with status 200"));
+        if let Some(error) = Error::in_body(&completion) {
+            return Err(error);
         }
-        let usage = completion.get("usage").cloned().unwrap_or_default();
+        let timings = || completion.get("timings").and_then(from_timings);
+        let usage = completion.get("usage").filter(|usage| usage.get("prompt_tokens").is_some()).cloned();
+        let usage = usage.or_else(timings).unwrap_or_default();
         let used = |name: &str| usage.get(name).and_then(count);
         let (input, output, total) = (used("prompt_tokens"), used("completion_tokens"), used("total_tokens"));
         let rest = total.zip(input).map(|(total, input)| total.saturating_sub(input));
@@ -109,6 +136,7 @@ mod tests {
             max_tokens: 7,
             temperature: Some(0.2),
             timeout: Duration::from_secs(1),
+            streaming: None,
         }
     }
 
@@ -120,6 +148,11 @@ mod tests {
         let with_tools = ChatRequest { tools: vec![json!(1)], tool_required: true, ..request() }.body(true);
         assert_eq!((&with_tools["tool_choice"], &with_tools["tools"]), (&json!("required"), &json!([1])));
         assert_eq!((&with_tools["max_completion_tokens"], with_tools.get("max_tokens")), (&json!(7), None));
+        let streamed = ChatRequest { streaming: Some(Streaming::usual()), ..request() }.body(true);
+        assert_eq!(
+            (&streamed["stream"], &streamed["stream_options"]),
+            (&json!(true), &json!({ "include_usage": true }))
+        );
     }
 
     #[test]
@@ -151,7 +184,6 @@ mod tests {
             assert_eq!(message.is_ok(), odd.is_object(), "{odd}");
         }
         let error = json!({ "choices": choice, "error": { "message": "secret", "code": 429 } });
-        let told = read(error).unwrap_err();
-        assert!(told.ends_with("it is an error with status 200"), "{told}");
+        assert_eq!(read(error).unwrap_err(), "model endpoint is over its rate limit (429)");
     }
 }

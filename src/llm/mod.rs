@@ -3,7 +3,7 @@
 //! [`Model`] has two implementations. [`OpenAi`] works with any server that implements chat completions
 //! (`POST /chat/completions`) like OpenAI, through async-openai over a plain transport of our own: one HTTP
 //! request for each call, a limit on the size of the answer, no `OPENAI_*` variables, no content in the
-//! process log.
+//! process log. Streamed answers have a decoder of our own ([`StreamDecoder`]).
 //! [`Scripted`] returns prepared answers, for tests. [`Models`] creates them and keeps one [`Account`] for
 //! each key of an endpoint, so that all agents share its limits, its queue and its pause after a 429. Owns no
 //! conversation and no tools. Fails with [`Error`], which tells whether to retry; its texts contain nothing
@@ -18,15 +18,18 @@ mod models;
 mod openai;
 mod reported;
 mod scripted;
+mod status;
+mod stream;
 mod transport;
 
 pub use account::{Account, AccountState, Caller};
-pub use chat::{ChatAnswer, ChatRequest};
+pub use chat::{ChatAnswer, ChatRequest, Streaming};
 pub use config::{Config, ProviderConfig};
 pub use limiter::Limits;
 pub use models::{Models, Provider};
 pub use openai::OpenAi;
 pub use scripted::{Scripted, Step};
+pub use stream::StreamDecoder;
 pub use transport::{Clients, retry_after};
 pub(crate) use transport::{backoff, innermost, read_body};
 
@@ -119,6 +122,21 @@ pub enum Error {
         /// 401 or 403.
         status: u16,
     },
+    /// The account has no credit left. Permanent.
+    #[error("model endpoint has no credit left for this key ({status})")]
+    Quota {
+        /// 402 or 429.
+        status: u16,
+    },
+    /// The request is larger than the context of the model. Permanent.
+    #[error("the request is over the context of the model ({status})")]
+    TooLarge {
+        /// 400 or 413.
+        status: u16,
+    },
+    /// The endpoint could not read the call that its model made. The same request may succeed.
+    #[error("model endpoint could not read the call of its model (400)")]
+    BadCall,
     /// The endpoint does not accept the request. Permanent.
     #[error("model endpoint rejected the request ({status})")]
     Rejected {
@@ -175,6 +193,7 @@ impl Error {
                 | Self::Failed { .. }
                 | Self::Unreachable { .. }
                 | Self::Broken { .. }
+                | Self::BadCall
                 | Self::Timeout(_)
         )
     }
@@ -195,13 +214,16 @@ impl Error {
     /// Whether the failed request may have been answered and charged.
     #[must_use]
     pub fn may_have_cost(&self) -> bool {
-        matches!(self, Self::Broken { .. } | Self::Timeout(_) | Self::InvalidAnswer(_))
+        matches!(self, Self::Broken { .. } | Self::Timeout(_) | Self::InvalidAnswer(_) | Self::BadCall)
     }
 
     /// Whether a retry cannot succeed until the request or the settings change.
     #[must_use]
     pub fn is_permanent(&self) -> bool {
-        matches!(self, Self::Refused { .. } | Self::Rejected { .. })
+        matches!(
+            self,
+            Self::Refused { .. } | Self::Rejected { .. } | Self::Quota { .. } | Self::TooLarge { .. }
+        )
     }
 
     /// `Retry-After` of the endpoint, if given.

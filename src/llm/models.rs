@@ -12,6 +12,8 @@ use tracing::debug;
 
 /// Most attempts of one request. An answer 429 is no attempt.
 const ATTEMPTS_MAX: u32 = 5;
+/// Most attempts of a request for which the endpoint could not read what its model made.
+const BAD_CALLS_MAX: u32 = 3;
 /// A request that timed out after a shorter time tells nothing about its endpoint.
 const HANG: Duration = Duration::from_secs(10);
 /// Tokens that are expected of an answer without a limit.
@@ -193,7 +195,8 @@ impl Provider {
                 }
                 break error;
             };
-            if !error.is_transient() || tried == ATTEMPTS_MAX {
+            let is_last = tried == ATTEMPTS_MAX || (error == Error::BadCall && tried == BAD_CALLS_MAX);
+            if !error.is_transient() || is_last {
                 return Err(error);
             }
             let wait = error.retry_after().unwrap_or_else(|| backoff(tried));
@@ -224,10 +227,12 @@ impl<'a> Cost<'a> {
 /// What a failure tells the breaker; `None` if it tells nothing about the endpoint.
 fn outcome(error: &Error, took: Duration) -> Option<Outcome> {
     match error {
-        Error::Refused { .. } => Some(Outcome::KeyRefused),
+        Error::Refused { .. } | Error::Quota { .. } => Some(Outcome::KeyRefused),
         Error::Failed { .. } | Error::Unreachable { .. } | Error::Broken { .. } => Some(Outcome::Fails),
         Error::Timeout(_) if took >= HANG => Some(Outcome::Fails),
         Error::Timeout(_) | Error::Held { .. } => None,
-        Error::Rejected { .. } | Error::InvalidAnswer(_) | Error::RateLimited { .. } => Some(Outcome::Works),
+        Error::Rejected { .. } | Error::InvalidAnswer(_) | Error::BadCall | Error::RateLimited { .. } => {
+            Some(Outcome::Works)
+        }
     }
 }

@@ -1,17 +1,29 @@
 //! A model behind an OpenAI-compatible endpoint.
-use super::{Answer, ChatAnswer, ChatRequest, Clients, CompletionRequest, Error, Model, transport::Plain};
+use super::{
+    Answer, ChatAnswer, ChatRequest, Clients, CompletionRequest, Error, Model, StreamDecoder, Streaming,
+    read_body,
+    transport::{ANSWER_BYTES_MAX, Plain, broken, successful},
+};
 use crate::{clock::Clock, json::count};
 use async_openai::{Client, config::Config, error::OpenAIError};
-use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
+use futures_util::StreamExt;
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::time::Duration;
+use tokio::time::{Instant, timeout};
+
+/// How long the usage is waited for after the end of a message.
+const USAGE_WAIT: Duration = Duration::from_secs(2);
 
 /// A model behind `base_url`. Clones share connections.
 #[derive(Clone)]
 pub struct OpenAi {
     client: Client<Endpoint>,
+    /// For streams, which have a decoder of our own.
+    http: reqwest::Client,
+    clock: Clock,
 }
 
 /// Address and key. Unlike async-openai's own configuration, it never reads environment variables.
@@ -101,8 +113,9 @@ impl OpenAi {
         let base_url = base_url.trim_end_matches('/').to_owned();
         let client = clients.for_url(&base_url).map_err(|reason| Error::Unreachable { reason })?;
         let endpoint = Endpoint { base_url, key: key.unwrap_or_default() };
-        let transport = Plain { client: client.clone(), clock };
-        Ok(Self { client: Client::build(client, endpoint).with_http_service(transport) })
+        let transport = Plain { client: client.clone(), clock: clock.clone() };
+        let http = client.clone();
+        Ok(Self { client: Client::build(client, endpoint).with_http_service(transport), http, clock })
     }
 
     /// Builds the request. OpenAI itself needs the newer name of the token limit; other servers only know the
@@ -138,6 +151,44 @@ impl OpenAi {
     }
 }
 
+impl OpenAi {
+    /// Sends one request and reads its answer as it comes. Dropping the future closes the connection.
+    async fn stream(&self, body: Value, streaming: &Streaming) -> Result<Value, Error> {
+        let endpoint = self.client.config();
+        let request = self.http.post(endpoint.url("/chat/completions")).headers(endpoint.headers());
+        let request = request.header(CONTENT_TYPE, "application/json").body(body.to_string()).send();
+        let begun = Instant::now();
+        let late = |_| Error::Timeout(streaming.first_byte);
+        let response = timeout(streaming.first_byte, request).await.map_err(late)?.map_err(|e| broken(&e))?;
+        let response = successful(response, &self.clock).await?;
+        let kind =
+            response.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+        if kind.starts_with("application/json") {
+            // An endpoint that does not stream.
+            let body = read_body(response, ANSWER_BYTES_MAX).await.map_err(|e| broken(&e))?;
+            let body = body.ok_or(Error::InvalidAnswer("it is over 4 MiB"))?;
+            return serde_json::from_slice(&body).map_err(|_| Error::InvalidAnswer("it is no JSON"));
+        }
+        let (mut decoder, mut bytes) = (StreamDecoder::default(), response.bytes_stream());
+        let (mut wait, mut silent) =
+            (streaming.first_byte.saturating_sub(begun.elapsed()), Error::Timeout(streaming.first_byte));
+        while !decoder.is_done() {
+            let ends_anyway = decoder.is_finished();
+            match timeout(if ends_anyway { USAGE_WAIT } else { wait }, bytes.next()).await {
+                Ok(Some(Ok(chunk))) => decoder.feed(&chunk)?,
+                Ok(Some(Err(e))) if !ends_anyway => return Err(broken(&e)),
+                Err(_) if !ends_anyway => return Err(silent),
+                Ok(None | Some(Err(_))) | Err(_) => break,
+            }
+            wait = streaming.silence;
+            let silence = humantime::format_duration(wait);
+            silent = Error::Broken { reason: format!("nothing came for {silence}") };
+            streaming.parts.send_replace(decoder.parts());
+        }
+        decoder.end()
+    }
+}
+
 #[async_trait::async_trait]
 impl Model for OpenAi {
     async fn ask(&self, question: &CompletionRequest) -> Result<Answer, Error> {
@@ -155,6 +206,11 @@ impl Model for OpenAi {
     }
 
     async fn chat(&self, question: &ChatRequest) -> Result<ChatAnswer, Error> {
+        if let Some(streaming) = &question.streaming {
+            let answer = self.stream(question.body(self.is_openai()), streaming);
+            let answer = tokio::time::timeout(question.timeout, answer).await;
+            return ChatAnswer::read(answer.map_err(|_| Error::Timeout(question.timeout))??);
+        }
         ChatAnswer::read(self.send(question.body(self.is_openai()), question.timeout).await?)
     }
 }

@@ -12,6 +12,7 @@ use reqwest::header::{HeaderMap, RETRY_AFTER};
 use serde::de::IgnoredAny;
 use std::{
     future::Future,
+    net::SocketAddr,
     pin::Pin,
     sync::{Arc, OnceLock},
     task::{Context, Poll},
@@ -19,7 +20,10 @@ use std::{
 };
 
 /// Most bytes of an answer.
-const ANSWER_BYTES_MAX: usize = 4 << 20;
+pub(super) const ANSWER_BYTES_MAX: usize = 4 << 20;
+/// Most bytes of an error that are read for its code, and how long it may take.
+const ERROR_BYTES_MAX: usize = 64 << 10;
+const ERROR_BODY_TIMEOUT: Duration = Duration::from_secs(5);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest `Retry-After`; longer ones are shortened to it.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(3_600);
@@ -33,6 +37,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(20);
 pub struct Clients {
     direct: Arc<OnceLock<Result<reqwest::Client, String>>>,
     proxied: Arc<OnceLock<Result<reqwest::Client, String>>>,
+    tls: Arc<OnceLock<Result<rustls::ClientConfig, String>>>,
 }
 
 impl Clients {
@@ -47,28 +52,48 @@ impl Clients {
         let address = host.parse::<std::net::IpAddr>();
         let local = host == "localhost" || address.is_ok_and(|address| address.is_loopback());
         let slot = if local { &self.direct } else { &self.proxied };
-        slot.get_or_init(|| client(local)).clone()
+        slot.get_or_init(|| self.client(local)).clone()
+    }
+
+    /// Returns a client of its own that reaches this host at these addresses only, without a proxy.
+    ///
+    /// # Errors
+    /// If no client can be created; one line.
+    pub(crate) fn for_addresses(
+        &self,
+        host: &str,
+        addresses: &[SocketAddr],
+    ) -> Result<reqwest::Client, String> {
+        let client = self.builder()?.no_proxy().resolve_to_addrs(host, addresses).build();
+        client.map_err(|e| innermost(&e))
+    }
+
+    fn client(&self, direct: bool) -> Result<reqwest::Client, String> {
+        let builder = self.builder()?;
+        let builder = if direct { builder.no_proxy() } else { builder };
+        builder.build().map_err(|e| innermost(&e))
+    }
+
+    fn builder(&self) -> Result<reqwest::ClientBuilder, String> {
+        Ok(reqwest::Client::builder()
+            .tls_backend_preconfigured(self.tls.get_or_init(tls).clone()?)
+            .redirect(reqwest::redirect::Policy::none())
+            .connect_timeout(CONNECT_TIMEOUT)
+            .pool_idle_timeout(Duration::from_secs(30))
+            .user_agent(concat!("convoke/", env!("CARGO_PKG_VERSION"))))
     }
 }
 
-fn client(direct: bool) -> Result<reqwest::Client, String> {
+fn tls() -> Result<rustls::ClientConfig, String> {
     let mut roots = rustls::RootCertStore::empty();
     // Without system certificates plain HTTP still works, and TLS fails with its own error.
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let tls = rustls::ClientConfig::builder_with_provider(provider)
+    Ok(rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|e| e.to_string())?
         .with_root_certificates(roots)
-        .with_no_client_auth();
-    let builder = reqwest::Client::builder()
-        .tls_backend_preconfigured(tls)
-        .redirect(reqwest::redirect::Policy::none())
-        .connect_timeout(CONNECT_TIMEOUT)
-        .pool_idle_timeout(Duration::from_secs(30))
-        .user_agent(concat!("convoke/", env!("CARGO_PKG_VERSION")));
-    let builder = if direct { builder.no_proxy() } else { builder };
-    builder.build().map_err(|e| innermost(&e))
+        .with_no_client_auth())
 }
 
 /// Parses `Retry-After`, in seconds or as a date; at most an hour.
@@ -153,23 +178,32 @@ pub(super) fn broken(error: &reqwest::Error) -> Error {
     }
 }
 
+/// The response, if its status is that of success. The body of another one is read for its code.
+pub(super) async fn successful(
+    response: reqwest::Response,
+    clock: &crate::clock::Clock,
+) -> Result<reqwest::Response, Error> {
+    reported::keep(response.headers(), clock.now());
+    let status = response.status();
+    if status.is_success() {
+        return Ok(response);
+    }
+    let headers = response.headers().clone();
+    // A server that does not end the body of its error has said enough.
+    let body = tokio::time::timeout(ERROR_BODY_TIMEOUT, read_body(response, ERROR_BYTES_MAX)).await;
+    let body = body.ok().and_then(Result::ok).flatten().unwrap_or_default();
+    let body = serde_json::from_slice(&body).unwrap_or_default();
+    let error = Error::of_status(status.as_u16(), &headers, &body, clock.now());
+    Err(error.unwrap_or(Error::Rejected { status: status.as_u16() }))
+}
+
 async fn send(
     client: &reqwest::Client,
     clock: &crate::clock::Clock,
     request: reqwest::Request,
 ) -> Result<reqwest::Response, Error> {
     let response = client.execute(request).await.map_err(|e| broken(&e))?;
-    let status = response.status();
-    reported::keep(response.headers(), clock.now());
-    let retry_after = retry_after(response.headers(), clock.now());
-    match status.as_u16() {
-        200..300 => {}
-        401 | 403 => return Err(Error::Refused { status: status.as_u16() }),
-        429 => return Err(Error::RateLimited { retry_after }),
-        408 => return Err(Error::Failed { status: 408, retry_after }),
-        code @ 500.. => return Err(Error::Failed { status: code, retry_after }),
-        code => return Err(Error::Rejected { status: code }),
-    }
+    let response = successful(response, clock).await?;
     let body = read_body(response, ANSWER_BYTES_MAX).await.map_err(|e| broken(&e))?;
     let body = body.ok_or(Error::InvalidAnswer("it is over 4 MiB"))?;
     if serde_json::from_slice::<IgnoredAny>(&body).is_err() {
