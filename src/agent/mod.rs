@@ -32,8 +32,9 @@ mod wake;
 pub use compiled::CompiledAgent;
 pub use credentials::{CredentialIssuer, JobCredentials};
 pub use definition::{
-    Definition, Kind, Limits, Missed, Offer, OfferBy, Price, Problem, ResponseFormat, Run, Schedule,
-    ScheduleRequest, SqlRead, Tool, ToolKind, Wake, WakeEvent, WakeRequest, check, check_all, check_in,
+    Definition, Fetch, FetchMethod, Kind, Limits, Missed, Offer, OfferBy, Price, Problem, ResponseFormat,
+    Run, Schedule, ScheduleRequest, SqlRead, Stream, Tool, ToolKind, Wake, WakeEvent, WakeRequest, check,
+    check_all, check_in,
 };
 pub use env::Env;
 pub use job::{Agent, Finished, Job, Registry, Reporter};

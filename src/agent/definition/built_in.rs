@@ -1,8 +1,12 @@
-//! `[run.sql]`: the settings of the tools that the daemon has itself.
+//! `[run.sql]` and `[run.fetch]`: the settings of the tools that the daemon has itself.
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
-/// The name of the tool in `run.tools`.
+/// The names of the tools in `run.tools`.
 pub(crate) const SQL_READ: &str = "sql:read";
+pub(crate) const FETCH: &str = "fetch";
+/// The entry of `hosts` that stands for every host.
+pub(crate) const PUBLIC: &str = "public";
 
 /// How `sql:read` logs in.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,4 +20,47 @@ pub struct SqlRead {
     /// SQLSTATE and the position.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub messages: bool,
+}
+
+/// What `fetch` may reach.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fetch {
+    /// Hosts with public addresses: a name, `*.name` for those below it, or `public` for all; with `:port` for another
+    /// port than 80 and 443.
+    #[serde(default)]
+    pub hosts: Vec<String>,
+    /// Hosts that may have private addresses, likewise, without `public`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub private_hosts: Vec<String>,
+    /// Defaults to GET.
+    #[serde(default = "get")]
+    pub methods: Vec<FetchMethod>,
+    /// Headers whose values are variables of the environment. A redirect does not get them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub headers_env: BTreeMap<String, String>,
+}
+
+/// A method of `fetch`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum FetchMethod {
+    /// Returns the text.
+    Get,
+    /// Returns the status and the type.
+    Head,
+}
+
+impl FetchMethod {
+    /// Its name in HTTP.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Get => "GET",
+            Self::Head => "HEAD",
+        }
+    }
+}
+
+fn get() -> Vec<FetchMethod> {
+    vec![FetchMethod::Get]
 }

@@ -1,13 +1,20 @@
 //! The checks of `run.tools` and `[[tool]]`.
 use super::{
-    Definition, Kind, SQL_READ, Tool, ToolKind,
+    Definition, FETCH, Kind, PUBLIC, SQL_READ, Tool, ToolKind,
     check::{Problems, check_program, url_problem},
 };
 use crate::{
-    agent::{Env, think::ASK, tool::named_values},
+    agent::{
+        Env,
+        think::ASK,
+        tool::{judge::name_and_port, named_values},
+    },
     task::{Effect, check_setting},
 };
-use std::{collections::HashSet, time::Duration};
+use std::{
+    collections::{BTreeMap, HashSet},
+    time::Duration,
+};
 
 /// Most tools of an agent.
 const TOOLS_MAX: usize = 64;
@@ -22,6 +29,7 @@ pub(super) fn check(definition: &Definition, env: &Env, found: &mut Problems) {
     if run.tools.is_empty() {
         for (key, is_given) in [
             ("run.tools_by", run.tools_by.is_some()),
+            ("run.stream", run.stream.is_some()),
             ("limits.steps_max", limits.steps_max.is_some()),
             ("limits.calls_max", limits.calls_max.is_some()),
         ] {
@@ -39,8 +47,16 @@ pub(super) fn check(definition: &Definition, env: &Env, found: &mut Problems) {
     if let Some(calls) = limits.calls_max {
         found.bounds("limits.calls_max", calls, 1, 10_000);
     }
+    if let Some(stream) = run.stream {
+        for (key, wait) in [("first_byte", stream.first_byte), ("silence", stream.silence)] {
+            if wait < Duration::from_millis(10) {
+                found.add(format!("run.stream.{key}"), "it must be 10ms or more");
+            }
+        }
+    }
     names(definition, found);
     sql_read(definition, found);
+    fetch(definition, found);
     for (at, tool) in definition.tool.iter().enumerate() {
         one(&format!("tool.{at}"), tool, definition, env, found);
     }
@@ -53,9 +69,13 @@ fn names(definition: &Definition, found: &mut Problems) {
         let key = format!("run.tools.{at}");
         if !seen.insert(name) {
             found.add(key, format!("{name} is listed twice"));
-        } else if ![ASK, SQL_READ].contains(&name.as_str()) && definition.declared(name).is_none() {
+        } else if ![ASK, FETCH, SQL_READ].contains(&name.as_str()) && definition.declared(name).is_none() {
             let message = format!("there is no tool {name:?}");
-            found.add_with(key, message, "declare it with [[tool]], or use a built-in one: ask, sql:read");
+            found.add_with(
+                key,
+                message,
+                "declare it with [[tool]], or use a built-in one: ask, fetch, sql:read",
+            );
         }
     }
     if definition.tool.len() > TOOLS_MAX {
@@ -97,6 +117,57 @@ fn sql_read(definition: &Definition, found: &mut Problems) {
     let variable = definition.run.sql.as_ref().and_then(|sql| sql.password_env.as_ref());
     if let Some(name) = variable.filter(|name| name.is_empty() || name.contains(['=', '\0'])) {
         found.add("run.sql.password_env", format!("{name:?} is no name of an environment variable"));
+    }
+}
+
+/// `fetch` and its hosts belong together.
+fn fetch(definition: &Definition, found: &mut Problems) {
+    let is_used = definition.run.tools.iter().any(|name| name == FETCH);
+    let Some(fetch) = &definition.run.fetch else {
+        if is_used {
+            let remedy = "list them: [run.fetch] hosts = [\"docs.example.com\"]";
+            found.add_with("run.fetch", "fetch needs the hosts that it may reach", remedy);
+        }
+        return;
+    };
+    if !is_used {
+        found.add("run.fetch", "it counts only with fetch in run.tools");
+    }
+    if fetch.hosts.is_empty() && fetch.private_hosts.is_empty() {
+        found.add("run.fetch.hosts", "no host: nothing could be fetched");
+    }
+    if fetch.methods.is_empty() {
+        found.add("run.fetch.methods", "no method: name GET or HEAD");
+    }
+    for (key, hosts) in [("hosts", &fetch.hosts), ("private_hosts", &fetch.private_hosts)] {
+        for (at, host) in hosts.iter().enumerate() {
+            let (name, _) = name_and_port(host);
+            let name = name.strip_prefix("*.").unwrap_or(name);
+            let as_host = reqwest::Url::parse(&format!("http://{name}/"));
+            let is_host = as_host.is_ok_and(|url| {
+                url.host_str() == Some(&name.to_ascii_lowercase())
+                    && url.path() == "/"
+                    && url.port().is_none()
+            });
+            if !is_host {
+                let message =
+                    format!("{host:?} is no name of a host, *.name or address, with or without :port");
+                found.add(format!("run.fetch.{key}.{at}"), message);
+            } else if key == "private_hosts" && name == PUBLIC {
+                found.add(format!("run.fetch.{key}.{at}"), "name each host that may have a private address");
+            }
+        }
+    }
+    check_headers("run.fetch.headers_env", &fetch.headers_env, found);
+}
+
+fn check_headers(key: &str, headers: &BTreeMap<String, String>, found: &mut Problems) {
+    for (header, variable) in headers {
+        let is_header = reqwest::header::HeaderName::try_from(header.as_str()).is_ok();
+        if !is_header || variable.is_empty() || variable.contains(['=', '\0']) {
+            let message = format!("{header:?} = {variable:?} is no header with the name of a variable");
+            found.add(key, message);
+        }
     }
 }
 
@@ -148,13 +219,7 @@ fn http(place: &str, tool: &Tool, found: &mut Problems) {
         None => found.add(format!("{place}.url"), "url is missing: there is nowhere to POST"),
         Some(url) => url_problem(&format!("{place}.url"), url, found),
     }
-    for (header, variable) in &tool.headers_env {
-        let is_header = reqwest::header::HeaderName::try_from(header.as_str()).is_ok();
-        if !is_header || variable.is_empty() || variable.contains(['=', '\0']) {
-            let message = format!("{header:?} = {variable:?} is no header with the name of a variable");
-            found.add(format!("{place}.headers_env"), message);
-        }
-    }
+    check_headers(&format!("{place}.headers_env"), &tool.headers_env, found);
 }
 
 fn sql(place: &str, tool: &Tool, found: &mut Problems) {

@@ -13,11 +13,11 @@ mod schedule;
 mod tool;
 mod wake;
 
-pub(crate) use built_in::SQL_READ;
-pub use built_in::SqlRead;
+pub(crate) use built_in::{FETCH, PUBLIC, SQL_READ};
+pub use built_in::{Fetch, FetchMethod, SqlRead};
 pub use check::{Problem, check, check_all, check_in};
 pub use limits::{Limits, Offer, OfferBy};
-pub use run::{Kind, Price, ResponseFormat, Run};
+pub use run::{Kind, Price, ResponseFormat, Run, Stream};
 pub use schedule::{Missed, Schedule, ScheduleRequest};
 pub use tool::{Tool, ToolKind};
 pub use wake::{Wake, WakeEvent, WakeRequest};
@@ -137,7 +137,9 @@ impl Definition {
         match self.run.kind {
             Kind::Llm => self.run.endpoint(env).err().or_else(|| {
                 let of_tools = self.tool.iter().flat_map(|tool| tool.headers_env.values());
-                let mut variables = of_tools.chain(self.run.sql.iter().flat_map(|sql| &sql.password_env));
+                let of_fetch = self.run.fetch.iter().flat_map(|fetch| fetch.headers_env.values());
+                let of_sql = self.run.sql.iter().flat_map(|sql| &sql.password_env);
+                let mut variables = of_tools.chain(of_fetch).chain(of_sql);
                 variables.find(|name| env.get(name).is_none()).map(|name| format!("{name} is not set"))
             }),
             Kind::Http => {

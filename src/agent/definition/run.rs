@@ -1,13 +1,13 @@
 //! `[run]`: how an agent does its work.
 //!
 //! One flat table. Each key belongs to one kind or to some; the check refuses it with another kind.
-use super::SqlRead;
+use super::{Fetch, SqlRead};
 use crate::agent::{Env, think::ToolsBy};
 pub use crate::task::AgentKind as Kind;
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 /// The endpoint of an agent that names a key and no endpoint.
 pub(crate) const OPENAI_BASE_URL: &str = "https://api.openai.com/v1";
@@ -69,15 +69,21 @@ pub struct Run {
     /// `llm`: the prices of the endpoint.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub price: Option<Price>,
-    /// `llm`: the tools that the model may call: names of `[[tool]]`, `ask` and `sql:read`. Defaults to none: one question, one answer.
+    /// `llm`: the tools that the model may call: names of `[[tool]]`, `ask`, `fetch` and `sql:read`. Defaults to none: one question, one answer.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tools: Vec<String>,
     /// `llm`: how the model calls tools. Defaults to the endpoint's own calls.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tools_by: Option<ToolsBy>,
+    /// `llm`: how the answers of a run are streamed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stream: Option<Stream>,
     /// `llm`: the login of `sql:read`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sql: Option<SqlRead>,
+    /// `llm`: what `fetch` may reach.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fetch: Option<Fetch>,
 
     /// `rust`: the name under which its code is registered. Defaults to the agent's id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -116,6 +122,27 @@ impl Price {
     }
 }
 
+/// How the answers of a run are streamed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Stream {
+    /// Whether they are. Defaults to true; an endpoint that answers whole is understood all the same.
+    pub enabled: bool,
+    /// Longest wait for the first byte. Defaults to a minute.
+    #[serde(with = "humantime_serde")]
+    pub first_byte: Duration,
+    /// Longest silence between bytes. Defaults to a minute.
+    #[serde(with = "humantime_serde")]
+    pub silence: Duration,
+}
+
+impl Default for Stream {
+    fn default() -> Self {
+        let minute = Duration::from_secs(60);
+        Self { enabled: true, first_byte: minute, silence: minute }
+    }
+}
+
 /// The endpoint of an agent's model, and its key.
 #[derive(Clone, Debug)]
 pub(crate) struct Endpoint {
@@ -147,7 +174,9 @@ impl Run {
             price: None,
             tools: Vec::new(),
             tools_by: None,
+            stream: None,
             sql: None,
+            fetch: None,
             name: None,
         }
     }
@@ -197,7 +226,9 @@ impl Run {
             ("price", Kind::Llm, self.price.is_some()),
             ("tools", Kind::Llm, !self.tools.is_empty()),
             ("tools_by", Kind::Llm, self.tools_by.is_some()),
+            ("stream", Kind::Llm, self.stream.is_some()),
             ("sql", Kind::Llm, self.sql.is_some()),
+            ("fetch", Kind::Llm, self.fetch.is_some()),
             ("name", Kind::Rust, self.name.is_some()),
         ];
         keys.into_iter().filter(|(_, _, said)| *said).map(|(key, kind, _)| (key, kind)).collect()

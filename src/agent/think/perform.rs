@@ -17,7 +17,7 @@ use crate::{
         tool::{self, Callable, Outcome, ToolCall, callable, shown},
     },
     fault,
-    llm::{Caller, ChatAnswer, ChatRequest, Format},
+    llm::{Caller, ChatAnswer, ChatRequest, Format, Streaming},
     task::{
         CallEnd, DatabaseResult, Effect, Failure, ModelEnd, Question, Step, StepBody, StepState, ToolStep,
         Usage, WaitFor,
@@ -27,7 +27,10 @@ use futures_util::future::join_all;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::time::Duration;
-use tokio::time::{Instant, sleep};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep},
+};
 
 /// Most tokens of an answer without `limits.tokens_per_task`.
 const ANSWER_TOKENS_MAX: u32 = 4_096;
@@ -35,6 +38,8 @@ const ANSWER_TOKENS_MAX: u32 = 4_096;
 const KEYED_TRIES: u32 = 3;
 /// Pause before such a try; it doubles.
 const KEYED_PAUSE: Duration = Duration::from_millis(500);
+/// How often the parts of a streamed answer are reported.
+const PARTS_INTERVAL: Duration = Duration::from_secs(2);
 /// Bytes of arguments that a question to a person shows.
 const SHOWN_ARGS_MAX: usize = 1_000;
 
@@ -61,6 +66,13 @@ impl Session<'_> {
             max_tokens: ANSWER_TOKENS_MAX,
             temperature: run.temperature,
             timeout: self.job.deadline.saturating_duration_since(Instant::now()),
+            streaming: Some(run.stream.unwrap_or_default()).filter(|stream| stream.enabled).map(|stream| {
+                Streaming {
+                    first_byte: stream.first_byte,
+                    silence: stream.silence,
+                    parts: watch::Sender::new(0),
+                }
+            }),
         };
         if let Some(limit) = self.thinker.definition.limits.tokens_per_task {
             let input = input_tokens(&question) / llm::BYTES_PER_TOKEN as u64;
@@ -137,12 +149,13 @@ impl Session<'_> {
         let seq = again(self.job.deadline, begin).await.map_err(|e| unwritten(&e))?;
         fault::point(fault::Point::StepBegun);
         self.shows("thinking".into());
-        // The future is dropped with the job: that closes the connection, and no answer is paid for that nobody reads.
         let shows = |activity| self.job.shows(activity);
         let spent = self.tokens_before.saturating_add(self.used.tokens);
         let caller = Caller { shows: &shows, spent, ..self.thinker.definition.caller() };
+        // The future is dropped with the job: that closes the connection, and no answer is paid for that is not read.
         let answer = tokio::select! {
             answer = self.thinker.provider.chat(&question, &caller, self.job.deadline) => answer,
+            never = self.shows_parts(&question) => match never {},
             () = self.job.stopped() => {
                 self.spend(Usage { presumed: true, ..most });
                 return Err(Failure { usage: self.used, ..retryable("the request to the model was stopped") });
@@ -166,6 +179,18 @@ impl Session<'_> {
         again(self.job.deadline, end_question).await.map_err(|e| unwritten(&e))?;
         fault::point(fault::Point::StepRecorded);
         Ok(())
+    }
+
+    /// Reports the parts of a streamed answer as evidence of work. Never returns.
+    async fn shows_parts(&self, question: &ChatRequest) -> std::convert::Infallible {
+        if let Some(streaming) = &question.streaming {
+            let mut parts = streaming.parts.subscribe();
+            while parts.changed().await.is_ok() {
+                self.shows("thinking".into());
+                sleep(PARTS_INTERVAL).await;
+            }
+        }
+        std::future::pending().await
     }
 
     /// Reads an answer: how it ended, and which of its calls run.

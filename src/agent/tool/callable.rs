@@ -1,6 +1,9 @@
 //! What a name of `run.tools` stands for: a declared tool, or one that the daemon has itself.
 use crate::{
-    agent::{Definition, SqlRead, Tool, ToolKind, definition::SQL_READ},
+    agent::{
+        Definition, Fetch, SqlRead, Tool, ToolKind,
+        definition::{FETCH, SQL_READ},
+    },
     task::Effect,
 };
 use serde_json::{Value, json};
@@ -13,12 +16,15 @@ pub(crate) enum Callable<'a> {
     Declared(&'a Tool),
     /// `sql:read`.
     SqlRead(&'a SqlRead),
+    /// `fetch`.
+    Fetch(&'a Fetch),
 }
 
 /// The tools in `run.tools`.
 pub(crate) fn callables(definition: &Definition) -> impl Iterator<Item = Callable<'_>> {
     let of = |name: &'_ String| match name.as_str() {
         SQL_READ => definition.run.sql.as_ref().map(Callable::SqlRead),
+        FETCH => definition.run.fetch.as_ref().map(Callable::Fetch),
         name => definition.declared(name).map(Callable::Declared),
     };
     definition.run.tools.iter().filter_map(of)
@@ -31,13 +37,14 @@ pub(crate) fn callable<'a>(definition: &'a Definition, name: &str) -> Option<Cal
 
 impl Callable<'_> {
     /// The names in calls of the tools that the daemon has itself.
-    pub(crate) const BUILT_IN: [&'static str; 1] = ["sql_read"];
+    pub(crate) const BUILT_IN: [&'static str; 2] = ["sql_read", FETCH];
 
     /// Its name in calls.
     pub(crate) fn name(&self) -> &str {
         match self {
             Self::Declared(tool) => &tool.name,
             Self::SqlRead(_) => "sql_read",
+            Self::Fetch(_) => FETCH,
         }
     }
 
@@ -47,6 +54,7 @@ impl Callable<'_> {
             Self::SqlRead(_) => {
                 "Runs one select in PostgreSQL, read-only, and returns at most 200 rows. The schema is public"
             }
+            Self::Fetch(_) => "Reads a page of the web and returns its text",
         }
     }
 
@@ -58,13 +66,20 @@ impl Callable<'_> {
                 json!({ "type": "object", "required": ["query"], "additionalProperties": false,
                 "properties": { "query": { "type": "string", "minLength": 1, "maxLength": 16_384 } } })
             }
+            Self::Fetch(fetch) => {
+                let methods: Vec<&str> = fetch.methods.iter().map(|method| method.as_str()).collect();
+                json!({ "type": "object", "required": ["url"], "additionalProperties": false, "properties": {
+                    "url": { "type": "string", "minLength": 1, "maxLength": 4_096 },
+                    "method": { "type": "string", "enum": methods },
+                } })
+            }
         }
     }
 
     pub(crate) fn effect(&self) -> Effect {
         match self {
             Self::Declared(tool) => tool.effect(),
-            Self::SqlRead(_) => Effect::Read,
+            Self::SqlRead(_) | Self::Fetch(_) => Effect::Read,
         }
     }
 
@@ -73,6 +88,7 @@ impl Callable<'_> {
         match self {
             Self::Declared(tool) => tool.timeout(),
             Self::SqlRead(_) => Duration::from_secs(5),
+            Self::Fetch(_) => Duration::from_secs(10),
         }
     }
 
@@ -80,7 +96,7 @@ impl Callable<'_> {
     pub(crate) fn output_bytes(&self) -> usize {
         match self {
             Self::Declared(tool) => tool.output_bytes,
-            Self::SqlRead(_) => 32 << 10,
+            Self::SqlRead(_) | Self::Fetch(_) => 32 << 10,
         }
     }
 

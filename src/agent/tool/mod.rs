@@ -4,7 +4,10 @@
 //! effect happened; one that does not know says so, and never guesses.
 mod callable;
 mod command;
+mod fetch;
+mod html;
 mod http;
+pub(crate) mod judge;
 pub(crate) mod named_values;
 mod shown;
 mod sql_read;
@@ -54,6 +57,7 @@ pub(crate) async fn call(call: ToolCall<'_>) -> Outcome {
     let tool = match call.tool {
         Callable::Declared(tool) => tool,
         Callable::SqlRead(sql) => return sql_read::call(call, sql).await,
+        Callable::Fetch(fetch) => return fetch::call(call, fetch).await,
     };
     match tool.kind {
         ToolKind::Command => command::call(call, tool).await,
@@ -84,5 +88,6 @@ pub(crate) fn secrets(definition: &Definition, env: &Env) -> Vec<(String, String
     let of_tools = definition.tool.iter().flat_map(|tool| tool.env.iter().chain(tool.headers_env.values()));
     let names = of_tools.chain(&definition.run.api_key_env);
     let names = names.chain(definition.run.sql.iter().flat_map(|sql| &sql.password_env));
+    let names = names.chain(definition.run.fetch.iter().flat_map(|fetch| fetch.headers_env.values()));
     names.filter_map(|name| Some((name.clone(), env.get(name)?))).collect()
 }

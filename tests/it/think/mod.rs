@@ -1,7 +1,9 @@
 //! Agents that think: whole runs against a scripted model, real services and a real database.
+mod fetch;
 mod kills;
 mod runs;
 mod sql_read;
+mod streams;
 
 use crate::{
     agent::definition,
@@ -14,13 +16,14 @@ use axum::{
     extract::{Path, State},
     http::{HeaderMap, StatusCode},
     response::{IntoResponse, Response},
-    routing::post,
+    routing::{get, post},
 };
 use convoke::{
     agent::Definition,
     id::{OrgId, TaskId},
     task::{Request, Task},
 };
+use futures_util::StreamExt;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use std::{
@@ -40,6 +43,44 @@ pub enum Say {
     Raw(Value),
     /// No answer.
     Hang,
+    /// A stream of these texts, and how it ends.
+    Stream(Vec<String>, StreamEnd),
+    /// One after the other, if the same question is asked again; the last one is repeated.
+    InTurn(Vec<Say>),
+}
+
+/// How a stream ends after its texts.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum StreamEnd {
+    /// The body ends.
+    Body,
+    /// The connection breaks.
+    Reset,
+    /// Nothing more comes.
+    Hang,
+}
+
+/// The events of a streamed answer that calls a tool, in three parts, without an end.
+pub fn streamed_call(name: &str, args: &Value) -> Vec<String> {
+    let args = args.to_string();
+    let (first, second) = args.split_at(args.len() / 2);
+    let part = |call: Value| {
+        let delta = json!({ "role": "assistant", "tool_calls": [call] });
+        format!("data: {}\n\n", json!({ "model": "m-1", "choices": [{ "index": 0, "delta": delta }] }))
+    };
+    vec![
+        part(json!({ "index": 0, "id": "call_0", "function": { "name": name, "arguments": "" } })),
+        part(json!({ "index": 0, "function": { "arguments": first } })),
+        part(json!({ "index": 0, "function": { "arguments": second } })),
+    ]
+}
+
+/// The events that end a streamed answer.
+pub fn stream_end() -> Vec<String> {
+    let usage = json!({ "prompt_tokens": 100, "completion_tokens": 10 });
+    let finish = json!({ "choices": [{ "index": 0, "delta": {}, "finish_reason": "tool_calls" }] });
+    let usage = json!({ "choices": [], "usage": usage });
+    vec![format!("data: {finish}\n\n"), format!("data: {usage}\n\n"), "data: [DONE]\n\n".to_owned()]
 }
 
 pub fn call(name: &'static str, args: Value) -> Say {
@@ -55,7 +96,7 @@ pub fn finish(result: Value) -> Say {
 #[derive(Clone)]
 pub struct World {
     pub address: String,
-    script: Arc<Vec<Say>>,
+    script: Arc<Mutex<Vec<Say>>>,
     /// Bodies of the questions, by the entry of the script.
     asked: Arc<Mutex<BTreeMap<usize, Vec<Bytes>>>>,
     /// Calls of each service, and the keys of those.
@@ -71,7 +112,7 @@ impl World {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let world = Self {
             address: format!("http://{}", listener.local_addr().unwrap()),
-            script: Arc::new(script),
+            script: Arc::new(Mutex::new(script)),
             asked: Arc::default(),
             calls: Arc::default(),
             status: Arc::default(),
@@ -80,10 +121,17 @@ impl World {
         let router = Router::new()
             .route("/v1/chat/completions", post(model))
             .route("/service/{name}", post(service))
+            .route("/page", get(async || ([("content-type", "text/html")], "<p>news of <b>today</b>")))
             .with_state(world.clone());
         #[expect(clippy::disallowed_methods, reason = "it ends with the test's runtime")]
         tokio::spawn(async move { axum::serve(listener, router).await });
         world
+    }
+
+    /// The same with another script.
+    pub fn says(self, script: Vec<Say>) -> Self {
+        *self.script.lock() = script;
+        self
     }
 
     /// The bodies of the questions of each entry.
@@ -123,9 +171,23 @@ async fn model(State(world): State<World>, body: Bytes) -> Response {
     let messages = question["messages"].as_array().unwrap();
     let said = |message: &&Value| message["role"] == "assistant";
     let entry = messages.iter().filter(said).count();
-    world.asked.lock().entry(entry).or_default().push(body);
-    let say = world.script.get(entry).unwrap_or_else(|| world.script.last().unwrap()).clone();
+    let again = {
+        let mut asked = world.asked.lock();
+        let bodies = asked.entry(entry).or_default();
+        bodies.push(body);
+        bodies.len() - 1
+    };
+    let say = {
+        let script = world.script.lock();
+        script.get(entry).unwrap_or_else(|| script.last().unwrap()).clone()
+    };
+    let say = match say {
+        Say::InTurn(says) => says[again.min(says.len() - 1)].clone(),
+        say => say,
+    };
     let message = match say {
+        Say::InTurn(_) => unreachable!(),
+        Say::Stream(texts, end) => return stream(texts, end, &world),
         Say::Hang => {
             let _dropped = Dropped(world.dropped.clone());
             std::future::pending::<()>().await;
@@ -146,6 +208,21 @@ async fn model(State(world): State<World>, body: Bytes) -> Response {
     axum::Json(json!({ "model": "m-1", "usage": usage,
         "choices": [{ "index": 0, "finish_reason": "stop", "message": message }] }))
     .into_response()
+}
+
+fn stream(texts: Vec<String>, end: StreamEnd, world: &World) -> Response {
+    let dropped = (end == StreamEnd::Hang).then(|| Dropped(world.dropped.clone()));
+    let last = futures_util::stream::once(async move {
+        let _dropped = dropped;
+        match end {
+            StreamEnd::Body => Ok(Bytes::new()),
+            StreamEnd::Reset => Err(std::io::Error::other("reset")),
+            StreamEnd::Hang => std::future::pending().await,
+        }
+    });
+    let texts = futures_util::stream::iter(texts.into_iter().map(|text| Ok(Bytes::from(text))));
+    let body = axum::body::Body::from_stream(texts.chain(last));
+    ([("content-type", "text/event-stream")], body).into_response()
 }
 
 async fn service(State(world): State<World>, Path(name): Path<String>, headers: HeaderMap) -> Response {
