@@ -231,8 +231,10 @@ fn outcome(error: &Error, took: Duration) -> Option<Outcome> {
         Error::Failed { .. } | Error::Unreachable { .. } | Error::Broken { .. } => Some(Outcome::Fails),
         Error::Timeout(_) if took >= HANG => Some(Outcome::Fails),
         Error::Timeout(_) | Error::Held { .. } => None,
-        Error::Rejected { .. } | Error::InvalidAnswer(_) | Error::BadCall | Error::RateLimited { .. } => {
-            Some(Outcome::Works)
-        }
+        Error::Rejected { .. }
+        | Error::InvalidAnswer(_)
+        | Error::BadCall
+        | Error::TooLarge { .. }
+        | Error::RateLimited { .. } => Some(Outcome::Works),
     }
 }
