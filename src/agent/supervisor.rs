@@ -57,7 +57,7 @@ pub struct Deps {
     pub credentials: CredentialIssuer,
     /// Reads from the daemon's database under other logins, for `sql:read`.
     pub reader: Option<Reader>,
-    /// Agents whose role for `sql:read` is unfit, each with the reason ([`super::unfit_readers`]). They are left out.
+    /// Agents whose role for `sql:read` is unfit, each with the reason (by `unfit_readers`). They are left out.
     pub unfit: HashMap<AgentId, String>,
 }
 
