@@ -203,8 +203,10 @@ async fn until_woken(rig: &mut TicketDaemon, first: i64) -> Duration {
     loop {
         rig.run(&format!("insert into tickets values ({id})")).await;
         let woken = tokio::time::timeout(Duration::from_millis(50), rig.woken.recv()).await;
-        if let Ok(Some(woken)) = woken {
-            assert!(woken["ticket"].as_i64().unwrap() >= first, "{woken}");
+        // On a busy machine, a ticket of the step before may still wake the agent.
+        if let Ok(Some(woken)) = woken
+            && woken["ticket"].as_i64().unwrap() >= first
+        {
             return began.elapsed();
         }
         assert!(began.elapsed() < PATIENCE);

@@ -142,7 +142,11 @@ impl Prober<'_> {
                 self.may(post.clone(), "/v1/tasks/requeue", json!({})).await,
             ),
             ("HTTP: be another agent", self.may(put, "/v1/agents/other/presence", lease()).await),
-            ("HTTP: see channels and who is on them", self.may(get, "/v1/channels", Value::Null).await),
+            (
+                "HTTP: see channels and who is on them",
+                self.may(get.clone(), "/v1/channels", Value::Null).await,
+            ),
+            ("HTTP: see the accounts of the models", self.may(get, "/v1/providers", Value::Null).await),
             (
                 "HTTP or websocket: speak to the agents of its org",
                 self.may(post.clone(), own, json!({})).await,
@@ -224,7 +228,7 @@ async fn security_md_lists_the_rights_of_each_role_at_each_door() {
 
 /// The door of each route of the daemon. The rights of a door are measured at one of its routes; what they have in
 /// common is the extractor of the caller and the rule that it asks.
-const ROUTES: [(&str, &str); 37] = [
+const ROUTES: [(&str, &str); 38] = [
     ("/", "HTTP: `/`, `/health`, `/metrics`"),
     ("/healthcheck", "HTTP: `/`, `/health`, `/metrics`"),
     ("/health", "HTTP: `/`, `/health`, `/metrics`"),
@@ -259,6 +263,7 @@ const ROUTES: [(&str, &str); 37] = [
     ("/agents/{id}/inbox", "HTTP: read the inbox of the agent of its token"),
     ("/agents/{id}/messages", "HTTP or websocket: speak to the agents of its org"),
     ("/orgs/{org}/messages", "HTTP or websocket: speak to the agents of its org"),
+    ("/providers", "HTTP: see the accounts of the models"),
     ("/channels", "HTTP: see channels and who is on them"),
     ("/channels/{topic}", "HTTP: see channels and who is on them"),
     ("/broadcast", "HTTP or websocket: speak to the agents of its org"),
