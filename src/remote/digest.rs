@@ -25,6 +25,8 @@ use tokio_util::sync::CancellationToken;
 const INTERVAL: Duration = Duration::from_millis(250);
 /// An idle room gets a digest after this time.
 const IDLE: Duration = Duration::from_secs(10);
+/// A subscriber gets a first digest after this time, when it is in the room: the number from which it counts.
+const FIRST_AFTER: Duration = Duration::from_millis(500);
 /// A room without subscribers is forgotten after this time: a subscriber enters it a moment after its right is checked.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(60);
 /// Most tasks of one digest, of at most about 500 bytes each; `more` says that further ones changed.
@@ -43,6 +45,8 @@ struct Digest {
     /// When a digest was sent, or the room was entered.
     active_at: Instant,
     entered_at: Instant,
+    /// When a subscriber that entered gets its first digest.
+    first_at: Option<Instant>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -92,8 +96,15 @@ impl Digests {
     /// A subscriber is about to enter the room of an org.
     pub(super) fn enter(&self, org: OrgId) {
         let now = Instant::now();
-        let new = || Digest { n: 0, changes: Changes::default(), active_at: now, entered_at: now };
-        self.0.lock().entry(org).or_insert_with(new).entered_at = now;
+        let new =
+            || Digest { n: 0, changes: Changes::default(), active_at: now, entered_at: now, first_at: None };
+        let mut rooms = self.0.lock();
+        let digest = rooms.entry(org).or_insert_with(new);
+        digest.entered_at = now;
+        // An earlier time stays, so that many who enter do not put it off; the last of them get another digest.
+        if digest.first_at.is_none_or(|at| at <= now) {
+            digest.first_at = Some(now + FIRST_AFTER);
+        }
     }
 
     /// Collects what a commit changed. `org_of` finds the org of an agent.
@@ -132,10 +143,19 @@ impl Digests {
         let mut rooms = self.0.lock();
         rooms
             .retain(|org, digest| is_watched(org) || now.duration_since(digest.entered_at) < FORGOTTEN_AFTER);
-        let due = rooms
-            .iter_mut()
-            .filter(|(_, digest)| !digest.changes.is_empty() || now.duration_since(digest.active_at) >= IDLE);
-        due.map(|(org, digest)| (org.clone(), std::mem::take(&mut digest.changes))).collect()
+        let due = rooms.iter_mut().filter(|(_, digest)| {
+            let is_first = digest.first_at.is_some_and(|at| at <= now);
+            !digest.changes.is_empty() || is_first || now.duration_since(digest.active_at) >= IDLE
+        });
+        due.map(|(org, digest)| {
+            if digest.first_at.is_some_and(|at| at <= now) {
+                // One that entered meanwhile may not be in the room yet, and gets its own.
+                let later = digest.entered_at + FIRST_AFTER;
+                digest.first_at = Some(later).filter(|later| *later > now);
+            }
+            (org.clone(), std::mem::take(&mut digest.changes))
+        })
+        .collect()
     }
 
     /// Keeps changes for the next digest.
@@ -244,6 +264,20 @@ mod tests {
         assert_eq!(digests.next(&org("demo"), Instant::now()), Some(2));
         tokio::time::advance(IDLE).await;
         assert_eq!(digests.due(Instant::now(), watched), [(org("demo"), Changes::default())], "idle");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn every_subscriber_gets_a_digest_soon_after_it_entered() {
+        let digests = Digests::default();
+        let sent = || digests.due(Instant::now(), |_| true).len();
+        digests.enter(org("demo"));
+        assert_eq!(sent(), 0, "it is not in the room yet");
+        tokio::time::advance(FIRST_AFTER / 2).await;
+        digests.enter(org("demo"));
+        tokio::time::advance(FIRST_AFTER / 2).await;
+        assert_eq!((sent(), sent()), (1, 0), "for the first");
+        tokio::time::advance(FIRST_AFTER / 2).await;
+        assert_eq!((sent(), sent()), (1, 0), "for the second");
     }
 
     #[tokio::test(start_paused = true)]

@@ -69,6 +69,9 @@ export function follow(org: string): () => void {
     const { anonKey } = await authorize();
     if (stopped) return;
     client = new RealtimeClient(url, { params: { apikey: anonKey }, accessToken: async () => (await authorize()).token, ...timing() });
+    // Before the join, which would carry only the anon key otherwise, and be refused.
+    await client.setAuth();
+    if (stopped) return;
     const room = client.channel(`convoke:${org}`);
     let isGapBefore = numbering();
     room.on("broadcast", { event: "digest" }, ({ payload }: { payload: Digest }) => {
