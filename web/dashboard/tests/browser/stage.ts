@@ -31,6 +31,8 @@ export class Stage {
   readonly #wires: Wire[] = [];
   pool!: ReturnType<typeof makePool>;
 
+  #people = 0;
+
   private constructor(
     readonly browser: Browser,
     readonly dataDir: string,
@@ -57,7 +59,8 @@ export class Stage {
 
   /** A person's browser behind a wire of its own; pages of it are signed in. */
   async person(name: string, options: Parameters<Browser["newContext"]>[0] = {}, role: Role = "viewer"): Promise<{ page: Page; context: BrowserContext; wire: Wire; origin: string }> {
-    const wire = await new Wire(Number(this.daemon.url.port)).open();
+    // An address of its own: the daemon limits the sign-ins of one address to ten a minute.
+    const wire = await new Wire(Number(this.daemon.url.port), `127.0.0.${2 + (this.#people++ % 250)}`).open();
     const context = await this.browser.newContext(options);
     this.#contexts.push(context);
     this.#wires.push(wire);

@@ -12,7 +12,11 @@ export class Wire {
   #delayMs = 0;
   port = 0;
 
-  constructor(readonly target: number) {
+  /** `from`: the address of this person, as the target sees it. */
+  constructor(
+    readonly target: number,
+    readonly from = "127.0.0.1",
+  ) {
     this.#server = createServer((socket) => this.#accept(socket));
   }
 
@@ -74,7 +78,7 @@ export class Wire {
   #accept(socket: Socket): void {
     socket.on("error", () => undefined);
     if (this.#refusing) return void socket.resetAndDestroy();
-    const to = connect(this.target, "127.0.0.1");
+    const to = connect({ port: this.target, host: "127.0.0.1", localAddress: this.from });
     to.on("error", () => socket.destroy());
     if (this.#swallowing) {
       // `cut` and `restore` do not reach it; `close` ends it.
