@@ -1,7 +1,7 @@
 // The list of tasks: filters are in the address, rows follow live and never move under the pointer.
 import { signal, useSignal } from "@preact/signals";
 import type { JSX } from "preact";
-import { useEffect, useMemo, useRef } from "preact/hooks";
+import { useEffect, useLayoutEffect, useMemo, useRef } from "preact/hooks";
 import { readLines, readLinesById } from "../api.ts";
 import { type Filter, fromQuery, sinceTime, toParams, toggled } from "../filter.ts";
 import { duration, now, score } from "../format.ts";
@@ -137,12 +137,21 @@ function newest(): string {
   return `${location.pathname}?${params}`;
 }
 
+/** A field whose text is set when the address changes, and not each time the list is read: it may be typed meanwhile. */
+function FilterField({ name, label, value, hint, onChange, extra }: { name: string; label: string; value: string; hint: string; onChange: (event: Event) => void; extra: object }): JSX.Element {
+  const input = useRef<HTMLInputElement>(null);
+  useLayoutEffect(() => {
+    if (input.current) input.current.value = value;
+  }, [value]);
+  return <label>{label}<input ref={input} name={name} placeholder={hint} spellcheck={false} autocomplete="off" onChange={onChange} {...extra} /></label>;
+}
+
 function FilterBar({ filter }: { filter: Filter }): JSX.Element {
   const states = new Set((filter.state ?? "").split(","));
   const set = (field: string) => (event: Event) => setQuery({ [field]: (event.currentTarget as HTMLInputElement).value.trim(), before: "" }, { replace: true });
   const isBadTime = filter.since !== undefined && sinceTime(filter.since, 0) === null;
   const field = (name: keyof Filter, label: string, hint: string, extra: object = {}): JSX.Element => (
-    <label>{label}<input name={name} value={filter[name] ?? ""} placeholder={hint} spellcheck={false} autocomplete="off" onChange={set(name)} {...extra} /></label>
+    <FilterField name={name} label={label} value={filter[name] ?? ""} hint={hint} onChange={set(name)} extra={extra} />
   );
   return (
     <form class="filters" role="search" aria-label="Filter of tasks" onSubmit={(event) => event.preventDefault()}>
