@@ -6,8 +6,10 @@ use crate::{
     id::{AgentId, Lsn, NodeId, OrgId},
     scope::WorkerProgress,
     task::{
-        Config, Error, FOREVER, Metrics, Notice, Schemas, TaskState, Update, model::policies::Policies,
-        rounds::roster::Roster, storage::statement::run,
+        Config, Error, FOREVER, Metrics, Notice, Schemas, TaskState, Update,
+        model::policies::Policies,
+        rounds::{roster::Roster, tally::Tallies},
+        storage::statement::run,
     },
     telemetry,
 };
@@ -68,6 +70,8 @@ pub(in crate::task) struct TaskContext {
     pub(in crate::task) arbiter_progress: WorkerProgress,
     /// Classes whose ready tasks wait for a slot: new tasks of such a class must not overtake them.
     pub(in crate::task) backlog: Mutex<HashSet<i64>>,
+    /// Offers that each agent has won and lost.
+    pub(in crate::task) offers: Arc<Tallies>,
 }
 
 impl TaskContext {
@@ -101,6 +105,7 @@ impl TaskContext {
             schemas: Schemas::default(),
             arbiter_progress,
             backlog: Mutex::default(),
+            offers: Arc::default(),
         };
         (Arc::new(context), receiver)
     }

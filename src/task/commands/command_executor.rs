@@ -285,7 +285,9 @@ impl Sorted {
             Effect::ClearTimer => self.untimed.push(task.as_uuid()),
             Effect::Confirm { live, start_ms } => {
                 self.confirmed.push((live.key.assignment_id.as_uuid(), start_ms));
-                self.answered(at, row, outcome);
+                let confirmed =
+                    row.map(|row| Update { version: row.version.saturating_add(1), ..row.update() });
+                self.answered(at, confirmed, outcome);
             }
             Effect::Nudge { live, wait_ms } => {
                 self.nudged.push(live.key.assignment_id.as_uuid());
@@ -297,16 +299,15 @@ impl Sorted {
                 self.due.push((task, wait_ms));
                 outcome.notices.extend(row.map(LockedTask::update).map(Notice::Updated));
             }
-            Effect::CommandReply => self.answered(at, row, outcome),
+            Effect::CommandReply => self.answered(at, row.map(LockedTask::update), outcome),
             Effect::Start { .. } | Effect::Again { .. } | Effect::Check(_) => {}
         }
     }
 
     /// Answers with the task as it is.
-    fn answered(&mut self, at: usize, row: Option<&LockedTask>, outcome: &mut BatchOutcome) {
-        let now = row.map(LockedTask::update).map(CommandReply::Moved);
+    fn answered(&mut self, at: usize, now: Option<Update>, outcome: &mut BatchOutcome) {
         if let (Some(place), Some(now)) = (outcome.answers.get_mut(at), now) {
-            *place = Ok(now);
+            *place = Ok(CommandReply::Moved(now));
         }
     }
 

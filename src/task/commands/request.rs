@@ -29,6 +29,8 @@ use uuid::Uuid;
 
 /// Capabilities that a request may name.
 const REQUIRES_MAX: usize = 50;
+/// The version of a task's row when it is inserted.
+const FIRST_VERSION: i64 = 1;
 
 /// A request that passed its checks.
 #[derive(Clone, Debug)]
@@ -163,6 +165,7 @@ impl NewTask {
             epoch: Epoch(0),
             agent_id: None,
             requester: self.requester.clone(),
+            version: FIRST_VERSION,
         }
     }
 
@@ -189,6 +192,7 @@ impl NewTask {
             error: None,
             created_at,
             updated_at: created_at,
+            version: FIRST_VERSION,
             deadline_at: self.request().deadline,
             run_at: self.request().run_at,
             parent_id: self.request().parent_id,

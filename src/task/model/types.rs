@@ -95,6 +95,9 @@ pub struct Task {
     pub created_at: DateTime<Utc>,
     /// When it last changed state.
     pub updated_at: DateTime<Utc>,
+    /// The version of its row, which rises with every change. 0 in the answer of a daemon that has none.
+    #[serde(default)]
+    pub version: i64,
     /// It fails after this time.
     pub deadline_at: Option<DateTime<Utc>>,
     /// No round opens before this time.
@@ -397,6 +400,8 @@ pub struct Update {
     pub agent_id: Option<AgentId>,
     /// Who asked for it.
     pub requester: Requester,
+    /// The version of its row: a later change has a higher one.
+    pub version: i64,
 }
 
 /// An entry of the event log.

@@ -1,6 +1,8 @@
 //! The reading side: lists, explanations, the replay of the event log, and the invariants that hold in every commit.
 pub(in crate::task) mod activity;
+pub(in crate::task) mod agent_lines;
 pub(in crate::task) mod explain;
+pub(in crate::task) mod feed;
 pub(in crate::task) mod invariants;
 pub(in crate::task) mod lines;
 pub(in crate::task) mod query;

@@ -2,7 +2,7 @@
 use crate::task::{Error, storage::statement};
 use crate::{
     db::Database,
-    task::{context::TaskContext, model::policies::Policies},
+    task::{context::TaskContext, model::policies::Policies, rounds::tally::Tallies},
 };
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -13,13 +13,15 @@ use tokio_postgres::{Row, types::ToSql};
 pub struct TaskReader {
     pub(in crate::task) database: Database,
     pub(in crate::task) policies: Arc<Policies>,
+    pub(in crate::task) offers: Arc<Tallies>,
     changed: watch::Receiver<u64>,
 }
 
 impl TaskReader {
     pub(in crate::task) fn new(context: &TaskContext) -> Self {
         let (database, policies) = (context.database.clone(), context.policies.clone());
-        Self { database, policies, changed: context.changed.subscribe() }
+        let offers = context.offers.clone();
+        Self { database, policies, offers, changed: context.changed.subscribe() }
     }
 
     /// Ticks after every commit of this node that changed a task: for long polls.

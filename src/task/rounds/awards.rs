@@ -4,6 +4,7 @@
 //! that they insert: when no task of the class waits before them, they are inserted and awarded in one commit.
 use crate::fault;
 use crate::task::rounds::round::{Exhausted, Plan};
+use crate::task::rounds::tally::Decided;
 use crate::task::storage::candidate::Candidate;
 use crate::task::storage::columns::columns;
 use crate::task::storage::rows::{self, Columns, Unreadable};
@@ -24,6 +25,8 @@ use uuid::Uuid;
 #[derive(Debug, Default)]
 pub(in crate::task) struct Written {
     notices: Vec<Notice>,
+    /// What decided about each offer of the rounds that were awarded.
+    decided: Vec<(AgentId, Decided)>,
     awards: usize,
     announced: bool,
     /// Tasks that moved.
@@ -86,8 +89,12 @@ pub(in crate::task) async fn write(
     let ended = store::settle(tx, &plan.settled).await?;
     let round = RoundNotices { plan, standing, tasks: tasks.iter().map(|task| (task.id, task)).collect() };
     let mut notices = round.announced(&windows);
+    let mut decided = Vec::new();
     for row in &awards {
         notices.extend(round.awarded(row)?);
+        let id = rows::task_id(row, "id")?;
+        let winner = plan.winners.iter().find(|winner| winner.task == id);
+        decided.extend(winner.into_iter().flat_map(|winner| winner.decided.iter().cloned()));
     }
     for row in &ended {
         notices.push(Notice::Updated(Update::from_row(row)?));
@@ -97,6 +104,7 @@ pub(in crate::task) async fn write(
     }
     Ok(Written {
         notices,
+        decided,
         awards: awards.len(),
         announced: !plan.announced.is_empty(),
         moved: awards.len() + ended.len() + plan.announced.len() + plan.empty.len(),
@@ -117,6 +125,7 @@ pub(in crate::task) fn publish(context: &TaskContext, written: Written) {
     if written.arbiter_wanted || written.announced {
         context.notify_arbiter();
     }
+    context.offers.count(written.decided);
     context.publish(written.notices);
 }
 
@@ -170,7 +179,14 @@ async fn write_empty(tx: &Transaction<'_>, plan: &Plan) -> Result<(), Error> {
     columns.run(tx, &[]).await.map(drop)
 }
 
-async fn write_announced(tx: &Transaction<'_>, plan: &Plan) -> Result<HashMap<TaskId, DateTime<Utc>>, Error> {
+/// A round as it was opened.
+struct OpenRound {
+    bids_close_at: DateTime<Utc>,
+    /// The version of the task's row.
+    version: i64,
+}
+
+async fn write_announced(tx: &Transaction<'_>, plan: &Plan) -> Result<HashMap<TaskId, OpenRound>, Error> {
     if plan.announced.is_empty() {
         return Ok(HashMap::new());
     }
@@ -182,7 +198,11 @@ async fn write_announced(tx: &Transaction<'_>, plan: &Plan) -> Result<HashMap<Ta
         silent: &Value = &it.silent,
     });
     let rows = columns.run(tx, &[]).await?;
-    rows.iter().map(|row| Ok((rows::task_id(row, "id")?, row.read("bids_close_at")?))).collect()
+    let open = |row: &Row| {
+        let (bids_close_at, version) = (row.read("bids_close_at")?, row.read("version")?);
+        Ok((rows::task_id(row, "id")?, OpenRound { bids_close_at, version }))
+    };
+    rows.iter().map(open).collect()
 }
 
 /// Makes the notices of a plan that was written.
@@ -193,7 +213,7 @@ struct RoundNotices<'a> {
 }
 
 impl RoundNotices<'_> {
-    fn update(&self, id: TaskId, state: TaskState, epoch: Epoch) -> Option<Update> {
+    fn update(&self, id: TaskId, state: TaskState, epoch: Epoch, version: i64) -> Option<Update> {
         let task = self.tasks.get(&id)?;
         Some(Update {
             id,
@@ -204,12 +224,15 @@ impl RoundNotices<'_> {
             epoch,
             agent_id: None,
             requester: task.requester.clone(),
+            version,
         })
     }
 
-    fn announced(&self, windows: &HashMap<TaskId, DateTime<Utc>>) -> Vec<Notice> {
+    fn announced(&self, windows: &HashMap<TaskId, OpenRound>) -> Vec<Notice> {
         let rounds = self.plan.announced.iter().filter_map(|round| {
-            let task = self.update(round.task, TaskState::Open, Epoch(0))?;
+            // A round that was not written, because its task has moved on, is announced by nobody.
+            let open = windows.get(&round.task)?;
+            let task = self.update(round.task, TaskState::Open, Epoch(0), open.version)?;
             let offers = self.offers(round.task);
             let offered = (!offers.is_empty()).then(|| Notice::Offered {
                 task: task.clone(),
@@ -219,7 +242,7 @@ impl RoundNotices<'_> {
             let announced = Notice::Announced {
                 task,
                 round: round.round,
-                bids_close_at: windows.get(&round.task).copied(),
+                bids_close_at: Some(open.bids_close_at),
                 eligible: round.eligible.clone(),
             };
             Some([Some(announced), offered])
@@ -243,7 +266,7 @@ impl RoundNotices<'_> {
         let id = rows::task_id(row, "id")?;
         let epoch = Epoch(row.read("epoch")?);
         let (Some(mut update), Some(agent)) =
-            (self.update(id, TaskState::Awarded, epoch), rows::agent(row, "agent_id")?)
+            (self.update(id, TaskState::Awarded, epoch, row.read("version")?), rows::agent(row, "agent_id")?)
         else {
             return Ok(Vec::new());
         };

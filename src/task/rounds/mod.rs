@@ -6,3 +6,4 @@ pub(in crate::task) mod offer;
 pub(in crate::task) mod roster;
 pub(in crate::task) mod round;
 pub mod score;
+pub(in crate::task) mod tally;

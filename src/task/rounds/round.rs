@@ -7,7 +7,7 @@
 use crate::task::machine::TaskEvent;
 use crate::task::model::offer_state::OfferState;
 use crate::task::rounds::roster::{PresentAgent, Roster};
-use crate::task::rounds::score::{Offer, Score, rank};
+use crate::task::rounds::score::{Offer, Score, decisive, rank};
 use crate::task::storage::candidate::Candidate;
 use crate::task::storage::rows::UnreadableTask;
 use crate::task::storage::statement::millis;
@@ -235,7 +235,12 @@ impl Plan {
         standing: bool,
     ) {
         let ranked = rank(policy, offers);
-        let Some((winner, _)) = ranked.first() else { return };
+        let Some((winner, won)) = ranked.first() else { return };
+        let lost = ranked
+            .iter()
+            .skip(1)
+            .map(|(offer, score)| (offer.agent.clone(), Err(decisive(policy, won, score))));
+        let decided = std::iter::once((winner.agent.clone(), Ok(()))).chain(lost).collect();
         let compared = if policy.award == Award::Requester { policy.fallback } else { policy.award };
         let agent = winner.agent.clone();
         let valid_ms = validity_ms(policy);
@@ -255,6 +260,7 @@ impl Plan {
             confidence: winner.confidence,
             assignment: AssignmentId::generate(),
             confirm_ms: millis(confirm(policy, &task.policy, roster.members.get(&agent))),
+            decided,
             details: json!({
                 "award": policy.award,
                 // The settings may change: the log keeps what the totals were computed with.

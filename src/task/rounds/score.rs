@@ -208,18 +208,47 @@ pub fn rank(policy: &Policy, offers: Vec<Offer>) -> Vec<(Offer, Score)> {
     ranked
 }
 
+/// What decided between a winner and an offer that lost, as the policy compared them: a part of the score, `arrival`,
+/// `choice`, or `waiting` for equal totals.
+#[must_use]
+pub fn decisive(policy: &Policy, winner: &Score, loser: &Score) -> &'static str {
+    let award = if policy.award == Award::Requester { policy.fallback } else { policy.award };
+    match award {
+        _ if winner.total > ONE => "choice",
+        _ if winner.total == loser.total => "waiting",
+        Award::First => "arrival",
+        Award::Cheapest => "cost",
+        Award::Fastest => "speed",
+        Award::LeastLoaded => "load",
+        Award::Calibrated => "confidence",
+        Award::Weighted | Award::Direct | Award::Requester => {
+            let leads = policy.weights.unwrap_or_default().of_each(&winner.parts);
+            let others = policy.weights.unwrap_or_default().of_each(&loser.parts);
+            let leads = leads.into_iter().zip(others).map(|((part, won), (_, lost))| (won - lost, part));
+            leads.max_by_key(|(lead, _)| *lead).map_or("waiting", |(_, part)| part)
+        }
+    }
+}
+
 impl Weights {
+    /// Each part by its weight.
+    fn of_each(&self, parts: &Vector) -> [(&'static str, i64); 5] {
+        [
+            ("cost", i64::from(self.cost) * parts.cost),
+            ("speed", i64::from(self.speed) * parts.speed),
+            ("confidence", i64::from(self.confidence) * parts.confidence),
+            ("load", i64::from(self.load) * parts.load),
+            ("reputation", i64::from(self.reputation) * parts.reputation),
+        ]
+    }
+
     /// The weighted mean of the parts, in millionths.
     fn of(&self, parts: &Vector) -> i64 {
-        let pairs = [
-            (self.cost, parts.cost),
-            (self.speed, parts.speed),
-            (self.confidence, parts.confidence),
-            (self.load, parts.load),
-            (self.reputation, parts.reputation),
-        ];
-        let sum: i64 = pairs.iter().map(|(weight, _)| i64::from(*weight)).sum();
-        pairs.iter().map(|(weight, part)| i64::from(*weight) * part).sum::<i64>() / sum.max(1)
+        let sum: i64 = [self.cost, self.speed, self.confidence, self.load, self.reputation]
+            .into_iter()
+            .map(i64::from)
+            .sum();
+        self.of_each(parts).iter().map(|(_, weighted)| weighted).sum::<i64>() / sum.max(1)
     }
 }
 

@@ -7,7 +7,7 @@ moved as (
         due_at = clock_timestamp() + i.window_ms * interval '1 ms', updated_at = clock_timestamp(),
         version = t.version + 1
     from input i where t.id = i.task_id and t.state = 'open'
-    returning t.id, t.org, t.epoch, t.bids_close_at, i.round, i.eligible, i.silent
+    returning t.id, t.version, t.org, t.epoch, t.bids_close_at, i.round, i.eligible, i.silent
 ),
 logged as (
     insert into convoke.events (org, task_id, epoch, type, body)
@@ -15,4 +15,4 @@ logged as (
         'bids_close_at', bids_close_at)
     from moved
 )
-select id, bids_close_at from moved
+select id, version, bids_close_at from moved

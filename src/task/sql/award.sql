@@ -18,7 +18,7 @@ moved as (
         version = t.version + 1
     from input i join slot on slot.id = i.agent_id
     where t.id = i.task_id and t.state = 'open'
-    returning t.id, t.org, t.kind, t.epoch, t.due_at, i.agent_id, i.incarnation, i.assignment_id, i.round, i.details, i.cost,
+    returning t.id, t.version, t.org, t.kind, t.epoch, t.due_at, i.agent_id, i.incarnation, i.assignment_id, i.round, i.details, i.cost,
         i.eta_ms, i.confidence
 ),
 made as (
@@ -37,4 +37,4 @@ logged as (
         'confirm_by', due_at) || details
     from moved
 )
-select id, epoch, due_at, agent_id, incarnation, assignment_id from moved
+select id, version, epoch, due_at, agent_id, incarnation, assignment_id from moved

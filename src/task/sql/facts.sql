@@ -8,7 +8,7 @@ select t.id, t.org, t.kind, t.requires, t.state, t.round, t.rounds_empty, t.epoc
     t.run_at, t.deadline_at, t.run_anyway, t.depends_on <> '{}' as depends,
     case when jsonb_typeof(t.answers) = 'array' then jsonb_array_length(t.answers) else 0 end as answers,
     coalesce(t.deadline_at <= now.at, false) as deadline_came,
-    t.bids_close_at is not null as bidding,
+    t.bids_close_at is not null as bidding, t.version,
     a.id as assignment_id, a.epoch as assignment_epoch, a.agent_id as assignee, a.incarnation,
     a.state as assignment_state,
     a.confirm_by <= now.at as confirm_late,

@@ -22,7 +22,7 @@ made as (
         (request ->> 'deadline')::timestamptz, request -> 'policy', (request ->> 'attempts_max')::integer
     from due where error is null
     returning id, org, kind, requires, requester, priority, class, policy, state, state_reason, epoch, agent_id, input,
-        attempts_max, root_id
+        attempts_max, root_id, version
 ),
 logged as (
     insert into convoke.events (org, task_id, epoch, type, body)
@@ -36,5 +36,5 @@ logged as (
         jsonb_build_object('trigger', trigger, 'error', error, 'changes', changes)
     from due where error is not null
 )
-select m.id, m.org, m.kind, m.requires, m.requester, m.class, m.policy, m.state, m.state_reason, m.epoch, m.agent_id
+select m.id, m.org, m.kind, m.requires, m.requester, m.class, m.policy, m.state, m.state_reason, m.epoch, m.agent_id, m.version
 from due d left join made m on m.id = d.made_id

@@ -1,5 +1,5 @@
 select t.id, t.org, t.kind, t.requires, t.input, t.requester, t.state, t.state_reason, t.priority, t.round, t.epoch,
-    t.attempt, t.attempts_max, t.agent_id, t.result, t.error, t.created_at, t.updated_at, t.deadline_at,
+    t.attempt, t.attempts_max, t.agent_id, t.result, t.error, t.created_at, t.updated_at, t.deadline_at, t.version,
     t.run_at, t.parent_id, t.root_id, t.depends_on, t.question,
     (select jsonb_object_agg(case when b.tree then 'tree' else 'task' end, jsonb_build_object(
         'tokens', jsonb_build_object('max', b.tokens_max, 'reserved', b.tokens_reserved, 'spent', b.tokens_spent),

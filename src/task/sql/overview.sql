@@ -48,7 +48,7 @@ select jsonb_build_object(
         'slots_used', coalesce(sum(g.slots_used) filter (where g.status = 'present'), 0))
         from convoke.agents g where g.org = $1),
     'awards', coalesce((select jsonb_agg(jsonb_build_object(
-        'task_id', w.task_id, 'kind', t.kind, 'state', t.state, 'input_preview', left(t.input::text, 120),
+        'task_id', w.task_id, 'version', t.version, 'kind', t.kind, 'state', t.state, 'input_preview', left(t.input::text, 120),
         'at', w.at, 'agent_id', w.agent_id, 'epoch', w.epoch, 'round', w.body -> 'round', 'award', w.body -> 'award',
         'weights', w.body -> 'weights',
         'offers', (select coalesce(jsonb_agg(o.offer order by o.place), '[]') from jsonb_array_elements(

@@ -15,4 +15,4 @@ logged as (
     insert into convoke.events (org, task_id, epoch, type, body)
     select org, id, epoch, 'requeued', jsonb_build_object('state', state, 'by', $3::text) from moved
 )
-select id, org, kind, state, state_reason, epoch, requester, agent_id from moved
+select id, version, org, kind, state, state_reason, epoch, requester, agent_id from moved

@@ -63,7 +63,7 @@ moved as (
         updated_at = clock_timestamp(), version = t.version + 1
     from steps i
     where t.id = i.task_id and t.state not in ('completed', 'failed', 'canceled')
-    returning t.id, t.org, t.kind, t.state, t.state_reason, t.requester, t.round, t.epoch, t.class, t.agent_id, i.event,
+    returning t.id, t.version, t.org, t.kind, t.state, t.state_reason, t.requester, t.round, t.epoch, t.class, t.agent_id, i.event,
         -- The new columns of the row, from which the replay of the event log rebuilds it.
         i.body || jsonb_build_object('row', jsonb_build_object('reason', t.state_reason, 'agent_id', t.agent_id,
             'attempt', t.attempt)
@@ -120,6 +120,6 @@ logged as (
     insert into convoke.events (org, task_id, agent_id, epoch, type, body)
     select org, id, coalesce(assignee, agent_id), epoch, event, body from moved
 )
-select id, org, kind, state, state_reason, requester, epoch, case when holds_slot then assignee end as assignee, leads_on,
+select id, version, org, kind, state, state_reason, requester, epoch, case when holds_slot then assignee end as assignee, leads_on,
     coalesce(agent_id, assignee) as agent_id
 from moved

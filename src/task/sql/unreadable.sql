@@ -15,7 +15,7 @@ moved as (
     from input i
     where t.id = i.task_id and t.state in ('blocked', 'scheduled', 'open', 'awarded', 'running', 'verifying',
         'waiting', 'canceling')
-    returning t.id, t.org, t.kind, t.state, t.state_reason, t.requester, t.epoch, t.agent_id, t.attempt, t.error,
+    returning t.id, t.version, t.org, t.kind, t.state, t.state_reason, t.requester, t.epoch, t.agent_id, t.attempt, t.error,
         i.message, t.followed or t.has_children as leads_on
 ),
 ended as (
@@ -42,6 +42,6 @@ logged as (
             'attempt', m.attempt, 'error', m.error))
     from moved m left join live l on l.task_id = m.id
 )
-select m.id, m.org, m.kind, m.state, m.state_reason, m.requester, m.epoch, m.agent_id, m.leads_on,
+select m.id, m.version, m.org, m.kind, m.state, m.state_reason, m.requester, m.epoch, m.agent_id, m.leads_on,
     l.agent_id as assignee, l.id as assignment_id, l.epoch as assignment_epoch, coalesce(l.held_slot, false) as held_slot
 from moved m left join live l on l.task_id = m.id

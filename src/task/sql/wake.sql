@@ -22,7 +22,7 @@ made as (
         priority, 'open', deadline_at, policy, attempts_max
     from new where error is null
     returning id, org, kind, requires, requester, priority, class, policy, state, state_reason, epoch, agent_id, input,
-        attempts_max, root_id
+        attempts_max, root_id, version
 ),
 logged as (
     insert into convoke.events (org, task_id, epoch, type, body)
@@ -36,4 +36,4 @@ logged as (
         'lsn', ('0/0'::pg_lsn + lsn::numeric)::text, 'index', index)
     from new where error is not null
 )
-select id, org, kind, requires, requester, class, policy, state, state_reason, epoch, agent_id from made
+select id, org, kind, requires, requester, class, policy, state, state_reason, epoch, agent_id, version from made

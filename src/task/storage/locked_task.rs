@@ -56,6 +56,7 @@ pub(in crate::task) struct LockedTask {
     pub(in crate::task) answers: i32,
     pub(in crate::task) deadline_came: bool,
     pub(in crate::task) bidding: bool,
+    pub(in crate::task) version: i64,
     pub(in crate::task) live: Option<LiveAssignment>,
 }
 
@@ -92,6 +93,7 @@ impl LockedTask {
             answers: row.read("answers")?,
             deadline_came: row.read("deadline_came")?,
             bidding: row.read("bidding")?,
+            version: row.read("version")?,
             live: LiveAssignment::from_row(id, row)?,
         })
     }
@@ -131,10 +133,11 @@ impl LiveAssignment {
 impl LockedTask {
     /// The task as it is.
     pub(in crate::task) fn update(&self) -> Update {
-        self.update_as(self.facts.state, self.state_reason.clone(), self.agent.clone())
+        let (reason, agent) = (self.state_reason.clone(), self.agent.clone());
+        Update { version: self.version, ..self.update_as(self.facts.state, reason, agent) }
     }
 
-    /// The task with another state.
+    /// The task after a statement that changes its state, and with it the version.
     pub(in crate::task) fn update_as(
         &self,
         state: TaskState,
@@ -150,6 +153,7 @@ impl LockedTask {
             epoch: self.epoch,
             agent_id,
             requester: self.requester.clone(),
+            version: self.version.saturating_add(1),
         }
     }
 

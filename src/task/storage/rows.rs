@@ -159,7 +159,7 @@ pub(in crate::task) fn time(row: &Row, column: &str) -> Result<Option<DateTime<U
 }
 
 impl Update {
-    /// Of `id`, `org`, `kind`, `state`, `state_reason`, `epoch`, `agent_id` and `requester`.
+    /// Of `id`, `org`, `kind`, `state`, `state_reason`, `epoch`, `agent_id`, `requester` and `version`.
     pub(in crate::task) fn from_row(row: &Row) -> Result<Self, Unreadable> {
         Ok(Self {
             id: task_id(row, "id")?,
@@ -170,14 +170,15 @@ impl Update {
             epoch: Epoch(row.read("epoch")?),
             agent_id: agent(row, "agent_id")?,
             requester: row.read("requester")?,
+            version: row.read("version")?,
         })
     }
 }
 
 impl From<Task> for Update {
     fn from(task: Task) -> Self {
-        let Task { id, org, kind, state, state_reason, epoch, agent_id, requester, .. } = task;
-        Self { id, org, kind, state, state_reason, epoch, agent_id, requester }
+        let Task { id, org, kind, state, state_reason, epoch, agent_id, requester, version, .. } = task;
+        Self { id, org, kind, state, state_reason, epoch, agent_id, requester, version }
     }
 }
 
@@ -223,6 +224,7 @@ impl Task {
             error: cells.read("error"),
             created_at: cells.read("created_at"),
             updated_at: cells.read("updated_at"),
+            version: cells.read("version"),
             deadline_at: cells.read("deadline_at"),
             budget: cells.read("budget"),
             run_at: cells.read("run_at"),

@@ -5,6 +5,7 @@
 //! id, so that no two transactions wait for each other.
 use crate::task::machine::AssignmentState;
 use crate::task::model::offer_state::OfferState;
+use crate::task::rounds::tally::Decided;
 use crate::task::storage::charges::{self, Charge};
 use crate::task::storage::columns::columns;
 use crate::task::storage::statement::{run, sql, to_i64};
@@ -191,6 +192,8 @@ pub(in crate::task) struct Winner {
     pub(in crate::task) cost_microdollars: u64,
     pub(in crate::task) eta_ms: u64,
     pub(in crate::task) confidence: f32,
+    /// What decided about each offer of the round.
+    pub(in crate::task) decided: Vec<(AgentId, Decided)>,
     /// For the event: the award policy, all offers of the round with their scores, and the agents without an offer.
     pub(in crate::task) details: Value,
 }
