@@ -20,7 +20,7 @@ use axum::{
     extract::DefaultBodyLimit,
     http::Uri,
     middleware,
-    routing::{get, post},
+    routing::{delete, get, post},
 };
 use guard::Guard;
 use limit::RateLimit;
@@ -146,6 +146,8 @@ pub fn router(config: &Config, deps: Deps) -> Result<Router, jsonwebtoken::error
         .route(&format!("{PATH}/{{*path}}"), get(routes::page))
         .route(&format!("{PATH}/session"), get(routes::who).post(routes::sign_in).delete(routes::sign_out))
         .route(&format!("{PATH}/session/token"), post(routes::token))
+        .route(&format!("{PATH}/session/all"), get(routes::all))
+        .route(&format!("{PATH}/session/{{id}}"), delete(routes::revoke))
         .method_not_allowed_fallback(routes::wrong_method)
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .layer(middleware::from_fn_with_state(Arc::new(guard), guard::check))

@@ -4,7 +4,7 @@ use crate::{db, problem::Problem};
 use axum::{
     Json,
     body::Bytes,
-    extract::{ConnectInfo, Query, State},
+    extract::{ConnectInfo, Path, Query, State},
     http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header},
     response::{IntoResponse, Response},
 };
@@ -16,6 +16,8 @@ use std::net::SocketAddr;
 type Answer = Result<Response, Problem>;
 
 const NO_STORE: [(header::HeaderName, &str); 1] = [(header::CACHE_CONTROL, "no-store")];
+/// Most characters of a browser's name that are kept.
+const BROWSER_CHARS_MAX: usize = 200;
 const NO_SESSION: &str = "you are not signed in: `convoke dashboard` prints a link that signs you in";
 
 /// The cookie of a session.
@@ -93,7 +95,8 @@ pub(super) async fn sign_in(
             "the link has expired or is not of this daemon: `convoke dashboard` prints a new one",
         )
     })?;
-    let made = inner.sessions.sign_in(&login, inner.cookie.read(&headers)).await.map_err(unreadable)?;
+    let (earlier, browser) = (inner.cookie.read(&headers), browser(&headers));
+    let made = inner.sessions.sign_in(&login, earlier, browser.as_deref()).await.map_err(unreadable)?;
     let (secret, session) = made.ok_or_else(|| {
         Problem::unauthorized("the link was used before: `convoke dashboard` prints a new one")
     })?;
@@ -152,10 +155,48 @@ pub(super) async fn sign_out(
     Ok(response)
 }
 
+/// `{sessions: [{id, user, role, created_at, seen_at, expires_at, browser, is_own}]}`: the sessions of this person in
+/// this org; for an admin those of everybody in it.
+pub(super) async fn all(State(context): State<Context>, headers: HeaderMap) -> Answer {
+    let (own, secret) = session_with_secret(&context, &headers).await?;
+    let sessions = context.0.sessions.list(&own, secret).await.map_err(unreadable)?;
+    Ok((NO_STORE, Json(json!({ "sessions": sessions }))).into_response())
+}
+
+/// Ends a session that `GET …/all` shows: 204, or 404.
+pub(super) async fn revoke(
+    State(context): State<Context>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+) -> Answer {
+    let own = session(&context, &headers).await?;
+    let unknown = || Problem::new(StatusCode::NOT_FOUND, "unknown_session", "there is no such session");
+    let id = id.parse().map_err(|_| unknown())?;
+    if !context.0.sessions.revoke(&own, id).await.map_err(unreadable)? {
+        return Err(unknown());
+    }
+    tracing::info!(session = %id, by = own.subject, org = %own.org, "session of the dashboard ended");
+    Ok((StatusCode::NO_CONTENT, NO_STORE).into_response())
+}
+
+/// What the browser calls itself, without what is beyond the limit.
+fn browser(headers: &HeaderMap) -> Option<String> {
+    let name = headers.get(header::USER_AGENT)?.to_str().ok()?;
+    Some(name.chars().take(BROWSER_CHARS_MAX).collect())
+}
+
 async fn session(context: &Context, headers: &HeaderMap) -> Result<Session, Problem> {
+    session_with_secret(context, headers).await.map(|(session, _)| session)
+}
+
+async fn session_with_secret<'a>(
+    context: &Context,
+    headers: &'a HeaderMap,
+) -> Result<(Session, &'a str), Problem> {
     let inner = &*context.0;
     let secret = inner.cookie.read(headers).ok_or_else(|| Problem::unauthorized(NO_SESSION))?;
-    inner.sessions.find(secret).await.map_err(unreadable)?.ok_or_else(|| Problem::unauthorized(NO_SESSION))
+    let found = inner.sessions.find(secret).await.map_err(unreadable)?;
+    Ok((found.ok_or_else(|| Problem::unauthorized(NO_SESSION))?, secret))
 }
 
 fn shown(session: &Session) -> Value {

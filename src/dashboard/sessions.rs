@@ -6,9 +6,11 @@ use crate::{
 };
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use chrono::{DateTime, Utc};
+use serde::Serialize;
 use sha2::{Digest, Sha256};
 use std::time::Duration;
 use tokio_postgres::Row;
+use uuid::Uuid;
 
 /// A person who is signed in.
 #[derive(Debug)]
@@ -29,6 +31,37 @@ impl Session {
     }
 }
 
+/// A session as people see it.
+#[derive(Debug, Serialize)]
+pub(super) struct SessionLine {
+    id: Uuid,
+    user: String,
+    role: String,
+    /// When it was made, last used for a token, and when it ends.
+    created_at: DateTime<Utc>,
+    seen_at: DateTime<Utc>,
+    expires_at: DateTime<Utc>,
+    /// What the browser calls itself; null for a session of an earlier version.
+    browser: Option<String>,
+    /// Whether it is the session that asks.
+    is_own: bool,
+}
+
+impl SessionLine {
+    fn from_row(row: &Row) -> Result<Self, db::Error> {
+        Ok(Self {
+            id: row.try_get(0)?,
+            user: row.try_get(1)?,
+            role: row.try_get(2)?,
+            created_at: row.try_get(3)?,
+            seen_at: row.try_get(4)?,
+            expires_at: row.try_get(5)?,
+            browser: row.try_get(6)?,
+            is_own: row.try_get(7)?,
+        })
+    }
+}
+
 /// Sessions in the database.
 #[derive(Debug)]
 pub(super) struct Sessions {
@@ -44,6 +77,7 @@ impl Sessions {
         &self,
         login: &Login,
         earlier: Option<&str>,
+        browser: Option<&str>,
     ) -> Result<Option<(String, Session)>, db::Error> {
         let secret = URL_SAFE_NO_PAD.encode(rand::random::<[u8; 32]>());
         let client = self.database.client().await?;
@@ -61,6 +95,7 @@ impl Sessions {
                     &millis(self.idle),
                     &millis(self.max),
                     &login.role.as_str(),
+                    &browser,
                 ],
             )
             .await?;
@@ -74,6 +109,25 @@ impl Sessions {
         let statement = client.prepare_cached(include_str!("sql/session.sql")).await?;
         let row = client.query_opt(&statement, &[&hash(secret), &millis(self.idle)]).await?;
         Ok(row.as_ref().map(Session::from_row).transpose()?.flatten())
+    }
+
+    /// The sessions of the person of `own` in its org, for an admin those of everybody there: at most 200, the last used
+    /// first. `secret` is of `own`.
+    pub(super) async fn list(&self, own: &Session, secret: &str) -> Result<Vec<SessionLine>, db::Error> {
+        let client = self.database.client().await?;
+        let statement = client.prepare_cached(include_str!("sql/sessions.sql")).await?;
+        let (org, all) = (own.org.as_str(), own.role == DashboardRole::Admin);
+        let rows =
+            client.query(&statement, &[&org, &own.subject, &all, &hash(secret), &millis(self.idle)]).await?;
+        rows.iter().map(SessionLine::from_row).collect()
+    }
+
+    /// Ends a session that [`list`](Self::list) shows to `own`. Returns whether there was one.
+    pub(super) async fn revoke(&self, own: &Session, id: Uuid) -> Result<bool, db::Error> {
+        let client = self.database.client().await?;
+        let statement = client.prepare_cached(include_str!("sql/revoke.sql")).await?;
+        let (org, all) = (own.org.as_str(), own.role == DashboardRole::Admin);
+        Ok(client.execute(&statement, &[&org, &own.subject, &all, &id]).await? > 0)
     }
 
     /// Ends the session of a cookie, with `everywhere` all sessions of this person in this org.

@@ -12,6 +12,7 @@ replaced as (
 forgotten as (
     delete from convoke.logins l using used where l.expires_at < clock_timestamp() - interval '1 day'
 )
-insert into convoke.sessions (token_hash, subject, org, role, expires_at)
-select $3::bytea, $4::text, $5::text, $9::text, clock_timestamp() + $8::bigint * interval '1 ms' from used
+insert into convoke.sessions (token_hash, subject, org, role, expires_at, browser)
+select $3::bytea, $4::text, $5::text, $9::text, clock_timestamp() + $8::bigint * interval '1 ms',
+    $10::text from used
 returning subject, org, role, expires_at

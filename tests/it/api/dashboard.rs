@@ -39,13 +39,13 @@ impl Edge {
     }
 
     /// The bearer of a new session of this role.
-    async fn bearer_as(&self, role: DashboardRole) -> String {
+    pub(super) async fn bearer_as(&self, role: DashboardRole) -> String {
         let cookie = self.sign_in_as("ana", role, &[OWN]).await;
         self.bearer(&cookie).await["token"].as_str().unwrap().to_owned()
     }
 
     /// A request to `/v1` with a bearer: status and body.
-    async fn act(&self, bearer: &str, method: Method, path: &str, body: &Value) -> (u16, Value) {
+    pub(super) async fn act(&self, bearer: &str, method: Method, path: &str, body: &Value) -> (u16, Value) {
         let request = self.http.request(method, format!("http://{}{path}", self.parts.addr));
         let answer = request.bearer_auth(bearer).body(body.to_string()).send().await.unwrap();
         let status = answer.status().as_u16();
@@ -356,5 +356,59 @@ async fn bad_bodies_and_methods_are_refused_with_a_reason() {
     );
     let expired = json!({ "code": edge.parts.keys.sign_login(&expired).unwrap() });
     assert_eq!(edge.ask(Method::POST, "/session", &[OWN], &expired).await.status(), 401);
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn people_see_and_end_their_sessions_and_admins_those_of_the_org() {
+    let edge = Edge::start().await;
+    let agent = |name: &'static str| [OWN, ("user-agent", name)];
+    let laptop = edge.sign_in("ana", &agent("Firefox on a laptop")).await;
+    let phone = edge.sign_in("ana", &agent("Safari on a phone")).await;
+    let other = edge.sign_in("bob", &[OWN]).await;
+    let admin = edge.sign_in_as("root", DashboardRole::Admin, &[OWN]).await;
+    let list = async |cookie: &str| -> Vec<Value> {
+        let answer = edge.ask(Method::GET, "/session/all", &[("cookie", cookie)], &Value::Null).await;
+        assert_eq!(
+            (answer.status().as_u16(), &answer.headers()[header::CACHE_CONTROL]),
+            (200, &"no-store".parse().unwrap())
+        );
+        answer.json::<Value>().await.unwrap()["sessions"].as_array().unwrap().clone()
+    };
+    let own = list(&laptop).await;
+    assert_eq!(own.len(), 2, "those of ana alone: {own:?}");
+    let of = |sessions: &[Value], browser: &str| -> Value {
+        sessions
+            .iter()
+            .find(|line| line["browser"] == browser)
+            .unwrap_or_else(|| panic!("{browser}: {sessions:?}"))
+            .clone()
+    };
+    let (here, there) = (of(&own, "Firefox on a laptop"), of(&own, "Safari on a phone"));
+    assert_eq!((&here["is_own"], &there["is_own"]), (&json!(true), &json!(false)));
+    assert!(!json!(own).to_string().contains(laptop.split_once('=').unwrap().1), "a list has no secret");
+    let everybody = list(&admin).await;
+    assert_eq!(everybody.len(), 4, "{everybody:?}");
+    let of_bob = everybody.iter().find(|line| line["user"] == "bob").unwrap()["id"].clone();
+
+    let end = async |cookie: &str, id: &Value, headers: &[(&str, &str)]| {
+        let path = format!("/session/{}", id.as_str().unwrap());
+        let headers: Vec<_> = headers.iter().copied().chain([("cookie", cookie)]).collect();
+        edge.ask(Method::DELETE, &path, &headers, &Value::Null).await.status().as_u16()
+    };
+    assert_eq!(end(&laptop, &of_bob, &[OWN]).await, 404, "another person's");
+    assert_eq!(end(&laptop, &there["id"], &[("sec-fetch-site", "cross-site")]).await, 403);
+    assert_eq!(end("", &there["id"], &[OWN]).await, 401);
+    assert_eq!(end(&laptop, &json!("seven"), &[OWN]).await, 404);
+    assert_eq!(edge.session(&phone).await, 200, "nothing has ended yet");
+    assert_eq!(end(&laptop, &there["id"], &[OWN]).await, 204);
+    assert_eq!((edge.session(&phone).await, edge.session(&laptop).await), (401, 200));
+    assert_eq!(end(&admin, &of_bob, &[OWN]).await, 204);
+    assert_eq!((edge.session(&other).await, end(&admin, &of_bob, &[OWN]).await), (401, 404));
+    for method in [Method::GET, Method::POST] {
+        let path = format!("/session/{}", here["id"].as_str().unwrap());
+        let refused = edge.ask(method, &path, &[OWN, ("cookie", &laptop)], &json!({})).await.status();
+        assert_eq!(refused, 405);
+    }
     edge.stop().await;
 }
