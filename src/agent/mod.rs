@@ -34,7 +34,7 @@ pub use credentials::{CredentialIssuer, JobCredentials};
 pub use definition::{
     Definition, Fetch, FetchMethod, Kind, Limits, Missed, Offer, OfferBy, Price, Problem, ResponseFormat,
     Run, Schedule, ScheduleRequest, SqlRead, Stream, Tool, ToolKind, Wake, WakeEvent, WakeRequest, check,
-    check_all, check_in,
+    check_all, check_in, without_login,
 };
 pub use env::Env;
 pub use job::{Agent, Finished, Job, Registry, Reporter};

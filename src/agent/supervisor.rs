@@ -191,6 +191,19 @@ impl Agents {
         &self.0.unavailable
     }
 
+    /// Why an agent is unavailable; `None` for any other.
+    #[must_use]
+    pub fn problem(&self, agent: &AgentId) -> Option<&str> {
+        self.0.unavailable.iter().find(|(id, _)| id == agent).map(|(_, reason)| reason.as_str())
+    }
+
+    /// What a hosted agent has spent in the last hour, in microdollars, with what is reserved. `None` for any other.
+    #[must_use]
+    pub fn spent_last_hour(&self, agent: &AgentId) -> Option<u64> {
+        let hosted = self.0.agents.get(agent).filter(|hosted| hosted.is_hosted())?;
+        Some(hosted.spend.lock().last_hour(Instant::now()))
+    }
+
     /// The schedules of all definitions, those of unavailable agents too.
     #[must_use]
     pub fn cron_schedules(&self) -> Arc<Vec<CronSchedule>> {

@@ -5,10 +5,12 @@
 //! about tasks. Bodies have a size limit, long polls a time limit, and no text of the database reaches a
 //! client.
 mod activity;
+mod admin;
 mod agents;
 mod assignments;
 mod caller;
 mod channels;
+mod feed;
 mod health;
 mod inbox;
 mod input;
@@ -17,10 +19,12 @@ mod overview;
 mod polls;
 mod problem;
 mod providers;
+mod series;
 mod stream;
 mod tasks;
 mod wait;
 
+pub use admin::Doctor;
 pub use health::{Health, PartState};
 pub use overview::Overviews;
 pub use polls::Polls;
@@ -43,8 +47,10 @@ use axum::{
 };
 use problem::Problem;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::Arc,
     time::Duration,
 };
 use tokio_util::sync::CancellationToken;
@@ -124,6 +130,12 @@ pub struct Deps {
     pub overviews: Overviews,
     /// The accounts of the models.
     pub models: Models,
+    /// The past of the metrics.
+    pub series: telemetry::Series,
+    /// Checks the database.
+    pub doctor: Doctor,
+    /// The settings, without secrets.
+    pub settings: Arc<Value>,
 }
 
 impl FromRef<Deps> for Health {
@@ -146,8 +158,13 @@ pub fn router(deps: Deps) -> Router {
         .route("/providers", get(providers::list))
         .route("/agents", get(agents::list))
         .route("/agents/{id}", get(agents::show))
+        .route("/agents/{id}/definition", get(agents::definition))
         .route("/agents/{id}/drain", post(agents::drain))
         .route("/agents/{id}/resume", post(agents::resume))
+        .route("/doctor", get(admin::doctor))
+        .route("/events", get(feed::list))
+        .route("/series", get(series::read))
+        .route("/settings", get(admin::settings))
         .route("/lanes", get(activity::lanes))
         .route("/spend", get(activity::spend))
         .route("/triggers", get(activity::triggers))

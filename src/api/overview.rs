@@ -35,8 +35,9 @@ pub(super) struct Query {
     org: Option<OrgId>,
 }
 
-/// The overview of the caller's org, with `health`: `ready`, or the parts that are not. The service names an org with
-/// `?org=`; without it, `default`.
+/// The overview of the caller's org, with `health`: `ready`, or the parts that are not; and `n`, the number of the last
+/// digest of the room `convoke:<org>` whose changes it contains, null without a subscriber. The service names an org
+/// with `?org=`; without it, `default`.
 pub(super) async fn show(
     State(deps): State<Deps>,
     caller: Caller,
@@ -49,7 +50,13 @@ pub(super) async fn show(
     let overview = match &*kept {
         Some((read_at, overview)) if read_at.elapsed() < FRESH_FOR => overview.clone(),
         _ => {
-            let overview = Arc::new(deps.tasks.overview(&org).await?);
+            // Before the read: a later digest may have changes that it does not see.
+            let n = deps.identity.last_digest(&org);
+            let mut overview = deps.tasks.overview(&org).await?;
+            if let Some(members) = overview.as_object_mut() {
+                members.insert("n".into(), n.into());
+            }
+            let overview = Arc::new(overview);
             *kept = Some((Instant::now(), overview.clone()));
             overview
         }

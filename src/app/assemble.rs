@@ -11,7 +11,7 @@ use crate::{
     auth::{self, Keys},
     changes::{self, Appender, Changes},
     clock::Clock,
-    config::{Config, load_agents},
+    config::{self, Config, load_agents},
     dashboard,
     db::{self, Database, Reader},
     gateway::{self, Gateway},
@@ -20,20 +20,22 @@ use crate::{
     llm::Models,
     presence::Tracker,
     remote::{self, Coordination, Identity, Inboxes},
-    scope::Scope,
+    scope::{OnExit, Scope},
     task::{self, Notice, Tasks},
-    telemetry::Registry,
+    telemetry::{Registry, Series},
     wal,
 };
 use anyhow::Context;
 use std::{
     fmt::Write,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
     time::Duration,
 };
 use tokio::{
     net::TcpListener,
     sync::{mpsc, watch},
+    time::MissedTickBehavior,
 };
 
 /// Messages of clients to the daemon that wait for the dispatcher; more are dropped and counted.
@@ -41,6 +43,13 @@ const COORDINATION_MAX: usize = 4096;
 
 /// Interval of the tries to write to a database that is read-only.
 const WRITABLE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Interval of the samples of metrics.
+const SAMPLE_EVERY: Duration = Duration::from_secs(1);
+/// Connections of the checks for an admin: some hold one while they ask on another.
+const DOCTOR_CONNECTIONS: usize = 2;
+/// Time limit of one statement of these checks.
+const DOCTOR_WITHIN: Duration = Duration::from_secs(60);
 
 /// What every group is built from.
 struct Base {
@@ -116,6 +125,8 @@ pub(super) async fn assemble(
     let edge = Edge::new(&config.server, &metrics, gateway.memory());
     health::start(&scope, (database.clone(), tasks.clone(), models.clone()), edge.clone(), health.clone());
     let (serving, keys) = (scope.child(), rights.keys);
+    let series = sample_series(&scope, &metrics, &clock);
+    let doctor = doctor(&config, &database)?;
     let page = dashboard::Deps { database: database.clone(), keys: keys.clone(), clock: clock.clone() };
     let page = dashboard::router(&config.dashboard, page)?;
     let routes = gateway::router(&gateway).merge(page).merge(api::router(api::Deps {
@@ -131,10 +142,46 @@ pub(super) async fn assemble(
         polls: api::Polls::default(),
         overviews: api::Overviews::default(),
         models,
+        series,
+        doctor,
+        settings: Arc::new(config::shown(&config)),
         stop: serving.stopping(),
     }));
     let parts = Parts { addr, database, tasks, hub, tracker, agents, keys, health, gateway, inboxes };
     Ok(Daemon { listener, routes, edge, parts, scope, wal, serving })
+}
+
+/// Keeps the past of the metrics, with a sample each second.
+fn sample_series(scope: &Scope, metrics: &Registry, clock: &Clock) -> Series {
+    let series = Series::default();
+    let (own, metrics, clock) = (series.clone(), metrics.clone(), clock.clone());
+    scope.spawn("series of metrics", OnExit::Log, |stop| async move {
+        let mut ticks = tokio::time::interval(SAMPLE_EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        while stop.run_until_cancelled(ticks.tick()).await.is_some() {
+            own.sample(&metrics, clock.now().timestamp());
+        }
+        Ok(())
+    });
+    series
+}
+
+/// The checks of `convoke doctor` on connections of their own: a slow one must not take those of the negotiation.
+fn doctor(config: &Config, database: &Database) -> anyhow::Result<api::Doctor> {
+    let database = database.beside("convoke doctor", DOCTOR_CONNECTIONS, DOCTOR_WITHIN, "")?;
+    let config = Arc::new(config.clone());
+    Ok(api::Doctor::new(move || {
+        let (config, database) = (config.clone(), database.clone());
+        Box::pin(async move {
+            match super::doctor::inspect(&config, &database, false, Some(DOCTOR_WITHIN)).await {
+                Ok(findings) => serde_json::to_value(findings).ok(),
+                Err(error) => {
+                    tracing::warn!(error = format!("{error:#}"), "checks of the daemon could not be made");
+                    None
+                }
+            }
+        })
+    }))
 }
 
 /// Migrates the database and checks that the daemon can work on it.

@@ -12,6 +12,7 @@ mod change_log;
 mod channels;
 mod dashboard_grants;
 mod database_broadcasts;
+pub mod doctor;
 mod health;
 mod history;
 mod leadership;

@@ -1,13 +1,14 @@
 //! `convoke up`: runs the daemon and prints how to reach it.
 use super::{
-    Outcome, daemon, dashboard,
-    doctor::{misfits, missing_tables, unwatchable},
-    output,
+    Outcome, daemon, dashboard, output,
     serve::{INSTALL_CLIENT, absent, again, anon_key, build, javascript, psql, until_signal},
     settings::Settings,
 };
 use crate::{
-    app::{Daemon, Parts},
+    app::{
+        Daemon, Parts,
+        doctor::{misfits, missing_tables, unwatchable},
+    },
     auth::Login,
     clock::Clock,
     config::{Config, Loaded, load_agents},

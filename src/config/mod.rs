@@ -9,12 +9,14 @@ mod messages;
 mod path;
 mod problem;
 mod read;
+mod shown;
 mod source;
 mod tree_deserializer;
 
 pub use agents::{load_agents, load_agents_with, locate};
 pub use layers::{Options, keys, load};
 pub use problem::{Problem, Problems};
+pub use shown::shown;
 
 use crate::{
     access, agent, api, auth, changes, dashboard, db, gateway, hub::history, llm, task, telemetry, wal,

@@ -107,6 +107,11 @@ impl Digests {
         }
     }
 
+    /// The number of the last digest of the room; `None` if nobody has entered it.
+    pub(super) fn last(&self, org: &OrgId) -> Option<u64> {
+        self.0.lock().get(org).map(|digest| digest.n)
+    }
+
     /// Collects what a commit changed. `org_of` finds the org of an agent.
     pub(super) fn note(&self, notice: &Notice, org_of: impl Fn(&AgentId) -> Option<OrgId>) {
         let mut rooms = self.0.lock();

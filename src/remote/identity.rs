@@ -70,6 +70,12 @@ impl Identity {
         self.0.digests.agents(org);
     }
 
+    /// The number of the last digest of an org's room; `None` while it has no subscriber.
+    #[must_use]
+    pub fn last_digest(&self, org: &OrgId) -> Option<u64> {
+        self.0.digests.last(org)
+    }
+
     pub(super) fn digests(&self) -> &Digests {
         &self.0.digests
     }

@@ -4,10 +4,12 @@
 //! a prompt or a token.
 mod outage;
 mod reason_counter;
+mod series;
 mod throttle;
 
 pub use outage::Outage;
 pub use reason_counter::ReasonCounter;
+pub use series::{SERIES, Samples, Series, Step};
 pub use throttle::Throttle;
 
 use parking_lot::Mutex;

@@ -10,6 +10,7 @@ mod check_tools;
 mod limits;
 mod run;
 mod schedule;
+mod shown;
 mod tool;
 mod wake;
 
@@ -19,6 +20,7 @@ pub use check::{Problem, check, check_all, check_in};
 pub use limits::{Limits, Offer, OfferBy};
 pub use run::{Kind, Price, ResponseFormat, Run, Stream};
 pub use schedule::{Missed, Schedule, ScheduleRequest};
+pub use shown::without_login;
 pub use tool::{Tool, ToolKind};
 pub use wake::{Wake, WakeEvent, WakeRequest};
 

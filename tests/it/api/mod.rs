@@ -6,6 +6,7 @@ mod lines;
 mod operate;
 mod page;
 mod payload;
+mod watch;
 
 use crate::support::{self, PATIENCE, TestDb, crypto};
 use convoke::{

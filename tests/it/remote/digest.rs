@@ -66,5 +66,10 @@ async fn digests_are_numbered_and_have_the_versions_of_what_changed() {
     let line = &second["tasks"][0];
     assert!(second["n"].as_u64() > first["n"].as_u64(), "{first} {second}");
     assert!(line["version"].as_i64() > first["tasks"][0]["version"].as_i64());
+    // The overview names the digest whose changes it contains.
+    let overview =
+        http().get(format!("{}/v1/overview", rig.http())).bearer_auth(&token).send().await.unwrap();
+    let overview: Value = overview.json().await.unwrap();
+    assert!(overview["n"].as_u64() >= second["n"].as_u64(), "{overview}");
     rig.daemon.stop().await;
 }

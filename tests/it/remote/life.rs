@@ -60,12 +60,15 @@ async fn remote_agent_refuses_accepts_releases_and_finishes() {
     near.send_message("agent:near", about("task_accept", &won, json!({}))).await;
     assert_eq!(near.message("task_start").await["checkpoint"], json!({ "page": 7 }));
     near.send_message("agent:near", about("task_result", &won, json!({ "result": { "done": true } }))).await;
-    assert_eq!(near.message("task_update").await["task"]["state"], "completed");
+    let update = near.message("task_update").await;
+    assert_eq!(update["task"]["state"], "completed");
     // Once more: the stored outcome.
     near.send_message("agent:near", about("task_result", &won, json!({ "result": { "done": true } }))).await;
     assert_eq!(near.message("task_update").await["task"]["state"], "completed");
     let id = serde_json::from_value(made["task"]["id"].clone()).unwrap();
-    assert_eq!(rig.daemon.parts.tasks.get(id).await.unwrap().result, Some(json!({ "done": true })));
+    let stored = rig.daemon.parts.tasks.get(id).await.unwrap();
+    assert_eq!(stored.result, Some(json!({ "done": true })));
+    assert_eq!((&made["task"]["version"], &update["task"]["version"]), (&json!(1), &json!(stored.version)));
     rig.daemon.stop().await;
 }
 
