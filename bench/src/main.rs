@@ -10,6 +10,7 @@ mod changes;
 mod client;
 mod client_process;
 mod daemon;
+mod dashboard;
 mod failover;
 mod fanout;
 mod figures;
@@ -21,6 +22,7 @@ mod pairs;
 mod process;
 mod record;
 mod tasks;
+mod viewers;
 mod wake;
 mod watchers;
 
@@ -85,6 +87,8 @@ enum Benchmark {
     Fanout(fanout::FanoutOptions),
     /// Row changes to many sockets: latency and throughput, with row security, with many filters
     Changes(changes::ChangesOptions),
+    /// What open dashboards cost, and their reads with many finished tasks in the tables
+    Dashboard(dashboard::DashboardOptions),
     /// Memory of sockets that have joined a channel and are idle
     Connections(fanout::ConnectionsOptions),
     /// Latency and memory with a hundred well-behaved clients beside hostile clients of each kind
@@ -103,6 +107,9 @@ enum Child {
     /// The agent that `award` kills
     #[command(hide = true)]
     Victim(failover::Options),
+    /// The dashboards of `dashboard`
+    #[command(hide = true)]
+    Viewers(viewers::Options),
     /// The clients of `changes`
     #[command(hide = true)]
     Watchers(watchers::Options),
@@ -182,6 +189,7 @@ impl Benchmark {
             }
             Self::Fanout(options) => fanout::run(config, options).await,
             Self::Changes(options) => changes::run(config, options).await,
+            Self::Dashboard(options) => dashboard::run(config, options).await,
             Self::Connections(options) => fanout::connections(config, options).await,
             Self::Hostile(options) => hostile::run(config, options).await,
         }
@@ -202,6 +210,7 @@ impl Child {
             Self::Victim(options) => return failover::victim(options).await,
             Self::Client(options) => std::thread::spawn(|| client::run(options)),
             Self::Attack(options) => std::thread::spawn(|| attack::run(options)),
+            Self::Viewers(options) => std::thread::spawn(|| viewers::run(options)),
             Self::Watchers(options) => std::thread::spawn(|| watchers::run(options)),
         };
         thread.join().map_err(|_| anyhow!("the clients panicked"))?

@@ -81,7 +81,7 @@ pub(super) fn idle_agents(bidders: u32, slots: u32) -> anyhow::Result<Vec<Hosted
     (0..bidders).map(agent).collect()
 }
 
-fn request() -> anyhow::Result<Request> {
+pub(super) fn request() -> anyhow::Result<Request> {
     Ok(serde_json::from_value(json!({
         "kind": "bench.task", "requires": ["work"], "input": { "text": "a small input of a usual size" },
     }))?)
