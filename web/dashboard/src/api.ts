@@ -2,7 +2,7 @@
 import { signal } from "@preact/signals";
 import { parseExact } from "./exact.ts";
 import { Problem, authorize, problemOf, send } from "./session.ts";
-import type { Agent, Bar, BulkDone, Burst, Channel, ChannelLine, Line, Lines, Overview, Run, Spent, Task, TaskEvent, Trigger, Why } from "./types.ts";
+import type { Agent, AgentLine, Bar, BulkDone, Burst, Channel, ChannelLine, FeedEvent, Finding, Line, Lines, Overview, Run, Series, Spent, Task, TaskEvent, Trigger, Why } from "./types.ts";
 
 /** When the daemon last answered; 0 before the first answer. */
 export const answeredAt = signal(0);
@@ -46,6 +46,12 @@ export const readEvents = (id: string, after: number, abort?: AbortSignal): Prom
 export const readTree = (id: string, abort?: AbortSignal): Promise<{ tasks: Line[]; more: boolean }> => get(`${task(id)}/tree`, {}, abort);
 export const readSteps = async (id: string, abort?: AbortSignal): Promise<Run[]> => (await get<{ runs: Run[] }>(`${task(id)}/steps`, {}, abort)).runs;
 export const readAgents = async (abort?: AbortSignal): Promise<Agent[]> => (await get<{ agents: Agent[] }>("/v1/agents", {}, abort)).agents;
+export const readAgentLines = async (abort?: AbortSignal): Promise<AgentLine[]> => (await get<{ agents: AgentLine[] }>("/v1/agents", { view: "line" }, abort)).agents;
+export const readDefinition = async (id: string, abort?: AbortSignal): Promise<unknown> => (await get<{ definition: unknown }>(`/v1/agents/${encodeURIComponent(id)}/definition`, {}, abort)).definition;
+export const readFeed = (query: Query, abort?: AbortSignal): Promise<{ events: FeedEvent[]; next: number | null }> => get("/v1/events", query, abort);
+export const readSeries = (names: readonly string[], step: "1s" | "1m", abort?: AbortSignal): Promise<Series> => get("/v1/series", { names: names.join(","), step }, abort);
+export const readFindings = async (abort?: AbortSignal): Promise<Finding[]> => (await get<{ findings: Finding[] }>("/v1/doctor", {}, abort)).findings;
+export const readSettings = (abort?: AbortSignal): Promise<Record<string, Record<string, unknown>>> => get("/v1/settings", {}, abort);
 export const readAgent = (id: string, abort?: AbortSignal): Promise<Agent> => get(`/v1/agents/${encodeURIComponent(id)}`, {}, abort);
 export const readLanes = (query: Query, abort?: AbortSignal): Promise<{ bars: Bar[]; more: boolean }> => get("/v1/lanes", query, abort);
 export const readSpend = (query: Query, abort?: AbortSignal): Promise<{ rows: Spent[]; partial: boolean }> => get("/v1/spend", query, abort);

@@ -9,7 +9,7 @@ import { HELP, hasLetters, isHelpOpen, setLetters } from "./keys.ts";
 import { follow, isPaused, pause, status } from "./live.ts";
 import { Palette, isPaletteOpen, setUtc } from "./palette.tsx";
 import { useRead } from "./read.ts";
-import { go, href, route } from "./route.ts";
+import { go, href, query, route } from "./route.ts";
 import { Agent, Agents } from "./screens/Agents.tsx";
 import { Channels, OneChannel } from "./screens/Channels.tsx";
 import { Inbox } from "./screens/Inbox.tsx";
@@ -23,6 +23,7 @@ import { Tasks } from "./screens/Tasks.tsx";
 import { Triggers } from "./screens/Triggers.tsx";
 import { type Session, isAdmin, isExpired, session, signOut } from "./session.ts";
 import { nextTheme, theme } from "./theme.ts";
+import { keepAwake } from "./wall.ts";
 import { Empty } from "./ui.tsx";
 
 export function App(): JSX.Element {
@@ -46,11 +47,14 @@ function Frame({ session }: { session: Session }): JSX.Element {
   useSignalEffect(() => {
     needs.value = Object.values(overview.value.data?.needs ?? {}).reduce((sum, n) => sum + n, 0);
   });
+  const isWall = route.value.screen === "switchboard" && query.value.get("wall") === "1";
+  useEffect(() => {
+    document.documentElement.toggleAttribute("data-wall", isWall);
+    return isWall ? keepAwake() : undefined;
+  }, [isWall]);
   return (
     <div class="frame">
-      <a class="skip" href="#main">Skip to the content</a>
-      <Bar session={session} />
-      <Menu org={session.org} />
+      {isWall ? <WallBar org={session.org} /> : <><a class="skip" href="#main">Skip to the content</a><Bar session={session} /><Menu org={session.org} /></>}
       <main id="main" tabIndex={-1} class={status.value === "no connection" ? "stale" : ""}>
         <Boundary key={JSON.stringify(route.value)}><Screen session={session} /></Boundary>
       </main>
@@ -90,6 +94,19 @@ function Screen({ session: { org } }: { session: Session }): JSX.Element {
     case "missing": return <Empty title="There is no such page"><p><a href={href(org)}>Switchboard</a></p></Empty>;
     default: return <p class="boot">Loading…</p>;
   }
+}
+
+/** All that stands above the switchboard on a wall. */
+function WallBar({ org }: { org: string }): JSX.Element {
+  return (
+    <header class="bar">
+      <span class="brand"><Mark /><b>{org}</b></span>
+      <Live />
+      <span class="grow" />
+      <time class="clock">{clock(new Date(now.value).toISOString())}{isUtc.value ? " UTC" : ""}</time>
+      <a class="button" href={href(org)}>Leave the wall<span class="hidden"> (Esc)</span></a>
+    </header>
+  );
 }
 
 function Bar({ session }: { session: Session }): JSX.Element {
@@ -132,6 +149,7 @@ function Menu({ org }: { org: string }): JSX.Element {
       {item(href(org, "spend"), "¤", "Spend", ["spend"])}
       {isAdmin.value ? item(href(org, "channels"), "⌁", "Channels", ["channels", "channel"]) : null}
       {item(href(org, "system"), "♥", "System", ["system"])}
+      <a class="wall-link" href={`${href(org)}?wall=1`}><span aria-hidden="true">⛶</span>Wall</a>
       <small class="soft clock">{clock(new Date(now.value).toISOString())}{isUtc.value ? " UTC" : ""}</small>
     </nav>
   );

@@ -3,7 +3,7 @@ import { signal } from "@preact/signals";
 import { isUtc } from "./format.ts";
 import { isPaused, pause } from "./live.ts";
 import { isPaletteOpen, setUtc } from "./palette.tsx";
-import { TABS, go, href, route } from "./route.ts";
+import { TABS, go, href, query, route } from "./route.ts";
 import { shownIds } from "./screens/Tasks.tsx";
 import { nextTheme } from "./theme.ts";
 
@@ -23,7 +23,7 @@ export const HELP: readonly (readonly [string, string])[] = [
   ["z", "local time or UTC"],
   ["t", "theme: system, light, dark"],
   ["?", "this help"],
-  ["Esc", "back to the list"],
+  ["Esc", "back to the list; leave the wall"],
 ];
 
 export function setLetters(on: boolean): void {
@@ -54,7 +54,8 @@ export function listen(org: () => string | null): void {
 
 function back(org: string): void {
   const { screen } = route.value;
-  if (screen === "task") go(href(org, "tasks"));
+  if (screen === "switchboard" && query.value.get("wall")) go(href(org));
+  else if (screen === "task") go(href(org, "tasks"));
   else if (screen === "agent") go(href(org, "agents"));
   else if (screen === "channel") go(href(org, "channels"));
 }

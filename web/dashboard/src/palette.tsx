@@ -33,6 +33,7 @@ function entries(org: string, agents: readonly string[]): Entry[] {
   const tasks = href(org, "tasks");
   return [
     to("Switchboard", "screen", href(org)),
+    to("Switchboard on a wall", "screen", `${href(org)}?wall=1`),
     to("Tasks", "screen", tasks),
     to("Inbox", "screen", href(org, "inbox")),
     to("Agents", "screen", href(org, "agents")),

@@ -1,5 +1,6 @@
 // Signing in, and the bearer token that the session gives.
 import { computed, signal } from "@preact/signals";
+import type { SessionLine } from "./types.ts";
 
 export interface Session {
   user: string;
@@ -119,6 +120,18 @@ export async function signOut(): Promise<void> {
   await send("/dashboard/session", { method: "DELETE" });
   bearer = undefined;
   session.value = { is: "out", message: "You are signed out." };
+}
+
+/** The sessions of this person, for an admin those of the org. */
+export async function readSessions(): Promise<SessionLine[]> {
+  const answer = await send("/dashboard/session/all");
+  if (!answer.ok) throw await problemOf(answer);
+  return ((await answer.json()) as { sessions: SessionLine[] }).sessions;
+}
+
+export async function endSession(id: string): Promise<void> {
+  const answer = await send(`/dashboard/session/${encodeURIComponent(id)}`, { method: "DELETE" });
+  if (!answer.ok) throw await problemOf(answer);
 }
 
 async function renew(): Promise<Bearer> {

@@ -164,6 +164,8 @@ export interface TaskEvent {
 
 export interface Overview {
   at: string;
+  /** The last digest whose changes it contains; null without a subscriber. */
+  n: number | null;
   org: string;
   states: Partial<Record<TaskState, number>>;
   needs: Record<string, number>;
@@ -215,6 +217,49 @@ export interface Agent {
   last_seen_at: string | null;
   drained_at: string | null;
   drained_by: string | null;
+}
+
+/** An agent with what it promises, and what became of its offers since the daemon started. */
+export interface AgentLine extends Agent {
+  terms: { computed?: boolean; cost_microdollars?: number; confidence?: number; eta?: string; thinks?: string } | null;
+  definition_version: number;
+  offers: { won: number; lost: Record<string, number> };
+  limits: { timeout?: string; tokens_per_task?: number; microdollars_per_hour?: number } | null;
+  spent_last_hour: number | null;
+  /** Why it is left out. */
+  problem: string | null;
+}
+
+/** An event of the org; the body of a long one is left out. */
+export interface FeedEvent extends TaskEvent {
+  task_id: string | null;
+  body_bytes: number;
+}
+
+export interface Series {
+  at: string;
+  step_seconds: number;
+  /** Seconds since 1970. */
+  times: number[];
+  values: Record<string, (number | null)[]>;
+}
+
+export interface Finding {
+  name: string;
+  ok: boolean;
+  found: string;
+  remedy?: string;
+}
+
+export interface SessionLine {
+  id: string;
+  user: string;
+  role: string;
+  created_at: string;
+  seen_at: string;
+  expires_at: string;
+  browser: string | null;
+  is_own: boolean;
 }
 
 export interface Flow {

@@ -1,27 +1,30 @@
 // The agents of the org, and one agent with its measurements.
+import { useSignal } from "@preact/signals";
 import type { JSX } from "preact";
-import { readAgent, readAgents, readLines, setDrained } from "../api.ts";
+import { readAgentLines, readDefinition, readFeed, readLines, setDrained } from "../api.ts";
+import { pretty } from "../exact.ts";
 import { Command } from "../dialog.tsx";
 import { count, duration, money, now } from "../format.ts";
 import { useRead } from "../read.ts";
 import { href } from "../route.ts";
-import { type Agent as AgentStatus, FINAL, type Line, type Statistics } from "../types.ts";
+import { Problem, isOperator } from "../session.ts";
+import { type AgentLine, FINAL, type FeedEvent, type Line, type Statistics } from "../types.ts";
 import { AgentDot, AgentLink, Ago, Empty, Panel, Progress, Slots, State, TaskLink, Trouble, Twin } from "../ui.tsx";
 import { NoAgents } from "./Switchboard.tsx";
 
 const HELD = "awarded,running,waiting,verifying,canceling";
 
 interface Here {
-  agents: AgentStatus[];
+  agents: AgentLine[];
   held: Line[];
 }
 
 async function readHere(abort: AbortSignal): Promise<Here> {
-  const [agents, held] = await Promise.all([readAgents(abort), readLines({ state: HELD, limit: 200 }, abort)]);
+  const [agents, held] = await Promise.all([readAgentLines(abort), readLines({ state: HELD, limit: 200 }, abort)]);
   return { agents, held: held.tasks };
 }
 
-function sums(agent: AgentStatus): { completed: number; failed: number; refused: number } {
+function sums(agent: AgentLine): { completed: number; failed: number; refused: number } {
   const all = Object.values(agent.statistics);
   const sum = (of: (one: Statistics) => number): number => all.reduce((total, one) => total + of(one), 0);
   return { completed: sum((one) => one.completed), failed: sum((one) => one.failed), refused: sum((one) => one.refused) };
@@ -39,7 +42,7 @@ export function Agents({ org }: { org: string }): JSX.Element {
         <div class="scroll">
           <table class="agents">
             <caption class="hidden">Agents of {org}</caption>
-            <thead><tr><th>Agent</th><th>Kind</th><th>Status</th><th>Slots</th><th>Works on</th><th class="number">Completed</th><th class="number">Failed</th><th class="number">Refused</th><th class="number">Reputation</th></tr></thead>
+            <thead><tr><th>Agent</th><th>Kind</th><th>Status</th><th>Slots</th><th>Works on</th><th class="number">Completed</th><th class="number">Failed</th><th class="number">Refused</th><th class="number">Offers won</th><th class="number">Reputation</th></tr></thead>
             <tbody>{data.agents.map((agent) => <Row key={agent.id} org={org} agent={agent} held={data.held.filter((line) => line.agent_id === agent.id)} />)}</tbody>
           </table>
         </div>
@@ -48,17 +51,23 @@ export function Agents({ org }: { org: string }): JSX.Element {
   );
 }
 
-function Status({ agent }: { agent: AgentStatus }): JSX.Element {
+/** Offers that won, of all that were compared since the daemon started. */
+function offers({ offers: { won, lost } }: AgentLine): string {
+  const all = won + Object.values(lost).reduce((sum, n) => sum + n, 0);
+  return all ? `${count(won)} of ${count(all)}` : "–";
+}
+
+function Status({ agent }: { agent: AgentLine }): JSX.Element {
   const isHere = agent.status === "present";
   if (isHere && agent.drained_at) return <span class="state state-waiting"><span aria-hidden="true">◐</span> {agent.slots_used ? "draining" : "drained"}</span>;
   return <span class={`state ${isHere ? (agent.slots_used ? "state-running" : "state-completed") : "state-canceled"}`}><span aria-hidden="true">{isHere ? "●" : "○"}</span> {isHere ? (agent.slots_used ? "working" : "idle") : "gone"}</span>;
 }
 
-function Row({ org, agent, held }: { org: string; agent: AgentStatus; held: Line[] }): JSX.Element {
+function Row({ org, agent, held }: { org: string; agent: AgentLine; held: Line[] }): JSX.Element {
   const { completed, failed, refused } = sums(agent);
   return (
     <tr class={agent.status === "present" ? "" : "gone"}>
-      <th scope="row" data-label="Agent"><AgentLink org={org} id={agent.id} />{agent.description ? <small class="soft">{agent.description}</small> : null}</th>
+      <th scope="row" data-label="Agent"><AgentLink org={org} id={agent.id} />{agent.description ? <small class="soft">{agent.description}</small> : null}{agent.problem ? <small class="bad">left out: {agent.problem}</small> : null}</th>
       <td data-label="Kind">{agent.kind}</td>
       <td data-label="Status"><Status agent={agent} /></td>
       <td data-label="Slots"><Slots used={agent.slots_used} all={agent.slots} /></td>
@@ -68,28 +77,35 @@ function Row({ org, agent, held }: { org: string; agent: AgentStatus; held: Line
       <td data-label="Completed" class="number">{count(completed)}</td>
       <td data-label="Failed" class="number">{failed ? <a href={`${href(org, "tasks")}?state=failed&agent=${agent.id}`}>{count(failed)}</a> : 0}</td>
       <td data-label="Refused" class="number">{count(refused)}</td>
+      <td data-label="Offers won" class="number">{offers(agent)}</td>
       <td data-label="Reputation" class="number">{agent.reputation.toFixed(2)}</td>
     </tr>
   );
 }
 
 interface One {
-  agent: AgentStatus;
+  agent: AgentLine;
   held: Line[];
   last: Line[];
+  events: FeedEvent[];
+}
+
+async function readOne(id: string, abort: AbortSignal): Promise<One> {
+  const [agents, held, last, feed] = await Promise.all([
+    readAgentLines(abort),
+    readLines({ state: HELD, agent_id: id, limit: 20 }, abort),
+    readLines({ agent_id: id, limit: 20 }, abort),
+    readFeed({ agent_id: id, limit: 20 }, abort),
+  ]);
+  const agent = agents.find((one) => one.id === id);
+  if (!agent) throw new Problem(404, "unknown_agent", `no agent ${id} of this org is known`);
+  return { agent, held: held.tasks, last: last.tasks, events: feed.events };
 }
 
 export function Agent({ org, id }: { org: string; id: string }): JSX.Element {
-  const { data, error } = useRead<One>(`agent ${id}`, async (abort) => {
-    const [agent, held, last] = await Promise.all([
-      readAgent(id, abort),
-      readLines({ state: HELD, agent_id: id, limit: 20 }, abort),
-      readLines({ agent_id: id, limit: 20 }, abort),
-    ]);
-    return { agent, held: held.tasks, last: last.tasks };
-  }, () => true, 1000).value;
+  const { data, error } = useRead(`agent ${id}`, (abort) => readOne(id, abort), () => true, 1000).value;
   if (!data) return <><h1><AgentDot id={id} />{id}</h1>{error ? <Trouble problem={error} /> : <p class="boot" role="status">Loading…</p>}</>;
-  const { agent, held, last } = data;
+  const { agent, held, last, events } = data;
   const kinds = Object.entries(agent.statistics);
   return (
     <>
@@ -103,6 +119,7 @@ export function Agent({ org, id }: { org: string; id: string }): JSX.Element {
           {agent.last_seen_at ? <span><span class="soft">last seen</span> <Ago at={agent.last_seen_at} /></span> : null}
         </p>
       </header>
+      {agent.problem ? <div class="notice bad" role="alert"><strong>The daemon leaves this agent out: {agent.problem}</strong><p>Set it in the daemon's environment and start the daemon again.</p></div> : null}
       <Drain agent={agent} />
       {error ? <Trouble problem={error} /> : null}
       <div class="board">
@@ -110,6 +127,7 @@ export function Agent({ org, id }: { org: string; id: string }): JSX.Element {
           <Panel title="Works on">
             {held.length ? <ul class="rows">{held.map((line) => <li key={line.id}><TaskLink org={org} id={line.id}><b>{line.kind}</b></TaskLink>{line.progress !== null ? <Progress value={line.progress} label="Progress" /> : null}<small>{line.state} · {duration(now.value - Date.parse(line.created_at))} since its request</small></li>)}</ul> : <p class="soft">Nothing now.</p>}
           </Panel>
+          <Offers agent={agent} />
           {kinds.length ? kinds.map(([kind, of]) => <Calibration key={kind} kind={kind} of={of} />) : null}
         </div>
         <div class="column wide">
@@ -125,13 +143,54 @@ export function Agent({ org, id }: { org: string; id: string }): JSX.Element {
           <Panel title="Last tasks" aside={<a href={`${href(org, "tasks")}?agent=${encodeURIComponent(id)}`}>All</a>}>
             {last.length ? <ul class="rows">{last.map((line) => <li key={line.id}><TaskLink org={org} id={line.id}><b>{line.kind}</b> <span class="preview">{line.error ?? line.input_preview}</span></TaskLink><small><State state={line.state} reason={line.state_reason} /> · <Ago at={line.created_at} />{FINAL.has(line.state) ? ` · took ${duration(Date.parse(line.updated_at) - Date.parse(line.created_at))}` : ""}</small></li>)}</ul> : <Empty title="No task" />}
           </Panel>
+          <Panel title="Last events">
+            {events.length ? <ol class="rows">{events.map((event) => <li key={event.seq}><span><b>{event.type.replaceAll("_", " ")}</b>{event.task_id ? <> · <TaskLink org={org} id={event.task_id} /></> : null}{event.epoch ? <span class="soft"> · epoch {event.epoch}</span> : null}</span><small><Ago at={event.at} /></small></li>)}</ol> : <p class="soft">None among the newest 200,000 events.</p>}
+          </Panel>
+          {isOperator.value && agent.limits ? <Definition id={id} version={agent.definition_version} /> : null}
         </div>
       </div>
     </>
   );
 }
 
-function Drain({ agent }: { agent: AgentStatus }): JSX.Element {
+/** What it promises, what it may use, and why its offers lost. */
+function Offers({ agent: { terms, limits, spent_last_hour, offers: { won, lost } } }: { agent: AgentLine }): JSX.Element {
+  const all = won + Object.values(lost).reduce((sum, n) => sum + n, 0);
+  const share = (n: number): string => `${count(n)} (${Math.round((n / all) * 100)} %)`;
+  const perHour = limits?.microdollars_per_hour;
+  return (
+    <Panel title="Offers">
+      <dl>
+        {terms?.eta ? <><dt>promises</dt><dd>{money(terms.cost_microdollars)} and {terms.eta}{terms.confidence === undefined ? "" : `, confidence ${terms.confidence}`}</dd></> : null}
+        {spent_last_hour !== null ? <><dt>spent in the last hour</dt><dd>{money(spent_last_hour)}{perHour === undefined ? "" : ` of ${money(perHour)}`}</dd></> : null}
+        {all ? <><dt>won</dt><dd>{share(won)}</dd></> : null}
+        {Object.entries(lost).sort(([, a], [, b]) => b - a).map(([part, n]) => <><dt>lost by {part}</dt><dd>{share(n)}</dd></>)}
+      </dl>
+      {all ? <p class="soft">Since the daemon started.</p> : <p class="soft">No offer of it was compared since the daemon started.</p>}
+    </Panel>
+  );
+}
+
+/** Its file, read when it is opened. */
+function Definition({ id, version }: { id: string; version: number }): JSX.Element {
+  const isOpen = useSignal(false);
+  return (
+    <Panel title="Definition" aside={<span class="soft">version {version}</span>}>
+      <details onToggle={(event) => (isOpen.value = event.currentTarget.open)}>
+        <summary>The file as it was read, with the names of variables only</summary>
+        {isOpen.value ? <File id={id} /> : null}
+      </details>
+    </Panel>
+  );
+}
+
+function File({ id }: { id: string }): JSX.Element {
+  const { data, error } = useRead(`definition ${id}`, (abort) => readDefinition(id, abort), () => false).value;
+  if (error) return <Trouble problem={error} />;
+  return data ? <pre tabIndex={0}>{pretty(data)}</pre> : <p class="soft" role="status">Loading…</p>;
+}
+
+function Drain({ agent }: { agent: AgentLine }): JSX.Element {
   return (
     <>
       {agent.drained_at ? <div class="notice wait"><strong>Drained since <Ago at={agent.drained_at} /> by {agent.drained_by ?? "somebody"}</strong><p>It gets no new task{agent.slots_used ? " and finishes what it has" : ""}. Tasks that only it can do wait.</p></div> : null}

@@ -37,7 +37,8 @@ export function Bulk({ filter, lines }: { filter: Filter; lines: readonly Line[]
   const plan = useSignal<Plan | null>(null);
   const fault = useSignal<string | null>(null);
   const isBusy = useSignal(false);
-  if (!isOperator.value || !lines.length) return null;
+  // The dialog stays when the tasks that it changed leave the list.
+  if (!isOperator.value || (!lines.length && plan.value === null)) return null;
   const ids = [...selected.value];
   const ask = async (next: Plan, dry_run: boolean): Promise<BulkDone | null> => {
     if (isBusy.peek()) return null;

@@ -1,10 +1,11 @@
 // The start page: what waits for a person, what is wrong, what is being negotiated, and who is here.
 import type { JSX } from "preact";
-import { readAgents, readLines, readOverview } from "../api.ts";
+import { readAgents, readLines, readOverview, readSeries } from "../api.ts";
 import { cause, count, score, setClock, since } from "../format.ts";
 import { useRead } from "../read.ts";
 import { href } from "../route.ts";
-import type { Agent, Line, Negotiation, Overview } from "../types.ts";
+import { means, path, rates } from "../series.ts";
+import type { Agent, Line, Negotiation, Overview, Series } from "../types.ts";
 import { AgentDot, Ago, Empty, Legend, OfferBar, Panel, Slots, TaskLink, Trouble } from "../ui.tsx";
 
 /** An open task that waits for longer than this is worth a look. */
@@ -16,31 +17,36 @@ interface All {
   waiting: Line[];
   failed: Line[];
   agents: Agent[];
+  flow: Series;
 }
+
+/** What the sparkline shows: awards of the whole daemon. */
+const FLOW = "convoke_tasks_awarded_total";
 
 async function readAll(abort: AbortSignal): Promise<All> {
   const hour = new Date(Date.now() - 3_600_000).toISOString();
-  const [overview, waiting, failed, agents] = await Promise.all([
+  const [overview, waiting, failed, agents, flow] = await Promise.all([
     readOverview(abort),
     readLines({ needs: "input,approval,budget,choice", limit: 50 }, abort),
     readLines({ state: "failed", since: hour, limit: 100 }, abort),
     readAgents(abort),
+    readSeries([FLOW], "1s", abort),
   ]);
   setClock(overview.at);
-  return { overview, waiting: waiting.tasks, failed: failed.tasks, agents };
+  return { overview, waiting: waiting.tasks, failed: failed.tasks, agents, flow };
 }
 
 export function Switchboard({ org }: { org: string }): JSX.Element {
   const { data, error } = useRead(`switchboard ${org}`, readAll, () => true, 1000).value;
   if (!data) return error ? <Trouble problem={error} /> : <p class="boot" role="status">Loading…</p>;
-  const { overview, waiting, failed, agents } = data;
+  const { overview, waiting, failed, agents, flow } = data;
   const { ended, states } = overview;
   const never = !overview.awards.length && !Object.keys(states).length && !(ended.completed + ended.failed + ended.canceled);
   return (
     <>
       <h1 class="hidden">Switchboard of {org}</h1>
       {error ? <Trouble problem={error} /> : null}
-      <Tiles org={org} overview={overview} />
+      <Tiles org={org} overview={overview} flow={flow} />
       <div class="board">
         <div class="column">
           <NeedsYou org={org} lines={waiting} />
@@ -55,7 +61,7 @@ export function Switchboard({ org }: { org: string }): JSX.Element {
   );
 }
 
-function Tiles({ org, overview }: { org: string; overview: Overview }): JSX.Element {
+function Tiles({ org, overview, flow }: { org: string; overview: Overview; flow: Series }): JSX.Element {
   const { states, ended, agents, oldest_open_at } = overview;
   const working = (states.running ?? 0) + (states.awarded ?? 0);
   const needed = Object.values(overview.needs).reduce((sum, n) => sum + n, 0);
@@ -71,7 +77,21 @@ function Tiles({ org, overview }: { org: string; overview: Overview }): JSX.Elem
       {tile(`${tasks("completed")}&since=1h`, `${count(ended.completed)}${ended.partial ? "+" : ""}`, "completed", "requested in the last hour", ended.completed ? "good" : "")}
       {tile(`${tasks("failed")}&since=1h`, `${count(ended.failed)}${ended.partial ? "+" : ""}`, "failed", "requested in the last hour", ended.failed ? "bad" : "")}
       {tile(href(org, "agents"), `${agents.present} / ${agents.known}`, "agents here", `${agents.busy} at work`, agents.known && !agents.present ? "bad" : "")}
+      <Flow series={flow} />
     </ul>
+  );
+}
+
+/** Awards of the last 15 minutes, by means of ten seconds. */
+function Flow({ series }: { series: Series }): JSX.Element {
+  const perSecond = rates(series.times, series.values[FLOW] ?? []);
+  const minute = means(perSecond.slice(-60), 60)[0] ?? 0;
+  const a = Math.round(minute * 60);
+  return (
+    <li class="tile flow">
+      <b>{count(a)}</b><span>awards a minute</span>
+      <svg viewBox="0 0 100 30" preserveAspectRatio="none" role="img" aria-label="Awards of this daemon in the last 15 minutes"><path d={path(means(perSecond, 10))} /></svg>
+    </li>
   );
 }
 

@@ -10,6 +10,7 @@ import { databaseUrl, makePool } from "../../../../examples/web/server/database.
 import { sign } from "../../../../examples/web/server/tokens.mjs";
 import { dataFolder } from "../../../../examples/web/tests/unit/folder.ts";
 import { freePort } from "../../../../examples/web/tests/unit/port.ts";
+import { Model } from "./model.ts";
 import { Wire } from "../../../../examples/web/tests/browser/harness/wire.ts";
 
 const here = fileURLToPath(new URL("..", import.meta.url));
@@ -37,12 +38,16 @@ export class Stage {
     readonly browser: Browser,
     readonly dataDir: string,
     port: number,
+    readonly model: Model,
   ) {
     this.daemon = new Daemon({ dataDir, port, agents: join(here, "agents"), config: join(here, "convoke.toml") });
   }
 
   static async open(browser: Browser): Promise<Stage> {
-    const stage = new Stage(browser, dataFolder(), await freePort());
+    const model = await Model.open();
+    // The daemon inherits the environment of this process, which is the worker's own.
+    process.env.MODEL_URL = model.url;
+    const stage = new Stage(browser, dataFolder(), await freePort(), model);
     await stage.daemon.start();
     stage.pool = makePool(databaseUrl(stage.dataDir));
     await stage.pool.query(TICKETS);
@@ -52,13 +57,13 @@ export class Stage {
   }
 
   /** A link of `convoke dashboard`, as a person gets it. */
-  link(person: string, role: Role = "viewer"): string {
-    const args = ["dashboard", "--data-dir", this.dataDir, "--config", join(here, "convoke.toml"), "--org", "demo", "--sub", person, "--role", role];
+  link(person: string, role: Role = "viewer", org = "demo"): string {
+    const args = ["dashboard", "--data-dir", this.dataDir, "--config", join(here, "convoke.toml"), "--org", org, "--sub", person, "--role", role];
     return execFileSync(binary(), args, { encoding: "utf8" }).trim();
   }
 
   /** A person's browser behind a wire of its own; pages of it are signed in. */
-  async person(name: string, options: Parameters<Browser["newContext"]>[0] = {}, role: Role = "viewer"): Promise<{ page: Page; context: BrowserContext; wire: Wire; origin: string }> {
+  async person(name: string, options: Parameters<Browser["newContext"]>[0] = {}, role: Role = "viewer", org = "demo"): Promise<{ page: Page; context: BrowserContext; wire: Wire; origin: string }> {
     // An address of its own: the daemon limits the sign-ins of one address to ten a minute.
     const wire = await new Wire(Number(this.daemon.url.port), `127.0.0.${2 + (this.#people++ % 250)}`).open();
     const context = await this.browser.newContext(options);
@@ -70,7 +75,7 @@ export class Stage {
       if (message.type() === "error" && /Content Security Policy|Trusted/.test(message.text())) this.errors.push(`${name}: ${message.text()}`);
     });
     const origin = `http://127.0.0.1:${wire.port}`;
-    const link = new URL(this.link(name, role));
+    const link = new URL(this.link(name, role, org));
     await page.goto(`${origin}${link.pathname}?reconnect=200&heartbeat=1000${link.hash}`);
     await isLive(page);
     return { page, context, wire, origin };
@@ -128,6 +133,7 @@ export class Stage {
     await this.leave();
     await this.pool?.end();
     await this.daemon.stop();
+    this.model.close();
     rmSync(this.dataDir, { recursive: true, force: true });
   }
 }

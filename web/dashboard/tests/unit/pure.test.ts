@@ -9,6 +9,8 @@ import { byHour, grouped } from "../../src/spend.ts";
 import { budgetOf } from "../../src/limits.ts";
 import { match } from "../../src/match.ts";
 import { bodyOf } from "../../src/request.ts";
+import { browserOf } from "../../src/browser.ts";
+import { means, path, pointsOf, rates } from "../../src/series.ts";
 import { nested } from "../../src/tree.ts";
 import type { Bar, Line, Offer, Score, Spent } from "../../src/types.ts";
 
@@ -183,5 +185,41 @@ describe("JSON as it is stored", () => {
     expect(pretty(value)).toContain('"small": 1.5');
     expect(pretty({ a: {}, b: [1] })).toBe('{\n  "a": {},\n  "b": [\n    1\n  ]\n}');
     expect(pretty(new ExactNumber("9007199254740993"))).toBe("9007199254740993");
+  });
+});
+
+describe("figures over time", () => {
+  test("a counter is shown as what it rises by in a second, and a restart or a hole is unknown", () => {
+    expect(rates([10, 11, 13, 14, 15], [0, 5, 9, 2, null])).toEqual([null, 5, 2, null, null]);
+    expect(rates([10], [1])).toEqual([null]);
+    expect(rates([10, 10], [1, 2]), "two samples of one second").toEqual([null, null]);
+  });
+  test("neighbours become their mean", () => {
+    expect(means([1, 3, null, 5, null, null, 8], 2)).toEqual([2, 5, null, 8]);
+    expect(means([], 3)).toEqual([]);
+  });
+  test("a line has a gap where a value is unknown, and 0 at the bottom", () => {
+    expect(path([0, 10, null, 5])).toBe("M0.00 29.00L33.33 1.00M100.00 15.00");
+    expect(path([])).toBe("");
+    expect(path([0])).toBe("M0.00 29.00");
+  });
+  test("a chart has at most its points, each with the time of its end", () => {
+    const times = Array.from({ length: 900 }, (_, at) => 1000 + at);
+    const { values, times: ends } = pointsOf("x_total", { at: "", step_seconds: 1, times, values: { x_total: times.map((at) => at * 3) } });
+    expect([values.length, ends.length, ends.at(-1), values.at(-1)]).toEqual([90, 90, 1899, 3]);
+    expect(pointsOf("none", { at: "", step_seconds: 1, times, values: {} }).values).toEqual([]);
+  });
+});
+
+describe("the name of a browser", () => {
+  test.each([
+    ["Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0", "Firefox, Linux"],
+    ["Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/141.0.0.0 Safari/537.36", "Chrome, Windows"],
+    ["Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/141.0.0.0 Safari/537.36 Edg/141.0.0.0", "Edge, Windows"],
+    ["Mozilla/5.0 (iPhone; CPU iPhone OS 18_0 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) Version/18.0 Mobile/15E148 Safari/604.1", "Safari, iPhone"],
+    ["curl/8.5.0", "curl/8.5.0"],
+    [null, "unknown"],
+  ])("%s", (agent, name) => {
+    expect(browserOf(agent)).toBe(name);
   });
 });

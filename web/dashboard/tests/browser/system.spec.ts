@@ -1,0 +1,89 @@
+// The daemon's own screens: figures over time, sessions, checks and settings; what agents promise; the wall.
+import { expect, findings, isLive, overflow, test } from "./stage.ts";
+
+test("figures, checks and settings are on the screen of the system", async ({ seats }) => {
+  await seats.reaches(await seats.request("support.reply"), "completed");
+  const { page, origin } = await seats.person("ana", { bypassCSP: true }, "admin");
+  await page.goto(`${origin}/dashboard/demo/system`);
+  await isLive(page);
+  const requested = page.getByRole("region", { name: "Tasks requested", exact: true });
+  await expect(requested.getByRole("img")).toHaveAttribute("aria-label", /^Tasks requested: /);
+  await requested.getByRole("button", { name: "Show as table" }).click();
+  await expect(requested.getByRole("row").nth(1)).toBeVisible();
+  await page.getByRole("button", { name: "24 hours" }).click();
+  await expect(page).toHaveURL(/step=1m/);
+  await expect(requested).toBeVisible();
+  await page.getByRole("button", { name: "Check the database" }).click();
+  await expect(page.getByRole("row", { name: /^I1 / })).toContainText("right");
+  await expect(page.getByRole("region", { name: "Checks" }).getByRole("status")).toContainText(/checks found/);
+  await page.getByText(/settings, with their defaults/).click();
+  await expect(page.getByRole("row", { name: /^gateway\./ }).first()).toBeVisible();
+  await expect(page.getByRole("row", { name: /^auth.jwt_secret/ })).not.toContainText(seats.daemon.secret());
+  for (const colorScheme of ["light", "dark"] as const) {
+    await page.emulateMedia({ colorScheme });
+    expect(await findings(page), `system, ${colorScheme}`).toEqual([]);
+  }
+  // What a viewer may not do is absent.
+  const ben = await seats.person("ben");
+  await ben.page.goto(`${ben.origin}/dashboard/demo/system`);
+  await expect(ben.page.getByRole("heading", { name: "Your sessions" })).toBeVisible();
+  await expect(ben.page.getByRole("heading", { name: "Settings" })).toHaveCount(0);
+  await expect(ben.page.getByRole("button", { name: "Check the database" })).toHaveCount(0);
+});
+
+test("a person ends another session of theirs, and it is over there", async ({ seats }) => {
+  const name = `cleo-${Date.now()}`;
+  const laptop = await seats.person(name);
+  const phone = await seats.person(name, { userAgent: "Mozilla/5.0 (iPhone; CPU iPhone OS 18_0 like Mac OS X) Safari/604.1" });
+  await laptop.page.goto(`${laptop.origin}/dashboard/demo/system`);
+  const sessions = laptop.page.getByRole("region", { name: "Your sessions" });
+  await expect(sessions.locator("tbody tr")).toHaveCount(2);
+  const row = sessions.locator("tbody tr", { hasText: "Safari, iPhone" });
+  await row.getByRole("button", { name: /^End…/ }).click();
+  const dialog = laptop.page.getByRole("dialog", { name: `End the session of ${name}?` });
+  await dialog.getByRole("button", { name: "End the session" }).click();
+  await expect(dialog).toBeHidden();
+  await expect(sessions.locator("tbody tr")).toHaveCount(1);
+  await phone.page.reload();
+  await expect(phone.page.getByLabel("Sign-in link")).toBeVisible();
+  await laptop.page.reload();
+  await isLive(laptop.page);
+});
+
+test("an agent shows what it promises, what its offers lost by, and for operators its definition", async ({ seats }) => {
+  await seats.reaches(await seats.ticket(`Parcel ${Date.now()}`), "completed");
+  const { page, origin } = await seats.person("ana", {}, "operator");
+  await page.goto(`${origin}/dashboard/demo/agents/clerk`);
+  await isLive(page);
+  await expect(page.getByRole("region", { name: "Offers" })).toContainText(/lost by confidence/);
+  await expect(page.getByRole("region", { name: "Offers" })).toContainText("$0.00004 and 60ms, confidence 0.7");
+  await page.getByText("The file as it was read").click();
+  await expect(page.getByRole("region", { name: "Definition" }).locator("pre")).toContainText('"capabilities"');
+  const ben = await seats.person("ben");
+  await ben.page.goto(`${ben.origin}/dashboard/demo/agents/clerk`);
+  await expect(ben.page.getByRole("region", { name: "Offers" })).toBeVisible();
+  await expect(ben.page.getByRole("region", { name: "Definition" })).toHaveCount(0);
+});
+
+test("the wall shows the switchboard alone, without anything that scrolls", async ({ seats }) => {
+  await seats.reaches(await seats.ticket(`Broken lid ${Date.now()}`), "completed");
+  const { page, origin } = await seats.person("ana", { bypassCSP: true, viewport: { width: 1920, height: 1080 } });
+  await page.getByRole("link", { name: "Wall" }).click();
+  await expect(page).toHaveURL(/wall=1/);
+  await expect(page.locator(".offer-bar").first()).toBeVisible();
+  await expect(page.getByRole("navigation", { name: "Screens" })).toHaveCount(0);
+  for (const [width, height] of [[1920, 1080], [3840, 2160], [1280, 720]] as const) {
+    await page.setViewportSize({ width, height });
+    expect(await overflow(page), `${width} px`).toBeLessThanOrEqual(0);
+    expect(await page.evaluate(() => document.documentElement.scrollHeight - document.documentElement.clientHeight), `${height} px`).toBeLessThanOrEqual(0);
+  }
+  for (const colorScheme of ["light", "dark"] as const) {
+    await page.emulateMedia({ colorScheme });
+    expect(await findings(page), `wall, ${colorScheme}`).toEqual([]);
+  }
+  await page.keyboard.press("Escape");
+  await expect(page).not.toHaveURL(/wall/);
+  await expect(page.getByRole("navigation", { name: "Screens" })).toBeVisible();
+  await page.goto(`${origin}/dashboard/demo?wall=1`);
+  await isLive(page);
+});
