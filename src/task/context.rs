@@ -64,6 +64,8 @@ pub(in crate::task) struct TaskContext {
     pub(in crate::task) notified_by_wal: AtomicBool,
     /// Whether the roster may differ from the rows and must be read again.
     pub(in crate::task) roster_stale: AtomicBool,
+    /// Whether row changes of offers are published; read again with the roster.
+    pub(in crate::task) offers_published: AtomicBool,
     /// Runs the schemas of results.
     pub(in crate::task) schemas: Schemas,
     /// Steps with each batch of the arbiter, and is idle while another node arbitrates.
@@ -102,6 +104,7 @@ impl TaskContext {
             arbitrates: AtomicBool::new(false),
             notified_by_wal: AtomicBool::new(false),
             roster_stale: AtomicBool::new(false),
+            offers_published: AtomicBool::new(false),
             schemas: Schemas::default(),
             arbiter_progress,
             backlog: Mutex::default(),

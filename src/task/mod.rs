@@ -1,6 +1,6 @@
 //! The negotiation: a durable Contract Net with confirmation (`docs/spec/negotiation.md`).
 //!
-//! Owns the tables `convoke.tasks`, `offers`, `assignments`, `agents`, `statistics`, `events`, `wakes`, `bursts`,
+//! Owns the tables `convoke.tasks`, `offer_rows`, `assignments`, `agents`, `statistics`, `events`, `wakes`, `bursts`,
 //! `budgets`, `charges`, `schedules`, `definitions`, `runs` and `steps`; no other module writes them. [`Tasks`] owns it and hands out what others
 //! need: [`TaskReader`] reads, [`TaskCommands`] also gives commands, [`TaskTriggers`] makes tasks from row changes
 //! and clocks. The [`arbiter`](Tasks::arbitrate) polls for tasks that are ready or due, and awards them. What a

@@ -11,6 +11,10 @@ use bytes::Bytes;
 use std::{collections::HashMap, sync::Arc};
 use tokio_postgres::types::Type;
 
+/// Tables whose rows are those of a view, as (schema, table, view): a view cannot be published, and its readers know
+/// only its name. `src/changes/sql/published.sql` has the same list.
+const SHOWN_AS: [(&str, &str, &str); 1] = [("convoke", "offer_rows", "offers")];
+
 /// A byte that no UTF-8 text has.
 const NOT_UTF8: Bytes = Bytes::from_static(b"\xff");
 
@@ -101,10 +105,11 @@ impl Relations {
         };
         let columns = message.columns.into_iter().map(column).collect();
         let schema = if message.schema.is_empty() { "pg_catalog".to_owned() } else { message.schema };
+        let view = SHOWN_AS.iter().find(|(of, table, _)| *of == schema && *table == message.name);
         let relation = Relation {
             oid: message.oid,
+            name: view.map_or(message.name, |(_, _, view)| (*view).to_owned()),
             schema,
-            name: message.name,
             replica_identity: message.replica_identity,
             columns,
         };

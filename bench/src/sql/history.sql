@@ -11,7 +11,7 @@ made as (
     from input
 ),
 offered as (
-    insert into convoke.offers (task_id, round, agent_id, incarnation, state, cost_microdollars, eta_ms, confidence,
+    insert into convoke.offer_rows (task_id, round, agent_id, incarnation, state, cost_microdollars, eta_ms, confidence,
         valid_until, score)
     select id, 1, 'bidder-' || bidder, 1, case when bidder = n % $3::bigint then 'confirmed' else 'lost' end, 100 + bidder, 100, 0.5,
         clock_timestamp(), jsonb_build_object('total', 500000, 'cost', 400000, 'speed', 500000, 'confidence', 500000,

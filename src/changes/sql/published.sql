@@ -3,7 +3,7 @@
 select
     c.oid,
     n.nspname::text as schema,
-    c.relname::text as name,
+    shown.name,
     p.pubinsert,
     p.pubupdate,
     p.pubdelete,
@@ -51,9 +51,13 @@ from pg_catalog.pg_publication_tables t
 join pg_catalog.pg_publication p on p.pubname = t.pubname
 join pg_catalog.pg_namespace n on n.nspname = t.schemaname
 join pg_catalog.pg_class c on c.relnamespace = n.oid and c.relname = t.tablename
+-- A table whose rows are those of a view has the name of the view; `src/wal/relation.rs` has the same list.
+cross join lateral (
+    select case when n.nspname = 'convoke' and c.relname = 'offer_rows' then 'offers' else c.relname::text end as name
+) shown
 where t.pubname = $1
     and n.nspname not in ('realtime', 'pg_catalog', 'information_schema')
     and ($2::text is null or n.nspname = $2)
-    and ($3::text is null or c.relname = $3)
+    and ($3::text is null or shown.name = $3)
     and ($4::oid is null or c.oid = $4)
 order by n.nspname, c.relname

@@ -9,7 +9,7 @@ use crate::task::storage::candidate::Candidate;
 use crate::task::storage::columns::columns;
 use crate::task::storage::rows::{self, Columns, Unreadable};
 use crate::task::storage::statement::{run, sql};
-use crate::task::storage::store::{self, StoredOffer};
+use crate::task::storage::store::{self, StoredOffer, Winner};
 use crate::task::{
     AgentId, Assigned, AssignmentId, AssignmentKey, Epoch, Error, Incarnation, Notice, OfferSummary,
     TaskContext, TaskId, TaskState, Update,
@@ -87,7 +87,11 @@ pub(in crate::task) async fn write(
         context.roster_stale.store(true, Ordering::Relaxed);
     }
     let ended = store::settle(tx, &plan.settled).await?;
-    let round = RoundNotices { plan, standing, tasks: tasks.iter().map(|task| (task.id, task)).collect() };
+    let round = RoundNotices {
+        plan,
+        winners: plan.winners.iter().map(|winner| (winner.task, winner)).collect(),
+        tasks: tasks.iter().map(|task| (task.id, task)).collect(),
+    };
     let mut notices = round.announced(&windows);
     let mut decided = Vec::new();
     for row in &awards {
@@ -208,7 +212,7 @@ async fn write_announced(tx: &Transaction<'_>, plan: &Plan) -> Result<HashMap<Ta
 /// Makes the notices of a plan that was written.
 struct RoundNotices<'a> {
     plan: &'a Plan,
-    standing: bool,
+    winners: HashMap<TaskId, &'a Winner>,
     tasks: HashMap<TaskId, &'a Candidate>,
 }
 
@@ -250,7 +254,7 @@ impl RoundNotices<'_> {
         rounds.flatten().flatten().collect()
     }
 
-    /// The offers on a task in this plan.
+    /// The offers on an announced task.
     fn offers(&self, task: TaskId) -> Vec<OfferSummary> {
         let offers = self.plan.offers.iter().filter(|offer| offer.task == task);
         let summary = |offer: &StoredOffer| OfferSummary {
@@ -271,10 +275,9 @@ impl RoundNotices<'_> {
             return Ok(Vec::new());
         };
         update.agent_id = Some(agent.clone());
-        let winner = self.plan.winners.iter().find(|winner| winner.task == id);
+        let winner = self.winners.get(&id);
         let round = winner.map_or(0, |winner| winner.round);
-        // The offers of an announced round were published when they came.
-        let offers = if self.standing { Vec::new() } else { self.offers(id) };
+        let offers = winner.map(|winner| winner.new_offers.clone()).unwrap_or_default();
         let assigned = Assigned {
             key: AssignmentKey {
                 task_id: id,

@@ -82,6 +82,10 @@ impl TaskCommands {
         }
         let kept =
             stored(task, agent, incarnation, &offer, if late { OfferState::Late } else { state }, &policy);
+        if late {
+            // An offer that was computed for this agent stays.
+            store::keep_offers(&tx, &[task]).await?;
+        }
         store::offers(&tx, &[kept]).await?;
         if !late {
             let counts = run(&tx, sql!("answered"), &[&task.as_uuid(), &row.round, &able]).await?;

@@ -12,10 +12,11 @@ use crate::task::storage::candidate::Candidate;
 use crate::task::storage::rows::UnreadableTask;
 use crate::task::storage::statement::millis;
 use crate::task::storage::store::{RareColumns, Settled, StoredOffer, Winner};
-use crate::task::{AgentId, AssignmentId, Award, Policy, TaskContext, TaskId};
+use crate::task::{AgentId, AssignmentId, Award, OfferSummary, Policy, TaskContext, TaskId};
 use serde_json::{Value, json};
 use std::{
     collections::{BTreeMap, HashMap},
+    sync::atomic::Ordering,
     time::Duration,
 };
 use tokio::time::Instant;
@@ -59,6 +60,24 @@ pub(in crate::task) struct Exhausted {
     pub(in crate::task) agent: Option<AgentId>,
     /// Whether no agent was present that could be asked.
     pub(in crate::task) none_seen: bool,
+}
+
+/// Where the offers of an awarded round are kept (`docs/decisions/0050-offers-in-awards.md`).
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum OffersKept {
+    /// In the event of the award: the runtime computed all of them.
+    InEvent,
+    /// In a row each, written with the award, because row changes of offers are published.
+    InRows,
+    /// In rows already, because the round was announced.
+    Already,
+}
+
+impl OffersKept {
+    fn of_computed(context: &TaskContext) -> Self {
+        // Relaxed: an award just after the tables were published may still be kept in its event.
+        if context.offers_published.load(Ordering::Relaxed) { Self::InRows } else { Self::InEvent }
+    }
 }
 
 /// The statements that follow from a batch of rounds.
@@ -148,9 +167,10 @@ impl Plan {
             return self.no_offers(task, round, &policy, json!(reason), true);
         }
         let computed: Vec<Offer> = eligible.iter().filter_map(|id| roster.offer(id, &task.kind)).collect();
+        let kept = OffersKept::of_computed(context);
         // The preferred agent is asked alone while it has a free slot; it may refuse like any other.
         if let Some(offer) = preferred_offer(roster, task) {
-            return self.award(roster, task, round, &policy, vec![offer], false);
+            return self.award(roster, task, round, &policy, vec![offer], kept);
         }
         let now = Instant::now();
         let speaks = |roster: &mut Roster, id: &&AgentId| {
@@ -164,7 +184,7 @@ impl Plan {
             });
         if good || (speakers.is_empty() && !chooses) {
             if !computed.is_empty() {
-                self.award(roster, task, round, &policy, computed, false);
+                self.award(roster, task, round, &policy, computed, kept);
             }
             // Otherwise all are busy: the task stays ready, and the next slot that becomes free starts a poll.
             return;
@@ -221,7 +241,7 @@ impl Plan {
         if able.is_empty() {
             self.ready.push(task.id);
         } else {
-            self.award(roster, task, task.round, &policy, able, true);
+            self.award(roster, task, task.round, &policy, able, OffersKept::Already);
         }
     }
 
@@ -232,7 +252,7 @@ impl Plan {
         round: i32,
         policy: &Policy,
         offers: Vec<Offer>,
-        standing: bool,
+        kept: OffersKept,
     ) {
         let ranked = rank(policy, offers);
         let Some((winner, won)) = ranked.first() else { return };
@@ -246,10 +266,32 @@ impl Plan {
         let valid_ms = validity_ms(policy);
         let part: Vec<AgentId> = ranked.iter().map(|(offer, _)| offer.agent.clone()).collect();
         let able = roster.eligible(&task.org, &task.requires);
-        for (at, (offer, score)) in ranked.iter().enumerate() {
-            let state = if at == 0 && !standing { OfferState::Awarded } else { OfferState::Open };
-            self.offers.push(stored(task.id, round, offer, state, valid_ms, Some(score)));
+        let mut details = json!({
+            "award": policy.award,
+            // The settings may change: the log keeps what the totals were computed with.
+            "weights": (compared == Award::Weighted).then(|| policy.weights.unwrap_or_default()),
+            "offers": ranked.iter().map(|(offer, score)| vector(offer, score)).collect::<Vec<_>>(),
+            // The event of the announcement lists them for a round that was announced.
+            "silent": if kept == OffersKept::Already { json!({}) } else { silent(&able, &part, policy, task) },
+        });
+        if kept == OffersKept::InEvent
+            && let Some(details) = details.as_object_mut()
+        {
+            // Marks the event as the only place of these offers; `convoke.computed_offers` reads it.
+            let incarnations: Vec<i64> = ranked.iter().map(|(offer, _)| offer.incarnation.0).collect();
+            details.insert(
+                "computed".into(),
+                json!({ "valid_ms": valid_ms, "incarnations": incarnations }),
+            );
+        } else {
+            for (at, (offer, score)) in ranked.iter().enumerate() {
+                let won = at == 0 && kept == OffersKept::InRows;
+                let state = if won { OfferState::Awarded } else { OfferState::Open };
+                self.offers.push(stored(task.id, round, offer, state, valid_ms, Some(score)));
+            }
         }
+        // The offers of an announced round were published when they came.
+        let new_offers = if kept == OffersKept::Already { &[][..] } else { &ranked[..] };
         self.winners.push(Winner {
             task: task.id,
             round,
@@ -261,14 +303,8 @@ impl Plan {
             assignment: AssignmentId::generate(),
             confirm_ms: millis(confirm(policy, &task.policy, roster.members.get(&agent))),
             decided,
-            details: json!({
-                "award": policy.award,
-                // The settings may change: the log keeps what the totals were computed with.
-                "weights": (compared == Award::Weighted).then(|| policy.weights.unwrap_or_default()),
-                "offers": ranked.iter().map(|(offer, score)| vector(offer, score)).collect::<Vec<_>>(),
-                // The event of the announcement lists them for a round that was announced.
-                "silent": if standing { json!({}) } else { silent(&able, &part, policy, task) },
-            }),
+            details,
+            new_offers: new_offers.iter().map(|(offer, _)| summary(offer)).collect(),
         });
         roster.took(&agent);
     }
@@ -411,6 +447,15 @@ fn stored(
         note: None,
         valid_ms,
         score: score.and_then(|score| serde_json::to_value(score).ok()),
+    }
+}
+
+fn summary(offer: &Offer) -> OfferSummary {
+    OfferSummary {
+        agent_id: offer.agent.clone(),
+        cost_microdollars: offer.cost_microdollars,
+        eta_ms: offer.eta_ms,
+        confidence: offer.confidence,
     }
 }
 

@@ -28,7 +28,7 @@ made as (
     from moved
 ),
 marked as (
-    update convoke.offers o set state = 'awarded' from moved m
+    update convoke.offer_rows o set state = 'awarded' from moved m
     where o.task_id = m.id and o.round = m.round and o.agent_id = m.agent_id and $12::boolean
 ),
 logged as (

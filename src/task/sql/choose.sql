@@ -1,9 +1,9 @@
 with others as (
-    update convoke.offers set chosen = false
+    update convoke.offer_rows set chosen = false
     where task_id = $1 and round = $2 and agent_id <> $3 and chosen
 ),
 one as (
-    update convoke.offers o set chosen = true
+    update convoke.offer_rows o set chosen = true
     where o.task_id = $1 and o.round = $2 and o.agent_id = $3 and o.state = 'open'
         and o.valid_until > clock_timestamp()
     returning o.task_id

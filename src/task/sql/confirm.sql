@@ -10,7 +10,7 @@ moved as (
     returning t.id, t.org, t.round, c.agent_id, c.epoch, c.id as assignment_id, c.start_by
 ),
 answered as (
-    update convoke.offers o set state = 'confirmed' from moved m
+    update convoke.offer_rows o set state = 'confirmed' from moved m
     where o.task_id = m.id and o.round = m.round and o.agent_id = m.agent_id
 )
 insert into convoke.events (org, task_id, agent_id, epoch, type, body)

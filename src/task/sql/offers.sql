@@ -1,4 +1,4 @@
-insert into convoke.offers as o (task_id, round, agent_id, incarnation, state, cost_microdollars, eta_ms,
+insert into convoke.offer_rows as o (task_id, round, agent_id, incarnation, state, cost_microdollars, eta_ms,
     confidence, note, valid_until, score)
 select i.task_id, i.round, i.agent_id, i.incarnation, i.state, i.cost, i.eta_ms, i.confidence, i.note,
     clock_timestamp() + i.valid_ms * interval '1 ms', i.score

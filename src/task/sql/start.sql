@@ -26,7 +26,7 @@ charged as (
     returning task_id
 ),
 confirmed as (
-    update convoke.offers o set state = 'confirmed' from moved m
+    update convoke.offer_rows o set state = 'confirmed' from moved m
     where o.task_id = m.id and o.round = m.round and o.agent_id = m.agent_id
 ),
 logged as (

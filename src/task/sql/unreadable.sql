@@ -31,7 +31,7 @@ freed as (
     where g.id = n.agent_id and g.incarnation = n.incarnation
 ),
 lost as (
-    update convoke.offers o set state = 'lost' from moved m where o.task_id = m.id and o.state = 'open'
+    update convoke.offer_rows o set state = 'lost' from moved m where o.task_id = m.id and o.state = 'open'
 ),
 logged as (
     insert into convoke.events (org, task_id, agent_id, epoch, type, body)

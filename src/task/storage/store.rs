@@ -9,7 +9,7 @@ use crate::task::rounds::tally::Decided;
 use crate::task::storage::charges::{self, Charge};
 use crate::task::storage::columns::columns;
 use crate::task::storage::statement::{run, sql, to_i64};
-use crate::task::{AgentId, AssignmentId, Error, Incarnation, TaskId, TaskState, WaitFor};
+use crate::task::{AgentId, AssignmentId, Error, Incarnation, OfferSummary, TaskId, TaskState, WaitFor};
 use deadpool_postgres::Transaction;
 use serde::Serialize;
 use serde_json::Value;
@@ -133,14 +133,26 @@ pub(in crate::task) async fn settle(tx: &Transaction<'_>, settled: &[Settled]) -
         more: Option<Json<&RareColumns>> = (s.rare != RareColumns::default()).then_some(Json(&s.rare)),
     });
     let charges: Vec<Charge> = settled.iter().filter_map(Settled::charge).collect();
-    // In this order on one connection: the agents are locked before the statement that writes them.
-    let (_, rows, ()) = futures_util::future::try_join3(
+    let standing: Vec<TaskId> = settled.iter().filter(|s| s.standby).map(|s| s.task).collect();
+    // In this order on one connection: the offers of a winner that is out become rows before they change, and the
+    // agents are locked before the statement that writes them.
+    let ((), (), rows, ()) = futures_util::future::try_join4(
+        keep_offers(tx, &standing),
         lock_agents(tx, agents),
         columns.run(tx, &[]),
         charges::settle(tx, &charges),
     )
     .await?;
     Ok(rows)
+}
+
+/// Writes rows for the computed offers on these tasks, which were kept in the events of their awards.
+pub(in crate::task) async fn keep_offers(tx: &Transaction<'_>, tasks: &[TaskId]) -> Result<(), Error> {
+    if tasks.is_empty() {
+        return Ok(());
+    }
+    let ids: Vec<Uuid> = tasks.iter().map(|task| task.as_uuid()).collect();
+    run(tx, sql!("keep_offers"), &[&ids]).await.map(drop)
 }
 
 /// An offer as a row.
@@ -196,6 +208,8 @@ pub(in crate::task) struct Winner {
     pub(in crate::task) decided: Vec<(AgentId, Decided)>,
     /// For the event: the award policy, all offers of the round with their scores, and the agents without an offer.
     pub(in crate::task) details: Value,
+    /// The offers to publish with the award.
+    pub(in crate::task) new_offers: Vec<OfferSummary>,
 }
 
 /// Awards tasks and takes the winners' slots. Returns the awards that were made: none to an agent without enough free

@@ -261,6 +261,12 @@ pub(in crate::task) async fn refresh(context: &TaskContext, of: Option<&AgentId>
     let client = context.database.client().await?;
     let statement = client.prepare_cached(sql!("roster")).await.map_err(db::Error::from)?;
     if of.is_none() {
+        let published = client
+            .prepare_cached("select convoke.offers_are_published() as published")
+            .await
+            .map_err(db::Error::from)?;
+        let row = client.query_one(&published, &[]).await.map_err(db::Error::from)?;
+        context.offers_published.store(row.read("published")?, Ordering::Relaxed);
         context.roster.lock().reading();
     }
     let rows = client.query(&statement, &[&of.map(AgentId::as_str)]).await.map_err(db::Error::from)?;

@@ -2,7 +2,9 @@
 mod budgets;
 mod bursts;
 mod cases;
+mod computed_offers;
 mod dependencies;
+mod migrated;
 mod newer_schema;
 mod observers;
 mod outages;
@@ -85,7 +87,10 @@ impl Harness {
     }
 
     pub async fn with(config: &Config, profiles: Vec<Profile>) -> Self {
-        let db = database().await;
+        Self::on(database().await, config, profiles).await
+    }
+
+    pub async fn on(db: TestDb, config: &Config, profiles: Vec<Profile>) -> Self {
         let scope = Scope::default();
         let database = db.open(&scope).await;
         let (tasks, heard) =

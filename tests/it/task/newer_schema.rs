@@ -14,7 +14,7 @@ async fn without_checks(world: &Harness) -> deadpool_postgres::Client {
     let drop_checks = "do $$ declare c record; begin
         for c in select conrelid::regclass as relation, conname from pg_constraint
             where contype = 'c' and conrelid::regclass::text in
-                ('convoke.tasks', 'convoke.assignments', 'convoke.offers')
+                ('convoke.tasks', 'convoke.assignments', 'convoke.offer_rows')
         loop execute format('alter table %s drop constraint %I', c.relation, c.conname); end loop;
     end $$";
     client.batch_execute(drop_checks).await.unwrap();
@@ -65,7 +65,8 @@ async fn unknown_offer_state_is_an_error_of_its_explanation() {
     let task = world.ask(request(json!({}))).await;
     world.started(task).await;
     let client = without_checks(&world).await;
-    let write = "update convoke.offers set state = 'bundled' where task_id = $1";
+    let write = "insert into convoke.offer_rows (task_id, round, agent_id, incarnation, state, valid_until)
+        values ($1, 1, 'b', 1, 'bundled', clock_timestamp())";
     assert_eq!(client.execute(write, &[&task.as_uuid()]).await.unwrap(), 1);
     is_newer(world.tasks.why(task).await);
 }

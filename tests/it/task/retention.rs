@@ -24,7 +24,7 @@ const OLD: &str = "
     ) as t(n, state, depends_on, at, followed);
     insert into convoke.events (at, org, task_id, type) select timestamptz 'epoch', org, id, 'requested' from convoke.tasks;
     insert into convoke.events (at, org, type) values (timestamptz 'epoch', 'demo', 'wal_gap');
-    insert into convoke.offers (task_id, round, agent_id, incarnation, state, valid_until)
+    insert into convoke.offer_rows (task_id, round, agent_id, incarnation, state, valid_until)
     select id, 1, 'a', 1, 'lost', timestamptz 'epoch' from convoke.tasks;";
 
 #[tokio::test]

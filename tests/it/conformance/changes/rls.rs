@@ -277,3 +277,27 @@ async fn columns_renamed_or_dropped_in_flight_lose_no_change() {
     }
     assert!(seen.iter().all(|it| it["data"]["errors"].is_null()));
 }
+
+/// A view cannot be published: the rows of `convoke.offer_rows` come under the name of the view `convoke.offers`.
+#[tokio::test]
+async fn published_offers_have_the_name_of_their_view_and_are_limited_to_their_org() {
+    let rig = WatchedDaemon::new("", "convoke.offer_rows").await;
+    let items = json!([{"schema": "convoke", "table": "offers"}]);
+    let mut ours = rig.watch_as(json!({"org": "demo"}), items.clone()).await;
+    let mut theirs = rig.watch_as(json!({"org": "else"}), items).await;
+    rig.run(
+        "with made as (
+             insert into convoke.tasks (id, org, kind, class, requester, root_id, state)
+             select id, 'demo', 'k', 1, 'r', id, 'completed' from (select gen_random_uuid() as id) new returning id
+         )
+         insert into convoke.offer_rows (task_id, round, agent_id, incarnation, state, valid_until)
+         select id, 1, 'a', 1, 'lost', clock_timestamp() from made",
+    )
+    .await;
+    let seen = rig.seen(&mut ours).await;
+    assert_eq!(seen.len(), 1, "{seen:?}");
+    let data = &seen[0]["data"];
+    let expected = (&json!("convoke"), &json!("offers"), &json!("a"));
+    assert_eq!((&data["schema"], &data["table"], &data["record"]["agent_id"]), expected);
+    assert_eq!(rig.seen(&mut theirs).await, [] as [Value; 0]);
+}
