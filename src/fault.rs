@@ -58,11 +58,11 @@ pub enum Point {
     TaskAnnounced,
     /// An answer to a waiting task is committed.
     TaskAnswered,
-    /// An award is written and not committed.
+    /// An award is decided and not committed.
     TaskAwardBeforeCommit,
     /// An award is committed.
     TaskAwarded,
-    /// A batch of commands is written and not committed.
+    /// A batch of commands is decided and not committed.
     TaskCommandsBeforeCommit,
     /// The end of a task is committed.
     TaskFinished,

@@ -9,7 +9,7 @@ use crate::{
         Config, Error, FOREVER, Metrics, Notice, Schemas, TaskState, Update,
         model::policies::Policies,
         rounds::{roster::Roster, tally::Tallies},
-        storage::statement::run,
+        storage::{statement::run, transaction::Transaction},
     },
     telemetry,
 };
@@ -23,7 +23,10 @@ use std::{
     },
     time::Duration,
 };
-use tokio::sync::{Notify, Semaphore, mpsc, watch};
+use tokio::{
+    sync::{Notify, Semaphore, mpsc, watch},
+    time::Instant,
+};
 
 /// Requests of one org that may be in progress; more wait, and delay no other org.
 const REQUESTS_EACH_MAX: usize = 512;
@@ -31,6 +34,8 @@ const REQUESTS_EACH_MAX: usize = 512;
 const ORGS_MAX: usize = 1000;
 /// Batches of notices that may wait for their reader. More are dropped and counted, because notices are hints.
 const NOTICES_MAX: usize = 16_384;
+/// How long the roster is used without reading it again.
+const ROSTER_EVERY: Duration = Duration::from_secs(1);
 /// Most characters of a kind in a log line, as many as a request may have bytes.
 const KIND_CHARS_LOGGED: usize = 200;
 
@@ -64,6 +69,10 @@ pub(in crate::task) struct TaskContext {
     pub(in crate::task) notified_by_wal: AtomicBool,
     /// Whether the roster may differ from the rows and must be read again.
     pub(in crate::task) roster_stale: AtomicBool,
+    /// Whether tasks may wait for a slot: false only after a poll that found no ready task.
+    pub(in crate::task) ready_left: AtomicBool,
+    /// When the arbiter last read the roster.
+    pub(in crate::task) roster_read: Mutex<Option<Instant>>,
     /// Whether row changes of offers are published; read again with the roster.
     pub(in crate::task) offers_published: AtomicBool,
     /// Runs the schemas of results.
@@ -104,6 +113,8 @@ impl TaskContext {
             arbitrates: AtomicBool::new(false),
             notified_by_wal: AtomicBool::new(false),
             roster_stale: AtomicBool::new(false),
+            ready_left: AtomicBool::new(true),
+            roster_read: Mutex::default(),
             offers_published: AtomicBool::new(false),
             schemas: Schemas::default(),
             arbiter_progress,
@@ -115,10 +126,7 @@ impl TaskContext {
 
     /// In a transaction that leaves work for the arbiter: where another node arbitrates, writes a message to the
     /// WAL, which that node reads when this transaction has committed.
-    pub(in crate::task) async fn call_arbiter(
-        &self,
-        tx: &deadpool_postgres::Transaction<'_>,
-    ) -> Result<(), Error> {
+    pub(in crate::task) async fn call_arbiter(&self, tx: &Transaction<'_>) -> Result<(), Error> {
         if !self.arbitrates.load(Ordering::Relaxed) {
             run(tx, "select convoke.call_arbiter()", &[]).await?;
         }
@@ -128,6 +136,21 @@ impl TaskContext {
     /// Asks the arbiter of this node to poll; carries no data, so a needless call is harmless.
     pub(in crate::task) fn notify_arbiter(&self) {
         self.arbiter_wanted.notify_one();
+    }
+
+    /// Asks for a poll because slots are free again, unless no task waits for one and the roster is fresh.
+    pub(in crate::task) fn notify_of_slots(&self) {
+        // Race: the arbiter raises the flag before it counts the free slots, and this call follows the release of a
+        // slot. So either the flag is seen here, or the arbiter counts the slot. Hence the order of all (SeqCst). A task
+        // that is left ready later comes with a notification of its own.
+        if self.ready_left.load(Ordering::SeqCst) || self.is_roster_old() {
+            self.notify_arbiter();
+        }
+    }
+
+    /// Whether the arbiter must read the roster again.
+    pub(in crate::task) fn is_roster_old(&self) -> bool {
+        self.roster_read.lock().is_none_or(|at| at.elapsed() > ROSTER_EVERY)
     }
 
     /// The semaphore that bounds the requests of an org.

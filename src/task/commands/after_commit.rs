@@ -12,8 +12,10 @@ pub(in crate::task) fn release_slots(context: &TaskContext, freed: &[AgentId]) {
 
 /// Publishes what a commit did. `freed`: the agents whose slots it gave back.
 pub(in crate::task) fn publish(context: &TaskContext, freed: &[AgentId], notices: Vec<Notice>) {
-    if !freed.is_empty() || notices.iter().any(reopens) {
+    if notices.iter().any(reopens) {
         context.notify_arbiter();
+    } else if !freed.is_empty() {
+        context.notify_of_slots();
     }
     context.publish(notices);
 }

@@ -5,11 +5,11 @@
 //! replaces its reservation. An assignment that ended without a report counts as if it had used all of its
 //! reservation, until a late report corrects it. `reserved + spent <= limit` is also a constraint of the table (I4).
 //! Reported use above the reservation and the limit is counted apart, as `over`.
-use crate::db;
 use crate::task::model::budget::budget_question;
 use crate::task::storage::locked_task::lock_one;
 use crate::task::storage::rows::Columns;
 use crate::task::storage::statement::{run, sql, to_i64};
+use crate::task::storage::transaction::Transaction;
 use crate::task::{
     AgentId, AssignmentKey, Budget, Error, InsufficientBudget, Requester, TaskCommands, TaskId, TaskState,
     Update, Usage, WaitFor,
@@ -41,7 +41,7 @@ impl TaskCommands {
         as_offered: bool,
     ) -> Result<Result<(), InsufficientBudget>, Error> {
         let mut client = self.context.database.client().await?;
-        let tx = client.transaction().await.map_err(db::Error::from)?;
+        let tx = Transaction::begin(&mut client);
         if per_hour.is_some() {
             // Two assignments of one agent that reserve at the same time would not see each other's reservation.
             let lock = "select pg_advisory_xact_lock(hashtext('convoke.charges'), hashtext($1))";
@@ -65,7 +65,7 @@ impl TaskCommands {
         if per_hour.is_some_and(|limit| hour.saturating_add(money) > to_i64(limit)) {
             return Ok(Err(InsufficientBudget::Agent));
         }
-        tx.commit().await.map_err(db::Error::from)?;
+        tx.commit().await?;
         Ok(Ok(()))
     }
 
@@ -104,7 +104,7 @@ impl TaskCommands {
         let found = self.get(task).await?;
         budget.check(found.parent_id.is_some())?;
         let mut client = self.context.database.client().await?;
-        let tx = client.transaction().await.map_err(db::Error::from)?;
+        let tx = Transaction::begin(&mut client);
         let row = lock_one(&tx, task).await?;
         if row.facts.state.is_final() {
             return Err(Error::Conflict { state: row.facts.state });
@@ -117,7 +117,7 @@ impl TaskCommands {
                 return Err(Error::BadRequest("that is less than what is reserved and spent already".into()));
             }
         }
-        tx.commit().await.map_err(db::Error::from)?;
+        tx.commit().await?;
         if row.facts.state == TaskState::Waiting
             && row.state_reason.as_deref() == Some(WaitFor::Budget.as_str())
         {

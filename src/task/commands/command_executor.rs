@@ -7,18 +7,19 @@ use crate::task::commands::command::{Action, BatchOutcome, CommandReply, TaskCom
 use crate::task::commands::decide::decide;
 use crate::task::commands::dependents::{self, Outlook, Verification};
 use crate::task::commands::effect::{Effect, Inputs};
+use crate::task::commands::starts::{StartEffect, answer_starts, start, write_starts};
 use crate::task::machine::AssignmentState;
 use crate::task::storage::columns::columns;
-use crate::task::storage::locked_task::{LiveAssignment, LockedTask, lock};
+use crate::task::storage::locked_task::{LockedTask, lock};
 use crate::task::storage::rows::{self, Columns, Unreadable, UnreadableTask};
-use crate::task::storage::statement::{millis, run, sql, to_i64};
+use crate::task::storage::statement::{run, sql, to_i64};
 use crate::task::storage::store::{self, Settled};
+use crate::task::storage::transaction::{Flushed, Transaction};
 use crate::task::{
-    Error, Notice, POLL_EVERY, Policy, Start, TaskContext, TaskState, Update, Usage, storage::charges,
-    upkeep::unreadable,
+    Error, Notice, TaskContext, TaskState, Update, Usage, storage::charges, upkeep::unreadable,
 };
-use crate::{db, id::TaskId};
-use deadpool_postgres::Transaction;
+use crate::{db, fault, id::TaskId};
+use deadpool_postgres::Object;
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use tokio_postgres::Row;
@@ -30,35 +31,129 @@ pub(in crate::task) async fn carry_out(
     tx: &Transaction<'_>,
     commands: &[TaskCommand],
 ) -> Result<BatchOutcome, Error> {
-    let ids: Vec<TaskId> = commands.iter().map(|command| command.task).collect();
-    let (rows, mut broken) = lock(tx, &ids).await?;
-    let rows: HashMap<TaskId, LockedTask> = rows.into_iter().map(|row| (row.id, row)).collect();
-    let outlooks = dependents::outlooks(tx, rows.values()).await?;
+    DecidedBatch::read(context, tx, commands).await?.write(context, tx).await
+}
 
-    let mut outcome = BatchOutcome::default();
-    let mut effects: Vec<(usize, TaskId, Effect)> = Vec::new();
-    let decided = decide_all(context, &rows, &outlooks, commands);
-    for ((at, command), decided) in commands.iter().enumerate().zip(decided) {
-        match decided {
-            Ok(Effect::Check(schema)) => outcome.answers.push(Ok(CommandReply::Unchecked(schema))),
-            Ok(effect) => {
-                effects.push((at, command.task, effect));
-                outcome.answers.push(Ok(CommandReply::Nothing));
-            }
-            Err(error) => {
-                if let Error::Internal(db::Error::Unreadable(why)) = &error {
-                    broken.push(UnreadableTask::new(command.task, why));
+/// Commands that are decided and not written. The transaction has locked their tasks.
+pub(in crate::task) struct DecidedBatch<'a> {
+    commands: &'a [TaskCommand],
+    rows: HashMap<TaskId, LockedTask>,
+    starts: Vec<StartEffect>,
+    effects: Vec<(usize, TaskId, Effect)>,
+    broken: Vec<UnreadableTask>,
+    outcome: BatchOutcome,
+}
+
+impl<'a> DecidedBatch<'a> {
+    /// Locks the tasks of the commands, reads them and decides.
+    pub(in crate::task) async fn read(
+        context: &TaskContext,
+        tx: &Transaction<'_>,
+        commands: &'a [TaskCommand],
+    ) -> Result<Self, Error> {
+        let ids: Vec<TaskId> = commands.iter().map(|command| command.task).collect();
+        let (rows, broken) = lock(tx, &ids).await?;
+        let rows: HashMap<TaskId, LockedTask> = rows.into_iter().map(|row| (row.id, row)).collect();
+        let outlooks = dependents::outlooks(tx, rows.values()).await?;
+        let decided = decide_all(context, &rows, &outlooks, commands);
+        let (starts, effects, outcome) = (Vec::new(), Vec::new(), BatchOutcome::default());
+        let mut batch = Self { commands, rows, starts, effects, broken, outcome };
+        for ((at, command), decided) in commands.iter().enumerate().zip(decided) {
+            let answer = match decided {
+                Ok(effect) => Ok(batch.take(at, command.task, effect)),
+                Err(error) => {
+                    if let Error::Internal(db::Error::Unreadable(why)) = &error {
+                        batch.broken.push(UnreadableTask::new(command.task, why));
+                    }
+                    Err(error)
                 }
-                outcome.answers.push(Err(error));
-            }
+            };
+            batch.outcome.answers.push(answer);
         }
+        Ok(batch)
     }
-    broken.extend(start(tx, &rows, &effects, &mut outcome).await?);
-    settle(tx, &rows, effects, &mut outcome).await?;
-    let states = unreadable::end(tx, context, &broken, &mut outcome).await?;
-    answer_broken(commands, &broken, &states, &mut outcome);
-    settle_fenced(tx, commands, &mut outcome).await?;
-    Ok(outcome)
+
+    /// Keeps an effect to be written. Returns the answer until then.
+    fn take(&mut self, at: usize, task: TaskId, effect: Effect) -> CommandReply {
+        match effect {
+            Effect::Check(schema) => return CommandReply::Unchecked(schema),
+            Effect::Start { live, policy } => {
+                self.starts.push(StartEffect { at, live, policy, again: false });
+            }
+            Effect::Again { live, policy } => {
+                self.starts.push(StartEffect { at, live, policy, again: true });
+            }
+            effect => self.effects.push((at, task, effect)),
+        }
+        CommandReply::Nothing
+    }
+
+    /// Whether starts and ends are all that is to be written: two statements, of which none depends on the other.
+    pub(in crate::task) fn is_plain(&self) -> bool {
+        let ends = |(_, _, effect): &(usize, TaskId, Effect)| {
+            matches!(effect, Effect::Settle { verification: None, .. })
+        };
+        let recorded = |(command, answer): (&TaskCommand, &Result<CommandReply, Error>)| {
+            matches!(answer, Err(Error::Fenced)) && command.holder.is_some() && is_recorded(&command.action)
+        };
+        self.broken.is_empty()
+            && self.starts.iter().all(|start| !start.again)
+            && self.effects.iter().all(ends)
+            && !self.commands.iter().zip(&self.outcome.answers).any(recorded)
+    }
+
+    /// Writes a plain batch and commits it in the same round trip, with a flush behind the commit if it `flushes`.
+    /// Returns also the tasks that have started and whose input cannot be read, for [`end_broken`].
+    pub(in crate::task) async fn write_and_commit<'t>(
+        mut self,
+        tx: &Transaction<'t>,
+        flushes: bool,
+    ) -> Result<(BatchOutcome, Vec<UnreadableTask>, Flushed<'t>), Error> {
+        let mut sorted = Sorted::default();
+        for (at, task, effect) in std::mem::take(&mut self.effects) {
+            sorted.put(at, task, effect, &self.rows, &mut self.outcome);
+        }
+        let starting: Vec<&StartEffect> = self.starts.iter().collect();
+        let statements =
+            futures_util::future::try_join(write_starts(tx, &starting), store::settle(tx, &sorted.settled));
+        fault::point(fault::Point::TaskCommandsBeforeCommit);
+        let ((started, settled), flushed) = tx.commit_after(statements, flushes).await?;
+        let broken = answer_starts(&started, &starting, &self.rows, &mut self.outcome)?;
+        sorted.answer(&settled, &mut self.outcome)?;
+        Ok((self.outcome, broken, flushed))
+    }
+
+    /// Writes everything.
+    pub(in crate::task) async fn write(
+        mut self,
+        context: &TaskContext,
+        tx: &Transaction<'_>,
+    ) -> Result<BatchOutcome, Error> {
+        let Self { commands, rows, starts, effects, broken, outcome } = &mut self;
+        broken.extend(start(tx, rows, starts, outcome).await?);
+        settle(tx, rows, std::mem::take(effects), outcome).await?;
+        let states = unreadable::end(tx, context, broken, outcome).await?;
+        answer_broken(commands, broken, &states, outcome);
+        settle_fenced(tx, commands, outcome).await?;
+        Ok(self.outcome)
+    }
+}
+
+/// Ends tasks that have just started and cannot be read, in a transaction of its own, and answers their commands.
+pub(in crate::task) async fn end_broken(
+    context: &TaskContext,
+    client: &mut Object,
+    commands: &[TaskCommand],
+    broken: &[UnreadableTask],
+    outcome: &mut BatchOutcome,
+) -> Result<(), Error> {
+    let tx = Transaction::begin(client);
+    let ids: Vec<Uuid> = broken.iter().map(|one| one.id.as_uuid()).collect();
+    run(&tx, sql!("lock_tasks"), &[&ids]).await?;
+    let states = unreadable::end(&tx, context, broken, outcome).await?;
+    tx.commit().await?;
+    answer_broken(commands, broken, &states, outcome);
+    Ok(())
 }
 
 /// Decides about every command, in their order.
@@ -98,109 +193,6 @@ fn answer_broken(
     }
 }
 
-/// Starts the accepted assignments; the answers carry the input. Returns the tasks whose input cannot be read.
-async fn start(
-    tx: &Transaction<'_>,
-    rows: &HashMap<TaskId, LockedTask>,
-    effects: &[(usize, TaskId, Effect)],
-    outcome: &mut BatchOutcome,
-) -> Result<Vec<UnreadableTask>, Error> {
-    let mut broken = Vec::new();
-    let mut starting: HashMap<TaskId, (usize, &LiveAssignment, &Policy)> = HashMap::new();
-    for (at, _, effect) in effects {
-        match effect {
-            Effect::Start { live, policy } => {
-                starting.insert(live.key.task_id, (*at, live, policy));
-            }
-            Effect::Again { live, policy } => {
-                let found =
-                    run(tx, sql!("restart_answer"), &[&live.key.task_id.as_uuid(), &live.key.epoch.0])
-                        .await?;
-                let again = HashMap::from([(live.key.task_id, (*at, live, policy))]);
-                broken.extend(answer_start(&found, &again, rows, outcome)?);
-            }
-            _ => {}
-        }
-    }
-    if starting.is_empty() {
-        return Ok(broken);
-    }
-    // When the timers of a running task are first due.
-    let first_due = |policy: &Policy| policy.lease.min(policy.attempt).min(policy.progress);
-    outcome.soon = starting.values().any(|(_, _, policy)| first_due(policy) < POLL_EVERY);
-    let columns = columns!("start", &starting, |(task, (_, live, policy))| {
-        task_id: Uuid = task.as_uuid(),
-        assignment_id: Uuid = live.key.assignment_id.as_uuid(),
-        lease_ms: i64 = millis(policy.lease),
-        attempt_ms: i64 = millis(policy.attempt),
-        due_ms: i64 = millis(first_due(policy)),
-    });
-    let found = columns.run(tx, &[]).await?;
-    drop(columns);
-    broken.extend(answer_start(&found, &starting, rows, outcome)?);
-    for (id, (_, live, _)) in starting {
-        if let Some(row) = rows.get(&id) {
-            let running = row.update_as(TaskState::Running, None, Some(live.agent.clone()));
-            outcome.notices.push(Notice::Updated(running));
-        }
-    }
-    Ok(broken)
-}
-
-fn answer_start(
-    found: &[Row],
-    starting: &HashMap<TaskId, (usize, &LiveAssignment, &Policy)>,
-    rows: &HashMap<TaskId, LockedTask>,
-    outcome: &mut BatchOutcome,
-) -> Result<Vec<UnreadableTask>, Error> {
-    let mut broken = Vec::new();
-    for row in found {
-        let id = rows::task_id(row, "id")?;
-        let (Some((at, live, policy)), Some(locked)) = (starting.get(&id), rows.get(&id)) else { continue };
-        let begun = Start {
-            key: live.key,
-            org: locked.org.clone(),
-            kind: locked.kind.clone(),
-            input: Value::Null,
-            attempt: 0,
-            lease: policy.lease,
-            attempt_timeout: policy.attempt,
-            checkpoint: None,
-            result_schema: policy.result_schema.clone(),
-            deadline: None,
-            answers: Vec::new(),
-            rejected: None,
-            budgeted: false,
-        };
-        match begun.filled(row) {
-            Ok(start) => {
-                if let Some(answer) = outcome.answers.get_mut(*at) {
-                    *answer = Ok(CommandReply::Started(Box::new(start)));
-                }
-            }
-            Err(why) => broken.push(UnreadableTask::new(id, &why)),
-        }
-    }
-    Ok(broken)
-}
-
-impl Start {
-    /// With the columns of `start.sql` or `restart_answer.sql`.
-    fn filled(self, row: &Row) -> Result<Self, Unreadable> {
-        let answers: Option<Value> = row.read("answers")?;
-        Ok(Self {
-            input: row.read("input")?,
-            attempt: row.read("attempt")?,
-            checkpoint: row.read("checkpoint")?,
-            deadline: rows::time(row, "deadline_at")?,
-            answers: answers.and_then(|answers| answers.as_array().cloned()).unwrap_or_default(),
-            rejected: row.read("rejected")?,
-            budgeted: row.read("budgeted")?,
-            ..self
-        })
-    }
-}
-
 /// Writes all effects but the starts.
 async fn settle(
     tx: &Transaction<'_>,
@@ -212,26 +204,10 @@ async fn settle(
     for (at, task, effect) in effects {
         sorted.put(at, task, effect, rows, outcome);
     }
-    let Sorted { settled, places, verifications, stops, .. } = &mut sorted;
-    let mut places = std::mem::take(places);
-    let (settled, verifications, stops) =
-        (std::mem::take(settled), std::mem::take(verifications), std::mem::take(stops));
     sorted.write_small(tx).await?;
-    for row in store::settle(tx, &settled).await? {
-        let id = rows::task_id(&row, "id")?;
-        let Some((at, answer)) = places.remove(&id) else { continue };
-        outcome.freed.extend(rows::agent(&row, "assignee")?);
-        outcome.leads_on |= row.read::<bool>("leads_on")?;
-        let update = Update::from_row(&row)?;
-        outcome.notices.push(Notice::Updated(update.clone()));
-        if let Some(place) = outcome.answers.get_mut(at) {
-            *place = answer.map(|()| CommandReply::Moved(update));
-        }
-    }
-    outcome.leads_on |= !verifications.is_empty();
-    dependents::verify(tx, &verifications).await?;
-    outcome.notices.extend(stops);
-    Ok(())
+    let moved = store::settle(tx, &sorted.settled).await?;
+    dependents::verify(tx, &sorted.verifications).await?;
+    sorted.answer(&moved, outcome)
 }
 
 /// The index of the command that a moved task answers, and whether it succeeded.
@@ -304,6 +280,25 @@ impl Sorted {
         }
     }
 
+    /// Answers the commands whose tasks have moved, with the rows of `settle.sql`.
+    fn answer(self, moved: &[Row], outcome: &mut BatchOutcome) -> Result<(), Error> {
+        let Self { mut places, verifications, stops, .. } = self;
+        for row in moved {
+            let id = rows::task_id(row, "id")?;
+            let Some((at, answer)) = places.remove(&id) else { continue };
+            outcome.freed.extend(rows::agent(row, "assignee")?);
+            outcome.leads_on |= row.read::<bool>("leads_on")?;
+            let update = Update::from_row(row)?;
+            outcome.notices.push(Notice::Updated(update.clone()));
+            if let Some(place) = outcome.answers.get_mut(at) {
+                *place = answer.map(|()| CommandReply::Moved(update));
+            }
+        }
+        outcome.leads_on |= !verifications.is_empty();
+        outcome.notices.extend(stops);
+        Ok(())
+    }
+
     /// Answers with the task as it is.
     fn answered(&mut self, at: usize, now: Option<Update>, outcome: &mut BatchOutcome) {
         if let (Some(place), Some(now)) = (outcome.answers.get_mut(at), now) {
@@ -334,6 +329,12 @@ impl Sorted {
     }
 }
 
+/// Whether a report on an assignment that is over is answered from the outcome, or recorded.
+fn is_recorded(action: &Action) -> bool {
+    use Action::{Fail, Finish, Refuse, Release, Unstorable};
+    matches!(action, Finish { .. } | Fail(_) | Unstorable { .. } | Release { .. } | Refuse { .. })
+}
+
 /// Answers reports on assignments that are over: a repeated report gets the stored outcome, any other is recorded in
 /// the event log as an orphan result, and its cost is charged.
 async fn settle_fenced(
@@ -343,6 +344,9 @@ async fn settle_fenced(
 ) -> Result<(), Error> {
     for (command, answer) in commands.iter().zip(&mut outcome.answers) {
         let (Err(Error::Fenced), Some((key, agent))) = (&*answer, &command.holder) else { continue };
+        if !is_recorded(&command.action) {
+            continue;
+        }
         let (ended, usage, body) = match &command.action {
             Action::Finish { result, usage, .. } => {
                 (AssignmentState::Finished, *usage, json!({ "result": &**result }))

@@ -2,8 +2,8 @@
 use crate::task::commands::request::NewTask;
 use crate::task::storage::rows::{self, Columns, Unreadable};
 use crate::task::storage::statement::{run, sql};
+use crate::task::storage::transaction::Transaction;
 use crate::task::{Error, OnDependencyFailure, OrgId, TaskId, TaskState};
-use deadpool_postgres::Transaction;
 use serde::Serialize;
 use std::{
     collections::{BTreeSet, HashMap},

@@ -2,10 +2,9 @@
 //!
 //! A lease that is not renewed in time is found by the arbiter as due (`LeaseLost` in
 //! [`decide`](super::decide::decide)), and the task goes to another agent.
-use crate::db;
 use crate::task::commands::command::Report;
 use crate::task::storage::columns::columns;
-use crate::task::storage::statement::async_commit;
+use crate::task::storage::transaction::Transaction;
 use crate::task::{Error, Notice, context::TaskContext, storage::rows};
 use serde_json::Value;
 use std::{collections::HashSet, sync::Arc};
@@ -18,7 +17,7 @@ pub(in crate::task) async fn renew(
     batch: Arc<Vec<Report>>,
 ) -> Result<Vec<Result<(), Error>>, Error> {
     let mut client = context.database.client().await?;
-    let tx = client.transaction().await.map_err(db::Error::from)?;
+    let tx = Transaction::begin_async(&mut client);
     let columns = columns!("renew_lease", batch.iter(), |report| {
         task_id: Uuid = report.key.task_id.as_uuid(),
         assignment_id: Uuid = report.key.assignment_id.as_uuid(),
@@ -29,9 +28,8 @@ pub(in crate::task) async fn renew(
         activity: Option<&str> = report.evidence.as_ref().and_then(|it| it.activity.as_deref()),
         checkpoint: Option<&Value> = report.evidence.as_ref().and_then(|it| it.checkpoint.as_ref()),
     });
-    let ((), rows) = futures_util::future::try_join(async_commit(&tx), columns.run(&tx, &[])).await?;
     // Not flushed: a report that is lost with the machine is followed by the next one.
-    tx.commit().await.map_err(db::Error::from)?;
+    let (rows, _) = tx.commit_after(columns.run(&tx, &[]), false).await?;
     let renewed: HashSet<Uuid> = rows::all(&rows, "id")?.into_iter().collect();
     let has_moved =
         |report: &&Report| report.evidence.is_some() && renewed.contains(&report.key.assignment_id.as_uuid());

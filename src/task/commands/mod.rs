@@ -13,5 +13,6 @@ pub(in crate::task) mod group_commit;
 pub(in crate::task) mod leases;
 pub(in crate::task) mod questions;
 pub(in crate::task) mod request;
+pub(in crate::task) mod starts;
 pub(in crate::task) mod task_commands;
 pub(in crate::task) mod transition;

@@ -1,15 +1,16 @@
 //! Commands beside the usual course: confirm, ask and answer, postpone, request a part, requeue.
+use crate::fault;
 use crate::task::commands::command::{Action, CommandReply, TaskCommand};
 use crate::task::machine::TaskEvent;
 use crate::task::model::validate::{check_json, one_line};
 use crate::task::storage::locked_task::lock;
 use crate::task::storage::rows;
 use crate::task::storage::statement::{run, sql};
+use crate::task::storage::transaction::Transaction;
 use crate::task::{
     AgentId, AssignmentKey, Error, Notice, OrgId, QUESTION_BYTES_MAX, Question, RESULT_BYTES_MAX, Request,
     Requested, Requester, TaskCommands, TaskId, TaskState, Update, commands::request,
 };
-use crate::{db, fault};
 use serde_json::Value;
 use uuid::Uuid;
 
@@ -149,7 +150,7 @@ impl TaskCommands {
     pub async fn requeue(&self, task: TaskId, by: impl Into<Requester>) -> Result<Update, Error> {
         let context = &self.context;
         let mut client = context.database.client().await?;
-        let tx = client.transaction().await.map_err(db::Error::from)?;
+        let tx = Transaction::begin(&mut client);
         let parent = run(&tx, sql!("parent"), &[&task.as_uuid()]).await?;
         let parent =
             rows::all::<Option<Uuid>>(&parent, "parent_id")?.into_iter().flatten().next().map(TaskId::from);
@@ -174,7 +175,7 @@ impl TaskCommands {
         run(&tx, sql!("mark_followed"), &[&Vec::<Uuid>::new(), &parents]).await?;
         context.call_arbiter(&tx).await?;
         let update = Update::from_row(rows.first().ok_or(Error::Conflict { state: row.facts.state })?)?;
-        tx.commit().await.map_err(db::Error::from)?;
+        tx.commit().await?;
         fault::point(fault::Point::TaskRequeued);
         context.notify_arbiter();
         context.publish(vec![Notice::Updated(update.clone())]);

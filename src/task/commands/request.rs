@@ -9,17 +9,17 @@ use crate::task::storage::candidate::{Candidate, NewCandidate};
 use crate::task::storage::charges;
 use crate::task::storage::columns::columns;
 use crate::task::storage::rows::{self, Columns, Unreadable};
-use crate::task::storage::statement::{async_commit, flush, run, sql};
+use crate::task::storage::statement::{run, sql};
+use crate::task::storage::transaction::Transaction;
 use crate::task::{
     AgentId, AssignmentKey, DEPENDS_ON_MAX, Error, INPUT_BYTES_MAX, Notice, Request, Requested, Requester,
     Schemas, Task, TaskContext, TaskState, Update,
 };
 use crate::{
-    db, fault,
+    fault,
     id::{Epoch, OrgId, TaskId},
 };
 use chrono::{DateTime, Utc};
-use deadpool_postgres::Transaction;
 use serde::Deserialize;
 use serde_json::{Map, Value, value::RawValue};
 use sha2::{Digest, Sha256};
@@ -219,18 +219,11 @@ pub(in crate::task) async fn make(
     batch: Arc<Vec<NewTask>>,
 ) -> Result<Vec<Result<Requested, Error>>, Error> {
     let mut client = context.database.client().await?;
-    let tx = client.transaction().await.map_err(db::Error::from)?;
-    let ((), (made, mut refused)) =
-        futures_util::future::try_join(async_commit(&tx), insert(&tx, &batch)).await?;
+    let tx = Transaction::begin_async(&mut client);
+    let (made, mut refused) = insert(&tx, &batch).await?;
     let budgets = batch.iter().filter(|new| made.contains_key(&new.id));
     let budgets: Vec<_> = budgets.filter_map(|new| Some((new.id, new.request().budget?))).collect();
     charges::set(&tx, &budgets).await?;
-    let roster_guard = context.roster_guard();
-    let open = batch.iter().filter_map(|new| {
-        let made = made.get(&new.id).filter(|made| made.state == TaskState::Open)?;
-        Some((made.class, new.candidate()))
-    });
-    let written = awards::award_new(&context, &tx, open.collect()).await?;
     let mut answers = Vec::with_capacity(batch.len());
     let mut notices = Vec::new();
     for new in batch.iter() {
@@ -244,12 +237,17 @@ pub(in crate::task) async fn make(
         }
     }
     context.call_arbiter(&tx).await?;
-    tx.commit().await.map_err(db::Error::from)?;
+    let roster_guard = context.roster_guard();
+    let open = batch.iter().filter_map(|new| {
+        let made = made.get(&new.id).filter(|made| made.state == TaskState::Open)?;
+        Some((made.class, new.candidate()))
+    });
+    let (written, flushed) = awards::award_new(&context, &tx, open.collect()).await?;
     roster_guard.keep();
     context.metrics.requested.inc_by(notices.len() as u64);
     context.publish(notices);
     awards::publish(&context, written);
-    flush(&client).await?;
+    flushed.await?;
     fault::point(fault::Point::TaskRequested);
     Ok(answers)
 }

@@ -13,8 +13,9 @@ use crate::task::rounds::score::{Measured, Offer};
 use crate::task::storage::candidate::Candidate;
 use crate::task::storage::locked_task::lock;
 use crate::task::storage::rows::{self, Columns, Unreadable};
-use crate::task::storage::statement::{async_commit, run, sql};
+use crate::task::storage::statement::{run, sql};
 use crate::task::storage::store;
+use crate::task::storage::transaction::Transaction;
 use crate::task::upkeep::catch_panic::catch_panic;
 use crate::task::{
     Error, Incarnation, OrgId, POLL_EVERY, TaskContext, TaskId, commands::command_executor,
@@ -22,7 +23,6 @@ use crate::task::{
     upkeep::register, upkeep::unreadable,
 };
 use crate::{db, fault, telemetry::Outage};
-use deadpool_postgres::Transaction;
 use serde_json::json;
 use std::{
     collections::{BTreeMap, HashMap},
@@ -38,8 +38,6 @@ use uuid::Uuid;
 const TIMERS_AFTER: u32 = 4;
 /// Pause before due tasks that another transaction has locked are read again.
 const HELD_PAUSE: Duration = Duration::from_millis(20);
-/// How long the roster is used without reading it again.
-const ROSTER_EVERY: Duration = Duration::from_secs(1);
 /// After a signal from the WAL: the first pause before another poll, which doubles, and the last one.
 const ECHO_MIN: Duration = Duration::from_millis(1);
 const ECHO_MAX: Duration = Duration::from_millis(500);
@@ -63,7 +61,6 @@ pub struct Arbiter {
     turn: usize,
     /// Whether the database could not be reached at the last poll.
     was_away: bool,
-    roster_read: Option<Instant>,
     forgot: Option<Instant>,
 }
 
@@ -123,7 +120,6 @@ impl Arbiter {
             last_class: i64::MIN,
             turn: 0,
             was_away: false,
-            roster_read: None,
             forgot: None,
         }
     }
@@ -143,9 +139,9 @@ impl Arbiter {
         let mut batches = 0_u32;
         loop {
             let stale = self.context.roster_stale.swap(false, Ordering::Relaxed);
-            if stale || self.roster_read.is_none_or(|at| at.elapsed() > ROSTER_EVERY) {
+            if stale || self.context.is_roster_old() {
                 register::refresh(&self.context, None).await?;
-                self.roster_read = Some(Instant::now());
+                *self.context.roster_read.lock() = Some(Instant::now());
             }
             let more = self.open_rounds().await?;
             self.context.arbiter_progress.step();
@@ -196,6 +192,8 @@ impl Arbiter {
 
     /// Opens rounds for tasks that are ready. Returns whether there may be more.
     async fn open_rounds(&mut self) -> Result<bool, Error> {
+        // Before the free slots are counted: a slot that becomes free later asks for another poll.
+        self.context.ready_left.store(true, Ordering::SeqCst);
         let (classes, limits) = self.limits();
         let context = self.context.clone();
         match catch_panic(&context, "opening rounds", self.award_batch(&classes, &limits)).await {
@@ -213,14 +211,16 @@ impl Arbiter {
     async fn award_batch(&mut self, classes: &[i64], limits: &[i64]) -> Result<bool, Error> {
         let after = self.last_class;
         let mut client = self.context.database.client().await?;
-        let tx = client.transaction().await.map_err(db::Error::from)?;
-        let ((), found, rows) = futures_util::future::try_join3(
-            async_commit(&tx),
+        let tx = Transaction::begin_async(&mut client);
+        let (found, rows) = futures_util::future::try_join(
             run(&tx, sql!("classes"), &[&after]),
             run(&tx, sql!("ready"), &[&classes, &limits]),
         )
         .await?;
         let fresh = self.remember(&found)?;
+        if found.is_empty() && after == i64::MIN {
+            self.context.ready_left.store(false, Ordering::SeqCst);
+        }
         let page = found.len() >= CLASSES_MAX;
         let known: Vec<i64> = rows::all(&found, "class")?;
         self.last_class = known.last().filter(|_| page).copied().unwrap_or(i64::MIN);
@@ -247,8 +247,8 @@ impl Arbiter {
         standing: bool,
     ) -> Result<usize, Error> {
         let roster_guard = self.context.roster_guard();
-        let written = awards::write(&self.context, &tx, plan, tasks, standing).await?;
-        tx.commit().await.map_err(db::Error::from)?;
+        // Not flushed: an award that is lost with the machine is made anew.
+        let (written, _) = awards::write_and_commit(&self.context, &tx, plan, tasks, standing, false).await?;
         roster_guard.keep();
         let moved = written.moved;
         awards::publish(&self.context, written);
@@ -327,7 +327,7 @@ impl Arbiter {
 
     async fn timers_batch(&mut self) -> Result<bool, Error> {
         let mut client = self.context.database.client().await?;
-        let tx = client.transaction().await.map_err(db::Error::from)?;
+        let tx = Transaction::begin(&mut client);
         let (due, late) =
             futures_util::future::try_join(run(&tx, sql!("due"), &[]), run(&tx, sql!("past_deadline"), &[]))
                 .await?;
@@ -353,7 +353,7 @@ impl Arbiter {
     /// Moves one due task in a transaction of its own.
     pub(in crate::task) async fn move_due(&mut self, command: &TaskCommand) -> Result<(), Error> {
         let mut client = self.context.database.client().await?;
-        let tx = client.transaction().await.map_err(db::Error::from)?;
+        let tx = Transaction::begin(&mut client);
         self.carry_out_due(tx, std::slice::from_ref(command), None).await
     }
 
@@ -389,7 +389,7 @@ impl Arbiter {
         let roster_guard = context.roster_guard();
         release_slots(&context, &outcome.freed);
         if closing.is_empty() {
-            tx.commit().await.map_err(db::Error::from)?;
+            tx.commit().await?;
         } else {
             self.close(tx, &closing).await?;
         }

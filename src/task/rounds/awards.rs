@@ -10,12 +10,13 @@ use crate::task::storage::columns::columns;
 use crate::task::storage::rows::{self, Columns, Unreadable};
 use crate::task::storage::statement::{run, sql};
 use crate::task::storage::store::{self, StoredOffer, Winner};
+use crate::task::storage::transaction::{Flushed, Transaction};
 use crate::task::{
     AgentId, Assigned, AssignmentId, AssignmentKey, Epoch, Error, Incarnation, Notice, OfferSummary,
     TaskContext, TaskId, TaskState, Update,
 };
 use chrono::{DateTime, Utc};
-use deadpool_postgres::Transaction;
+use futures_util::future::ready;
 use serde_json::Value;
 use std::{collections::HashMap, sync::atomic::Ordering};
 use tokio_postgres::{Row, types::Json};
@@ -35,33 +36,69 @@ pub(in crate::task) struct Written {
     arbiter_wanted: bool,
 }
 
-/// Opens rounds for tasks that this transaction has inserted. `made`: with their classes.
-pub(in crate::task) async fn award_new(
+/// Opens rounds for tasks that this transaction has inserted, and commits with a flush. `made`: with their classes.
+pub(in crate::task) async fn award_new<'t>(
     context: &TaskContext,
-    tx: &Transaction<'_>,
+    tx: &Transaction<'t>,
     made: Vec<(i64, Candidate)>,
-) -> Result<Written, Error> {
+) -> Result<(Written, Flushed<'t>), Error> {
     let (first, later): (Vec<_>, Vec<_>) = {
         let backlog = context.backlog.lock();
         made.into_iter().partition(|(class, _)| !backlog.contains(class))
     };
     if !context.arbitrates.load(Ordering::Relaxed) || first.is_empty() {
-        return Ok(Written { arbiter_wanted: true, ..Written::default() });
+        let flushed = tx.commit_and_flush().await?;
+        return Ok((Written { arbiter_wanted: true, ..Written::default() }, flushed));
     }
     let (classes, tasks): (Vec<i64>, Vec<Candidate>) = first.into_iter().unzip();
     // A task on which the plan panicked stays open: the arbiter finds it and ends it.
     let (plan, _) = Plan::open_all(context, &tasks);
-    let mut written = write(context, tx, plan, &tasks, false).await?;
+    let (mut written, flushed) = write_and_commit(context, tx, plan, &tasks, false, true).await?;
     written.arbiter_wanted |= !later.is_empty();
     if written.moved < tasks.len() {
         written.arbiter_wanted = true;
         context.backlog.lock().extend(classes);
     }
-    Ok(written)
+    Ok((written, flushed))
 }
 
-/// Writes a plan for tasks whose rows this transaction has locked. `standing`: their offers are rows already.
-pub(in crate::task) async fn write(
+/// Writes a plan for tasks whose rows this transaction has locked, and commits. `standing`: their offers are rows
+/// already. A plan of nothing but awards takes one round trip with its commit, and a flush if it `flushes`.
+pub(in crate::task) async fn write_and_commit<'t>(
+    context: &TaskContext,
+    tx: &Transaction<'t>,
+    plan: Plan,
+    tasks: &[Candidate],
+    standing: bool,
+    flushes: bool,
+) -> Result<(Written, Flushed<'t>), Error> {
+    if !plan.is_plain() {
+        let written = write(context, tx, plan, tasks, standing).await?;
+        if written.awards > 0 {
+            fault::point(fault::Point::TaskAwardBeforeCommit);
+        }
+        let ((), flushed) = tx.commit_after(ready(Ok(())), flushes).await?;
+        return Ok((written, flushed));
+    }
+    fault::point(fault::Point::TaskAwardBeforeCommit);
+    let award = store::award(tx, context.node.as_uuid(), &plan.winners, standing);
+    let (awards, flushed) = tx.commit_after(award, flushes).await?;
+    let round = RoundNotices::new(&plan, tasks);
+    let (made, decided) = (awards.len(), round.decided(&awards)?);
+    let mut written = Written { decided, awards: made, moved: made, ..Written::default() };
+    for row in &awards {
+        written.notices.extend(round.awarded(row)?);
+    }
+    if awards.len() < plan.winners.len() {
+        // A slot was free in the roster only. Its task is as it was.
+        context.roster_stale.store(true, Ordering::Relaxed);
+        written.arbiter_wanted = true;
+    }
+    Ok((written, flushed))
+}
+
+/// Writes a plan for tasks whose rows this transaction has locked.
+async fn write(
     context: &TaskContext,
     tx: &Transaction<'_>,
     mut plan: Plan,
@@ -76,6 +113,8 @@ pub(in crate::task) async fn write(
     }
     write_empty(tx, plan).await?;
     let windows = write_announced(tx, plan).await?;
+    tx.prepare_all(&[sql!("offers"), sql!("award")]).await?;
+    // In this order: an offer is written before the award marks it.
     let ((), awards) = futures_util::future::try_join(
         store::offers(tx, &plan.offers),
         store::award(tx, context.node.as_uuid(), &plan.winners, standing),
@@ -87,28 +126,17 @@ pub(in crate::task) async fn write(
         context.roster_stale.store(true, Ordering::Relaxed);
     }
     let ended = store::settle(tx, &plan.settled).await?;
-    let round = RoundNotices {
-        plan,
-        winners: plan.winners.iter().map(|winner| (winner.task, winner)).collect(),
-        tasks: tasks.iter().map(|task| (task.id, task)).collect(),
-    };
+    let round = RoundNotices::new(plan, tasks);
     let mut notices = round.announced(&windows);
-    let mut decided = Vec::new();
     for row in &awards {
         notices.extend(round.awarded(row)?);
-        let id = rows::task_id(row, "id")?;
-        let winner = plan.winners.iter().find(|winner| winner.task == id);
-        decided.extend(winner.into_iter().flat_map(|winner| winner.decided.iter().cloned()));
     }
     for row in &ended {
         notices.push(Notice::Updated(Update::from_row(row)?));
     }
-    if !awards.is_empty() {
-        fault::point(fault::Point::TaskAwardBeforeCommit);
-    }
     Ok(Written {
         notices,
-        decided,
+        decided: round.decided(&awards)?,
         awards: awards.len(),
         announced: !plan.announced.is_empty(),
         moved: awards.len() + ended.len() + plan.announced.len() + plan.empty.len(),
@@ -216,7 +244,25 @@ struct RoundNotices<'a> {
     tasks: HashMap<TaskId, &'a Candidate>,
 }
 
-impl RoundNotices<'_> {
+impl<'a> RoundNotices<'a> {
+    fn new(plan: &'a Plan, tasks: &'a [Candidate]) -> Self {
+        Self {
+            plan,
+            winners: plan.winners.iter().map(|winner| (winner.task, winner)).collect(),
+            tasks: tasks.iter().map(|task| (task.id, task)).collect(),
+        }
+    }
+
+    /// What decided about each offer of the rounds that were awarded.
+    fn decided(&self, awards: &[Row]) -> Result<Vec<(AgentId, Decided)>, Unreadable> {
+        let mut decided = Vec::new();
+        for row in awards {
+            let winner = self.winners.get(&rows::task_id(row, "id")?);
+            decided.extend(winner.into_iter().flat_map(|winner| winner.decided.iter().cloned()));
+        }
+        Ok(decided)
+    }
+
     fn update(&self, id: TaskId, state: TaskState, epoch: Epoch, version: i64) -> Option<Update> {
         let task = self.tasks.get(&id)?;
         Some(Update {

@@ -2,13 +2,13 @@
 //!
 //! An agent has at most a few more open offers than free slots. The roster counts them; the offers themselves are
 //! rows. A choice only marks an offer and ends the round: the arbiter awards it like any other.
-use crate::db;
 use crate::task::model::offer_state::OfferState;
 use crate::task::rounds::round as rounds;
 use crate::task::storage::locked_task::lock_one;
 use crate::task::storage::rows::Columns;
 use crate::task::storage::statement::{millis, run, sql};
 use crate::task::storage::store::{self, StoredOffer};
+use crate::task::storage::transaction::Transaction;
 use crate::task::{
     AgentId, Award, Error, Incarnation, NewOffer, Notice, OfferSummary, Requester, TaskCommands, TaskContext,
     TaskId, TaskState, model::validate::one_line,
@@ -57,7 +57,7 @@ impl TaskCommands {
     ) -> Result<(), Error> {
         let context = &self.context;
         let mut client = context.database.client().await?;
-        let tx = client.transaction().await.map_err(db::Error::from)?;
+        let tx = Transaction::begin(&mut client);
         let row = lock_one(&tx, task).await?;
         let policy = context.policies.of_task(&row.kind, &row.policy).map_err(Error::BadRequest)?;
         let (incarnation, able) = {
@@ -105,7 +105,7 @@ impl TaskCommands {
             };
             store::set_due(&tx, &wait_ms.map(|wait| (task, wait)).into_iter().collect::<Vec<_>>()).await?;
         }
-        tx.commit().await.map_err(db::Error::from)?;
+        tx.commit().await?;
         if late {
             return Err(Error::Late);
         }
@@ -155,7 +155,7 @@ impl TaskCommands {
         let by: Requester = by.into();
         let context = &self.context;
         let mut client = context.database.client().await?;
-        let tx = client.transaction().await.map_err(db::Error::from)?;
+        let tx = Transaction::begin(&mut client);
         let row = lock_one(&tx, task).await?;
         let policy = context.policies.of_task(&row.kind, &row.policy).map_err(Error::BadRequest)?;
         if policy.award != Award::Requester {
@@ -177,7 +177,7 @@ impl TaskCommands {
         }
         store::set_due(&tx, &[(task, 0)]).await?;
         context.call_arbiter(&tx).await?;
-        tx.commit().await.map_err(db::Error::from)?;
+        tx.commit().await?;
         context.notify_arbiter();
         Ok(())
     }

@@ -95,6 +95,18 @@ pub(in crate::task) struct Plan {
 }
 
 impl Plan {
+    /// Whether it has nothing but awards, of rounds whose offers need no statement.
+    pub(in crate::task) fn is_plain(&self) -> bool {
+        let Self { winners, offers, announced, empty, exhausted, settled, ready } = self;
+        !winners.is_empty()
+            && offers.is_empty()
+            && announced.is_empty()
+            && empty.is_empty()
+            && exhausted.is_empty()
+            && settled.is_empty()
+            && ready.is_empty()
+    }
+
     /// Opens a round for each of these tasks, in their order. Returns also the tasks on which that panicked.
     pub(in crate::task) fn open_all(
         context: &TaskContext,
@@ -279,10 +291,7 @@ impl Plan {
         {
             // Marks the event as the only place of these offers; `convoke.computed_offers` reads it.
             let incarnations: Vec<i64> = ranked.iter().map(|(offer, _)| offer.incarnation.0).collect();
-            details.insert(
-                "computed".into(),
-                json!({ "valid_ms": valid_ms, "incarnations": incarnations }),
-            );
+            details.insert("computed".into(), json!({ "valid_ms": valid_ms, "incarnations": incarnations }));
         } else {
             for (at, (offer, score)) in ranked.iter().enumerate() {
                 let won = at == 0 && kept == OffersKept::InRows;
@@ -290,8 +299,11 @@ impl Plan {
                 self.offers.push(stored(task.id, round, offer, state, valid_ms, Some(score)));
             }
         }
+        let mut new_offers = Vec::new();
         // The offers of an announced round were published when they came.
-        let new_offers = if kept == OffersKept::Already { &[][..] } else { &ranked[..] };
+        if kept != OffersKept::Already {
+            new_offers.extend(ranked.iter().map(|(offer, _)| summary(offer)));
+        }
         self.winners.push(Winner {
             task: task.id,
             round,
@@ -304,7 +316,7 @@ impl Plan {
             confirm_ms: millis(confirm(policy, &task.policy, roster.members.get(&agent))),
             decided,
             details,
-            new_offers: new_offers.iter().map(|(offer, _)| summary(offer)).collect(),
+            new_offers,
         });
         roster.took(&agent);
     }

@@ -7,7 +7,7 @@
 use super::{CallEnd, Fence, RunKey, written};
 use crate::db;
 use crate::task::storage::rows::Columns;
-use crate::task::storage::statement::{run, sql, to_i64};
+use crate::task::storage::statement::{sql, to_i64};
 use crate::task::{Error, TaskCommands};
 use bytes::BytesMut;
 use deadpool_postgres::Transaction;
@@ -127,7 +127,8 @@ impl TaskCommands {
         let fence = Fence::of(at);
         let (state, bytes) = (end.state.as_str(), to_i64(end.bytes));
         let params = fence.with(&[&seq, &state, &end.result, &bytes, &end.cut, &1_i32]);
-        written(&run(&tx, sql!("step_end"), &params).await?)?;
+        let statement = tx.prepare_cached(sql!("step_end")).await.map_err(db::Error::from)?;
+        written(&tx.query(&statement, &params).await.map_err(db::Error::from)?)?;
         Ok(tx.commit().await.map_err(db::Error::from)?)
     }
 }

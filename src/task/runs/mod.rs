@@ -10,9 +10,9 @@ mod read;
 pub use database_tool::{DatabaseCall, DatabaseResult};
 pub use read::LatestRun;
 
-use crate::db;
 use crate::task::storage::rows::{self, Columns};
 use crate::task::storage::statement::{run, sql, to_i64};
+use crate::task::storage::transaction::Transaction;
 use crate::task::{
     AgentId, AssignmentKey, EarlierEffect, Error, ModelEnd, NewCall, NoteKind, StepState, TaskCommands,
     TaskId,
@@ -161,12 +161,12 @@ impl TaskCommands {
             &calls.results,
         ]);
         let mut client = self.context.database.client().await?;
-        let tx = client.transaction().await.map_err(db::Error::from)?;
+        let tx = Transaction::begin(&mut client);
         written(&run(&tx, sql!("step_answered"), &params).await?)?;
         let used = used.limited();
         let (tokens, money) = (to_i64(used.tokens), to_i64(used.microdollars));
         run(&tx, sql!("step_settle"), &[&fence.assignment, &tokens, &money]).await?;
-        Ok(tx.commit().await.map_err(db::Error::from)?)
+        Ok(tx.commit().await?)
     }
 
     /// Begins calls: their intent is on disk when this returns.

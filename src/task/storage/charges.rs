@@ -4,8 +4,8 @@
 //! it had used all of its reservation, until a late report corrects it.
 use crate::task::storage::columns::columns;
 use crate::task::storage::statement::to_i64;
+use crate::task::storage::transaction::Transaction;
 use crate::task::{Budget, Error, TaskId, Usage, model::budget::Amount};
-use deadpool_postgres::Transaction;
 use uuid::Uuid;
 
 /// Writes the budgets of tasks that this transaction has inserted.

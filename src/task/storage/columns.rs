@@ -6,7 +6,7 @@
 use crate::db::Database;
 use crate::task::Error;
 use crate::task::storage::statement;
-use deadpool_postgres::Transaction;
+use crate::task::storage::transaction::Transaction;
 use tokio_postgres::{Row, types::ToSql};
 
 /// One array of a statement.

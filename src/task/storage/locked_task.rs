@@ -1,15 +1,14 @@
 //! A task and its live assignment as a transaction has locked them.
-use crate::db;
 use crate::task::machine::{AssignmentState, Facts};
 use crate::task::storage::rows::{
     Columns, Unreadable, UnreadableTask, agent, assignment_state, count, number, org, split, state, task_id,
     time,
 };
-use crate::task::storage::statement::sql;
+use crate::task::storage::statement::{run, sql};
+use crate::task::storage::transaction::Transaction;
 use crate::task::{AgentId, AssignmentKey, Epoch, Error, OrgId, Requester, TaskId, TaskState, Update};
-use deadpool_postgres::Transaction;
 use serde_json::Value;
-use tokio_postgres::{Row, types::ToSql};
+use tokio_postgres::Row;
 use uuid::Uuid;
 
 /// A live assignment with its timers, as it was when the task was locked.
@@ -170,19 +169,12 @@ pub(in crate::task) async fn lock(
     ids: &[TaskId],
 ) -> Result<(Vec<LockedTask>, Vec<UnreadableTask>), Error> {
     let ids: Vec<Uuid> = ids.iter().map(|id| id.as_uuid()).collect();
-    let (lock, facts) =
-        futures_util::future::try_join(async { tx.prepare_cached(sql!("lock_tasks")).await }, async {
-            tx.prepare_cached(sql!("facts")).await
-        })
-        .await
-        .map_err(db::Error::from)?;
-    // Two statements: the second must see what was committed while the first waited for the locks.
-    let (_, rows) = futures_util::future::try_join(
-        tx.query(&lock, &[&ids as &(dyn ToSql + Sync)]),
-        tx.query(&facts, &[&ids as &(dyn ToSql + Sync)]),
-    )
-    .await
-    .map_err(db::Error::from)?;
+    // Two statements: the second must see what was committed while the first waited for the locks. A connection that has
+    // not prepared the first may run them the other way round, so it prepares both before.
+    tx.prepare_all(&[sql!("lock_tasks"), sql!("facts")]).await?;
+    let (_, rows) =
+        futures_util::future::try_join(run(tx, sql!("lock_tasks"), &[&ids]), run(tx, sql!("facts"), &[&ids]))
+            .await?;
     let (rows, broken) = split(&rows, LockedTask::from_row)?;
     Ok((rows, broken))
 }

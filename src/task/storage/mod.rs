@@ -6,3 +6,4 @@ pub(in crate::task) mod locked_task;
 pub(in crate::task) mod rows;
 pub(in crate::task) mod statement;
 pub(in crate::task) mod store;
+pub(in crate::task) mod transaction;

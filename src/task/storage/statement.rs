@@ -4,7 +4,8 @@
 //! only while the statements run. A promise to a requester, an assignee or the WAL waits for one [`flush`].
 use crate::db::{self, Database};
 use crate::task::Error;
-use deadpool_postgres::{Client, Transaction};
+use crate::task::storage::transaction::Transaction;
+use deadpool_postgres::Object;
 use tokio_postgres::{Row, types::ToSql};
 
 macro_rules! sql {
@@ -20,8 +21,7 @@ pub(in crate::task) async fn run(
     statement: &str,
     params: &[&(dyn ToSql + Sync)],
 ) -> Result<Vec<Row>, Error> {
-    let statement = tx.prepare_cached(statement).await.map_err(db::Error::from)?;
-    Ok(tx.query(&statement, params).await.map_err(db::Error::from)?)
+    tx.query(statement, params).await
 }
 
 /// Runs one statement in a transaction of its own.
@@ -35,14 +35,8 @@ pub(in crate::task) async fn query(
     Ok(client.query(&statement, params).await.map_err(db::Error::from)?)
 }
 
-/// Lets this transaction commit without waiting for the disk, so that its locks are released at once. A caller that
-/// promises the commit calls [`flush`] first.
-pub(in crate::task) async fn async_commit(tx: &Transaction<'_>) -> Result<(), Error> {
-    Ok(tx.batch_execute("set local synchronous_commit = off").await.map_err(db::Error::from)?)
-}
-
 /// Waits until every earlier commit is on disk.
-pub(in crate::task) async fn flush(client: &Client) -> Result<(), Error> {
+pub(in crate::task) async fn flush(client: &Object) -> Result<(), Error> {
     // A commit that waits for the disk flushes the WAL up to itself, and the WAL is in commit order. The transaction
     // must write: Postgres does not flush for one that only has an id. A sequence takes no lock that others wait for.
     let statement =

@@ -9,8 +9,8 @@ use crate::task::rounds::tally::Decided;
 use crate::task::storage::charges::{self, Charge};
 use crate::task::storage::columns::columns;
 use crate::task::storage::statement::{run, sql, to_i64};
+use crate::task::storage::transaction::Transaction;
 use crate::task::{AgentId, AssignmentId, Error, Incarnation, OfferSummary, TaskId, TaskState, WaitFor};
-use deadpool_postgres::Transaction;
 use serde::Serialize;
 use serde_json::Value;
 use std::{ops::Not, sync::Arc};
@@ -134,6 +134,8 @@ pub(in crate::task) async fn settle(tx: &Transaction<'_>, settled: &[Settled]) -
     });
     let charges: Vec<Charge> = settled.iter().filter_map(Settled::charge).collect();
     let standing: Vec<TaskId> = settled.iter().filter(|s| s.standby).map(|s| s.task).collect();
+    tx.prepare_all(&[sql!("keep_offers"), sql!("lock_agents"), sql!("settle"), sql!("settle_charges")])
+        .await?;
     // In this order on one connection: the offers of a winner that is out become rows before they change, and the
     // agents are locked before the statement that writes them.
     let ((), (), rows, ()) = futures_util::future::try_join4(
@@ -235,7 +237,14 @@ pub(in crate::task) async fn award(
         eta_ms: i64 = to_i64(w.eta_ms),
         confidence: f32 = w.confidence,
     });
-    let agents = winners.iter().map(|w| w.agent.to_string()).collect();
+    let mut agents: Vec<String> = winners.iter().map(|w| w.agent.to_string()).collect();
+    agents.sort();
+    agents.dedup();
+    if agents.len() == 1 {
+        // The statement locks the one agent by itself; no order can be wrong.
+        return columns.run(tx, &[&node, &stored]).await;
+    }
+    tx.prepare_all(&[sql!("lock_agents"), sql!("award")]).await?;
     // In this order on one connection: the agents are locked before the statement that takes their slots.
     let (_, rows) =
         futures_util::future::try_join(lock_agents(tx, agents), columns.run(tx, &[&node, &stored])).await?;

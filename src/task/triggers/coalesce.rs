@@ -7,12 +7,12 @@
 use crate::task::commands::request::CheckedRequest;
 use crate::task::storage::columns::columns;
 use crate::task::storage::rows::Columns;
-use crate::task::storage::statement::{async_commit, flush, run, sql};
+use crate::task::storage::statement::{run, sql};
+use crate::task::storage::transaction::Transaction;
 use crate::task::triggers::wake::{self, Wake};
 use crate::task::upkeep::catch_panic::catch_panic;
 use crate::task::{Error, Request, TaskContext, rounds::awards};
 use crate::{db, fault};
-use deadpool_postgres::Transaction;
 use serde_json::{Value, json};
 use std::{fmt, sync::Arc, time::Duration};
 use tokio_postgres::{Row, types::ToSql};
@@ -193,10 +193,8 @@ async fn fire_one_by_one(context: &TaskContext) -> Result<bool, Error> {
 async fn fire_those(context: &TaskContext, one: Option<(&str, &str)>) -> Result<bool, Error> {
     let (trigger, key) = one.unzip();
     let mut client = context.database.client().await?;
-    let tx = client.transaction().await.map_err(db::Error::from)?;
-    let ((), rows) =
-        futures_util::future::try_join(async_commit(&tx), run(&tx, sql!("fire_bursts"), &[&trigger, &key]))
-            .await?;
+    let tx = Transaction::begin_async(&mut client);
+    let rows = run(&tx, sql!("fire_bursts"), &[&trigger, &key]).await?;
     if rows.is_empty() {
         return Ok(false);
     }
@@ -204,11 +202,10 @@ async fn fire_those(context: &TaskContext, one: Option<(&str, &str)>) -> Result<
     let roster_guard = context.roster_guard();
     let (new, opened) = wake::made(&rows);
     let left = new.len() < rows.len();
-    let written = awards::award_new(context, &tx, new).await?;
     fault::point(fault::Point::BurstBeforeCommit);
-    tx.commit().await.map_err(db::Error::from)?;
+    let (written, flushed) = awards::award_new(context, &tx, new).await?;
     roster_guard.keep();
-    flush(&client).await?;
+    flushed.await?;
     fault::point(fault::Point::BurstFired);
     context.metrics.requested.inc_by(rows.len() as u64);
     if left {

@@ -2,12 +2,13 @@
 //!
 //! The row of a schedule has the time up to which its firings are decided. A firing advances it and inserts its task
 //! in one commit; a second firing of the same time finds it advanced and does nothing.
+use crate::fault;
 use crate::task::storage::rows::Columns;
-use crate::task::storage::statement::{async_commit, flush, query, run, sql};
+use crate::task::storage::statement::{query, run, sql};
+use crate::task::storage::transaction::Transaction;
 use crate::task::{
     AgentId, Error, Notice, OrgId, Request, Requester, TaskId, TaskState, TaskTriggers, commands::request,
 };
-use crate::{db, fault};
 use chrono::{DateTime, Utc};
 
 /// A schedule as it is stored.
@@ -65,8 +66,7 @@ impl TaskTriggers {
         let new = request::NewTask::check(&context.policies, &schedule.org, requester, asked);
         let id = new.as_ref().ok().map(|new| new.id);
         let mut client = context.database.client().await?;
-        let tx = client.transaction().await.map_err(db::Error::from)?;
-        async_commit(&tx).await?;
+        let tx = Transaction::begin_async(&mut client);
         let moved = run(&tx, sql!("fire"), &[&schedule.trigger, &at, &id.map(TaskId::as_uuid)]).await?;
         if moved.is_empty() {
             return Ok(None);
@@ -78,8 +78,7 @@ impl TaskTriggers {
         }
         context.call_arbiter(&tx).await?;
         fault::point(fault::Point::ScheduleBeforeCommit);
-        tx.commit().await.map_err(db::Error::from)?;
-        flush(&client).await?;
+        tx.commit_and_flush().await?.await?;
         fault::point(fault::Point::ScheduleFired);
         context.notify_arbiter();
         context.publish(notices);

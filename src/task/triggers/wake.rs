@@ -3,22 +3,18 @@
 //! The WAL consumer passes the wakes of one or more transactions; one statement records them in `convoke.wakes` and
 //! inserts the tasks. A change that was recorded before makes no task. The caller confirms the WAL position only after
 //! the commit.
+use crate::id::{Lsn, OrgId, TaskId};
 use crate::task::model::policies::Policies;
 use crate::task::rounds::awards;
 use crate::task::storage::candidate::Candidate;
 use crate::task::storage::columns::columns;
 use crate::task::storage::rows::Columns;
-use crate::task::storage::statement::{async_commit, flush};
+use crate::task::storage::transaction::Transaction;
 use crate::task::{
     AgentId, Burst, Error, Notice, Request, TaskTriggers, Update, commands::request::CheckedRequest,
     triggers::coalesce,
 };
-use crate::{
-    db,
-    id::{Lsn, OrgId, TaskId},
-};
 use chrono::{DateTime, Utc};
-use deadpool_postgres::Transaction;
 use serde_json::{Map, Value, value::RawValue};
 use tokio_postgres::{Row, types::Json};
 use uuid::Uuid;
@@ -84,17 +80,15 @@ impl TaskTriggers {
     async fn wake_batch(&self, wakes: &[Wake]) -> Result<(), Error> {
         let context = &self.context;
         let mut client = context.database.client().await?;
-        let tx = client.transaction().await.map_err(db::Error::from)?;
+        let tx = Transaction::begin_async(&mut client);
         let (together, alone): (Vec<&Wake>, Vec<&Wake>) = wakes.iter().partition(|wake| wake.burst.is_some());
-        let ((), mut rows) =
-            futures_util::future::try_join(async_commit(&tx), self.record(&tx, &alone)).await?;
+        let mut rows = self.record(&tx, &alone).await?;
         let gathered = coalesce::gather(context, &tx, &together).await?;
         rows.extend(gathered.made);
         let roster_guard = context.roster_guard();
         let (made, opened) = made(&rows);
         let left = made.len() < rows.len();
-        let written = awards::award_new(context, &tx, made).await?;
-        tx.commit().await.map_err(db::Error::from)?;
+        let (written, flushed) = awards::award_new(context, &tx, made).await?;
         roster_guard.keep();
         context.metrics.requested.inc_by(rows.len() as u64);
         if gathered.pending || left {
@@ -102,7 +96,7 @@ impl TaskTriggers {
         }
         context.publish(opened);
         awards::publish(context, written);
-        flush(&client).await
+        flushed.await
     }
 
     async fn record(&self, tx: &Transaction<'_>, wakes: &[&Wake]) -> Result<Vec<Row>, Error> {

@@ -11,6 +11,7 @@ use crate::task::rounds::round::Plan;
 use crate::task::storage::candidate::Candidate;
 use crate::task::storage::locked_task::lock_one;
 use crate::task::storage::statement::{run, sql};
+use crate::task::storage::transaction::Transaction;
 use crate::task::upkeep::{catch_panic::catch_panic, unreadable};
 use crate::task::{Error, TaskId, TaskState, storage::rows};
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,9 +25,9 @@ impl Arbiter {
         limits: &[i64],
     ) -> Result<bool, Error> {
         let mut client = self.context.database.client().await?;
-        let tx = client.transaction().await.map_err(db::Error::from)?;
+        let tx = Transaction::begin(&mut client);
         let found = run(&tx, sql!("ready"), &[&classes, &limits]).await?;
-        tx.rollback().await.map_err(db::Error::from)?;
+        tx.rollback().await?;
         drop(client);
         let mut moved = false;
         for id in rows::all::<Uuid>(&found, "id")? {
@@ -40,7 +41,7 @@ impl Arbiter {
 
     async fn award_one(&mut self, id: TaskId) -> Result<bool, Error> {
         let mut client = self.context.database.client().await?;
-        let tx = client.transaction().await.map_err(db::Error::from)?;
+        let tx = Transaction::begin(&mut client);
         let row = lock_one(&tx, id).await?;
         if row.facts.state != TaskState::Open || row.bidding {
             return Ok(false);
@@ -65,12 +66,12 @@ impl Arbiter {
         }
         // The dependents of the ended tasks were moved, so the marks are removed, unless there are new dependents.
         let mut client = self.context.database.client().await?;
-        let tx = client.transaction().await.map_err(db::Error::from)?;
+        let tx = Transaction::begin(&mut client);
         let ends = dependents::ends(&tx).await?;
         let tried: BTreeSet<TaskId> = commands.into_keys().collect();
         if ends.commands.iter().all(|command| tried.contains(&command.task)) {
             ends.unmark(&tx).await?;
-            tx.commit().await.map_err(db::Error::from)?;
+            tx.commit().await?;
         }
         Ok(moved)
     }
@@ -78,11 +79,11 @@ impl Arbiter {
     /// The due tasks, without locks on them.
     async fn due_now(&self) -> Result<BTreeMap<TaskId, TaskCommand>, Error> {
         let mut client = self.context.database.client().await?;
-        let tx = client.transaction().await.map_err(db::Error::from)?;
+        let tx = Transaction::begin(&mut client);
         let mut found = run(&tx, sql!("due"), &[]).await?;
         found.extend(run(&tx, sql!("past_deadline"), &[]).await?);
         let ends = dependents::ends(&tx).await?;
-        tx.rollback().await.map_err(db::Error::from)?;
+        tx.rollback().await?;
         let mut commands: BTreeMap<TaskId, TaskCommand> =
             ends.commands.into_iter().map(|command| (command.task, command)).collect();
         for id in rows::all::<Uuid>(&found, "id")? {

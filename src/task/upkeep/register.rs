@@ -9,11 +9,11 @@ use crate::task::storage::columns::columns;
 use crate::task::storage::rows::{self, Columns, Unreadable};
 use crate::task::storage::statement::{run, sql};
 use crate::task::storage::store;
+use crate::task::storage::transaction::Transaction;
 use crate::task::{
     AgentId, AgentStatus, Error, Incarnation, Profile, Requester, TaskCommands, TaskContext, TaskId, Tasks,
     Terms,
 };
-use deadpool_postgres::Transaction;
 use std::{collections::HashMap, sync::atomic::Ordering, time::Duration};
 use tokio_postgres::{
     Row,
@@ -76,10 +76,10 @@ impl TaskCommands {
     /// `UnknownAgent`, `Unavailable`.
     pub async fn drain(&self, agent: &AgentId, on: bool, by: &Requester) -> Result<AgentStatus, Error> {
         let mut client = self.context.database.client().await?;
-        let tx = client.transaction().await.map_err(db::Error::from)?;
+        let tx = Transaction::begin(&mut client);
         run(&tx, sql!("drain"), &[&agent.as_str(), &on, by]).await?;
         self.context.call_arbiter(&tx).await?;
-        tx.commit().await.map_err(db::Error::from)?;
+        tx.commit().await?;
         refresh(&self.context, Some(agent)).await?;
         self.context.notify_arbiter();
         self.agent(agent).await
@@ -174,11 +174,11 @@ impl Tasks {
 /// Counts the slots in use again.
 async fn recount(context: &TaskContext, names: Vec<String>) -> Result<(), Error> {
     let mut client = context.database.client().await?;
-    let tx = client.transaction().await.map_err(db::Error::from)?;
+    let tx = Transaction::begin(&mut client);
     // Two statements: the count must see the awards that were committed while this waited for the lock.
     store::lock_agents(&tx, names.clone()).await?;
     run(&tx, sql!("recount_slots"), &[&names]).await?;
-    Ok(tx.commit().await.map_err(db::Error::from)?)
+    Ok(tx.commit().await?)
 }
 
 async fn write_profiles(
@@ -197,11 +197,11 @@ async fn write_profiles(
     });
     let ids: Vec<&str> = profiles.iter().map(|p| p.id.as_str()).collect();
     let mut client = context.database.client().await?;
-    let tx = client.transaction().await.map_err(db::Error::from)?;
+    let tx = Transaction::begin(&mut client);
     let node = context.node.as_uuid();
     let rows = columns.run(&tx, &[&node]).await?;
     run(&tx, sql!("retire"), &[&ids, &node]).await?;
-    tx.commit().await.map_err(db::Error::from)?;
+    tx.commit().await?;
     let mut lives = HashMap::new();
     for row in &rows {
         let incarnation = Incarnation(row.read("incarnation")?);
@@ -213,7 +213,7 @@ async fn write_profiles(
 /// Ends the assignments of earlier incarnations, of one agent or of all. Returns whether there may be more.
 async fn end_earlier_lives(context: &TaskContext, of: Option<&AgentId>) -> Result<bool, Error> {
     let mut client = context.database.client().await?;
-    let tx = client.transaction().await.map_err(db::Error::from)?;
+    let tx = Transaction::begin(&mut client);
     let held = |rows: Vec<Row>| rows::all::<Uuid>(&rows, "task_id");
     let mut first = held(held_by(&tx, of).await?)?;
     first.truncate(LOST_MAX);
@@ -233,7 +233,7 @@ async fn end_earlier_lives(context: &TaskContext, of: Option<&AgentId>) -> Resul
         return Ok(false);
     }
     let outcome = command_executor::carry_out(context, &tx, &commands).await?;
-    tx.commit().await.map_err(db::Error::from)?;
+    tx.commit().await?;
     let ended = outcome.freed.len();
     release_slots(context, &outcome.freed);
     publish(context, &outcome.freed, outcome.notices);

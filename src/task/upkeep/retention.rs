@@ -3,8 +3,8 @@
 //! A sweep goes through the tasks by id, which is their order in time, beside all other work: it holds no lock for
 //! longer than one small transaction, and leaves locked rows for the next sweep. A task that another one still waits
 //! for is kept. A failure is retried at the next sweep.
-use crate::db;
 use crate::task::storage::statement::{millis, run, sql};
+use crate::task::storage::transaction::Transaction;
 use crate::task::{Error, TaskContext};
 use std::{sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
@@ -52,11 +52,11 @@ async fn batch(
     deleted: &mut usize,
 ) -> Result<Option<Uuid>, Error> {
     let mut client = context.database.client().await?;
-    let tx = client.transaction().await.map_err(db::Error::from)?;
+    let tx = Transaction::begin(&mut client);
     run(&tx, "select set_config('convoke.retention', 'on', true)", &[]).await?;
     let keep_ms = millis(keep);
     let rows = run(&tx, sql!("forget_tasks"), &[&after, &keep_ms]).await?;
-    tx.commit().await.map_err(db::Error::from)?;
+    tx.commit().await?;
     *deleted += rows.len();
     let last = crate::task::storage::rows::all::<Uuid>(&rows, "id")?.into_iter().max();
     Ok(last.filter(|_| rows.len() >= BATCH_MAX))

@@ -4,6 +4,7 @@
 //! outside of a float, an infinite time, a null in a list. The code that reads such a row ends its task here, in the
 //! transaction that has locked it. The columns keep their values for repair; nothing is computed with them. A row of
 //! a newer schema stays as it is.
+use crate::fault;
 use crate::task::commands::after_commit::{publish, release_slots};
 use crate::task::commands::command::BatchOutcome;
 use crate::task::model::validate::one_line;
@@ -11,11 +12,10 @@ use crate::task::storage::charges::{self, Charge};
 use crate::task::storage::rows::{Columns, UnreadableTask, all};
 use crate::task::storage::statement::{run, sql};
 use crate::task::storage::store;
+use crate::task::storage::transaction::Transaction;
 use crate::task::{
     AssignmentKey, Epoch, Error, Notice, TaskContext, TaskId, TaskState, Update, storage::rows,
 };
-use crate::{db, fault};
-use deadpool_postgres::Transaction;
 use std::collections::HashMap;
 use tokio_postgres::Row;
 use uuid::Uuid;
@@ -90,12 +90,12 @@ pub(in crate::task) async fn end_one_by_one(
     why: &str,
 ) -> Result<(), Error> {
     let mut client = context.database.client().await?;
-    let tx = client.transaction().await.map_err(db::Error::from)?;
+    let tx = Transaction::begin(&mut client);
     run(&tx, sql!("lock_tasks"), &[&vec![id.as_uuid()]]).await?;
     let mut outcome = BatchOutcome::default();
     end(&tx, context, &[UnreadableTask { id, why: why.to_owned(), newer_schema: false }], &mut outcome)
         .await?;
-    tx.commit().await.map_err(db::Error::from)?;
+    tx.commit().await?;
     fault::point(fault::Point::TaskUnreadable);
     release_slots(context, &outcome.freed);
     publish(context, &outcome.freed, outcome.notices);

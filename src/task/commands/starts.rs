@@ -1,0 +1,127 @@
+//! Starts of assignments: the statement, and the answers with the input of each task.
+use crate::task::commands::command::{BatchOutcome, CommandReply};
+use crate::task::storage::columns::columns;
+use crate::task::storage::locked_task::{LiveAssignment, LockedTask};
+use crate::task::storage::rows::{self, Columns, Unreadable, UnreadableTask};
+use crate::task::storage::statement::{millis, run, sql};
+use crate::task::storage::transaction::Transaction;
+use crate::task::{Error, Notice, POLL_EVERY, Policy, Start, TaskId, TaskState};
+use serde_json::Value;
+use std::{collections::HashMap, time::Duration};
+use tokio_postgres::Row;
+use uuid::Uuid;
+
+/// An assignment that starts, or whose start is repeated: the index of its command, and its policy.
+pub(in crate::task) struct StartEffect {
+    pub(in crate::task) at: usize,
+    pub(in crate::task) live: LiveAssignment,
+    pub(in crate::task) policy: Policy,
+    pub(in crate::task) again: bool,
+}
+
+/// Starts the accepted assignments; the answers carry the input. Returns the tasks whose input cannot be read.
+pub(in crate::task) async fn start(
+    tx: &Transaction<'_>,
+    rows: &HashMap<TaskId, LockedTask>,
+    starts: &[StartEffect],
+    outcome: &mut BatchOutcome,
+) -> Result<Vec<UnreadableTask>, Error> {
+    let mut broken = Vec::new();
+    for again in starts.iter().filter(|start| start.again) {
+        let key = again.live.key;
+        let found = run(tx, sql!("restart_answer"), &[&key.task_id.as_uuid(), &key.epoch.0]).await?;
+        broken.extend(answer_starts(&found, &[again], rows, outcome)?);
+    }
+    let starting: Vec<&StartEffect> = starts.iter().filter(|start| !start.again).collect();
+    let found = write_starts(tx, &starting).await?;
+    broken.extend(answer_starts(&found, &starting, rows, outcome)?);
+    Ok(broken)
+}
+
+/// When the timers of a running task are first due.
+fn first_due(policy: &Policy) -> Duration {
+    policy.lease.min(policy.attempt).min(policy.progress)
+}
+
+pub(in crate::task) async fn write_starts(
+    tx: &Transaction<'_>,
+    starting: &[&StartEffect],
+) -> Result<Vec<Row>, Error> {
+    if starting.is_empty() {
+        return Ok(Vec::new());
+    }
+    let columns = columns!("start", starting, |start| {
+        task_id: Uuid = start.live.key.task_id.as_uuid(),
+        assignment_id: Uuid = start.live.key.assignment_id.as_uuid(),
+        lease_ms: i64 = millis(start.policy.lease),
+        attempt_ms: i64 = millis(start.policy.attempt),
+        due_ms: i64 = millis(first_due(&start.policy)),
+    });
+    columns.run(tx, &[]).await
+}
+
+/// Answers the commands whose assignments have started, with the rows of `start.sql` or `restart_answer.sql`. Returns
+/// the tasks whose input cannot be read.
+pub(in crate::task) fn answer_starts(
+    found: &[Row],
+    starts: &[&StartEffect],
+    rows: &HashMap<TaskId, LockedTask>,
+    outcome: &mut BatchOutcome,
+) -> Result<Vec<UnreadableTask>, Error> {
+    let mut broken = Vec::new();
+    let by_task: HashMap<TaskId, &StartEffect> =
+        starts.iter().map(|start| (start.live.key.task_id, *start)).collect();
+    for row in found {
+        let id = rows::task_id(row, "id")?;
+        let (Some(start), Some(locked)) = (by_task.get(&id), rows.get(&id)) else { continue };
+        let policy = &start.policy;
+        let begun = Start {
+            key: start.live.key,
+            org: locked.org.clone(),
+            kind: locked.kind.clone(),
+            input: Value::Null,
+            attempt: 0,
+            lease: policy.lease,
+            attempt_timeout: policy.attempt,
+            checkpoint: None,
+            result_schema: policy.result_schema.clone(),
+            deadline: None,
+            answers: Vec::new(),
+            rejected: None,
+            budgeted: false,
+        };
+        match begun.filled(row) {
+            Ok(begun) => {
+                if let Some(answer) = outcome.answers.get_mut(start.at) {
+                    *answer = Ok(CommandReply::Started(Box::new(begun)));
+                }
+            }
+            Err(why) => broken.push(UnreadableTask::new(id, &why)),
+        }
+    }
+    for start in starts.iter().filter(|start| !start.again) {
+        outcome.soon |= first_due(&start.policy) < POLL_EVERY;
+        if let Some(row) = rows.get(&start.live.key.task_id) {
+            let running = row.update_as(TaskState::Running, None, Some(start.live.agent.clone()));
+            outcome.notices.push(Notice::Updated(running));
+        }
+    }
+    Ok(broken)
+}
+
+impl Start {
+    /// With the columns of `start.sql` or `restart_answer.sql`.
+    fn filled(self, row: &Row) -> Result<Self, Unreadable> {
+        let answers: Option<Value> = row.read("answers")?;
+        Ok(Self {
+            input: row.read("input")?,
+            attempt: row.read("attempt")?,
+            checkpoint: row.read("checkpoint")?,
+            deadline: rows::time(row, "deadline_at")?,
+            answers: answers.and_then(|answers| answers.as_array().cloned()).unwrap_or_default(),
+            rejected: row.read("rejected")?,
+            budgeted: row.read("budgeted")?,
+            ..self
+        })
+    }
+}
