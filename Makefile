@@ -5,7 +5,7 @@ ARGS ?=
 # Where `make web` serves the pages, like LISTEN=0.0.0.0:8080 for other machines.
 LISTEN ?= 127.0.0.1:8080
 
-.PHONY: demo web dashboard test test-web test-hostile check-code check-deps bench bench-compare clean-demo
+.PHONY: demo web dashboard test test-web test-hostile check-code check-deps bench bench-compare bench-peers clean-demo
 
 # A support desk's tickets are inserted with SQL; agents negotiate and sort them.
 demo:
@@ -65,6 +65,13 @@ bench:
 # The last recorded run of a benchmark beside the one before it, like ARGS=fanout.
 bench-compare:
 	@cargo run --locked --release --quiet -p convoke-bench -- compare $(or $(ARGS),fanout)
+
+# Convoke beside Graphile Worker and pgbench, in turn on one PostgreSQL, like ARGS='--runs 5'.
+bench-peers:
+	@tools/setup.sh cc postgres
+	@examples/web/setup.sh ../../bench/peers
+	@cargo build --locked --release --quiet -p convoke-bench
+	@cd examples/web && ./with-node ../../target/release/convoke-bench peers $(ARGS)
 
 # Licences, sources and forbidden crates of the dependencies, by deny.toml. By hand: see CONTRIBUTING.md.
 check-deps:

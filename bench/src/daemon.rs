@@ -129,6 +129,29 @@ impl Fixture {
     }
 }
 
+/// Runs `work` on a private PostgreSQL that is removed afterwards, as for [`Fixture::measure`].
+pub(super) async fn on_private_server<T>(
+    config: &Config,
+    work: impl AsyncFnOnce(&Database) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    let mut stop = StopSignals::listen()?;
+    remove_killed_servers(&config.database).await;
+    let mut config = config.database.clone();
+    config.data_dir = std::env::temp_dir().join(format!("{FOLDER}{}", std::process::id()));
+    let folder = config.data_dir.clone();
+    let mut value = None;
+    let outcome = prepare(&mut stop, &config, async |database| {
+        value = Some(work(database).await?);
+        Ok(())
+    })
+    .await;
+    if folder.exists() {
+        remove_folder(&folder)?;
+    }
+    outcome?;
+    value.context("the work has no outcome")
+}
+
 /// SIGINT and SIGTERM.
 struct StopSignals {
     interrupt: Signal,

@@ -19,6 +19,7 @@ mod history;
 mod hostile;
 mod machine;
 mod pairs;
+mod peers;
 mod process;
 mod record;
 mod tasks;
@@ -69,6 +70,8 @@ enum Command {
     },
     /// Run two command lines in turn and compare the medians of their figures
     Pairs(pairs::PairsOptions),
+    /// Run tasks and wakes, Graphile Worker and pgbench in turn on one server, and compare
+    Peers(peers::PeersOptions),
     #[command(flatten)]
     Child(Child),
 }
@@ -171,6 +174,12 @@ async fn run(Cli { config, results, json, command }: Cli) -> anyhow::Result<()> 
         }
         Command::Pairs(options) => {
             print!("{}", pairs::run(options).await?);
+            Ok(())
+        }
+        Command::Peers(options) => {
+            let config =
+                config::load(&config::Options { file: config, ..config::Options::default() })?.config;
+            print!("{}", peers::run(&config, &options).await?);
             Ok(())
         }
         Command::Child(child) => child.run().await,

@@ -55,20 +55,32 @@ pub(crate) async fn run(options: PairsOptions) -> anyhow::Result<String> {
     Ok(table(&series))
 }
 
+/// The figures of one run, by name.
+pub(crate) type RunFigures = BTreeMap<String, f64>;
+
 /// The figures that one run prints.
-async fn figures(command: &str, arguments: &[String]) -> anyhow::Result<BTreeMap<String, f64>> {
+async fn figures(command: &str, arguments: &[String]) -> anyhow::Result<RunFigures> {
     let mut shell = Command::new("sh");
     // The shell splits the command line and hands the arguments on as they are; `exec` leaves no shell between this
     // process and the run, so that it receives signals.
     shell.args(["-c", &format!("exec {command} \"$@\""), "sh"]).args(arguments);
+    figures_of(shell, &format!("{command} {}", arguments.join(" "))).await
+}
+
+/// The figures that a command prints, which errors call `name`.
+///
+/// # Errors
+/// When it fails or prints no figures.
+pub(crate) async fn figures_of(mut command: Command, name: &str) -> anyhow::Result<RunFigures> {
     // Runs of a comparison alternate with others: they are not part of the machine's record.
-    shell.env("CONVOKE_BENCH_RESULTS", "").stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true);
+    command.env("CONVOKE_BENCH_RESULTS", "").stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true);
     // `Command::output` would capture standard error too, and hide why a run fails.
-    let output = shell.spawn().context("cannot start sh")?.wait_with_output().await?;
-    ensure!(output.status.success(), "{command} {}: {}", arguments.join(" "), output.status);
+    let child = command.spawn().with_context(|| format!("cannot start {name}"))?;
+    let output = child.wait_with_output().await?;
+    ensure!(output.status.success(), "{name}: {}", output.status);
     let text = String::from_utf8_lossy(&output.stdout);
     let figures = parse(&text);
-    ensure!(!figures.is_empty(), "{command} {} printed no figures: {text:?}", arguments.join(" "));
+    ensure!(!figures.is_empty(), "{name} printed no figures: {text:?}");
     Ok(figures)
 }
 
