@@ -166,7 +166,7 @@ impl TaskCommands {
         let used = used.limited();
         let (tokens, money) = (to_i64(used.tokens), to_i64(used.microdollars));
         run(&tx, sql!("step_settle"), &[&fence.assignment, &tokens, &money]).await?;
-        Ok(tx.commit().await?)
+        tx.commit().await
     }
 
     /// Begins calls: their intent is on disk when this returns.

@@ -178,7 +178,7 @@ async fn recount(context: &TaskContext, names: Vec<String>) -> Result<(), Error>
     // Two statements: the count must see the awards that were committed while this waited for the lock.
     store::lock_agents(&tx, names.clone()).await?;
     run(&tx, sql!("recount_slots"), &[&names]).await?;
-    Ok(tx.commit().await?)
+    tx.commit().await
 }
 
 async fn write_profiles(
