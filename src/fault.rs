@@ -40,6 +40,10 @@ pub enum Point {
     HistoryWritten,
     /// A WAL position is stored and not reported to Postgres.
     PositionStored,
+    /// What a person decided about the calls of a run is recorded and none of them has begun.
+    RunAnswered,
+    /// Calls of a run are recorded as waiting for an approval and nobody is asked.
+    RunAsked,
     /// The result of a run is recorded and its task has not ended.
     RunFinishing,
     /// A scheduled task is written and not committed.
@@ -94,7 +98,7 @@ pub enum Point {
 
 impl Point {
     /// Every point.
-    pub const ALL: [Self; 38] = [
+    pub const ALL: [Self; 40] = [
         Self::AgentAssigned,
         Self::AgentStarted,
         Self::AgentWorked,
@@ -108,6 +112,8 @@ impl Point {
         Self::HistoryHeard,
         Self::HistoryWritten,
         Self::PositionStored,
+        Self::RunAnswered,
+        Self::RunAsked,
         Self::RunFinishing,
         Self::ScheduleBeforeCommit,
         Self::ScheduleFired,
@@ -152,6 +158,8 @@ impl Point {
             Self::HistoryHeard => "history.heard",
             Self::HistoryWritten => "history.written",
             Self::PositionStored => "position.stored",
+            Self::RunAnswered => "run.answered",
+            Self::RunAsked => "run.asked",
             Self::RunFinishing => "run.finishing",
             Self::ScheduleBeforeCommit => "schedule.before_commit",
             Self::ScheduleFired => "schedule.fired",

@@ -31,6 +31,7 @@ mod wake;
 
 pub use compiled::CompiledAgent;
 pub use credentials::{CredentialIssuer, JobCredentials};
+pub use definition::{ApprovalRule, OnDaemonDeath, OnUnknown};
 pub use definition::{
     Definition, Fetch, FetchMethod, Kind, Limits, Missed, Offer, OfferBy, Price, Problem, ResponseFormat,
     Run, Schedule, ScheduleRequest, SqlRead, Stream, Tool, ToolKind, Wake, WakeEvent, WakeRequest, check,
@@ -43,7 +44,8 @@ pub use metrics::{Ended, Metrics};
 pub use schedule::CronSchedule;
 pub use supervisor::{Agents, Deps, Error};
 pub use think::ToolsBy;
-pub(crate) use tool::unfit_readers;
+pub use tool::Keeper;
+pub(crate) use tool::{KEEP, keep_call, unfit_readers};
 pub use wake::{BadTemplate, Commit, PositionedChange, WakeIndex};
 
 use serde::{Deserialize, Serialize};

@@ -30,9 +30,10 @@ fn line(step: &Value) -> String {
             let result = shortened(&step["result"]);
             let arrow = if result.is_empty() { "" } else { " -> " };
             format!(
-                "{} ({}) {args}{arrow}{result}",
+                "{} ({}) {args}{}{arrow}{result}",
                 output::text(&step["tool"]),
-                output::text(&step["effect"])
+                output::text(&step["effect"]),
+                approval(step),
             )
         }
         "model" => {
@@ -47,6 +48,23 @@ fn line(step: &Value) -> String {
     let line =
         format!("  {:>3}  {kind:<6} {:<9} {what}", output::text(&step["seq"]), format!("{state}{tries}"));
     line.trim_end().to_owned()
+}
+
+/// ` [approved by ada, used; edited: {"n":1}]`; empty for a call without approval.
+fn approval(step: &Value) -> String {
+    let Some(approval) = step["approval"].as_str() else { return String::new() };
+    let by = step["approved_by"].as_str().map(|by| format!(" by {by}")).unwrap_or_default();
+    let told = match (approval, step["state"].as_str()) {
+        (_, Some("denied")) => format!("denied{by}"),
+        ("asked", _) => "waits for approval".to_owned(),
+        ("granted", _) => format!("approved{by}"),
+        (other, _) => format!("approved{by}, {other}"),
+    };
+    let edited = match &step["edited_args"] {
+        Value::Null => String::new(),
+        args => format!("; edited: {}", shortened(args)),
+    };
+    format!(" [{told}{edited}]")
 }
 
 /// A value as one short line; empty for null.

@@ -22,6 +22,7 @@ mod upkeep;
 pub use commands::bulk::{Bulk, BulkAction, BulkDone, NotChanged, Requeue, Requeued};
 pub use commands::task_commands::TaskCommands;
 pub use model::agent_words::{AgentKind, AgentPresence};
+pub use model::approval::{ApprovalCall, CallDecision, Decision, decisions};
 pub(crate) use model::budget::budget_question;
 pub use model::budget::{Amount, Budget, InsufficientBudget};
 pub use model::config::{Config, FOREVER};

@@ -1,6 +1,6 @@
 //! The checks of `run.tools` and `[[tool]]`.
 use super::{
-    Definition, FETCH, Kind, PUBLIC, SQL_READ, Tool, ToolKind,
+    ApprovalRule, Definition, FETCH, Kind, PUBLIC, SQL_READ, Tool, ToolKind,
     check::{Problems, check_program, url_problem},
 };
 use crate::{
@@ -181,6 +181,7 @@ fn one(place: &str, tool: &Tool, definition: &Definition, env: &Env, found: &mut
     if timeout < Duration::from_millis(10) || timeout > Duration::from_secs(3_600) {
         found.add(format!("{place}.timeout"), "it must be 10ms to 1h");
     }
+    approval(place, tool, found);
     found.bounds(&format!("{place}.output_bytes"), tool.output_bytes, 256, 1 << 20);
     let allowed: &[Effect] = match tool.kind {
         ToolKind::Sql => &[Effect::Read, Effect::Database],
@@ -211,6 +212,16 @@ fn one(place: &str, tool: &Tool, definition: &Definition, env: &Env, found: &mut
         },
         ToolKind::Http => http(place, tool, found),
         ToolKind::Sql => sql(place, tool, found),
+    }
+}
+
+fn approval(place: &str, tool: &Tool, found: &mut Problems) {
+    let Some(rule) = &tool.approval else { return };
+    if let Some(Err(e)) = rule.when.as_deref().map(ApprovalRule::template) {
+        found.add(format!("{place}.approval.when"), e.reason);
+    }
+    if rule.expires < Duration::from_secs(1) || rule.expires > Duration::from_secs(364 * 86_400) {
+        found.add(format!("{place}.approval.expires"), "it must be 1s to 364d");
     }
 }
 
@@ -271,8 +282,10 @@ mod tests {
             kind = "http"
             url = "http://127.0.0.1:1/b"
             headers_env = { Authorization = "KEY" }
+            approval = "always"
             [[tool]]
             name = "c"
+            approval = { when = "{{ args.a > 3 }}", expires = "1h" }
             kind = "sql"
             role = "writer"
             statement = "update t set a = :a::int returning a, ':x'"
@@ -309,10 +322,12 @@ mod tests {
             kind = "http"
             url = "http://x"
             headers_env = { "a b" = "KEY" }
+            approval = { when = "args.amount > 3", expires = "0s" }
             [[tool]]
             name = "e"
             kind = "sql"
             role = "r"
+            approval = { when = "{{ arg.a }}" }
         "#;
         assert_eq!(
             problems(text),
@@ -334,7 +349,10 @@ mod tests {
                 "tool.2.effect: a tool of this kind has read or database",
                 "tool.2.role: role is missing: the role that runs the statement",
                 "tool.2.statement: :x is not in parameters.properties",
+                "tool.3.approval.when: it has no {{ expression }}",
+                "tool.3.approval.expires: it must be 1s to 364d",
                 "tool.3.headers_env: \"a b\" = \"KEY\" is no header with the name of a variable",
+                "tool.4.approval.when: there is no \"arg\": use args, task, agent, spent",
                 "tool.4.statement: statement is missing",
             ]
         );

@@ -4,6 +4,7 @@
 //! report their place. What depends on several keys (a command without `argv`, a filter that cannot be parsed) is
 //! checked by [`check`], which returns all problems at once. Never reads a definition file and never starts
 //! anything; it reads the environment and the disk only to see whether a command and its folder exist.
+mod approval;
 mod built_in;
 mod check;
 mod check_tools;
@@ -14,6 +15,8 @@ mod shown;
 mod tool;
 mod wake;
 
+pub(crate) use approval::APPROVAL_EXPIRES;
+pub use approval::ApprovalRule;
 pub(crate) use built_in::{FETCH, PUBLIC, SQL_READ};
 pub use built_in::{Fetch, FetchMethod, SqlRead};
 pub use check::{Problem, check, check_all, check_in};

@@ -1,4 +1,5 @@
 //! `[[tool]]`: what the model of an agent may call.
+use super::approval::{self, ApprovalRule};
 use crate::{
     agent::{think::BUILT_IN, tool::Callable},
     task::Effect,
@@ -23,6 +24,9 @@ pub struct Tool {
     /// The class of its effect. Defaults to `database` for a statement, and to `once` for the others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub effect: Option<Effect>,
+    /// Which calls may not begin before a person approves them. Defaults to none.
+    #[serde(default, deserialize_with = "approval::read", skip_serializing_if = "Option::is_none")]
+    pub approval: Option<ApprovalRule>,
     /// Time limit of a call. Defaults to 30 seconds; 5 seconds for a statement.
     #[serde(default, with = "humantime_serde", skip_serializing_if = "Option::is_none")]
     pub timeout: Option<Duration>,

@@ -105,7 +105,13 @@ impl Command {
         if let Some(Asked { wait_for, question }) = ended.question {
             let usage =
                 Usage { tokens: 0, microdollars: self.definition.offer.cost_microdollars, presumed: false };
-            return Ok(Finished::Waits(Question { wait_for, question, checkpoint: ended.checkpoint, usage }));
+            return Ok(Finished::Waits(Question {
+                wait_for,
+                question,
+                checkpoint: ended.checkpoint,
+                usage,
+                calls: Vec::new(),
+            }));
         }
         let result = json::parse(&output).map_err(|e| match (output.trim_ascii(), e) {
             ([], _) => retryable("result is no JSON: the command wrote nothing on standard output"),

@@ -175,7 +175,11 @@ pub(super) fn give_up(args: &Value) -> bool {
 
 /// The names that a person reads about a call, with its arguments in at most this many bytes.
 pub(super) fn shown_args(args: &Value, bytes_max: usize) -> String {
-    let text = args.to_string();
+    cut(&args.to_string(), bytes_max)
+}
+
+/// The beginning of a text, in at most this many bytes.
+pub(super) fn cut(text: &str, bytes_max: usize) -> String {
     let end = (0..=bytes_max.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
     let cut = if end < text.len() { "…" } else { "" };
     format!("{}{cut}", text.get(..end).unwrap_or_default())

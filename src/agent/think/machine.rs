@@ -1,5 +1,5 @@
 //! What comes next in a run, from its rows alone: pure, total, without clock or chance.
-use crate::task::{Effect, Ending, NoteKind, Step, StepBody, StepState, ToolStep};
+use crate::task::{Approval, Effect, Ending, NoteKind, Step, StepBody, StepState, ToolStep};
 
 /// The tool that ends a run with its result.
 pub(crate) const FINISH: &str = "finish";
@@ -47,6 +47,8 @@ pub(crate) enum Action {
     Doubt(i32),
     /// Ask a person about this call, or use the answer: its tool is `ask`, or its outcome is unknown.
     AskPerson(i32),
+    /// Ask a person to approve these calls, or use the answer. All others of their answer have ended.
+    AskApproval(Vec<i32>),
     /// `finish` beside a call that failed: it is refused, and the model goes on.
     RefuseFinish(i32),
     /// End with the result of this step.
@@ -115,7 +117,7 @@ fn calls(steps: &[Step], after: &[Step], rules: Rules, last: bool) -> Action {
         return action;
     }
     if let Some((step, tool)) = own.iter().find(|(step, _)| !step.state.has_ended()) {
-        let failed = work.iter().any(|(step, _)| step.state == StepState::Failed);
+        let failed = work.iter().any(|(step, _)| matches!(step.state, StepState::Failed | StepState::Denied));
         return match tool.name.as_str() {
             FINISH if failed => Action::RefuseFinish(step.seq),
             FINISH => Action::Finish(step.seq),
@@ -144,18 +146,34 @@ fn calls(steps: &[Step], after: &[Step], rules: Rules, last: bool) -> Action {
     ask(steps, rules, Some(last))
 }
 
-/// The first calls that have not ended: reading ones together, others alone.
+/// The first calls that have not ended: reading ones together, others alone, and at the end all that wait for an
+/// approval, so that a person is asked once.
 fn pending(work: &[&(&Step, &ToolStep)]) -> Option<Action> {
-    let mut waiting = work.iter().filter(|(step, _)| !step.state.has_ended()).peekable();
-    let (first, tool) = waiting.peek()?;
-    match (first.state, tool.effect) {
-        (StepState::Unknown, _) => return Some(Action::AskPerson(first.seq)),
-        (StepState::Started, Effect::Once) => return Some(Action::Doubt(first.seq)),
-        (_, Effect::Read) => {}
-        _ => return Some(Action::Run(vec![first.seq])),
+    let waiting = work.iter().copied().filter(|(step, _)| !step.state.has_ended());
+    let (held, free): (Vec<_>, Vec<_>) = waiting.partition(|(_, tool)| tool.is_held());
+    let Some((first, tool)) = free.first() else {
+        let held: Vec<i32> = held.iter().map(|(step, _)| step.seq).collect();
+        return (!held.is_empty()).then_some(Action::AskApproval(held));
+    };
+    if first.state == StepState::Unknown {
+        return Some(Action::AskPerson(first.seq));
     }
-    let reads = waiting.take_while(|(_, tool)| tool.effect == Effect::Read);
+    if is_doubtful(first, tool) {
+        return Some(Action::Doubt(first.seq));
+    }
+    if tool.effect != Effect::Read {
+        return Some(Action::Run(vec![first.seq]));
+    }
+    let reads = free.iter().take_while(|(step, tool)| {
+        tool.effect == Effect::Read && step.state != StepState::Unknown && !is_doubtful(step, tool)
+    });
     Some(Action::Run(reads.take(READS_MAX).map(|(step, _)| step.seq).collect()))
+}
+
+/// Whether a call that was begun may not run again by itself. An approval that was used is used: also a call that
+/// could be repeated is not repeated with it.
+fn is_doubtful(step: &Step, tool: &ToolStep) -> bool {
+    step.state == StepState::Started && (tool.effect == Effect::Once || tool.approval == Some(Approval::Used))
 }
 
 /// Asks, within the limits. `was_last` is that of the question before.

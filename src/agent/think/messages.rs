@@ -101,7 +101,11 @@ fn sent_calls(run: i32, theirs: Option<&Value>, calls: &[&Step]) -> Value {
 
 /// The result of a call as a message. `None` while it has none.
 fn result(run: i32, step: &Step, call: &ToolStep, by: ToolsBy) -> Option<Value> {
-    let text = call.result.as_deref().filter(|_| step.state.has_ended())?;
+    let result = call.result.as_deref().filter(|_| step.state.has_ended())?;
+    let text = match &call.edited {
+        None => result.to_owned(),
+        Some(args) => format!("A person changed the arguments to {args}\n{result}"),
+    };
     Some(match by {
         ToolsBy::Native => {
             json!({ "role": "tool", "tool_call_id": wire_id(run, step.seq), "content": text })

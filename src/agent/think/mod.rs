@@ -4,6 +4,7 @@
 //! again, until there is a result. Every step is a row. The pure machine says from the rows what comes next, and the
 //! session performs it, reads the rows again and goes on; it keeps nothing between two steps. So a daemon that is
 //! killed anywhere loses at most the step that was under way, and the next question has the same bytes.
+mod approve;
 mod calls;
 mod catalog;
 mod machine;

@@ -251,6 +251,10 @@ impl Session<'_> {
     pub(super) async fn run_calls(&self, steps: &[Step], seqs: &[i32]) -> Result<(), Failure> {
         let calls: Vec<(&Step, &ToolStep)> =
             steps.iter().filter_map(machine::tool).filter(|(step, _)| seqs.contains(&step.seq)).collect();
+        let held = self.calls_to_hold(&calls);
+        if !held.is_empty() {
+            return self.hold(&held).await;
+        }
         let names: Vec<&str> = calls.iter().map(|(_, call)| call.name.as_str()).collect();
         self.shows(format!("calling {}", names.join(", ")));
         let begun: Vec<i32> =
@@ -318,7 +322,7 @@ impl Session<'_> {
             let outcome = tool::call(ToolCall {
                 tool,
                 agent: &self.at.agent,
-                args: &call.args,
+                args: call.run_args(),
                 key: &call.key,
                 ids: &ids,
                 folder: self.thinker.definition.folder.as_deref(),
@@ -342,7 +346,7 @@ impl Session<'_> {
     async fn run_statement(&self, seq: i32, call: &ToolStep) -> Result<(), Failure> {
         let tool = callable(&self.pinned, &call.name);
         let Some(tool) = tool.as_ref().and_then(Callable::statement) else { return Ok(()) };
-        let statement = tool::statement(tool, &call.args);
+        let statement = tool::statement(tool, call.run_args());
         let end = |result: &DatabaseResult| match result {
             DatabaseResult::Rows { rows, more } => {
                 let text = json!({ "rows": rows, "more": more }).to_string();
@@ -389,10 +393,15 @@ impl Session<'_> {
     }
 
     async fn asks_about(&self, seq: i32, state: StepState) -> Result<(), Failure> {
-        let answers = i32::try_from(self.job.start.answers.len()).unwrap_or(i32::MAX);
+        let answers = self.answers();
         let asked =
             again(self.job.deadline, || self.tasks.ask_about_call(&self.at, seq, state, answers)).await;
         asked.map_err(|e| unwritten(&e))
+    }
+
+    /// How many answers the task has.
+    pub(super) fn answers(&self) -> i32 {
+        i32::try_from(self.job.start.answers.len()).unwrap_or(i32::MAX)
     }
 
     /// Asks a person, or uses the answer.
@@ -413,7 +422,13 @@ impl Session<'_> {
         match (self.answer(asked_after, &question), step.state) {
             (None, _) => {
                 let checkpoint = Some(catalog::checkpoint(self.at.run, seq));
-                Ok(Some(Finished::Waits(Question { wait_for, question, checkpoint, usage: self.used })))
+                Ok(Some(Finished::Waits(Question {
+                    wait_for,
+                    question,
+                    checkpoint,
+                    usage: self.used,
+                    calls: Vec::new(),
+                })))
             }
             (Some(answer), StepState::Unknown) => self.decided(seq, call, &answer).await.map(|()| None),
             (Some(answer), _) => {
@@ -494,7 +509,7 @@ fn unknown_question(run: i32, seq: i32, call: &ToolStep) -> String {
          and its outcome is unknown. Answer {{\"outcome\": \"done\", \"result\": …}}, {{\"outcome\": \"not_done\"}} to \
          run it, or {{\"outcome\": \"skip\"}}.",
         call.name,
-        catalog::shown_args(&call.args, SHOWN_ARGS_MAX),
+        catalog::shown_args(call.run_args(), SHOWN_ARGS_MAX),
         call.key,
     )
 }

@@ -48,6 +48,8 @@ pub(crate) struct Session<'a> {
     pub(super) used: Usage,
     /// What the run had used before.
     pub(super) tokens_before: u64,
+    /// Tokens and microdollars of the run, as in its row.
+    pub(super) spent: (u64, u64),
     /// Messages that came since the last job, until they are in a note.
     messages: Option<String>,
 }
@@ -100,6 +102,7 @@ impl<'a> Session<'a> {
             earlier,
             used: Usage::default(),
             tokens_before,
+            spent: (tokens_before, 0),
             messages,
         })
     }
@@ -145,6 +148,7 @@ impl<'a> Session<'a> {
             again(self.job.deadline, || self.tasks.latest_run(task)).await.map_err(|e| unwritten(&e))?;
         let run = found.map(|found| found.run).filter(|run| run.number == self.at.run);
         let run = run.ok_or_else(|| retryable("another run of the task has begun"))?;
+        self.spent = (run.tokens, run.microdollars);
         let steps = run.steps;
         let action = machine::next(&steps, self.rules());
         // Between the results of an answer and the next question, never between a call and its result.
@@ -166,6 +170,7 @@ impl<'a> Session<'a> {
             Action::Run(seqs) => self.run_calls(steps, &seqs).await.map(|()| None),
             Action::Doubt(seq) => self.doubt(seq).await.map(|()| None),
             Action::AskPerson(seq) => self.ask_person(steps, seq).await,
+            Action::AskApproval(seqs) => self.ask_approval(steps, &seqs).await,
             Action::RefuseFinish(seq) => self.refuse_finish(seq).await.map(|()| None),
             Action::Finish(seq) => self.finish(steps, seq).await.map(Some),
             Action::GiveUp(seq) => Err(self.give_up(steps, seq).await?),

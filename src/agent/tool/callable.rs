@@ -1,7 +1,7 @@
 //! What a name of `run.tools` stands for: a declared tool, or one that the daemon has itself.
 use crate::{
     agent::{
-        Definition, Fetch, SqlRead, Tool, ToolKind,
+        ApprovalRule, Definition, Fetch, SqlRead, Tool, ToolKind,
         definition::{FETCH, SQL_READ},
     },
     task::Effect,
@@ -80,6 +80,14 @@ impl Callable<'_> {
         match self {
             Self::Declared(tool) => tool.effect(),
             Self::SqlRead(_) | Self::Fetch(_) => Effect::Read,
+        }
+    }
+
+    /// Which calls need an approval.
+    pub(crate) fn approval(&self) -> Option<&ApprovalRule> {
+        match self {
+            Self::Declared(tool) => tool.approval.as_ref(),
+            Self::SqlRead(_) | Self::Fetch(_) => None,
         }
     }
 

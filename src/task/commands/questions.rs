@@ -9,7 +9,7 @@ use crate::task::storage::statement::{run, sql};
 use crate::task::storage::transaction::Transaction;
 use crate::task::{
     AgentId, AssignmentKey, Error, Notice, OrgId, QUESTION_BYTES_MAX, Question, RESULT_BYTES_MAX, Request,
-    Requested, Requester, TaskCommands, TaskId, TaskState, Update, commands::request,
+    Requested, Requester, TaskCommands, TaskId, TaskState, Update, commands::request, decisions,
 };
 use serde_json::Value;
 use uuid::Uuid;
@@ -59,8 +59,9 @@ impl TaskCommands {
     /// Answers the question of a task, which resumes as soon as an agent is free. `by` is recorded.
     ///
     /// # Errors
-    /// `UnknownTask`; `Conflict` with the state when it does not wait; `Forbidden` to the agent that asked;
-    /// `BadRequest` and `TooLarge` for an answer that cannot be stored.
+    /// `UnknownTask`; `Conflict` with the state when it does not wait; `Forbidden` to the agent that asked, and to
+    /// every agent of the tree if it is about calls to approve; `BadRequest` and `TooLarge` for an answer that cannot
+    /// be stored, or decides about no such call.
     pub async fn answer(
         &self,
         task: TaskId,
@@ -76,6 +77,9 @@ impl TaskCommands {
         {
             return Err(Error::Forbidden("the agent that asked cannot answer".into()));
         }
+        if let Some(calls) = found.question.as_ref().filter(|_| found.state == TaskState::Waiting) {
+            self.check_approval(task, &by, calls, &answer).await?;
+        }
         let action = Action::Answer { answer, by: by.to_string() };
         match self.endings.send(TaskCommand { task, holder: None, action }).await? {
             CommandReply::Moved(update) => {
@@ -86,6 +90,28 @@ impl TaskCommands {
                 Err(Error::UnknownTask(task))
             }
         }
+    }
+
+    /// Checks an answer to a question about calls: who gives it, and its form. If the task asks something else
+    /// meanwhile, the ids of the calls are unknown there, and the answer decides nothing.
+    async fn check_approval(
+        &self,
+        task: TaskId,
+        by: &Requester,
+        question: &Value,
+        answer: &Value,
+    ) -> Result<(), Error> {
+        let Some(calls) = question.get("calls").and_then(Value::as_array) else { return Ok(()) };
+        if let Some(agent) = by.agent() {
+            let rows = self.query(sql!("works_in_tree"), &[&task.as_uuid(), &agent.as_str()]).await?;
+            if rows::all::<bool>(&rows, "works_in_tree")?.contains(&true) {
+                return Err(Error::Forbidden(
+                    "an agent that works in the tree of the task cannot approve".into(),
+                ));
+            }
+        }
+        let ids: Vec<&str> = calls.iter().filter_map(|call| call.get("id")?.as_str()).collect();
+        decisions(&ids, answer).map(drop).map_err(|why| Error::BadRequest(format!("answer: {why}")))
     }
 
     /// Gives the task back because of an outage, like a stop of the daemon. It counts as no attempt for

@@ -182,8 +182,13 @@ fn rare_columns(
     let agent = row.live.as_ref().map(|live| live.agent.clone());
     let question = match &command.action {
         Action::Wait(asked) if step.state == TaskState::Waiting => {
-            let Question { wait_for, question, .. } = &**asked;
-            Some(AskedQuestion { wait_for: *wait_for, question: question.clone(), agent_id: agent.clone() })
+            let Question { wait_for, question, calls, .. } = &**asked;
+            Some(AskedQuestion {
+                wait_for: *wait_for,
+                question: question.clone(),
+                agent_id: agent.clone(),
+                calls: calls.clone(),
+            })
         }
         _ => None,
     };

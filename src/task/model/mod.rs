@@ -2,6 +2,7 @@
 //!
 //! Names no table and no state of the daemon.
 pub(in crate::task) mod agent_words;
+pub(in crate::task) mod approval;
 pub(in crate::task) mod budget;
 pub(in crate::task) mod config;
 pub(in crate::task) mod error;

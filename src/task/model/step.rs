@@ -58,6 +58,8 @@ words! {
         Done = "done",
         /// Ended with an error that the model is shown.
         Failed = "failed",
+        /// A person did not approve it, so it did not begin.
+        Denied = "denied",
         /// A person decided that it is not carried out.
         Skipped = "skipped",
         /// Whether it happened is unknown.
@@ -69,7 +71,21 @@ impl StepState {
     /// Whether the step has its result.
     #[must_use]
     pub fn has_ended(self) -> bool {
-        matches!(self, Self::Done | Self::Failed | Self::Skipped)
+        matches!(self, Self::Done | Self::Failed | Self::Denied | Self::Skipped)
+    }
+}
+
+words! {
+    /// Approval of a call that may not begin without one.
+    Approval {
+        /// A person is asked.
+        Asked = "asked",
+        /// The call may begin, once.
+        Granted = "granted",
+        /// It was granted, and the call did not begin in time.
+        Expired = "expired",
+        /// The call has begun with it.
+        Used = "used",
     }
 }
 
@@ -156,14 +172,32 @@ pub struct ToolStep {
     pub args: Value,
     /// SHA-256 of the arguments, in hexadecimal.
     pub args_sha256: String,
+    /// What a person made of the arguments when approving.
+    pub edited: Option<Value>,
     /// The class of its effect.
     pub effect: Effect,
+    /// `None` if the call needs no approval, or nobody has judged yet whether it does.
+    pub approval: Option<Approval>,
     /// The idempotency key.
     pub key: String,
     /// What the model is shown.
     pub result: Option<String>,
     /// How many answers the task had when the person was asked.
     pub asked_after: Option<i32>,
+}
+
+impl ToolStep {
+    /// The arguments that it runs with.
+    #[must_use]
+    pub fn run_args(&self) -> &Value {
+        self.edited.as_ref().unwrap_or(&self.args)
+    }
+
+    /// Whether it waits for an approval.
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        matches!(self.approval, Some(Approval::Asked | Approval::Expired))
+    }
 }
 
 /// A run: one line of thought of one agent on one task.
@@ -177,6 +211,8 @@ pub struct Run {
     pub body: Value,
     /// Tokens of its model steps so far.
     pub tokens: u64,
+    /// Cost of its model steps so far.
+    pub microdollars: u64,
     /// Its steps in order.
     pub steps: Vec<Step>,
 }

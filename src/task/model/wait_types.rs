@@ -1,6 +1,6 @@
 //! What a task may wait for besides an agent: other tasks, an answer, a verifier.
 //! Shapes follow `docs/spec/negotiation.md` §3 and §5 (15, 18, 22).
-use crate::task::{Policy, Usage};
+use crate::task::{ApprovalCall, Policy, Usage};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -76,6 +76,9 @@ pub struct Question {
     /// Its usage so far.
     #[serde(default = "Usage::unreported")]
     pub usage: Usage,
+    /// The calls that it asks to approve: only of agents that think.
+    #[serde(skip)]
+    pub calls: Vec<ApprovalCall>,
 }
 
 /// What a task waits for.

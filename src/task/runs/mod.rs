@@ -4,9 +4,11 @@
 //! `running` writes nothing (`Fenced`). An append also carries the number of the last step that the caller has read, so
 //! that two writers cannot both append. A step that has ended is never written again. Every commit here waits for the
 //! disk: an intent that a crash of Postgres forgot could let an effect happen twice.
+mod approvals;
 mod database_tool;
 mod read;
 
+pub use approvals::CallDecision;
 pub use database_tool::{DatabaseCall, DatabaseResult};
 pub use read::LatestRun;
 

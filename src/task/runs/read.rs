@@ -2,8 +2,8 @@
 use crate::task::storage::rows::{self, Columns, Unreadable};
 use crate::task::storage::statement::sql;
 use crate::task::{
-    EarlierEffect, Effect, Ending, Error, NoteKind, Run, Step, StepBody, StepState, TaskId, TaskReader,
-    ToolStep,
+    Approval, EarlierEffect, Effect, Ending, Error, NoteKind, Run, Step, StepBody, StepState, TaskId,
+    TaskReader, ToolStep,
 };
 use serde_json::{Value, json};
 use tokio_postgres::Row;
@@ -28,12 +28,13 @@ impl TaskReader {
         if let Some(last) = steps.last_mut().filter(|last| last.seq == head) {
             last.rejected = ended_state.as_deref() == Some("rejected");
         }
-        let tokens = rows::amount(row, "tokens")?;
+        let (tokens, microdollars) = (rows::amount(row, "tokens")?, rows::amount(row, "microdollars")?);
         let run = Run {
             number,
             definition: row.read("definition_hash")?,
             body: row.read::<Option<Value>>("body")?.unwrap_or_default(),
             tokens,
+            microdollars,
             steps,
         };
         Ok(Some(LatestRun { run, agent: row.read("agent_id")?, ended_state }))
@@ -107,7 +108,12 @@ fn tool(row: &Row) -> Result<ToolStep, Unreadable> {
         name: row.read("name")?,
         args: row.read::<Option<Value>>("args")?.unwrap_or_default(),
         args_sha256: row.read("args_sha256")?,
+        edited: row.read("edited_args")?,
         effect: known(row, "effect", Effect::parse)?,
+        approval: match row.read::<Option<&str>>("approval")? {
+            None => None,
+            Some(word) => Some(Approval::parse(word).ok_or_else(|| rows::newer_schema(word, "approval"))?),
+        },
         key: row.read("key")?,
         result: row.read("result")?,
         asked_after: row.read("asked_after")?,
@@ -157,6 +163,10 @@ fn shown_step(row: &Row, contents: bool) -> Result<Value, Unreadable> {
         "after": row.read::<Option<i32>>("after_seq")?,
         "tool": row.read::<Option<&str>>("name")?,
         "effect": row.read::<Option<&str>>("effect")?,
+        "args_sha256": row.read::<Option<&str>>("args_sha256")?,
+        "approval": row.read::<Option<&str>>("approval")?,
+        "approved_by": row.read::<Option<&str>>("approved_by")?,
+        "approval_expires_at": rows::time(row, "approval_expires_at")?,
         "key": row.read::<Option<&str>>("key")?,
         "bytes": row.read::<Option<i64>>("bytes")?,
         "cut": row.read::<Option<bool>>("cut")?.filter(|it| *it),
@@ -167,6 +177,7 @@ fn shown_step(row: &Row, contents: bool) -> Result<Value, Unreadable> {
         members.insert("note".into(), json!(row.read::<Option<&str>>("note")?));
         members.insert("answer".into(), rows::json(row, "answer"));
         members.insert("args".into(), rows::json(row, "args"));
+        members.insert("edited_args".into(), rows::json(row, "edited_args"));
         members.insert("result".into(), json!(row.read::<Option<&str>>("result")?));
     }
     members.retain(|_, value| !value.is_null());

@@ -1,5 +1,5 @@
 -- Effects of earlier runs of a task: those that happened, and those of which it is unknown.
-select s.name, s.args_sha256, case s.state when 'done' then 'done' else 'unknown' end as state, s.result
+select s.name, coalesce(s.edited_sha256, s.args_sha256) as args_sha256, case s.state when 'done' then 'done' else 'unknown' end as state, s.result
 from convoke.steps s
 where s.task_id = $1 and s.run < $2 and s.kind = 'tool' and s.effect <> 'read' and s.tries > 0
     and s.state in ('done', 'started', 'unknown')

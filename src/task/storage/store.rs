@@ -90,6 +90,10 @@ pub(in crate::task) struct AskedQuestion {
     pub(in crate::task) wait_for: WaitFor,
     pub(in crate::task) question: String,
     pub(in crate::task) agent_id: Option<AgentId>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(in crate::task) calls: Vec<crate::task::ApprovalCall>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(in crate::task) approvers: Vec<String>,
 }
 
 /// An answer as its task stores it.
@@ -277,6 +281,8 @@ mod tests {
                 wait_for: WaitFor::Approval,
                 question: "ok?".into(),
                 agent_id: None,
+                calls: Vec::new(),
+                approvers: Vec::new(),
             }),
             answer: Some(GivenAnswer { answer: json!(1), by: "user:1".into() }),
             prefer: Some("a".parse().unwrap()),

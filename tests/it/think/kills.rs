@@ -29,7 +29,7 @@ async fn prepared() -> (World, TestDb, tempfile::TempDir) {
     (world, db, folder)
 }
 
-fn token(folder: &Path) -> String {
+pub(super) fn token(folder: &Path) -> String {
     let secret = std::fs::read_to_string(folder.join("data/jwt.secret")).unwrap();
     let keys = Keys::from_secret(&secret.trim().to_owned().into()).unwrap();
     let mut wish = MintRequest::new(Role::ServiceRole);
@@ -78,7 +78,7 @@ async fn undisturbed() -> BTreeMap<usize, Vec<Bytes>> {
     world.asked()
 }
 
-async fn request(db: &TestDb) {
+pub(super) async fn request(db: &TestDb) {
     let request = "select convoke.request_task('think.it', '{\"q\": 1}', '{think}', 'demo')";
     db.client().await.query_one(request, &[]).await.unwrap();
 }

@@ -1,4 +1,5 @@
 //! Agents that think: whole runs against a scripted model, real services and a real database.
+mod approvals;
 mod fetch;
 mod kills;
 mod runs;

@@ -28,11 +28,11 @@ fn call(seq: i32, name: &str, effect: Effect, state: StepState) -> Step {
 
 #[test]
 fn call_of_every_effect_in_every_state_has_its_action() {
-    use StepState::{Done, Failed, Planned, Skipped, Started, Unknown};
+    use StepState::{Denied, Done, Failed, Planned, Skipped, Started, Unknown};
     for effect in Effect::ALL.iter().copied() {
         for state in StepState::ALL.iter().copied() {
             let expected = match (state, effect) {
-                (Done | Failed | Skipped, _) => ASK_NEXT,
+                (Done | Failed | Denied | Skipped, _) => ASK_NEXT,
                 (Unknown, _) => Action::AskPerson(3),
                 (Started, Effect::Once) => Action::Doubt(3),
                 (Planned | Started, _) => Action::Run(vec![3]),
@@ -44,6 +44,50 @@ fn call_of_every_effect_in_every_state_has_its_action() {
             );
         }
     }
+}
+
+fn approved(mut step: Step, approval: Option<Approval>) -> Step {
+    if let StepBody::Tool(tool) = &mut step.body {
+        tool.approval = approval;
+    }
+    step
+}
+
+#[test]
+fn call_with_every_approval_in_every_state_has_its_action() {
+    use StepState::{Planned, Started, Unknown};
+    for effect in Effect::ALL.iter().copied() {
+        for (state, approval, expected) in [
+            (Planned, Approval::Asked, Action::AskApproval(vec![3])),
+            (Planned, Approval::Expired, Action::AskApproval(vec![3])),
+            (Planned, Approval::Granted, Action::Run(vec![3])),
+            // Never again with the same approval, whatever the effect.
+            (Started, Approval::Used, Action::Doubt(3)),
+            (Unknown, Approval::Used, Action::AskPerson(3)),
+        ] {
+            let steps = run(vec![approved(call(3, "x", effect, state), Some(approval))]);
+            assert_eq!(next(&steps, RULES), expected, "{effect:?} {state:?} {approval:?}");
+        }
+    }
+}
+
+#[test]
+fn calls_that_wait_for_approval_are_asked_about_together_after_all_others() {
+    let held = |seq, effect| approved(call(seq, "pay", effect, StepState::Planned), Some(Approval::Asked));
+    let other = |seq, state| call(seq, "write", Effect::Keyed, state);
+    let calls = |state| {
+        vec![
+            held(3, Effect::Once),
+            other(4, state),
+            held(5, Effect::Read),
+            call(6, FINISH, Effect::Read, StepState::Planned),
+        ]
+    };
+    assert_eq!(next(&run(calls(StepState::Planned)), RULES), Action::Run(vec![4]));
+    assert_eq!(next(&run(calls(StepState::Done)), RULES), Action::AskApproval(vec![3, 5]));
+    let denied = |seq| call(seq, "pay", Effect::Once, StepState::Denied);
+    let after = vec![denied(3), call(6, FINISH, Effect::Read, StepState::Planned)];
+    assert_eq!(next(&run(after), RULES), Action::RefuseFinish(6), "a denial is looked at first");
 }
 
 #[test]
@@ -195,6 +239,8 @@ struct World {
     effects: HashMap<i32, u32>,
     /// How often each question was answered by the model.
     answers: HashMap<i32, u32>,
+    /// The calls that need an approval.
+    needs: HashSet<i32>,
     ended: bool,
     kills: u32,
 }
@@ -203,7 +249,8 @@ impl World {
     fn new(seed: u64) -> Self {
         let (effects, answers) = (HashMap::new(), HashMap::new());
         let rng = StdRng::seed_from_u64(seed);
-        Self { rng, steps: vec![note(1, "task")], effects, answers, ended: false, kills: 0 }
+        let (steps, needs) = (vec![note(1, "task")], HashSet::new());
+        Self { rng, steps, effects, answers, needs, ended: false, kills: 0 }
     }
 
     fn chance(&mut self, percent: u32) -> bool {
@@ -248,10 +295,14 @@ impl World {
                 self.perform(action);
             }
             Action::Run(seqs) => {
-                for seq in seqs {
+                let is_held = |seq: &i32| self.needs.contains(seq) && self.approval(*seq).is_none();
+                let held: Vec<i32> = seqs.iter().copied().filter(is_held).collect();
+                held.iter().for_each(|seq| self.approve(*seq, Approval::Asked));
+                for seq in seqs.into_iter().filter(|_| held.is_empty()) {
                     self.run_call(seq);
                 }
             }
+            Action::AskApproval(seqs) => self.ask_approval(&seqs),
             Action::Doubt(seq) => self.at(seq).state = StepState::Unknown,
             Action::AskPerson(seq) => self.person(seq),
             Action::RefuseFinish(seq) => self.end(seq, StepState::Failed),
@@ -316,8 +367,53 @@ impl World {
                 if let StepBody::Tool(tool) = &mut step.body {
                     tool.result = Some("refused".into());
                 }
+            } else if name == "work" && self.rng.random_range(0..6) == 0 {
+                self.needs.insert(step.seq);
             }
             self.steps.push(step);
+        }
+    }
+
+    fn approval(&self, seq: i32) -> Option<Approval> {
+        let found = self.steps.iter().filter_map(tool).find(|(step, _)| step.seq == seq);
+        found.and_then(|(_, call)| call.approval)
+    }
+
+    fn approve(&mut self, seq: i32, approval: Approval) {
+        let step = self.at(seq);
+        assert_eq!(step.state, StepState::Planned);
+        if let StepBody::Tool(tool) = &mut step.body {
+            tool.approval = Some(approval);
+        }
+    }
+
+    fn ask_approval(&mut self, seqs: &[i32]) {
+        let last = self.steps.iter().rfind(|step| is_model(step)).map_or(0, |step| step.seq);
+        for (step, call) in self.steps.iter().filter_map(tool).filter(|(step, _)| step.seq > last) {
+            let is_own = BUILT_IN.contains(&call.name.as_str());
+            assert!(is_own || step.state.has_ended() || seqs.contains(&step.seq), "others come first");
+        }
+        if self.dies() {
+            return;
+        }
+        for seq in seqs {
+            match self.rng.random_range(0..10) {
+                _ if self.approval(*seq) == Some(Approval::Expired) => self.approve(*seq, Approval::Asked),
+                0..6 => self.approve(*seq, Approval::Granted),
+                6 => self.approve(*seq, Approval::Expired),
+                _ => self.end(*seq, StepState::Denied),
+            }
+        }
+    }
+
+    /// The row that begins a call uses its approval up.
+    fn use_approval(&mut self, seq: i32) {
+        if !self.needs.contains(&seq) {
+            return;
+        }
+        assert_eq!(self.approval(seq), Some(Approval::Granted), "one approval, one beginning");
+        if let StepBody::Tool(tool) = &mut self.at(seq).body {
+            tool.approval = Some(Approval::Used);
         }
     }
 
@@ -330,12 +426,14 @@ impl World {
             assert_eq!(step.state, StepState::Planned);
             if !self.dies() {
                 // One commit: the effect and the result.
+                self.use_approval(seq);
                 *self.effects.entry(seq).or_default() += 1;
                 self.end(seq, outcome);
             }
             return;
         }
         assert!(call.effect != Effect::Once || step.state == StepState::Planned, "once is never run again");
+        self.use_approval(seq);
         self.begin_call(seq, outcome);
     }
 
@@ -414,6 +512,7 @@ fn random_runs(actions: u64) {
                     u32::from(
                         step.state.has_ended()
                             && step.tries == 0
+                            && step.state != StepState::Denied
                             && call.result.as_deref() == Some("result")
                             && call.name == "work"
                     ),
