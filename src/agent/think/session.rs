@@ -247,10 +247,11 @@ pub(super) fn head(steps: &[Step]) -> i32 {
 }
 
 /// The run to go on with, its definition, and the tokens that it has used. `None` if a new one must begin: it is that
-/// of another agent, its attempt has failed with it, or this version cannot read its definition.
+/// of another agent, its attempt has failed with it, its task was canceled, or this version cannot read its definition.
 fn resumable(job: &Job, found: LatestRun) -> Option<(i32, Definition, u64)> {
-    let LatestRun { run, agent, ended_state } = found;
-    if agent != job.agent_id.as_str() || ended_state.as_deref() == Some("failed") {
+    let LatestRun { run, agent, ended_as, ended_state } = found;
+    let has_ended = ended_as.as_deref() == Some("canceled") || ended_state.as_deref() == Some("failed");
+    if agent != job.agent_id.as_str() || has_ended {
         return None;
     }
     let pinned: Definition = serde_json::from_value(run.body).ok()?;

@@ -95,6 +95,10 @@ pub(in crate::task) fn decide(
         Action::Wait(question) => TaskEvent::Wait(question.wait_for),
         Action::Answer { .. } => TaskEvent::Answer,
         Action::Cancel { .. } => TaskEvent::Cancel,
+        Action::Lost { daemon } if row.run.is_some() => {
+            cause.daemon_ended = *daemon;
+            death(row)
+        }
         // The end of the daemon does not count as an attempt. But the task itself may crash the daemon: after as many
         // ends as there are attempts, each of them counts.
         Action::Lost { daemon: true }
@@ -102,6 +106,7 @@ pub(in crate::task) fn decide(
                 && row.outages < row.facts.attempts_max
                 && row.has_outage_left(inputs.policies) =>
         {
+            cause.daemon_ended = true;
             TaskEvent::Outage { lost: true }
         }
         Action::Lost { daemon } => {
@@ -114,6 +119,12 @@ pub(in crate::task) fn decide(
         },
     };
     transition::settle(inputs, row, event, command, cause)
+}
+
+/// The death of an agent that works, or of its daemon. Of a run in which a step has ended it is no attempt, so that work
+/// that goes forward is not given up. Of a run without one it is: the step under way may be what kills the daemon.
+fn death(row: &LockedTask) -> TaskEvent {
+    if row.progressed() { TaskEvent::Outage { lost: true } } else { TaskEvent::LeaseLost }
 }
 
 impl From<InvalidTransition> for Error {
@@ -172,7 +183,7 @@ fn due(
             Due::TaskEvent(TaskEvent::StartTimeout)
         }
         (TaskState::Awarded, Some(live)) if live.is_late() => Due::TaskEvent(TaskEvent::ConfirmTimeout),
-        (TaskState::Running, Some(live)) if live.lease_late => Due::TaskEvent(TaskEvent::LeaseLost),
+        (TaskState::Running, Some(live)) if live.lease_late => Due::TaskEvent(death(row)),
         (TaskState::Running, Some(live)) if live.attempt_late => Due::TaskEvent(TaskEvent::AttemptTimeout),
         (TaskState::Running, Some(live)) => {
             let quiet_ms = millis(policy?.progress);

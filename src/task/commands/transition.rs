@@ -12,6 +12,8 @@ use crate::task::{Error, Question, TaskState, Usage};
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
 
+/// How often a step was begun, each time without an end, before its task counts as killed by it.
+const POISON_TRIES: i32 = 3;
 /// Longest backoff between attempts, in milliseconds.
 const RETRY_MS_MAX: i64 = 60_000;
 /// Longest backoff during an outage, in milliseconds. It uses no attempts, so a task may be retried many times.
@@ -84,7 +86,11 @@ pub(in crate::task) fn settle(
     command: &TaskCommand,
     cause: Cause,
 ) -> Result<Effect, Error> {
-    let step = row.facts.next(event)?;
+    let mut step = row.facts.next(event)?;
+    let poison = poison(row, event, &step);
+    if poison.is_some() {
+        step.reason = Some("poison");
+    }
     let CommandEffects { result, error, usage, checkpoint, reason } = command_effects(command, &cause);
     let usage = usage.limited();
     let canceled_meanwhile = row.facts.state == TaskState::Canceling && command.holder.is_some();
@@ -105,7 +111,7 @@ pub(in crate::task) fn settle(
     };
     put("state", serde_json::to_value(step.state).ok());
     put("reason", step.reason.map(Into::into));
-    let error = error.or_else(|| timer_error(event, cause.daemon_ended));
+    let error = error.or(poison).or_else(|| timer_error(event, cause.daemon_ended));
     let message = reason.map(Value::from).or_else(|| error.as_ref()?.get("message").cloned());
     put("message", message);
     put("assignment", step.assignment.map(|state| state.as_str().into()));
@@ -213,7 +219,8 @@ fn rare_columns(
             .filter(|_| step.state == TaskState::Verifying),
         attempt_goes_on: step.attempt_goes_on,
         jitter: step.next == Next::RetryLater,
-        outage: matches!(event, TaskEvent::Outage { .. }),
+        // A run that goes forward has no outage that could last too long.
+        outage: matches!(event, TaskEvent::Outage { .. }) && !goes_forward(row, event),
         unable,
     }
 }
@@ -273,9 +280,12 @@ fn event_name(event: TaskEvent) -> &'static str {
 
 fn timer_error(event: TaskEvent, daemon_ended: bool) -> Option<Value> {
     let message = match event {
-        TaskEvent::Outage { lost: true } => "the daemon ended while the agent worked",
-        TaskEvent::LeaseLost if daemon_ended => "the daemon ended while the agent worked",
-        TaskEvent::LeaseLost => "the agent died or was silent for longer than its lease",
+        TaskEvent::Outage { lost: true } | TaskEvent::LeaseLost if daemon_ended => {
+            "the daemon ended while the agent worked"
+        }
+        TaskEvent::Outage { lost: true } | TaskEvent::LeaseLost => {
+            "the agent died or was silent for longer than its lease"
+        }
         TaskEvent::AttemptTimeout => "the attempt took longer than the policy allows",
         TaskEvent::Stall => "the agent lived but showed no work",
         TaskEvent::Deadline => "the deadline passed",
@@ -283,6 +293,21 @@ fn timer_error(event: TaskEvent, daemon_ended: bool) -> Option<Value> {
         _ => return None,
     };
     Some(json!({ "message": message }))
+}
+
+/// Whether a death interrupts a run in which a step has ended since its attempt began.
+fn goes_forward(row: &LockedTask, event: TaskEvent) -> bool {
+    event == TaskEvent::Outage { lost: true } && row.progressed()
+}
+
+/// The error of a task whose last attempts all died at the same step.
+fn poison(row: &LockedTask, event: TaskEvent, step: &Transition) -> Option<Value> {
+    let (seq, tries) = row.run.filter(|run| !run.progressed)?.under_way?;
+    let is_poison = event == TaskEvent::LeaseLost && step.state == TaskState::Failed && tries >= POISON_TRIES;
+    is_poison.then(|| {
+        let message = format!("the agent or its daemon died {tries} times at step {seq} of the run");
+        json!({ "message": message, "seq": seq })
+    })
 }
 
 /// Whether an eligible agent has not tried yet.
@@ -297,6 +322,9 @@ pub(in crate::task) fn others_could(inputs: Inputs<'_>, row: &LockedTask) -> boo
 
 /// The backoff before the next round, which doubles; `None` if another agent can take the task at once.
 fn retry_ms(inputs: Inputs<'_>, row: &LockedTask, event: TaskEvent) -> Option<i64> {
+    if goes_forward(row, event) {
+        return None;
+    }
     if let TaskEvent::Outage { lost } = event {
         // Every other agent is asked once before the task waits: some may decline every time.
         let able = inputs.roster.eligible(&row.org, &row.requires).len();

@@ -37,7 +37,8 @@ impl TaskReader {
             microdollars,
             steps,
         };
-        Ok(Some(LatestRun { run, agent: row.read("agent_id")?, ended_state }))
+        let (agent, ended_as) = (row.read("agent_id")?, row.read("ended_as")?);
+        Ok(Some(LatestRun { run, agent, ended_as, ended_state }))
     }
 
     /// The runs of a task with their steps: `[{run, agent_id, model, …, steps: [{seq, kind, state, …}]}]`. `contents`
@@ -74,6 +75,8 @@ pub struct LatestRun {
     pub run: Run,
     /// Its agent.
     pub agent: String,
+    /// How it ended. `None` while it has not ended.
+    pub ended_as: Option<String>,
     /// The state of the assignment that ended it. `None` while it has not ended.
     pub ended_state: Option<String>,
 }

@@ -20,7 +20,8 @@ select t.id, t.org, t.kind, t.requires, t.state, t.round, t.rounds_empty, t.epoc
         then extract(epoch from now.at - least(greatest(a.progress_at, now.first), now.last)) * 1000 end::bigint as silent_ms,
     case when a.lease_until is not null or a.attempt_deadline_at is not null
         then extract(epoch from least(greatest(least(a.lease_until, a.attempt_deadline_at), now.first), now.last) - now.at)
-            * 1000 end::bigint as lease_left_ms
+            * 1000 end::bigint as lease_left_ms,
+    n.progressed, n.under_way, n.tries
 from convoke.tasks t
 cross join (
     select at, at - interval '100 years' as first, at + interval '100 years' as last
@@ -30,5 +31,17 @@ cross join (
 left join lateral (
     select * from convoke.assignments where task_id = t.id and ended_at is null limit 1
 ) a on true
+-- The run that the assignment works on: whether a step has ended in this attempt, and the step that is under way.
+left join lateral (
+    select exists (select from convoke.steps s where s.task_id = t.id and s.run = r.run and s.assignment_id = a.id
+            and s.kind <> 'note' and s.ended_at is not null) as progressed,
+        (select s.seq from convoke.steps s where s.task_id = t.id and s.run = r.run and s.state = 'started'
+            order by s.seq limit 1) as under_way,
+        (select s.tries from convoke.steps s where s.task_id = t.id and s.run = r.run and s.state = 'started'
+            order by s.seq limit 1) as tries
+    from convoke.runs r
+    where t.state = 'running' and r.task_id = t.id and r.agent_id = a.agent_id and r.ended_at is null
+    order by r.run desc limit 1
+) n on true
 where t.id = any($1)
 order by t.priority desc, t.id

@@ -1,5 +1,5 @@
 -- The latest run of a task, its definition, and the state of the assignment that ended it.
-select r.run, r.agent_id, r.definition_hash, r.tokens, r.microdollars, r.head_seq, d.body, a.state as ended_state
+select r.run, r.ended_as, r.agent_id, r.definition_hash, r.tokens, r.microdollars, r.head_seq, d.body, a.state as ended_state
 from convoke.runs r
 left join convoke.definitions d on d.agent_id = r.agent_id and d.hash = r.definition_hash
 left join convoke.assignments a on a.id = r.ended_by

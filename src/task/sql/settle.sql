@@ -142,6 +142,11 @@ answered as (
         or (o.state = 'awarded' and o.round = m.round and o.agent_id = m.assignee
             and m.ended_as in ('refused', 'confirm_timeout', 'start_timeout', 'lease_lost', 'canceled')))
 ),
+-- A canceled task thinks no further: requeued, it begins a new run.
+canceled as (
+    update convoke.runs r set ended_as = 'canceled', ended_at = clock_timestamp()
+    from moved m where m.state = 'canceled' and r.task_id = m.id and r.ended_at is null
+),
 logged as (
     insert into convoke.events (org, task_id, agent_id, epoch, type, body)
     select org, id, coalesce(assignee, agent_id), epoch, event, body from moved

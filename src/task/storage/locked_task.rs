@@ -57,6 +57,25 @@ pub(in crate::task) struct LockedTask {
     pub(in crate::task) bidding: bool,
     pub(in crate::task) version: i64,
     pub(in crate::task) live: Option<LiveAssignment>,
+    /// The run that the live assignment works on.
+    pub(in crate::task) run: Option<LiveRun>,
+}
+
+/// A run that is worked on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::task) struct LiveRun {
+    /// Whether a question or call has ended in this attempt.
+    pub(in crate::task) progressed: bool,
+    /// The step that is under way, and how often it was begun.
+    pub(in crate::task) under_way: Option<(i32, i32)>,
+}
+
+impl LiveRun {
+    fn from_row(row: &Row) -> Result<Option<Self>, Unreadable> {
+        let Some(progressed) = row.read::<Option<bool>>("progressed")? else { return Ok(None) };
+        let (seq, tries): (Option<i32>, Option<i32>) = (row.read("under_way")?, row.read("tries")?);
+        Ok(Some(Self { progressed, under_way: seq.zip(tries) }))
+    }
 }
 
 impl LockedTask {
@@ -94,6 +113,7 @@ impl LockedTask {
             bidding: row.read("bidding")?,
             version: row.read("version")?,
             live: LiveAssignment::from_row(id, row)?,
+            run: LiveRun::from_row(row)?,
         })
     }
 }
@@ -154,6 +174,11 @@ impl LockedTask {
             requester: self.requester.clone(),
             version: self.version.saturating_add(1),
         }
+    }
+
+    /// Whether its agent thinks, and has ended a step in this attempt.
+    pub(in crate::task) fn progressed(&self) -> bool {
+        self.run.is_some_and(|run| run.progressed)
     }
 
     /// Whether it waits for other tasks.

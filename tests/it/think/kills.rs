@@ -7,7 +7,7 @@ use crate::{
 use bytes::Bytes;
 use convoke::auth::{Keys, MintRequest, Role, mint};
 use serde_json::{Value, json};
-use std::{collections::BTreeMap, path::Path, time::Duration};
+use std::{collections::BTreeMap, os::unix::process::ExitStatusExt, path::Path, time::Duration};
 
 /// One call of each class: read, database, keyed, once.
 fn script() -> Vec<Say> {
@@ -38,7 +38,7 @@ pub(super) fn token(folder: &Path) -> String {
 }
 
 /// Waits for the end. A person who knows the truth answers the question about the outcome of `send`.
-async fn completed(up: &Up, db: &TestDb, folder: &Path, world: &World) -> u32 {
+pub(super) async fn completed(up: &Up, db: &TestDb, folder: &Path, world: &World) -> u32 {
     let (client, token, mut answers) = (db.client().await, token(folder), 0);
     let state = "select id::text, state, question->>'question' from convoke.tasks";
     soon("the end", async {
@@ -83,6 +83,13 @@ pub(super) async fn request(db: &TestDb) {
     db.client().await.query_one(request, &[]).await.unwrap();
 }
 
+/// One life of the daemon, which may end before it is ready.
+async fn dies(db: &TestDb, folder: &Path, point: &str) {
+    let mut process = Up::command(db, folder).env("CONVOKE_FAULT", point).spawn().unwrap();
+    let status = soon(point, process.wait()).await.unwrap();
+    assert_eq!(status.signal(), Some(9), "{point}: {status}");
+}
+
 async fn survives(point: &str, expected: &BTreeMap<usize, Vec<Bytes>>) {
     let (world, db, folder) = prepared().await;
     let first = Up::start(&db, folder.path(), Some(point)).await;
@@ -121,6 +128,50 @@ async fn survives(point: &str, expected: &BTreeMap<usize, Vec<Bytes>>) {
         let rows = client.query(*query, &[]).await.unwrap();
         assert!(rows.is_empty(), "{point}: {name} is broken by {rows:?}");
     }
+}
+
+#[tokio::test]
+async fn run_that_goes_forward_outlives_more_deaths_than_it_has_attempts() {
+    let script: Vec<Say> =
+        (0..5).map(|n| call("look", json!({ "n": n }))).chain([finish(json!(1))]).collect();
+    let (world, db, folder) = prepared().await;
+    let world = world.says(script);
+    let request = "select convoke.request_task('think.it', '{\"q\": 1}', '{think}', 'demo', policy => '{\"attempts_max\": 1}')";
+    db.client().await.query_one(request, &[]).await.unwrap();
+    // Each life records one answer, and dies before its call runs.
+    for _ in 0..4 {
+        dies(&db, folder.path(), "step.recorded").await;
+    }
+    let up = Up::start(&db, folder.path(), None).await;
+    assert_eq!(completed(&up, &db, folder.path(), &world).await, 0);
+    let attempts: i32 =
+        db.client().await.query_one("select attempt from convoke.tasks", &[]).await.unwrap().get(0);
+    assert_eq!((attempts, world.questions()), (1, 6));
+}
+
+#[tokio::test]
+async fn step_that_kills_the_daemon_each_time_is_poison() {
+    let (world, db, folder) = prepared().await;
+    request(&db).await;
+    for _ in 0..3 {
+        dies(&db, folder.path(), "step.begun").await;
+    }
+    let _up = Up::start(&db, folder.path(), None).await;
+    let client = db.client().await;
+    let error: Value = soon("the end", async {
+        loop {
+            let row = "select state, state_reason, error from convoke.tasks";
+            let row = client.query_one(row, &[]).await.unwrap();
+            if row.get::<_, &str>(0) == "failed" {
+                assert_eq!(row.get::<_, &str>(1), "poison");
+                return row.get(2);
+            }
+            tokio::time::sleep(Duration::from_millis(30)).await;
+        }
+    })
+    .await;
+    assert_eq!(error["seq"], 2, "{error}");
+    assert_eq!(world.questions(), 0);
 }
 
 async fn survive(points: &[&str]) {

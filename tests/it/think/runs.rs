@@ -182,6 +182,27 @@ async fn cancel_closes_the_connection_to_the_model_at_once() {
 }
 
 #[tokio::test]
+async fn canceled_run_has_ended_and_a_requeue_begins_another() {
+    let script = vec![call("ask", json!({ "question": "Which one?" })), finish(json!(1))];
+    let thinking = Thinking::start(script, "").await;
+    let id = thinking.request(json!({})).await;
+    let tasks = thinking.running.parts.tasks.clone();
+    thinking.in_state(id, "waiting").await;
+    tasks.cancel(id, "no longer needed").await.unwrap();
+    let ended = || async {
+        tasks.steps(id, false).await.unwrap().iter().map(|run| run["ended_as"].clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(ended().await, [json!("canceled")]);
+    tasks.requeue(id, "ada").await.unwrap();
+    thinking.in_state(id, "waiting").await;
+    assert_eq!(ended().await, [json!("canceled"), Value::Null]);
+    tasks.answer(id, "ada", json!("the red one")).await.unwrap();
+    thinking.in_state(id, "completed").await;
+    assert_eq!(ended().await, [json!("canceled"), json!("finish")]);
+    thinking.stop().await;
+}
+
+#[tokio::test]
 async fn person_answers_the_agent_and_the_run_goes_on() {
     let script =
         vec![call("look", json!({})), call("ask", json!({ "question": "Which one?" })), finish(json!(1))];
