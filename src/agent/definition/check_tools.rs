@@ -1,6 +1,6 @@
 //! The checks of `run.tools` and `[[tool]]`.
 use super::{
-    ApprovalRule, Definition, FETCH, Kind, PUBLIC, SQL_READ, Tool, ToolKind,
+    ApprovalRule, Definition, FETCH, Kind, OnUnknown, PUBLIC, SQL_READ, Tool, ToolKind,
     check::{Problems, check_program, url_problem},
 };
 use crate::{
@@ -95,7 +95,7 @@ fn names(definition: &Definition, found: &mut Problems) {
             found.add(key, format!("{} is a built-in tool", tool.name));
         } else if !seen.insert(&tool.name) {
             found.add(key, format!("{} is declared twice", tool.name));
-        } else if !definition.run.tools.contains(&tool.name) {
+        } else if !definition.run.tools.contains(&tool.name) && !is_probe(definition, &tool.name) {
             let message = format!("{} is not in run.tools, so it is never offered", tool.name);
             found.add_with(key, message, "add it to run.tools, or remove it");
         }
@@ -182,10 +182,11 @@ fn one(place: &str, tool: &Tool, definition: &Definition, env: &Env, found: &mut
         found.add(format!("{place}.timeout"), "it must be 10ms to 1h");
     }
     approval(place, tool, found);
+    unknown(place, tool, definition, found);
     found.bounds(&format!("{place}.output_bytes"), tool.output_bytes, 256, 1 << 20);
     let allowed: &[Effect] = match tool.kind {
         ToolKind::Sql => &[Effect::Read, Effect::Database],
-        ToolKind::Command | ToolKind::Http => &[Effect::Read, Effect::Keyed, Effect::Once],
+        ToolKind::Command | ToolKind::Http => &[Effect::Read, Effect::Keyed, Effect::Checked, Effect::Once],
     };
     if !allowed.contains(&tool.effect()) {
         let words: Vec<&str> = allowed.iter().map(|effect| effect.as_str()).collect();
@@ -213,6 +214,47 @@ fn one(place: &str, tool: &Tool, definition: &Definition, env: &Env, found: &mut
         ToolKind::Http => http(place, tool, found),
         ToolKind::Sql => sql(place, tool, found),
     }
+}
+
+fn is_probe(definition: &Definition, name: &str) -> bool {
+    definition.tool.iter().any(|tool| tool.probe.as_deref() == Some(name))
+}
+
+/// What is known about the effect of a call, and what happens if it is not.
+fn unknown(place: &str, tool: &Tool, definition: &Definition, found: &mut Problems) {
+    let (effect, key) = (tool.effect(), format!("{place}.probe"));
+    match &tool.probe {
+        None if effect == Effect::Checked => {
+            let remedy = "name a tool with effect = \"read\" that answers {\"happened\": true or false}";
+            found.add_with(key, "a checked tool needs a probe that says whether a call happened", remedy);
+        }
+        Some(_) if effect != Effect::Checked => found.add(key, "it counts only with effect = \"checked\""),
+        Some(probe) => match definition.declared(probe) {
+            None => found.add(key, format!("there is no tool {probe:?}")),
+            Some(probe) if probe.effect() != Effect::Read || probe.kind == ToolKind::Sql => {
+                found.add(key, format!("{} is no command or http tool with effect = \"read\"", probe.name));
+            }
+            Some(_) => {}
+        },
+        None => {}
+    }
+    let is_known = matches!(effect, Effect::Read | Effect::Database);
+    match tool.on_unknown {
+        Some(_) if is_known => {
+            found.add(format!("{place}.on_unknown"), "the outcome of such a tool is never unknown");
+        }
+        Some(OnUnknown::Retry) if effect == Effect::Once => {
+            let remedy = "give it effect = \"keyed\" if it has one effect for each key, or a probe";
+            found.add_with(format!("{place}.on_unknown"), "a once tool may not run again", remedy);
+        }
+        _ => {}
+    }
+    if tool.retries > 0 && !matches!(effect, Effect::Read | Effect::Keyed) {
+        found.add(format!("{place}.retries"), "only a read or keyed tool may be repeated");
+    } else if tool.retries > 0 && tool.kind == ToolKind::Sql {
+        found.add(format!("{place}.retries"), "a statement is repeated by the daemon where that can help");
+    }
+    found.bounds(&format!("{place}.retries"), tool.retries, 0, 10);
 }
 
 fn approval(place: &str, tool: &Tool, found: &mut Problems) {
@@ -341,7 +383,7 @@ mod tests {
                 "tool.4.name: e is not in run.tools, so it is never offered",
                 "tool.0.timeout: it must be 10ms to 1h",
                 "tool.0.output_bytes: 1 is not in 256 to 1048576",
-                "tool.0.effect: a tool of this kind has read or keyed or once",
+                "tool.0.effect: a tool of this kind has read or keyed or checked or once",
                 "tool.0.url: url does not belong to this kind of tool",
                 "tool.0.argv: argv is missing: there is no command to run",
                 "tool.1.parameters: its type must be \"object\"",
@@ -354,6 +396,38 @@ mod tests {
                 "tool.3.headers_env: \"a b\" = \"KEY\" is no header with the name of a variable",
                 "tool.4.approval.when: there is no \"arg\": use args, task, agent, spent",
                 "tool.4.statement: statement is missing",
+            ]
+        );
+    }
+
+    #[test]
+    fn classes_of_tools_are_checked_together() {
+        let tool = |name: &str, more: &str| {
+            format!("[[tool]]\nname = \"{name}\"\nkind = \"http\"\nurl = \"http://x\"\n{more}\n")
+        };
+        let list = "tools = [\"a\", \"b\"]\n";
+        let good = tool("a", "effect = \"checked\"\nprobe = \"p\"\non_unknown = \"retry\"")
+            + &tool("p", "effect = \"read\"")
+            + &tool("b", "effect = \"keyed\"\nretries = 2\nrepeat = true\non_unknown = \"tell\"");
+        assert_eq!(problems(&format!("{list}{good}")), Vec::<String>::new());
+        let bad = tool("a", "effect = \"checked\"\nretries = 1")
+            + &tool("b", "probe = \"a\"\non_unknown = \"retry\"\nretries = 11")
+            + &tool("c", "effect = \"checked\"\nprobe = \"b\"")
+            + &tool("d", "effect = \"checked\"\nprobe = \"z\"")
+            + &tool("e", "effect = \"read\"\non_unknown = \"ask\"");
+        let found = problems(&format!("tools = [\"a\", \"b\", \"c\", \"d\", \"e\"]\n{bad}"));
+        assert_eq!(
+            found,
+            [
+                "tool.0.probe: a checked tool needs a probe that says whether a call happened",
+                "tool.0.retries: only a read or keyed tool may be repeated",
+                "tool.1.probe: it counts only with effect = \"checked\"",
+                "tool.1.on_unknown: a once tool may not run again",
+                "tool.1.retries: only a read or keyed tool may be repeated",
+                "tool.1.retries: 11 is not in 0 to 10",
+                "tool.2.probe: b is no command or http tool with effect = \"read\"",
+                "tool.3.probe: there is no tool \"z\"",
+                "tool.4.on_unknown: the outcome of such a tool is never unknown",
             ]
         );
     }

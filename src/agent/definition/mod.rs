@@ -13,6 +13,7 @@ mod run;
 mod schedule;
 mod shown;
 mod tool;
+mod unknown;
 mod wake;
 
 pub(crate) use approval::APPROVAL_EXPIRES;
@@ -25,6 +26,7 @@ pub use run::{Kind, Price, ResponseFormat, Run, Stream};
 pub use schedule::{Missed, Schedule, ScheduleRequest};
 pub use shown::without_login;
 pub use tool::{Tool, ToolKind};
+pub use unknown::{OnDaemonDeath, OnUnknown};
 pub use wake::{Wake, WakeEvent, WakeRequest};
 
 use super::Env;

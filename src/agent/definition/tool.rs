@@ -24,6 +24,18 @@ pub struct Tool {
     /// The class of its effect. Defaults to `database` for a statement, and to `once` for the others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub effect: Option<Effect>,
+    /// `checked`: the tool that says whether a call had its effect.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probe: Option<String>,
+    /// What happens to a call whose outcome is unknown. Defaults to `ask`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_unknown: Option<OnUnknown>,
+    /// `read` and `keyed`: how often a call that failed for a time is repeated before the model is told. Defaults to 0.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub retries: u32,
+    /// Whether a new run may repeat a call of an earlier run of the task. Defaults to false: it gets the earlier result.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub repeat: bool,
     /// Which calls may not begin before a person approves them. Defaults to none.
     #[serde(default, deserialize_with = "approval::read", skip_serializing_if = "Option::is_none")]
     pub approval: Option<ApprovalRule>,
@@ -66,6 +78,25 @@ pub enum ToolKind {
     Sql,
 }
 
+/// What happens to a call whose outcome is unknown.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnUnknown {
+    /// A person says whether it happened.
+    #[default]
+    Ask,
+    /// The model is told that it is unknown. The same call needs an approval from then on.
+    Tell,
+    /// It runs again with the same key, or is probed again, until the time of the attempt is over.
+    Retry,
+    /// The attempt fails.
+    Fail,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
 fn no_arguments() -> Value {
     json!({ "type": "object", "additionalProperties": false })
 }

@@ -36,9 +36,11 @@ struct Decided {
 
 impl Session<'_> {
     /// The calls of these that may not begin without an approval, and have none.
-    pub(super) fn calls_to_hold(&self, calls: &[(&Step, &ToolStep)]) -> Vec<i32> {
+    pub(super) fn calls_to_hold(&self, steps: &[Step], calls: &[(&Step, &ToolStep)]) -> Vec<i32> {
         let needs = |(step, call): &&(&Step, &ToolStep)| {
-            step.state == StepState::Planned && call.approval.is_none() && self.needs_approval(call)
+            step.state == StepState::Planned
+                && call.approval.is_none()
+                && (self.needs_approval(call) || is_in_doubt(steps, call))
         };
         calls.iter().filter(needs).map(|(step, _)| step.seq).collect()
     }
@@ -175,6 +177,14 @@ impl Session<'_> {
         let rule = tool.as_ref().and_then(|tool| tool.approval());
         rule.map_or(APPROVAL_EXPIRES, |rule| rule.expires)
     }
+}
+
+/// Whether the same call came before, and it is unknown whether it happened.
+fn is_in_doubt(steps: &[Step], call: &ToolStep) -> bool {
+    let same = |(_, before): (&Step, &ToolStep)| {
+        before.doubtful && before.name == call.name && before.run_args() == call.run_args()
+    };
+    steps.iter().filter_map(machine::tool).any(same)
 }
 
 /// The text of a question about calls. `refused` is why the last answer was not used.

@@ -35,7 +35,12 @@ pub(crate) struct Call {
 /// What the catalog says about a call.
 pub(crate) enum Verdict {
     /// It may run.
-    Valid { name: String, effect: Effect },
+    Valid {
+        name: String,
+        effect: Effect,
+        /// Whether a new run may repeat a call of an earlier one.
+        repeat: bool,
+    },
     /// It is answered with this error.
     Refused { name: String, error: String },
 }
@@ -167,14 +172,14 @@ pub(crate) fn plan(
     let mut ends = false;
     let mut planned = Vec::with_capacity(calls.len());
     for (place, (call, verdict)) in calls.into_iter().enumerate() {
-        let mut new = match verdict {
-            Verdict::Valid { name, effect } => new_call(call, name, effect),
-            Verdict::Refused { name, error } => refused(new_call(call, name, Effect::Read), error),
+        let (mut new, repeat) = match verdict {
+            Verdict::Valid { name, effect, repeat } => (new_call(call, name, effect), repeat),
+            Verdict::Refused { name, error } => (refused(new_call(call, name, Effect::Read), error), false),
         };
         if new.state == StepState::Planned {
             if let Some(why) = not_run(&new, place, before, rules, &mut ends) {
                 new = refused(new, why);
-            } else if let Some(known) = known(&new, earlier) {
+            } else if let Some(known) = known(&new, earlier).filter(|_| !repeat) {
                 new = known;
             }
         }

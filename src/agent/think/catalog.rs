@@ -16,6 +16,8 @@ struct Offered {
     description: String,
     parameters: Value,
     effect: Effect,
+    /// Whether a new run may repeat a call of an earlier one.
+    repeat: bool,
 }
 
 /// The tools of a run, sorted by name: the same bytes in every question.
@@ -40,7 +42,8 @@ impl Catalog {
         };
         let mut tools = BTreeMap::new();
         let mut own = |name: &str, description: &str, parameters: Value| {
-            let offered = Offered { description: description.to_owned(), parameters, effect: Effect::Read };
+            let description = description.to_owned();
+            let offered = Offered { description, parameters, effect: Effect::Read, repeat: false };
             tools.insert(name.to_owned(), offered);
         };
         own(FINISH, "Ends the task with its result", finish);
@@ -63,6 +66,7 @@ impl Catalog {
                 description: tool.description().to_owned(),
                 parameters: tool.parameters(),
                 effect: tool.effect(),
+                repeat: tool.declared().is_some_and(|tool| tool.repeat),
             };
             tools.insert(tool.name().to_owned(), offered);
         }
@@ -151,7 +155,7 @@ impl Catalog {
             return Ok(refused(name, "too_large", &message));
         }
         Ok(match schemas.fits(schema, &value).await? {
-            Ok(()) => Verdict::Valid { name: name.clone(), effect: tool.effect },
+            Ok(()) => Verdict::Valid { name: name.clone(), effect: tool.effect, repeat: tool.repeat },
             Err(SchemaMismatch::Value { place, rule, .. }) => {
                 let place = if place.is_empty() { "/".to_owned() } else { shortened(&place) };
                 let message = format!("{place} breaks {}", shortened(&rule));

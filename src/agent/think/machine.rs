@@ -45,6 +45,8 @@ pub(crate) enum Action {
     Run(Vec<i32>),
     /// Record that it is unknown whether this call had its effect.
     Doubt(i32),
+    /// Find out whether this call had its effect, and run it again if it did not.
+    Probe(i32),
     /// Ask a person about this call, or use the answer: its tool is `ask`, or its outcome is unknown.
     AskPerson(i32),
     /// Ask a person to approve these calls, or use the answer. All others of their answer have ended.
@@ -157,6 +159,9 @@ fn pending(work: &[&(&Step, &ToolStep)]) -> Option<Action> {
     };
     if first.state == StepState::Unknown {
         return Some(Action::AskPerson(first.seq));
+    }
+    if first.state == StepState::Started && tool.effect == Effect::Checked {
+        return Some(Action::Probe(first.seq));
     }
     if is_doubtful(first, tool) {
         return Some(Action::Doubt(first.seq));

@@ -7,6 +7,7 @@
 mod approve;
 mod calls;
 mod catalog;
+mod doubt;
 mod machine;
 mod messages;
 mod perform;

@@ -1,4 +1,4 @@
-//! Performs the actions of the machine: questions, calls, questions to people, ends.
+//! Performs the actions of the machine: questions to the model, calls, ends.
 //!
 //! The order within an action is fixed: first the intent as a row, then the effect, then its result as a row. A fault
 //! point lies between any two of them.
@@ -18,13 +18,10 @@ use crate::{
     },
     fault,
     llm::{Caller, ChatAnswer, ChatRequest, Format, Streaming},
-    task::{
-        CallEnd, DatabaseResult, Effect, Failure, ModelEnd, Question, Step, StepBody, StepState, ToolStep,
-        Usage, WaitFor,
-    },
+    task::{CallEnd, DatabaseResult, Effect, Failure, ModelEnd, Step, StepBody, StepState, ToolStep, Usage},
 };
 use futures_util::future::join_all;
-use serde_json::{Value, json};
+use serde_json::json;
 use sha2::{Digest, Sha256};
 use std::time::Duration;
 use tokio::{
@@ -40,8 +37,6 @@ const KEYED_TRIES: u32 = 3;
 const KEYED_PAUSE: Duration = Duration::from_millis(500);
 /// How often the parts of a streamed answer are reported.
 const PARTS_INTERVAL: Duration = Duration::from_secs(2);
-/// Bytes of arguments that a question to a person shows.
-const SHOWN_ARGS_MAX: usize = 1_000;
 
 impl Session<'_> {
     /// The question after these steps. It depends on the rows and the definition of the run alone, except for the
@@ -251,7 +246,7 @@ impl Session<'_> {
     pub(super) async fn run_calls(&self, steps: &[Step], seqs: &[i32]) -> Result<(), Failure> {
         let calls: Vec<(&Step, &ToolStep)> =
             steps.iter().filter_map(machine::tool).filter(|(step, _)| seqs.contains(&step.seq)).collect();
-        let held = self.calls_to_hold(&calls);
+        let held = self.calls_to_hold(steps, &calls);
         if !held.is_empty() {
             return self.hold(&held).await;
         }
@@ -264,7 +259,7 @@ impl Session<'_> {
             again(self.job.deadline, begin).await.map_err(|e| unwritten(&e))?;
             fault::point(fault::Point::ToolIntended);
         }
-        let each = calls.iter().map(|(step, call)| self.run_call(step.seq, call));
+        let each = calls.iter().map(|(step, call)| self.run_call(step.seq, step.tries, call));
         // All of them, so that a failure does not lose the results of the others.
         join_all(each).await.into_iter().collect()
     }
@@ -273,7 +268,8 @@ impl Session<'_> {
         callable(&self.pinned, &call.name).is_some_and(|tool| tool.statement().is_some())
     }
 
-    async fn run_call(&self, seq: i32, call: &ToolStep) -> Result<(), Failure> {
+    /// `tries` is how often the call was begun before.
+    pub(super) async fn run_call(&self, seq: i32, tries: i32, call: &ToolStep) -> Result<(), Failure> {
         // Behaviour is that of the run; what is permitted is looked up now.
         let now = callable(&self.thinker.definition, &call.name);
         let pinned = callable(&self.pinned, &call.name);
@@ -304,19 +300,18 @@ impl Session<'_> {
             Outcome::Uncertain(why) if call.effect == Effect::Read => {
                 self.end_call(seq, StepState::Failed, &error("failed", &why, true), bytes_max).await
             }
-            Outcome::Uncertain(_) => self.doubt(seq).await,
+            // The machine has it probed.
+            Outcome::Uncertain(_) if call.effect == Effect::Checked => Ok(()),
+            Outcome::Uncertain(_) => self.doubt(seq, tries, call).await,
         }
     }
 
-    /// Runs a tool; one with a key again with the same key while the outcome is unknown.
+    /// Runs a tool; one with a key again with the same key while the outcome is unknown, and one with `retries` again
+    /// after a failure that may pass.
     async fn outcome(&self, tool: Callable<'_>, call: &ToolStep) -> Outcome {
-        let key = self.at.key;
-        let ids = [
-            ("CONVOKE_TASK_ID", key.task_id.to_string()),
-            ("CONVOKE_AGENT_ID", self.at.agent.to_string()),
-            ("CONVOKE_ORG", self.job.start.org.to_string()),
-        ];
+        let ids = self.ids();
         let stop = self.job.stop_token();
+        let retries = tool.declared().map_or(0, |tool| tool.retries);
         let mut pause = KEYED_PAUSE;
         for tried in 1.. {
             let outcome = tool::call(ToolCall {
@@ -330,8 +325,12 @@ impl Session<'_> {
                 stop: &stop,
             });
             let outcome = outcome.await;
-            let repeats = call.effect == Effect::Keyed && tried < KEYED_TRIES;
-            if !repeats || !matches!(outcome, Outcome::Uncertain(_)) {
+            let repeats = match (&outcome, call.effect) {
+                (Outcome::Uncertain(_), Effect::Keyed) => tried < KEYED_TRIES.max(retries.saturating_add(1)),
+                (Outcome::Uncertain(_), Effect::Read) | (Outcome::Failed(_, _, true), _) => tried <= retries,
+                _ => false,
+            };
+            if !repeats {
                 return outcome;
             }
             tokio::select! {
@@ -340,6 +339,15 @@ impl Session<'_> {
             }
         }
         Outcome::Stopped
+    }
+
+    /// The ids that a program is told.
+    pub(super) fn ids(&self) -> [(&'static str, String); 3] {
+        [
+            ("CONVOKE_TASK_ID", self.at.key.task_id.to_string()),
+            ("CONVOKE_AGENT_ID", self.at.agent.to_string()),
+            ("CONVOKE_ORG", self.job.start.org.to_string()),
+        ]
     }
 
     /// Runs a statement in the commit that ends its step.
@@ -363,17 +371,17 @@ impl Session<'_> {
         Ok(())
     }
 
-    fn pinned_bytes(&self, name: &str) -> usize {
+    pub(super) fn pinned_bytes(&self, name: &str) -> usize {
         callable(&self.pinned, name).map_or(32 << 10, |tool| tool.output_bytes())
     }
 
-    fn shown_end(&self, state: StepState, text: &str, bytes_max: usize) -> CallEnd {
+    pub(super) fn shown_end(&self, state: StepState, text: &str, bytes_max: usize) -> CallEnd {
         let secrets = tool::secrets(&self.thinker.definition, &self.thinker.parts.env);
         let tool::Shown { text: result, cut } = shown(text, &secrets, bytes_max);
-        CallEnd { state, result, bytes: u64::try_from(text.len()).unwrap_or(u64::MAX), cut }
+        CallEnd { state, result, bytes: u64::try_from(text.len()).unwrap_or(u64::MAX), cut, doubtful: false }
     }
 
-    async fn end_call(
+    pub(super) async fn end_call(
         &self,
         seq: i32,
         state: StepState,
@@ -385,92 +393,6 @@ impl Session<'_> {
         ended.map_err(|e| unwritten(&e))?;
         fault::point(fault::Point::ToolRecorded);
         Ok(())
-    }
-
-    /// Records that the outcome of a call is unknown. The machine then asks a person.
-    pub(super) async fn doubt(&self, seq: i32) -> Result<(), Failure> {
-        self.asks_about(seq, StepState::Unknown).await
-    }
-
-    async fn asks_about(&self, seq: i32, state: StepState) -> Result<(), Failure> {
-        let answers = self.answers();
-        let asked =
-            again(self.job.deadline, || self.tasks.ask_about_call(&self.at, seq, state, answers)).await;
-        asked.map_err(|e| unwritten(&e))
-    }
-
-    /// How many answers the task has.
-    pub(super) fn answers(&self) -> i32 {
-        i32::try_from(self.job.start.answers.len()).unwrap_or(i32::MAX)
-    }
-
-    /// Asks a person, or uses the answer.
-    pub(super) async fn ask_person(&self, steps: &[Step], seq: i32) -> Result<Option<Finished>, Failure> {
-        let found = steps.iter().filter_map(machine::tool).find(|(step, _)| step.seq == seq);
-        let Some((step, call)) = found else { return Ok(None) };
-        let (wait_for, question) = match step.state {
-            StepState::Unknown => (WaitFor::Approval, unknown_question(self.at.run, seq, call)),
-            _ => {
-                let text = call.args.get("question").and_then(Value::as_str).unwrap_or_default();
-                (WaitFor::Input, text.trim().to_owned())
-            }
-        };
-        if step.state == StepState::Planned {
-            self.asks_about(seq, StepState::Started).await?;
-        }
-        let asked_after = call.asked_after.filter(|_| step.state != StepState::Planned);
-        match (self.answer(asked_after, &question), step.state) {
-            (None, _) => {
-                let checkpoint = Some(catalog::checkpoint(self.at.run, seq));
-                Ok(Some(Finished::Waits(Question {
-                    wait_for,
-                    question,
-                    checkpoint,
-                    usage: self.used,
-                    calls: Vec::new(),
-                })))
-            }
-            (Some(answer), StepState::Unknown) => self.decided(seq, call, &answer).await.map(|()| None),
-            (Some(answer), _) => {
-                self.end_call(seq, StepState::Done, &answer.to_string(), 64 << 10).await.map(|()| None)
-            }
-        }
-    }
-
-    /// The answer to this question, if one came since it was asked.
-    fn answer(&self, asked_after: Option<i32>, question: &str) -> Option<Value> {
-        let after = usize::try_from(asked_after?).ok()?;
-        // Answers that raised a budget are among them.
-        let later = self.job.start.answers.iter().skip(after);
-        let mut ours = later.filter(|it| it.get("question").and_then(Value::as_str) == Some(question));
-        ours.next()?.get("answer").cloned()
-    }
-
-    /// Carries out what a person said about a call whose outcome is unknown.
-    async fn decided(&self, seq: i32, call: &ToolStep, answer: &Value) -> Result<(), Failure> {
-        let bytes_max = self.pinned_bytes(&call.name);
-        match answer.get("outcome").and_then(Value::as_str) {
-            Some("done") => {
-                let result = match answer.get("result") {
-                    Some(Value::String(text)) => text.clone(),
-                    other => other.map(Value::to_string).unwrap_or_default(),
-                };
-                self.end_call(seq, StepState::Done, &result, bytes_max).await
-            }
-            Some("skip") => {
-                let text = error("skipped", "a person decided that this call is not carried out", false);
-                self.end_call(seq, StepState::Skipped, &text, bytes_max).await
-            }
-            // The answer is used with this row: after another crash the person is asked again.
-            Some("not_done") => {
-                let begin = || self.tasks.begin_calls(&self.at, std::slice::from_ref(&seq));
-                again(self.job.deadline, begin).await.map_err(|e| unwritten(&e))?;
-                fault::point(fault::Point::ToolIntended);
-                self.run_call(seq, call).await
-            }
-            // Not one of the three: the same question again.
-            _ => self.doubt(seq).await,
-        }
     }
 
     pub(super) async fn refuse_finish(&self, seq: i32) -> Result<(), Failure> {
@@ -500,18 +422,6 @@ impl Session<'_> {
         let message = format!("the agent gave up: step {seq} of run {} has the reason", self.at.run);
         Ok(if catalog::give_up(&call.args) { retryable(message) } else { permanent(message) })
     }
-}
-
-/// The question about a call whose outcome is unknown.
-fn unknown_question(run: i32, seq: i32, call: &ToolStep) -> String {
-    format!(
-        "Did the tool {} have its effect? It was called in step {seq} of run {run} with {} and the idempotency key {}, \
-         and its outcome is unknown. Answer {{\"outcome\": \"done\", \"result\": …}}, {{\"outcome\": \"not_done\"}} to \
-         run it, or {{\"outcome\": \"skip\"}}.",
-        call.name,
-        catalog::shown_args(call.run_args(), SHOWN_ARGS_MAX),
-        call.key,
-    )
 }
 
 /// The most input tokens of a question: no tokenizer makes more tokens than bytes.

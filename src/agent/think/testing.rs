@@ -52,6 +52,8 @@ pub(crate) fn tool_step(
         key: format!("key-{seq}"),
         result: result.map(str::to_owned),
         asked_after: None,
+        doubtful: false,
+        age: std::time::Duration::ZERO,
     };
     let tries = i32::from(result.is_some());
     Step { tries, ..step(seq, state, StepBody::Tool(tool)) }

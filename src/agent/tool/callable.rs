@@ -83,12 +83,17 @@ impl Callable<'_> {
         }
     }
 
-    /// Which calls need an approval.
-    pub(crate) fn approval(&self) -> Option<&ApprovalRule> {
+    /// The declaration. `None` for a tool that the daemon has itself.
+    pub(crate) fn declared(&self) -> Option<&Tool> {
         match self {
-            Self::Declared(tool) => tool.approval.as_ref(),
+            Self::Declared(tool) => Some(tool),
             Self::SqlRead(_) | Self::Fetch(_) => None,
         }
+    }
+
+    /// Which calls need an approval.
+    pub(crate) fn approval(&self) -> Option<&ApprovalRule> {
+        self.declared()?.approval.as_ref()
     }
 
     /// Time limit of a call.

@@ -1,6 +1,7 @@
 //! Runs and steps of agents that think: what `convoke.runs` and `convoke.steps` contain (`docs/spec/thinking-agents.md`).
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use std::time::Duration;
 
 /// Defines an enum whose variants are words of a column.
 macro_rules! words {
@@ -42,6 +43,8 @@ words! {
         Database = "database",
         /// One effect for each idempotency key: it runs again with the same key.
         Keyed = "keyed",
+        /// A probe says whether it happened, and it runs again only if it did not.
+        Checked = "checked",
         /// It may not run again: a person says whether it happened.
         Once = "once",
     }
@@ -184,6 +187,10 @@ pub struct ToolStep {
     pub result: Option<String>,
     /// How many answers the task had when the person was asked.
     pub asked_after: Option<i32>,
+    /// Whether it has ended without knowing whether it had its effect.
+    pub doubtful: bool,
+    /// Time since it was begun last, by the database's clock.
+    pub age: Duration,
 }
 
 impl ToolStep {

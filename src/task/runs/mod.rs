@@ -56,6 +56,8 @@ pub struct CallEnd {
     pub bytes: u64,
     /// Whether something was cut off.
     pub cut: bool,
+    /// Whether it ends without knowing whether it had its effect.
+    pub doubtful: bool,
 }
 
 /// The parameters of the fence, `$1` to `$5` of most statements.
@@ -214,7 +216,7 @@ impl TaskCommands {
     pub async fn end_call(&self, at: &RunKey, seq: i32, end: &CallEnd) -> Result<(), Error> {
         let fence = Fence::of(at);
         let (state, bytes) = (end.state.as_str(), to_i64(end.bytes));
-        let params = fence.with(&[&seq, &state, &end.result, &bytes, &end.cut, &0_i32]);
+        let params = fence.with(&[&seq, &state, &end.result, &bytes, &end.cut, &0_i32, &end.doubtful]);
         written(&self.query(sql!("step_end"), &params).await?).map(drop)
     }
 

@@ -6,6 +6,7 @@ use crate::task::{
     TaskReader, ToolStep,
 };
 use serde_json::{Value, json};
+use std::time::Duration;
 use tokio_postgres::Row;
 
 /// Most steps of one answer to a reader.
@@ -120,6 +121,10 @@ fn tool(row: &Row) -> Result<ToolStep, Unreadable> {
         key: row.read("key")?,
         result: row.read("result")?,
         asked_after: row.read("asked_after")?,
+        doubtful: row.read("doubtful")?,
+        age: Duration::from_millis(
+            row.read::<Option<i64>>("age_ms")?.and_then(|ms| u64::try_from(ms).ok()).unwrap_or(0),
+        ),
     })
 }
 
@@ -170,6 +175,7 @@ fn shown_step(row: &Row, contents: bool) -> Result<Value, Unreadable> {
         "approval": row.read::<Option<&str>>("approval")?,
         "approved_by": row.read::<Option<&str>>("approved_by")?,
         "approval_expires_at": rows::time(row, "approval_expires_at")?,
+        "doubtful": Some(row.read::<bool>("doubtful")?).filter(|it| *it),
         "key": row.read::<Option<&str>>("key")?,
         "bytes": row.read::<Option<i64>>("bytes")?,
         "cut": row.read::<Option<bool>>("cut")?.filter(|it| *it),

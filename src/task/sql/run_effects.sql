@@ -2,5 +2,5 @@
 select s.name, coalesce(s.edited_sha256, s.args_sha256) as args_sha256, case s.state when 'done' then 'done' else 'unknown' end as state, s.result
 from convoke.steps s
 where s.task_id = $1 and s.run < $2 and s.kind = 'tool' and s.effect <> 'read' and s.tries > 0
-    and s.state in ('done', 'started', 'unknown')
+    and (s.state in ('done', 'started', 'unknown') or s.doubtful)
 order by s.run, s.seq

@@ -1,5 +1,6 @@
 //! Agents that think: whole runs against a scripted model, real services and a real database.
 mod approvals;
+mod classes;
 mod fetch;
 mod kills;
 mod runs;
@@ -104,6 +105,8 @@ pub struct World {
     calls: Arc<Mutex<BTreeMap<String, Vec<String>>>>,
     /// The status of each service's answers, if it is not 200.
     pub status: Arc<Mutex<BTreeMap<String, u16>>>,
+    /// How many of the next answers of a service are 502.
+    pub fails: Arc<Mutex<BTreeMap<String, u32>>>,
     /// A question that hangs was dropped by the daemon.
     pub dropped: Arc<Notify>,
 }
@@ -117,11 +120,13 @@ impl World {
             asked: Arc::default(),
             calls: Arc::default(),
             status: Arc::default(),
+            fails: Arc::default(),
             dropped: Arc::default(),
         };
         let router = Router::new()
             .route("/v1/chat/completions", post(model))
             .route("/service/{name}", post(service))
+            .route("/happened/{name}", post(happened))
             .route("/page", get(async || ([("content-type", "text/html")], "<p>news of <b>today</b>")))
             .with_state(world.clone());
         #[expect(clippy::disallowed_methods, reason = "it ends with the test's runtime")]
@@ -229,8 +234,22 @@ fn stream(texts: Vec<String>, end: StreamEnd, world: &World) -> Response {
 async fn service(State(world): State<World>, Path(name): Path<String>, headers: HeaderMap) -> Response {
     let key = headers["idempotency-key"].to_str().unwrap().to_owned();
     world.calls.lock().entry(name.clone()).or_default().push(key);
-    let status = world.status.lock().get(&name).copied().unwrap_or(200);
+    let fails = world.fails.lock().get_mut(&name).is_some_and(|left| {
+        let was = *left;
+        *left = was.saturating_sub(1);
+        was > 0
+    });
+    let status = if fails { 502 } else { world.status.lock().get(&name).copied().unwrap_or(200) };
     (StatusCode::from_u16(status).unwrap(), format!("answer of {name}")).into_response()
+}
+
+/// Whether the service was called with the key in the body.
+async fn happened(State(world): State<World>, Path(name): Path<String>, body: Bytes) -> Response {
+    let asked: Value = serde_json::from_slice(&body).unwrap();
+    let happened = world.keys(&name).contains(asked["key"].as_str().unwrap());
+    let status = world.status.lock().get("happened").copied().unwrap_or(200);
+    let answer = json!({ "happened": happened, "result": format!("as it was for {name}") });
+    (StatusCode::from_u16(status).unwrap(), answer.to_string()).into_response()
 }
 
 /// The role of the tool `note_down`. Roles belong to the whole server, so several tests create it, also at once.

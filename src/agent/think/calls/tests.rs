@@ -98,7 +98,7 @@ const RULES: Rules = Rules { steps_max: 50, calls_max: 10 };
 
 fn valid(name: &str, effect: Effect) -> (Call, Verdict) {
     let call = Call { wire_id: None, name: name.into(), args: Ok(json!({})) };
-    (call, Verdict::Valid { name: name.into(), effect })
+    (call, Verdict::Valid { name: name.into(), effect, repeat: false })
 }
 
 fn codes(planned: &[NewCall]) -> Vec<String> {

@@ -35,6 +35,7 @@ fn call_of_every_effect_in_every_state_has_its_action() {
                 (Done | Failed | Denied | Skipped, _) => ASK_NEXT,
                 (Unknown, _) => Action::AskPerson(3),
                 (Started, Effect::Once) => Action::Doubt(3),
+                (Started, Effect::Checked) => Action::Probe(3),
                 (Planned | Started, _) => Action::Run(vec![3]),
             };
             assert_eq!(
@@ -66,6 +67,8 @@ fn call_with_every_approval_in_every_state_has_its_action() {
             (Unknown, Approval::Used, Action::AskPerson(3)),
         ] {
             let steps = run(vec![approved(call(3, "x", effect, state), Some(approval))]);
+            let is_probed = state == Started && effect == Effect::Checked;
+            let expected = if is_probed { Action::Probe(3) } else { expected };
             assert_eq!(next(&steps, RULES), expected, "{effect:?} {state:?} {approval:?}");
         }
     }
@@ -303,6 +306,7 @@ impl World {
                 }
             }
             Action::AskApproval(seqs) => self.ask_approval(&seqs),
+            Action::Probe(seq) => self.probe(seq),
             Action::Doubt(seq) => self.at(seq).state = StepState::Unknown,
             Action::AskPerson(seq) => self.person(seq),
             Action::RefuseFinish(seq) => self.end(seq, StepState::Failed),
@@ -432,9 +436,20 @@ impl World {
             }
             return;
         }
-        assert!(call.effect != Effect::Once || step.state == StepState::Planned, "once is never run again");
+        let is_repeatable = matches!(call.effect, Effect::Read | Effect::Keyed);
+        assert!(is_repeatable || step.state == StepState::Planned, "it is never run again by itself");
         self.use_approval(seq);
         self.begin_call(seq, outcome);
+    }
+
+    fn probe(&mut self, seq: i32) {
+        let happened = self.effects.get(&seq).copied().unwrap_or(0) > 0;
+        match self.rng.random_range(0..10) {
+            0 => self.at(seq).state = StepState::Unknown,
+            _ if happened => self.end(seq, StepState::Done),
+            _ if self.needs.contains(&seq) => self.end(seq, StepState::Failed),
+            _ => self.begin_call(seq, StepState::Done),
+        }
     }
 
     fn begin_call(&mut self, seq: i32, outcome: StepState) {
@@ -506,7 +521,7 @@ fn random_runs(actions: u64) {
         for (step, call) in world.steps.iter().filter_map(tool) {
             let effects = world.effects.get(&step.seq).copied().unwrap_or(0);
             match call.effect {
-                Effect::Once => assert!(effects <= 1, "run {seed}: {step:?}"),
+                Effect::Once | Effect::Checked => assert!(effects <= 1, "run {seed}: {step:?}"),
                 Effect::Database => assert_eq!(
                     effects,
                     u32::from(
