@@ -38,6 +38,10 @@ pub enum Point {
     HistoryHeard,
     /// A message is in the journal and not in the outboxes.
     HistoryWritten,
+    /// The keeper of a command has its order and the daemon waits for the end.
+    KeeperSpawned,
+    /// The keeper of a command has ended and the daemon has not looked at the outcome.
+    KeeperWrote,
     /// A WAL position is stored and not reported to Postgres.
     PositionStored,
     /// What a person decided about the calls of a run is recorded and none of them has begun.
@@ -98,7 +102,7 @@ pub enum Point {
 
 impl Point {
     /// Every point.
-    pub const ALL: [Self; 40] = [
+    pub const ALL: [Self; 42] = [
         Self::AgentAssigned,
         Self::AgentStarted,
         Self::AgentWorked,
@@ -111,6 +115,8 @@ impl Point {
         Self::DbServerStarted,
         Self::HistoryHeard,
         Self::HistoryWritten,
+        Self::KeeperSpawned,
+        Self::KeeperWrote,
         Self::PositionStored,
         Self::RunAnswered,
         Self::RunAsked,
@@ -157,6 +163,8 @@ impl Point {
             Self::DbServerStarted => "db.server_started",
             Self::HistoryHeard => "history.heard",
             Self::HistoryWritten => "history.written",
+            Self::KeeperSpawned => "keeper.spawned",
+            Self::KeeperWrote => "keeper.wrote",
             Self::PositionStored => "position.stored",
             Self::RunAnswered => "run.answered",
             Self::RunAsked => "run.asked",

@@ -9,6 +9,7 @@ use super::{
     kind::RunnerDeps,
     mailbox::AgentMessage,
     presence::{Activity, Seen},
+    tool::Keeper,
 };
 use crate::{
     clock::Clock,
@@ -57,6 +58,8 @@ pub struct Deps {
     pub credentials: CredentialIssuer,
     /// Reads from the daemon's database under other logins, for `sql:read`.
     pub reader: Option<Reader>,
+    /// Starts the programs of tools so that they outlive the daemon. `None`: they end with it.
+    pub keeper: Option<Keeper>,
     /// Agents whose role for `sql:read` is unfit, each with the reason (by `unfit_readers`). They are left out.
     pub unfit: HashMap<AgentId, String>,
 }
@@ -118,8 +121,13 @@ impl Agents {
         let wakes = Arc::new(WakeIndex::new(&compiled, &deps.metrics));
         let schedules = compiled.iter_mut().flat_map(|agent| std::mem::take(&mut agent.schedules));
         let cron_schedules = Arc::new(schedules.collect());
-        let parts =
-            RunnerDeps { env: deps.env, models: deps.models, clock: deps.clock.clone(), reader: deps.reader };
+        let parts = RunnerDeps {
+            env: deps.env,
+            models: deps.models,
+            clock: deps.clock.clone(),
+            reader: deps.reader,
+            keeper: deps.keeper,
+        };
         let shared = Arc::new(Shared {
             tasks: deps.tasks,
             tracker: deps.tracker,

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     access::{self, Access},
-    agent::{self, Agents, Definition},
+    agent::{self, Agents, Definition, Keeper},
     api,
     auth::{self, Keys},
     changes::{self, Appender, Changes},
@@ -14,6 +14,7 @@ use crate::{
     config::{self, Config, load_agents},
     dashboard,
     db::{self, Database, Reader},
+    files,
     gateway::{self, Gateway},
     hub::{Hub, history::Rules},
     id::NodeId,
@@ -93,7 +94,7 @@ pub(super) async fn assemble(
     listener: TcpListener,
     database: Database,
 ) -> anyhow::Result<Daemon> {
-    let Builder { config, definitions, more, registry, models, clock } = builder;
+    let Builder { config, definitions, more, registry, models, keeper, clock } = builder;
     let addr = listener.local_addr()?;
     let (metrics, health) = (Registry::default(), api::Health::default());
     for part in ["database", "wal", "agents"] {
@@ -110,7 +111,8 @@ pub(super) async fn assemble(
     let models =
         models.unwrap_or_else(|| Models::new(base.clock.clone())).with_config(base.config.llm.clone());
     models.register(&base.metrics);
-    let hosting = (definitions, registry, models.clone());
+    let keeper = keeper.map(|executable| keeper_of(&base.config, executable)).transpose()?;
+    let hosting = (definitions, registry, models.clone(), keeper);
     let agents = build_agents(&base, &tasks, &realtime.tracker, &rights.keys, hosting).await?;
     let doors = build_doors(&base, &rights, &realtime);
     let Doors { gateway, identity, inboxes, coordination } = doors;
@@ -281,12 +283,20 @@ fn changes_deps(base: &Base, hub: Hub, streaming: watch::Receiver<bool>) -> anyh
     })
 }
 
+/// Keepers that are this executable. The outputs of programs are in their folder, so it is the daemon's own.
+fn keeper_of(config: &Config, executable: std::path::PathBuf) -> anyhow::Result<Keeper> {
+    let folder = config.database.data_dir.join("calls");
+    files::own_folder(&folder)?;
+    // The keepers and the daemon may have other working folders.
+    Ok(Keeper::new(executable, std::path::absolute(folder)?))
+}
+
 async fn build_agents(
     base: &Base,
     tasks: &Tasks,
     tracker: &Tracker,
     keys: &Keys,
-    (definitions, registry, models): (Vec<Definition>, agent::Registry, Models),
+    (definitions, registry, models, keeper): (Vec<Definition>, agent::Registry, Models, Option<Keeper>),
 ) -> anyhow::Result<Agents> {
     let (env, reader) = (agent::Env::process(), Reader::new(base.database.target().clone()));
     let unfit = agent::unfit_readers(&definitions, &env, &reader).await;
@@ -299,6 +309,7 @@ async fn build_agents(
         env,
         credentials: credential_issuer(base.addr, keys, &base.clock),
         reader: Some(reader),
+        keeper,
         unfit,
     };
     Ok(Agents::start(&base.scope, deps, definitions, registry)?)

@@ -42,7 +42,7 @@ use crate::{
 };
 use anyhow::Context;
 use assemble::assemble;
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -70,6 +70,7 @@ pub struct Builder {
     more: Vec<Definition>,
     registry: agent::Registry,
     models: Option<Models>,
+    keeper: Option<PathBuf>,
     clock: Clock,
 }
 
@@ -101,6 +102,14 @@ impl Builder {
     #[must_use]
     pub fn models(mut self, models: Models) -> Self {
         self.models = Some(models);
+        self
+    }
+
+    /// Runs the programs of tools under keepers, so that their outcome is known also if this process is killed.
+    /// `executable` is `convoke` itself. Without this call they end with this process.
+    #[must_use]
+    pub fn keeper(mut self, executable: PathBuf) -> Self {
+        self.keeper = Some(executable);
         self
     }
 

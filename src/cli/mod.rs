@@ -72,6 +72,10 @@ enum Command {
 /// Runs the command line of this process.
 #[must_use]
 pub fn main() -> ExitCode {
+    // Before everything else: a keeper reads no settings, and its environment is that of its program.
+    if std::env::args_os().nth(1).is_some_and(|first| first == crate::agent::KEEP) {
+        return crate::agent::keep_call();
+    }
     if let Err(error) = secrets::hide() {
         return Failure::from(error).report();
     }

@@ -24,7 +24,7 @@ pub(super) const READY_WITHIN: Duration = Duration::from_secs(15);
 
 /// Builds the daemon. An address in use gets a remedy in its error.
 pub(super) async fn build(builder: Builder) -> anyhow::Result<Daemon> {
-    builder.build().await.map_err(|e| {
+    builder.keeper(std::env::current_exe()?).build().await.map_err(|e| {
         let taken = e.chain().any(|cause| {
             cause.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::AddrInUse)
         });

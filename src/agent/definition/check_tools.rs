@@ -195,6 +195,7 @@ fn one(place: &str, tool: &Tool, definition: &Definition, env: &Env, found: &mut
     for (key, kind, is_given) in [
         ("argv", ToolKind::Command, tool.argv.is_some()),
         ("env", ToolKind::Command, !tool.env.is_empty()),
+        ("on_daemon_death", ToolKind::Command, tool.on_daemon_death.is_some()),
         ("url", ToolKind::Http, tool.url.is_some()),
         ("headers_env", ToolKind::Http, !tool.headers_env.is_empty()),
         ("statement", ToolKind::Sql, tool.statement.is_some()),
@@ -364,6 +365,7 @@ mod tests {
             kind = "http"
             url = "http://x"
             headers_env = { "a b" = "KEY" }
+            on_daemon_death = "kill"
             approval = { when = "args.amount > 3", expires = "0s" }
             [[tool]]
             name = "e"
@@ -393,6 +395,7 @@ mod tests {
                 "tool.2.statement: :x is not in parameters.properties",
                 "tool.3.approval.when: it has no {{ expression }}",
                 "tool.3.approval.expires: it must be 1s to 364d",
+                "tool.3.on_daemon_death: on_daemon_death does not belong to this kind of tool",
                 "tool.3.headers_env: \"a b\" = \"KEY\" is no header with the name of a variable",
                 "tool.4.approval.when: there is no \"arg\": use args, task, agent, spent",
                 "tool.4.statement: statement is missing",

@@ -36,6 +36,10 @@ pub struct Tool {
     /// Whether a new run may repeat a call of an earlier run of the task. Defaults to false: it gets the earlier result.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub repeat: bool,
+    /// `command`: what happens to a program that runs when the daemon dies. Defaults to `kill` for `read`, else to
+    /// `finish`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_daemon_death: Option<OnDaemonDeath>,
     /// Which calls may not begin before a person approves them. Defaults to none.
     #[serde(default, deserialize_with = "approval::read", skip_serializing_if = "Option::is_none")]
     pub approval: Option<ApprovalRule>,
@@ -78,6 +82,16 @@ pub enum ToolKind {
     Sql,
 }
 
+/// What happens to a program that runs when the daemon dies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnDaemonDeath {
+    /// It goes on to its end, within its time limit, and its outcome is used.
+    Finish,
+    /// It is killed.
+    Kill,
+}
+
 /// What happens to a call whose outcome is unknown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -93,7 +107,6 @@ pub enum OnUnknown {
     Fail,
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]
 fn is_zero(number: &u32) -> bool {
     *number == 0
 }
@@ -118,6 +131,13 @@ impl Tool {
     #[must_use]
     pub fn timeout(&self) -> Duration {
         self.timeout.unwrap_or(Duration::from_secs(if self.kind == ToolKind::Sql { 5 } else { 30 }))
+    }
+
+    /// What happens to its program when the daemon dies.
+    #[must_use]
+    pub fn on_daemon_death(&self) -> OnDaemonDeath {
+        let is_read = self.effect() == Effect::Read;
+        self.on_daemon_death.unwrap_or(if is_read { OnDaemonDeath::Kill } else { OnDaemonDeath::Finish })
     }
 
     /// Whether a name has the form of a tool's name.

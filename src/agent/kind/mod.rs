@@ -12,7 +12,7 @@ pub(in crate::agent) use group::Group;
 pub(crate) use program::program;
 pub(in crate::agent) use program::spawn_error;
 
-use super::{Agent, Definition, Env, Kind, Registry};
+use super::{Agent, Definition, Env, Keeper, Kind, Registry};
 use crate::{clock::Clock, db::Reader, llm::Models};
 use std::sync::Arc;
 
@@ -27,6 +27,8 @@ pub struct RunnerDeps {
     pub clock: Clock,
     /// Reads from the daemon's database under other logins, for `sql:read`.
     pub reader: Option<Reader>,
+    /// Starts the programs of tools. `None`: they end with this process.
+    pub keeper: Option<Keeper>,
 }
 
 /// The code that runs the jobs of `definition`. `None` for kind `remote`, whose jobs run elsewhere.

@@ -45,10 +45,12 @@ impl Session<'_> {
 
     /// A call that was begun and is not known to have ended.
     pub(super) async fn doubt_step(&self, steps: &[Step], seq: i32) -> Result<(), Failure> {
-        match steps.iter().filter_map(machine::tool).find(|(step, _)| step.seq == seq) {
-            Some((step, call)) => self.doubt(seq, step.tries, call).await,
-            None => Ok(()),
+        let found = steps.iter().filter_map(machine::tool).find(|(step, _)| step.seq == seq);
+        let Some((step, call)) = found else { return Ok(()) };
+        if self.use_kept(step, call).await? {
+            return Ok(());
         }
+        self.doubt(seq, step.tries, call).await
     }
 
     /// Goes on as the tool says after the outcome of a call turned out to be unknown.
@@ -96,6 +98,9 @@ impl Session<'_> {
     pub(super) async fn probe(&self, steps: &[Step], seq: i32) -> Result<(), Failure> {
         let found = steps.iter().filter_map(machine::tool).find(|(step, _)| step.seq == seq);
         let Some((step, call)) = found else { return Ok(()) };
+        if self.use_kept(step, call).await? {
+            return Ok(());
+        }
         let bytes_max = self.pinned_bytes(&call.name);
         let ended = |text: &str| error("failed", text, true);
         match self.probed(call).await? {

@@ -246,6 +246,14 @@ impl Session<'_> {
     pub(super) async fn run_calls(&self, steps: &[Step], seqs: &[i32]) -> Result<(), Failure> {
         let calls: Vec<(&Step, &ToolStep)> =
             steps.iter().filter_map(machine::tool).filter(|(step, _)| seqs.contains(&step.seq)).collect();
+        // What a keeper knows of a call that was begun before is used first.
+        let mut is_known = false;
+        for (step, call) in calls.iter().filter(|(step, _)| step.state == StepState::Started) {
+            is_known |= self.use_kept(step, call).await?;
+        }
+        if is_known {
+            return Ok(());
+        }
         let held = self.calls_to_hold(steps, &calls);
         if !held.is_empty() {
             return self.hold(&held).await;
@@ -287,15 +295,43 @@ impl Session<'_> {
         };
         let bytes_max = tool.output_bytes();
         let outcome = self.outcome(tool, call).await;
+        self.record(seq, tries, call, outcome, bytes_max).await
+    }
+
+    /// Ends a command that was begun before with what its keeper knows. Returns whether it does.
+    pub(super) async fn use_kept(&self, step: &Step, call: &ToolStep) -> Result<bool, Failure> {
+        let Some(tool) = callable(&self.pinned, &call.name) else { return Ok(false) };
+        let stop = self.job.stop_token();
+        let found = tool::kept(tool, &call.key, &self.thinker.parts, &stop).await;
+        if stop.is_cancelled() {
+            return Err(retryable("the call of a tool was stopped"));
+        }
+        let Some(outcome) = found else { return Ok(false) };
+        self.record(step.seq, step.tries, call, outcome, tool.output_bytes()).await.map(|()| true)
+    }
+
+    /// Records the outcome of a call, or goes on without one.
+    async fn record(
+        &self,
+        seq: i32,
+        tries: i32,
+        call: &ToolStep,
+        outcome: Outcome,
+        bytes_max: usize,
+    ) -> Result<(), Failure> {
         match outcome {
             Outcome::Stopped => Err(retryable("the call of a tool was stopped")),
             Outcome::Done(output) => {
                 fault::point(fault::Point::ToolDone);
-                self.end_call(seq, StepState::Done, &output, bytes_max).await
+                self.end_call(seq, StepState::Done, &output, bytes_max).await?;
+                self.forget(call);
+                Ok(())
             }
             Outcome::Failed(code, message, again) => {
                 fault::point(fault::Point::ToolDone);
-                self.end_call(seq, StepState::Failed, &error(code, &message, again), bytes_max).await
+                self.end_call(seq, StepState::Failed, &error(code, &message, again), bytes_max).await?;
+                self.forget(call);
+                Ok(())
             }
             Outcome::Uncertain(why) if call.effect == Effect::Read => {
                 self.end_call(seq, StepState::Failed, &error("failed", &why, true), bytes_max).await
@@ -303,6 +339,13 @@ impl Session<'_> {
             // The machine has it probed.
             Outcome::Uncertain(_) if call.effect == Effect::Checked => Ok(()),
             Outcome::Uncertain(_) => self.doubt(seq, tries, call).await,
+        }
+    }
+
+    /// Removes what a keeper knows of a call whose result is recorded.
+    fn forget(&self, call: &ToolStep) {
+        if let Some(keeper) = &self.thinker.parts.keeper {
+            keeper.forget(&call.key);
         }
     }
 

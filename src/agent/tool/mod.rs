@@ -8,7 +8,10 @@ mod fetch;
 mod html;
 mod http;
 pub(crate) mod judge;
+mod keep;
+mod keeper;
 pub(crate) mod named_values;
+mod run_program;
 mod shown;
 mod sql_read;
 
@@ -19,6 +22,9 @@ use std::path::Path;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use callable::{Callable, callable, callables};
+pub(crate) use keep::keep_call;
+pub(crate) use keeper::KEEP;
+pub use keeper::Keeper;
 pub(crate) use shown::{Shown, shown};
 pub(crate) use sql_read::unfit_readers;
 
@@ -64,6 +70,19 @@ pub(crate) async fn call(call: ToolCall<'_>) -> Outcome {
         ToolKind::Http => http::call(call, tool).await,
         ToolKind::Sql => Outcome::Failed("failed", "a statement is run with its step".into(), false),
     }
+}
+
+/// How a command that was begun earlier ended, if its keeper has recorded that. Waits while it runs, for at most its time
+/// limit.
+pub(crate) async fn kept(
+    tool: Callable<'_>,
+    key: &str,
+    parts: &RunnerDeps,
+    stop: &CancellationToken,
+) -> Option<Outcome> {
+    let tool = tool.declared().filter(|tool| tool.kind == ToolKind::Command)?;
+    let found = parts.keeper.as_ref()?.found(key, tool.timeout(), stop).await?;
+    Some(command::outcome(found))
 }
 
 /// The statement of a call with its values.

@@ -67,6 +67,7 @@ async fn house_on(
         env,
         credentials: CredentialIssuer::default(),
         reader: None,
+        keeper: None,
         unfit: Default::default(),
     };
     let agents = Agents::start(&scope, deps, definitions, registry).unwrap();
@@ -390,6 +391,7 @@ async fn unregistered_code_is_named_in_the_error() {
         env: Env::of([]),
         credentials: CredentialIssuer::default(),
         reader: None,
+        keeper: None,
         unfit: Default::default(),
     };
     let error = Agents::start(&scope, deps, vec![worker("")], Registry::default()).err().unwrap();

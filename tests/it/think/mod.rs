@@ -2,6 +2,7 @@
 mod approvals;
 mod classes;
 mod fetch;
+mod keeper;
 mod kills;
 mod runs;
 mod sql_read;
