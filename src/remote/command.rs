@@ -171,7 +171,14 @@ const ASSIGNMENT_COMMANDS: &[AssignmentCommand] = &[
         kind: "task_question",
         read: |m| {
             let Asks { question, wait_for, checkpoint, usage } = m.read()?;
-            let question = Box::new(Question { wait_for, question, checkpoint, usage, calls: Vec::new() });
+            let question = Box::new(Question {
+                wait_for,
+                question,
+                checkpoint,
+                usage,
+                calls: Vec::new(),
+                approvers: Vec::new(),
+            });
             Ok(AgentCommand::Ask { key: m.key()?, question })
         },
     },

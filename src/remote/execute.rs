@@ -115,7 +115,7 @@ async fn as_requester(
             tasks.choose(task, &chosen, asker).await?.into()
         }
         RequesterCommand::Answer { task, answer } => {
-            may("answer", task).await?;
+            may_answer(tasks, principal, task).await?;
             tasks.answer(task, asker, answer).await?.into()
         }
         RequesterCommand::Requeue(task) => {
@@ -138,6 +138,22 @@ async fn check_requester(
 ) -> Result<(), Error> {
     let found = visible(tasks, principal, task).await?;
     principal.may_decide_for(what, &found.org, &found.requester).map_err(super::forbidden)
+}
+
+/// Refuses an answer to a question of another requester's task, except to an operator of its org, and to people with a
+/// role that the question names.
+async fn may_answer(tasks: &TaskCommands, principal: &Principal, task: TaskId) -> Result<(), Error> {
+    let found = visible(tasks, principal, task).await?;
+    let named = found.question.as_ref().and_then(|question| question.get("approvers")?.as_array());
+    let claims = principal.claims();
+    let (role, is_agent) = (claims.role.as_str(), claims.agent_id.is_some());
+    if !is_agent
+        && !role.is_empty()
+        && named.is_some_and(|roles| roles.iter().any(|named| named.as_str() == Some(role)))
+    {
+        return Ok(());
+    }
+    principal.may_decide_for("answer", &found.org, &found.requester).map_err(super::forbidden)
 }
 
 async fn visible(tasks: &TaskReader, principal: &Principal, id: TaskId) -> Result<Task, Error> {

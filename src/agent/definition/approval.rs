@@ -20,6 +20,9 @@ pub struct ApprovalRule {
     /// How long after the answer the call may begin. Defaults to 24 hours.
     #[serde(default = "expires", with = "humantime_serde")]
     pub expires: Duration,
+    /// Roles of tokens of the org (claim `role`) that may answer, beside those who may answer every question of a task.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub approvers: Vec<String>,
 }
 
 fn expires() -> Duration {
@@ -34,7 +37,7 @@ enum Word {
 }
 
 #[derive(Deserialize)]
-#[serde(untagged, expecting = "it is \"never\", \"always\", or a table with when or expires")]
+#[serde(untagged, expecting = "it is \"never\", \"always\", or a table with when, expires or approvers")]
 enum Written {
     Word(Word),
     Table(ApprovalRule),
@@ -44,7 +47,9 @@ enum Written {
 pub(super) fn read<'de, D: Deserializer<'de>>(from: D) -> Result<Option<ApprovalRule>, D::Error> {
     Ok(match Written::deserialize(from)? {
         Written::Word(Word::Never) => None,
-        Written::Word(Word::Always) => Some(ApprovalRule { when: None, expires: APPROVAL_EXPIRES }),
+        Written::Word(Word::Always) => {
+            Some(ApprovalRule { when: None, expires: APPROVAL_EXPIRES, approvers: Vec::new() })
+        }
         Written::Table(approval) => Some(approval),
     })
 }
@@ -78,7 +83,8 @@ mod tests {
     fn is_needed(when: &str, args: Value) -> bool {
         let names = json!({ "args": args, "spent": { "tokens": 5 }, "task": {}, "agent": {} });
         let Value::Object(names) = names else { unreachable!() };
-        ApprovalRule { when: Some(when.into()), expires: APPROVAL_EXPIRES }.is_needed(&Context::new(names))
+        ApprovalRule { when: Some(when.into()), expires: APPROVAL_EXPIRES, approvers: Vec::new() }
+            .is_needed(&Context::new(names))
     }
 
     #[test]

@@ -263,6 +263,14 @@ fn approval(place: &str, tool: &Tool, found: &mut Problems) {
     if let Some(Err(e)) = rule.when.as_deref().map(ApprovalRule::template) {
         found.add(format!("{place}.approval.when"), e.reason);
     }
+    for (at, role) in rule.approvers.iter().enumerate() {
+        if role.is_empty() || role == "anon" {
+            found.add(
+                format!("{place}.approval.approvers.{at}"),
+                format!("{role:?} is no role that may answer"),
+            );
+        }
+    }
     if rule.expires < Duration::from_secs(1) || rule.expires > Duration::from_secs(364 * 86_400) {
         found.add(format!("{place}.approval.expires"), "it must be 1s to 364d");
     }
@@ -366,7 +374,7 @@ mod tests {
             url = "http://x"
             headers_env = { "a b" = "KEY" }
             on_daemon_death = "kill"
-            approval = { when = "args.amount > 3", expires = "0s" }
+            approval = { when = "args.amount > 3", expires = "0s", approvers = ["anon"] }
             [[tool]]
             name = "e"
             kind = "sql"
@@ -394,6 +402,7 @@ mod tests {
                 "tool.2.role: role is missing: the role that runs the statement",
                 "tool.2.statement: :x is not in parameters.properties",
                 "tool.3.approval.when: it has no {{ expression }}",
+                "tool.3.approval.approvers.0: \"anon\" is no role that may answer",
                 "tool.3.approval.expires: it must be 1s to 364d",
                 "tool.3.on_daemon_death: on_daemon_death does not belong to this kind of tool",
                 "tool.3.headers_env: \"a b\" = \"KEY\" is no header with the name of a variable",

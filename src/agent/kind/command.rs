@@ -111,6 +111,7 @@ impl Command {
                 checkpoint: ended.checkpoint,
                 usage,
                 calls: Vec::new(),
+                approvers: Vec::new(),
             }));
         }
         let result = json::parse(&output).map_err(|e| match (output.trim_ascii(), e) {

@@ -100,6 +100,7 @@ impl Session<'_> {
             question: question(&asked, refused.as_deref()),
             checkpoint: seqs.first().map(|seq| catalog::checkpoint(self.at.run, *seq)),
             usage: self.used,
+            approvers: self.approvers(&asked),
             calls: asked,
         })))
     }
@@ -170,6 +171,22 @@ impl Session<'_> {
         };
         let expires = self.expires(&asked.tool);
         Ok(Ok(CallDecision { seq: asked.seq, decision, edited_sha256, result, expires }))
+    }
+
+    /// The roles that may approve all of these calls.
+    fn approvers(&self, asked: &[ApprovalCall]) -> Vec<String> {
+        let of = |one: &ApprovalCall| {
+            let tool = callable(&self.thinker.definition, &one.tool);
+            let rule = tool.as_ref().and_then(|tool| tool.approval());
+            rule.map(|rule| rule.approvers.clone()).unwrap_or_default()
+        };
+        let Some((first, others)) = asked.split_first() else { return Vec::new() };
+        let mut roles = of(first);
+        for one in others {
+            let theirs = of(one);
+            roles.retain(|role| theirs.contains(role));
+        }
+        roles
     }
 
     fn expires(&self, tool: &str) -> Duration {

@@ -205,6 +205,7 @@ impl Session<'_> {
                     checkpoint,
                     usage: self.used,
                     calls: Vec::new(),
+                    approvers: Vec::new(),
                 })))
             }
             (Some(answer), StepState::Unknown) => self.decided(step, call, &answer).await.map(|()| None),

@@ -188,12 +188,13 @@ fn rare_columns(
     let agent = row.live.as_ref().map(|live| live.agent.clone());
     let question = match &command.action {
         Action::Wait(asked) if step.state == TaskState::Waiting => {
-            let Question { wait_for, question, calls, .. } = &**asked;
+            let Question { wait_for, question, calls, approvers, .. } = &**asked;
             Some(AskedQuestion {
                 wait_for: *wait_for,
                 question: question.clone(),
                 agent_id: agent.clone(),
                 calls: calls.clone(),
+                approvers: approvers.clone(),
             })
         }
         _ => None,

@@ -62,5 +62,12 @@ pub enum InsufficientBudget {
 /// The question of a task that needs more budget to continue.
 pub(crate) fn budget_question(short: &InsufficientBudget, checkpoint: Option<Value>) -> Question {
     let question = format!("{short}: raise it with `convoke task budget`");
-    Question { wait_for: WaitFor::Budget, question, checkpoint, usage: Usage::default(), calls: Vec::new() }
+    Question {
+        wait_for: WaitFor::Budget,
+        question,
+        checkpoint,
+        usage: Usage::default(),
+        calls: Vec::new(),
+        approvers: Vec::new(),
+    }
 }

@@ -79,6 +79,9 @@ pub struct Question {
     /// The calls that it asks to approve: only of agents that think.
     #[serde(skip)]
     pub calls: Vec<ApprovalCall>,
+    /// Roles of tokens that may answer, beside those who may answer every question of the task.
+    #[serde(skip)]
+    pub approvers: Vec<String>,
 }
 
 /// What a task waits for.

@@ -131,6 +131,8 @@ impl Agent for Careful {
             question: "may I?".into(),
             checkpoint: None,
             usage: Usage::default(),
+            calls: Vec::new(),
+            approvers: Vec::new(),
         }))
     }
 }

@@ -12,6 +12,8 @@ pub fn question(wait_for: WaitFor, text: &str, checkpoint: Option<Value>) -> Que
         question: text.into(),
         checkpoint,
         usage: Usage { tokens: 7, microdollars: 0, presumed: false },
+        calls: Vec::new(),
+        approvers: Vec::new(),
     }
 }
 

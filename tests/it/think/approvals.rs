@@ -182,6 +182,46 @@ async fn agents_of_the_tree_cannot_approve() {
     thinking.stop().await;
 }
 
+#[tokio::test]
+async fn role_that_the_tool_names_may_approve() {
+    let world = World::start(vec![
+        call("send", json!({})),
+        call("note_down", json!({ "words": "x" })),
+        finish(json!(1)),
+    ])
+    .await;
+    let named = "approval = { approvers = [\"authenticated\"] }\n";
+    let text = approving(&world)
+        .replace("name = \"send\"\napproval = \"always\"\n", &format!("name = \"send\"\n{named}"));
+    assert!(text.contains(named));
+    let thinking = Thinking::with(world, vec![crate::agent::definition(&text)]).await;
+    let id = thinking.request(json!({})).await;
+    let parts = &thinking.running.parts;
+    let mut wish = convoke::auth::MintRequest::new(convoke::auth::Role::Authenticated);
+    wish.org = Some("demo".parse().unwrap());
+    let token = convoke::auth::mint(&parts.keys, &wish, convoke::clock::Clock::System.now()).unwrap();
+    let post = async |question: &Value| {
+        let url = format!("http://{}/v1/tasks/{id}/answer", parts.addr);
+        let posted = reqwest::Client::new().post(url).bearer_auth(&token);
+        posted
+            .json(&json!({ "answer": all(question, &json!("approve")) }))
+            .send()
+            .await
+            .unwrap()
+            .status()
+            .as_u16()
+    };
+    let question = thinking.in_state(id, "waiting").await.question.unwrap();
+    assert_eq!(post(&question).await, 200, "{question}");
+    // The next question is about a tool that names no role.
+    let question = thinking.in_state(id, "waiting").await.question.unwrap();
+    assert_eq!(asked(&question).keys().collect::<Vec<_>>(), ["note_down"]);
+    assert_eq!(post(&question).await, 403, "{question}");
+    parts.tasks.answer(id, "ada", all(&question, &json!("approve"))).await.unwrap();
+    thinking.in_state(id, "completed").await;
+    thinking.stop().await;
+}
+
 /// One answer whose calls of every class need an approval.
 fn script() -> Vec<Say> {
     vec![
