@@ -1,5 +1,8 @@
 //! `[[tool]]`: what the model of an agent may call.
-use super::approval::{self, ApprovalRule};
+use super::{
+    approval::{self, ApprovalRule},
+    unknown::{OnDaemonDeath, OnUnknown},
+};
 use crate::{
     agent::{think::BUILT_IN, tool::Callable},
     task::Effect,
@@ -80,31 +83,6 @@ pub enum ToolKind {
     Http,
     /// A statement in the daemon's own database.
     Sql,
-}
-
-/// What happens to a program that runs when the daemon dies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum OnDaemonDeath {
-    /// It goes on to its end, within its time limit, and its outcome is used.
-    Finish,
-    /// It is killed.
-    Kill,
-}
-
-/// What happens to a call whose outcome is unknown.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum OnUnknown {
-    /// A person says whether it happened.
-    #[default]
-    Ask,
-    /// The model is told that it is unknown. The same call needs an approval from then on.
-    Tell,
-    /// It runs again with the same key, or is probed again, until the time of the attempt is over.
-    Retry,
-    /// The attempt fails.
-    Fail,
 }
 
 fn is_zero(number: &u32) -> bool {

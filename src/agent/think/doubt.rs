@@ -60,9 +60,8 @@ impl Session<'_> {
                 let told = "it is unknown whether this call had its effect: look whether it happened before you call \
                             it again";
                 let text = error("unknown_outcome", told, false);
-                let mut end = self.shown_end(StepState::Failed, &text, self.pinned_bytes(&call.name));
-                end.doubtful = true;
-                let ended = again(self.job.deadline, || self.tasks.end_call(&self.at, seq, &end)).await;
+                let end = self.shown_end(StepState::Failed, &text, self.pinned_bytes(&call.name));
+                let ended = again(self.job.deadline, || self.tasks.end_in_doubt(&self.at, seq, &end)).await;
                 ended.map_err(|e| unwritten(&e))?;
                 fault::point(fault::Point::ToolRecorded);
                 Ok(())

@@ -421,7 +421,7 @@ impl Session<'_> {
     pub(super) fn shown_end(&self, state: StepState, text: &str, bytes_max: usize) -> CallEnd {
         let secrets = tool::secrets(&self.thinker.definition, &self.thinker.parts.env);
         let tool::Shown { text: result, cut } = shown(text, &secrets, bytes_max);
-        CallEnd { state, result, bytes: u64::try_from(text.len()).unwrap_or(u64::MAX), cut, doubtful: false }
+        CallEnd { state, result, bytes: u64::try_from(text.len()).unwrap_or(u64::MAX), cut }
     }
 
     pub(super) async fn end_call(

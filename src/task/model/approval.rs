@@ -3,7 +3,7 @@ use crate::task::{Effect, RunKey};
 use serde::Serialize;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use std::fmt::Write;
+use std::{fmt::Write, time::Duration};
 
 /// Digits of the hash in an id: enough that no other arguments with the same ones are found.
 const ID_DIGITS: usize = 20;
@@ -55,6 +55,21 @@ pub enum Decision {
     Deny(String),
     /// It runs with these arguments.
     Edit(Value),
+}
+
+/// What a person decided about one call.
+#[derive(Clone, Debug)]
+pub struct CallDecision {
+    /// The step of the call.
+    pub seq: i32,
+    /// The decision.
+    pub decision: Decision,
+    /// SHA-256 of the arguments that the person gave, in hexadecimal. `None` if they are those of the model.
+    pub edited_sha256: Option<String>,
+    /// What the model is shown, if the call is denied.
+    pub result: Option<String>,
+    /// How long after the answer the call may begin.
+    pub expires: Duration,
 }
 
 /// Reads the answer to a question about these calls: an object with a decision for each id. A call that is not named

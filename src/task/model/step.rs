@@ -1,7 +1,6 @@
 //! Runs and steps of agents that think: what `convoke.runs` and `convoke.steps` contain (`docs/spec/thinking-agents.md`).
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::time::Duration;
 
 /// Defines an enum whose variants are words of a column.
 macro_rules! words {
@@ -190,7 +189,7 @@ pub struct ToolStep {
     /// Whether it has ended without knowing whether it had its effect.
     pub doubtful: bool,
     /// Time since it was begun last, by the database's clock.
-    pub age: Duration,
+    pub age: std::time::Duration,
 }
 
 impl ToolStep {

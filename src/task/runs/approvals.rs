@@ -1,25 +1,9 @@
 //! Approvals of calls, as rows: that a call waits for one, and what a person decided.
 use super::{Fence, RunKey};
 use crate::db;
-use crate::task::storage::statement::{millis, run, sql};
-use crate::task::{Decision, Error, TaskCommands};
+use crate::task::storage::statement::{millis, sql};
+use crate::task::{CallDecision, Decision, Error, TaskCommands};
 use serde_json::Value;
-use std::time::Duration;
-
-/// What a person decided about one call.
-#[derive(Clone, Debug)]
-pub struct CallDecision {
-    /// The step of the call.
-    pub seq: i32,
-    /// The decision.
-    pub decision: Decision,
-    /// SHA-256 of the arguments that the person gave, in hexadecimal. `None` if they are those of the model.
-    pub edited_sha256: Option<String>,
-    /// What the model is shown, if the call is denied.
-    pub result: Option<String>,
-    /// How long after the answer the call may begin.
-    pub expires: Duration,
-}
 
 impl TaskCommands {
     /// Records that calls that have not begun wait for an approval. `answers` is how many answers the task has, so that
@@ -62,7 +46,8 @@ impl TaskCommands {
         let params = fence.with(&[&by, &answered_at, &seqs, &approved, &edited, &hashes, &results, &expires]);
         let mut client = self.context.database.client().await?;
         let tx = client.transaction().await.map_err(db::Error::from)?;
-        if run(&tx, sql!("step_decide"), &params).await?.len() != decided.len() {
+        let statement = tx.prepare_cached(sql!("step_decide")).await.map_err(db::Error::from)?;
+        if tx.query(&statement, &params).await.map_err(db::Error::from)?.len() != decided.len() {
             return Err(Error::Fenced);
         }
         Ok(tx.commit().await.map_err(db::Error::from)?)

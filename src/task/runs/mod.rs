@@ -8,7 +8,6 @@ mod approvals;
 mod database_tool;
 mod read;
 
-pub use approvals::CallDecision;
 pub use database_tool::{DatabaseCall, DatabaseResult};
 pub use read::LatestRun;
 
@@ -56,8 +55,6 @@ pub struct CallEnd {
     pub bytes: u64,
     /// Whether something was cut off.
     pub cut: bool,
-    /// Whether it ends without knowing whether it had its effect.
-    pub doubtful: bool,
 }
 
 /// The parameters of the fence, `$1` to `$5` of most statements.
@@ -216,8 +213,19 @@ impl TaskCommands {
     pub async fn end_call(&self, at: &RunKey, seq: i32, end: &CallEnd) -> Result<(), Error> {
         let fence = Fence::of(at);
         let (state, bytes) = (end.state.as_str(), to_i64(end.bytes));
-        let params = fence.with(&[&seq, &state, &end.result, &bytes, &end.cut, &0_i32, &end.doubtful]);
+        let params = fence.with(&[&seq, &state, &end.result, &bytes, &end.cut, &0_i32]);
         written(&self.query(sql!("step_end"), &params).await?).map(drop)
+    }
+
+    /// Ends a call with an error for the model that it is unknown whether it had its effect.
+    ///
+    /// # Errors
+    /// `Fenced` when the assignment is over, or the call has ended.
+    pub async fn end_in_doubt(&self, at: &RunKey, seq: i32, end: &CallEnd) -> Result<(), Error> {
+        let fence = Fence::of(at);
+        let bytes = to_i64(end.bytes);
+        let params = fence.with(&[&seq, &end.result, &bytes, &end.cut]);
+        written(&self.query(sql!("step_doubt"), &params).await?).map(drop)
     }
 
     /// Records how a run ended. A repeated call moves the end to this assignment.

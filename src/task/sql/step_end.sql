@@ -5,7 +5,7 @@ with live as (
     where a.id = $1 and a.task_id = $2 and a.epoch = $3 and a.agent_id = $4 and a.state = 'running'
     for share
 )
-update convoke.steps s set state = $7, result = $8, bytes = $9, cut = $10, doubtful = $12, ended_at = clock_timestamp(),
+update convoke.steps s set state = $7, result = $8, bytes = $9, cut = $10, ended_at = clock_timestamp(),
     began_at = coalesce(s.began_at, clock_timestamp()), tries = greatest(s.tries, $11), assignment_id = l.id,
     epoch = l.epoch,
     approval = case when $11 = 1 and s.approval = 'granted' then 'used' else s.approval end

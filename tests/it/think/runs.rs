@@ -538,7 +538,6 @@ async fn step_is_written_by_the_assignment_that_holds_the_task_only() {
         result: "x".into(),
         bytes: 1,
         cut: false,
-        doubtful: false,
     };
     assert!(fenced(tasks.end_call(&at(epoch), 1, &end).await), "not a call");
     tasks.cancel(id, "enough").await.unwrap();
