@@ -1,16 +1,13 @@
 //! The kinds of hosted agents, each an implementation of [`Agent`].
 pub(crate) mod command;
-mod group;
+pub(in crate::agent) mod group;
 pub(crate) mod hook;
 pub(crate) mod http;
 mod json_in_text;
 pub(crate) mod llm;
-mod program;
+pub(in crate::agent) mod program;
 
-pub(in crate::agent) use command::{feed, read_output};
-pub(in crate::agent) use group::Group;
 pub(crate) use program::program;
-pub(in crate::agent) use program::spawn_error;
 
 use super::{Agent, Definition, Env, Keeper, Kind, Registry};
 use crate::{clock::Clock, db::Reader, llm::Models};

@@ -110,7 +110,13 @@ impl Session<'_> {
         let mut bytes = 0;
         let mut all = (Vec::new(), Vec::new());
         for (step, call) in calls {
-            let one = ApprovalCall::new(&self.at, step.seq, &call.name, call.effect, call.run_args());
+            let one = ApprovalCall::new(
+                self.at.key.task_id,
+                (self.at.run, step.seq),
+                &call.name,
+                call.effect,
+                call.run_args(),
+            );
             bytes += one.arguments.len();
             if bytes > ASKED_BYTES_MAX && !all.1.is_empty() {
                 break;

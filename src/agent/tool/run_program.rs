@@ -1,7 +1,11 @@
 //! Runs one program to its end: arguments on standard input, limits on time and output, in a group of its own.
 use crate::agent::{
     job::one_line,
-    kind::{Group, feed, read_output, spawn_error},
+    kind::{
+        command::{feed, read_output},
+        group::Group,
+        program::spawn_error,
+    },
 };
 use serde::{Deserialize, Serialize};
 use std::{future::Future, path::PathBuf, process::Stdio, time::Duration};

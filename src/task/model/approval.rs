@@ -1,5 +1,5 @@
 //! Approvals of calls before they begin: what a person is asked, and how the answer is read. Pure.
-use crate::task::{Effect, RunKey};
+use crate::task::{Effect, TaskId};
 use serde::Serialize;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -28,12 +28,12 @@ pub struct ApprovalCall {
 }
 
 impl ApprovalCall {
-    /// The question about one call.
+    /// The question about the call in a step of a run of a task.
     #[must_use]
-    pub fn new(at: &RunKey, seq: i32, tool: &str, effect: Effect, args: &Value) -> Self {
+    pub fn new(task: TaskId, (run, seq): (i32, i32), tool: &str, effect: Effect, args: &Value) -> Self {
         let arguments = args.to_string();
         let args_sha256 = hex(&arguments);
-        let mark = hex(&format!("{}:{}:{seq}:{tool}:{args_sha256}", at.key.task_id, at.run));
+        let mark = hex(&format!("{task}:{run}:{seq}:{tool}:{args_sha256}"));
         let id = format!("{seq}-{}", mark.get(..ID_DIGITS).unwrap_or_default());
         Self { id, seq, tool: tool.to_owned(), effect, arguments, args_sha256 }
     }
@@ -113,26 +113,15 @@ fn decision_of(value: &Value) -> Option<Decision> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        id::{AssignmentId, Epoch, TaskId},
-        task::AssignmentKey,
-    };
     use serde_json::json;
 
-    fn at(run: i32) -> RunKey {
-        let key = AssignmentKey {
-            task_id: TaskId::from(uuid::Uuid::nil()),
-            assignment_id: AssignmentId::from(uuid::Uuid::nil()),
-            epoch: Epoch(1),
-        };
-        RunKey { key, agent: "a".parse().unwrap(), run }
+    fn asked(run: i32, seq: i32, tool: &str, args: Value) -> ApprovalCall {
+        ApprovalCall::new(TaskId::from(uuid::Uuid::nil()), (run, seq), tool, Effect::Once, &args)
     }
 
     #[test]
     fn id_is_of_one_call_with_its_arguments() {
-        let id = |run, seq, tool: &str, args: Value| {
-            ApprovalCall::new(&at(run), seq, tool, Effect::Once, &args).id
-        };
+        let id = |run, seq, tool, args| asked(run, seq, tool, args).id;
         let first = id(1, 3, "pay", json!({ "a": 1 }));
         assert_eq!(first, id(1, 3, "pay", json!({ "a": 1 })));
         for other in [
@@ -143,7 +132,7 @@ mod tests {
         ] {
             assert_ne!(first, other);
         }
-        let asked = ApprovalCall::new(&at(1), 3, "pay", Effect::Once, &json!({ "b": "\u{0}", "a": 1.50 }));
+        let asked = asked(1, 3, "pay", json!({ "b": "\u{0}", "a": 1.50 }));
         assert_eq!(
             (asked.arguments.as_str(), asked.args_sha256),
             ("{\"a\":1.5,\"b\":\"\\u0000\"}", hex(&asked.arguments))

@@ -168,7 +168,7 @@ async fn agents_of_the_tree_cannot_approve() {
             "insert into convoke.tasks select (jsonb_populate_record(t, jsonb_build_object('id', gen_random_uuid(),
                  'parent_id', t.id, 'state', 'completed', 'question', null, 'due_at', null))).* from convoke.tasks t;
              insert into convoke.assignments select (jsonb_populate_record(a, jsonb_build_object('id', gen_random_uuid(),
-                 'agent_id', 'helper', 'state', 'finished', 'task_id', (select id from convoke.tasks where parent_id is not null)))).*
+                 'agent_id', 'helper', 'state', 'finished', 'ended_at', clock_timestamp(), 'task_id', (select id from convoke.tasks where parent_id is not null)))).*
                  from convoke.assignments a limit 1",
         )
         .await
