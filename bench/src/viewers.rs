@@ -165,11 +165,12 @@ impl Dashboard {
                 frames.feed(part.get(..size).unwrap_or_default(), |frame| digests.extend(digest(frame)));
             }
             for digest in digests {
-                let n = digest["n"].as_u64().context("a digest without number")?;
+                let n = digest.get("n").and_then(Value::as_u64).context("a digest without number")?;
                 ensure!(self.last.is_none_or(|last| n == last + 1), "digest {n} follows {:?}", self.last);
                 self.last = Some(n);
-                is_stale |= digest["tasks"].as_array().is_some_and(|tasks| !tasks.is_empty());
-                is_stale |= digest["more"] == true;
+                let tasks = digest.get("tasks").and_then(Value::as_array);
+                is_stale |= tasks.is_some_and(|tasks| !tasks.is_empty());
+                is_stale |= digest.get("more").and_then(Value::as_bool) == Some(true);
                 seen.digests.set(seen.digests.get() + 1);
             }
             if is_stale && list_at.elapsed() >= LIST_EVERY {
@@ -189,8 +190,8 @@ impl Dashboard {
         seen.read(body.len());
         let now = Duration::from_millis(u64::try_from(Clock::System.now().timestamp_millis())?);
         let lines: Value = serde_json::from_slice(&body)?;
-        let shown = lines["tasks"].as_array().context("a list without tasks")?;
-        let ids = shown.iter().filter_map(|line| line["id"].as_str());
+        let shown = lines.get("tasks").and_then(Value::as_array).context("a list without tasks")?;
+        let ids = shown.iter().filter_map(|line| line.get("id")?.as_str());
         for id in ids.map(str::to_owned).collect::<Vec<_>>() {
             let requested = requested_at(&id).context("an id without time")?;
             if self.known.insert(id) && seen.watching.get() {

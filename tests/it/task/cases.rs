@@ -257,7 +257,7 @@ async fn restarted_host_reassigns_the_tasks_of_its_agents() {
 async fn scheduled_task_opens_at_its_time() {
     let mut world = Harness::new(vec![profile("a", 1)]).await;
     let mut wish = request(json!({}));
-    wish.run_at = Some(convoke::clock::Clock::System.now() + chrono::TimeDelta::milliseconds(150));
+    wish.run_at = Some(convoke::clock::Clock::System.now() + chrono::TimeDelta::seconds(3));
     let task = world.ask(wish).await;
     assert_eq!(world.tasks.get(task).await.unwrap().state, TaskState::Scheduled);
     world.started(task).await;
