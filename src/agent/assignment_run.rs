@@ -208,7 +208,7 @@ impl Work {
                 let question = Question { usage, ..budget_question(short, checkpoint.clone()) };
                 again(until, || tasks.ask(key, agent, question.clone())).await
             }
-            InsufficientBudget::Agent => {
+            InsufficientBudget::Agent | InsufficientBudget::Day { .. } => {
                 let reason = short.to_string();
                 again(until, || tasks.postpone(key, agent, &reason, checkpoint.clone())).await
             }
@@ -230,6 +230,7 @@ impl Work {
         let usage = late.map(|late| match late {
             Ok(Finished::Result { usage, .. }) => usage,
             Ok(Finished::Waits(question)) => question.usage,
+            Ok(Finished::Deferred { usage, .. }) => usage,
             Ok(Finished::Delegated) => Usage::default(),
             Err(failure) => failure.usage,
         });
@@ -238,6 +239,9 @@ impl Work {
             End::Done(Ok(Finished::Result { result, usage })) => self.finished(result, usage).await,
             End::Done(Ok(Finished::Waits(question))) => self.waits(question).await,
             End::Done(Ok(Finished::Delegated)) => self.delegated(limit, deadline).await,
+            End::Done(Ok(Finished::Deferred { reason, after, usage })) => {
+                self.deferred(&reason, after, usage).await
+            }
             End::Done(Err(failure)) => self.failed(failure).await,
             End::Fenced => {
                 self.spent(usage);
@@ -312,6 +316,17 @@ impl Work {
                 self.report(Failure { usage, ..permanent(error.to_string()) }).await
             }
             Err(Error::ResultRefused(_)) => JobOutcome::RefusedByDatabase,
+            Err(error) => undelivered(&error),
+        }
+    }
+
+    /// Gives the task back for a time; then this agent goes on with it.
+    async fn deferred(&self, reason: &str, after: Duration, usage: Usage) -> JobOutcome {
+        self.spent(usage);
+        let (key, agent) = (self.assigned.key, &self.assigned.agent_id);
+        let until = Instant::now() + DELIVER_WITHIN;
+        match again(until, || self.shared.tasks.defer(key, agent, reason, after)).await {
+            Ok(_) => JobOutcome::Released,
             Err(error) => undelivered(&error),
         }
     }

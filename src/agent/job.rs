@@ -52,6 +52,15 @@ pub enum Finished {
     Waits(Question),
     /// Another process continues the job and reports through `/v1/assignments`. The slot stays taken until it ends.
     Delegated,
+    /// The job goes on later with the same attempt, like after a long wait for a model. Until then it holds no slot.
+    Deferred {
+        /// Why, one line.
+        reason: String,
+        /// When it goes on.
+        after: Duration,
+        /// What the job used.
+        usage: Usage,
+    },
 }
 
 impl From<Value> for Finished {

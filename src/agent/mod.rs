@@ -7,6 +7,7 @@
 //! the WAL, and never decides an award. Every error of a job becomes its failure or its release, with a line that is
 //! safe to show; a result is delivered again until the database has accepted or fenced it.
 mod actor;
+mod asking;
 mod assignment_run;
 mod command;
 mod compiled;
@@ -34,8 +35,8 @@ pub use credentials::{CredentialIssuer, JobCredentials};
 pub use definition::{ApprovalRule, OnDaemonDeath, OnUnknown};
 pub use definition::{
     Definition, Fetch, FetchMethod, Kind, Limits, Missed, Offer, OfferBy, Price, Problem, ResponseFormat,
-    Run, Schedule, ScheduleRequest, SqlRead, Stream, Tool, ToolKind, Wake, WakeEvent, WakeRequest, check,
-    check_all, check_in, without_login,
+    Run, Schedule, ScheduleRequest, SqlRead, Stream, Tier, Tool, ToolKind, Wake, WakeEvent, WakeRequest,
+    check, check_all, check_in, without_login,
 };
 pub use env::Env;
 pub use job::{Agent, Finished, Job, Registry, Reporter};

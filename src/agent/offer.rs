@@ -10,8 +10,9 @@ use super::{
     kind::hook::{self, HookAnswer},
 };
 use crate::{
+    id::TaskId,
     scope::OnExit,
-    task::{Announcement, Error, NewOffer, Update},
+    task::{Announcement, Error, ModelUsage, NewOffer, Update, Usage},
 };
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -79,7 +80,8 @@ impl HostedAgent {
         let known = known.map_err(|e| NoOffer::Failed(e.to_string()))?;
         let announced = known.first().ok_or_else(|| NoOffer::Failed("the task is gone".into()))?;
         let body = body(definition, task, round, announced);
-        let most = hook::most(definition, &body);
+        let presumed = hook::most(definition, &shared.parts, &body);
+        let most = presumed.microdollars;
         let now = Instant::now();
         if !self.spend.lock().reserve(most, definition.limits.microdollars_per_hour, now) {
             return Err(NoOffer::Spent);
@@ -100,7 +102,30 @@ impl HostedAgent {
         for spend in [&self.spend, &self.offer_spend] {
             spend.lock().settle(most, cost, Instant::now());
         }
+        let used = match &answer {
+            Ok(HookAnswer { used: Some(used), .. }) => used.clone(),
+            Ok(answer) => {
+                let usage = Usage { microdollars: answer.microdollars, ..Usage::default() };
+                ModelUsage { usage, ..ModelUsage::default() }
+            }
+            Err(_) => ModelUsage::presumed(presumed),
+        };
+        self.record(shared, task.id, &used).await;
         answer.map_err(NoOffer::Failed)
+    }
+
+    /// Records what an offer used.
+    async fn record(&self, shared: &Shared, task: TaskId, used: &ModelUsage) {
+        let definition = &self.definition;
+        if used.usage.tokens == 0 && used.usage.microdollars == 0 {
+            return;
+        }
+        let provider = hook::provider(definition, &shared.parts);
+        let model = definition.run.model.as_deref().filter(|_| !provider.is_empty()).unwrap_or_default();
+        let recorded = shared.tasks.record_offer_usage(task, &definition.id, &provider, model, used).await;
+        if let Err(error) = recorded {
+            warn!(agent = %definition.id, %task, %error, "the usage of an offer is not recorded");
+        }
     }
 
     /// Makes the computed offer in place of a failed hook's.

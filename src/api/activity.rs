@@ -3,7 +3,7 @@ use super::{Deps, caller::Caller, input::Params, problem::Problem};
 use crate::{
     agent::{Definition, Schedule, Wake},
     id::{AgentId, OrgId},
-    task::TriggerState,
+    task::{SpendBy, TriggerState},
 };
 use axum::{Json, extract::State};
 use chrono::{DateTime, Datelike, TimeDelta, Utc};
@@ -70,23 +70,45 @@ pub(super) struct SpendQuery {
     org: Option<OrgId>,
     /// Defaults to seven days ago.
     from: Option<DateTime<Utc>>,
+    /// Dimensions with commas. Without it by hour, agent and kind, with what is reserved now.
+    by: Option<String>,
 }
 
-/// `{from, rows: [{hour, agent_id, kind, attempts, tokens, microdollars, presumed, reserved}], partial}`: what attempts
-/// used since `from`.
+/// `{from, rows: [{hour, agent_id, kind, attempts, tokens, microdollars, presumed, reserved}], partial}`: what was used
+/// since the hour of `from`. With `by`, the rows have these dimensions, and the tokens in parts; `by=org` is for the
+/// service, and shows every org unless one is named.
 pub(super) async fn spend(
     State(deps): State<Deps>,
     caller: Caller,
     Params(query): Params<SpendQuery>,
 ) -> Result<Json<Value>, Problem> {
+    let viewed = caller.view(query.org.clone())?;
     let org = caller.org_for(query.org)?;
     let now = deps.clock.now();
     let from = query.from.unwrap_or_else(|| now - TimeDelta::days(7));
     if from >= now || now - from > TimeDelta::days(SPEND_DAYS_MAX) {
         return Err(Problem::bad_request(format!("from must be in the last {SPEND_DAYS_MAX} days")));
     }
-    let (rows, partial) = deps.tasks.spend(&org, from).await?;
+    let (rows, partial) = match query.by.as_deref().map(dimensions).transpose()? {
+        None => deps.tasks.spend(&org, from).await?,
+        Some(by) if by.contains(&SpendBy::Org) => {
+            caller.must_be_service("see what other orgs spend")?;
+            deps.tasks.spend_by(viewed.as_ref(), from, &by).await?
+        }
+        Some(by) => deps.tasks.spend_by(Some(&org), from, &by).await?,
+    };
     Ok(Json(json!({ "from": from, "rows": rows, "partial": partial })))
+}
+
+/// The dimensions in a text with commas.
+fn dimensions(text: &str) -> Result<Vec<SpendBy>, Problem> {
+    let one = |name: &str| {
+        SpendBy::ALL.into_iter().find(|by| by.as_str() == name.trim()).ok_or_else(|| {
+            let all = SpendBy::ALL.map(SpendBy::as_str).join(", ");
+            Problem::bad_request(format!("by has no {name:?}; use some of {all}, with commas"))
+        })
+    };
+    text.split(',').map(one).collect()
 }
 
 #[derive(Deserialize)]

@@ -15,6 +15,7 @@ mod output;
 mod secrets;
 mod serve;
 mod settings;
+mod spend;
 mod steps;
 mod task;
 mod task_id_prefix;
@@ -63,6 +64,8 @@ enum Command {
         #[arg(long)]
         replay: bool,
     },
+    /// Show what agents and their models used: money, tokens, questions.
+    Spend(spend::Args),
     /// Print a link that signs you in to the dashboard, once and within ten minutes.
     Dashboard(dashboard::Args),
     /// Sign a token for a client, a service, an agent or a user.
@@ -107,6 +110,7 @@ fn run(Cli { settings, command }: Cli) -> Outcome {
             Command::Agent(command) => agent::run(&settings, command).await,
             Command::Migrate => migrate::run(&settings).await,
             Command::Doctor { replay } => doctor::run(&settings, replay).await,
+            Command::Spend(args) => spend::run(&settings, args).await,
             Command::Dashboard(args) => dashboard::run(&settings, args),
             Command::Token(args) => token::run(&settings, &args),
         }

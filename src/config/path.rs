@@ -48,10 +48,18 @@ impl Path {
         })
     }
 
-    /// Parses the dotted form; a number is an index.
+    /// Parses the dotted form; a number is an index, and a key in quotes may have dots.
     pub(super) fn parse(text: &str) -> Self {
         let step = |part: &str| part.parse().map_or_else(|_| Step::Key(part.to_owned()), Step::Index);
-        Self(text.split('.').filter(|part| !part.is_empty()).map(step).collect())
+        let mut steps = Vec::new();
+        for (at, piece) in text.split('"').enumerate() {
+            if at % 2 == 1 {
+                steps.push(Step::Key(piece.to_owned()));
+            } else {
+                steps.extend(piece.split('.').filter(|part| !part.is_empty()).map(step));
+            }
+        }
+        Self(steps)
     }
 }
 

@@ -32,13 +32,31 @@ pub struct Caller<'a> {
     pub spent: u64,
     /// Shows a long wait, like `waiting for team (31 before it)`, and `thinking` at its end.
     pub shows: &'a (dyn Fn(String) + Send + Sync),
+    /// Longest wait for the account; then the request fails with [`Error::RateLimited`]. `None` for the deadline.
+    pub patience: Option<Duration>,
+    /// Is told of a try that may have cost something. `None` if nobody pays.
+    pub meter: Option<&'a dyn Meter>,
+}
+
+impl Caller<'_> {
+    /// The time until which a request of this caller waits for its account.
+    pub(super) fn enter_by(&self, deadline: Instant) -> Instant {
+        self.patience.map_or(deadline, |patience| deadline.min(Instant::now() + patience))
+    }
+}
+
+/// Accounts for the tries of one request.
+#[async_trait::async_trait]
+pub trait Meter: Send + Sync {
+    /// Counts a try that had no answer and may have been charged. Returns whether there is money for another.
+    async fn lost(&self) -> bool;
 }
 
 impl Caller<'static> {
     /// A caller at priority 0 that has used nothing and shows nothing.
     #[must_use]
     pub fn new(agent: impl Into<Arc<str>>) -> Self {
-        Self { agent: agent.into(), priority: 0, spent: 0, shows: &|_| {} }
+        Self { agent: agent.into(), priority: 0, spent: 0, shows: &|_| {}, patience: None, meter: None }
     }
 }
 

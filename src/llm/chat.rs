@@ -1,12 +1,15 @@
 //! A conversation with tools: messages as they are sent, and an answer as it is received.
-use super::{Error, Format, stream::from_timings};
-use crate::json::count;
+use super::{
+    Error, Format, TokenCounts, UsageDetails,
+    stream::from_timings,
+    usage::{Reported, counts},
+};
 use serde_json::{Map, Value, json};
 use std::time::Duration;
 use tokio::sync::watch;
 
 /// Longest `finish_reason` and name of a model that is kept, in characters.
-const WORD_CHARS_MAX: usize = 64;
+pub(super) const WORD_CHARS_MAX: usize = 64;
 
 /// A request of a conversation. Its JSON has sorted members: the same request has the same bytes.
 #[derive(Clone, Debug)]
@@ -64,6 +67,8 @@ pub struct ChatAnswer {
     pub input_tokens: Option<u64>,
     /// Tokens of the answer, likewise. At least the difference of total and prompt: some endpoints leave reasoning out.
     pub output_tokens: Option<u64>,
+    /// The parts of these counts, and the cost that the endpoint names.
+    pub details: UsageDetails,
 }
 
 impl ChatRequest {
@@ -101,9 +106,7 @@ impl ChatAnswer {
         let timings = || completion.get("timings").and_then(from_timings);
         let usage = completion.get("usage").filter(|usage| usage.get("prompt_tokens").is_some()).cloned();
         let usage = usage.or_else(timings).unwrap_or_default();
-        let used = |name: &str| usage.get(name).and_then(count);
-        let (input, output, total) = (used("prompt_tokens"), used("completion_tokens"), used("total_tokens"));
-        let rest = total.zip(input).map(|(total, input)| total.saturating_sub(input));
+        let Reported { input, output, details } = Reported::read(&usage);
         let word = |value: Option<&Value>| Some(value?.as_str()?.chars().take(WORD_CHARS_MAX).collect());
         let model = word(completion.get("model"));
         let choices = completion.get_mut("choices").and_then(Value::as_array_mut);
@@ -112,13 +115,13 @@ impl ChatAnswer {
         let finish = word(choice.get("finish_reason"));
         let message = choice.get_mut("message").map(Value::take).filter(Value::is_object);
         let message = message.ok_or(Error::InvalidAnswer("it has no choices with messages"))?;
-        Ok(Self {
-            message,
-            finish,
-            model,
-            input_tokens: input,
-            output_tokens: output.map(|o| o.max(rest.unwrap_or(0))),
-        })
+        Ok(Self { message, finish, model, input_tokens: input, output_tokens: output, details })
+    }
+
+    /// All counts of its tokens. `None` if one of the two wholes is missing.
+    #[must_use]
+    pub fn counts(&self) -> Option<TokenCounts> {
+        counts(self.input_tokens, self.output_tokens, self.details)
     }
 }
 

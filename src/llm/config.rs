@@ -1,5 +1,5 @@
 //! Declared limits of providers' accounts, and the account behind an endpoint and a key.
-use super::limiter::Limits;
+use super::{Price, limiter::Limits};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -11,6 +11,18 @@ use std::collections::BTreeMap;
 pub struct Config {
     /// Endpoints whose limits are declared, by name.
     pub providers: BTreeMap<String, ProviderConfig>,
+    /// Prices of models, by the name of the model.
+    pub prices: BTreeMap<String, Price>,
+    /// Limits of orgs, by the name of the org.
+    pub orgs: BTreeMap<String, OrgConfig>,
+}
+
+/// The limits of one org.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct OrgConfig {
+    /// Money of a day, in UTC, at all providers.
+    pub microdollars_per_day: Option<u64>,
 }
 
 /// The declared limits of one endpoint. What is not declared is learned.
@@ -30,6 +42,9 @@ pub struct ProviderConfig {
     /// Concurrent requests of the account.
     #[serde(default)]
     pub concurrent: Option<u32>,
+    /// Money of a day, in UTC, of all agents at this provider.
+    #[serde(default)]
+    pub microdollars_per_day: Option<u64>,
 }
 
 /// Identifies an account.
@@ -46,11 +61,7 @@ impl AccountKey {
     pub(super) fn name(&self) -> String {
         match self {
             Self::Declared(name) => name.clone(),
-            Self::Endpoint(base_url, _) => {
-                let host =
-                    reqwest::Url::parse(base_url).ok().and_then(|url| url.host_str().map(str::to_owned));
-                host.unwrap_or_else(|| "the model".to_owned())
-            }
+            Self::Endpoint(base_url, _) => host(base_url),
         }
     }
 }
@@ -78,6 +89,13 @@ impl Config {
         (AccountKey::Endpoint(base_url.to_owned(), key), Limits::default())
     }
 
+    /// The name of the provider at an address: as declared, or the host.
+    pub(super) fn provider(&self, base_url: &str) -> String {
+        let base_url = address(base_url);
+        let declared = self.providers.iter().find(|(_, provider)| address(&provider.base_url) == base_url);
+        declared.map_or_else(|| host(base_url), |(name, _)| name.clone())
+    }
+
     /// Returns the wrong settings: dotted key, problem and remedy.
     pub(crate) fn check(&self) -> Vec<(String, String, &'static str)> {
         let mut wrong = Vec::new();
@@ -97,6 +115,7 @@ impl Config {
                 ("requests_per_minute", provider.requests_per_minute == Some(0)),
                 ("tokens_per_minute", provider.tokens_per_minute == Some(0)),
                 ("concurrent", provider.concurrent == Some(0)),
+                ("microdollars_per_day", provider.microdollars_per_day == Some(0)),
             ];
             for (limit, _) in numbers.into_iter().filter(|(_, is_zero)| *is_zero) {
                 let what = "0 would block everything".to_owned();
@@ -111,8 +130,25 @@ impl Config {
                 _ => drop(accounts.insert(account, (name, provider.limits()))),
             }
         }
+        for name in
+            self.orgs.iter().filter(|(_, org)| org.microdollars_per_day == Some(0)).map(|(name, _)| name)
+        {
+            let what = "0 would block everything".to_owned();
+            wrong.push((format!("orgs.{name}.microdollars_per_day"), what, "use 1 or more, or leave it out"));
+        }
+        for (model, price) in &self.prices {
+            for (key, what, remedy) in price.check() {
+                wrong.push((format!("prices.{model:?}.{key}"), what, remedy));
+            }
+        }
         wrong
     }
+}
+
+/// The host of an address, for people.
+fn host(base_url: &str) -> String {
+    let host = reqwest::Url::parse(base_url).ok().and_then(|url| url.host_str().map(str::to_owned));
+    host.unwrap_or_else(|| "the model".to_owned())
 }
 
 /// An address without its last slashes.
@@ -166,11 +202,18 @@ mod tests {
             [providers.c]
             base_url = "https://b.example/"
             account = "b"
+            [prices."gpt-5.4"]
+            input = 7
             "#,
         );
         let found: Vec<String> = config.check().into_iter().map(|(key, ..)| key).collect();
-        let expected =
-            ["providers.a.base_url", "providers.b.concurrent", "providers.c.base_url", "providers.c.account"];
+        let expected = [
+            "providers.a.base_url",
+            "providers.b.concurrent",
+            "providers.c.base_url",
+            "providers.c.account",
+            "prices.\"gpt-5.4\".output",
+        ];
         assert_eq!(found, expected);
     }
 }

@@ -16,22 +16,26 @@ mod limiter;
 mod metrics;
 mod models;
 mod openai;
+mod price;
 mod reported;
 mod scripted;
 mod status;
 mod stream;
 mod transport;
+mod usage;
 
-pub use account::{Account, AccountState, Caller};
+pub use account::{Account, AccountState, Caller, Meter};
 pub use chat::{ChatAnswer, ChatRequest, Streaming};
-pub use config::{Config, ProviderConfig};
+pub use config::{Config, OrgConfig, ProviderConfig};
 pub use limiter::Limits;
 pub use models::{Models, Provider};
 pub use openai::OpenAi;
+pub use price::{Price, Tier};
 pub use scripted::{Scripted, Step};
 pub use stream::StreamDecoder;
 pub use transport::{Clients, retry_after};
 pub(crate) use transport::{backoff, innermost, read_body};
+pub use usage::{TokenCounts, UsageDetails};
 
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -109,8 +113,20 @@ pub struct Answer {
     pub input_tokens: Option<u64>,
     /// Tokens of the answer, likewise.
     pub output_tokens: Option<u64>,
+    /// The parts of these counts, and the cost that the endpoint names.
+    pub details: UsageDetails,
+    /// The model that the endpoint names.
+    pub model: Option<String>,
     /// Whether the answer was cut off at `max_tokens`.
     pub cut_off: bool,
+}
+
+impl Answer {
+    /// All counts of its tokens. `None` if one of the two wholes is missing.
+    #[must_use]
+    pub fn counts(&self) -> Option<TokenCounts> {
+        usage::counts(self.input_tokens, self.output_tokens, self.details)
+    }
 }
 
 /// Why a request failed.

@@ -1,7 +1,7 @@
 //! The models of a daemon, with concurrency limits, retries and backoff.
 use super::{
     Account, AccountState, Answer, Caller, ChatAnswer, ChatRequest, Clients, CompletionRequest, Config,
-    Error, Model, OpenAi, backoff, breaker::Outcome, config::AccountKey, metrics, reported,
+    Error, Model, OpenAi, Price, backoff, breaker::Outcome, config::AccountKey, metrics, reported,
 };
 use crate::{clock::Clock, telemetry::Registry};
 use parking_lot::Mutex;
@@ -42,6 +42,7 @@ impl std::fmt::Debug for Models {
 pub struct Provider {
     model: Arc<dyn Model>,
     account: Arc<Account>,
+    name: Arc<str>,
 }
 
 impl Models {
@@ -61,6 +62,24 @@ impl Models {
     #[must_use]
     pub fn scripted(model: Arc<dyn Model>) -> Self {
         Self { scripted: Some(model), ..Self::default() }
+    }
+
+    /// The price of a model, by its name. `None` if the settings have none.
+    #[must_use]
+    pub fn price(&self, model: &str) -> Option<&Price> {
+        self.config.prices.get(model)
+    }
+
+    /// The money of a day of a provider, by its name. `None` without a limit.
+    #[must_use]
+    pub fn provider_limit(&self, name: &str) -> Option<u64> {
+        self.config.providers.get(name)?.microdollars_per_day
+    }
+
+    /// The money of a day of an org. `None` without a limit.
+    #[must_use]
+    pub fn org_limit(&self, org: &str) -> Option<u64> {
+        self.config.orgs.get(org)?.microdollars_per_day
     }
 
     /// The HTTP clients that the models use.
@@ -87,7 +106,8 @@ impl Models {
             Some(model) => model.clone(),
             None => Arc::new(OpenAi::new(base_url, key, &self.clients, self.clock.clone())?),
         };
-        Ok(Provider { model, account })
+        let name = self.config.provider(base_url).into();
+        Ok(Provider { model, account, name })
     }
 
     /// Adds the metrics of the accounts.
@@ -103,6 +123,12 @@ impl Models {
 }
 
 impl Provider {
+    /// Name of the provider: as declared, or the host of its address.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Requests a completion, with retries: until an answer, a permanent error, five attempts or the
     /// deadline.
     ///
@@ -155,7 +181,8 @@ impl Provider {
     {
         let mut last = None;
         for tried in 1..=ATTEMPTS_MAX {
-            let entered = self.account.enter(cost.model, caller, cost.tokens, deadline).await;
+            let enter_by = caller.enter_by(deadline);
+            let entered = self.account.enter(cost.model, caller, cost.tokens, enter_by).await;
             let mut turn = match (entered, last) {
                 (Ok(turn), _) => turn,
                 (Err(error), last) => return Err(last.unwrap_or(error)),
@@ -180,10 +207,11 @@ impl Provider {
                         "model request was rate limited, will wait"
                     );
                     // A pause beyond the deadline cannot help, so the error is returned now.
-                    if turn.paused_until().is_some_and(|until| until >= deadline) {
+                    let enter_by = caller.enter_by(deadline);
+                    if turn.paused_until().is_some_and(|until| until >= enter_by) {
                         return Err(error);
                     }
-                    if turn.again(caller, deadline).await.is_err() {
+                    if turn.again(caller, enter_by).await.is_err() {
                         return Err(error);
                     }
                     continue;
@@ -202,6 +230,12 @@ impl Provider {
             let wait = error.retry_after().unwrap_or_else(|| backoff(tried));
             debug!(account = self.account.name(), tried, ?wait, %error, "model request failed, will retry");
             if Instant::now() + wait >= deadline {
+                return Err(error);
+            }
+            if error.may_have_cost()
+                && let Some(meter) = caller.meter
+                && !meter.lost().await
+            {
                 return Err(error);
             }
             last = Some(error);

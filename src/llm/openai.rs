@@ -1,10 +1,12 @@
 //! A model behind an OpenAI-compatible endpoint.
 use super::{
     Answer, ChatAnswer, ChatRequest, Clients, CompletionRequest, Error, Model, StreamDecoder, Streaming,
+    chat::WORD_CHARS_MAX,
     read_body,
     transport::{ANSWER_BYTES_MAX, Plain, broken, successful},
+    usage::Reported,
 };
-use crate::{clock::Clock, json::count};
+use crate::clock::Clock;
 use async_openai::{Client, config::Config, error::OpenAIError};
 use futures_util::StreamExt;
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
@@ -63,9 +65,11 @@ impl Config for Endpoint {
 #[derive(Deserialize)]
 struct Completion {
     choices: Vec<Choice>,
-    /// Parsed leniently by `count`: an unusual count must not lose the answer.
+    /// Parsed leniently: an unusual count must not lose the answer.
     #[serde(default)]
     usage: Value,
+    #[serde(default)]
+    model: Value,
 }
 #[derive(Deserialize)]
 struct Choice {
@@ -196,11 +200,13 @@ impl Model for OpenAi {
         let completion: Completion = serde_json::from_value(answer)
             .map_err(|_| Error::InvalidAnswer("it has no choices with messages"))?;
         let choice = completion.choices.into_iter().next().ok_or(Error::InvalidAnswer("it has no choice"))?;
-        let used = |name: &str| completion.usage.get(name).and_then(count);
+        let Reported { input, output, details } = Reported::read(&completion.usage);
         Ok(Answer {
             text: words(choice.message.content),
-            input_tokens: used("prompt_tokens"),
-            output_tokens: used("completion_tokens"),
+            model: completion.model.as_str().map(|name| name.chars().take(WORD_CHARS_MAX).collect()),
+            input_tokens: input,
+            output_tokens: output,
+            details,
             cut_off: choice.finish_reason.as_deref() == Some("length"),
         })
     }

@@ -1,5 +1,5 @@
 //! A model with prepared answers, for tests and rehearsals.
-use super::{Answer, ChatAnswer, ChatRequest, CompletionRequest, Error, Model};
+use super::{Answer, ChatAnswer, ChatRequest, CompletionRequest, Error, Model, UsageDetails};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use std::collections::VecDeque;
@@ -54,6 +54,8 @@ impl Model for Scripted {
             Some(Step::Say(text)) => Ok(Answer {
                 input_tokens: Some(words(&question.system) + words(&question.user)),
                 output_tokens: Some(words(&text)),
+                details: UsageDetails::default(),
+                model: None,
                 text,
                 cut_off: false,
             }),
@@ -79,13 +81,14 @@ impl Model for Scripted {
             temperature: question.temperature,
             timeout: question.timeout,
         };
-        let Answer { text, input_tokens, output_tokens, cut_off } = self.ask(&asked).await?;
+        let Answer { text, input_tokens, output_tokens, details, model, cut_off } = self.ask(&asked).await?;
         Ok(ChatAnswer {
             message: json!({ "role": "assistant", "content": text }),
             finish: Some(if cut_off { "length" } else { "stop" }.to_owned()),
-            model: None,
+            model,
             input_tokens,
             output_tokens,
+            details,
         })
     }
 }

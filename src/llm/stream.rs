@@ -210,7 +210,8 @@ pub(super) fn from_timings(timings: &Value) -> Option<Value> {
     let (prompt, predicted) = (timings.get("prompt_n")?, timings.get("predicted_n")?);
     let cached = timings.get("cache_n").and_then(Value::as_u64).unwrap_or(0);
     let prompt = prompt.as_u64()?.saturating_add(cached);
-    Some(json!({ "prompt_tokens": prompt, "completion_tokens": predicted }))
+    Some(json!({ "prompt_tokens": prompt, "completion_tokens": predicted,
+        "prompt_tokens_details": { "cached_tokens": cached } }))
 }
 
 #[cfg(test)]

@@ -150,6 +150,8 @@ pub enum TaskEvent {
     Unstorable,
     /// The assignee gives the task back.
     Release,
+    /// The assignee gives the task back for a time, and goes on then. It is the same attempt.
+    Defer,
     /// The attempt ended because of an outage: a service is down, or the daemon ended. It does not count.
     Outage {
         /// Whether the assignee ended with it.
@@ -284,6 +286,9 @@ impl Facts {
                 failed("result_refused", Some(A::Failed))
             }
             (S::Running | S::Waiting, TaskEvent::Release) => again(A::Released, Next::RetryLater),
+            (S::Running | S::Waiting, TaskEvent::Defer) => {
+                Transition { attempt_goes_on: true, ..to(S::Open, Some(A::Released), Next::Same) }
+            }
             (S::Running | S::Waiting, TaskEvent::Outage { lost }) => {
                 let ended = if lost { A::LeaseLost } else { A::Released };
                 Transition { attempt_goes_on: true, ..to(S::Open, Some(ended), Next::RetryLater) }
@@ -307,6 +312,7 @@ impl Facts {
                 | TaskEvent::Fail { .. }
                 | TaskEvent::Unstorable
                 | TaskEvent::Release
+                | TaskEvent::Defer
                 | TaskEvent::Outage { .. }
                 | TaskEvent::LeaseLost
                 | TaskEvent::AttemptTimeout

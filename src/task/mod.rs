@@ -1,8 +1,9 @@
 //! The negotiation: a durable Contract Net with confirmation (`docs/spec/negotiation.md`).
 //!
 //! Owns the tables `convoke.tasks`, `offer_rows`, `assignments`, `agents`, `statistics`, `events`, `wakes`, `bursts`,
-//! `budgets`, `charges`, `schedules`, `definitions`, `runs` and `steps`; no other module writes them. [`Tasks`] owns it and hands out what others
-//! need: [`TaskReader`] reads, [`TaskCommands`] also gives commands, [`TaskTriggers`] makes tasks from row changes
+//! `budgets`, `charges`, `allowances`, `model_questions`, `spend`, `schedules`, `definitions`, `runs` and `steps`; no
+//! other module writes them. [`Tasks`] owns it and hands out what others need: [`TaskReader`] reads,
+//! [`TaskCommands`] also gives commands, [`TaskTriggers`] makes tasks from row changes
 //! and clocks. The [`arbiter`](Tasks::arbitrate) polls for tasks that are ready or due, and awards them. What a
 //! commit did is published as [`Notice`]s, which are hints: the rows are the truth.
 //!
@@ -28,6 +29,7 @@ pub use model::budget::{Amount, Budget, InsufficientBudget};
 pub use model::config::{Config, FOREVER};
 pub use model::error::Error;
 pub use model::metrics::Metrics;
+pub use model::model_question::{DayLimit, LimitScope, ModelQuestion, ModelUsage, TokenParts};
 pub use model::policy::*;
 pub use model::schema::{SCHEMA_BYTES_MAX, SchemaMismatch, Schemas, check_setting, check_shape};
 pub use model::step::*;
@@ -35,7 +37,7 @@ pub use model::task_state::TaskState;
 pub use model::types::*;
 pub use model::usage::Usage;
 pub use model::wait_types::*;
-pub use read::activity::TriggerState;
+pub use read::activity::{SpendBy, TriggerState};
 pub use read::agent_lines::AgentLine;
 pub use read::feed::{Feed, FeedFilter, FeedFrom};
 pub use read::invariants::INVARIANTS;

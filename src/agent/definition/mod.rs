@@ -22,7 +22,7 @@ pub(crate) use built_in::{FETCH, PUBLIC, SQL_READ};
 pub use built_in::{Fetch, FetchMethod, SqlRead};
 pub use check::{Problem, check, check_all, check_in};
 pub use limits::{Limits, Offer, OfferBy};
-pub use run::{Kind, Price, ResponseFormat, Run, Stream};
+pub use run::{Kind, Price, ResponseFormat, Run, Stream, Tier};
 pub use schedule::{Missed, Schedule, ScheduleRequest};
 pub use shown::without_login;
 pub use tool::{Tool, ToolKind};

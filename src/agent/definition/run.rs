@@ -3,6 +3,7 @@
 //! One flat table. Each key belongs to one kind or to some; the check refuses it with another kind.
 use super::{Fetch, SqlRead};
 use crate::agent::{Env, think::ToolsBy};
+pub use crate::llm::{Price, Tier};
 pub use crate::task::AgentKind as Kind;
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
@@ -66,7 +67,7 @@ pub struct Run {
     /// `llm`: 0 to 2. Defaults to the endpoint's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub temperature: Option<f32>,
-    /// `llm`: the prices of the endpoint.
+    /// `llm`: the prices of its questions. Defaults to those of the model in the settings.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub price: Option<Price>,
     /// `llm`: the tools that the model may call: names of `[[tool]]`, `ask`, `fetch` and `sql:read`. Defaults to none: one question, one answer.
@@ -100,26 +101,6 @@ pub enum ResponseFormat {
     JsonObject,
     /// No format, for endpoints without the others.
     Text,
-}
-
-/// The prices of an endpoint.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Price {
-    /// Of a million input tokens.
-    pub input_microdollars_per_million_tokens: u64,
-    /// Of a million output tokens.
-    pub output_microdollars_per_million_tokens: u64,
-}
-
-impl Price {
-    /// The cost of these tokens, rounded up to a microdollar.
-    #[must_use]
-    pub fn of(self, input_tokens: u64, output_tokens: u64) -> u64 {
-        let input = u128::from(self.input_microdollars_per_million_tokens) * u128::from(input_tokens);
-        let output = u128::from(self.output_microdollars_per_million_tokens) * u128::from(output_tokens);
-        u64::try_from(input.saturating_add(output).div_ceil(1_000_000)).unwrap_or(u64::MAX)
-    }
 }
 
 /// How the answers of a run are streamed.
@@ -232,26 +213,5 @@ impl Run {
             ("name", Kind::Rust, self.name.is_some()),
         ];
         keys.into_iter().filter(|(_, _, said)| *said).map(|(key, kind, _)| (key, kind)).collect()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn money_is_rounded_up() {
-        let price = Price {
-            input_microdollars_per_million_tokens: 150_000,
-            output_microdollars_per_million_tokens: 600_000,
-        };
-        assert_eq!(price.of(1_000_000, 0), 150_000);
-        assert_eq!(price.of(1, 0), 1);
-        assert_eq!(price.of(0, 0), 0);
-        assert_eq!(price.of(1000, 500), 450);
-        assert_eq!(
-            Price { output_microdollars_per_million_tokens: u64::MAX, ..price }.of(0, u64::MAX),
-            u64::MAX
-        );
     }
 }

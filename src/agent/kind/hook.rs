@@ -7,8 +7,9 @@
 //! is limited here. No text of an answer becomes part of an error.
 use super::{RunnerDeps, command, group::Group, http, json_in_text::candidates, llm};
 use crate::{
-    agent::{Definition, OfferBy},
+    agent::{Definition, OfferBy, asking::Pricing},
     llm::{CompletionRequest, Format, innermost, read_body},
+    task::{ModelUsage, Usage},
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -32,6 +33,9 @@ pub(crate) struct HookAnswer {
     /// The cost of the answer.
     #[serde(default)]
     pub(crate) microdollars: u64,
+    /// What a model used for it.
+    #[serde(skip)]
+    pub(crate) used: Option<ModelUsage>,
 }
 
 /// The terms of an offer.
@@ -48,16 +52,28 @@ pub(crate) struct Terms {
 }
 
 /// The most that the answer may cost, as far as that is known in advance.
-pub(crate) fn most(definition: &Definition, body: &Value) -> u64 {
-    match (definition.offer.by, definition.run.price) {
-        (OfferBy::Model, Some(price)) => {
+pub(crate) fn most(definition: &Definition, parts: &RunnerDeps, body: &Value) -> Usage {
+    match definition.offer.by {
+        OfferBy::Model => {
             let instructions = definition.run.instructions.as_ref().map_or(0, String::len);
             let bytes = instructions + INSTRUCTIONS.len() + body.to_string().len();
             let input = u64::try_from(bytes).unwrap_or(u64::MAX).saturating_add(llm::FRAME_TOKENS);
-            price.of(input, u64::from(definition.offer.tokens))
+            pricing(definition, parts).most(input, u64::from(definition.offer.tokens))
         }
-        _ => 0,
+        _ => Usage::default(),
     }
+}
+
+fn pricing<'a>(definition: &'a Definition, parts: &'a RunnerDeps) -> Pricing<'a> {
+    // Without a price, an offer costs nothing: what the offer says is the cost of the work.
+    Pricing { definition, models: &parts.models, is_first: false }
+}
+
+/// Name of the provider of the model that makes offers; empty for another program.
+pub(crate) fn provider(definition: &Definition, parts: &RunnerDeps) -> String {
+    let endpoint = definition.run.endpoint(&parts.env).ok().filter(|_| definition.offer.by == OfferBy::Model);
+    let provider = endpoint.and_then(|at| parts.models.at(&at.base_url, at.api_key).ok());
+    provider.map(|provider| provider.name().to_owned()).unwrap_or_default()
 }
 
 /// Calls the hook of this agent. Dropping the future ends its command or request.
@@ -134,13 +150,12 @@ async fn by_model(definition: &Definition, parts: &RunnerDeps, body: &Value) -> 
         provider.ask(&question, &definition.caller(), Instant::now() + definition.offer.timeout).await;
     let answer = answer.map_err(|e| e.to_string())?;
     // Usage that the endpoint does not report is presumed to be the most that it may be.
-    let microdollars = match (run.price, answer.input_tokens, answer.output_tokens) {
-        (Some(price), Some(input), Some(output)) => price.of(input, output),
-        _ => most(definition, body),
-    };
+    let pricing = pricing(definition, parts);
+    let most = most(definition, parts, body);
+    let used = pricing.used(answer.counts(), answer.details, answer.model.as_deref(), most);
     // A model's own statement of its cost does not count.
     let found =
         candidates(&answer.text).into_iter().flatten().map(|value| read(value.to_string().as_bytes()));
     let found = found.reduce(Result::or).unwrap_or_else(|| Err("its answer has no JSON".into()));
-    Ok(HookAnswer { microdollars, ..found? })
+    Ok(HookAnswer { microdollars: used.usage.microdollars, used: Some(used), ..found? })
 }

@@ -7,12 +7,13 @@ use super::{RunnerDeps, json_in_text::candidates};
 use crate::{
     agent::{
         Agent, Definition, Finished, Job, ResponseFormat,
+        asking::{Asking, Pricing},
         job::{outage, permanent, retryable},
         think::{Session, Thinker},
         wake::{BadTemplate, Context, Template},
     },
-    llm::{Answer, Caller, CompletionRequest, Error, Format, Provider},
-    task::{Failure, SchemaMismatch, Schemas, Usage},
+    llm::{Answer, Caller, CompletionRequest, Error, Format, Models, Provider},
+    task::{Failure, ModelUsage, SchemaMismatch, Schemas, Usage},
 };
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
@@ -32,6 +33,7 @@ pub(in crate::agent) const FRAME_TOKENS: u64 = 64;
 pub(crate) struct Llm {
     definition: Arc<Definition>,
     provider: Provider,
+    models: Models,
     prompt: Option<Template>,
     schemas: Schemas,
     /// The loop, if the model has tools.
@@ -56,7 +58,8 @@ impl Llm {
             provider: provider.clone(),
             schemas: schemas.clone(),
         });
-        Ok(Self { prompt, provider, definition, schemas, thinker })
+        let models = parts.models.clone();
+        Ok(Self { prompt, provider, models, definition, schemas, thinker })
     }
 
     /// The message with the task.
@@ -132,31 +135,19 @@ impl Llm {
         };
         let bytes = question.system.len() + question.user.len() + schema;
         let input = u64::try_from(bytes).unwrap_or(u64::MAX).saturating_add(FRAME_TOKENS);
-        let microdollars = match self.definition.run.price {
-            Some(price) => price.of(input, u64::from(answer_tokens)),
-            None => self.definition.offer.cost_microdollars,
-        };
-        Usage { tokens: input.saturating_add(u64::from(answer_tokens)), microdollars, presumed: false }
+        self.pricing().most(input, u64::from(answer_tokens))
+    }
+
+    fn pricing(&self) -> Pricing<'_> {
+        Pricing { definition: &self.definition, models: &self.models, is_first: true }
     }
 
     /// The usage of an answer. What the endpoint does not report is presumed to be the most that it may be.
-    fn usage(&self, question: &CompletionRequest, answer: &Answer) -> Usage {
-        let (input, output) = match (answer.input_tokens, answer.output_tokens) {
-            (Some(input), Some(output)) => (input, output),
-            _ => return self.presumed(question, answer.text.len()),
-        };
-        let microdollars = match self.definition.run.price {
-            Some(price) => price.of(input, output),
-            None => self.definition.offer.cost_microdollars,
-        };
-        Usage { tokens: input.saturating_add(output), microdollars, presumed: false }
-    }
-
-    /// The presumed usage of a question whose answer had at least so many bytes.
-    fn presumed(&self, question: &CompletionRequest, answer_bytes: usize) -> Usage {
-        let answer = u32::try_from(answer_bytes).unwrap_or(u32::MAX);
-        let most = question.max_tokens.unwrap_or(ANSWER_TOKENS_MAX).max(answer);
-        Usage { presumed: true, ..self.most(question, most) }
+    fn usage(&self, question: &CompletionRequest, answer: &Answer) -> ModelUsage {
+        let answer_tokens = u32::try_from(answer.text.len()).unwrap_or(u32::MAX);
+        let most = question.max_tokens.unwrap_or(ANSWER_TOKENS_MAX).max(answer_tokens);
+        let most = self.most(question, most);
+        self.pricing().used(answer.counts(), answer.details, answer.model.as_deref(), most)
     }
 
     async fn result(&self, answer: &Answer, schema: Option<&Value>) -> Result<Value, Failure> {
@@ -242,25 +233,39 @@ impl Agent for Llm {
             return Session::open(thinker, &job, || self.user(&job, schema)).await?.run().await;
         }
         let mut question = self.question(&job, schema)?;
-        if let Some(budget) = job.budget() {
-            // Without a limit there is nothing to reserve from.
-            let answer = *question.max_tokens.get_or_insert(ANSWER_TOKENS_MAX);
-            budget.reserve(self.most(&question, answer)).await?;
+        if job.budget().is_some() {
+            // Without a limit of the answer there is nothing to reserve.
+            question.max_tokens.get_or_insert(ANSWER_TOKENS_MAX);
+        }
+        let most = self.most(&question, question.max_tokens.unwrap_or(ANSWER_TOKENS_MAX));
+        let asking = Asking::new(&job, &self.provider, self.pricing(), most, Usage::default())?;
+        asking.begin().await?;
+        if let Some(deferred) = asking.deferral() {
+            return Ok(deferred);
         }
         let shows = |activity| job.shows(activity);
-        let caller = Caller { shows: &shows, ..self.definition.caller() };
+        let priority = job.start.priority.into();
+        let caller = Caller { shows: &shows, priority, meter: Some(&asking), ..self.definition.caller() };
         let answer = tokio::select! {
-            answer = self.provider.ask(&question, &caller, job.deadline) => answer.map_err(|error| {
-                let failure = failure(&error);
-                let usage = if error.may_have_cost() { self.presumed(&question, 0) } else { failure.usage };
-                Failure { usage, ..failure }
-            })?,
+            answer = self.provider.ask(&question, &caller, job.deadline) => answer,
             () = job.stopped() => {
-                let usage = self.presumed(&question, 0);
-                return Err(Failure { usage, ..retryable("the request to the model was stopped") });
+                asking.stopped().await;
+                let stopped = retryable("the request to the model was stopped");
+                return Err(Failure { usage: asking.used(), ..stopped });
             }
         };
-        let usage = self.usage(&question, &answer);
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(error) => {
+                asking.failed(&error).await;
+                if let Some(deferred) = asking.deferral() {
+                    return Ok(deferred);
+                }
+                return Err(Failure { usage: asking.used(), ..failure(&error) });
+            }
+        };
+        asking.ended(&self.usage(&question, &answer)).await;
+        let usage = asking.used();
         let result = self.result(&answer, schema).await.map_err(|failure| Failure { usage, ..failure })?;
         Ok(Finished::Result { result, usage })
     }

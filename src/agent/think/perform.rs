@@ -6,19 +6,24 @@ use super::{
     calls::{self, Call, Verdict, error},
     catalog, machine,
     messages::{ToolsBy, messages},
-    session::{Session, head, unwritten},
+    session::{Session, Thinker, head, unwritten},
 };
 use crate::{
     agent::{
-        Finished, hex,
+        Finished,
+        asking::{Asking, Pricing},
+        hex,
         job::{permanent, retryable},
         kind::llm,
         retry::again,
         tool::{self, Callable, Outcome, ToolCall, callable, shown},
     },
     fault,
-    llm::{Caller, ChatAnswer, ChatRequest, Format, Streaming},
-    task::{CallEnd, DatabaseResult, Effect, Failure, ModelEnd, Step, StepBody, StepState, ToolStep, Usage},
+    llm::{Caller, ChatAnswer, ChatRequest, Error, Format, Streaming},
+    task::{
+        CallEnd, DatabaseResult, Effect, Failure, ModelEnd, ModelUsage, Step, StepBody, StepState, ToolStep,
+        Usage,
+    },
 };
 use futures_util::future::join_all;
 use serde_json::json;
@@ -28,6 +33,7 @@ use tokio::{
     sync::watch,
     time::{Instant, sleep},
 };
+use uuid::Uuid;
 
 /// Most tokens of an answer without `limits.tokens_per_task`.
 const ANSWER_TOKENS_MAX: u32 = 4_096;
@@ -37,6 +43,15 @@ const KEYED_TRIES: u32 = 3;
 const KEYED_PAUSE: Duration = Duration::from_millis(500);
 /// How often the parts of a streamed answer are reported.
 const PARTS_INTERVAL: Duration = Duration::from_secs(2);
+/// A longer wait for the account gives the agent's slot back: the rows are the checkpoint.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+impl<'a> Session<'a> {
+    fn pricing(&self) -> Pricing<'a> {
+        let Thinker { definition, parts, .. } = self.thinker;
+        Pricing { definition, models: &parts.models, is_first: self.used == Usage::default() }
+    }
+}
 
 impl Session<'_> {
     /// The question after these steps. It depends on the rows and the definition of the run alone, except for the
@@ -81,94 +96,84 @@ impl Session<'_> {
         Ok(question)
     }
 
-    /// Money of a question. Without a price, the first question of an assignment costs what the offer says.
-    fn money(&self, input: u64, output: u64) -> u64 {
-        let definition = &self.thinker.definition;
-        match definition.run.price {
-            Some(price) => price.of(input, output),
-            None if self.used == Usage::default() => definition.offer.cost_microdollars,
-            None => 0,
-        }
-    }
-
-    /// The most that a question may use.
-    fn most(&self, question: &ChatRequest) -> Usage {
-        let (input, output) = (input_tokens(question), u64::from(question.max_tokens));
-        Usage {
-            tokens: input.saturating_add(output),
-            microdollars: self.money(input, output),
-            presumed: false,
-        }
-    }
-
-    fn usage_of(&self, question: &ChatRequest, answer: &ChatAnswer) -> Usage {
-        match (answer.input_tokens, answer.output_tokens) {
-            (Some(input), Some(output)) => Usage {
-                tokens: input.saturating_add(output),
-                microdollars: self.money(input, output),
-                presumed: false,
-            },
-            // What the endpoint does not report is presumed to be the most that it may be.
-            _ => Usage { presumed: true, ..self.most(question) },
-        }
-    }
-
-    fn spend(&mut self, usage: Usage) {
-        self.used = Usage {
-            tokens: self.used.tokens.saturating_add(usage.tokens),
-            microdollars: self.used.microdollars.saturating_add(usage.microdollars),
-            presumed: self.used.presumed || usage.presumed,
-        };
-    }
-
     /// Asks the model: reserves, records the question, sends it, and records the answer with its calls.
     pub(super) async fn ask(
         &mut self,
         steps: &[Step],
         repeats: Option<i32>,
         last: bool,
-    ) -> Result<(), Failure> {
+    ) -> Result<Option<Finished>, Failure> {
         let question = self.question(steps, last)?;
-        let most = self.most(&question);
-        if let Some(budget) = self.job.budget() {
-            let total = Usage {
-                tokens: self.used.tokens.saturating_add(most.tokens),
-                microdollars: self.used.microdollars.saturating_add(most.microdollars),
-                presumed: false,
-            };
-            budget.reserve(total).await.map_err(|failure| Failure { usage: self.used, ..failure })?;
-        }
+        let most = self.pricing().most(input_tokens(&question), u64::from(question.max_tokens));
+        let asking = Asking::new(self.job, &self.thinker.provider, self.pricing(), most, self.used)?;
+        asking.reserve().await?;
+        let record = asking.record();
         let sha256 = hex(&Sha256::digest(question.body(false).to_string()));
         let before = head(steps);
-        let begin = || self.tasks.begin_question(&self.at, before, repeats, &sha256, last);
-        let seq = again(self.job.deadline, begin).await.map_err(|e| unwritten(&e))?;
+        let begin = || self.tasks.begin_question(&self.at, before, repeats, &sha256, last, &record);
+        let seq = match again(self.job.deadline, begin).await.map_err(|e| unwritten(&e))? {
+            Ok(seq) => seq,
+            Err(short) => {
+                asking.is_short(short);
+                return Ok(asking.deferral());
+            }
+        };
+        asking.begun(self.at.run, seq);
         fault::point(fault::Point::StepBegun);
         self.shows("thinking".into());
         let shows = |activity| self.job.shows(activity);
         let spent = self.tokens_before.saturating_add(self.used.tokens);
-        let caller = Caller { shows: &shows, spent, ..self.thinker.definition.caller() };
+        let caller = Caller {
+            shows: &shows,
+            spent,
+            priority: self.job.start.priority.into(),
+            meter: Some(&asking),
+            patience: Some(PATIENCE),
+            ..self.thinker.definition.caller()
+        };
         // The future is dropped with the job: that closes the connection, and no answer is paid for that is not read.
         let answer = tokio::select! {
             answer = self.thinker.provider.chat(&question, &caller, self.job.deadline) => answer,
             never = self.shows_parts(&question) => match never {},
             () = self.job.stopped() => {
-                self.spend(Usage { presumed: true, ..most });
+                asking.stopped().await;
+                self.used = asking.used();
                 return Err(Failure { usage: self.used, ..retryable("the request to the model was stopped") });
             }
         };
         let answer = match answer {
             Ok(answer) => answer,
             Err(error) => {
-                if error.may_have_cost() {
-                    self.spend(Usage { presumed: true, ..most });
+                asking.failed(&error).await;
+                self.used = asking.used();
+                if let Some(deferred) = asking.deferral().or_else(|| long_wait(&error, self.used)) {
+                    return Ok(Some(deferred));
                 }
                 return Err(Failure { usage: self.used, ..llm::failure(&error) });
             }
         };
         fault::point(fault::Point::StepAnswered);
-        let usage = self.usage_of(&question, &answer);
-        self.spend(usage);
-        let end = self.read(steps, answer, usage, last).await?;
+        let used = self.pricing().used(answer.counts(), answer.details, answer.model.as_deref(), most);
+        asking.count(used.usage);
+        self.used = asking.used();
+        let recorded = self.record_answer(steps, seq, answer, (asking.record().id, used.clone()), last).await;
+        if recorded.is_err() {
+            // The usage is known, even if the answer is not recorded because the assignment is over.
+            asking.record_end(&used).await;
+        }
+        recorded.map(|()| None)
+    }
+
+    /// Records an answer with its calls and what it used.
+    async fn record_answer(
+        &self,
+        steps: &[Step],
+        seq: i32,
+        answer: ChatAnswer,
+        used: (Uuid, ModelUsage),
+        last: bool,
+    ) -> Result<(), Failure> {
+        let end = self.read(steps, answer, used, last).await?;
         // The head is the question itself.
         let end_question = || self.tasks.end_question(&self.at, seq, seq, &end);
         again(self.job.deadline, end_question).await.map_err(|e| unwritten(&e))?;
@@ -193,7 +198,7 @@ impl Session<'_> {
         &self,
         steps: &[Step],
         answer: ChatAnswer,
-        usage: Usage,
+        (question, used): (Uuid, ModelUsage),
         last: bool,
     ) -> Result<ModelEnd, Failure> {
         let by = self.pinned.run.tools_by.unwrap_or_default();
@@ -211,9 +216,8 @@ impl Session<'_> {
             answer: answer.message,
             ending: answered.ending,
             finish: answer.finish,
-            model: answer.model,
-            usage,
-            used: self.used,
+            question,
+            used,
         })
     }
 
@@ -465,6 +469,13 @@ impl Session<'_> {
         let message = format!("the agent gave up: step {seq} of run {} has the reason", self.at.run);
         Ok(if catalog::give_up(&call.args) { retryable(message) } else { permanent(message) })
     }
+}
+
+/// How the run goes on after a wait for its account that is too long to hold the slot: later, with the same attempt.
+fn long_wait(error: &Error, usage: Usage) -> Option<Finished> {
+    let Error::RateLimited { retry_after } = error else { return None };
+    let after = retry_after.unwrap_or(PATIENCE);
+    Some(Finished::Deferred { reason: "the wait for the account of the model is long".into(), after, usage })
 }
 
 /// The most input tokens of a question: no tokenizer makes more tokens than bytes.

@@ -165,7 +165,7 @@ impl<'a> Session<'a> {
     async fn perform(&mut self, steps: &[Step], action: Action) -> Result<Option<Finished>, Failure> {
         match action {
             Action::Note(_) => self.note_or_end(steps, action).await.map(|()| None),
-            Action::Ask { again, last } => self.ask(steps, again, last).await.map(|()| None),
+            Action::Ask { again, last } => self.ask(steps, again, last).await,
             Action::TryText(seq) => self.try_text(steps, seq).await,
             Action::Run(seqs) => self.run_calls(steps, &seqs).await.map(|()| None),
             Action::Doubt(seq) => self.doubt_step(steps, seq).await.map(|()| None),

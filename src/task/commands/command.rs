@@ -6,7 +6,7 @@ use crate::task::{
     Usage,
 };
 use serde_json::Value;
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 /// What a command does to a task.
 #[derive(Clone, Debug)]
@@ -35,6 +35,8 @@ pub(in crate::task) enum Action {
         checkpoint: Option<Value>,
         /// Whether it is because of an outage: then it counts as no attempt.
         outage: bool,
+        /// When the same agent goes on with the same attempt. `None` if the attempt is over.
+        after: Option<Duration>,
     },
     /// The assignee needs an answer before it can continue.
     Wait(Box<Question>),

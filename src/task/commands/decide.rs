@@ -85,6 +85,7 @@ pub(in crate::task) fn decide(
             TaskEvent::Fail { retryable: failure.retryable || transition::others_could(inputs, row) }
         }
         Action::Unstorable { .. } => TaskEvent::Unstorable,
+        Action::Release { after: Some(_), .. } => TaskEvent::Defer,
         Action::Release { outage: true, .. } if row.has_outage_left(inputs.policies) => {
             TaskEvent::Outage { lost: false }
         }

@@ -11,6 +11,7 @@ pub(in crate::task) mod dependents;
 pub(in crate::task) mod effect;
 pub(in crate::task) mod group_commit;
 pub(in crate::task) mod leases;
+pub(in crate::task) mod model_questions;
 pub(in crate::task) mod questions;
 pub(in crate::task) mod request;
 pub(in crate::task) mod starts;

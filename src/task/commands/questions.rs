@@ -12,6 +12,7 @@ use crate::task::{
     Requested, Requester, TaskCommands, TaskId, TaskState, Update, commands::request, decisions,
 };
 use serde_json::Value;
+use std::time::Duration;
 use uuid::Uuid;
 
 /// Largest answer to a question, in bytes of JSON.
@@ -129,6 +130,23 @@ impl TaskCommands {
         self.give_up(key, agent, reason, checkpoint, true).await
     }
 
+    /// Gives the task back for a time, in which it holds no slot; then the same agent is asked first to go on with the
+    /// same attempt.
+    ///
+    /// # Errors
+    /// As [`TaskCommands::finish`].
+    pub async fn defer(
+        &self,
+        key: AssignmentKey,
+        agent: &AgentId,
+        reason: &str,
+        after: Duration,
+    ) -> Result<Update, Error> {
+        let reason = one_line(reason, 1000);
+        let action = Action::Release { reason, checkpoint: None, outage: false, after: Some(after) };
+        self.ended(key, agent, action).await
+    }
+
     pub(in crate::task) async fn give_up(
         &self,
         key: AssignmentKey,
@@ -141,7 +159,7 @@ impl TaskCommands {
             check_json("checkpoint", checkpoint, RESULT_BYTES_MAX)?;
         }
         let reason = one_line(reason, 1000);
-        self.ended(key, agent, Action::Release { reason, checkpoint, outage }).await
+        self.ended(key, agent, Action::Release { reason, checkpoint, outage, after: None }).await
     }
 
     /// Requests a part of the task that this assignment works on: its parent is that task, its requester the

@@ -89,6 +89,7 @@ pub(in crate::task) fn answer_starts(
             answers: Vec::new(),
             rejected: None,
             budgeted: false,
+            priority: 0,
         };
         match begun.filled(row) {
             Ok(begun) => {
@@ -121,6 +122,7 @@ impl Start {
             answers: answers.and_then(|answers| answers.as_array().cloned()).unwrap_or_default(),
             rejected: row.read("rejected")?,
             budgeted: row.read("budgeted")?,
+            priority: row.read("priority")?,
             ..self
         })
     }

@@ -100,6 +100,7 @@ pub(in crate::task) fn settle(
         (TaskState::Waiting, _) => Some(millis(policy_of(inputs.policies, row)?.input)),
         (TaskState::Scheduled, _) => Some(row.run_in_ms),
         (_, Next::Standby) => Some(0),
+        (_, Next::Same) => deferred_ms(command),
         (_, Next::RetryLater) => retry_ms(inputs, row, event),
         _ => None,
     };
@@ -226,6 +227,14 @@ fn rare_columns(
     }
 }
 
+/// How long the task waits before the same agent goes on with it.
+fn deferred_ms(command: &TaskCommand) -> Option<i64> {
+    match &command.action {
+        Action::Release { after, .. } => after.map(millis),
+        _ => None,
+    }
+}
+
 /// Whether other agents are asked before this one. A rejected result goes back to its agent.
 fn is_tried(event: TaskEvent, step: &Transition) -> bool {
     use AssignmentState as A;
@@ -266,7 +275,7 @@ fn event_name(event: TaskEvent) -> &'static str {
         TaskEvent::Reject => "rejected",
         TaskEvent::Fail { .. } => "failed",
         TaskEvent::Unstorable => "result_refused",
-        TaskEvent::Release => "released",
+        TaskEvent::Release | TaskEvent::Defer => "released",
         TaskEvent::Outage { lost: false } => "outage",
         TaskEvent::Outage { lost: true } => "lease_lost",
         TaskEvent::LeaseLost => "lease_lost",

@@ -2,7 +2,7 @@
 use super::*;
 use proptest::prelude::*;
 
-const EVENTS: [TaskEvent; 36] = [
+const EVENTS: [TaskEvent; 37] = [
     TaskEvent::Unblocked { later: true },
     TaskEvent::Unblocked { later: false },
     TaskEvent::DependencyFailed,
@@ -29,6 +29,7 @@ const EVENTS: [TaskEvent; 36] = [
     TaskEvent::Fail { retryable: false },
     TaskEvent::Unstorable,
     TaskEvent::Release,
+    TaskEvent::Defer,
     TaskEvent::Outage { lost: false },
     TaskEvent::Outage { lost: true },
     TaskEvent::LeaseLost,
@@ -45,7 +46,7 @@ const EVENTS: [TaskEvent; 36] = [
 /// states of success: blocked, scheduled, open, awarded, running, verifying, waiting, canceling, completed,
 /// failed, canceled. `.` is refused, else the first two letters of the state that follows; the second word
 /// of a cell is what the live assignment becomes.
-const TABLE: [(&str, [&str; 11]); 36] = [
+const TABLE: [(&str, [&str; 11]); 37] = [
     ("Unblocked { later: true }", ["scheduled", ".", ".", ".", ".", ".", ".", ".", ".", ".", "."]),
     ("Unblocked { later: false }", ["open", ".", ".", ".", ".", ".", ".", ".", ".", ".", "."]),
     ("DependencyFailed", ["canceled", ".", ".", ".", ".", ".", ".", ".", ".", ".", "."]),
@@ -142,6 +143,10 @@ const TABLE: [(&str, [&str; 11]); 36] = [
     ),
     (
         "Release",
+        [".", ".", ".", ".", "open released", ".", "open released", "canceled canceled", ".", ".", "."],
+    ),
+    (
+        "Defer",
         [".", ".", ".", ".", "open released", ".", "open released", "canceled canceled", ".", ".", "."],
     ),
     (

@@ -2,6 +2,7 @@
 use crate::task::{Error, Question, Usage, WaitFor};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use std::time::Duration;
 
 /// The most that a task may use. A member that is left out has no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,6 +58,14 @@ pub enum InsufficientBudget {
     /// The agent's limit for an hour has no room for it.
     #[error("the agent's budget for this hour is used up")]
     Agent,
+    /// A limit of a day has no room for it.
+    #[error("the limit of a day of {limit} is used up")]
+    Day {
+        /// Which limit, like `provider team`.
+        limit: String,
+        /// How long the day still lasts.
+        left: Duration,
+    },
 }
 
 /// The question of a task that needs more budget to continue.

@@ -7,6 +7,7 @@ pub(in crate::task) mod budget;
 pub(in crate::task) mod config;
 pub(in crate::task) mod error;
 pub(in crate::task) mod metrics;
+pub(in crate::task) mod model_question;
 pub(in crate::task) mod offer_state;
 pub(in crate::task) mod policies;
 pub(in crate::task) mod policy;

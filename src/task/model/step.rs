@@ -1,6 +1,7 @@
 //! Runs and steps of agents that think: what `convoke.runs` and `convoke.steps` contain (`docs/spec/thinking-agents.md`).
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use uuid::Uuid;
 
 /// Defines an enum whose variants are words of a column.
 macro_rules! words {
@@ -264,12 +265,10 @@ pub struct ModelEnd {
     pub ending: Ending,
     /// `finish_reason` of the endpoint.
     pub finish: Option<String>,
-    /// The model that the endpoint names.
-    pub model: Option<String>,
+    /// The record of the question.
+    pub question: Uuid,
     /// What the step used.
-    pub usage: super::usage::Usage,
-    /// What the assignment has used, with this step.
-    pub used: super::usage::Usage,
+    pub used: super::model_question::ModelUsage,
     /// The calls in their order.
     pub calls: Vec<NewCall>,
 }

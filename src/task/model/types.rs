@@ -239,6 +239,9 @@ pub struct Start {
     /// Whether it has a budget.
     #[serde(skip)]
     pub budgeted: bool,
+    /// The priority of the task.
+    #[serde(skip)]
+    pub priority: i16,
 }
 
 /// Evidence of work; also renews the lease.

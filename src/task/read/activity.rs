@@ -4,12 +4,57 @@ use crate::task::storage::rows::{self, Columns};
 use crate::task::storage::statement::sql;
 use crate::task::{AgentId, Error, OrgId, TaskReader};
 use chrono::{DateTime, TimeDelta, Utc};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use tokio_postgres::Row;
 
 /// Most bars of lanes, as in `lanes.sql` without the one that says that there are more.
 const BARS_MAX: usize = 5000;
-/// Most rows of spending, as in `spend.sql` without the one that says that there are more.
+/// Most rows of spending, as in `spend.sql` and `spend_by.sql` without the one that says that there are more.
 const SPEND_ROWS_MAX: usize = 10_000;
+
+/// A dimension of what was used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SpendBy {
+    /// The hour.
+    Hour,
+    /// The org.
+    Org,
+    /// The agent.
+    Agent,
+    /// The kind of the task.
+    Kind,
+    /// The task.
+    Task,
+    /// The task at the root of the tree.
+    Tree,
+    /// The provider of the model.
+    Provider,
+    /// The model.
+    Model,
+}
+
+impl SpendBy {
+    /// Every dimension.
+    pub const ALL: [Self; 8] =
+        [Self::Hour, Self::Org, Self::Agent, Self::Kind, Self::Task, Self::Tree, Self::Provider, Self::Model];
+
+    /// Its name, like `agent`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Hour => "hour",
+            Self::Org => "org",
+            Self::Agent => "agent",
+            Self::Kind => "kind",
+            Self::Task => "task",
+            Self::Tree => "tree",
+            Self::Provider => "provider",
+            Self::Model => "model",
+        }
+    }
+}
 
 /// What a trigger or a burst did last.
 #[derive(Clone, Debug)]
@@ -45,18 +90,29 @@ impl TaskReader {
         Ok((bars, more))
     }
 
-    /// What attempts used since `from`, by hour, agent and kind, and whether that is not all: of the newest 100,000
-    /// tasks that were requested since then, at most 10,000 rows.
+    /// What was used since the hour of `from`, by hour, agent and kind, and what is reserved now; and whether there are
+    /// more than 10,000 rows.
     ///
     /// # Errors
     /// `Unavailable`.
     pub async fn spend(&self, org: &OrgId, from: DateTime<Utc>) -> Result<(Vec<Value>, bool), Error> {
-        let rows = self.query(sql!("spend"), &[&org.as_str(), &from, &first_id(from)]).await?;
-        let partial = rows.first().map_or(Ok(false), |row| row.read("partial"))?;
-        let mut spent: Vec<Value> = rows.iter().map(|row| rows::json(row, "row")).collect();
-        let more = spent.len() > SPEND_ROWS_MAX;
-        spent.truncate(SPEND_ROWS_MAX);
-        Ok((spent, partial || more))
+        Ok(spent(&self.query(sql!("spend"), &[&org.as_str(), &from]).await?))
+    }
+
+    /// What was used since the hour of `from` by one org, or by all, by these dimensions: the most money first; and
+    /// whether there are more than 10,000 rows.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub async fn spend_by(
+        &self,
+        org: Option<&OrgId>,
+        from: DateTime<Utc>,
+        by: &[SpendBy],
+    ) -> Result<(Vec<Value>, bool), Error> {
+        let org = org.map(OrgId::as_str);
+        let by: Vec<&str> = by.iter().copied().map(SpendBy::as_str).collect();
+        Ok(spent(&self.query(sql!("spend_by"), &[&org, &from, &by]).await?))
     }
 
     /// What these wakes, and the schedules and pending bursts of an org did last.
@@ -72,4 +128,11 @@ impl TaskReader {
             })
             .collect()
     }
+}
+
+fn spent(rows: &[Row]) -> (Vec<Value>, bool) {
+    let mut spent: Vec<Value> = rows.iter().map(|row| rows::json(row, "row")).collect();
+    let more = spent.len() > SPEND_ROWS_MAX;
+    spent.truncate(SPEND_ROWS_MAX);
+    (spent, more)
 }

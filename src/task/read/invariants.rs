@@ -28,6 +28,35 @@ pub const INVARIANTS: &[(&str, &str)] = &[
              or b.microdollars_reserved + b.microdollars_spent > b.microdollars_max",
     ),
     (
+        "C5: a charge is the sum of the questions that its assignment asked models",
+        "select q.task_id::text from (
+             select m.assignment_id, m.task_id, sum(m.tokens) as tokens, sum(m.microdollars) as microdollars
+             from convoke.model_questions m join convoke.assignments a on a.id = m.assignment_id
+             where a.ended_at is not null group by 1, 2) q
+         left join convoke.charges c on c.assignment_id = q.assignment_id
+         where coalesce(c.state, 'spent') <> 'reserved' and (coalesce(c.tokens, 0) <> least(q.tokens, 9e18)
+             or coalesce(c.microdollars, 0) <> least(q.microdollars, 9e18))",
+    ),
+    (
+        "C5: the questions of an assignment that is over have ended",
+        "select m.task_id::text from convoke.model_questions m join convoke.assignments a on a.id = m.assignment_id
+         where m.state = 'sent' and a.ended_at is not null",
+    ),
+    (
+        "C5: what is counted as spent of a task is the sum of its charges and of its questions since",
+        "select t.id::text from (
+             select task_id, -tokens as tokens, -microdollars as microdollars from convoke.spend
+             where task_id <> '00000000-0000-0000-0000-000000000000'
+             union all
+             select task_id, tokens, microdollars from convoke.charges where state <> 'reserved'
+             union all
+             select m.task_id, m.tokens, m.microdollars from convoke.model_questions m
+             where m.state <> 'sent' and not exists (select from convoke.charges c
+                 where c.assignment_id = m.assignment_id and c.state <> 'reserved')) used
+         join convoke.tasks t on t.id = used.task_id
+         group by t.id having sum(used.tokens) <> 0 or sum(used.microdollars) <> 0",
+    ),
+    (
         "I5: slots used are live assignments and not more than there are",
         "select g.id from convoke.agents g where g.slots_used <> (
              select count(*) from convoke.assignments a where a.agent_id = g.id

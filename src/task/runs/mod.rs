@@ -11,12 +11,13 @@ mod read;
 pub use database_tool::{DatabaseCall, DatabaseResult};
 pub use read::LatestRun;
 
+use crate::task::storage::model_questions;
 use crate::task::storage::rows::{self, Columns};
 use crate::task::storage::statement::{run, sql, to_i64};
 use crate::task::storage::transaction::Transaction;
 use crate::task::{
-    AgentId, AssignmentKey, EarlierEffect, Error, ModelEnd, NewCall, NoteKind, StepState, TaskCommands,
-    TaskId,
+    AgentId, AssignmentKey, EarlierEffect, Error, InsufficientBudget, ModelEnd, ModelQuestion, NewCall,
+    NoteKind, StepState, TaskCommands, TaskId,
 };
 use serde_json::Value;
 use tokio_postgres::{Row, types::ToSql};
@@ -116,10 +117,12 @@ impl TaskCommands {
         written(&self.query(sql!("step_note"), &params).await?).map(drop)
     }
 
-    /// Begins a question to the model after step `head`, or begins step `again` once more. Returns its number.
+    /// Begins a question to the model after step `head`, or begins step `again` once more, and records the most that it
+    /// may use. Returns the number of the step.
     ///
     /// # Errors
-    /// `Fenced` when the assignment is over, or the run has more steps.
+    /// `Fenced` when the assignment is over, or the run has more steps. The inner error when a limit of the day has no
+    /// room; nothing is begun then.
     pub async fn begin_question(
         &self,
         at: &RunKey,
@@ -127,10 +130,19 @@ impl TaskCommands {
         again: Option<i32>,
         request_sha256: &str,
         last: bool,
-    ) -> Result<i32, Error> {
+        question: &ModelQuestion,
+    ) -> Result<Result<i32, InsufficientBudget>, Error> {
         let fence = Fence::of(at);
         let params = fence.with(&[&head, &again, &request_sha256, &last]);
-        Ok(written(&self.query(sql!("step_ask"), &params).await?)?.read("seq")?)
+        let mut client = self.context.database.client().await?;
+        let tx = Transaction::begin(&mut client);
+        let seq = written(&run(&tx, sql!("step_ask"), &params).await?)?.read("seq")?;
+        let asked = model_questions::ask(&tx, at.key, &at.agent, Some((at.run, seq)), question).await?;
+        if let Err(short) = asked {
+            return Ok(Err(short));
+        }
+        tx.commit().await?;
+        Ok(Ok(seq))
     }
 
     /// Ends the question `seq` after step `head` with its answer, its calls and what it used, in one commit.
@@ -138,17 +150,17 @@ impl TaskCommands {
     /// # Errors
     /// `Fenced` when the assignment is over, or the step has ended.
     pub async fn end_question(&self, at: &RunKey, head: i32, seq: i32, end: &ModelEnd) -> Result<(), Error> {
-        let ModelEnd { answer, ending, finish, model, usage, used, calls } = end;
+        let ModelEnd { answer, ending, finish, question, used, calls } = end;
         let calls = CallColumns::of(calls);
-        let ending = ending.as_str();
-        let (tokens, money) = (to_i64(usage.limited().tokens), to_i64(usage.limited().microdollars));
+        let (ending, usage) = (ending.as_str(), used.usage.limited());
+        let (tokens, money) = (to_i64(usage.tokens), to_i64(usage.microdollars));
         let fence = Fence::of(at);
         let params = fence.with(&[
             &head,
             answer,
             &ending,
             finish,
-            model,
+            &used.said,
             &tokens,
             &money,
             &usage.presumed,
@@ -164,9 +176,7 @@ impl TaskCommands {
         let mut client = self.context.database.client().await?;
         let tx = Transaction::begin(&mut client);
         written(&run(&tx, sql!("step_answered"), &params).await?)?;
-        let used = used.limited();
-        let (tokens, money) = (to_i64(used.tokens), to_i64(used.microdollars));
-        run(&tx, sql!("step_settle"), &[&fence.assignment, &tokens, &money]).await?;
+        model_questions::end(&tx, *question, used).await?;
         tx.commit().await
     }
 

@@ -1,7 +1,8 @@
 //! The statements that write budgets and their charges.
 //!
 //! When an assignment ends, its use replaces its reservation. An assignment that ended without a report counts as if
-//! it had used all of its reservation, until a late report corrects it.
+//! it had used all of its reservation, until a late report corrects it. What was used is counted in `convoke.spend` in
+//! the same commit. Of an assignment that asked models, the sum of its questions is the use, whatever it reports.
 use crate::task::storage::columns::columns;
 use crate::task::storage::statement::to_i64;
 use crate::task::storage::transaction::Transaction;
@@ -36,12 +37,14 @@ pub(in crate::task) struct Charge {
     pub(in crate::task) known: bool,
     pub(in crate::task) tokens: i64,
     pub(in crate::task) microdollars: i64,
+    /// Whether it counts as an attempt: it held a slot until now.
+    pub(in crate::task) counts: bool,
 }
 
 impl Charge {
     /// The whole reservation of an assignment that ends without a report.
-    pub(in crate::task) fn presumed(assignment: Uuid) -> Self {
-        Self { assignment, known: false, tokens: 0, microdollars: 0 }
+    pub(in crate::task) fn presumed(assignment: Uuid, counts: bool) -> Self {
+        Self { assignment, known: false, tokens: 0, microdollars: 0, counts }
     }
 }
 
@@ -55,6 +58,7 @@ pub(in crate::task) async fn settle(tx: &Transaction<'_>, charges: &[Charge]) ->
         known: bool = charge.known,
         tokens: i64 = charge.tokens,
         microdollars: i64 = charge.microdollars,
+        counts: bool = charge.counts,
     });
     columns.run(tx, &[]).await.map(drop)
 }

@@ -106,8 +106,8 @@ pub(in crate::task) struct GivenAnswer {
 impl Settled {
     /// The use of the assignment that ends; `None` if none ends.
     fn charge(&self) -> Option<Charge> {
-        let &Self { assignment, usage_known: known, tokens, microdollars, .. } = self;
-        Some(Charge { assignment: assignment?.as_uuid(), known, tokens, microdollars })
+        let &Self { assignment, usage_known: known, tokens, microdollars, holds_slot: counts, .. } = self;
+        Some(Charge { assignment: assignment?.as_uuid(), known, tokens, microdollars, counts })
     }
 }
 

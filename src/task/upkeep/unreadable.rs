@@ -42,8 +42,9 @@ pub(in crate::task) async fn end(
     let reasons: Vec<String> = broken.iter().map(|one| one_line(&one.why, WHY_BYTES_MAX)).collect();
     let held = run(tx, sql!("held_tasks"), &[&tasks]).await?;
     store::lock_agents(tx, all(&held, "agent_id")?).await?;
-    let held: Vec<Uuid> = all(&held, "assignment_id")?;
-    charges::settle(tx, &held.into_iter().map(Charge::presumed).collect::<Vec<_>>()).await?;
+    let (ids, slots) = (all::<Uuid>(&held, "assignment_id")?, all::<bool>(&held, "holds_slot")?);
+    let charges = ids.into_iter().zip(slots).map(|(id, holds_slot)| Charge::presumed(id, holds_slot));
+    charges::settle(tx, &charges.collect::<Vec<_>>()).await?;
     let mut states = HashMap::new();
     for row in run(tx, sql!("unreadable"), &[&tasks, &reasons]).await? {
         let id = rows::task_id(&row, "id")?;

@@ -26,6 +26,7 @@ pub fn definition(text: &str) -> Definition {
 pub fn start(input: Value) -> Start {
     Start {
         budgeted: false,
+        priority: 0,
         key: AssignmentKey {
             task_id: TaskId::generate(),
             assignment_id: AssignmentId::generate(),
@@ -84,6 +85,8 @@ impl Bench {
 pub fn result(outcome: Result<Finished, Failure>) -> Value {
     match outcome.unwrap() {
         Finished::Result { result, .. } => result,
-        Finished::Waits(_) | Finished::Delegated => panic!("it is done elsewhere"),
+        Finished::Waits(_) | Finished::Delegated | Finished::Deferred { .. } => {
+            panic!("it is done elsewhere")
+        }
     }
 }

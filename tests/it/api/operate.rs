@@ -153,6 +153,22 @@ async fn lanes_and_spending_show_what_agents_did() {
     for query in ["?from=2020-01-01T00:00:00Z", "?from=2100-01-01T00:00:00Z"] {
         assert_eq!(edge.get(USER, &format!("/v1/spend{query}")).await.0, 400, "{query}");
     }
+    let (_, by) = edge.get(USER, "/v1/spend?by=agent,task,provider").await;
+    let row = &by["rows"][0];
+    assert_eq!(
+        (&row["agent_id"], &row["task_id"], &row["provider"]),
+        (&json!("near"), &json!(task), &json!(""))
+    );
+    assert_eq!(
+        (&row["microdollars"], &row["attempts"], &row["questions"]),
+        (&json!(40), &json!(1), &json!(0))
+    );
+    assert_eq!(edge.get(FOREIGN, "/v1/spend?by=agent").await.1["rows"], json!([]));
+    for (as_, query, status) in
+        [(USER, "color", 400), (USER, "", 400), (USER, "org", 403), (As::Service, "org", 200)]
+    {
+        assert_eq!(edge.get(as_, &format!("/v1/spend?by={query}")).await.0, status, "{query}");
+    }
     for path in ["/v1/lanes", "/v1/spend", "/v1/triggers"] {
         let (_, other) = edge.get(FOREIGN, path).await;
         let lists = ["bars", "rows", "triggers"].map(|list| other[list].as_array().map_or(0, Vec::len));

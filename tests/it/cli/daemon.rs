@@ -95,6 +95,16 @@ fn task_is_requested_completed_and_explained_from_the_command_line() {
     assert_eq!(up.json(&["agent", "list"])["agents"][0]["id"], "upper");
     assert_eq!(up.json(&["agent", "show", "upper"])["statistics"]["shout"]["completed"], 1);
 
+    let spent = up.json(&["spend", "--by", "agent,kind"]);
+    let row = &spent["rows"][0];
+    assert_eq!(
+        (&row["agent_id"], &row["kind"], &row["attempts"]),
+        (&"upper".into(), &"shout".into(), &1.into())
+    );
+    let (code, table) = up.run(&["spend"]);
+    assert!(code == Some(0) && table.contains("AGENT  MODEL") && table.contains("upper  -"), "{table}");
+    assert_eq!(up.run(&["spend", "--by", "color"]).0, Some(64));
+
     let unallocatable = up.json(&["task", "request", "x", "--requires", "flying"]);
     let id = unallocatable["task"]["id"].as_str().unwrap();
     assert_eq!(up.run(&["task", "cancel", id]), (Some(0), format!("{id} is canceled\n")));

@@ -15,7 +15,7 @@ use convoke::{
 use serde_json::{Value, json};
 use std::time::Duration;
 
-/// Two agents whose models have one account with one place.
+/// Three agents whose models have one account with one place.
 struct Team {
     running: Running,
     http: reqwest::Client,
@@ -33,6 +33,7 @@ impl Team {
             requests_per_minute: None,
             tokens_per_minute: None,
             concurrent: Some(1),
+            microdollars_per_day: None,
         };
         config.llm.providers.insert("local".into(), provider);
         let agent = |id: &str| -> Definition {
@@ -43,13 +44,17 @@ impl Team {
             ))
             .unwrap()
         };
-        let running = Running::start_with(config, vec![agent("one"), agent("two")]).await;
+        let running = Running::start_with(config, vec![agent("one"), agent("two"), agent("three")]).await;
         Self { running, http: reqwest::Client::new(), _data: data, _db: db }
     }
 
     /// Requests a task for one of the agents.
     async fn request(&self, capability: &str) -> TaskId {
-        let body = json!({ "kind": "work", "requires": [capability],
+        self.request_at(capability, 0).await
+    }
+
+    async fn request_at(&self, capability: &str, priority: i16) -> TaskId {
+        let body = json!({ "kind": "work", "requires": [capability], "input": capability, "priority": priority,
             "policy": { "attempts_max": 1, "confirm": "1min" } });
         let (org, wish): (_, Request) = ("demo".parse().unwrap(), serde_json::from_value(body).unwrap());
         self.running.parts.tasks.request(&org, "test", wish).await.unwrap().task.id
@@ -112,6 +117,39 @@ async fn agents_of_one_account_wait_for_each_other_and_the_wait_is_shown() {
     team.running.parts.tasks.cancel(first, "enough").await.unwrap();
     team.in_state(second, TaskState::Completed).await;
     assert_eq!(model.seen().len(), 2);
+    team.running.stop().await;
+}
+
+#[tokio::test]
+async fn task_of_higher_priority_is_asked_first() {
+    let model = Server::start([Reply::Hang, completion("{\"n\": 1}")]).await;
+    let team = Team::start(&model).await;
+    let first = team.request("one").await;
+    let waiting = |count: u64| {
+        let team = &team;
+        soon("the requests that wait", async move {
+            loop {
+                let (_, accounts) = team.get("/v1/providers", Role::ServiceRole).await;
+                let accounts: Value = serde_json::from_str(&accounts).unwrap();
+                let account = &accounts["accounts"][0];
+                if account["waiting"] == count && account["under_way"] == 1 {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        })
+    };
+    waiting(0).await;
+    let low = team.request("two").await;
+    waiting(1).await;
+    let high = team.request_at("three", 50).await;
+    waiting(2).await;
+    team.running.parts.tasks.cancel(first, "enough").await.unwrap();
+    team.in_state(low, TaskState::Completed).await;
+    team.in_state(high, TaskState::Completed).await;
+    let asked: Vec<String> =
+        model.seen().iter().map(|(_, body)| String::from_utf8(body.to_vec()).unwrap()).collect();
+    assert!(asked.len() == 3 && asked[1].contains("three") && asked[2].contains("two"), "{asked:?}");
     team.running.stop().await;
 }
 

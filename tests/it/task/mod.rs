@@ -17,6 +17,7 @@ mod retention;
 mod rounds;
 mod schedules;
 mod simulation;
+mod spend;
 mod sql;
 mod sql_values;
 mod timers;

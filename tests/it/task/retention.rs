@@ -24,6 +24,8 @@ const OLD: &str = "
     ) as t(n, state, depends_on, at, followed);
     insert into convoke.events (at, org, task_id, type) select timestamptz 'epoch', org, id, 'requested' from convoke.tasks;
     insert into convoke.events (at, org, type) values (timestamptz 'epoch', 'demo', 'wal_gap');
+    insert into convoke.spend (org, hour, agent_id, kind, task_id, root_id, provider, model, attempts, microdollars)
+    select org, timestamptz 'epoch', 'a', kind, id, root_id, 'p', 'm', 1, 5 from convoke.tasks;
     insert into convoke.offer_rows (task_id, round, agent_id, incarnation, state, valid_until)
     select id, 1, 'a', 1, 'lost', timestamptz 'epoch' from convoke.tasks;";
 
@@ -54,6 +56,11 @@ async fn old_tasks_are_deleted_with_their_offers_and_events() {
         let row = client.query_one(&format!("select count(*) from convoke.{table}"), &[]).await.unwrap();
         assert_eq!(row.get::<_, i64>(0), count, "{table}");
     }
+    // What the two deleted tasks used is counted without them.
+    let spent = "select count(*), sum(attempts)::bigint, sum(microdollars)::bigint, count(*) filter (where \
+                 task_id = '00000000-0000-0000-0000-000000000000' and microdollars = 10) from convoke.spend";
+    let row = client.query_one(spent, &[]).await.unwrap();
+    assert_eq!([0, 1, 2, 3].map(|at| row.get::<_, i64>(at)), [5, 6, 30, 1]);
     let kept = client.execute("delete from convoke.events", &[]).await.unwrap_err();
     assert!(kept.as_db_error().unwrap().message().contains("append-only"));
     drop(client);

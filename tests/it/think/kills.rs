@@ -21,10 +21,14 @@ fn script() -> Vec<Say> {
 }
 
 async fn prepared() -> (World, TestDb, tempfile::TempDir) {
+    prepared_with("").await
+}
+
+async fn prepared_with(more: &str) -> (World, TestDb, tempfile::TempDir) {
     let world = World::start(script()).await;
     let (db, folder) = fresh().await;
     std::fs::create_dir(folder.path().join("agents")).unwrap();
-    std::fs::write(folder.path().join("agents/thinker.toml"), text(&world, "")).unwrap();
+    std::fs::write(folder.path().join("agents/thinker.toml"), text(&world, more)).unwrap();
     db.client().await.batch_execute(ROLE).await.unwrap();
     (world, db, folder)
 }
@@ -216,4 +220,37 @@ async fn killed_after_a_result_is_recorded_the_run_goes_on_with_it() {
         "run.finishing:1",
     ])
     .await;
+}
+
+#[tokio::test]
+async fn killed_between_answer_and_settlement_a_question_is_charged_neither_twice_nor_for_free() {
+    let price = "price = { input = 1_000_000, output = 1_000_000 }";
+    // Each of the five answers costs 110. A question whose end is not known costs its most: once, beside its repetition.
+    for (point, lost) in [("step.begun:2", 1), ("step.answered:2", 1), ("step.recorded:2", 0)] {
+        let (world, db, folder) = prepared_with(price).await;
+        let first = Up::start(&db, folder.path(), Some(point)).await;
+        request(&db).await;
+        first.dies_at(point).await;
+        let second = Up::start(&db, folder.path(), None).await;
+        completed(&second, &db, folder.path(), &world).await;
+        let client = db.client().await;
+        let questions = "select state, microdollars from convoke.model_questions order by state, asked_at";
+        let rows = client.query(questions, &[]).await.unwrap();
+        let asked: Vec<(String, i64)> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+        let (exact, presumed): (Vec<_>, Vec<_>) = asked.iter().partition(|(state, _)| state == "exact");
+        assert!(exact.len() == 5 && exact.iter().all(|(_, money)| *money == 110), "{point}: {asked:?}");
+        assert!(
+            presumed.len() == lost && presumed.iter().all(|(_, money)| *money > 4_096),
+            "{point}: {asked:?}"
+        );
+        let total: i64 = asked.iter().map(|(_, money)| money).sum();
+        for sums in ["convoke.spend", "convoke.charges"] {
+            let sum = format!("select sum(microdollars)::bigint from {sums}");
+            assert_eq!(client.query_one(&sum, &[]).await.unwrap().get::<_, i64>(0), total, "{point}: {sums}");
+        }
+        for (name, query) in convoke::task::INVARIANTS {
+            let rows = client.query(*query, &[]).await.unwrap();
+            assert!(rows.is_empty(), "{point}: {name} is broken by {rows:?}");
+        }
+    }
 }

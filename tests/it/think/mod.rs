@@ -4,6 +4,7 @@ mod classes;
 mod fetch;
 mod keeper;
 mod kills;
+mod money;
 mod runs;
 mod sql_read;
 mod streams;
@@ -46,6 +47,8 @@ pub enum Say {
     Raw(Value),
     /// No answer.
     Hang,
+    /// Status 429, and after how many seconds to try again.
+    Limited(u32),
     /// A stream of these texts, and how it ends.
     Stream(Vec<String>, StreamEnd),
     /// One after the other, if the same question is asked again; the last one is repeated.
@@ -201,6 +204,10 @@ async fn model(State(world): State<World>, body: Bytes) -> Response {
             unreachable!()
         }
         Say::Raw(body) => return axum::Json(body).into_response(),
+        Say::Limited(seconds) => {
+            let headers = [("retry-after", seconds.to_string())];
+            return (StatusCode::TOO_MANY_REQUESTS, headers, "slow down").into_response();
+        }
         Say::Text(text) => json!({ "role": "assistant", "content": text }),
         Say::Calls(calls) => {
             let one = |(place, (name, args)): (usize, &(&str, Value))| {
@@ -304,9 +311,20 @@ impl Thinking {
     }
 
     pub async fn with(world: World, definitions: Vec<Definition>) -> Self {
+        Self::with_settings(world, definitions, |_| {}).await
+    }
+
+    /// With changed settings of the daemon.
+    pub async fn with_settings(
+        world: World,
+        definitions: Vec<Definition>,
+        change: impl FnOnce(&mut convoke::config::Config),
+    ) -> Self {
         let (db, folder) = fresh().await;
         db.client().await.batch_execute(ROLE).await.unwrap();
-        let running = Running::start_with(config(&db, folder.path()), definitions).await;
+        let mut settings = config(&db, folder.path());
+        change(&mut settings);
+        let running = Running::start_with(settings, definitions).await;
         Self { running, world, db, _folder: folder }
     }
 
