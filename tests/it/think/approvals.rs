@@ -141,7 +141,7 @@ async fn answer_of_another_form_or_for_another_question_runs_nothing() {
     })
     .await;
     assert!(again["question"].as_str().unwrap().contains("/words breaks"), "{again}");
-    assert_eq!(ids(&again), [call.clone()]);
+    assert_eq!(ids(&again), std::slice::from_ref(&call));
     let notes = "select count(*) from notes";
     let count: i64 = thinking.db.client().await.query_one(notes, &[]).await.unwrap().get(0);
     assert_eq!(count, 0);
