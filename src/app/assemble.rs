@@ -286,7 +286,7 @@ fn changes_deps(base: &Base, hub: Hub, streaming: watch::Receiver<bool>) -> anyh
 /// Keepers that are this executable. The outputs of programs are in their folder, so it is the daemon's own.
 fn keeper_of(config: &Config, executable: std::path::PathBuf) -> anyhow::Result<Keeper> {
     let folder = config.database.data_dir.join("calls");
-    files::own_folder(&folder)?;
+    files::inner_folder(&folder)?;
     // The keepers and the daemon may have other working folders.
     Ok(Keeper::new(executable, std::path::absolute(folder)?))
 }

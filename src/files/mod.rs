@@ -98,11 +98,24 @@ pub fn check_own_folder(path: &Path) -> Result<(), Error> {
 /// # Errors
 /// Errors of [`check_own_folder`], and [`Error::Io`] if it cannot be created.
 pub fn own_folder(path: &Path) -> Result<(), Error> {
+    // 0711 lets other users pass through, but not list the folder.
+    folder_with_mode(path, if me() == 0 { 0o711 } else { 0o700 })
+}
+
+/// Creates a folder inside the data folder, which no other user needs to enter, or checks the existing one like
+/// [`check_own_folder`].
+///
+/// # Errors
+/// Those of [`own_folder`].
+pub fn inner_folder(path: &Path) -> Result<(), Error> {
+    folder_with_mode(path, 0o700)
+}
+
+fn folder_with_mode(path: &Path, mode: u32) -> Result<(), Error> {
     if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         fs::create_dir_all(parent).map_err(Error::io("create", path))?;
     }
-    // 0711 lets other users pass through, but not list the folder.
-    match fs::DirBuilder::new().mode(if me() == 0 { 0o711 } else { 0o700 }).create(path) {
+    match fs::DirBuilder::new().mode(mode).create(path) {
         Ok(()) => Ok(()),
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => check_own_folder(path),
         Err(e) => Err(Error::io("create", path)(e)),
