@@ -496,6 +496,8 @@ test("lanes, triggers and spending show what agents did", async ({ seats }) => {
 
 for (const scheme of ["light", "dark"] as const)
   test(`every screen is accessible and fits a phone, ${scheme}`, async ({ seats }) => {
+    // 27 screens in three widths, each searched by axe.
+    test.slow();
     const asked = await seats.request("plan.choose");
     await seats.reaches(asked, "waiting");
     await seats.reaches(await seats.request("report.build", { policy: { attempts_max: 2, backoff: "10ms" } }), "failed");
