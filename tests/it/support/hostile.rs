@@ -90,6 +90,8 @@ pub async fn set_defaults(admin: &Client, database: &str) {
 
 /// Creates the shadowing objects, and enables row security.
 pub async fn poison(sql: &Client) {
+    // The set-up is not under test, and can take longer than the timeouts of the database.
+    sql.batch_execute("set statement_timeout = 0; set lock_timeout = 0").await.unwrap();
     sql.batch_execute(EVIL).await.unwrap();
     sql.batch_execute(ROW_SECURITY).await.unwrap();
 }
