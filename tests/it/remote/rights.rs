@@ -228,7 +228,7 @@ async fn security_md_lists_the_rights_of_each_role_at_each_door() {
 
 /// The door of each route of the daemon. The rights of a door are measured at one of its routes; what they have in
 /// common is the extractor of the caller and the rule that it asks.
-const ROUTES: [(&str, &str); 38] = [
+const ROUTES: [(&str, &str); 43] = [
     ("/", "HTTP: `/`, `/health`, `/metrics`"),
     ("/healthcheck", "HTTP: `/`, `/health`, `/metrics`"),
     ("/health", "HTTP: `/`, `/health`, `/metrics`"),
@@ -240,10 +240,13 @@ const ROUTES: [(&str, &str); 38] = [
     ("/tasks/bulk", "HTTP: command a task that another requested"),
     ("/agents/{id}/drain", "HTTP: command a task that another requested"),
     ("/agents/{id}/resume", "HTTP: command a task that another requested"),
+    ("/agents/{id}/definition", "HTTP: command a task that another requested"),
     ("/tasks/{id}/tree", "HTTP: see tasks and agents of its org"),
     ("/lanes", "HTTP: see tasks and agents of its org"),
     ("/spend", "HTTP: see tasks and agents of its org"),
     ("/triggers", "HTTP: see tasks and agents of its org"),
+    ("/events", "HTTP: see tasks and agents of its org"),
+    ("/series", "HTTP: see tasks and agents of its org"),
     ("/tasks/{id}", "HTTP: see tasks and agents of its org"),
     ("/tasks/{id}/events", "HTTP: see tasks and agents of its org"),
     ("/tasks/{id}/why", "HTTP: see tasks and agents of its org"),
@@ -265,6 +268,8 @@ const ROUTES: [(&str, &str); 38] = [
     ("/orgs/{org}/messages", "HTTP or websocket: speak to the agents of its org"),
     ("/providers", "HTTP: see the accounts of the models"),
     ("/channels", "HTTP: see channels and who is on them"),
+    ("/doctor", "HTTP: see channels and who is on them"),
+    ("/settings", "HTTP: see channels and who is on them"),
     ("/channels/{topic}", "HTTP: see channels and who is on them"),
     ("/broadcast", "HTTP or websocket: speak to the agents of its org"),
 ];
