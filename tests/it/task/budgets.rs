@@ -139,8 +139,9 @@ async fn absurd_usage_is_limited_and_sums_do_not_overflow() {
         microdollars_max = 9223372036854775807 where tree";
     world.database.client().await.unwrap().execute(widest, &[]).await.unwrap();
     let most = Usage { tokens: u64::MAX, microdollars: u64::MAX, presumed: false };
-    for _ in 0..2 {
-        let task = world.ask(part.clone()).await;
+    for kind in ["first", "second"] {
+        // Each of its own kind: an offer for a kind whose measured cost is absurd has no room, and the task waits.
+        let task = world.ask(Request { kind: kind.into(), ..part.clone() }).await;
         let (start, agent) = world.started(task).await;
         world.tasks.finish(start.key, &agent, json!(1), most).await.unwrap();
         assert_eq!(money(&world.tasks.get(task).await.unwrap(), "task"), (0, 1000), "the rest is over");
