@@ -6,7 +6,7 @@ use std::time::Duration;
 
 /// Names that `when` may use.
 const NAMES: [&str; 4] = ["args", "task", "agent", "spent"];
-/// How long an approval is valid unless said.
+/// Default validity of an approval.
 pub(crate) const APPROVAL_EXPIRES: Duration = Duration::from_secs(24 * 3_600);
 
 /// Which calls of a tool need an approval.
