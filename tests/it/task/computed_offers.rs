@@ -27,6 +27,20 @@ async fn shown(world: &Harness, task: TaskId) -> Value {
     client.query_one(read, &[&task.as_uuid()]).await.unwrap().get(0)
 }
 
+/// Offers with only the type of each figure that depends on when the arbiter last copied slots and outcomes of agents
+/// from their rows: two databases do not get their copies at the same step.
+fn without_copied(shown: &Value) -> Value {
+    let mut offers = shown.clone();
+    for offer in offers.as_array_mut().unwrap() {
+        for path in ["/eta_ms", "/score/speed", "/score/load", "/score/reputation"] {
+            let figure = offer.pointer_mut(path).unwrap();
+            assert!(figure.is_i64(), "{path}: {figure}");
+            *figure = json!("integer");
+        }
+    }
+    offers
+}
+
 async fn rows(world: &Harness) -> i64 {
     let client = world.database.client().await.unwrap();
     client.query_one("select count(*) from convoke.offer_rows", &[]).await.unwrap().get(0)
@@ -113,7 +127,7 @@ async fn published_offers_are_rows_and_look_the_same() {
     let mut published = Harness::on(db, &Config::default(), three()).await;
     let (kept_seen, published_seen) = (lives(&mut kept).await, lives(&mut published).await);
     for (step, (kept, published)) in kept_seen.iter().zip(&published_seen).enumerate() {
-        assert_eq!(kept, published, "step {step}");
+        assert_eq!(without_copied(kept), without_copied(published), "step {step}");
     }
     assert_eq!(kept_seen.len(), 9);
     // In the first database only the two rounds whose winner was out became rows.
