@@ -36,8 +36,6 @@ use tokio::{
 
 /// Time between SIGTERM and SIGKILL.
 const TERM_GRACE: Duration = Duration::from_secs(2);
-/// Time limit for output after the process has ended, from a descendant that left the group.
-const AFTER_EXIT: Duration = Duration::from_secs(1);
 /// Longest line of standard error that is read, in bytes.
 const LINE_BYTES_MAX: u64 = 64 << 10;
 /// Largest checkpoint, and most of the messages, that fits into the environment, in bytes.
@@ -209,21 +207,8 @@ impl Agent for Command {
         let output = read_output(stdout, self.definition.limits.output_bytes, &group);
         let reporter = job.reporter();
         let lines = read_lines(stderr, reporter.clone());
-        let work = async {
-            let streams = async { tokio::join!(feed, output, lines) };
-            tokio::pin!(streams);
-            let (status, seen) = tokio::select! {
-                status = child.wait() => (status, None),
-                seen = &mut streams => (child.wait().await, Some(seen)),
-            };
-            // Descendants that are left would keep the pipes open.
-            group.end();
-            let seen = match seen {
-                Some(seen) => Some(seen),
-                None => timeout(AFTER_EXIT, streams).await.ok(),
-            };
-            (status, seen)
-        };
+        let streams = async { tokio::join!(feed, output, lines) };
+        let work = group.wait(&mut child, streams);
         tokio::pin!(work);
         let (status, seen) = tokio::select! {
             ended = &mut work => ended,

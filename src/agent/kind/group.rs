@@ -1,6 +1,16 @@
 //! A process group that does not outlive its owner.
 use rustix::process::{Pid, Signal, kill_process_group};
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::{
+    future::Future,
+    io,
+    process::ExitStatus,
+    sync::atomic::{AtomicI32, Ordering},
+    time::Duration,
+};
+use tokio::{process::Child, time::timeout};
+
+/// Time limit for output after the leader has ended, from a descendant that left the group.
+const AFTER_EXIT: Duration = Duration::from_secs(1);
 
 /// Kills its process group when dropped: the child, and all of its descendants that stayed in the group.
 #[derive(Debug)]
@@ -10,6 +20,27 @@ impl Group {
     /// The group that the child `id` leads.
     pub(in crate::agent) fn of(id: Option<u32>) -> Self {
         Self(AtomicI32::new(id.and_then(|id| i32::try_from(id).ok()).unwrap_or(0)))
+    }
+
+    /// Waits until the leader and its `streams` have ended, and kills what is left of the group when the leader has.
+    /// The second value is `None` if a descendant that left the group keeps a stream open.
+    pub(in crate::agent) async fn wait<T>(
+        &self,
+        leader: &mut Child,
+        streams: impl Future<Output = T>,
+    ) -> (io::Result<ExitStatus>, Option<T>) {
+        tokio::pin!(streams);
+        let (status, seen) = tokio::select! {
+            status = leader.wait() => (status, None),
+            seen = &mut streams => (leader.wait().await, Some(seen)),
+        };
+        // Descendants that are left would keep the pipes open.
+        self.end();
+        let seen = match seen {
+            Some(seen) => Some(seen),
+            None => timeout(AFTER_EXIT, streams).await.ok(),
+        };
+        (status, seen)
     }
 
     /// Sends SIGTERM to the group.

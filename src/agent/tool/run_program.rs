@@ -17,8 +17,6 @@ use tokio::{
 
 /// Time between SIGTERM and SIGKILL.
 pub(super) const TERM_GRACE: Duration = Duration::from_secs(2);
-/// Time limit for output after the process has ended, from a descendant that left the group.
-const AFTER_EXIT: Duration = Duration::from_secs(1);
 /// Most bytes of standard output: a program that writes more is killed.
 const OUTPUT_BYTES_MAX: usize = 4 << 20;
 /// Bytes of standard error that are read for its last line.
@@ -120,17 +118,7 @@ async fn work(mut child: Child, input: String, group: &Group) -> Ended {
         let feed = feed(stdin, input);
         tokio::join!(feed, read_output(stdout, OUTPUT_BYTES_MAX, group), last_line(stderr))
     };
-    tokio::pin!(streams);
-    let (status, seen) = tokio::select! {
-        status = child.wait() => (status, None),
-        seen = &mut streams => (child.wait().await, Some(seen)),
-    };
-    // Descendants that are left would keep the pipes open.
-    group.end();
-    let seen = match seen {
-        Some(seen) => Some(seen),
-        None => timeout(AFTER_EXIT, streams).await.ok(),
-    };
+    let (status, seen) = group.wait(&mut child, streams).await;
     let (Ok(status), Some(((), output, line))) = (status, seen) else {
         return Ended::Unknown("the process was lost".into());
     };
