@@ -71,7 +71,7 @@ bench-peers:
 	@tools/setup.sh cc postgres
 	@examples/web/setup.sh ../../bench/peers
 	@cargo build --locked --release --quiet -p convoke-bench
-	@cd examples/web && ./with-node ../../target/release/convoke-bench peers $(ARGS)
+	@cd examples/web && CONVOKE_DATABASE__DATA_DIR=../../.convoke ./with-node ../../target/release/convoke-bench peers $(ARGS)
 
 # Licences, sources and forbidden crates of the dependencies, by deny.toml. By hand: see CONTRIBUTING.md.
 check-deps:

@@ -1,5 +1,6 @@
 // Graphile Worker on the database of the PG… variables; prints its figures as one JSON object.
-//   node graphile.mjs tasks JOBS CONCURRENCY     whole jobs a second: added one by one while they are worked off
+//   node graphile.mjs tasks JOBS CONCURRENCY     jobs a second: added one by one while they are worked off, and all
+//                                                stored in one statement before the workers start
 //   node graphile.mjs wake COMMITS RATE          from the commit of a job to the first line of its handler
 import { Logger, makeWorkerUtils, run } from 'graphile-worker'
 import pg from 'pg'
@@ -12,23 +13,26 @@ const logger = new Logger(() => () => {})
 // PG… variables say where the database is; an empty connection string leaves that to them.
 const pgPool = new pg.Pool({ max: 30 })
 
-/** Runs workers while `work` runs; `handler` is the handler of each job. */
-async function working(concurrency, handler, work) {
+/** Runs workers while `work` runs; `handler` is the handler of each job. `stored` jobs are there before them. */
+async function working(concurrency, handler, work, stored = 0) {
     const utils = await makeWorkerUtils({ pgPool, logger })
     await utils.migrate()
     await utils.release()
     await pgPool.query('delete from graphile_worker._private_jobs')
+    await pgPool.query(ADD.replace('$1::int', 'n') + ' from generate_series(1, $1::int) n', [stored])
+    const started = now()
     const runner = await run({
         pgPool, concurrency, logger, noHandleSignals: true, pollInterval: 1000, taskList: { bench: handler },
     })
     try {
-        return await work()
+        return await work(started)
     } finally {
         await runner.stop()
     }
 }
 
-async function tasks() {
+/** A handler that resolves `finished` with its last job. */
+function counting() {
     let done = 0
     let allDone
     const finished = new Promise((resolve) => (allDone = resolve))
@@ -36,8 +40,14 @@ async function tasks() {
         done += 1
         if (done === count) allDone()
     }
-    return working(size, handler, async () => {
-        const started = now()
+    return { handler, finished }
+}
+
+const perSecond = (started) => Math.round((count / (now() - started)) * 1000)
+
+async function tasks() {
+    const added = counting()
+    const jobs_per_second = await working(size, added.handler, async (started) => {
         let next = 0
         // As many requests at once as the pool has connections left beside the workers.
         const requester = async () => {
@@ -47,9 +57,16 @@ async function tasks() {
             }
         }
         await Promise.all(Array.from({ length: 16 }, requester))
-        await finished
-        return { jobs_per_second: Math.round((count / (now() - started)) * 1000) }
+        await added.finished
+        return perSecond(started)
     })
+    const stored = counting()
+    const work = async (started) => {
+        await stored.finished
+        return perSecond(started)
+    }
+    const stored_jobs_per_second = await working(size, stored.handler, work, count)
+    return { jobs_per_second, stored_jobs_per_second }
 }
 
 const percentile = (times, percent) => {

@@ -22,8 +22,13 @@ use tokio::process::Command;
 const OWN: &str = "bench_own";
 const PEER: &str = "bench_peer";
 /// Ratios of the table: a name, and the figures above and below.
-const RATIOS: [(&str, &str, &str); 5] = [
+const RATIOS: [(&str, &str, &str); 6] = [
     ("life-cycles to Graphile Worker's jobs", "convoke_life_cycles_per_second", "graphile_jobs_per_second"),
+    (
+        "life-cycles to its jobs that were stored before",
+        "convoke_life_cycles_per_second",
+        "graphile_stored_jobs_per_second",
+    ),
     ("wake p50 to the commit's p50", "convoke_wake_p50_ms", "convoke_commit_p50_ms"),
     ("wake p99 to the commit's p50", "convoke_wake_p99_ms", "convoke_commit_p50_ms"),
     ("Graphile Worker's wake p50 to its commit's", "graphile_wake_p50_ms", "graphile_commit_p50_ms"),
