@@ -160,10 +160,7 @@ impl Inner {
             // Plans that are read after this call must be as new.
             None => Watched::default(),
         };
-        // A check whose snapshot sees the transactions is new enough, however long ago it was, if it covered all plans
-        // that are cached now. Under load a check often covers the changes that arrive while it runs.
-        let covers = |(objects, found): &(Watched, Found)| *objects == watched && sees_all(found);
-        if !seen.is_empty() && watched != Watched::default() && last.as_ref().is_some_and(covers) {
+        if last.as_ref().is_some_and(|last| covers(last, &watched, seen)) {
             return true;
         }
         let number = self.fingerprints.begun.fetch_add(1, Ordering::AcqRel) + 1;
@@ -197,6 +194,13 @@ impl Inner {
         self.fingerprints.ended.store(number, Ordering::Release);
         sees
     }
+}
+
+/// Whether the last check is new enough for the transactions `seen`, so that none is needed: its snapshot sees them, and
+/// it covered all plans that are `watched` now. Under load a check often covers the changes that arrive while it runs.
+fn covers((objects, found): &(Watched, Found), watched: &Watched, seen: &[u32]) -> bool {
+    let has_plans = *watched != Watched::default();
+    has_plans && objects == watched && !seen.is_empty() && seen.iter().all(|id| found.snapshot.sees(*id))
 }
 
 /// Computes the fingerprint. The statement is prepared once for each connection.
@@ -241,6 +245,24 @@ mod tests {
         assert!(Snapshot::parse("8:8:").unwrap().sees(7));
         assert_eq!(Snapshot::parse("8"), None);
         assert_eq!(Snapshot::parse("8:9:x"), None);
+    }
+
+    #[test]
+    fn check_covers_what_its_snapshot_sees_of_the_plans_that_it_checked() {
+        let of = |table: u32| Watched { tables: vec![table], ..Watched::default() };
+        let last = |objects: Watched| {
+            (objects, Found { fingerprint: "f".into(), snapshot: Snapshot::of("8:12:8,10") })
+        };
+        assert!(covers(&last(of(1)), &of(1), &[7]));
+        assert!(covers(&last(of(1)), &of(1), &[7, 9, 11]));
+        for unseen in [8, 10, 12, 13] {
+            assert!(!covers(&last(of(1)), &of(1), &[7, unseen]), "transaction {unseen}");
+        }
+        assert!(!covers(&last(of(1)), &of(2), &[7]), "a plan of another table came since");
+        // The periodic check names no transaction, and reads the catalog each time.
+        assert!(!covers(&last(of(1)), &of(1), &[]));
+        // Nothing is cached: a plan that is read after this call must be as new.
+        assert!(!covers(&last(Watched::default()), &Watched::default(), &[7]));
     }
 
     #[test]
