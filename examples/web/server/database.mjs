@@ -17,7 +17,7 @@ export function databaseUrl(dataDir) {
 
 /** @param {string} url */
 export function makePool(url) {
-  const pool = new pg.Pool({ connectionString: url, max: 8, connectionTimeoutMillis: 5000, idleTimeoutMillis: 30_000 });
+  const pool = new pg.Pool({ connectionString: url, max: 8, connectionTimeoutMillis: 15_000, idleTimeoutMillis: 30_000 });
   // The pool replaces a connection that dies while idle; without a listener, the error would end the process.
   pool.on("error", (error) => console.error(`database: an idle connection ended: ${error.message}`));
   return pool;
