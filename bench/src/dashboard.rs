@@ -1,5 +1,5 @@
 //! What dashboards cost: the reads of the page with many finished tasks in the tables, and a paced load of whole tasks
-//! without and with dashboards that follow it.
+//! without dashboards, with dashboards that follow it, and without them again: what drifts meanwhile cancels out.
 use super::{
     client_process::Clients,
     daemon::Fixture,
@@ -55,7 +55,7 @@ pub(super) struct DashboardOptions {
     /// Tasks that are requested in a second
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
     rate: u32,
-    /// Time of the load, without and with dashboards
+    /// Time of each of the three loads
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..))]
     seconds: u32,
     /// Agents that offer for every task
@@ -92,12 +92,14 @@ async fn measure(daemon: &Parts, options: &DashboardOptions, figures: &mut Figur
     let (watched, seen) = tokio::try_join!(load(daemon, options), viewers.ask(&order))?;
     viewers.stop().await?;
     let (seen, _) = seen;
-    for (name, of) in [("alone", &alone), ("watched", &watched)] {
+    let again = load(daemon, options).await?;
+    for (name, of) in [("alone", &alone), ("watched", &watched), ("alone_again", &again)] {
         figures.add(format!("{name}_life_cycles_per_second"), of.per_second);
-        figures.add(format!("{name}_cpu_share"), of.cpu_share);
+        figures.add(format!("{name}_cpu_share"), of.cpu_share());
     }
-    figures.add("watched_to_alone_cpu_ratio", watched.cpu_share / alone.cpu_share);
-    figures.add("watched_to_alone_life_cycles_ratio", watched.per_second / alone.per_second);
+    let mean = |of: fn(&Load) -> f64| f64::midpoint(of(&alone), of(&again));
+    figures.add("watched_to_alone_cpu_ratio", watched.cpu_seconds / mean(|load| load.cpu_seconds));
+    figures.add("watched_to_alone_life_cycles_ratio", watched.per_second / mean(|load| load.per_second));
     for name in ["shown_p50_ms", "shown_p99_ms"] {
         figures.add(format!("request_to_{name}"), number(&seen, name)?);
     }
@@ -140,8 +142,15 @@ async fn measure_reads(daemon: &Parts, token: &str, figures: &mut Figures) -> an
 struct Load {
     /// Tasks completed in a second, until the last one.
     per_second: f64,
-    /// Processor time of this process, which is the daemon and its requesters, by time.
-    cpu_share: f64,
+    /// Processor time of this process, which is the daemon and its requesters, until the last one.
+    cpu_seconds: f64,
+    seconds: f64,
+}
+
+impl Load {
+    fn cpu_share(&self) -> f64 {
+        self.cpu_seconds / self.seconds
+    }
 }
 
 /// Requests `rate` tasks a second for the time of the load, and waits until all are completed.
@@ -164,7 +173,6 @@ async fn load(daemon: &Parts, options: &DashboardOptions) -> anyhow::Result<Load
         ensure!(made.len() == usize::try_from(until - asked)?, "a request has no answer");
         asked = until;
     }
-    let spent = (process::cpu()? - cpu).as_secs_f64() / since.elapsed().as_secs_f64();
     let all = async {
         while completed(daemon).await? < before + i64::from(asked) {
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -172,7 +180,8 @@ async fn load(daemon: &Parts, options: &DashboardOptions) -> anyhow::Result<Load
         anyhow::Ok(())
     };
     tokio::time::timeout(REST_WITHIN, all).await.context("not all tasks were completed")??;
-    Ok(Load { per_second: f64::from(asked) / since.elapsed().as_secs_f64(), cpu_share: spent })
+    let (seconds, cpu_seconds) = (since.elapsed().as_secs_f64(), (process::cpu()? - cpu).as_secs_f64());
+    Ok(Load { per_second: f64::from(asked) / seconds, cpu_seconds, seconds })
 }
 
 /// How many tasks the agents have completed: their statistics count them, so no table is scanned.

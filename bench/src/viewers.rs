@@ -34,6 +34,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// How often the page reads a list, and the overview, at most.
 const LIST_EVERY: Duration = Duration::from_millis(500);
 const OVERVIEW_EVERY: Duration = Duration::from_secs(2);
+/// The daemon closes a socket on which nothing arrives for a minute.
+const HEARTBEAT_EVERY: Duration = Duration::from_secs(25);
 const LIST: &str = "/v1/tasks?view=line&limit=100";
 const OVERVIEW: &str = "/v1/overview";
 const READ_BYTES: usize = 64 << 10;
@@ -152,6 +154,7 @@ impl Dashboard {
     async fn follow(&mut self, seen: &Seen) -> anyhow::Result<()> {
         let (mut frames, mut part) = (Frames::default(), vec![0; READ_BYTES]);
         let (mut is_stale, mut list_at, mut overview_at) = (false, Instant::now(), Instant::now());
+        let mut heartbeat_at = Instant::now();
         loop {
             // A list that is stale is read when its time has come; otherwise the next digest is awaited.
             let due = if is_stale { list_at + LIST_EVERY } else { overview_at + OVERVIEW_EVERY };
@@ -172,6 +175,11 @@ impl Dashboard {
                 is_stale |= tasks.is_some_and(|tasks| !tasks.is_empty());
                 is_stale |= digest.get("more").and_then(Value::as_bool) == Some(true);
                 seen.digests.set(seen.digests.get() + 1);
+            }
+            if heartbeat_at.elapsed() >= HEARTBEAT_EVERY {
+                heartbeat_at = Instant::now();
+                let heartbeat = json!([null, "0", "phoenix", "heartbeat", {}]);
+                self.socket.write_all(&frames::masked(1, heartbeat.to_string().as_bytes())).await?;
             }
             if is_stale && list_at.elapsed() >= LIST_EVERY {
                 (is_stale, list_at) = (false, Instant::now());
