@@ -36,7 +36,7 @@ pub use definition::{ApprovalRule, OnDaemonDeath, OnUnknown};
 pub use definition::{
     Definition, Fetch, FetchMethod, Kind, Limits, Missed, Offer, OfferBy, Price, Problem, ResponseFormat,
     Run, Schedule, ScheduleRequest, SqlRead, Stream, Tier, Tool, ToolKind, Wake, WakeEvent, WakeRequest,
-    check, check_all, check_in, without_login,
+    check, check_all, check_in,
 };
 pub use env::Env;
 pub use job::{Agent, Finished, Job, Registry, Reporter};

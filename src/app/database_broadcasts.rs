@@ -7,7 +7,7 @@ use crate::{
     access::{self, Access, Recorded},
     hub::{Hub, Message, Room},
     id::{Lsn, Topic},
-    remote::Coordination,
+    remote::{Coordination, is_digest_room},
     telemetry::Registry,
     wal::{Op, RowChange},
     wire::Encoding,
@@ -143,7 +143,8 @@ impl DatabaseBroadcasts {
         }
         let room = Room { topic, private };
         // A row does not name its sender, so it may not pass for a message of an agent or the daemon.
-        if Coordination::is_agents_room(&room) && Coordination::event(event).is_some() {
+        let names_a_sender = Coordination::is_agents_room(&room) && Coordination::event(event).is_some();
+        if names_a_sender || is_digest_room(&room) {
             return Err("reserved");
         }
         let recorded = private && text("extension") == Some("broadcast");

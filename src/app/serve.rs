@@ -6,7 +6,7 @@
 //! fails is logged at debug and affects no other.
 use crate::{
     api,
-    gateway::edge::{BodyLimits, Caps, ConnectionSlot, Full, Stream, TimedBody},
+    gateway::edge::{Bodies, BodyLimits, Caps, ConnectionSlot, Full, Stream, TimedBody},
     hub::Memory,
     scope::{OnExit, Scope},
     telemetry::Registry,
@@ -45,6 +45,7 @@ struct Inner {
     write_timeout: Duration,
     body: BodyLimits,
     memory: Memory,
+    bodies: Bodies,
     refused: Counter,
     refused_at: Mutex<Option<Instant>>,
 }
@@ -65,6 +66,7 @@ impl Edge {
             head_timeout: config.head_timeout,
             write_timeout: config.write_timeout,
             body: BodyLimits { whole: config.body_timeout, idle: config.body_idle_timeout },
+            bodies: Bodies::new(memory.clone()),
             memory,
             refused,
             refused_at: Mutex::new(None),
@@ -112,8 +114,10 @@ impl Edge {
         request: &mut Request<Incoming>,
         peer: SocketAddr,
     ) -> Result<Option<Arc<ConnectionSlot>>, Full> {
-        let forwarded = request.headers().get("x-forwarded-for").and_then(|value| value.to_str().ok());
-        let client = forwarded.and_then(|value| self.0.caps.client_behind(peer.ip(), value));
+        // A proxy may add its own line after those of the client: all of them are one list.
+        let lines = request.headers().get_all("x-forwarded-for");
+        let lines: Vec<&str> = lines.iter().map(|value| value.to_str().unwrap_or_default()).collect();
+        let client = self.0.caps.client_behind(peer.ip(), &lines.join(","));
         let address = client.map_or(peer, |client| SocketAddr::new(client, 0));
         request.extensions_mut().insert(ConnectInfo(address));
         let Some(client) = client else { return Ok(None) };
@@ -239,7 +243,9 @@ async fn answer(
         *request.uri_mut() = uri;
     }
     // Charged until the request is answered: its parsed body lives that long.
-    let charge = Arc::new(Mutex::new(edge.0.memory.unowned_charge()));
+    let client =
+        request.extensions().get().map_or(peer, |ConnectInfo(client): &ConnectInfo<SocketAddr>| *client);
+    let charge = Arc::new(Mutex::new(edge.0.bodies.charge(client.ip())));
     let body = |body| Body::new(TimedBody::new(body, edge.0.body, charge.clone()));
     routes.call(request.map(body)).await
 }
@@ -419,6 +425,10 @@ mod tests {
         let (one, two) = (get("192.0.2.1"), get("192.0.2.2"));
         let (one, two) = tokio::join!(asked(addr, &one), asked(addr, &two));
         assert!(one.ends_with("192.0.2.1:0") && two.ends_with("192.0.2.2:0"), "{one} {two}");
+        // A proxy that adds a line of its own: what the client wrote into the first line counts for nothing.
+        let forged = get("192.0.2.1\r\nx-forwarded-for: 192.0.2.3");
+        let three = asked(addr, &forged).await;
+        assert!(three.ends_with("192.0.2.3:0"), "{three}");
         scope.drain(Duration::from_secs(5)).await.unwrap();
     }
 

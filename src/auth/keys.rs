@@ -5,7 +5,7 @@ use super::{
     principal::Role,
     source::{BYTES_MAX, KeyLocation, Source},
 };
-use crate::{files, scope::Scope};
+use crate::{files, scope::Scope, telemetry::without_login};
 use jsonwebtoken::{DecodingKey, EncodingKey};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
@@ -67,7 +67,7 @@ impl fmt::Debug for Config {
             .field("jwt_secret", &self.jwt_secret.as_ref().map(|_| "…"))
             .field("jwks", &self.jwks.as_ref().map(|_| "…"))
             .field("jwks_file", &self.jwks_file)
-            .field("jwks_url", &self.jwks_url)
+            .field("jwks_url", &self.jwks_url.as_deref().map(without_login))
             .field("claims", &self.claims)
             .field("api_keys", &self.api_keys)
             .field("roles", &self.roles)

@@ -1,6 +1,7 @@
 //! Public keys by key id: the part of a JSON Web Key Set (RFC 7517) that verifies tokens.
 use super::TokenError;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use ed25519_dalek::{PUBLIC_KEY_LENGTH, VerifyingKey};
 use jsonwebtoken::{
     Algorithm, DecodingKey,
     jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyOperations, PublicKeyUse},
@@ -143,9 +144,24 @@ fn weakness(key: &AlgorithmParameters) -> Option<String> {
             }
             ("its modulus", without_zeros(decode(&key.n).into_iter()), RSA_BYTES_MIN)
         }
+        AlgorithmParameters::OctetKeyPair(key) if key.curve == EllipticCurve::Ed25519 => {
+            return weakness_of_point(&decode(&key.x));
+        }
         _ => return None,
     };
     (bytes < min).then(|| format!("is too weak: {what} has {bytes} bytes, and at least {min} are needed"))
+}
+
+/// Returns why an Ed25519 public key must not be used. A point of small order verifies signatures that nobody made.
+fn weakness_of_point(x: &[u8]) -> Option<String> {
+    let Ok(x) = <&[u8; PUBLIC_KEY_LENGTH]>::try_from(x) else {
+        return Some(format!("is too weak: x has {} bytes, and {PUBLIC_KEY_LENGTH} are needed", x.len()));
+    };
+    match VerifyingKey::from_bytes(x) {
+        Ok(key) if !key.is_weak() => None,
+        Ok(_) => Some("is too weak: x is a point of small order".into()),
+        Err(_) => Some("is too weak: x is no point of the curve".into()),
+    }
 }
 
 fn without_zeros(bytes: impl Iterator<Item = u8>) -> usize {

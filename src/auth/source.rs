@@ -3,9 +3,12 @@
 //! Read every ten minutes, and on demand for an unknown key id, at most once in ten seconds. Concurrent
 //! callers share one attempt. A failed attempt keeps the last keys; the first of several failures is logged.
 use super::keyset::KeySet;
-use crate::scope::{OnExit, Scope};
+use crate::{
+    scope::{OnExit, Scope},
+    telemetry::without_login,
+};
 use parking_lot::RwLock;
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 use tokio::{
     sync::Mutex,
     time::{Instant, timeout},
@@ -22,10 +25,20 @@ const TIMEOUT: Duration = Duration::from_secs(3);
 pub(super) const BYTES_MAX: u64 = 256 << 10;
 
 /// The location of a key set.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(super) enum KeyLocation {
     File(PathBuf),
     Url(String),
+}
+
+/// Without the login of a URL.
+impl fmt::Display for KeyLocation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => write!(f, "{}", path.display()),
+            Self::Url(url) => f.write_str(&without_login(url)),
+        }
+    }
 }
 
 /// A key set with its location. Clones share it.
@@ -86,14 +99,14 @@ impl Source {
                 }
                 attempt.failing = false;
                 for reason in keys.refused() {
-                    tracing::warn!(location = ?self.0.location, reason, "key of the key set ignored");
+                    tracing::warn!(location = %self.0.location, reason, "key of the key set ignored");
                 }
                 *self.0.keys.write() = Arc::new(keys);
             }
             Err(error) => {
                 if !attempt.failing {
                     let kept = self.keys().len();
-                    tracing::warn!(location = ?self.0.location, error, kept, "key set not readable, last keys stay in use");
+                    tracing::warn!(location = %self.0.location, error, kept, "key set not readable, last keys stay in use");
                 }
                 attempt.failing = true;
             }

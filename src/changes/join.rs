@@ -34,12 +34,15 @@ pub(super) async fn prepare(
     viewer: &Arc<Viewer>,
     plain: bool,
 ) -> Result<Prepared, SubscribeError> {
-    let max = inner.dispatcher.config.items_max;
-    if items.len() > max {
-        return Err(SubscribeError::Asked(format!("Too many subscriptions on one channel: at most {max}")));
-    }
     let items: Result<Vec<Item>, String> = items.iter().map(Item::parse).collect();
     let mut items = items.map_err(SubscribeError::Asked)?;
+    // Each test is made for each changed row, while other channels wait: their number is bounded for the channel, too.
+    let (tests, max) =
+        (items.iter().map(|item| item.filter.tests()).sum::<usize>(), inner.dispatcher.config.items_max);
+    if tests > max {
+        let text = format!("Too many conditions in the filters of one channel: at most {max}");
+        return Err(SubscribeError::Asked(text));
+    }
     let began = Instant::now();
     inner.streams(began).await?;
     for item in &mut items {

@@ -245,6 +245,12 @@ impl Changes {
         self.0.log.degraded()
     }
 
+    /// Most items of one channel.
+    #[must_use]
+    pub fn items_max(&self) -> usize {
+        self.0.dispatcher.config.items_max
+    }
+
     /// Validates the items of a channel (`config.postgres_changes` with ids) and reserves a position in the change log.
     /// `plain`: the join of the client has no `config`. Cancel safe.
     ///

@@ -129,9 +129,11 @@ impl filter::Oracle for Asking {
         self.answers.ask(probe, value)
     }
 
-    fn affords(&mut self, steps: usize) -> bool {
-        let affords = steps <= self.steps_left;
+    fn steps_left(&self) -> usize {
+        self.steps_left
+    }
+
+    fn spend(&mut self, steps: usize) {
         self.steps_left = self.steps_left.saturating_sub(steps);
-        affords
     }
 }

@@ -1,10 +1,7 @@
 //! The settings as people may see them: a secret is `set` or null, and an address has no password.
 use super::Config;
-use crate::agent::without_login;
+use crate::telemetry::{HIDDEN, without_login};
 use serde_json::{Value, json};
-
-/// Stands for a value that is not shown.
-const HIDDEN: &str = "set";
 
 /// All settings as JSON, by section and key, with the defaults of those that were not given.
 #[must_use]

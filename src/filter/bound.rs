@@ -64,10 +64,13 @@ pub trait Oracle {
     /// The answer for a row's value; [`Truth::Unknown`] if it has to be fetched first.
     fn ask(&mut self, probe: &Arc<Probe>, value: &str) -> Truth;
 
-    /// Whether `steps` more may be spent on matching in this process. If not, Postgres is asked.
-    fn affords(&mut self, _steps: usize) -> bool {
-        true
+    /// Steps that may still be spent on matching patterns in this process. Beyond them Postgres is asked.
+    fn steps_left(&self) -> usize {
+        LIKE_STEPS_MAX
     }
+
+    /// Counts steps that were spent, whatever their outcome.
+    fn spend(&mut self, _steps: usize) {}
 }
 
 /// The value of a cell as an index key: two keys are equal exactly if Postgres considers the values equal.
@@ -310,10 +313,11 @@ impl ProbeKind {
                 Keyword::True => (text == "t").into(),
                 Keyword::False => (text == "f").into(),
             },
-            Self::Like(pattern, probe) => match like(pattern, text) {
-                (Some(holds), steps) if oracle.affords(steps) => holds.into(),
-                _ => oracle.ask(probe, text),
-            },
+            Self::Like(pattern, probe) => {
+                let (holds, steps) = like(pattern, text, oracle.steps_left().min(LIKE_STEPS_MAX));
+                oracle.spend(steps);
+                holds.map_or_else(|| oracle.ask(probe, text), Truth::from)
+            }
             Self::Probe(_, probe) => oracle.ask(probe, text),
             Self::AnyProbe(probes, null) => {
                 let mut outcome = if *null { Truth::Null } else { Truth::False };
@@ -353,18 +357,18 @@ fn compare(operator: Operator, value: &Operand, with: &Operand) -> bool {
     }
 }
 
-/// SQL's `like`: `%` matches any run, `_` any character, `\` escapes the next one. Returns `None` above
-/// [`LIKE_STEPS_MAX`] steps, and the number of steps.
+/// SQL's `like`: `%` matches any run, `_` any character, `\` escapes the next one. Returns `None` above `steps_max`
+/// steps, and the number of steps.
 ///
 /// Backtracks only to the last `%`, so it takes at most pattern times text steps.
-fn like(pattern: &[char], text: &str) -> (Option<bool>, usize) {
+fn like(pattern: &[char], text: &str, steps_max: usize) -> (Option<bool>, usize) {
     let (mut p, mut rest, mut steps) = (0, text.chars(), 0);
     let mut again: Option<(usize, std::str::Chars<'_>)> = None;
     loop {
         let here = rest.clone();
         let Some(c) = rest.next() else { break };
         steps += 1;
-        if steps > LIKE_STEPS_MAX {
+        if steps > steps_max {
             return (None, steps);
         }
         match (pattern.get(p), pattern.get(p + 1)) {

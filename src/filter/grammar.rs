@@ -21,6 +21,12 @@ pub struct Filter {
 }
 
 impl Filter {
+    /// The number of its tests.
+    #[must_use]
+    pub fn tests(&self) -> usize {
+        self.conditions.iter().map(Condition::tests).sum()
+    }
+
     /// Every compared value with its column and operator (`None` for `in`), to be replaced in place.
     pub fn values_mut(&mut self) -> Vec<(&str, Option<Operator>, &mut String)> {
         let mut all = Vec::new();
@@ -66,6 +72,15 @@ pub enum Condition {
         /// `not.or`.
         negated: bool,
     },
+}
+
+impl Condition {
+    fn tests(&self) -> usize {
+        match self {
+            Self::Test(_) => 1,
+            Self::All { of, .. } | Self::Any { of, .. } => of.iter().map(Self::tests).sum(),
+        }
+    }
 }
 
 /// The test of one column.

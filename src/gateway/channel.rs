@@ -179,7 +179,7 @@ impl Channel {
 
     fn frame(&mut self, frame: Inbound, limits: &Limits, now: Instant, out: &mut Vec<Action>) {
         if frame.event == "phx_join" {
-            return self.join(frame, out);
+            return self.join(frame, limits, out);
         }
         let Phase::Joined(joined) = &mut self.phase else {
             out.push(not_joined(frame));
@@ -236,7 +236,7 @@ impl Channel {
         out.push(Action::Push { join_ref, reference: None, event: "system", payload });
     }
 
-    fn join(&mut self, frame: Inbound, out: &mut Vec<Action>) {
+    fn join(&mut self, frame: Inbound, limits: &Limits, out: &mut Vec<Action>) {
         let replaced = match std::mem::replace(&mut self.phase, Phase::Closed) {
             Phase::Joined(old) => {
                 out.push(Action::Exit);
@@ -245,7 +245,7 @@ impl Channel {
             _ => None,
         };
         let Payload::Json(payload) = &frame.payload else { return };
-        let (join, refused) = match Join::parse(payload, &self.sub_topic) {
+        let (join, refused) = match Join::parse(payload, &self.sub_topic, limits.changes_max) {
             Ok(join) => (join, None),
             Err(reason) => (Join::default(), Some(Refusal::new(reason))),
         };

@@ -1,7 +1,10 @@
 //! The payload of a join (`docs/spec/realtime-protocol.md` §3.1). Pure.
 use crate::access::Replay;
 use serde_json::{Map, Value};
-use std::{collections::HashSet, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 /// The configuration of a join, with all defaults filled in.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -27,11 +30,12 @@ pub(super) struct Join {
 
 impl Join {
     /// Parses a join payload. A member of the wrong type counts as missing, except `private`, which must not be
-    /// guessed, and except members that must be objects.
+    /// guessed, and except members that must be objects. More than `changes_max` row changes are refused before they are
+    /// looked at.
     ///
     /// # Errors
     /// The reason text.
-    pub(super) fn parse(payload: &[u8], sub_topic: &str) -> Result<Self, String> {
+    pub(super) fn parse(payload: &[u8], sub_topic: &str, changes_max: usize) -> Result<Self, String> {
         let payload = object(serde_json::from_slice(payload).unwrap_or_default(), "payload")?;
         let token = token(&payload);
         let Some(config) = payload.get("config") else {
@@ -59,7 +63,7 @@ impl Join {
                 Some(Value::String(key)) => key.clone(),
                 Some(other) => other.to_string(),
             },
-            changes: changes(member("postgres_changes"))?,
+            changes: changes(member("postgres_changes"), changes_max)?,
             plain: false,
             token,
         })
@@ -126,8 +130,11 @@ fn token(payload: &Map<String, Value>) -> Option<String> {
     if opaque { None } else { user.or(access).map(str::to_owned) }
 }
 
-fn changes(value: Value) -> Result<Arc<[Map<String, Value>]>, String> {
+fn changes(value: Value, max: usize) -> Result<Arc<[Map<String, Value>]>, String> {
     let Value::Array(items) = value else { return Ok(Arc::default()) };
+    if items.len() > max {
+        return Err(unknown(&format!("Too many subscriptions on one channel: at most {max}")));
+    }
     let items = items.into_iter().filter(|item| !item.is_null());
     let items = items.map(|item| match item {
         Value::Object(item) => Ok(item),
@@ -154,28 +161,25 @@ fn legacy(sub_topic: &str) -> Map<String, Value> {
 fn numbered(items: Vec<Map<String, Value>>) -> Arc<[Map<String, Value>]> {
     const RANGE: u64 = (1 << 27) - 1;
     let mut taken: HashSet<u64> = HashSet::new();
-    let mut known: Vec<(Map<String, Value>, u64)> = Vec::new();
-    for mut item in items {
+    // By the text of the item, so that the work grows with the number of items, and not with its square.
+    let mut ids: HashMap<String, u64> = HashMap::new();
+    let number = |mut item: Map<String, Value>| {
         item.remove("id");
-        let same = known.iter().find(|(other, _)| *other == item).map(|(_, id)| *id);
-        let id = same.unwrap_or_else(|| {
-            let text = Value::Object(item.clone()).to_string();
-            let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-                (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-            });
+        let text = Value::Object(item.clone()).to_string();
+        let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+        let id = *ids.entry(text).or_insert_with(|| {
             let mut id = hash % RANGE + 1;
             while !taken.insert(id) {
                 id = id % RANGE + 1;
             }
             id
         });
-        known.push((item, id));
-    }
-    let with_id = |(mut item, id): (Map<String, Value>, u64)| {
         item.insert("id".to_owned(), id.into());
         item
     };
-    known.into_iter().map(with_id).collect()
+    items.into_iter().map(number).collect()
 }
 
 #[cfg(test)]
@@ -184,7 +188,7 @@ mod tests {
     use serde_json::json;
 
     fn parse(payload: Value) -> Result<Join, String> {
-        Join::parse(payload.to_string().as_bytes(), "public:tickets")
+        Join::parse(payload.to_string().as_bytes(), "public:tickets", 3)
     }
 
     #[test]
@@ -239,6 +243,16 @@ mod tests {
         assert_eq!(join.changes[1]["filter"], Value::Null);
         for none in [json!(null), json!([null]), json!("x")] {
             assert_eq!(parse(json!({"config": {"postgres_changes": none}})).unwrap().changes.len(), 0);
+        }
+    }
+
+    #[test]
+    fn too_many_changes_are_refused_before_they_are_looked_at() {
+        let one = json!({"event": "*", "schema": "public"});
+        assert_eq!(parse(json!({"config": {"postgres_changes": [one, one, one]}})).unwrap().changes.len(), 3);
+        for items in [json!([one, one, one, one]), json!([1, 2, 3, null])] {
+            let refused = parse(json!({"config": {"postgres_changes": items}})).unwrap_err();
+            assert_eq!(refused, "UnknownErrorOnChannel: Too many subscriptions on one channel: at most 3");
         }
     }
 

@@ -93,6 +93,7 @@ impl Shared {
             payload_bytes_max: config.payload_bytes_max,
             presence_calls: rates.presence_calls(),
             presence_enabled: config.presence_enabled,
+            changes_max: changes.as_ref().map_or(usize::MAX, Changes::items_max),
         };
         let memory = Memory::new(
             memory::Limits {

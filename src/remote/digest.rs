@@ -79,7 +79,7 @@ impl Changes {
 }
 
 /// Whether the room is one of digests, in which no client publishes.
-pub(super) fn is_digest_room(room: &Room) -> bool {
+pub fn is_digest_room(room: &Room) -> bool {
     !room.private && room.topic.as_str().starts_with(PREFIX)
 }
 

@@ -30,6 +30,7 @@ mod registration;
 pub use command::{AgentCommand, AssignmentCommand, Message, RequesterCommand, no_cancel_reason};
 pub use connected_agents::{AgentConnection, ConnectedAgents, PresenceGuard};
 pub use coordination::Coordination;
+pub use digest::is_digest_room;
 pub use execute::{RemoteCommand, Reply, execute};
 pub use identity::{BroadcastSource, Identity, Relay};
 pub use inbox::{

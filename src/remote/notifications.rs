@@ -156,7 +156,11 @@ impl NoticePublisher {
         about: Option<&AgentId>,
         members: impl FnOnce() -> Value,
     ) {
-        let Some(agent) = requester.agent() else { return };
+        let Requester::Agent { org, id: agent } = requester else { return };
+        // A token of another org may name an agent of this name: what it requested is not told to this one.
+        if self.connected.org_of(agent).is_some_and(|of| of != *org) {
+            return;
+        }
         let channels = self.connected.channels(agent);
         if !channels.is_empty() {
             let about = about.map(AgentId::as_str);

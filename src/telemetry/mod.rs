@@ -4,11 +4,13 @@
 //! a prompt or a token.
 mod outage;
 mod reason_counter;
+mod redact;
 mod series;
 mod throttle;
 
 pub use outage::Outage;
 pub use reason_counter::ReasonCounter;
+pub use redact::{HIDDEN, without_login};
 pub use series::{SERIES, Samples, Series, Step};
 pub use throttle::Throttle;
 

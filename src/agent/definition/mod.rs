@@ -24,7 +24,6 @@ pub use check::{Problem, check, check_all, check_in};
 pub use limits::{Limits, Offer, OfferBy};
 pub use run::{Kind, Price, ResponseFormat, Run, Stream, Tier};
 pub use schedule::{Missed, Schedule, ScheduleRequest};
-pub use shown::without_login;
 pub use tool::{Tool, ToolKind};
 pub use unknown::{OnDaemonDeath, OnUnknown};
 pub use wake::{Wake, WakeEvent, WakeRequest};

@@ -1,9 +1,7 @@
 //! A definition as people may see it: with the names of variables, and without values that may be secret.
 use super::Definition;
+use crate::telemetry::{HIDDEN, without_login};
 use serde_json::Value;
-
-/// Stands for a value that is not shown.
-const HIDDEN: &str = "set";
 
 impl Definition {
     /// The definition as JSON. Variables with values (`run.env_set`) have their names only, and URLs no password.
@@ -29,15 +27,6 @@ fn hide(value: &mut Value, key: &str) {
         Value::String(text) if matches!(key, "url" | "base_url") => *text = without_login(text),
         _ => {}
     }
-}
-
-/// The URL without the login before `@`; any other text as it is.
-#[must_use]
-pub fn without_login(url: &str) -> String {
-    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
-    let (authority, path) = rest.find('/').map_or((rest, ""), |at| rest.split_at(at));
-    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
-    format!("{scheme}://{host}{path}")
 }
 
 #[cfg(test)]

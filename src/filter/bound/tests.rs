@@ -159,7 +159,9 @@ fn unbindable_filters_name_column_and_type() {
 
 #[test]
 fn like_backtracks_only_to_the_last_percent() {
-    let like = |pattern: &str, text: &str| super::like(&pattern.chars().collect::<Vec<_>>(), text).0.unwrap();
+    let like = |pattern: &str, text: &str| {
+        super::like(&pattern.chars().collect::<Vec<_>>(), text, LIKE_STEPS_MAX).0.unwrap()
+    };
     let long = "a".repeat(2_000);
     assert!(!like("%a%a%a%a%b", &long));
     assert!(like("%a%a", &long));
@@ -167,6 +169,45 @@ fn like_backtracks_only_to_the_last_percent() {
     assert!(!like("100\\%", "1000"));
     assert!(like("%", ""));
     assert!(!like("_", ""));
+}
+
+/// An oracle with few steps that counts what is asked and spent.
+#[derive(Default)]
+struct Frugal {
+    left: usize,
+    asked: usize,
+}
+
+impl Oracle for Frugal {
+    fn ask(&mut self, _: &Arc<Probe>, _: &str) -> Truth {
+        self.asked += 1;
+        Truth::Unknown
+    }
+
+    fn steps_left(&self) -> usize {
+        self.left
+    }
+
+    fn spend(&mut self, steps: usize) {
+        self.left = self.left.saturating_sub(steps);
+    }
+}
+
+#[test]
+fn like_stops_where_the_steps_end_and_spends_them_although_it_has_no_outcome() {
+    let (long, bound) = ("a".repeat(2_000), bind("title=like.%b").unwrap());
+    let mut oracle = Frugal { left: 50, asked: 0 };
+    for asked in 1..4 {
+        let truth = bound.test(&|_| ColumnValue::Text(&long), &mut oracle);
+        assert_eq!((truth, oracle.asked, oracle.left), (Truth::Unknown, asked, 0));
+    }
+    // Enough steps for both.
+    let mut oracle = Frugal { left: 50, asked: 0 };
+    for left in [46, 42] {
+        let truth = bound.test(&|_| ColumnValue::Text("ab"), &mut oracle);
+        assert_eq!((truth, oracle.asked), (Truth::True, 0));
+        assert!(oracle.left >= left, "{}", oracle.left);
+    }
 }
 
 #[test]

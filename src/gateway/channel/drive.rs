@@ -38,6 +38,7 @@ pub fn fuzz(data: &[u8]) {
         payload_bytes_max: 100,
         presence_calls: Some((5, Duration::from_secs(30))),
         presence_enabled: data.first().is_some_and(|first| first & 1 != 0),
+        changes_max: 2,
     };
     let mut rest = data.get(1..).unwrap_or_default();
     let (mut channel, mut now) = (Channel::new("den"), Instant::now());

@@ -160,4 +160,6 @@ pub(in crate::gateway) struct Limits {
     /// The number of presence calls within a time; one more ends the channel.
     pub(in crate::gateway) presence_calls: Option<(u32, Duration)>,
     pub(in crate::gateway) presence_enabled: bool,
+    /// Most row changes that one join may request.
+    pub(in crate::gateway) changes_max: usize,
 }

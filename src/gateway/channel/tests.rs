@@ -10,6 +10,7 @@ const LIMITS: Limits = Limits {
     payload_bytes_max: 1000,
     presence_calls: Some((5, Duration::from_secs(30))),
     presence_enabled: false,
+    changes_max: 10,
 };
 
 fn frame(join_ref: &str, reference: &str, event: &str, payload: Value) -> ChannelEvent {

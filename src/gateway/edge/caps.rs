@@ -123,7 +123,7 @@ impl Drop for ConnectionSlot {
 }
 
 /// The address that identifies one client. An IPv6 client usually has 2^64 addresses, so only the first half counts.
-fn client_address(address: IpAddr) -> IpAddr {
+pub(super) fn client_address(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(address) => address.into(),
         IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),

@@ -19,6 +19,17 @@ fn rsa(kid: &str, modulus: &[u8], exponent: &[u8]) -> Value {
     json!({ "kty": "RSA", "kid": kid, "alg": "RS256", "n": n, "e": e })
 }
 
+fn ed25519(kid: &str, x: &[u8]) -> Value {
+    json!({ "kty": "OKP", "crv": "Ed25519", "kid": kid, "alg": "EdDSA", "x": URL_SAFE_NO_PAD.encode(x) })
+}
+
+/// A point of order 1: with it, the signature of this point and of zero fits every message.
+const SMALL_ORDER: [u8; 32] = {
+    let mut x = [0; 32];
+    x[0] = 1;
+    x
+};
+
 /// Each weak key, and the secret that signs for it where a test can sign at all.
 fn weak() -> Vec<(Value, Option<Vec<u8>>)> {
     let mut padded = b"short".to_vec();
@@ -41,6 +52,10 @@ fn weak() -> Vec<(Value, Option<Vec<u8>>)> {
         (rsa("exponent-2", &[0xff; 256], &[2]), None),
         (rsa("no-exponent", &[0xff; 256], &[]), None),
         (rsa("no-modulus", &[], &[1, 0, 1]), None),
+        (ed25519("no-x", &[]), None),
+        (ed25519("31-x", &[7; 31]), None),
+        (ed25519("33-x", &[7; 33]), None),
+        (ed25519("small-order", &SMALL_ORDER), None),
     ]
 }
 
@@ -95,6 +110,13 @@ async fn weak_keys_of_an_issuer_verify_nothing_and_its_other_keys_do() {
         let claims = json!({ "role": "service_role", "exp": 4_000_000_000_u64 });
         let token = jsonwebtoken::encode(&header, &claims, &stranger.private).unwrap();
         assert_eq!(keys.verify_fresh(&token, now).await, Err(TokenError::UnknownKey(kid.into())), "{kid}");
+        // Nobody made this signature: it fits a key of small order.
+        let encode = |text: String| URL_SAFE_NO_PAD.encode(text);
+        let header = encode(json!({ "alg": "EdDSA", "typ": "JWT", "kid": kid }).to_string());
+        let claims = encode(claims.to_string());
+        let signature = URL_SAFE_NO_PAD.encode([SMALL_ORDER, [0; 32]].concat());
+        let forged = keys.verify_fresh(&format!("{header}.{claims}.{signature}"), now).await;
+        assert_eq!(forged, Err(TokenError::UnknownKey(kid.into())), "{kid}");
     }
 }
 

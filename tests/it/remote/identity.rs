@@ -152,9 +152,20 @@ async fn same_agent_id_of_another_org_takes_nothing_over() {
     let refused = by_socket.until("phx_reply").await;
     assert_eq!(refused.payload["status"], "error", "{refused:?}");
 
+    // What the thief requests in its own org is not told to the agent of this name.
+    let body = json!({ "kind": "theirs", "requires": ["nothing"] });
+    let (status, theirs) = call(&rig, Method::POST, "/v1/tasks", &thief, body).await;
+    assert_eq!(status, 201, "{theirs}");
+    let theirs = theirs["id"].as_str().unwrap();
+    let cancel = format!("/v1/tasks/{theirs}/cancel");
+    assert_eq!(call(&rig, Method::POST, &cancel, &thief, json!({ "reason": "test" })).await.0, 200);
     let task =
         rig.request(json!({ "kind": "k", "requires": ["work"], "policy": { "bid_window": "30s" } })).await;
-    let asked = near.message("task_request").await;
+    let asked = near.until("broadcast", |it| {
+        assert!(!it.to_string().contains(theirs), "{it}");
+        it["payload"]["type"] == "task_request"
+    });
+    let asked = asked.await["payload"].clone();
     let offer =
         json!({ "type": "task_offer", "task_id": task.id, "round": asked["task"]["round"], "offer": {} });
     near.send_message("agent:near", offer).await;
@@ -233,6 +244,7 @@ async fn forged_message_of_the_daemon_or_an_agent_reaches_no_client() {
     for room in ["org:demo", "agent:near"] {
         let mut observer = socket(&rig, &rig.mint(Role::Anon, "demo", None)).await;
         observer.join(room, json!({})).await.ok();
+        observer.join("convoke:demo", json!({})).await.ok();
         let mut listeners = Vec::new();
         for event in ["coordination", "agent_message", "agent_broadcast"] {
             let mut client = ClientProcess::js(NEW, &rig.http(), &rig.token("listener"), None).await;
@@ -258,6 +270,10 @@ async fn forged_message_of_the_daemon_or_an_agent_reaches_no_client() {
             .await
             .unwrap();
         }
+        // The room of digests is the daemon's own.
+        let digest =
+            "select realtime.send('{\"n\": 99, \"text\": \"forged\"}', 'digest', 'convoke:demo', false)";
+        sql.execute(digest, &[]).await.unwrap();
         // Row by row in their order: what was forged would have come before this.
         sql.execute("select realtime.send('{}'::jsonb, 'last', $1, false)", &[&room]).await.unwrap();
         drop(sql);
