@@ -1,7 +1,7 @@
 // The frame around every screen.
 import { signal, useSignalEffect } from "@preact/signals";
 import { Component, type ComponentChildren, type JSX } from "preact";
-import { useEffect } from "preact/hooks";
+import { useEffect, useRef } from "preact/hooks";
 import { answeredAt, readOverview } from "./api.ts";
 import { Dialog } from "./dialog.tsx";
 import { clock, isUtc, now } from "./format.ts";
@@ -47,6 +47,9 @@ function Frame({ session }: { session: Session }): JSX.Element {
   useSignalEffect(() => {
     needs.value = Object.values(overview.value.data?.needs ?? {}).reduce((sum, n) => sum + n, 0);
   });
+  const version = overview.value.data?.health.version;
+  const loaded = useRef(version);
+  loaded.current ??= version;
   const isWall = route.value.screen === "switchboard" && query.value.get("wall") === "1";
   useEffect(() => {
     document.documentElement.toggleAttribute("data-wall", isWall);
@@ -56,6 +59,7 @@ function Frame({ session }: { session: Session }): JSX.Element {
     <div class="frame">
       {isWall ? <WallBar org={session.org} /> : <><a class="skip" href="#main">Skip to the content</a><Bar session={session} /><Menu org={session.org} /></>}
       <main id="main" tabIndex={-1} class={status.value === "no connection" ? "stale" : ""}>
+        {version === loaded.current ? null : <div class="notice wait" role="status"><strong>Version {version} of the daemon runs now, and this page is of {loaded.current}.</strong> <button type="button" class="small" onClick={() => location.reload()}>Reload the page</button></div>}
         <Boundary key={JSON.stringify(route.value)}><Screen session={session} /></Boundary>
       </main>
       <Help />

@@ -18,9 +18,9 @@ export function Dialog({ label, isOpen, onClose, children }: { label: string; is
 
 /**
  * A button that opens a dialog, and the command that the dialog confirms. Absent for people who may not command. The
- * dialog stays open, with the reason, if the daemon refuses.
+ * dialog stays open, with the reason, if the daemon refuses. `letter` is the key that presses the button.
  */
-export function Command({ label, title, verb, isDangerous = false, children, run, class: extra = "small" }: { label: string; title: string; verb: string; isDangerous?: boolean; children: ComponentChildren; run: () => Promise<unknown>; class?: string }): JSX.Element | null {
+export function Command({ label, title, verb, letter, isDangerous = false, children, run, class: extra = "small" }: { label: string; title: string; verb: string; letter?: string; isDangerous?: boolean; children: ComponentChildren; run: () => Promise<unknown>; class?: string }): JSX.Element | null {
   const isOpen = useSignal(false);
   const { fault, isBusy, act } = useCommand(run, () => (isOpen.value = false));
   if (!isOperator.value) return null;
@@ -34,7 +34,7 @@ export function Command({ label, title, verb, isDangerous = false, children, run
   };
   return (
     <>
-      <button type="button" class={extra} disabled={status.value === "no connection"} onClick={() => (isOpen.value = true)}>{label}</button>
+      <button type="button" class={extra} data-letter={letter} disabled={status.value === "no connection"} onClick={() => (isOpen.value = true)}>{label}</button>
       <Dialog label={title} isOpen={isOpen.value} onClose={close}>
         <form class="command" onSubmit={submit}>
           <h2>{title}</h2>

@@ -19,6 +19,8 @@ export const HELP: readonly (readonly [string, string])[] = [
   ["Enter", "open the task"],
   ["[ ]", "newer or older task of the list"],
   ["1 to 7, w", "tabs of a task, Why"],
+  ["c, r, b, a", "cancel, requeue or set the budget of the task, answer it; each asks first"],
+  ["d", "drain or resume the agent; it asks first"],
   ["p", "pause, and follow again"],
   ["z", "local time or UTC"],
   ["t", "theme: system, light, dark"],
@@ -78,7 +80,18 @@ function act(key: string, org: string): boolean {
     case "/": return focusFilter(org);
     case "j": case "k": return focusList();
   }
+  const button = document.querySelector<HTMLButtonElement>(`main button[data-letter="${CSS.escape(key)}"]:not(:disabled)`);
+  if (button) {
+    button.focus();
+    button.click();
+    return true;
+  }
   if (current.screen !== "task") return false;
+  const answer = key === "a" ? document.querySelector<HTMLElement>(".answer :is(input, textarea, button)") : null;
+  if (answer) {
+    answer.focus();
+    return true;
+  }
   const tab = key === "w" ? "why" : TABS[Number(key) - 1];
   if (tab) go(tab === "why" ? href(org, "tasks", current.id) : href(org, "tasks", current.id, tab));
   const step = { "[": -1, "]": 1 }[key];

@@ -35,10 +35,16 @@ export function canRank(award: Award, offers: readonly Offer[]): boolean {
 
 /** Ranks offers by a policy, the winner first. Ties go to the longest wait, then to the lower id. */
 export function rank(award: Award, weights: Weights | null, offers: readonly Offer[]): Ranked[] {
-  const arrival = [...offers].sort((a, b) => Date.parse(a.offered_at ?? "") - Date.parse(b.offered_at ?? ""));
+  const arrival = [...offers].sort((a, b) => inTime(a.offered_at ?? "", b.offered_at ?? ""));
   const ranked = offers.flatMap((offer) => (offer.score ? [{ offer, score: offer.score, total: total(award, weights ?? WEIGHTS, offer.score, arrival.indexOf(offer)) }] : []));
   ranked.sort((a, b) => b.total - a.total || a.score.waited - b.score.waited || (a.offer.agent_id < b.offer.agent_id ? -1 : 1));
   return ranked.map(({ offer, total }) => ({ offer, total }));
+}
+
+/** The order of two times in microseconds, of which a `Date` keeps only milliseconds. */
+function inTime(a: string, b: string): number {
+  const micros = (at: string): string => (/\.(\d+)/.exec(at)?.[1] ?? "").padEnd(6, "0");
+  return Date.parse(a) - Date.parse(b) || (micros(a) < micros(b) ? -1 : 1);
 }
 
 function total(award: Award, weights: Weights, score: Score, arrival: number): number {

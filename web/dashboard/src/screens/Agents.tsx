@@ -6,7 +6,7 @@ import { pretty } from "../exact.ts";
 import { Command } from "../dialog.tsx";
 import { count, duration, money, now } from "../format.ts";
 import { useRead } from "../read.ts";
-import { href } from "../route.ts";
+import { href, query, setQuery } from "../route.ts";
 import { Problem, isOperator } from "../session.ts";
 import { type AgentLine, FINAL, type FeedEvent, type Line, type Statistics } from "../types.ts";
 import { AgentDot, AgentLink, Ago, Empty, Panel, Progress, Slots, State, TaskLink, Trouble, Twin } from "../ui.tsx";
@@ -30,11 +30,23 @@ function sums(agent: AgentLine): { completed: number; failed: number; refused: n
   return { completed: sum((one) => one.completed), failed: sum((one) => one.failed), refused: sum((one) => one.refused) };
 }
 
+type Order = "name" | "completed" | "failed" | "reputation";
+const ORDERS: readonly [Order, string][] = [["name", "by name"], ["completed", "most completed"], ["failed", "most failed"], ["reputation", "lowest reputation"]];
+
+function sorted(agents: readonly AgentLine[], order: Order): AgentLine[] {
+  const key = (agent: AgentLine): number => (order === "name" ? 0 : order === "reputation" ? agent.reputation : -sums(agent)[order]);
+  return [...agents].sort((a, b) => key(a) - key(b) || (a.id < b.id ? -1 : 1));
+}
+
 export function Agents({ org }: { org: string }): JSX.Element {
   const { data, error } = useRead(`agents ${org}`, readHere, () => true, 1000).value;
+  const order = ORDERS.find(([name]) => name === query.value.get("sort"))?.[0] ?? "name";
   return (
     <>
-      <div class="list-head"><h1>Agents</h1><a href={href(org, "lanes")}>Lanes</a></div>
+      <div class="list-head">
+        <h1>Agents</h1><a href={href(org, "lanes")}>Lanes</a>
+        <div class="inline" role="group" aria-label="Order">{ORDERS.map(([name, text]) => <button key={name} type="button" class="chip" aria-pressed={name === order} onClick={() => setQuery({ sort: name === "name" ? "" : name }, { replace: true })}>{text}</button>)}</div>
+      </div>
       {error ? <Trouble problem={error} /> : null}
       {!data && !error ? <p class="boot" role="status">Loading…</p> : null}
       {data && !data.agents.length ? <NoAgents org={org} /> : null}
@@ -43,7 +55,7 @@ export function Agents({ org }: { org: string }): JSX.Element {
           <table class="agents">
             <caption class="hidden">Agents of {org}</caption>
             <thead><tr><th>Agent</th><th>Kind</th><th>Status</th><th>Slots</th><th>Works on</th><th class="number">Completed</th><th class="number">Failed</th><th class="number">Refused</th><th class="number">Offers won</th><th class="number">Reputation</th></tr></thead>
-            <tbody>{data.agents.map((agent) => <Row key={agent.id} org={org} agent={agent} held={data.held.filter((line) => line.agent_id === agent.id)} />)}</tbody>
+            <tbody>{sorted(data.agents, order).map((agent) => <Row key={agent.id} org={org} agent={agent} held={data.held.filter((line) => line.agent_id === agent.id)} />)}</tbody>
           </table>
         </div>
       ) : null}
@@ -196,9 +208,9 @@ function Drain({ agent }: { agent: AgentLine }): JSX.Element {
       {agent.drained_at ? <div class="notice wait"><strong>Drained since <Ago at={agent.drained_at} /> by {agent.drained_by ?? "somebody"}</strong><p>It gets no new task{agent.slots_used ? " and finishes what it has" : ""}. Tasks that only it can do wait.</p></div> : null}
       <div class="inline actions">
         {agent.drained_at ? (
-          <Command key="resume" label="Resume…" title={`Resume ${agent.id}?`} verb="Resume the agent" run={() => setDrained(agent.id, false)}><p>It is asked for offers again.</p></Command>
+          <Command key="resume" label="Resume…" letter="d" title={`Resume ${agent.id}?`} verb="Resume the agent" run={() => setDrained(agent.id, false)}><p>It is asked for offers again.</p></Command>
         ) : (
-          <Command key="drain" label="Drain…" title={`Drain ${agent.id}?`} verb="Drain the agent" run={() => setDrained(agent.id, true)}><p>It gets no new task and finishes what it has, also after restarts, until somebody resumes it.</p></Command>
+          <Command key="drain" label="Drain…" letter="d" title={`Drain ${agent.id}?`} verb="Drain the agent" run={() => setDrained(agent.id, true)}><p>It gets no new task and finishes what it has, also after restarts, until somebody resumes it.</p></Command>
         )}
       </div>
     </>

@@ -30,7 +30,7 @@ export function RaiseBudget({ task }: { task: Task }): JSX.Element | null {
   const fields = useSignal<Record<string, string>>({});
   if (FINAL.has(task.state)) return null;
   return (
-    <Command label="Set budget…" title="Set the budget" verb="Set the budget" run={async () => {
+    <Command label="Set budget…" letter="b" title="Set the budget" verb="Set the budget" run={async () => {
       await setBudget(task.id, budgetOf(fields.value));
       fields.value = {};
     }}>

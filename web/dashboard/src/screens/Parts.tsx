@@ -16,7 +16,8 @@ export function Parts({ org, id }: { org: string; id: string }): JSX.Element {
   return (
     <>
       {error ? <Trouble problem={error} /> : null}
-      {data.more ? <p class="soft">The first {data.tasks.length} tasks of the tree are shown.</p> : null}
+      {data.more ? <p class="soft">The first {data.tasks.length} tasks of the tree are shown and summed.</p> : null}
+      <p class="big">{money(rows.reduce((sum, { line }) => sum + line.microdollars, 0))} <span class="soft">paid for {rows.length} tasks</span></p>
       <div class="scroll" tabIndex={0} role="region" aria-label="Tree of the task">
         <table class="tree">
           <caption class="hidden">The tree of the task, parts below the task that requested them</caption>

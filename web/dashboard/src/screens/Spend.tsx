@@ -27,7 +27,7 @@ export function Spend({ org }: { org: string }): JSX.Element {
         <div class="inline" role="group" aria-label="Grouped by">{GROUPS.map((group) => <button key={group} type="button" class="chip" aria-pressed={group === by} onClick={() => setQuery({ by: group }, { replace: true })}>by {group}</button>)}</div>
       </div>
       {error ? <Trouble problem={error} /> : null}
-      {data?.partial ? <p class="soft">Only the newest 100,000 tasks were looked at.</p> : null}
+      {data?.partial ? <p class="notice wait">There is more than is shown: these are the newest 10,000 sums of an hour, an agent and a kind. Choose a shorter range for a total that is complete.</p> : null}
       {data && !rows.length ? <Empty title="Nothing was spent in this time" /> : null}
       {rows.length ? (
         <>

@@ -75,13 +75,13 @@ function Actions({ task }: { task: TaskRow }): JSX.Element {
   return (
     <div class="inline actions">
       {FINAL.has(task.state) || task.state === "canceling" ? null : (
-        <Command label="Cancel…" title={`Cancel ${task.kind}?`} verb="Cancel the task" isDangerous run={() => cancelTask(task.id, reason.value.trim())}>
+        <Command label="Cancel…" letter="c" title={`Cancel ${task.kind}?`} verb="Cancel the task" isDangerous run={() => cancelTask(task.id, reason.value.trim())}>
           <p>{task.agent_id ? `${task.agent_id} is asked to stop, and what it has done may be lost. ` : ""}Parts of the task that have not ended are canceled, too.</p>
           <label>Reason<input value={reason.value} autocomplete="off" onInput={(event) => (reason.value = event.currentTarget.value)} /></label>
         </Command>
       )}
       {isEnded ? (
-        <Command label="Requeue…" title={`Requeue ${task.kind}?`} verb="Requeue the task" run={() => requeueTask(task.id)}>
+        <Command label="Requeue…" letter="r" title={`Requeue ${task.kind}?`} verb="Requeue the task" run={() => requeueTask(task.id)}>
           <p>The task begins again with its first attempt, and agents are asked for offers. What earlier attempts had as effects stays.</p>
         </Command>
       ) : null}

@@ -3,8 +3,8 @@ import { signal, useSignal } from "@preact/signals";
 import type { JSX } from "preact";
 import { useEffect, useLayoutEffect, useMemo, useRef } from "preact/hooks";
 import { readLines, readLinesById } from "../api.ts";
-import { type Filter, fromQuery, sinceTime, toParams, toggled } from "../filter.ts";
-import { duration, now, score } from "../format.ts";
+import { type Filter, fromQuery, timeOf, toParams, toggled, typedTime } from "../filter.ts";
+import { duration, isUtc, now, score } from "../format.ts";
 import { again, isPaused } from "../live.ts";
 import { useRead } from "../read.ts";
 import { go, href, query, setQuery } from "../route.ts";
@@ -52,7 +52,7 @@ export function Tasks({ org }: { org: string }): JSX.Element {
       newer.value = unknown.current.size;
       return page;
     }
-    const lines = await readLines({ ...toParams(filter, now.value), before: before || null, limit: PAGE }, abort);
+    const lines = await readLines({ ...toParams(filter, now.value), ...(before ? { before } : {}), limit: PAGE }, abort);
     known.value = put(known.value, lines.tasks);
     unknown.current.clear();
     newer.value = 0;
@@ -85,7 +85,7 @@ export function Tasks({ org }: { org: string }): JSX.Element {
         <span role="status" class="soft">
           {data ? `${lines.length}${data.more ? "+" : ""} ${lines.length === 1 ? "task" : "tasks"}${before ? ", older page" : ""}${isPaused.value ? ", paused" : ""}` : "Loading…"}
         </span>
-        {newer.value && !before ? <button type="button" class="small primary" onClick={showNew}>{newer.value} changed or new ↑</button> : null}
+        {newer.value && !before && !filter.until ? <button type="button" class="small primary" onClick={showNew}>{newer.value} changed or new ↑</button> : null}
         {before ? <a href={newest()}>Newest</a> : null}
         <span class="grow" />
         <Bulk filter={filter} lines={lines} />
@@ -149,10 +149,12 @@ function FilterField({ name, label, value, hint, onChange, extra }: { name: stri
 function FilterBar({ filter }: { filter: Filter }): JSX.Element {
   const states = new Set((filter.state ?? "").split(","));
   const set = (field: string) => (event: Event) => setQuery({ [field]: (event.currentTarget as HTMLInputElement).value.trim(), before: "" }, { replace: true });
-  const isBadTime = filter.since !== undefined && sinceTime(filter.since, 0) === null;
-  const field = (name: keyof Filter, label: string, hint: string, extra: object = {}): JSX.Element => (
-    <FilterField name={name} label={label} value={filter[name] ?? ""} hint={hint} onChange={set(name)} extra={extra} />
+  const setTime = (field: string) => (event: Event) => setQuery({ [field]: typedTime((event.currentTarget as HTMLInputElement).value, now.value, isUtc.value), before: "" }, { replace: true });
+  const badTime = (["since", "until"] as const).find((name) => filter[name] !== undefined && timeOf(filter[name] ?? "", 0) === null);
+  const field = (name: keyof Filter, label: string, hint: string, extra: object = {}, change = set(name)): JSX.Element => (
+    <FilterField name={name} label={label} value={filter[name] ?? ""} hint={hint} onChange={change} extra={extra} />
   );
+  const time = (name: "since" | "until", label: string, hint: string): JSX.Element => field(name, label, hint, badTime === name ? { "aria-invalid": true, "aria-describedby": "bad-time" } : {}, setTime(name));
   return (
     <form class="filters" role="search" aria-label="Filter of tasks" onSubmit={(event) => event.preventDefault()}>
       <fieldset>
@@ -164,9 +166,10 @@ function FilterBar({ filter }: { filter: Filter }): JSX.Element {
       {field("kind", "Kind", "support.*,-support.spam", { "data-focus": "filter" })}
       {field("agent", "Agent", "keyword,classifier")}
       {field("requester", "Requester", "sql:app")}
-      {field("since", "Since", "1h, 7d or a time", isBadTime ? { "aria-invalid": true, "aria-describedby": "bad-since" } : {})}
-      {Object.keys(filter).length ? <button type="button" onClick={() => setQuery({ state: "", kind: "", agent: "", requester: "", since: "", before: "" })}>Clear</button> : null}
-      {isBadTime ? <p id="bad-since" class="bad">“{filter.since}” is not a time: write 30m, 1h, 7d, or 2026-11-29 14:03. It does not filter.</p> : null}
+      {time("since", "Since", "1h, 7d or 14:03")}
+      {time("until", "Until", "14:04")}
+      {Object.keys(filter).length ? <button type="button" onClick={() => setQuery({ state: "", kind: "", agent: "", requester: "", since: "", until: "", before: "" })}>Clear</button> : null}
+      {badTime ? <p id="bad-time" class="bad">“{filter[badTime]}” is not a time: write 30m, 1h, 7d, 14:03, or 2026-11-29 14:03. It does not filter.</p> : null}
     </form>
   );
 }

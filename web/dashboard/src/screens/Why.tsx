@@ -1,13 +1,14 @@
 // Why a task is where it is: each round with its offers and scores, and what became of every award.
 import { useComputed, useSignal } from "@preact/signals";
 import type { JSX } from "preact";
-import { chooseOffer } from "../api.ts";
+import { chooseOffer, readAgents } from "../api.ts";
 import { useCommand } from "../dialog.tsx";
 import { between, duration, money, now, score } from "../format.ts";
 import { status } from "../live.ts";
+import { useRead } from "../read.ts";
 import { query, setQuery } from "../route.ts";
 import { ONE, WEIGHTS, WHAT_IF, canRank, rank } from "../score.ts";
-import { type Attempt, type Award, type Offer, PARTS, type Round, type Why as WhyAnswer } from "../types.ts";
+import { type Attempt, type Award, FINAL, type Offer, PARTS, type Round, type Why as WhyAnswer } from "../types.ts";
 import { AgentDot, AgentLink, At, Empty, Legend, Money, OfferBar, Panel, Twin, left } from "../ui.tsx";
 
 /** Offers of a round that are drawn at once. */
@@ -18,12 +19,13 @@ export function Why({ org, why }: { org: string; why: WhyAnswer }): JSX.Element 
   return (
     <>
       <Verdict why={why} />
+      <Nobody org={org} why={why} />
       {rounds.length ? (
         <>
           <div class="why-legend"><Legend /></div>
           {rounds.map((round) => <RoundView key={round.round} org={org} round={round} why={why} />)}
         </>
-      ) : <Empty title="No round yet"><p>{waiting(why)}</p></Empty>}
+      ) : FINAL.has(why.task.state) ? null : <Empty title="No round yet"><p>{waiting(why)}</p></Empty>}
     </>
   );
 }
@@ -38,15 +40,16 @@ function Verdict({ why }: { why: WhyAnswer }): JSX.Element {
   const { rounds, attempts, task } = why;
   const last = rounds.at(-1);
   const won = last?.awards.at(-1);
+  const failure = task.state === "failed" ? `The task failed: ${(task.state_reason ?? "no reason is stored").replaceAll("_", " ")}.` : null;
   const lost = attempts.filter((attempt) => attempt.ended_at && !["finished", "waiting"].includes(attempt.state));
   return (
     <div class="verdict">
       <p class="big">
-        {last?.winner && won ? <><AgentDot id={last.winner} /><b>{last.winner}</b> won round {last.round}: {last.because}.</> : <>{waiting(why)}</>}
+        {last?.winner && won ? <><AgentDot id={last.winner} /><b>{last.winner}</b> won round {last.round}: {last.because}.</> : failure ?? waiting(why)}
       </p>
       {lost.map((attempt) => <p key={attempt.epoch}>Epoch {attempt.epoch}: {attempt.agent_id} {fate(attempt)}.</p>)}
       {last?.winner && typeof why.waits_for === "string" ? <p>{waiting(why)}</p> : null}
-      {task.state === "failed" ? <p>The task failed: {(task.state_reason ?? "no reason is stored").replaceAll("_", " ")}.</p> : null}
+      {failure && last?.winner ? <p>{failure}</p> : null}
     </div>
   );
 }
@@ -200,6 +203,45 @@ function Silent({ round }: { round: Round }): JSX.Element | null {
     <ul class="silent" aria-label="Agents without an offer">
       {silent.map(({ agent_id, reason }) => <li key={`${agent_id} ${reason}`}><AgentDot id={agent_id} /><b>{agent_id}</b> <span class="soft">{reason}</span></li>)}
     </ul>
+  );
+}
+
+/** Agents whose lack is shown. */
+const LACKING_MAX = 20;
+
+/** Why nobody offered, and what would change it: of a task that failed for it, or that waits after such a round. */
+function Nobody({ org, why: { task, rounds } }: { org: string; why: WhyAnswer }): JSX.Element | null {
+  const last = rounds.at(-1);
+  const stored = task.error as { reasons?: unknown } | null;
+  const reasons = task.state_reason === "unallocatable" ? stored?.reasons : task.state === "open" && last && !last.offers.length && last.closed_at ? last.silent : null;
+  if (typeof reasons !== "string") return null;
+  return (
+    <Panel title="Nobody offered" class="round">
+      <p>{reasons}</p>
+      <Lacking org={org} requires={task.requires} />
+    </Panel>
+  );
+}
+
+/** What each agent lacks for a task that none can do. */
+function Lacking({ org, requires }: { org: string; requires: string[] }): JSX.Element | null {
+  const { data } = useRead(`agents ${org}`, readAgents, ({ agents }) => agents, 5000).value;
+  const lacking = (data ?? []).flatMap((agent) => {
+    const missing = requires.filter((capability) => !agent.capabilities.includes(capability));
+    if (missing.length) return [{ agent, missing, text: `lacks ${missing.join(", ")}` }];
+    return agent.status === "present" ? [] : [{ agent, missing, text: "has all of them, and is gone" }];
+  });
+  if (!lacking.length) return null;
+  // Those that lack the least are the nearest to it.
+  lacking.sort((a, b) => a.missing.length - b.missing.length || (a.agent.id < b.agent.id ? -1 : 1));
+  return (
+    <>
+      <p class="soft">The task requires {requires.join(", ")}. An agent has the capabilities that its file names.</p>
+      <ul class="silent" aria-label="Agents that cannot do it">
+        {lacking.slice(0, LACKING_MAX).map(({ agent, text }) => <li key={agent.id}><AgentLink org={org} id={agent.id} /> <span class="soft">{text}</span></li>)}
+        {lacking.length > LACKING_MAX ? <li class="soft">and {lacking.length - LACKING_MAX} more</li> : null}
+      </ul>
+    </>
   );
 }
 

@@ -1,6 +1,6 @@
 // The fixtures: a daemon with agents and its own PostgreSQL for each worker, one Chromium, a context for each person.
 import { type Browser, type BrowserContext, type Page, test as base, expect } from "@playwright/test";
-import { rmSync } from "node:fs";
+import { rmSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -14,6 +14,7 @@ import { Model } from "./model.ts";
 import { Wire } from "../../../../examples/web/tests/browser/harness/wire.ts";
 
 const here = fileURLToPath(new URL("..", import.meta.url));
+const AGENTS = join(here, "agents");
 const AXE = createRequire(import.meta.url).resolve("axe-core/axe.min.js");
 const TICKETS = "create table if not exists public.tickets (id bigint generated always as identity primary key, subject text not null, body text not null default '')";
 
@@ -39,21 +40,37 @@ export class Stage {
     readonly dataDir: string,
     port: number,
     readonly model: Model,
+    agents: string,
   ) {
-    this.daemon = new Daemon({ dataDir, port, agents: join(here, "agents"), config: join(here, "convoke.toml") });
+    this.daemon = new Daemon({ dataDir, port, agents, config: join(here, "convoke.toml") });
   }
 
   static async open(browser: Browser): Promise<Stage> {
-    const model = await Model.open();
-    // The daemon inherits the environment of this process, which is the worker's own.
-    process.env.MODEL_URL = model.url;
-    const stage = new Stage(browser, dataFolder(), await freePort(), model);
-    await stage.daemon.start();
-    stage.pool = makePool(databaseUrl(stage.dataDir));
+    const stage = await Stage.#open(browser, AGENTS);
     await stage.pool.query(TICKETS);
     // A wake finds a table that is created later only after a restart.
     await stage.crash();
     return stage;
+  }
+
+  /** A daemon without tables and tasks, and with these agents: their files by name. */
+  static async with(browser: Browser, agents: Record<string, string>): Promise<Stage> {
+    const folder = dataFolder();
+    for (const [name, text] of Object.entries(agents)) writeFileSync(join(folder, name), text);
+    return Stage.#open(browser, folder);
+  }
+
+  static async #open(browser: Browser, agents: string): Promise<Stage> {
+    const stage = new Stage(browser, dataFolder(), await freePort(), await Model.open(), agents);
+    await stage.#start();
+    stage.pool = makePool(databaseUrl(stage.dataDir));
+    return stage;
+  }
+
+  async #start(): Promise<void> {
+    // The daemon inherits the environment of this process, in which there may be another stage.
+    process.env.MODEL_URL = this.model.url;
+    await this.daemon.start();
   }
 
   /** A link of `convoke dashboard`, as a person gets it. */
@@ -120,8 +137,8 @@ export class Stage {
   /** Kills the daemon and starts it again on the same port. */
   async crash(while_: () => Promise<void> = async () => undefined): Promise<void> {
     await this.daemon.kill9();
-    await while_();
-    await this.daemon.start();
+    // It is started also if what was expected meanwhile did not happen: it stops its PostgreSQL at the end.
+    await while_().finally(() => this.#start());
   }
 
   async leave(): Promise<void> {
@@ -135,6 +152,7 @@ export class Stage {
     await this.daemon.stop();
     this.model.close();
     rmSync(this.dataDir, { recursive: true, force: true });
+    if (this.daemon.agents !== AGENTS) rmSync(this.daemon.agents, { recursive: true, force: true });
   }
 }
 

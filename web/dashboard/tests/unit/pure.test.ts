@@ -1,7 +1,7 @@
 // The parts of the page that need no browser.
 import { describe, expect, test } from "vitest";
 import { ExactNumber, parseExact, pretty } from "../../src/exact.ts";
-import { sinceTime, toParams, toggled } from "../../src/filter.ts";
+import { idAt, timeOf, toParams, toggled, typedTime } from "../../src/filter.ts";
 import { ONE, canRank, rank, segments, weighted } from "../../src/score.ts";
 import { type Changed, LINES_MAX, current, isNew, patch, put } from "../../src/store.ts";
 import { packed } from "../../src/lanes.ts";
@@ -164,13 +164,31 @@ describe("tree", () => {
 describe("filter", () => {
   test("times are relative or absolute", () => {
     const now = Date.parse("2026-11-30T12:00:00Z");
-    expect(sinceTime("1h", now)).toBe("2026-11-30T11:00:00.000Z");
-    expect(sinceTime("-7d", now)).toBe("2026-11-23T12:00:00.000Z");
-    expect(sinceTime("2026-11-29T14:03:00Z", now)).toBe("2026-11-29T14:03:00.000Z");
-    expect(sinceTime("soon", now)).toBeNull();
+    expect(timeOf("1h", now)).toBe("2026-11-30T11:00:00.000Z");
+    expect(timeOf("-7d", now)).toBe("2026-11-23T12:00:00.000Z");
+    expect(timeOf("2026-11-29T14:03:00Z", now)).toBe("2026-11-29T14:03:00.000Z");
+    expect(timeOf("soon", now)).toBeNull();
+  });
+  test("a time that is typed means the same in every zone once it is in the address", () => {
+    const now = Date.parse("2026-11-30T12:00:30Z");
+    expect(typedTime("11:03", now, true)).toBe("2026-11-30T11:03Z");
+    expect(typedTime("14:03:07", now, true), "it has not come yet, so yesterday's").toBe("2026-11-29T14:03:07Z");
+    expect(typedTime("2026-11-29 14:03", now, true)).toBe("2026-11-29T14:03Z");
+    expect(typedTime("2026-11-29T14:03:00+02:00", now, true)).toBe("2026-11-29T12:03Z");
+    for (const kept of ["1h", "-7d", "soon", "24:00", "12:60", ""]) expect(typedTime(kept, now, true)).toBe(kept);
+    const local = new Date(now);
+    local.setHours(0, 0, 0, 0);
+    expect(Date.parse(typedTime("0:00", now, false))).toBe(local.getTime());
+    for (const written of ["11:03", "2026-11-29 14:03"]) expect(timeOf(typedTime(written, now, false), now), "what is in the address is a time").not.toBeNull();
+  });
+  test("an id of a time lies between the tasks before and after it", () => {
+    expect(idAt("1970-01-01T00:00:00.255Z")).toBe("00000000-00ff-7000-8000-000000000000");
+    expect(idAt("2026-11-30T12:00:00Z") < idAt("2026-11-30T12:00:00.001Z")).toBe(true);
+    expect(idAt("1969-01-01T00:00:00Z")).toBe("00000000-0000-7000-8000-000000000000");
   });
   test("fields become the daemon's parameters", () => {
-    expect(toParams({ state: "open", agent: "a", since: "soon" }, 0)).toEqual({ state: "open", kind: null, agent_id: "a", requester: null, since: null });
+    expect(toParams({ state: "open", agent: "a", since: "soon", until: "soon" }, 0)).toEqual({ state: "open", kind: null, agent_id: "a", requester: null, since: null, before: null });
+    expect(toParams({ until: "1s" }, 1001).before).toBe(idAt("1970-01-01T00:00:00.001Z"));
     expect(toggled("open,running", "open")).toBe("running");
     expect(toggled(undefined, "open")).toBe("open");
   });
