@@ -51,7 +51,7 @@ async fn answer(State(web): State<Web>, headers: HeaderMap, body: Bytes) -> Resp
     }
     let tool =
         |name: &str| json!({ "name": name, "description": "Greets", "inputSchema": { "type": "object" } });
-    let tools = json!([tool("greet"), tool("flood"), tool("storm")]);
+    let tools = json!([tool("greet"), tool("flood")]);
     let result = match (method.as_str(), web.legacy) {
         ("server/discover", false) => json!({ "resultType": "complete", "supportedVersions": ["2026-07-28"],
             "capabilities": { "tools": {} }, "ttlMs": 0, "cacheScope": "private" }),
@@ -61,7 +61,7 @@ async fn answer(State(web): State<Web>, headers: HeaderMap, body: Bytes) -> Resp
             json!({ "resultType": "complete", "tools": tools, "ttlMs": 60_000, "cacheScope": "private" })
         }
         ("tools/call", _) if message["params"]["name"] != "greet" => {
-            return flood(message["params"]["name"] == "storm");
+            return flood();
         }
         ("tools/call", _) => {
             let content = json!([{ "type": "text", "text": "hello over HTTP" }]);
@@ -81,14 +81,10 @@ async fn answer(State(web): State<Web>, headers: HeaderMap, body: Bytes) -> Resp
     axum::Json(json!({ "jsonrpc": "2.0", "id": message["id"], "result": result })).into_response()
 }
 
-/// A stream without end: of long notifications, or of short requests, each of which the library answers.
-fn flood(short: bool) -> Response {
-    let text = if short { String::new() } else { "x".repeat(64 << 10) };
-    let method = if short { "ping" } else { "notifications/unheard" };
-    let mut told = json!({ "jsonrpc": "2.0", "method": method, "params": { "text": text } });
-    if short {
-        told["id"] = json!("again");
-    }
+/// A stream without end, of long notifications.
+fn flood() -> Response {
+    let text = "x".repeat(64 << 10);
+    let told = json!({ "jsonrpc": "2.0", "method": "notifications/unheard", "params": { "text": text } });
     let event = Bytes::from(format!("event: message\ndata: {told}\n\n"));
     let events = futures_util::stream::repeat_with(move || Ok::<_, std::convert::Infallible>(event.clone()));
     ([("content-type", "text/event-stream")], Body::from_stream(events)).into_response()
@@ -164,7 +160,6 @@ async fn server_over_http_that_floods_loses_its_connection_and_gets_another() {
     let (url, _) = web(false).await;
     let world = World::start(vec![
         call("files__flood", json!({})),
-        call("files__storm", json!({})),
         call("files__greet", json!({})),
         finish(json!(1)),
     ])
@@ -183,12 +178,12 @@ async fn server_over_http_that_floods_loses_its_connection_and_gets_another() {
     let request = "select convoke.request_task(kind => 'think.it', org => 'demo', requires => '{think}', input => '{}')";
     db.client().await.batch_execute(request).await.unwrap();
     soon("the result", async {
-        while world.questions() < 4 {
+        while world.questions() < 3 {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     })
     .await;
-    let question = world.question(3);
+    let question = world.question(2);
     let told: Vec<&str> = question["messages"]
         .as_array()
         .unwrap()
@@ -196,9 +191,7 @@ async fn server_over_http_that_floods_loses_its_connection_and_gets_another() {
         .filter(|message| message["role"] == "tool")
         .map(|message| message["content"].as_str().unwrap())
         .collect();
-    for lost in &told[..2] {
-        assert!(lost.contains("failed") && lost.contains("files: "), "{lost}");
-    }
-    assert_eq!(told[2], "[data from files]\nhello over HTTP");
+    assert!(told[0].contains("failed") && told[0].contains("files: "), "{}", told[0]);
+    assert_eq!(told[1], "[data from files]\nhello over HTTP");
     up.kill().await;
 }
