@@ -58,6 +58,8 @@ pub enum Point {
     StepAnswered,
     /// A question to a model is recorded and not asked.
     StepBegun,
+    /// A model could not answer, which is recorded, and the next one of the list is not asked.
+    StepPassedOver,
     /// The answer of a model and its calls are committed.
     StepRecorded,
     /// An accept is committed.
@@ -102,7 +104,7 @@ pub enum Point {
 
 impl Point {
     /// Every point.
-    pub const ALL: [Self; 42] = [
+    pub const ALL: [Self; 43] = [
         Self::AgentAssigned,
         Self::AgentStarted,
         Self::AgentWorked,
@@ -125,6 +127,7 @@ impl Point {
         Self::ScheduleFired,
         Self::StepAnswered,
         Self::StepBegun,
+        Self::StepPassedOver,
         Self::StepRecorded,
         Self::TaskAccepted,
         Self::TaskAnnounced,
@@ -173,6 +176,7 @@ impl Point {
             Self::ScheduleFired => "schedule.fired",
             Self::StepAnswered => "step.answered",
             Self::StepBegun => "step.begun",
+            Self::StepPassedOver => "step.passed_over",
             Self::StepRecorded => "step.recorded",
             Self::TaskAccepted => "task.accepted",
             Self::TaskAnnounced => "task.announced",

@@ -4,7 +4,7 @@
 //! it used takes the place of that. A try without an answer that may have been charged counts as its most, and the
 //! next try reserves again. If this program dies in between, the record counts as its most.
 use super::{
-    Definition, Finished, Job, Price,
+    Definition, Finished, Job, ModelChoice, Price,
     job::{permanent, retryable},
     retry::again,
 };
@@ -24,6 +24,8 @@ const DAY_POLL: Duration = Duration::from_secs(600);
 #[derive(Clone, Copy)]
 pub(in crate::agent) struct Pricing<'a> {
     pub(in crate::agent) definition: &'a Definition,
+    /// The model that is asked.
+    pub(in crate::agent) choice: &'a ModelChoice,
     pub(in crate::agent) models: &'a Models,
     /// Whether it is the first question of an assignment: without a price, it costs what the offer says.
     pub(in crate::agent) is_first: bool,
@@ -33,12 +35,8 @@ impl Pricing<'_> {
     /// The price of the agent's own definition, else that of the model that answered, else that of the model that was
     /// asked.
     fn price(&self, said: Option<&str>) -> Option<&Price> {
-        let run = &self.definition.run;
         let by_name = |name: &str| self.models.price(name);
-        run.price
-            .as_ref()
-            .or_else(|| said.and_then(by_name))
-            .or_else(|| run.model.as_deref().and_then(by_name))
+        self.choice.price.as_ref().or_else(|| said.and_then(by_name)).or_else(|| by_name(&self.choice.model))
     }
 
     /// Whether the cost of a question cannot be limited.
@@ -59,7 +57,7 @@ impl Pricing<'_> {
         let limits: Vec<_> =
             of_provider.into_iter().chain(limit(LimitScope::Org, org, self.models.org_limit(org))).collect();
         if !limits.is_empty() && self.is_unknown() {
-            let model = self.definition.run.model.as_deref().unwrap_or_default();
+            let model = &self.choice.model;
             let text = "unpriced: money of a day is limited, so the model needs a price: add llm.prices or run.price";
             return Err(permanent(format!("{text} for {model:?}")));
         }
@@ -143,7 +141,7 @@ impl<'a> Asking<'a> {
         used: Usage,
     ) -> Result<Self, Failure> {
         let limits = pricing.limits(provider.name()).map_err(|failure| Failure { usage: used, ..failure })?;
-        let model = pricing.definition.run.model.as_deref().unwrap_or_default();
+        let model = pricing.choice.model.as_str();
         let now = Now { record: Uuid::new_v4(), is_open: false, step: None, used, short: None };
         Ok(Self { job, provider: provider.name(), model, most, limits, now: Mutex::new(now) })
     }

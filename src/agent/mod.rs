@@ -15,6 +15,7 @@ mod credentials;
 mod definition;
 mod delivery;
 mod env;
+mod failover;
 mod hosted;
 mod job;
 pub mod kind;
@@ -35,10 +36,10 @@ pub use compiled::CompiledAgent;
 pub use credentials::{CredentialIssuer, JobCredentials};
 pub use definition::{ApprovalRule, NamedApproval, OnDaemonDeath, OnUnknown};
 pub use definition::{
-    Definition, Fetch, FetchMethod, FoundTool, Guard, GuardOn, Kind, Limits, McpPin, McpPinRule, McpProtocol,
-    McpServer, MemorySettings, Missed, Offer, OfferBy, Price, Problem, ResponseFormat, Run, Schedule,
-    ScheduleRequest, SqlRead, Stream, Tier, Tool, ToolKind, Wake, WakeEvent, WakeRequest, check, check_all,
-    check_in,
+    Definition, Failover, Fetch, FetchMethod, FoundTool, Guard, GuardOn, Kind, Limits, McpPin, McpPinRule,
+    McpProtocol, McpServer, MemorySettings, Missed, ModelChoice, Offer, OfferBy, Price, Problem,
+    ResponseFormat, Run, Schedule, ScheduleRequest, SqlRead, Stream, Tier, Tool, ToolKind, Wake, WakeEvent,
+    WakeRequest, check, check_all, check_in,
 };
 pub use env::Env;
 pub use job::{Agent, Finished, Job, Registry, Reporter};

@@ -121,8 +121,8 @@ impl HostedAgent {
             return;
         }
         let provider = hook::provider(definition, &shared.parts);
-        let model = definition.run.model.as_deref().filter(|_| !provider.is_empty()).unwrap_or_default();
-        let recorded = shared.tasks.record_offer_usage(task, &definition.id, &provider, model, used).await;
+        let model = if provider.is_empty() { String::new() } else { definition.run.first_choice().model };
+        let recorded = shared.tasks.record_offer_usage(task, &definition.id, &provider, &model, used).await;
         if let Err(error) = recorded {
             warn!(agent = %definition.id, %task, %error, "the usage of an offer is not recorded");
         }

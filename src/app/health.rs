@@ -118,9 +118,13 @@ fn show_models(models: &Models, health: &Health) {
     let held = accounts.iter().filter(|account| !account.open_breakers.is_empty()).count();
     let paused = accounts.iter().filter(|account| account.paused_seconds.is_some()).count();
     let waiting: usize = accounts.iter().map(|account| account.waiting).sum();
+    let passed_over: u64 = accounts.iter().map(|account| account.passed_over).sum();
     let state = if held == 0 { PartState::Ready } else { PartState::Degraded };
     let of = accounts.len();
-    let detail =
+    let mut detail =
         format!("{held} of {of} accounts hold requests, {paused} pause after a 429; {waiting} requests wait");
+    if passed_over > 0 {
+        detail.push_str(&format!("; {passed_over} questions went to another model"));
+    }
     health.set("models", state, detail);
 }

@@ -41,13 +41,19 @@ fn line(step: &Value) -> String {
             let ending = step["ending"].as_str().unwrap_or("no answer");
             let tokens =
                 step["tokens"].as_i64().map(|tokens| format!(", {tokens} tokens")).unwrap_or_default();
-            format!("{ending}{tokens} {text}")
+            format!("{ending}{tokens}{} {text}", passed_over(step))
         }
         _ => format!("{} {}", output::text(&step["note_kind"]), shortened(&step["note"])),
     };
     let line =
         format!("  {:>3}  {kind:<6} {:<9} {what}", output::text(&step["seq"]), format!("{state}{tries}"));
     line.trim_end().to_owned()
+}
+
+/// ` [asked b; a at host: model endpoint failed (500)]`; empty if the first model of the list answered.
+fn passed_over(step: &Value) -> String {
+    let Some(why) = step["passed_over"].as_str() else { return String::new() };
+    format!(" [asked {}; {why}]", output::text(&step["model_asked"]))
 }
 
 /// ` [approved by ada, used; edited: {"n":1}]`; empty for a call without approval.

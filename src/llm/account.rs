@@ -34,6 +34,8 @@ pub struct Caller<'a> {
     pub shows: &'a (dyn Fn(String) + Send + Sync),
     /// Longest wait for the account; then the request fails with [`Error::RateLimited`]. `None` for the deadline.
     pub patience: Option<Duration>,
+    /// Whether another model can be asked instead: an open breaker is not waited for, and failures are repeated once.
+    pub moves_on: bool,
     /// Is told of a try that may have cost something. `None` if nobody pays.
     pub meter: Option<&'a dyn Meter>,
 }
@@ -56,7 +58,15 @@ impl Caller<'static> {
     /// A caller at priority 0 that has used nothing and shows nothing.
     #[must_use]
     pub fn new(agent: impl Into<Arc<str>>) -> Self {
-        Self { agent: agent.into(), priority: 0, spent: 0, shows: &|_| {}, patience: None, meter: None }
+        Self {
+            agent: agent.into(),
+            priority: 0,
+            spent: 0,
+            shows: &|_| {},
+            patience: None,
+            moves_on: false,
+            meter: None,
+        }
     }
 }
 
@@ -77,6 +87,8 @@ pub struct AccountState {
     pub tokens_per_minute: Option<f64>,
     /// Answers with status 429 since the start of the daemon.
     pub rate_limited: u64,
+    /// Questions since the start of the daemon that this account could not answer, and that went to another model.
+    pub passed_over: u64,
     /// Seconds until the end of the pause after a 429; `null` if there is none.
     pub paused_seconds: Option<f64>,
     /// Models whose requests are held back because the endpoint fails or refuses the key.
@@ -99,6 +111,7 @@ struct State {
     /// The request that is admitted next; it alone waits for a time, the others for a notice.
     first: Option<Ticket>,
     breakers: BTreeMap<String, Breaker>,
+    passed_over: u64,
 }
 
 impl State {
@@ -144,6 +157,7 @@ impl Account {
             waiting: HashMap::new(),
             first: None,
             breakers: BTreeMap::new(),
+            passed_over: 0,
         };
         Self { name, state: Mutex::new(state), breaker_changed: Notify::new() }
     }
@@ -168,9 +182,15 @@ impl Account {
             requests_per_minute: limiter.requests_per_minute(),
             tokens_per_minute: limiter.tokens_per_minute(),
             rate_limited: limiter.refused(),
+            passed_over: state.passed_over,
             paused_seconds: limiter.paused_until(now).map(|until| (until - now).as_secs_f64()),
             open_breakers: open.map(|(model, _)| model.clone()).collect(),
         }
+    }
+
+    /// Counts a question that goes to another model.
+    pub(super) fn pass_over(&self) {
+        self.state.lock().passed_over += 1;
     }
 
     /// Waits until a request may be sent. Cancel safe: dropping the future leaves the queue.
@@ -186,7 +206,9 @@ impl Account {
         deadline: Instant,
     ) -> Result<Turn, Error> {
         loop {
-            self.closed(model, deadline).await?;
+            // Whoever can ask another model does not wait for this one.
+            let closed_by = if caller.moves_on { Instant::now() } else { deadline };
+            self.closed(model, closed_by).await?;
             let entry =
                 Entry { agent: caller.agent.clone(), priority: caller.priority, tokens, spent: caller.spent };
             let notify = Arc::new(Notify::new());
@@ -427,6 +449,22 @@ mod tests {
         trial.ended(Outcome::Works, None, RateReport::default());
         enter().await.unwrap();
         assert!(account.state().open_breakers.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn caller_with_another_model_does_not_wait_for_an_open_breaker() {
+        let account = account(16);
+        let caller = Caller { moves_on: true, ..Caller::new("a") };
+        let enter = || account.enter("m", &caller, 1, soon());
+        enter().await.unwrap().ended(Outcome::KeyRefused, None, RateReport::default());
+        let began = Instant::now();
+        assert_eq!(enter().await.unwrap_err(), Error::Held { model: "m".into() });
+        assert_eq!(began.elapsed(), Duration::ZERO);
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let trial = enter().await.unwrap();
+        assert!(enter().await.is_err(), "the trial is under way");
+        trial.ended(Outcome::Works, None, RateReport::default());
+        enter().await.unwrap();
     }
 
     #[expect(clippy::disallowed_methods, reason = "the test waits for them")]

@@ -33,15 +33,17 @@ impl Collector for Accounts {
                 ConstGauge::new(read(account)).encode(family.encode_family(&labels)?)?;
             }
         }
-        let mut family = encoder.encode_descriptor(
-            "llm_rate_limited",
-            "Answers of model endpoints with status 429",
-            None,
-            MetricType::Counter,
-        )?;
-        for account in &accounts {
-            let labels = [("account", account.account.as_str())];
-            ConstCounter::new(account.rate_limited).encode(family.encode_family(&labels)?)?;
+        type Count = fn(&AccountState) -> u64;
+        let counters: [(&str, &str, Count); 2] = [
+            ("llm_rate_limited", "Answers of model endpoints with status 429", |a| a.rate_limited),
+            ("llm_passed_over", "Questions that went to another model of the agent", |a| a.passed_over),
+        ];
+        for (name, help, read) in counters {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            for account in &accounts {
+                let labels = [("account", account.account.as_str())];
+                ConstCounter::new(read(account)).encode(family.encode_family(&labels)?)?;
+            }
         }
         Ok(())
     }

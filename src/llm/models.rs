@@ -14,6 +14,8 @@ use tracing::debug;
 const ATTEMPTS_MAX: u32 = 5;
 /// Most attempts of a request for which the endpoint could not read what its model made.
 const BAD_CALLS_MAX: u32 = 3;
+/// Most attempts of a request for which another model can be asked: one failure may be an accident.
+const ATTEMPTS_BEFORE_MOVE: u32 = 2;
 /// A request that timed out after a shorter time tells nothing about its endpoint.
 const HANG: Duration = Duration::from_secs(10);
 /// Tokens that are expected of an answer without a limit.
@@ -129,6 +131,11 @@ impl Provider {
         &self.name
     }
 
+    /// Counts a question that this provider could not answer, and that goes to another model.
+    pub fn pass_over(&self) {
+        self.account.pass_over();
+    }
+
     /// Requests a completion, with retries: until an answer, a permanent error, five attempts or the
     /// deadline.
     ///
@@ -223,8 +230,7 @@ impl Provider {
                 }
                 break error;
             };
-            let is_last = tried == ATTEMPTS_MAX || (error == Error::BadCall && tried == BAD_CALLS_MAX);
-            if !error.is_transient() || is_last {
+            if !error.is_transient() || tried >= attempts_max(&error, caller.moves_on) {
                 return Err(error);
             }
             let wait = error.retry_after().unwrap_or_else(|| backoff(tried));
@@ -255,6 +261,17 @@ impl<'a> Cost<'a> {
     fn of(model: &'a str, prompt_bytes: usize, answer_tokens: u64) -> Self {
         let prompt = u64::try_from(prompt_bytes / BYTES_PER_TOKEN).unwrap_or(u64::MAX);
         Self { model, tokens: prompt.saturating_add(answer_tokens) }
+    }
+}
+
+/// Most attempts of a request that failed with this error.
+fn attempts_max(error: &Error, moves_on: bool) -> u32 {
+    match error {
+        Error::BadCall => BAD_CALLS_MAX,
+        // The wait for it was long already.
+        Error::Timeout(_) if moves_on => 1,
+        _ if moves_on => ATTEMPTS_BEFORE_MOVE,
+        _ => ATTEMPTS_MAX,
     }
 }
 

@@ -49,7 +49,7 @@ pub use rounds::score;
 pub use rounds::tally::OffersTally;
 pub use runs::{
     CallEnd, DatabaseCall, DatabaseResult, LatestRun, MEMORY_BYTES_MAX, Memory, MemoryAction, MemoryChange,
-    MemoryChanged, Part, PinnedDefinition, PinnedTool, RunKey, SeenTool, SeenTools, accept_tool,
+    MemoryChanged, NewQuestion, Part, PinnedDefinition, PinnedTool, RunKey, SeenTool, SeenTools, accept_tool,
     pinned_tools,
 };
 pub use triggers::coalesce::Burst;

@@ -1,30 +1,15 @@
 //! The checks of a definition that need no database: all problems at once.
-use super::{Definition, Kind, OfferBy, Wake, WakeEvent, check_tools};
+pub(super) use super::problems::{Problems, url_problem};
+use super::{Definition, Kind, OfferBy, Problem, Wake, WakeEvent, check_models, check_tools};
 use crate::{
-    agent::{
-        Env,
-        kind::{llm, program},
-        schedule::CronSchedule,
-        wake::RequestTemplate,
-    },
+    agent::{Env, kind::program, schedule::CronSchedule, wake::RequestTemplate},
     filter::Filter,
-    task::{INPUT_BYTES_MAX, Policy, check_setting},
+    task::{INPUT_BYTES_MAX, Policy},
 };
-use std::{collections::HashMap, fmt::Display, time::Duration};
+use std::{collections::HashMap, time::Duration};
 
 /// Most columns of `coalesce_by`.
 const COALESCE_COLUMNS_MAX: usize = 16;
-
-/// A mistake in a definition.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problem {
-    /// The key, like `wake.0.filter`.
-    pub key: String,
-    /// What is wrong, one line.
-    pub message: String,
-    /// What to do, if the message does not say it.
-    pub remedy: Option<String>,
-}
 
 /// All problems of one definition, with the environment of this process.
 #[must_use]
@@ -52,7 +37,7 @@ pub fn check_all(definitions: &[Definition]) -> Vec<(usize, Problem)> {
 /// All problems of one definition, with this environment.
 #[must_use]
 pub fn check_in(definition: &Definition, env: &Env) -> Vec<Problem> {
-    let mut found = Problems(Vec::new());
+    let mut found = Problems::default();
     general(definition, env, &mut found);
     for (key, kind) in definition.run.present_keys() {
         if kind != definition.run.kind {
@@ -63,7 +48,7 @@ pub fn check_in(definition: &Definition, env: &Env) -> Vec<Problem> {
     match definition.run.kind {
         Kind::Command => command(definition, env, &mut found),
         Kind::Http => http(definition, &mut found),
-        Kind::Llm => model(definition, env, &mut found),
+        Kind::Llm => check_models::check(definition, env, &mut found),
         Kind::Rust | Kind::Remote => {}
     }
     check_tools::check(definition, env, &mut found);
@@ -78,30 +63,7 @@ pub fn check_in(definition: &Definition, env: &Env) -> Vec<Problem> {
         let request = &schedule.request;
         check_request(&place, &request.kind, &request.policy, &mut found);
     }
-    found.0
-}
-
-pub(super) struct Problems(Vec<Problem>);
-
-impl Problems {
-    pub(super) fn add(&mut self, key: impl Into<String>, message: impl Into<String>) {
-        self.0.push(Problem { key: key.into(), message: message.into(), remedy: None });
-    }
-    pub(super) fn add_with(
-        &mut self,
-        key: impl Into<String>,
-        message: impl Into<String>,
-        remedy: impl Into<String>,
-    ) {
-        let remedy = Some(remedy.into());
-        self.0.push(Problem { key: key.into(), message: message.into(), remedy });
-    }
-    /// Reports a number outside its bounds.
-    pub(super) fn bounds<T: PartialOrd + Display>(&mut self, key: &str, value: T, least: T, most: T) {
-        if !(least <= value && value <= most) {
-            self.add(key, format!("{value} is not in {least} to {most}"));
-        }
-    }
+    found.into_list()
 }
 
 fn general(definition: &Definition, env: &Env, found: &mut Problems) {
@@ -216,51 +178,6 @@ fn http(definition: &Definition, found: &mut Problems) {
     match &definition.run.url {
         None => found.add("run.url", "url is missing: there is nowhere to POST"),
         Some(url) => url_problem("run.url", url, found),
-    }
-}
-
-pub(super) fn url_problem(key: &str, url: &str, found: &mut Problems) {
-    match reqwest::Url::parse(url) {
-        Ok(parsed) if matches!(parsed.scheme(), "http" | "https") && parsed.has_host() => {}
-        Ok(_) => found.add(key, format!("{url:?} is no http or https URL")),
-        Err(e) => found.add(key, format!("{url:?} is no URL: {e}")),
-    }
-}
-
-fn model(definition: &Definition, env: &Env, found: &mut Problems) {
-    let run = &definition.run;
-    if run.model.as_deref().unwrap_or_default().is_empty() {
-        found.add("run.model", "model is missing: name it as its endpoint knows it");
-    }
-    match &run.base_url {
-        Some(url) => url_problem("run.base_url", url, found),
-        None if run.base_url_env.is_none() && run.api_key_env.is_none() => found.add_with(
-            "run.base_url",
-            "neither base_url nor base_url_env nor api_key_env says where the model is",
-            "add base_url of an OpenAI-compatible server, or api_key_env for the OpenAI API",
-        ),
-        None => {}
-    }
-    if let Some((name, url)) = run.base_url_env.as_ref().and_then(|name| Some((name, env.get(name)?))) {
-        let mut inner = Problems(Vec::new());
-        url_problem("run.base_url_env", &url, &mut inner);
-        found.0.extend(inner.0.into_iter().map(|problem| Problem {
-            message: format!("{name} in the environment: {}", problem.message),
-            ..problem
-        }));
-    }
-    if let Some(prompt) = &run.prompt
-        && let Err(e) = llm::prompt_template(prompt)
-    {
-        found.add("run.prompt", e.reason);
-    }
-    if let Some(schema) = &run.result_schema
-        && let Err(e) = check_setting(schema)
-    {
-        found.add("run.result_schema", format!("it is no JSON schema: {e}"));
-    }
-    if let Some(temperature) = run.temperature {
-        found.bounds("run.temperature", temperature, 0.0, 2.0);
     }
 }
 

@@ -7,10 +7,13 @@
 mod approval;
 mod built_in;
 mod check;
+mod check_models;
 mod check_tools;
 mod guard;
 mod limits;
 mod mcp;
+mod models;
+mod problems;
 mod run;
 mod schedule;
 mod shown;
@@ -22,10 +25,12 @@ pub(crate) use approval::APPROVAL_EXPIRES;
 pub use approval::{ApprovalRule, NamedApproval};
 pub(crate) use built_in::{FETCH, FORGET, PUBLIC, RECALL, REMEMBER, REQUEST_TASK, SQL_READ, TASKS};
 pub use built_in::{Fetch, FetchMethod, MemorySettings, SqlRead};
-pub use check::{Problem, check, check_all, check_in};
+pub use check::{check, check_all, check_in};
 pub use guard::{Guard, GuardOn};
 pub use limits::{Limits, Offer, OfferBy};
 pub use mcp::{FoundTool, McpPin, McpPinRule, McpProtocol, McpServer};
+pub use models::{Failover, ModelChoice};
+pub use problems::Problem;
 pub use run::{Kind, Price, ResponseFormat, Run, Stream, Tier};
 pub use schedule::{Missed, Schedule, ScheduleRequest};
 pub use tool::{Tool, ToolKind};
@@ -149,14 +154,16 @@ impl Definition {
     #[must_use]
     pub fn unavailable(&self, env: &Env) -> Option<String> {
         match self.run.kind {
-            Kind::Llm => self.run.endpoint(env).err().or_else(|| {
-                let of_tools = self.tool.iter().flat_map(|tool| tool.headers_env.values());
-                let of_fetch = self.run.fetch.iter().flat_map(|fetch| fetch.headers_env.values());
-                let of_sql = self.run.sql.iter().flat_map(|sql| &sql.password_env);
-                let of_servers = self.run.mcp.iter().flat_map(|server| server.secrets());
-                let mut variables = of_tools.chain(of_fetch).chain(of_sql).chain(of_servers);
-                variables.find(|name| env.get(name).is_none()).map(|name| format!("{name} is not set"))
-            }),
+            Kind::Llm => {
+                self.run.choices().iter().find_map(|choice| choice.endpoint(env).err()).or_else(|| {
+                    let of_tools = self.tool.iter().flat_map(|tool| tool.headers_env.values());
+                    let of_fetch = self.run.fetch.iter().flat_map(|fetch| fetch.headers_env.values());
+                    let of_sql = self.run.sql.iter().flat_map(|sql| &sql.password_env);
+                    let of_servers = self.run.mcp.iter().flat_map(|server| server.secrets());
+                    let mut variables = of_tools.chain(of_fetch).chain(of_sql).chain(of_servers);
+                    variables.find(|name| env.get(name).is_none()).map(|name| format!("{name} is not set"))
+                })
+            }
             Kind::Http => {
                 let name = self.run.secret_env.as_ref()?;
                 env.get(name).is_none().then(|| format!("{name} is not set"))

@@ -1,17 +1,13 @@
 //! `[run]`: how an agent does its work.
 //!
 //! One flat table. Each key belongs to one kind or to some; the check refuses it with another kind.
-use super::{Fetch, McpServer, MemorySettings, SqlRead};
-use crate::agent::{Env, think::ToolsBy};
+use super::{Failover, Fetch, McpServer, MemorySettings, ModelChoice, SqlRead};
+use crate::agent::think::ToolsBy;
 pub use crate::llm::{Price, Tier};
 pub use crate::task::AgentKind as Kind;
-use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
-
-/// The endpoint of an agent that names a key and no endpoint.
-pub(crate) const OPENAI_BASE_URL: &str = "https://api.openai.com/v1";
 
 /// How an agent does its work: `kind`, and the keys of that kind.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -52,6 +48,13 @@ pub struct Run {
     /// `llm`: the variable with the key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub api_key_env: Option<String>,
+    /// `llm`: the models, first to last, in place of the one of the keys above. A question that one cannot answer goes
+    /// to the next.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub models: Vec<ModelChoice>,
+    /// `llm`: when a question goes to another of `models`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failover: Option<Failover>,
     /// `llm`: the system message before each task.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instructions: Option<String>,
@@ -134,13 +137,6 @@ impl Default for Stream {
     }
 }
 
-/// The endpoint of an agent's model, and its key.
-#[derive(Clone, Debug)]
-pub(crate) struct Endpoint {
-    pub(crate) base_url: String,
-    pub(crate) api_key: Option<SecretString>,
-}
-
 impl Run {
     /// This kind with all defaults.
     #[must_use]
@@ -157,6 +153,8 @@ impl Run {
             base_url: None,
             base_url_env: None,
             api_key_env: None,
+            models: Vec::new(),
+            failover: None,
             instructions: None,
             prompt: None,
             result_schema: None,
@@ -175,28 +173,23 @@ impl Run {
         }
     }
 
-    /// The endpoint of the model. One from the environment needs no key (a local server); any other needs the key
-    /// that the definition names.
-    ///
-    /// # Errors
-    /// Which variable is missing, one line.
-    pub(crate) fn endpoint(&self, env: &Env) -> Result<Endpoint, String> {
-        let from_env = self.base_url_env.as_ref().and_then(|name| env.get(name));
-        let api_key = self.api_key_env.as_ref().and_then(|name| env.get(name)).map(SecretString::from);
-        let key_missing = self.api_key_env.as_ref().filter(|_| api_key.is_none());
-        match (from_env, key_missing, &self.base_url_env) {
-            (Some(base_url), _, _) => return Ok(Endpoint { base_url, api_key }),
-            (None, Some(key), Some(base)) => {
-                return Err(format!("neither {key} nor {base} is set in the environment"));
-            }
-            (None, Some(key), None) => return Err(format!("{key} is not set in the environment")),
-            (None, None, Some(base)) if api_key.is_none() && self.base_url.is_none() => {
-                return Err(format!("{base} is not set in the environment"));
-            }
-            _ => {}
-        }
-        let base_url = self.base_url.clone().unwrap_or_else(|| OPENAI_BASE_URL.to_owned());
-        Ok(Endpoint { base_url, api_key })
+    /// The models in the order in which they are asked: `models`, else the one that the keys of `[run]` name.
+    #[must_use]
+    pub(crate) fn choices(&self) -> Vec<ModelChoice> {
+        if self.models.is_empty() { vec![self.first_choice()] } else { self.models.clone() }
+    }
+
+    /// The model that is asked first.
+    #[must_use]
+    pub(crate) fn first_choice(&self) -> ModelChoice {
+        self.models.first().cloned().unwrap_or_else(|| ModelChoice {
+            model: self.model.clone().unwrap_or_default(),
+            base_url: self.base_url.clone(),
+            base_url_env: self.base_url_env.clone(),
+            api_key_env: self.api_key_env.clone(),
+            price: self.price.clone(),
+            context_tokens: None,
+        })
     }
 
     /// Whether the model works with tools until it has a result.
@@ -217,6 +210,8 @@ impl Run {
             ("base_url", Kind::Llm, self.base_url.is_some()),
             ("base_url_env", Kind::Llm, self.base_url_env.is_some()),
             ("api_key_env", Kind::Llm, self.api_key_env.is_some()),
+            ("models", Kind::Llm, !self.models.is_empty()),
+            ("failover", Kind::Llm, self.failover.is_some()),
             ("instructions", Kind::Llm, self.instructions.is_some()),
             ("prompt", Kind::Llm, self.prompt.is_some()),
             ("result_schema", Kind::Llm, self.result_schema.is_some()),

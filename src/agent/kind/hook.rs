@@ -7,7 +7,7 @@
 //! is limited here. No text of an answer becomes part of an error.
 use super::{RunnerDeps, command, group::Group, http, json_in_text::candidates, llm};
 use crate::{
-    agent::{Definition, OfferBy, asking::Pricing},
+    agent::{Definition, ModelChoice, OfferBy, asking::Pricing},
     llm::{CompletionRequest, Format, innermost, read_body},
     task::{ModelUsage, Usage},
 };
@@ -58,20 +58,22 @@ pub(crate) fn most(definition: &Definition, parts: &RunnerDeps, body: &Value) ->
             let instructions = definition.run.instructions.as_ref().map_or(0, String::len);
             let bytes = instructions + INSTRUCTIONS.len() + body.to_string().len();
             let input = u64::try_from(bytes).unwrap_or(u64::MAX).saturating_add(llm::FRAME_TOKENS);
-            pricing(definition, parts).most(input, u64::from(definition.offer.tokens))
+            pricing(definition, &definition.run.first_choice(), parts)
+                .most(input, u64::from(definition.offer.tokens))
         }
         _ => Usage::default(),
     }
 }
 
-fn pricing<'a>(definition: &'a Definition, parts: &'a RunnerDeps) -> Pricing<'a> {
+fn pricing<'a>(definition: &'a Definition, choice: &'a ModelChoice, parts: &'a RunnerDeps) -> Pricing<'a> {
     // Without a price, an offer costs nothing: what the offer says is the cost of the work.
-    Pricing { definition, models: &parts.models, is_first: false }
+    Pricing { definition, choice, models: &parts.models, is_first: false }
 }
 
 /// Name of the provider of the model that makes offers; empty for another program.
 pub(crate) fn provider(definition: &Definition, parts: &RunnerDeps) -> String {
-    let endpoint = definition.run.endpoint(&parts.env).ok().filter(|_| definition.offer.by == OfferBy::Model);
+    let endpoint = definition.run.first_choice().endpoint(&parts.env).ok();
+    let endpoint = endpoint.filter(|_| definition.offer.by == OfferBy::Model);
     let provider = endpoint.and_then(|at| parts.models.at(&at.base_url, at.api_key).ok());
     provider.map(|provider| provider.name().to_owned()).unwrap_or_default()
 }
@@ -134,11 +136,12 @@ async fn by_http(definition: &Definition, parts: &RunnerDeps, body: &Value) -> R
 
 async fn by_model(definition: &Definition, parts: &RunnerDeps, body: &Value) -> Result<HookAnswer, String> {
     let run = &definition.run;
-    let endpoint = run.endpoint(&parts.env)?;
+    let choice = run.first_choice();
+    let endpoint = choice.endpoint(&parts.env)?;
     let provider = parts.models.at(&endpoint.base_url, endpoint.api_key).map_err(|e| e.to_string())?;
     let instructions = run.instructions.as_deref().unwrap_or_default();
     let question = CompletionRequest {
-        model: run.model.clone().unwrap_or_default(),
+        model: choice.model.clone(),
         system: format!("{instructions}\n\n{INSTRUCTIONS}").trim().to_owned(),
         user: body.to_string(),
         format: Format::JsonObject,
@@ -150,7 +153,7 @@ async fn by_model(definition: &Definition, parts: &RunnerDeps, body: &Value) -> 
         provider.ask(&question, &definition.caller(), Instant::now() + definition.offer.timeout).await;
     let answer = answer.map_err(|e| e.to_string())?;
     // Usage that the endpoint does not report is presumed to be the most that it may be.
-    let pricing = pricing(definition, parts);
+    let pricing = pricing(definition, &choice, parts);
     let most = most(definition, parts, body);
     let used = pricing.used(answer.counts(), answer.details, answer.model.as_deref(), most);
     // A model's own statement of its cost does not count.

@@ -8,11 +8,12 @@ use crate::{
     agent::{
         Agent, Definition, Finished, Job, ResponseFormat,
         asking::{Asking, Pricing},
-        job::{outage, permanent, retryable},
+        failover::{Choice, Choices, Turns},
+        job::{permanent, retryable},
         think::{Session, Thinker},
         wake::{BadTemplate, Context, Template},
     },
-    llm::{Answer, Caller, CompletionRequest, Error, Format, Models, Provider},
+    llm::{Answer, Caller, CompletionRequest, Format, Models},
     task::{Failure, ModelUsage, SchemaMismatch, Schemas, Usage},
 };
 use serde_json::{Map, Value, json};
@@ -32,7 +33,7 @@ pub(in crate::agent) const FRAME_TOKENS: u64 = 64;
 /// An agent of kind `llm`.
 pub(crate) struct Llm {
     definition: Arc<Definition>,
-    provider: Provider,
+    choices: Choices,
     models: Models,
     prompt: Option<Template>,
     schemas: Schemas,
@@ -47,19 +48,18 @@ pub(crate) fn prompt_template(text: &str) -> Result<Template, BadTemplate> {
 
 impl Llm {
     pub(crate) fn new(definition: Arc<Definition>, parts: &RunnerDeps) -> Result<Self, String> {
-        let endpoint = definition.run.endpoint(&parts.env)?;
-        let provider = parts.models.at(&endpoint.base_url, endpoint.api_key).map_err(|e| e.to_string())?;
+        let choices = Choices::new(&definition, parts)?;
         let prompt = definition.run.prompt.as_deref().map(prompt_template).transpose();
         let prompt = prompt.map_err(|e| e.to_string())?;
         let schemas = Schemas::default();
         let thinker = definition.run.thinks().then(|| Thinker {
             definition: definition.clone(),
             parts: parts.clone(),
-            provider: provider.clone(),
+            choices: choices.clone(),
             schemas: schemas.clone(),
         });
         let models = parts.models.clone();
-        Ok(Self { prompt, provider, models, definition, schemas, thinker })
+        Ok(Self { prompt, choices, models, definition, schemas, thinker })
     }
 
     /// The message with the task.
@@ -105,7 +105,8 @@ impl Llm {
         }
         let max_tokens = self.tokens_left(system.len() + user.len())?;
         Ok(CompletionRequest {
-            model: run.model.clone().unwrap_or_default(),
+            // Set for each model that it goes to.
+            model: String::new(),
             system: system.trim_start().to_owned(),
             user,
             format,
@@ -128,26 +129,22 @@ impl Llm {
     }
 
     /// The most usage of a question: no tokenizer makes more tokens than bytes.
-    fn most(&self, question: &CompletionRequest, answer_tokens: u32) -> Usage {
+    fn most(pricing: Pricing<'_>, question: &CompletionRequest, answer_tokens: u32) -> Usage {
         let schema = match &question.format {
             Format::JsonSchema(schema) => schema.to_string().len(),
             Format::Text | Format::JsonObject => 0,
         };
         let bytes = question.system.len() + question.user.len() + schema;
         let input = u64::try_from(bytes).unwrap_or(u64::MAX).saturating_add(FRAME_TOKENS);
-        self.pricing().most(input, u64::from(answer_tokens))
-    }
-
-    fn pricing(&self) -> Pricing<'_> {
-        Pricing { definition: &self.definition, models: &self.models, is_first: true }
+        pricing.most(input, u64::from(answer_tokens))
     }
 
     /// The usage of an answer. What the endpoint does not report is presumed to be the most that it may be.
-    fn usage(&self, question: &CompletionRequest, answer: &Answer) -> ModelUsage {
+    fn usage(pricing: Pricing<'_>, question: &CompletionRequest, answer: &Answer) -> ModelUsage {
         let answer_tokens = u32::try_from(answer.text.len()).unwrap_or(u32::MAX);
         let most = question.max_tokens.unwrap_or(ANSWER_TOKENS_MAX).max(answer_tokens);
-        let most = self.most(question, most);
-        self.pricing().used(answer.counts(), answer.details, answer.model.as_deref(), most)
+        let most = Self::most(pricing, question, most);
+        pricing.used(answer.counts(), answer.details, answer.model.as_deref(), most)
     }
 
     async fn result(&self, answer: &Answer, schema: Option<&Value>) -> Result<Value, Failure> {
@@ -217,14 +214,6 @@ fn prompt_context(job: &Job, schema: Option<&Value>) -> Context {
     Context::new(names.into_iter().map(|(name, value)| (name.to_owned(), value)).collect::<Map<_, _>>())
 }
 
-pub(in crate::agent) fn failure(error: &Error) -> Failure {
-    match error {
-        error if error.is_permanent() => permanent(error.to_string()),
-        error if error.is_outage() => outage(error.to_string()),
-        error => retryable(error.to_string()),
-    }
-}
-
 #[async_trait::async_trait]
 impl Agent for Llm {
     async fn run(&self, job: Job) -> Result<Finished, Failure> {
@@ -237,36 +226,72 @@ impl Agent for Llm {
             // Without a limit of the answer there is nothing to reserve.
             question.max_tokens.get_or_insert(ANSWER_TOKENS_MAX);
         }
-        let most = self.most(&question, question.max_tokens.unwrap_or(ANSWER_TOKENS_MAX));
-        let asking = Asking::new(&job, &self.provider, self.pricing(), most, Usage::default())?;
+        let mut turns = self.choices.turns(&job, None);
+        let mut usage = Usage::default();
+        while let Some(choice) = turns.next() {
+            question.model.clone_from(&choice.model.model);
+            if let Some(answer) = self.ask(&job, &question, choice, &mut turns, &mut usage).await? {
+                let result =
+                    self.result(&answer, schema).await.map_err(|failure| Failure { usage, ..failure })?;
+                return Ok(Finished::Result { result, usage });
+            }
+        }
+        turns.end(usage)
+    }
+}
+
+impl Llm {
+    /// Asks one model, and adds what that used to `usage`. `None` if it could not answer, which `turns` is told.
+    ///
+    /// # Errors
+    /// The failure of the job.
+    async fn ask<'a>(
+        &'a self,
+        job: &Job,
+        question: &CompletionRequest,
+        choice: &'a Choice,
+        turns: &mut Turns<'a>,
+        usage: &mut Usage,
+    ) -> Result<Option<Answer>, Failure> {
+        let is_first = *usage == Usage::default();
+        let pricing =
+            Pricing { definition: &self.definition, choice: &choice.model, models: &self.models, is_first };
+        let most = Self::most(pricing, question, question.max_tokens.unwrap_or(ANSWER_TOKENS_MAX));
+        let asking = Asking::new(job, &choice.provider, pricing, most, *usage)?;
         asking.begin().await?;
         if let Some(deferred) = asking.deferral() {
-            return Ok(deferred);
+            turns.deferred(choice, deferred);
+            return Ok(None);
         }
         let shows = |activity| job.shows(activity);
         let priority = job.start.priority.into();
-        let caller = Caller { shows: &shows, priority, meter: Some(&asking), ..self.definition.caller() };
+        let caller = turns.caller(Caller {
+            shows: &shows,
+            priority,
+            meter: Some(&asking),
+            ..self.definition.caller()
+        });
         let answer = tokio::select! {
-            answer = self.provider.ask(&question, &caller, job.deadline) => answer,
+            answer = choice.provider.ask(question, &caller, job.deadline) => answer,
             () = job.stopped() => {
                 asking.stopped().await;
                 let stopped = retryable("the request to the model was stopped");
                 return Err(Failure { usage: asking.used(), ..stopped });
             }
         };
-        let answer = match answer {
-            Ok(answer) => answer,
+        match answer {
+            Ok(answer) => {
+                asking.ended(&Self::usage(pricing, question, &answer)).await;
+                *usage = asking.used();
+                Ok(Some(answer))
+            }
             Err(error) => {
                 asking.failed(&error).await;
-                if let Some(deferred) = asking.deferral() {
-                    return Ok(deferred);
-                }
-                return Err(Failure { usage: asking.used(), ..failure(&error) });
+                *usage = asking.used();
+                let deferred = asking.deferral();
+                turns.failed(choice, error, deferred);
+                Ok(None)
             }
-        };
-        asking.ended(&self.usage(&question, &answer)).await;
-        let usage = asking.used();
-        let result = self.result(&answer, schema).await.map_err(|failure| Failure { usage, ..failure })?;
-        Ok(Finished::Result { result, usage })
+        }
     }
 }

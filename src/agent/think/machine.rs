@@ -1,5 +1,5 @@
 //! What comes next in a run, from its rows alone: pure, total, without clock or chance.
-use crate::task::{Approval, Effect, Ending, NoteKind, Step, StepBody, StepState, ToolStep};
+use crate::task::{Approval, AskedModel, Effect, Ending, NoteKind, Step, StepBody, StepState, ToolStep};
 
 /// The tool that ends a run with its result.
 pub(crate) const FINISH: &str = "finish";
@@ -224,6 +224,14 @@ fn calls_of(steps: &[Step], seq: i32) -> Vec<(&str, &str)> {
 fn has_no_valid_call(steps: &[Step], model: &Step) -> bool {
     let mut of = steps.iter().filter_map(tool).filter(|(_, tool)| tool.after_seq == model.seq).peekable();
     of.peek().is_some() && of.all(|(step, _)| step.state == StepState::Failed && step.tries == 0)
+}
+
+/// The model that was asked last. `None` before the first question.
+pub(crate) fn asked_last(steps: &[Step]) -> Option<&AskedModel> {
+    steps.iter().rev().find_map(|step| match &step.body {
+        StepBody::Model { asked, .. } => asked.as_ref(),
+        _ => None,
+    })
 }
 
 /// How many of the last answers are such.

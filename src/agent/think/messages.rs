@@ -2,13 +2,15 @@
 use super::machine::tool;
 use crate::{
     agent::hex,
-    task::{Step, StepBody, StepState, ToolStep},
+    task::{AskedModel, Step, StepBody, StepState, ToolStep},
 };
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 /// Members of an answer that no endpoint takes back.
 const NOT_SENT_BACK: [&str; 4] = ["index", "audio", "annotations", "refusal"];
+/// Members of an answer that every endpoint takes.
+const TAKEN_EVERYWHERE: [&str; 3] = ["role", "content", "tool_calls"];
 /// Length of a call's id: some endpoints take nothing else.
 const ID_CHARS: usize = 9;
 
@@ -32,15 +34,17 @@ fn wire_id(run: i32, seq: i32) -> String {
     format!("{}{digits}", hash.get(..room).unwrap_or_default())
 }
 
-/// The messages after the system message.
-pub(crate) fn messages(run: i32, steps: &[Step], by: ToolsBy) -> Vec<Value> {
+/// The messages after the system message, as `to` takes them.
+pub(crate) fn messages(run: i32, steps: &[Step], by: ToolsBy, to: &AskedModel) -> Vec<Value> {
     let mut messages = Vec::with_capacity(steps.len());
     for step in steps {
         match &step.body {
             StepBody::Note { text, .. } => messages.push(json!({ "role": "user", "content": text })),
-            StepBody::Model { answer: Some(answer), .. } => {
+            StepBody::Model { answer: Some(answer), asked, .. } => {
                 let calls: Vec<&Step> = called(steps, step.seq);
-                messages.extend(assistant(run, answer, &calls, by));
+                // Reasoning and signatures mean something to the model that gave them only.
+                let is_own = asked.as_ref().is_none_or(|asked| asked == to);
+                messages.extend(assistant(run, answer, &calls, by, is_own));
             }
             StepBody::Model { answer: None, .. } => {}
             StepBody::Tool(call) => messages.extend(result(run, step, call, by)),
@@ -56,13 +60,16 @@ fn called(steps: &[Step], model: i32) -> Vec<&Step> {
 }
 
 /// The answer as it is sent back. `None` if nothing of it is left, as of one that was cut off.
-fn assistant(run: i32, answer: &Value, calls: &[&Step], by: ToolsBy) -> Option<Value> {
+fn assistant(run: i32, answer: &Value, calls: &[&Step], by: ToolsBy, is_own: bool) -> Option<Value> {
     let mut message: Map<String, Value> = answer.as_object().cloned().unwrap_or_default();
     for name in NOT_SENT_BACK {
         message.remove(name);
     }
+    if !is_own {
+        message.retain(|name, _| TAKEN_EVERYWHERE.contains(&name.as_str()));
+    }
     message.insert("role".into(), json!("assistant"));
-    let theirs = message.remove("tool_calls");
+    let theirs = message.remove("tool_calls").filter(|_| is_own);
     if by == ToolsBy::Native && !calls.is_empty() {
         message.insert("tool_calls".into(), sent_calls(run, theirs.as_ref(), calls));
         message.entry("content").or_insert(Value::Null);
@@ -123,6 +130,10 @@ mod tests {
     use crate::agent::think::testing::{model, note, tool_step};
     use crate::task::Effect;
 
+    fn to(model: &str) -> AskedModel {
+        AskedModel { provider: "p".into(), model: model.into() }
+    }
+
     #[test]
     fn every_call_is_followed_by_its_result_before_any_other_message() {
         let answer = json!({
@@ -140,7 +151,7 @@ mod tests {
             tool_step(4, 2, 1, "look", Effect::Read, Some("two")),
             note(5, "a message"),
         ];
-        let sent = messages(1, &steps, ToolsBy::Native);
+        let sent = messages(1, &steps, ToolsBy::Native, &to("m"));
         let roles: Vec<&str> = sent.iter().map(|message| message["role"].as_str().unwrap()).collect();
         assert_eq!(roles, ["user", "assistant", "tool", "tool", "user"]);
         assert_eq!(sent[1]["reasoning_content"], "because");
@@ -161,6 +172,30 @@ mod tests {
     }
 
     #[test]
+    fn another_model_gets_neither_reasoning_nor_signatures() {
+        let answer = json!({
+            "role": "assistant", "content": "so", "reasoning": "because", "reasoning_details": [1],
+            "tool_calls": [{ "id": "c", "type": "function", "function": { "name": "look", "arguments": "{}" },
+                "extra_content": { "google": { "thought_signature": "s" } } }],
+        });
+        let mut asked = model(2, answer);
+        if let StepBody::Model { asked, .. } = &mut asked.body {
+            *asked = Some(to("one"));
+        }
+        let steps = [note(1, "the task"), asked, tool_step(3, 2, 0, "look", Effect::Read, Some("one"))];
+        let own = messages(1, &steps, ToolsBy::Native, &to("one"));
+        assert_eq!((&own[1]["reasoning"], &own[1]["reasoning_details"]), (&json!("because"), &json!([1])));
+        assert!(own[1]["tool_calls"][0].get("extra_content").is_some());
+        let other = messages(1, &steps, ToolsBy::Native, &to("two"));
+        let members: Vec<&String> = other[1].as_object().unwrap().keys().collect();
+        assert_eq!(members, ["content", "role", "tool_calls"]);
+        let call = json!({ "id": own[1]["tool_calls"][0]["id"], "type": "function",
+            "function": { "name": "look", "arguments": "{}" } });
+        assert_eq!((&other[1]["content"], &other[1]["tool_calls"]), (&json!("so"), &json!([call])));
+        assert_eq!(other[2], own[2], "the result is the same message");
+    }
+
+    #[test]
     fn results_are_messages_of_the_user_where_tools_are_called_by_schema() {
         let answer = json!({ "role": "assistant", "content": "{\"tool\":\"look\",\"arguments\":{}}" });
         let steps = [
@@ -168,7 +203,7 @@ mod tests {
             model(2, answer.clone()),
             tool_step(3, 2, 0, "look", Effect::Read, Some("one")),
         ];
-        let sent = messages(1, &steps, ToolsBy::Schema);
+        let sent = messages(1, &steps, ToolsBy::Schema, &to("m"));
         assert_eq!(sent[1], answer);
         assert_eq!(sent[2], json!({ "role": "user", "content": "Result of look:\none" }));
     }

@@ -12,6 +12,7 @@ use crate::{
     agent::{
         Finished,
         asking::{Asking, Pricing},
+        failover::{Choice, Turns},
         hex,
         job::{permanent, retryable},
         kind::llm,
@@ -21,8 +22,8 @@ use crate::{
     fault,
     llm::{Caller, ChatAnswer, ChatRequest, Error, Format, Streaming},
     task::{
-        CallEnd, DatabaseResult, Effect, Failure, ModelEnd, ModelUsage, Step, StepBody, StepState, ToolStep,
-        Usage,
+        CallEnd, DatabaseResult, Effect, Failure, ModelEnd, ModelUsage, NewQuestion, Step, StepBody,
+        StepState, ToolStep, Usage,
     },
 };
 use futures_util::future::join_all;
@@ -46,29 +47,32 @@ const PARTS_INTERVAL: Duration = Duration::from_secs(2);
 /// A longer wait for the account gives the agent's slot back: the rows are the checkpoint.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-impl<'a> Session<'a> {
-    fn pricing(&self) -> Pricing<'a> {
-        let Thinker { definition, parts, .. } = self.thinker;
-        Pricing { definition, models: &parts.models, is_first: self.used == Usage::default() }
-    }
+/// How a question to one model ended.
+enum Asked {
+    /// Its answer is recorded.
+    Answered,
+    /// The model could not answer. The step, and how the job could go on later with this model.
+    Failed(i32, Error, Option<Finished>),
+    /// The model may not be asked before a later time. Nothing was begun.
+    Deferred(Finished),
 }
 
 impl Session<'_> {
     /// The question after these steps. It depends on the rows and the definition of the run alone, except for the
     /// limit of tokens.
-    fn question(&self, steps: &[Step], last: bool) -> Result<ChatRequest, Failure> {
+    fn question(&self, steps: &[Step], choice: &Choice, last: bool) -> Result<ChatRequest, Failure> {
         let run = &self.pinned.run;
         let by = run.tools_by.unwrap_or_default();
         let instructions = run.instructions.as_deref().unwrap_or_default();
         let system = format!("{instructions}\n\n{}", self.catalog.instructions());
         let mut all = vec![json!({ "role": "system", "content": system.trim_start() })];
-        all.extend(messages(self.at.run, steps, by));
+        all.extend(messages(self.at.run, steps, by, &choice.asked()));
         let (tools, format) = match by {
             ToolsBy::Native => (self.catalog.native(last), Format::Text),
             ToolsBy::Schema => (Vec::new(), Format::JsonSchema(self.catalog.schema(last))),
         };
         let mut question = ChatRequest {
-            model: run.model.clone().unwrap_or_default(),
+            model: choice.model.model.clone(),
             messages: all,
             tools,
             tool_required: last,
@@ -96,45 +100,65 @@ impl Session<'_> {
         Ok(question)
     }
 
-    /// Asks the model: reserves, records the question, sends it, and records the answer with its calls.
+    /// Asks the model, or the next of the list that can answer.
     pub(super) async fn ask(
         &mut self,
         steps: &[Step],
         repeats: Option<i32>,
         last: bool,
     ) -> Result<Option<Finished>, Failure> {
-        let question = self.question(steps, last)?;
-        let most = self.pricing().most(input_tokens(&question), u64::from(question.max_tokens));
-        let asking = Asking::new(self.job, &self.thinker.provider, self.pricing(), most, self.used)?;
-        asking.reserve().await?;
-        let record = asking.record();
-        let sha256 = hex(&Sha256::digest(question.body(false).to_string()));
-        let before = head(steps);
-        let begin = || self.tasks.begin_question(&self.at, before, repeats, &sha256, last, &record);
-        let seq = match again(self.job.deadline, begin).await.map_err(|e| unwritten(&e))? {
-            Ok(seq) => seq,
-            Err(short) => {
-                asking.is_short(short);
-                return Ok(asking.deferral());
+        let (choices, mut repeats) = (self.choices.clone(), repeats);
+        let mut turns = choices.turns(self.job, machine::asked_last(steps));
+        while let Some(choice) = turns.next() {
+            match self.ask_one(steps, choice, &turns, repeats, last).await? {
+                Asked::Answered => return Ok(None),
+                Asked::Deferred(deferred) => turns.deferred(choice, deferred),
+                Asked::Failed(seq, error, deferred) => {
+                    // The same step: what its answer calls has the same keys, whichever model gives it.
+                    repeats = Some(seq);
+                    turns.failed(choice, error, deferred);
+                    fault::point(fault::Point::StepPassedOver);
+                }
             }
+        }
+        turns.end(self.used).map(Some)
+    }
+
+    /// Asks one model: reserves, records the question, sends it, and records the answer with its calls.
+    async fn ask_one(
+        &mut self,
+        steps: &[Step],
+        choice: &Choice,
+        turns: &Turns<'_>,
+        repeats: Option<i32>,
+        last: bool,
+    ) -> Result<Asked, Failure> {
+        let Thinker { definition, parts, .. } = self.thinker;
+        let is_first = self.used == Usage::default();
+        let pricing = Pricing { definition, choice: &choice.model, models: &parts.models, is_first };
+        let question = self.question(steps, choice, last)?;
+        let most = pricing.most(input_tokens(&question), u64::from(question.max_tokens));
+        let asking = Asking::new(self.job, &choice.provider, pricing, most, self.used)?;
+        asking.reserve().await?;
+        let seq = match self.begin_question(steps, &asking, &question, turns, repeats, last).await? {
+            Ok(seq) => seq,
+            Err(deferred) => return Ok(Asked::Deferred(deferred)),
         };
-        asking.begun(self.at.run, seq);
-        fault::point(fault::Point::StepBegun);
-        self.shows("thinking".into());
+        self.shows(turns.shown(choice));
         let shows = |activity| self.job.shows(activity);
         let spent = self.tokens_before.saturating_add(self.used.tokens);
-        let caller = Caller {
+        let caller = turns.caller(Caller {
             shows: &shows,
             spent,
             priority: self.job.start.priority.into(),
             meter: Some(&asking),
             patience: Some(PATIENCE),
             ..self.thinker.definition.caller()
-        };
+        });
         // The future is dropped with the job: that closes the connection, and no answer is paid for that is not read.
         let answer = tokio::select! {
-            answer = self.thinker.provider.chat(&question, &caller, self.job.deadline) => answer,
-            never = self.shows_parts(&question) => match never {},
+            answer = choice.provider.chat(&question, &caller, self.job.deadline) => answer,
+            never = self.shows_parts(&question, turns.shown(choice)) => match never {},
             () = self.job.stopped() => {
                 asking.stopped().await;
                 self.used = asking.used();
@@ -146,14 +170,12 @@ impl Session<'_> {
             Err(error) => {
                 asking.failed(&error).await;
                 self.used = asking.used();
-                if let Some(deferred) = asking.deferral().or_else(|| long_wait(&error, self.used)) {
-                    return Ok(Some(deferred));
-                }
-                return Err(Failure { usage: self.used, ..llm::failure(&error) });
+                let deferred = asking.deferral().or_else(|| long_wait(&error, self.used));
+                return Ok(Asked::Failed(seq, error, deferred));
             }
         };
         fault::point(fault::Point::StepAnswered);
-        let used = self.pricing().used(answer.counts(), answer.details, answer.model.as_deref(), most);
+        let used = pricing.used(answer.counts(), answer.details, answer.model.as_deref(), most);
         asking.count(used.usage);
         self.used = asking.used();
         let recorded = self.record_answer(steps, seq, answer, (asking.record().id, used.clone()), last).await;
@@ -161,7 +183,44 @@ impl Session<'_> {
             // The usage is known, even if the answer is not recorded because the assignment is over.
             asking.record_end(&used).await;
         }
-        recorded.map(|()| None)
+        recorded.map(|()| Asked::Answered)
+    }
+
+    /// Records a question that is about to be sent. Returns its step, or how the job goes on if a limit of the day has
+    /// no room.
+    async fn begin_question(
+        &self,
+        steps: &[Step],
+        asking: &Asking<'_>,
+        question: &ChatRequest,
+        turns: &Turns<'_>,
+        again_at: Option<i32>,
+        last: bool,
+    ) -> Result<Result<i32, Finished>, Failure> {
+        let (record, passed_over) = (asking.record(), turns.passed_over());
+        let sha256 = hex(&Sha256::digest(question.body(false).to_string()));
+        let new = NewQuestion {
+            again: again_at,
+            request_sha256: &sha256,
+            last,
+            passed_over: passed_over.as_deref(),
+            record: &record,
+        };
+        // The step that is begun again is the head itself.
+        let before = head(steps);
+        let begin = || self.tasks.begin_question(&self.at, before, new);
+        match again(self.job.deadline, begin).await.map_err(|e| unwritten(&e))? {
+            Ok(seq) => {
+                asking.begun(self.at.run, seq);
+                fault::point(fault::Point::StepBegun);
+                Ok(Ok(seq))
+            }
+            Err(short) => {
+                asking.is_short(short);
+                let none = || retryable("a limit of the day has no room");
+                Ok(Err(asking.deferral().ok_or_else(none)?))
+            }
+        }
     }
 
     /// Records an answer with its calls and what it used.
@@ -182,11 +241,11 @@ impl Session<'_> {
     }
 
     /// Reports the parts of a streamed answer as evidence of work. Never returns.
-    async fn shows_parts(&self, question: &ChatRequest) -> std::convert::Infallible {
+    async fn shows_parts(&self, question: &ChatRequest, activity: String) -> std::convert::Infallible {
         if let Some(streaming) = &question.streaming {
             let mut parts = streaming.parts.subscribe();
             while parts.changed().await.is_ok() {
-                self.shows("thinking".into());
+                self.shows(activity.clone());
                 sleep(PARTS_INTERVAL).await;
             }
         }

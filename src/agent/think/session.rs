@@ -10,6 +10,7 @@ use super::{
 use crate::{
     agent::{
         Definition, Finished, Job,
+        failover::Choices,
         job::{permanent, retryable},
         retry::again,
     },
@@ -31,6 +32,8 @@ pub(crate) struct Session<'a> {
     pub(super) at: RunKey,
     /// The definition that the run was begun with. What is permitted comes from the agent's own.
     pub(super) pinned: Definition,
+    /// The models that it may ask.
+    pub(super) choices: Choices,
     pub(super) catalog: Catalog,
     pub(super) earlier: Vec<EarlierEffect>,
     /// What this assignment has used.
@@ -68,6 +71,7 @@ impl<'a> Session<'a> {
         };
         let schema = job.start.result_schema.as_ref().or(pinned.run.result_schema.as_ref());
         let catalog = Catalog::new(&pinned, schema);
+        let choices = thinker.choices.of_run(&pinned);
         let earlier = again(job.deadline, || tasks.earlier_effects(key.task_id, at.run)).await;
         let earlier = earlier.map_err(|e| unwritten(&e))?;
         // The first note of a new run has the messages already.
@@ -78,6 +82,7 @@ impl<'a> Session<'a> {
             tasks,
             at,
             pinned,
+            choices,
             catalog,
             earlier,
             used: Usage::default(),
@@ -266,8 +271,8 @@ async fn begin(
         input.push_str(&format!("\n\nThe tools of these servers are not available: {}.", missing.join(", ")));
     }
     let hash = definition.hash();
-    let model = definition.run.model.as_deref().unwrap_or_default();
-    let pinned = PinnedDefinition { hash: &hash, body: &body, model };
+    let model = definition.run.first_choice().model;
+    let pinned = PinnedDefinition { hash: &hash, body: &body, model: &model };
     let begun = again(job.deadline, || tasks.begin_run(key, agent, pinned, &input)).await;
     let at = begun.map_err(|e| unwritten(&e))?;
     // Read back, so that a run that was resumed and one that was not have the same definition.

@@ -20,13 +20,13 @@ pub(crate) fn model(seq: i32, answer: Value) -> Step {
 }
 
 pub(crate) fn model_of(seq: i32, answer: Value, ending: Ending, last: bool) -> Step {
-    let body = StepBody::Model { answer: Some(answer), ending: Some(ending), last };
+    let body = StepBody::Model { answer: Some(answer), ending: Some(ending), last, asked: None };
     step(seq, StepState::Done, body)
 }
 
 /// A question without an answer.
 pub(crate) fn asked(seq: i32) -> Step {
-    step(seq, StepState::Started, StepBody::Model { answer: None, ending: None, last: false })
+    step(seq, StepState::Started, StepBody::Model { answer: None, ending: None, last: false, asked: None })
 }
 
 /// A call that is done if it has a result, else planned.

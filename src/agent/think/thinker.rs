@@ -2,10 +2,10 @@
 use crate::{
     agent::{
         Definition,
+        failover::Choices,
         job::{permanent, retryable},
         kind::RunnerDeps,
     },
-    llm::Provider,
     task::{Error, Failure, Schemas},
 };
 use std::sync::Arc;
@@ -17,7 +17,7 @@ pub(super) const FENCED: &str = "the assignment is over";
 pub(crate) struct Thinker {
     pub(crate) definition: Arc<Definition>,
     pub(crate) parts: RunnerDeps,
-    pub(crate) provider: Provider,
+    pub(crate) choices: Choices,
     pub(crate) schemas: Schemas,
 }
 

@@ -119,7 +119,8 @@ pub(crate) fn statement(tool: &Tool, args: &Value) -> DatabaseCall {
 /// The secrets that a definition names, which no result may contain: name and value.
 pub(crate) fn secrets(definition: &Definition, env: &Env) -> Vec<(String, String)> {
     let of_tools = definition.tool.iter().flat_map(|tool| tool.env.iter().chain(tool.headers_env.values()));
-    let names = of_tools.chain(&definition.run.api_key_env);
+    let of_models = definition.run.models.iter().flat_map(|model| &model.api_key_env);
+    let names = of_tools.chain(&definition.run.api_key_env).chain(of_models);
     let names = names.chain(definition.run.sql.iter().flat_map(|sql| &sql.password_env));
     let names = names.chain(definition.run.fetch.iter().flat_map(|fetch| fetch.headers_env.values()));
     let of_servers = definition.run.mcp.iter().flat_map(|server| server.env.iter().chain(server.secrets()));

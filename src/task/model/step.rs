@@ -157,9 +157,20 @@ pub enum StepBody {
         ending: Option<Ending>,
         /// Whether only the tools that end the run were offered.
         last: bool,
+        /// The model that it was sent to last. `None` for one of before there was a choice.
+        asked: Option<AskedModel>,
     },
     /// A call of a tool.
     Tool(ToolStep),
+}
+
+/// A model that was asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AskedModel {
+    /// Name of the provider.
+    pub provider: String,
+    /// Name of the model at its provider.
+    pub model: String,
 }
 
 /// A call of a tool.

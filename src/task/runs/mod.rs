@@ -51,6 +51,21 @@ pub struct PinnedDefinition<'a> {
     pub model: &'a str,
 }
 
+/// A question to a model that is about to be sent.
+#[derive(Clone, Copy, Debug)]
+pub struct NewQuestion<'a> {
+    /// The step that was begun before and has no answer. `None` for a new step.
+    pub again: Option<i32>,
+    /// SHA-256 of the request, in hexadecimal.
+    pub request_sha256: &'a str,
+    /// Whether only the tools that end the run are offered.
+    pub last: bool,
+    /// Why models before it in the list of the agent could not answer, one line.
+    pub passed_over: Option<&'a str>,
+    /// The most that it may use, and the model.
+    pub record: &'a ModelQuestion,
+}
+
 /// The end of a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CallEnd {
@@ -123,8 +138,8 @@ impl TaskCommands {
         written(&self.query(sql!("step_note"), &params).await?).map(drop)
     }
 
-    /// Begins a question to the model after step `head`, or begins step `again` once more, and records the most that it
-    /// may use. Returns the number of the step.
+    /// Begins a question to the model after step `head`, or begins its step once more, and records the most that it may
+    /// use. Returns the number of the step.
     ///
     /// # Errors
     /// `Fenced` when the assignment is over, or the run has more steps. The inner error when a limit of the day has no
@@ -133,17 +148,16 @@ impl TaskCommands {
         &self,
         at: &RunKey,
         head: i32,
-        again: Option<i32>,
-        request_sha256: &str,
-        last: bool,
-        question: &ModelQuestion,
+        question: NewQuestion<'_>,
     ) -> Result<Result<i32, InsufficientBudget>, Error> {
         let fence = Fence::of(at);
-        let params = fence.with(&[&head, &again, &request_sha256, &last]);
+        let NewQuestion { again, request_sha256, last, passed_over, record } = question;
+        let (provider, model) = (&record.provider, &record.model);
+        let params = fence.with(&[&head, &again, &request_sha256, &last, provider, model, &passed_over]);
         let mut client = self.context.database.client().await?;
         let tx = Transaction::begin(&mut client);
         let seq = written(&run(&tx, sql!("step_ask"), &params).await?)?.read("seq")?;
-        let asked = model_questions::ask(&tx, at.key, &at.agent, Some((at.run, seq)), question).await?;
+        let asked = model_questions::ask(&tx, at.key, &at.agent, Some((at.run, seq)), record).await?;
         if let Err(short) = asked {
             return Ok(Err(short));
         }

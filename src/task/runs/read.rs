@@ -2,8 +2,8 @@
 use crate::task::storage::rows::{self, Columns, Unreadable};
 use crate::task::storage::statement::sql;
 use crate::task::{
-    Approval, EarlierEffect, Effect, Ending, Error, NoteKind, Run, Step, StepBody, StepState, TaskId,
-    TaskReader, ToolStep,
+    Approval, AskedModel, EarlierEffect, Effect, Ending, Error, NoteKind, Run, Step, StepBody, StepState,
+    TaskId, TaskReader, ToolStep,
 };
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -97,12 +97,19 @@ fn step(row: &Row) -> Result<Step, Unreadable> {
                 Some(word) => Some(Ending::parse(word).ok_or_else(|| rows::newer_schema(word, "ending"))?),
             },
             last: row.read("last")?,
+            asked: asked(row)?,
         },
         "tool" => StepBody::Tool(tool(row)?),
         other => return Err(rows::newer_schema(other, "kind")),
     };
     let state = known(row, "state", StepState::parse)?;
     Ok(Step { seq: row.read("seq")?, state, tries: row.read("tries")?, rejected: false, body })
+}
+
+fn asked(row: &Row) -> Result<Option<AskedModel>, Unreadable> {
+    let provider: Option<String> = row.read("provider")?;
+    let model: Option<String> = row.read("model_asked")?;
+    Ok(provider.zip(model).map(|(provider, model)| AskedModel { provider, model }))
 }
 
 fn tool(row: &Row) -> Result<ToolStep, Unreadable> {
@@ -164,6 +171,9 @@ fn shown_step(row: &Row, contents: bool) -> Result<Value, Unreadable> {
         "ending": row.read::<Option<&str>>("ending")?,
         "finish": row.read::<Option<&str>>("finish")?,
         "model": row.read::<Option<&str>>("model_said")?,
+        "provider": row.read::<Option<&str>>("provider")?,
+        "model_asked": row.read::<Option<&str>>("model_asked")?,
+        "passed_over": row.read::<Option<&str>>("passed_over")?,
         "request_sha256": row.read::<Option<&str>>("request_sha256")?,
         "tokens": row.read::<Option<i64>>("tokens")?,
         "microdollars": row.read::<Option<i64>>("microdollars")?,

@@ -11,14 +11,18 @@ head as (
 ),
 begun as (
     insert into convoke.steps
-        (task_id, run, seq, kind, state, assignment_id, epoch, tries, began_at, request_sha256, last)
-    select $2, $5, h.head_seq, 'model', 'started', l.id, l.epoch, 1, clock_timestamp(), $8::text, $9::boolean
+        (task_id, run, seq, kind, state, assignment_id, epoch, tries, began_at, request_sha256, last, provider,
+        model_asked, passed_over)
+    select $2, $5, h.head_seq, 'model', 'started', l.id, l.epoch, 1, clock_timestamp(), $8::text, $9::boolean,
+        $10::text, $11::text, $12::text
     from head h cross join live l
     returning seq
 ),
+-- Another model of the list is no other try: a step is poison after so many tries, each of which ended with a death.
 again as (
-    update convoke.steps s set tries = s.tries + 1, assignment_id = l.id, epoch = l.epoch,
-        began_at = clock_timestamp(), request_sha256 = $8::text
+    update convoke.steps s set tries = s.tries + case when s.assignment_id = l.id and $12::text is not null then 0 else 1 end,
+        assignment_id = l.id, epoch = l.epoch, began_at = clock_timestamp(), request_sha256 = $8::text,
+        provider = $10::text, model_asked = $11::text, passed_over = coalesce($12::text, s.passed_over)
     from live l
     where s.task_id = $2 and s.run = $5 and s.seq = $7::integer and s.kind = 'model' and s.state = 'started'
     returning s.seq

@@ -261,3 +261,77 @@ async fn endpoint_error_is_an_outage_and_a_refused_key_is_not() {
     let failure = bench(gone).run(start(json!({}))).await.unwrap_err();
     assert!(failure.outage && failure.usage == Usage::default(), "{failure:?}");
 }
+
+/// An agent with two models, and the second one's price.
+fn two_models(a: &str, b: &Server) -> Definition {
+    definition(&format!(
+        r#"
+        id = "thinker"
+        [run]
+        kind = "llm"
+        models = [
+            {{ model = "a", base_url = "{a}/v1", api_key_env = "KEY" }},
+            {{ model = "b", base_url = "{}/v1", price = {{ input = 1_000_000, output = 2_000_000 }} }},
+        ]
+        "#,
+        b.address
+    ))
+}
+
+#[tokio::test]
+async fn question_that_one_model_cannot_answer_goes_to_the_next() {
+    let later = vec![("retry-after", "90".to_owned())];
+    let cannot = [
+        reply(401, "{}"),
+        reply(402, "{}"),
+        reply(403, "{}"),
+        reply(404, "{}"),
+        reply(500, "{}"),
+        reply(502, "no json"),
+        Reply::Say(429, later, "{}".into()),
+    ];
+    for first in cannot {
+        let Reply::Say(status, ..) = first.clone() else { unreachable!() };
+        let (a, b) = (Server::start([first]).await, Server::start([completion("{\"n\": 1}")]).await);
+        let mut bench = bench(two_models(&a.address, &b));
+        bench.timeout = Duration::from_secs(60);
+        let Ok(Finished::Result { result, usage }) = bench.run(start(json!({}))).await else {
+            panic!("{status}")
+        };
+        assert_eq!(result, json!({ "n": 1 }));
+        assert_eq!(
+            (usage.tokens, usage.microdollars),
+            (1_500, 2_000),
+            "the price of the model that answered"
+        );
+        assert!((1..=2).contains(&a.seen().len()) && b.seen().len() == 1, "{status}");
+        let (headers, body) = b.seen().remove(0);
+        assert_eq!(serde_json::from_slice::<Value>(&body).unwrap()["model"], "b");
+        assert!(headers.get("authorization").is_none(), "the key of the first model stays with it");
+    }
+    let b = Server::start([completion("{}")]).await;
+    let outcome = bench(two_models("http://127.0.0.1:1", &b)).run(start(json!({}))).await;
+    assert!(outcome.is_ok() && b.seen().len() == 1, "no connection");
+}
+
+#[tokio::test]
+async fn question_that_is_wrong_goes_to_no_other_model() {
+    for status in [400, 413, 422] {
+        let (a, b) = (Server::start([reply(status, "{}")]).await, Server::start([completion("{}")]).await);
+        let failure = bench(two_models(&a.address, &b)).run(start(json!({}))).await.unwrap_err();
+        assert!(!failure.retryable, "{status}");
+        assert_eq!((a.seen().len(), b.seen().len()), (1, 0), "{status}");
+    }
+}
+
+#[tokio::test]
+async fn question_that_is_too_large_goes_to_a_larger_context_only() {
+    for (second, asked) in [(8_000, 1), (2_000, 0)] {
+        let (a, b) = (Server::start([reply(413, "{}")]).await, Server::start([completion("{}")]).await);
+        let mut definition = two_models(&a.address, &b);
+        definition.run.models[0].context_tokens = Some(4_000);
+        definition.run.models[1].context_tokens = Some(second);
+        let outcome = bench(definition).run(start(json!({}))).await;
+        assert_eq!((outcome.is_ok(), b.seen().len()), (asked == 1, asked));
+    }
+}

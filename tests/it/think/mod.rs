@@ -1,6 +1,7 @@
 //! Agents that think: whole runs against a scripted model, real services and a real database.
 mod approvals;
 mod classes;
+mod failover;
 mod fetch;
 mod guards;
 mod keeper;
@@ -54,6 +55,8 @@ pub enum Say {
     Raw(Value),
     /// No answer.
     Hang,
+    /// This status.
+    Status(u16),
     /// Status 429, and after how many seconds to try again.
     Limited(u32),
     /// A stream of these texts, and how it ends.
@@ -211,6 +214,7 @@ async fn model(State(world): State<World>, body: Bytes) -> Response {
             unreachable!()
         }
         Say::Raw(body) => return axum::Json(body).into_response(),
+        Say::Status(status) => return StatusCode::from_u16(status).unwrap().into_response(),
         Say::Limited(seconds) => {
             let headers = [("retry-after", seconds.to_string())];
             return (StatusCode::TOO_MANY_REQUESTS, headers, "slow down").into_response();

@@ -531,14 +531,21 @@ async fn step_is_written_by_the_assignment_that_holds_the_task_only() {
     assert!(fenced(note(at(epoch - 1), 2).await), "an old epoch");
     assert!(fenced(note(at(epoch), 1).await), "another writer has appended");
     assert!(note(at(epoch), 2).await.is_ok());
-    let question = convoke::task::ModelQuestion {
+    let record = convoke::task::ModelQuestion {
         id: uuid::Uuid::new_v4(),
         provider: "p".into(),
         model: "m".into(),
         most: convoke::task::Usage::default(),
         limits: Vec::new(),
     };
-    let again = tasks.begin_question(&at(epoch), 2, None, "x", false, &question).await;
+    let question = convoke::task::NewQuestion {
+        again: None,
+        request_sha256: "x",
+        last: false,
+        passed_over: None,
+        record: &record,
+    };
+    let again = tasks.begin_question(&at(epoch), 2, question).await;
     assert!(fenced(again.map(drop)));
     let end = convoke::task::CallEnd {
         state: convoke::task::StepState::Done,

@@ -324,7 +324,7 @@ impl World {
         check_messages(&self.steps);
         let seq = again.unwrap_or_else(|| {
             let seq = self.seq();
-            let body = StepBody::Model { answer: None, ending: None, last };
+            let body = StepBody::Model { answer: None, ending: None, last, asked: None };
             self.steps.push(Step { seq, state: StepState::Started, tries: 0, rejected: false, body });
             seq
         });
@@ -345,7 +345,12 @@ impl World {
         // One commit: the answer and its calls.
         let step = self.at(seq);
         step.state = StepState::Done;
-        step.body = StepBody::Model { answer: Some(json!({ "content": "" })), ending: Some(ending), last };
+        step.body = StepBody::Model {
+            answer: Some(json!({ "content": "" })),
+            ending: Some(ending),
+            last,
+            asked: None,
+        };
         if ending == Ending::Calls {
             self.plan(seq);
         }
@@ -480,7 +485,8 @@ impl World {
 
 /// What endpoints demand: every call is followed by its result, in order, before any other message.
 fn check_messages(steps: &[Step]) {
-    let sent = messages(1, steps, ToolsBy::Native);
+    let to = crate::task::AskedModel { provider: "p".into(), model: "m".into() };
+    let sent = messages(1, steps, ToolsBy::Native, &to);
     let mut open: Vec<&str> = Vec::new();
     let mut ids = HashSet::new();
     for message in &sent {
