@@ -4,8 +4,10 @@
 //! (agents, orgs) and by clients (topics). [`Requester`] identifies the requester of a task. Counters
 //! (`Epoch`, `Incarnation`, `Lsn`) only increase.
 mod requester;
+mod trace;
 
 pub use requester::Requester;
+pub use trace::{BadTraceContext, TraceContext};
 
 use serde::{Deserialize, Serialize};
 use std::{borrow::Borrow, fmt, str::FromStr, sync::Arc};

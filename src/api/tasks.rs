@@ -26,6 +26,7 @@ use serde_json::{Value, json};
 use std::time::Duration;
 
 const IDEMPOTENCY_KEY: &str = "idempotency-key";
+const TRACEPARENT: &str = "traceparent";
 /// Most events in one answer, and the default.
 const EVENTS_MAX: i64 = 1000;
 
@@ -77,6 +78,9 @@ pub(super) async fn request(
         }
         request.idempotency_key = Some(key);
     }
+    // One that cannot be read is ignored, as W3C demands.
+    let trace = headers.get(TRACEPARENT).and_then(|value| value.to_str().ok()?.parse().ok());
+    request.traceparent = request.traceparent.or(trace);
     let command = RequesterCommand::Request(Box::new(request));
     let command = RemoteCommand::Requester(caller.requester(), org, command);
     match remote::execute(&deps.tasks, &caller, command).await? {

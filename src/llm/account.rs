@@ -36,6 +36,8 @@ pub struct Caller<'a> {
     pub patience: Option<Duration>,
     /// Whether another model can be asked instead: an open breaker is not waited for, and failures are repeated once.
     pub moves_on: bool,
+    /// The header `traceparent` of the request. `None` if it belongs to no trace.
+    pub traceparent: Option<String>,
     /// Is told of a try that may have cost something. `None` if nobody pays.
     pub meter: Option<&'a dyn Meter>,
 }
@@ -65,6 +67,7 @@ impl Caller<'static> {
             shows: &|_| {},
             patience: None,
             moves_on: false,
+            traceparent: None,
             meter: None,
         }
     }

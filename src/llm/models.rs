@@ -196,7 +196,10 @@ impl Provider {
             };
             let error = loop {
                 let sent_at = Instant::now();
-                let (asked, report) = reported::with_report(timeout_at(deadline, send())).await;
+                let (asked, report) = {
+                    let sent = timeout_at(deadline, send());
+                    reported::with_report(caller.traceparent.as_deref(), sent).await
+                };
                 let error = match asked {
                     Ok(Ok(answer)) => {
                         let tokens = used(&answer).map(|(input, output)| input.saturating_add(output));

@@ -2,7 +2,7 @@
 use super::{
     Answer, ChatAnswer, ChatRequest, Clients, CompletionRequest, Error, Model, StreamDecoder, Streaming,
     chat::WORD_CHARS_MAX,
-    read_body,
+    read_body, reported,
     transport::{ANSWER_BYTES_MAX, Plain, broken, successful},
     usage::Reported,
 };
@@ -159,7 +159,9 @@ impl OpenAi {
     /// Sends one request and reads its answer as it comes. Dropping the future closes the connection.
     async fn stream(&self, body: Value, streaming: &Streaming) -> Result<Value, Error> {
         let endpoint = self.client.config();
-        let request = self.http.post(endpoint.url("/chat/completions")).headers(endpoint.headers());
+        let mut headers = endpoint.headers();
+        reported::add_traceparent(&mut headers);
+        let request = self.http.post(endpoint.url("/chat/completions")).headers(headers);
         let request = request.header(CONTENT_TYPE, "application/json").body(body.to_string()).send();
         let begun = Instant::now();
         let late = |_| Error::Timeout(streaming.first_byte);

@@ -1,7 +1,7 @@
 //! What the headers of an answer say of the account's limits.
 use super::limiter::Reported;
 use chrono::{DateTime, Utc};
-use reqwest::header::HeaderMap;
+use reqwest::header::{HeaderMap, HeaderValue};
 use std::{cell::Cell, future::Future, time::Duration};
 
 /// Longest time until a reset; a longer one is shortened to it.
@@ -37,12 +37,23 @@ impl RateReport {
 tokio::task_local! {
     /// The report of the request that the present task waits for: async-openai returns bodies without headers.
     static REPORT: Cell<RateReport>;
+    /// The header `traceparent` of the requests that the present task sends.
+    static TRACEPARENT: Option<HeaderValue>;
 }
 
-/// Waits for a request, and returns what the headers of its last answer report.
-pub(super) async fn with_report<F: Future>(request: F) -> (F::Output, RateReport) {
+/// Sends a request with this header `traceparent`, and returns what the headers of its last answer report.
+pub(super) async fn with_report<F: Future>(traceparent: Option<&str>, request: F) -> (F::Output, RateReport) {
+    let traceparent = traceparent.and_then(|text| HeaderValue::from_str(text).ok());
     let with_report = async { (request.await, REPORT.with(Cell::get)) };
-    REPORT.scope(Cell::default(), with_report).await
+    TRACEPARENT.scope(traceparent, REPORT.scope(Cell::default(), with_report)).await
+}
+
+/// Adds the header `traceparent` of [`with_report`], if there is one.
+pub(super) fn add_traceparent(headers: &mut HeaderMap) {
+    let traceparent = TRACEPARENT.try_with(Clone::clone).ok().flatten();
+    if let Some(traceparent) = traceparent {
+        headers.insert("traceparent", traceparent);
+    }
 }
 
 /// Keeps the headers of an answer for [`with_report`]. Without one around it, they are ignored.

@@ -200,8 +200,9 @@ pub(super) async fn successful(
 async fn send(
     client: &reqwest::Client,
     clock: &crate::clock::Clock,
-    request: reqwest::Request,
+    mut request: reqwest::Request,
 ) -> Result<reqwest::Response, Error> {
+    reported::add_traceparent(request.headers_mut());
     let response = client.execute(request).await.map_err(|e| broken(&e))?;
     let response = successful(response, clock).await?;
     let body = read_body(response, ANSWER_BYTES_MAX).await.map_err(|e| broken(&e))?;

@@ -75,6 +75,10 @@ pub struct WakeRequest {
     /// The task fails if it is not completed this long after the commit.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "humantime_serde")]
     pub deadline_after: Option<Duration>,
+    /// The trace that the task belongs to, as W3C `traceparent`: a template, like `{{ new.traceparent }}`. A value that is
+    /// none is ignored.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traceparent: Option<String>,
     /// Members of [`crate::task::Policy`] that differ from the daemon's defaults: award, timeouts, retries.
     #[serde(default)]
     pub policy: Map<String, Value>,

@@ -191,6 +191,7 @@ fn ids(job: &Job) -> Vec<(&'static str, String)> {
         answers.filter(|text| text.len() <= CHECKPOINT_BYTES_MAX).map(|text| ("CONVOKE_ANSWERS", text)),
     );
     ids.extend(start.rejected.clone().map(|reason| ("CONVOKE_REJECTED", reason)));
+    ids.extend(start.traceparent.map(|trace| ("TRACEPARENT", trace.to_string())));
     if let Some(pass) = job.pass() {
         ids.extend([("CONVOKE_URL", pass.url.clone()), ("CONVOKE_TOKEN", pass.token.clone())]);
     }

@@ -76,6 +76,10 @@ impl Http {
         let again = |message: String, wait| RetryAfter { failure: outage(message), wait };
         let request = self.request("task", body).map_err(|e| again(e, None))?;
         let request = request.header("Idempotency-Key", job.start.key.assignment_id.to_string());
+        let request = match job.start.traceparent {
+            Some(trace) => request.header("traceparent", trace.to_string()),
+            None => request,
+        };
         // Only to a server that shares a secret: the token acts as the agent.
         let request = match job.pass().filter(|_| self.secret.is_some()) {
             Some(pass) => request.header("Convoke-Url", &pass.url).header("Convoke-Token", &pass.token),

@@ -269,6 +269,7 @@ impl Llm {
             shows: &shows,
             priority,
             meter: Some(&asking),
+            traceparent: job.start.traceparent.map(String::from),
             ..self.definition.caller()
         });
         let answer = tokio::select! {

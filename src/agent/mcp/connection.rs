@@ -5,7 +5,10 @@ use super::{
     offered::pinned_text,
     result,
 };
-use crate::agent::{McpServer, tool::Outcome};
+use crate::{
+    agent::{McpServer, tool::Outcome},
+    id::TraceContext,
+};
 use parking_lot::Mutex;
 use rmcp::{
     Peer, RoleClient, ServiceError,
@@ -155,13 +158,13 @@ impl Connection {
         Err(format!("its list of tools has more than {PAGES_MAX} pages"))
     }
 
-    /// Calls a tool of the server.
+    /// Calls a tool of the server, which is told the idempotency key and the span of the step.
     pub(crate) async fn call(
         &self,
         server: &McpServer,
         tool: &str,
         args: &Value,
-        key: &str,
+        (key, trace): (&str, Option<TraceContext>),
         stop: &CancellationToken,
     ) -> Outcome {
         let place = tokio::select! {
@@ -173,7 +176,10 @@ impl Connection {
         };
         let mut params = CallToolRequestParams::new(tool.to_owned());
         params.arguments = args.as_object().cloned();
-        let meta = json!({ "dev.convoke/idempotency-key": key });
+        let mut meta = json!({ "dev.convoke/idempotency-key": key });
+        if let (Some(trace), Some(members)) = (trace, meta.as_object_mut()) {
+            members.insert("traceparent".into(), json!(trace));
+        }
         let meta: RequestMetaObject = serde_json::from_value(meta).unwrap_or_default();
         let request = ClientRequest::CallToolRequest(CallToolRequest::new(params));
         let limits = Limits { silence: server.timeout, total: server.timeout_max };

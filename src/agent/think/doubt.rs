@@ -154,6 +154,7 @@ impl Session<'_> {
             org: &self.job.start.org,
             args: &args,
             key: &call.key,
+            trace: self.job.start.traceparent,
             ids: &ids,
             folder: self.thinker.definition.folder.as_deref(),
             parts: &self.thinker.parts,

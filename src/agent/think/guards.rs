@@ -150,6 +150,7 @@ impl Guards<'_> {
             org: &start.org,
             args: &args,
             key: &key,
+            trace: start.traceparent,
             ids: &ids,
             folder: definition.folder.as_deref(),
             parts: &self.thinker.parts,

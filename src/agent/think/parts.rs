@@ -36,6 +36,7 @@ impl Session<'_> {
             kind: kind.to_owned(),
             requires: requires.clone(),
             input: call.run_args().get("input").cloned().unwrap_or_default(),
+            traceparent: self.span(seq),
             ..Request::default()
         };
         let end = |made: Result<&Task, &Error>| -> CallEnd {

@@ -153,6 +153,7 @@ impl Session<'_> {
             priority: self.job.start.priority.into(),
             meter: Some(&asking),
             patience: Some(PATIENCE),
+            traceparent: self.span(seq).map(String::from),
             ..self.thinker.definition.caller()
         });
         // The future is dropped with the job: that closes the connection, and no answer is paid for that is not read.
@@ -367,7 +368,7 @@ impl Session<'_> {
         let outcome = match tool {
             Callable::Tasks => self.parts(call).await,
             Callable::Recall(settings) => self.recall(call, settings).await,
-            _ => self.outcome(tool, call).await,
+            _ => self.outcome(tool, seq, call).await,
         };
         self.record(seq, tries, call, outcome, bytes_max).await
     }
@@ -434,7 +435,7 @@ impl Session<'_> {
 
     /// Runs a tool; one with a key again with the same key while the outcome is unknown, and one with `retries` again
     /// after a failure that may pass.
-    async fn outcome(&self, tool: Callable<'_>, call: &ToolStep) -> Outcome {
+    async fn outcome(&self, tool: Callable<'_>, seq: i32, call: &ToolStep) -> Outcome {
         let ids = self.ids();
         let stop = self.job.stop_token();
         let retries = tool.declared().map_or(0, |tool| tool.retries);
@@ -446,6 +447,7 @@ impl Session<'_> {
                 org: &self.job.start.org,
                 args: call.run_args(),
                 key: &call.key,
+                trace: self.span(seq),
                 ids: &ids,
                 folder: self.thinker.definition.folder.as_deref(),
                 parts: &self.thinker.parts,

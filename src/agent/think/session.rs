@@ -14,6 +14,7 @@ use crate::{
         job::{permanent, retryable},
         retry::again,
     },
+    id::TraceContext,
     task::{
         EarlierEffect, Failure, LatestRun, NoteKind, PinnedDefinition, RunKey, Step, TaskCommands, Usage,
     },
@@ -90,6 +91,12 @@ impl<'a> Session<'a> {
             spent: (tokens_before, 0),
             messages,
         })
+    }
+
+    /// The span of a step. `None` if the task belongs to no trace.
+    pub(super) fn span(&self, seq: i32) -> Option<TraceContext> {
+        let RunKey { key, run, .. } = self.at;
+        self.job.start.traceparent.map(|trace| trace.step(key.task_id, run, seq))
     }
 
     pub(super) fn rules(&self) -> Rules {

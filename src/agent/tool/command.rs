@@ -62,7 +62,10 @@ fn prepared(call: ToolCall<'_>, tool: &Tool) -> Result<Program, String> {
 /// The whole environment of the program.
 fn variables(call: ToolCall<'_>, tool: &Tool) -> Vec<(String, String)> {
     let declared = tool.env.iter().filter_map(|name| Some((name.clone(), call.parts.env.get(name)?)));
-    let ids = call.ids.iter().map(|(name, value)| ((*name).to_owned(), value.clone()));
+    // The span of the step takes the place of that of the job.
+    let ids = call.ids.iter().filter(|(name, _)| *name != "TRACEPARENT");
+    let ids = ids.map(|(name, value)| ((*name).to_owned(), value.clone()));
+    let trace = call.trace.map(|trace| ("TRACEPARENT".to_owned(), trace.to_string()));
     let key = ("CONVOKE_IDEMPOTENCY_KEY".to_owned(), call.key.to_owned());
-    declared.chain(ids).chain([key]).collect()
+    declared.chain(ids).chain(trace).chain([key]).collect()
 }

@@ -26,6 +26,9 @@ async fn post(call: ToolCall<'_>, tool: &Tool) -> Outcome {
         .header("Idempotency-Key", call.key)
         .timeout(tool.timeout())
         .body(call.args.to_string());
+    if let Some(trace) = call.trace {
+        request = request.header("traceparent", trace.to_string());
+    }
     for (header, variable) in &tool.headers_env {
         let value = call.parts.env.get(variable).and_then(|value| HeaderValue::from_str(&value).ok());
         let Some(mut value) = value else {

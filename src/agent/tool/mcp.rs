@@ -25,5 +25,5 @@ pub(super) async fn call(call: ToolCall<'_>, server: &McpServer, tool: &FoundToo
     if is_pinned && hex(&Sha256::digest(pinned_text(now))) != tool.sha256 {
         return denied("has changed this tool since the run began");
     }
-    connection.call(server, &tool.tool, call.args, call.key, call.stop).await
+    connection.call(server, &tool.tool, call.args, (call.key, call.trace), call.stop).await
 }

@@ -19,7 +19,7 @@ mod sql_read;
 use super::{Definition, Env, Tool, ToolKind};
 use crate::{
     agent::kind::RunnerDeps,
-    id::{AgentId, OrgId},
+    id::{AgentId, OrgId, TraceContext},
     task::DatabaseCall,
 };
 use serde_json::Value;
@@ -42,6 +42,8 @@ pub(crate) struct ToolCall<'a> {
     pub(crate) args: &'a Value,
     /// The idempotency key of the step.
     pub(crate) key: &'a str,
+    /// The span of the step. `None` if the task belongs to no trace.
+    pub(crate) trace: Option<TraceContext>,
     /// The ids of the task, for a program.
     pub(crate) ids: &'a [(&'static str, String)],
     /// The folder of the agent's file.

@@ -17,7 +17,7 @@ pub use template::BadTemplate;
 pub(crate) use template::{Context, Template};
 
 use super::definition::{Wake, WakeRequest};
-use crate::{filter::Filter, task::Request};
+use crate::{filter::Filter, id::TraceContext, task::Request};
 use serde_json::Value;
 use std::sync::Arc;
 
@@ -51,14 +51,26 @@ impl CompiledWake {
 pub(crate) struct RequestTemplate {
     request: WakeRequest,
     input: Template,
+    traceparent: Option<Template>,
 }
 
 impl RequestTemplate {
     /// Parses the templates.
     pub(crate) fn parse(request: &WakeRequest) -> Result<Self, BadTemplate> {
         let input = Template::parse(&request.input, "input", &NAMES)?;
+        let traceparent = request
+            .traceparent
+            .as_ref()
+            .map(|text| Template::parse(&Value::String(text.clone()), "traceparent", &NAMES));
+        let traceparent = traceparent.transpose()?;
         // The template holds the input: one copy is enough.
-        Ok(Self { request: WakeRequest { input: Value::Null, ..request.clone() }, input })
+        Ok(Self { request: WakeRequest { input: Value::Null, ..request.clone() }, input, traceparent })
+    }
+
+    /// The trace that the row names. Whatever cannot be read is none: a row without a trace is no mistake.
+    fn trace(&self, context: &Context) -> Option<TraceContext> {
+        let found = self.traceparent.as_ref()?.fill("traceparent", context).ok()?;
+        found.as_str()?.parse().ok()
     }
 
     fn fill(&self, commit: &Commit, context: &Context) -> Result<Request, BadTemplate> {
@@ -71,6 +83,7 @@ impl RequestTemplate {
             priority: request.priority,
             deadline: after.and_then(|after| commit.committed_at.checked_add_signed(after)),
             policy: request.policy.clone(),
+            traceparent: self.trace(context),
             ..Request::default()
         })
     }

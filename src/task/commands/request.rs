@@ -310,6 +310,8 @@ pub(in crate::task) async fn insert(
         policy: Json<&Map<String, Value>> = Json(&new.request().policy),
         attempts_max: i32 = new.checked.attempts_max,
         more: Option<Json<&Relations>> = dependencies.relations.get(&new.id).map(Json),
+        traceparent: Option<String> = new.request().traceparent.map(String::from),
+        holder: Option<Uuid> = new.holder.as_ref().map(|(key, _)| key.assignment_id.as_uuid()),
     });
     let rows = columns.run(tx, &[]).await?;
     drop(columns);

@@ -1,4 +1,5 @@
 //! Starts of assignments: the statement, and the answers with the input of each task.
+use crate::id::TraceContext;
 use crate::task::commands::command::{BatchOutcome, CommandReply};
 use crate::task::storage::columns::columns;
 use crate::task::storage::locked_task::{LiveAssignment, LockedTask};
@@ -88,6 +89,7 @@ pub(in crate::task) fn answer_starts(
             deadline: None,
             answers: Vec::new(),
             rejected: None,
+            traceparent: None,
             budgeted: false,
             priority: 0,
         };
@@ -114,6 +116,10 @@ impl Start {
     /// With the columns of `start.sql` or `restart_answer.sql`.
     fn filled(self, row: &Row) -> Result<Self, Unreadable> {
         let answers: Option<Value> = row.read("answers")?;
+        // One that was written by hand and cannot be read is none.
+        let trace =
+            row.read::<Option<&str>>("traceparent")?.and_then(|text| text.parse::<TraceContext>().ok());
+        let assignment = self.key.assignment_id;
         Ok(Self {
             input: row.read("input")?,
             attempt: row.read("attempt")?,
@@ -121,6 +127,7 @@ impl Start {
             deadline: rows::time(row, "deadline_at")?,
             answers: answers.and_then(|answers| answers.as_array().cloned()).unwrap_or_default(),
             rejected: row.read("rejected")?,
+            traceparent: trace.map(|trace| trace.assignment(assignment)),
             budgeted: row.read("budgeted")?,
             priority: row.read("priority")?,
             ..self

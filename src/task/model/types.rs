@@ -1,6 +1,6 @@
 //! Types of the negotiation: requests, tasks, offers, awards and reports.
 //! Shapes follow `docs/spec/negotiation.md` §2 and §6.
-use crate::id::{AgentId, AssignmentId, Epoch, Incarnation, OrgId, Requester, TaskId};
+use crate::id::{AgentId, AssignmentId, Epoch, Incarnation, OrgId, Requester, TaskId, TraceContext};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -52,6 +52,10 @@ pub struct Request {
     /// Members of [`Policy`](crate::task::Policy) that differ from the defaults.
     #[serde(default)]
     pub policy: serde_json::Map<String, Value>,
+    /// The trace that the task belongs to. Not part of what is requested: a repeated request may have another one, and
+    /// the first one counts.
+    #[serde(default, skip_serializing)]
+    pub traceparent: Option<TraceContext>,
 }
 
 /// A task as clients see it.
@@ -236,6 +240,9 @@ pub struct Start {
     /// Why the last result was rejected.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rejected: Option<String>,
+    /// The span of the assignment. `None` if the task belongs to no trace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traceparent: Option<TraceContext>,
     /// Whether it has a budget.
     #[serde(skip)]
     pub budgeted: bool,

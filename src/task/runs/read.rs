@@ -1,4 +1,5 @@
 //! Reads runs and steps.
+use crate::id::TraceContext;
 use crate::task::storage::rows::{self, Columns, Unreadable};
 use crate::task::storage::statement::sql;
 use crate::task::{
@@ -55,8 +56,12 @@ impl TaskReader {
             if runs.last().is_none_or(|(last, ..)| *last != number) {
                 runs.push((number, shown_run(row)?, Vec::new()));
             }
+            let mut shown = shown_step(row, contents)?;
+            if let Some(members) = shown.as_object_mut() {
+                members.extend(trace_ids(row, task)?);
+            }
             if let Some((.., steps)) = runs.last_mut() {
-                steps.push(shown_step(row, contents)?);
+                steps.push(shown);
             }
         }
         let with_steps = |(_, mut run, steps): (i32, Value, Vec<Value>)| {
@@ -142,6 +147,16 @@ pub(super) fn effect(row: &Row) -> Result<EarlierEffect, Unreadable> {
         state: known(row, "state", StepState::parse)?,
         result: row.read("result")?,
     })
+}
+
+/// The ids of the trace and the span of a step. None if its task belongs to no trace.
+fn trace_ids(row: &Row, task: TaskId) -> Result<Vec<(String, Value)>, Unreadable> {
+    let trace = row.read::<Option<&str>>("traceparent")?.and_then(|text| text.parse::<TraceContext>().ok());
+    let Some(trace) = trace else { return Ok(Vec::new()) };
+    let span = trace.step(task, row.read("run")?, row.read("seq")?);
+    let ids =
+        [("trace_id", format!("{:032x}", span.trace_id())), ("span_id", format!("{:016x}", span.span_id()))];
+    Ok(ids.into_iter().map(|(name, id)| (name.to_owned(), Value::String(id))).collect())
 }
 
 fn shown_run(row: &Row) -> Result<Value, Unreadable> {

@@ -4,18 +4,18 @@ with input as (
     from (
         select at, id, org, kind, array(select jsonb_array_elements_text(requires)) as requires, input, requester,
             parent_id, idempotency_key, request_hash, priority, run_at, deadline_at, policy, attempts_max,
-            more
+            more, traceparent, holder
         from unnest($1::uuid[], $2::text[], $3::text[], $4::jsonb[], $5::jsonb[], $6::text[], $7::uuid[],
             $8::text[], $9::bytea[], $10::smallint[], $11::timestamptz[], $12::timestamptz[], $13::jsonb[],
-            $14::integer[], $15::jsonb[]) with ordinality
+            $14::integer[], $15::jsonb[], $16::text[], $17::uuid[]) with ordinality
         as u(id, org, kind, requires, input, requester, parent_id, idempotency_key, request_hash, priority,
-            run_at, deadline_at, policy, attempts_max, more, at)
+            run_at, deadline_at, policy, attempts_max, more, traceparent, holder, at)
     ) i
 ),
 made as (
     insert into convoke.tasks (id, org, kind, requires, class, input, requester, parent_id, root_id,
         idempotency_key, request_hash, priority, state, run_at, due_at, deadline_at, policy, attempts_max,
-        detached, run_anyway, depends_on)
+        detached, run_anyway, depends_on, traceparent)
     select i.id, i.org, i.kind, i.requires, i.class, i.input, i.requester, i.parent_id,
         coalesce(parent.root_id, i.id), i.idempotency_key, i.request_hash, i.priority,
         case when i.more ? 'blocked' then 'blocked' when i.later then 'scheduled' else 'open' end, i.run_at,
@@ -23,7 +23,9 @@ made as (
             when i.later and not coalesce(i.more ? 'blocked', false) then i.run_at end,
         i.deadline_at, i.policy, i.attempts_max, coalesce(i.more ? 'detached', false),
         coalesce(i.more ? 'run_anyway', false),
-        array(select d::uuid from jsonb_array_elements_text(i.more -> 'depends_on') as d)
+        array(select d::uuid from jsonb_array_elements_text(i.more -> 'depends_on') as d),
+        -- A part belongs to the trace of the whole, below the assignment that requests it.
+        coalesce(i.traceparent, convoke.part_traceparent(parent.traceparent, coalesce(i.holder, parent.id)))
     from input i left join convoke.tasks parent on parent.id = i.parent_id
     -- The first of two requests with one key wins.
     order by i.at

@@ -1,4 +1,4 @@
-select t.id, t.input, t.attempt, t.deadline_at, t.answers, t.rejected, t.priority,
+select t.id, t.input, t.attempt, t.deadline_at, t.answers, t.rejected, t.priority, t.traceparent,
     exists (select from convoke.charges c join convoke.assignments a on a.id = c.assignment_id
         where a.task_id = t.id and a.epoch = $2 and c.state = 'reserved') as budgeted, (
     select a.checkpoint from convoke.assignments a

@@ -16,7 +16,7 @@ moved as (
         updated_at = clock_timestamp(), version = t.version + 1
     from started s where t.id = s.task_id
     returning t.id, t.org, t.kind, t.round, t.epoch, t.attempt, t.input, t.deadline_at,
-        t.answers, t.rejected, t.priority, t.root_id, s.agent_id, s.id as assignment_id
+        t.answers, t.rejected, t.priority, t.root_id, t.traceparent, s.agent_id, s.id as assignment_id
 ),
 -- A task with a budget has a charge from its start.
 charged as (
@@ -35,7 +35,7 @@ logged as (
         'attempt', attempt)
     from moved
 )
-select m.id, m.input, m.attempt, m.deadline_at, m.answers, m.rejected, m.priority,
+select m.id, m.input, m.attempt, m.deadline_at, m.answers, m.rejected, m.priority, m.traceparent,
     exists (select from charged where task_id = m.id) as budgeted, (
     select a.checkpoint from convoke.assignments a
     where a.task_id = m.id and a.checkpoint is not null and m.epoch > 1 order by a.epoch desc limit 1

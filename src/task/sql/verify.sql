@@ -5,11 +5,11 @@ with input as (
 ),
 made as (
     insert into convoke.tasks (id, org, kind, requires, class, input, requester, parent_id, root_id, priority, state,
-        deadline_at, policy, attempts_max, followed, tried)
+        deadline_at, policy, attempts_max, followed, tried, traceparent)
     select i.id, t.org, i.kind, i.requires, convoke.task_class(t.org, i.requires),
         jsonb_build_object('task', jsonb_build_object('id', t.id, 'kind', t.kind, 'input', t.input), 'result', t.result),
         'verify:' || t.id, t.id, t.root_id, t.priority, 'open', t.deadline_at, i.policy, i.attempts_max, true,
-        array[t.agent_id]
+        array[t.agent_id], convoke.part_traceparent(t.traceparent, t.id)
     from input i join convoke.tasks t on t.id = i.of
     returning id, org, kind, requires, requester, priority, parent_id, state, input, policy, attempts_max, root_id
 )

@@ -1,9 +1,9 @@
 with input as (
     select i.*, array(select jsonb_array_elements_text(i.needs)) as requires
     from unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::integer[], $6::uuid[], $7::text[],
-        $8::jsonb[], $9::jsonb[], $10::smallint[], $11::timestamptz[], $12::jsonb[], $13::integer[], $14::text[])
+        $8::jsonb[], $9::jsonb[], $10::smallint[], $11::timestamptz[], $12::jsonb[], $13::integer[], $14::text[], $15::text[])
     as i(trigger, agent_id, org, lsn, index, task_id, kind, needs, input, priority, deadline_at, policy,
-        attempts_max, error)
+        attempts_max, error, traceparent)
 ),
 fresh as (
     insert into convoke.wakes (trigger, agent_id, lsn, index, task_id, error)
@@ -17,9 +17,9 @@ new as (
 ),
 made as (
     insert into convoke.tasks (id, org, kind, requires, class, input, requester, root_id, priority, state,
-        deadline_at, policy, attempts_max)
+        deadline_at, policy, attempts_max, traceparent)
     select task_id, org, kind, requires, convoke.task_class(org, requires), input, 'wake:' || trigger, task_id,
-        priority, 'open', deadline_at, policy, attempts_max
+        priority, 'open', deadline_at, policy, attempts_max, traceparent
     from new where error is null
     returning id, org, kind, requires, requester, priority, class, policy, state, state_reason, epoch, agent_id, input,
         attempts_max, root_id, version

@@ -126,6 +126,8 @@ impl TaskTriggers {
             policy: Option<Json<&Map<String, Value>>> = asked.ok().map(|asked| Json(&asked.request.policy)),
             attempts_max: i32 = asked.map_or(1, |asked| asked.attempts_max),
             error: Option<&str> = asked.err().map(String::as_str),
+            traceparent: Option<String> =
+                asked.ok().and_then(|asked| asked.request.traceparent).map(String::from),
         });
         columns.run(tx, &[]).await
     }

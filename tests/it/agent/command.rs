@@ -44,6 +44,16 @@ async fn input_is_standard_input_and_result_is_standard_output() {
 }
 
 #[tokio::test]
+async fn command_gets_the_trace_of_its_assignment() {
+    let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let mut traced = start(json!({}));
+    traced.traceparent = Some(trace.parse().unwrap());
+    let bench = Bench::new(shell("echo \"\\\"$TRACEPARENT\\\"\""));
+    assert_eq!(result(bench.run(traced).await), json!(trace));
+    assert_eq!(result(bench.run(start(json!({}))).await), json!(""), "no trace, no variable");
+}
+
+#[tokio::test]
 async fn command_may_ignore_its_input() {
     let big = json!("x".repeat(500_000));
     assert_eq!(result(Bench::new(shell("echo 42")).run(start(big)).await), json!(42));

@@ -114,6 +114,19 @@ async fn job_is_posted_with_a_signature_and_the_body_is_the_result() {
 }
 
 #[tokio::test]
+async fn service_gets_the_trace_of_the_assignment() {
+    let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let server = Server::start([reply(200, "1")]).await;
+    let mut traced = start(json!({}));
+    traced.traceparent = Some(trace.parse().unwrap());
+    let bench = Bench::new(agent(&server));
+    result(bench.run(traced).await);
+    result(bench.run(start(json!({}))).await);
+    let seen = server.seen();
+    assert_eq!((&seen[0].0["traceparent"], seen[1].0.get("traceparent")), (&trace.parse().unwrap(), None));
+}
+
+#[tokio::test]
 async fn retry_waits_as_long_as_the_server_asks() {
     let later = |status| Reply::Say(status, vec![("Retry-After", "1".into())], "busy".into());
     let server = Server::start([later(429), later(503), reply(200, "1")]).await;

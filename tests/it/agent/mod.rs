@@ -42,6 +42,7 @@ pub fn start(input: Value) -> Start {
         deadline: None,
         answers: Vec::new(),
         rejected: None,
+        traceparent: None,
         result_schema: None,
     }
 }

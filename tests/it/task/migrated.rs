@@ -66,15 +66,15 @@ const CONTENT: &str = "select jsonb_build_object(
     'offers', (select jsonb_agg(to_jsonb(o) order by o.task_id, o.agent_id) from convoke.offers o),
     'assignments', (select jsonb_agg(to_jsonb(a) order by a.id) from convoke.assignments a)) as content";
 
-/// A database with the migrations up to [`BEFORE`], as a daemon of that time left it.
-async fn old_database() -> TestDb {
+/// A database with the migrations up to this one, as a daemon of that time left it.
+async fn old_database(last: i32) -> TestDb {
     let db = empty_database().await;
     let client = db.client().await;
     client.batch_execute("create schema convoke").await.unwrap();
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations");
     let version = |name: &str| name[1..].split("__").next().unwrap().parse::<i32>().unwrap();
     let mut files: Vec<_> = fs::read_dir(folder).unwrap().map(|file| file.unwrap().path()).collect();
-    files.retain(|file| version(file.file_name().unwrap().to_str().unwrap()) <= BEFORE);
+    files.retain(|file| version(file.file_name().unwrap().to_str().unwrap()) <= last);
     files.sort_by_key(|file| version(file.file_name().unwrap().to_str().unwrap()));
     for file in files {
         client.batch_execute(&fs::read_to_string(file).unwrap()).await.unwrap();
@@ -83,7 +83,7 @@ async fn old_database() -> TestDb {
     let new_db = database().await;
     let new = new_db.client().await;
     let history = "select jsonb_agg(to_jsonb(m)) from convoke.migration m where version <= $1";
-    let history: Value = new.query_one(history, &[&BEFORE]).await.unwrap().get(0);
+    let history: Value = new.query_one(history, &[&last]).await.unwrap().get(0);
     client
         .batch_execute(
             "create table convoke.migration (version int4 primary key, name varchar(255), applied_on varchar(255),
@@ -103,7 +103,7 @@ fn task(number: u32) -> TaskId {
 
 #[tokio::test]
 async fn tasks_in_every_state_survive_the_migrations_after_version_38() {
-    let db = old_database().await;
+    let db = old_database(BEFORE).await;
     let client = db.client().await;
     client.batch_execute(TASKS).await.unwrap();
     let content = async || client.query_one(CONTENT, &[]).await.unwrap().get::<_, Value>("content");
@@ -147,4 +147,25 @@ async fn tasks_in_every_state_survive_the_migrations_after_version_38() {
         world.in_state(task(number), state).await;
     }
     world.check().await;
+}
+
+#[tokio::test]
+async fn whoever_may_request_tasks_by_sql_may_do_so_after_version_64() {
+    let db = old_database(63).await;
+    let client = db.client().await;
+    // Roles belong to the whole server, and other tests use it at the same time.
+    let role = format!("requester_{}", Uuid::new_v4().simple());
+    let grant = format!("grant execute on function convoke.request_task to {role} with grant option");
+    client.batch_execute(&format!("create role {role} nologin; {grant}")).await.unwrap();
+    let store = db.open(&Scope::default()).await;
+    db::migrate(&store).await.unwrap();
+    let may =
+        "select (select bool_or(a.is_grantable) from pg_proc p cross join lateral aclexplode(p.proacl) a
+            where p.oid = 'convoke.request_task'::regproc and a.grantee = $1::text::regrole),
+        (select count(*) from pg_proc p cross join lateral aclexplode(p.proacl) a
+            where p.oid = 'convoke.request_task'::regproc and a.grantee = 0)";
+    let row = client.query_one(may, &[&role]).await.unwrap();
+    assert_eq!((row.get::<_, Option<bool>>(0), row.get::<_, i64>(1)), (Some(true), 0), "and public may not");
+    drop(store);
+    client.batch_execute(&format!("drop owned by {role}; drop role {role}")).await.unwrap();
 }

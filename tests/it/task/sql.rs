@@ -33,6 +33,46 @@ async fn sql_requests_parts_and_dependencies_of_its_own_org_only() {
 }
 
 #[tokio::test]
+async fn task_requested_by_sql_belongs_to_the_trace_that_is_named() {
+    let mut world = Harness::new(vec![profile("a", 2)]).await;
+    let client = world.database.client().await.unwrap();
+    let ask = "select convoke.request_task('test', requires => '{work}', org => 'demo', traceparent => $1)";
+    for bad in ["", "x", "00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01"] {
+        let refused = client.query_one(ask, &[&bad]).await.unwrap_err();
+        assert_eq!(refused.as_db_error().unwrap().code().code(), "22023", "{bad}: {refused:?}");
+    }
+    let zero = "00-00000000000000000000000000000000-00f067aa0ba902b7-01";
+    assert!(client.query_one(ask, &[&zero]).await.is_err());
+    let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let id = TaskId::from(client.query_one(ask, &[&trace]).await.unwrap().get::<_, Uuid>(0));
+    world.tasks.notify_arbiter();
+    let (start, agent) = world.started(id).await;
+    let of_task: convoke::id::TraceContext = trace.parse().unwrap();
+    assert_eq!(start.traceparent, Some(of_task.assignment(start.key.assignment_id)));
+
+    // Parts belong to the same trace: below the assignment that requests them, or below the task.
+    let org = "demo".parse().unwrap();
+    let wish: Request = serde_json::from_value(json!({ "kind": "test", "requires": ["work"] })).unwrap();
+    let part = world.tasks.request_part(&org, start.key, &agent, wish).await.unwrap().task.id;
+    let by_sql = "select convoke.request_task('test', requires => '{work}', org => 'demo', parent_id => $1)";
+    let other: Uuid = client.query_one(by_sql, &[&id.as_uuid()]).await.unwrap().get(0);
+    let stored = "select traceparent from convoke.tasks where id = $1";
+    let stored = async |id: Uuid| client.query_one(stored, &[&id]).await.unwrap().get::<_, Option<String>>(0);
+    assert_eq!(stored(part.as_uuid()).await, Some(of_task.assignment(start.key.assignment_id).to_string()));
+    assert_eq!(stored(other).await, Some(of_task.task(id).to_string()));
+    assert_eq!(stored(id.as_uuid()).await.as_deref(), Some(trace));
+
+    // A trace that was written by hand and cannot be read is none.
+    let broken = "update convoke.tasks set traceparent = 'x' where id = $1";
+    client.execute(broken, &[&other]).await.unwrap();
+    world.tasks.notify_arbiter();
+    let (start, _) = world.started(TaskId::from(other)).await;
+    assert_eq!(start.traceparent, None);
+    drop(client);
+    world.check().await;
+}
+
+#[tokio::test]
 async fn sql_has_the_limits_and_the_defaults_of_every_other_request() {
     let mut config = Config::default();
     config.policy.attempts_max = 7;

@@ -16,6 +16,7 @@ mod research;
 mod runs;
 mod sql_read;
 mod streams;
+mod traces;
 
 use crate::{
     agent::definition,
@@ -121,6 +122,8 @@ pub struct World {
     pub status: Arc<Mutex<BTreeMap<String, u16>>>,
     /// How many of the next answers of a service are 502.
     pub fails: Arc<Mutex<BTreeMap<String, u32>>>,
+    /// The header `traceparent` of each request, with what was asked: `model` or the service.
+    traces: Arc<Mutex<Vec<(String, Option<String>)>>>,
     /// A question that hangs was dropped by the daemon.
     pub dropped: Arc<Notify>,
 }
@@ -135,6 +138,7 @@ impl World {
             calls: Arc::default(),
             status: Arc::default(),
             fails: Arc::default(),
+            traces: Arc::default(),
             dropped: Arc::default(),
         };
         let router = Router::new()
@@ -168,6 +172,16 @@ impl World {
         self.asked.lock().values().map(Vec::len).sum()
     }
 
+    /// The header `traceparent` of each request so far.
+    pub fn traces(&self) -> Vec<(String, Option<String>)> {
+        self.traces.lock().clone()
+    }
+
+    fn keep_trace(&self, what: &str, headers: &HeaderMap) {
+        let trace = headers.get("traceparent").map(|value| value.to_str().unwrap().to_owned());
+        self.traces.lock().push((what.to_owned(), trace));
+    }
+
     pub fn calls(&self, service: &str) -> usize {
         self.calls.lock().get(service).map_or(0, Vec::len)
     }
@@ -186,7 +200,8 @@ impl Drop for Dropped {
     }
 }
 
-async fn model(State(world): State<World>, body: Bytes) -> Response {
+async fn model(State(world): State<World>, headers: HeaderMap, body: Bytes) -> Response {
+    world.keep_trace("model", &headers);
     let question: Value = serde_json::from_slice(&body).unwrap();
     let messages = question["messages"].as_array().unwrap();
     let said = |message: &&Value| message["role"] == "assistant";
@@ -251,6 +266,7 @@ fn stream(texts: Vec<String>, end: StreamEnd, world: &World) -> Response {
 }
 
 async fn service(State(world): State<World>, Path(name): Path<String>, headers: HeaderMap) -> Response {
+    world.keep_trace(&name, &headers);
     let key = headers["idempotency-key"].to_str().unwrap().to_owned();
     world.calls.lock().entry(name.clone()).or_default().push(key);
     let fails = world.fails.lock().get_mut(&name).is_some_and(|left| {
