@@ -1,7 +1,7 @@
 //! Builds the parts of a daemon in groups: storage, rights, negotiation, realtime, agents, doors, WAL.
 use super::{
     Builder, CLIENTS_PUBLICATION, Daemon, Edge, PUBLICATION, Parts, change_log, dashboard_grants,
-    database_broadcasts::DatabaseBroadcasts, health, history, leadership::Leadership, publications,
+    database_broadcasts::DatabaseBroadcasts, health, history, leadership::Leadership, publications, traces,
     wal_consumer,
 };
 use crate::{
@@ -111,6 +111,7 @@ pub(super) async fn assemble(
     let models =
         models.unwrap_or_else(|| Models::new(base.clock.clone())).with_config(base.config.llm.clone());
     models.register(&base.metrics);
+    traces::start(&base.scope, &tasks, models.clients(), &base.config, &base.metrics)?;
     let keeper = keeper.map(|executable| keeper_of(&base.config, executable)).transpose()?;
     let hosting = (definitions, registry, models.clone(), keeper);
     let agents = build_agents(&base, &tasks, &realtime.tracker, &rights.keys, hosting).await?;
@@ -249,7 +250,9 @@ async fn build_rights(base: &Base) -> anyhow::Result<Rights> {
 
 fn build_negotiation(base: &Base) -> (Tasks, mpsc::Receiver<Vec<Notice>>) {
     let metrics = task::Metrics::register(&base.metrics);
-    Tasks::start(&base.scope, base.database.clone(), NodeId::generate(), &base.config.task, metrics)
+    let (mut settings, otlp) = (base.config.task.clone(), &base.config.telemetry.otlp);
+    settings.traced_percent = if otlp.is_on() { otlp.percent } else { 0 };
+    Tasks::start(&base.scope, base.database.clone(), NodeId::generate(), &settings, metrics)
 }
 
 async fn build_realtime(base: &Base, access: &Access) -> anyhow::Result<Realtime> {

@@ -19,6 +19,7 @@ mod leadership;
 mod publications;
 mod scheduler;
 mod serve;
+mod traces;
 mod wal_consumer;
 
 pub use channels::Channels;

@@ -74,6 +74,7 @@ fn check(config: &Config) -> Vec<(String, String, String)> {
         let message = e.to_string().replacen("telemetry.log = ", "", 1);
         wrong.push(("telemetry.log", message, "use a level like \"info\", or \"convoke=debug\""));
     }
+    wrong.extend(config.telemetry.otlp.check());
     if let Err(e) = config.task.check() {
         wrong.push(("task.policy", e, "see the comments of config/convoke.toml"));
     }

@@ -44,6 +44,8 @@ pub(in crate::task) struct TaskContext {
     pub(in crate::task) database: Database,
     pub(in crate::task) node: NodeId,
     pub(in crate::task) policies: Arc<Policies>,
+    /// The share of tasks without a trace that begin one, in percent.
+    pub(in crate::task) traced_percent: i16,
     /// How long tasks are kept after their end; `None` keeps all.
     pub(in crate::task) retention: Option<Duration>,
     /// One semaphore for each org, of [`REQUESTS_EACH_MAX`] permits.
@@ -99,6 +101,7 @@ impl TaskContext {
             database,
             node,
             policies: Policies::new(config).into(),
+            traced_percent: config.traced_percent.into(),
             retention: Some(config.retention).filter(|keep| *keep < FOREVER),
             request_permits: Mutex::default(),
             roster: Mutex::default(),

@@ -44,6 +44,7 @@ pub use read::invariants::INVARIANTS;
 pub use read::lines::{LineFilter, Lines};
 pub use read::replay::{Replayed, replay};
 pub use read::task_reader::TaskReader;
+pub use read::traces::{Traced, TracedAttempt, TracedEvent, TracedStep, TracedTask, TracedWork};
 pub use rounds::arbiter::Arbiter;
 pub use rounds::score;
 pub use rounds::tally::OffersTally;

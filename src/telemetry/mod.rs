@@ -1,13 +1,16 @@
-//! Tracing set-up and the Prometheus registry.
+//! Tracing set-up, the Prometheus registry, and the export by OTLP.
 //!
 //! The module that counts a metric owns it and registers it here. Logs never contain a payload, a row value,
 //! a prompt or a token.
+pub(crate) mod genai;
+mod otlp;
 mod outage;
 mod reason_counter;
 mod redact;
 mod series;
 mod throttle;
 
+pub use otlp::{Instruments, Otlp, OtlpConfig, scope};
 pub use outage::Outage;
 pub use reason_counter::ReasonCounter;
 pub use redact::{HIDDEN, without_login};
@@ -25,7 +28,7 @@ use std::{io::IsTerminal, sync::Arc};
 use tracing::Metadata;
 use tracing_subscriber::{EnvFilter, filter::filter_fn, layer::SubscriberExt, util::SubscriberInitExt};
 
-/// Settings of the process log.
+/// Settings of the process log and of OpenTelemetry.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Config {
@@ -33,6 +36,8 @@ pub struct Config {
     pub log: String,
     /// `text` for people, `json` for machines.
     pub format: Format,
+    /// OpenTelemetry.
+    pub otlp: OtlpConfig,
 }
 
 /// The form of a log line.
@@ -47,7 +52,7 @@ pub enum Format {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { log: "info".into(), format: Format::Text }
+        Self { log: "info".into(), format: Format::Text, otlp: OtlpConfig::default() }
     }
 }
 

@@ -23,6 +23,9 @@ pub struct Config {
     /// How long a task is kept after its end, with its events; [`FOREVER`] or more keeps all.
     #[serde(with = "humantime_serde")]
     pub retention: Duration,
+    /// The share of tasks without a trace that begin one, in percent; set by the daemon if it exports traces.
+    #[serde(skip)]
+    pub traced_percent: u8,
     /// Whether `postgres_changes` shows the tables of the negotiation: their changes go through the change log then.
     pub observed: bool,
 }
@@ -30,7 +33,13 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         let retention = Duration::from_secs(30 * 24 * 3600);
-        Self { policy: Policy::default(), kinds: BTreeMap::new(), retention, observed: false }
+        Self {
+            policy: Policy::default(),
+            kinds: BTreeMap::new(),
+            retention,
+            traced_percent: 0,
+            observed: false,
+        }
     }
 }
 

@@ -8,4 +8,5 @@ pub(in crate::task) mod lines;
 pub(in crate::task) mod query;
 pub(in crate::task) mod replay;
 pub(in crate::task) mod task_reader;
+pub(in crate::task) mod traces;
 pub(in crate::task) mod waits_for;

@@ -30,7 +30,7 @@ use std::{
     time::Duration,
 };
 use tokio::time::Instant;
-use tokio_postgres::Row;
+use tokio_postgres::{Row, types::ToSql};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -176,7 +176,8 @@ impl Arbiter {
             let attempts_max = i32::try_from(self.context.policies.default.attempts_max).unwrap_or(i32::MAX);
             let Policies { default, kinds } = &*self.context.policies;
             let policies = json!({ "default": default, "kinds": kinds });
-            client.execute(sql!("defaults"), &[&attempts_max, &policies]).await.map_err(db::Error::from)?;
+            let defaults: [&(dyn ToSql + Sync); 3] = [&attempts_max, &policies, &self.context.traced_percent];
+            client.execute(sql!("defaults"), &defaults).await.map_err(db::Error::from)?;
             self.forgot = Some(Instant::now());
         }
         Ok(())

@@ -16,10 +16,12 @@ gone as (
 ),
 made as (
     insert into convoke.tasks (id, org, kind, requires, class, input, requester, root_id, priority, state,
-        deadline_at, policy, attempts_max)
+        deadline_at, policy, attempts_max, traceparent)
     select made_id, org, request ->> 'kind', requires, convoke.task_class(org, requires), request -> 'input',
         'wake:' || trigger, made_id, (request ->> 'priority')::smallint, 'open',
-        (request ->> 'deadline')::timestamptz, request -> 'policy', (request ->> 'attempts_max')::integer
+        (request ->> 'deadline')::timestamptz, request -> 'policy', (request ->> 'attempts_max')::integer,
+        (select convoke.own_traceparent(made_id) from convoke.task_defaults d
+            where d.traced_percent > random() * 100)
     from due where error is null
     returning id, org, kind, requires, requester, priority, class, policy, state, state_reason, epoch, agent_id, input,
         attempts_max, root_id, version

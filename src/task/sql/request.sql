@@ -25,7 +25,9 @@ made as (
         coalesce(i.more ? 'run_anyway', false),
         array(select d::uuid from jsonb_array_elements_text(i.more -> 'depends_on') as d),
         -- A part belongs to the trace of the whole, below the assignment that requests it.
-        coalesce(i.traceparent, convoke.part_traceparent(parent.traceparent, coalesce(i.holder, parent.id)))
+        coalesce(i.traceparent, convoke.part_traceparent(parent.traceparent, coalesce(i.holder, parent.id)),
+            (select convoke.own_traceparent(i.id) from convoke.task_defaults d
+            where d.traced_percent > random() * 100))
     from input i left join convoke.tasks parent on parent.id = i.parent_id
     -- The first of two requests with one key wins.
     order by i.at

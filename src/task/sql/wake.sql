@@ -19,7 +19,9 @@ made as (
     insert into convoke.tasks (id, org, kind, requires, class, input, requester, root_id, priority, state,
         deadline_at, policy, attempts_max, traceparent)
     select task_id, org, kind, requires, convoke.task_class(org, requires), input, 'wake:' || trigger, task_id,
-        priority, 'open', deadline_at, policy, attempts_max, traceparent
+        priority, 'open', deadline_at, policy, attempts_max, coalesce(traceparent,
+            (select convoke.own_traceparent(task_id) from convoke.task_defaults d
+            where d.traced_percent > random() * 100))
     from new where error is null
     returning id, org, kind, requires, requester, priority, class, policy, state, state_reason, epoch, agent_id, input,
         attempts_max, root_id, version

@@ -103,7 +103,7 @@ format = 'xml'
     insta::assert_snapshot!(problems(load("", &env, &flags)), @r#"
     --log: telemetry.log: "convoke=loud" is not a log filter: error parsing level filter: expected one of "off", "error", "warn", "info", "debug", "trace", or a number 0-5; use a level like "info", or "convoke=debug"
     CONVOKE_SERVER__LISTEN: server.listen: not an address with a port; write numbers like "127.0.0.1:7700", or "[::1]:7700"
-    CONVOKE_TELEMETRY__COLOUR: telemetry.colour: unknown key; the keys here are log, format
+    CONVOKE_TELEMETRY__COLOUR: telemetry.colour: unknown key; the keys here are log, format, otlp
     "#);
 }
 

@@ -11,6 +11,7 @@ mod mcp_attacks;
 mod mcp_http;
 mod memory;
 mod money;
+mod otlp;
 mod parts;
 mod research;
 mod runs;
