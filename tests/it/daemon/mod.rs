@@ -4,6 +4,7 @@ mod encoding;
 mod killed;
 mod line;
 mod log_lines;
+mod metrics;
 mod offers;
 mod parts;
 mod stalled;
