@@ -147,13 +147,13 @@ function Menu({ org }: { org: string }): JSX.Element {
     <nav class="menu" aria-label="Screens">
       {item(href(org), "▣", "Switchboard", ["switchboard"])}
       {item(href(org, "tasks"), "≡", "Tasks", ["tasks", "task"])}
-      {item(href(org, "inbox"), "✋", "Inbox", ["inbox"], waiting)}
+      {item(href(org, "inbox"), "✉", "Inbox", ["inbox"], waiting)}
       {item(href(org, "agents"), "◉", "Agents", ["agents", "agent", "lanes"])}
       {item(href(org, "triggers"), "⚡", "Triggers", ["triggers"])}
       {item(href(org, "spend"), "¤", "Spend", ["spend"])}
       {isAdmin.value ? item(href(org, "channels"), "⌁", "Channels", ["channels", "channel"]) : null}
       {item(href(org, "system"), "♥", "System", ["system"])}
-      <a class="wall-link" href={`${href(org)}?wall=1`}><span aria-hidden="true">⛶</span>Wall</a>
+      <a class="wall-link" href={`${href(org)}?wall=1`}><span aria-hidden="true">▭</span>Wall</a>
       <small class="soft clock">{clock(new Date(now.value).toISOString())}{isUtc.value ? " UTC" : ""}</small>
     </nav>
   );

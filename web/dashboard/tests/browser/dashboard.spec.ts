@@ -1,11 +1,5 @@
 // The page in a real browser against a real daemon.
-import { mkdirSync } from "node:fs";
-import { fileURLToPath } from "node:url";
-import { join } from "node:path";
-import { expect, findings, isLive, overflow, test } from "./stage.ts";
-
-const PICTURES = fileURLToPath(new URL("../../test-results/pictures", import.meta.url));
-mkdirSync(PICTURES, { recursive: true });
+import { expect, isLive, test } from "./stage.ts";
 
 test("a link signs in once, and signing out ends the session", async ({ seats }) => {
   const link = new URL(seats.link("ana"));
@@ -493,79 +487,3 @@ test("lanes, triggers and spending show what agents did", async ({ seats }) => {
   await page.getByRole("button", { name: "by kind" }).click();
   await expect(page.getByRole("row", { name: /support.triage/ })).toBeVisible();
 });
-
-for (const scheme of ["light", "dark"] as const)
-  test(`every screen is accessible and fits a phone, ${scheme}`, async ({ seats }) => {
-    // 27 screens in three widths, each searched by axe.
-    test.slow();
-    const asked = await seats.request("plan.choose");
-    await seats.reaches(asked, "waiting");
-    await seats.reaches(await seats.request("report.build", { policy: { attempts_max: 2, backoff: "10ms" } }), "failed");
-    const ticket = await seats.ticket(`Charged twice ${scheme}`);
-    await seats.reaches(ticket, "completed");
-    const running = await seats.request("index.rebuild");
-    await seats.reaches(running, "running");
-    const failed = (await seats.api<{ tasks: { id: string }[] }>("/v1/tasks?view=line&state=failed&limit=1")).tasks[0]?.id ?? "";
-    const { page, origin } = await seats.person("ana", { colorScheme: scheme, bypassCSP: true, viewport: { width: 1440, height: 900 } }, "admin");
-    const screens: [string, string, string][] = [
-      ["switchboard", "", ".negotiations"],
-      ["tasks", "/tasks", "tbody tr"],
-      ["nothing", "/tasks?kind=none", ".empty"],
-      ["why", `/tasks/${ticket}?if=cheapest`, ".offer"],
-      ["why-failed", `/tasks/${failed}`, ".rung"],
-      ["why-running", `/tasks/${running}`, ".rung"],
-      ["timeline", `/tasks/${failed}/timeline`, ".timeline li"],
-      ["events", `/tasks/${failed}/events`, ".events li"],
-      ["data", `/tasks/${ticket}/data`, "pre"],
-      ["question", `/tasks/${asked}`, ".notice"],
-      ["inbox", "/inbox", ".cards form"],
-      ["inbox-empty", "/inbox?for=budget", ".empty"],
-      ["steps-empty", `/tasks/${ticket}/steps`, ".empty"],
-      ["parts-empty", `/tasks/${ticket}/parts`, ".empty"],
-      ["budget", `/tasks/${ticket}/budget`, ".panel"],
-      ["system", "/system", "tbody tr"],
-      ["channels", "/channels", "tbody tr"],
-      ["channel", "/channels/convoke:demo", "tbody tr"],
-      ["lanes", "/lanes?minutes=60", ".lane"],
-      ["lanes-empty", "/lanes?to=2026-01-01T00:00:00Z", ".empty"],
-      ["triggers", "/triggers", "tbody tr"],
-      ["spend", "/spend?days=1", ".hours"],
-      ["agents", "/agents", "tbody tr"],
-      ["agent", "/agents/expert", ".calibration"],
-      ["missing", "/nowhere/at/all", ".empty"],
-    ];
-    for (const [name, path, ready] of screens) {
-      await page.goto(`${origin}/dashboard/demo${path}`);
-      await page.locator(ready).first().waitFor();
-      // Without a connection the screen is greyed, and its contrast is not the one of the design.
-      await isLive(page);
-      for (const [width, height] of [[1440, 900], [390, 844], [320, 640]] as const) {
-        await page.setViewportSize({ width, height });
-        await page.evaluate(() => new Promise(requestAnimationFrame));
-        if (width > 320) await page.screenshot({ path: join(PICTURES, `${name}-${width}-${scheme}.png`) });
-        expect(await overflow(page), `${name} at ${width} px`).toBeLessThanOrEqual(0);
-        expect(await findings(page), `${name} at ${width} px`).toEqual([]);
-      }
-    }
-    // The pictures of docs/DASHBOARD.md.
-    await page.setViewportSize({ width: 1280, height: 640 });
-    for (const [name, path] of [["switchboard", ""], ["why", `/tasks/${ticket}?if=cheapest`]] as const) {
-      await page.goto(`${origin}/dashboard/demo${path}`);
-      await page.locator(".offer-bar").first().waitFor();
-      await isLive(page);
-      await page.screenshot({ path: join(PICTURES, `docs-${name}-${scheme}.png`) });
-    }
-    await page.setViewportSize({ width: 1440, height: 900 });
-    await page.getByRole("button", { name: "Show as table" }).click();
-    expect(await findings(page), "table twin").toEqual([]);
-    await page.keyboard.press("?");
-    expect(await findings(page), "help").toEqual([]);
-    await seats.api(`/v1/tasks/${running}/cancel`, {});
-    const out = await seats.browser.newContext({ colorScheme: scheme, bypassCSP: true, viewport: { width: 390, height: 844 } });
-    const signedOut = await out.newPage();
-    await signedOut.goto(`${origin}/dashboard/`);
-    await signedOut.getByLabel("Sign-in link").waitFor();
-    await signedOut.screenshot({ path: join(PICTURES, `sign-in-390-${scheme}.png`) });
-    expect(await findings(signedOut), "sign-in").toEqual([]);
-    await out.close();
-  });
