@@ -7,6 +7,7 @@ mod log_lines;
 mod metrics;
 mod offers;
 mod parts;
+mod reload;
 mod stalled;
 mod states;
 mod taken;
