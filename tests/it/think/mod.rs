@@ -288,11 +288,13 @@ async fn happened(State(world): State<World>, Path(name): Path<String>, body: By
     (StatusCode::from_u16(status).unwrap(), answer.to_string()).into_response()
 }
 
-/// The role of the tool `note_down`. Roles belong to the whole server, so several tests create it, also at once.
+/// The role of the tool `note_down`, and tables, which must be there before the daemon publishes them. Roles belong to
+/// the whole server, so several tests create it, also at once.
 pub const ROLE: &str = "do $$ begin
         create role think_writer nologin;
     exception when duplicate_object or unique_violation then null;
     end $$;
+    create table public.traced (id bigint generated always as identity primary key, trace text);
     create table public.notes (id bigint generated always as identity, words text not null, at timestamptz default now());
     grant select, insert on public.notes to think_writer";
 

@@ -11,9 +11,9 @@ use std::time::Duration;
 
 const TRACE: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
-/// A thinking agent that rows of `orders` wake, with a command that answers with its trace.
+/// A thinking agent that rows of `traced` wake, with a command that answers with its trace.
 fn woken(world: &World) -> String {
-    let wake = "[[wake]]\ntable = \"public.orders\"\nevents = [\"INSERT\"]\n\
+    let wake = "[[wake]]\ntable = \"public.traced\"\nevents = [\"INSERT\"]\n\
                 request = { kind = \"think.it\", requires = [\"think\"], input = { id = \"{{ new.id }}\" }, \
                 traceparent = \"{{ new.trace }}\" }\n";
     let tool = "[[tool]]\nname = \"trace\"\nkind = \"command\"\nargv = [\"sh\", \"-c\", \"echo $TRACEPARENT\"]\n\
@@ -25,16 +25,13 @@ fn woken(world: &World) -> String {
 async fn start(script: Vec<Say>) -> Thinking {
     let world = World::start(script).await;
     let agent = definition(&woken(&world));
-    let thinking = Thinking::with(world, vec![agent]).await;
-    let table = "create table public.orders (id bigint generated always as identity primary key, trace text)";
-    thinking.db.client().await.batch_execute(table).await.unwrap();
-    thinking
+    Thinking::with(world, vec![agent]).await
 }
 
 /// The task that the row with this trace requests.
 async fn woken_by(thinking: &Thinking, trace: Option<&str>) -> TaskId {
     let client = thinking.db.client().await;
-    let insert = "insert into orders (trace) values ($1) returning id";
+    let insert = "insert into traced (trace) values ($1) returning id";
     let row: i64 = client.query_one(insert, &[&trace]).await.unwrap().get(0);
     let task = "select id from convoke.tasks where input ->> 'id' = $1::bigint::text";
     soon("the task of the row", async {
