@@ -49,6 +49,9 @@ enum Phase {
     Ending,
 }
 
+/// A definition, and the code of its jobs or why there is none.
+type Runner = (Arc<Definition>, Result<Arc<dyn Agent>, String>);
+
 /// An agent that is awake.
 pub(super) struct Actor {
     hosted: Arc<HostedAgent>,
@@ -57,7 +60,7 @@ pub(super) struct Actor {
     /// Weak, so that the queue closes when the hosted agent drops its sender.
     own: mpsc::WeakSender<ActorCommand>,
     /// The code of its jobs, and the definition that it was made from.
-    runner: Option<(Arc<Definition>, Result<Arc<dyn Agent>, String>)>,
+    runner: Option<Runner>,
     /// In the order of their awards.
     running: HashMap<AssignmentId, Running>,
     /// Awards whose slot is still held by a job that is ending.

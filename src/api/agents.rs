@@ -97,7 +97,7 @@ pub(super) async fn definition(
     caller.must_operate(&org, "read the definition of an agent")?;
     // An agent may have been of another org before.
     let mut versions = deps.tasks.definition_versions(&agent).await?;
-    versions.retain(|version| version.body["org"] == org.as_str());
+    versions.retain(|version| version.body.get("org").is_some_and(|of| *of == org.as_str()));
     let (hash, shown) = match &query.version {
         None => {
             let now = deps.agents.definition(&agent).filter(|definition| definition.org == org);

@@ -94,7 +94,8 @@ pub(super) async fn reload(settings: &Settings) -> Outcome {
     }
     let mut parts = Vec::new();
     for name in ["added", "changed", "removed"] {
-        let ids = answer[name].as_array().into_iter().flatten().map(output::text).collect::<Vec<_>>();
+        let ids = answer.get(name).and_then(Value::as_array).into_iter().flatten();
+        let ids = ids.map(output::text).collect::<Vec<_>>();
         if !ids.is_empty() {
             parts.push(format!("{name}: {}", ids.join(", ")));
         }

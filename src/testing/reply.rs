@@ -215,19 +215,19 @@ impl Reply {
     /// As a stream of events, if this is a message.
     #[must_use]
     pub fn streamed(self) -> Self {
-        self.as_stream(true, StreamEnd::Body)
+        self.stream_of(true, StreamEnd::Body)
     }
 
     /// As a stream after whose last event the connection stays open, if this is a message.
     #[must_use]
     pub fn left_open(self) -> Self {
-        self.as_stream(true, StreamEnd::Hang)
+        self.stream_of(true, StreamEnd::Hang)
     }
 
     /// As a stream without the events that end an answer, if this is a message.
     #[must_use]
     pub fn cut(self, end: StreamEnd) -> Self {
-        self.as_stream(false, end)
+        self.stream_of(false, end)
     }
 
     /// Waits between the events, if this is a stream.
@@ -241,7 +241,7 @@ impl Reply {
         self
     }
 
-    fn as_stream(self, whole: bool, end: StreamEnd) -> Self {
+    fn stream_of(self, whole: bool, end: StreamEnd) -> Self {
         self.with(|message| message.stream = Some(Stream { whole, pause: Duration::ZERO, end }))
     }
 
@@ -305,14 +305,14 @@ impl Message {
     fn whole(&self, model: &str) -> Value {
         let mut message = json!({ "role": "assistant", "content": self.content });
         if let Some(reasoning) = &self.reasoning {
-            message["reasoning_content"] = json!(reasoning);
+            put(&mut message, "reasoning_content", json!(reasoning));
         }
         if !self.calls.is_empty() {
             let call = |(place, (name, arguments)): (usize, &(String, Value))| {
                 json!({ "index": place, "id": format!("call_{place}"), "type": "function",
                     "function": { "name": name, "arguments": arguments.to_string() } })
             };
-            message["tool_calls"] = self.calls.iter().enumerate().map(call).collect();
+            put(&mut message, "tool_calls", self.calls.iter().enumerate().map(call).collect());
         }
         let choice = json!({ "index": 0, "message": message, "finish_reason": self.finish() });
         json!({ "id": "chatcmpl-0", "object": "chat.completion", "created": 0, "model": model, "choices": [choice],
@@ -356,9 +356,16 @@ fn event(model: &str, choices: &Value, usage: Option<Value>) -> String {
     let mut chunk = json!({ "id": "chatcmpl-0", "object": "chat.completion.chunk", "created": 0, "model": model,
         "choices": choices });
     if let Some(usage) = usage {
-        chunk["usage"] = usage;
+        put(&mut chunk, "usage", usage);
     }
     format!("data: {chunk}\n\n")
+}
+
+/// Adds a member to an object.
+fn put(object: &mut Value, name: &str, member: Value) {
+    if let Some(members) = object.as_object_mut() {
+        members.insert(name.to_owned(), member);
+    }
 }
 
 /// Two pieces of a text, cut near its middle.

@@ -247,6 +247,7 @@ impl Connection {
 }
 
 /// What came of a request.
+#[expect(clippy::large_enum_variant, reason = "there is one for each request, and it is used at once")]
 enum Answer {
     /// An answer, or why there is none although the server may have seen the request.
     Came(Result<ServerResult, ServiceError>),

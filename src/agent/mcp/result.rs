@@ -40,13 +40,12 @@ pub(super) fn outcome(server: &str, answer: Result<ServerResult, ServiceError>) 
 fn text(server: &str, result: &CallToolResult) -> String {
     let mut parts: Vec<String> = result.content.iter().map(block).collect();
     if let Some(structured) = &result.structured_content {
-        let structured = structured.to_string();
         // Servers repeat it as a text for older clients.
-        let is_known = parts.iter().any(|part| {
-            serde_json::from_str::<serde_json::Value>(part).is_ok_and(|it| it.to_string() == structured)
-        });
+        let is_known = parts
+            .iter()
+            .any(|part| serde_json::from_str::<serde_json::Value>(part).is_ok_and(|it| it == *structured));
         if !is_known {
-            parts.push(structured);
+            parts.push(structured.to_string());
         }
     }
     format!("[data from {server}]\n{}", parts.join("\n"))

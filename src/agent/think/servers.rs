@@ -67,7 +67,7 @@ async fn listed(
     let folder = thinker.definition.folder.as_deref();
     let listed = async {
         let connection = thinker.parts.servers.connect(&job.start.org, folder, server).await?;
-        Ok(offered(server, &*connection.tools(server.start_timeout).await?))
+        Ok(offered(server, &connection.tools(server.start_timeout).await?))
     };
     tokio::select! {
         listed = listed => listed,

@@ -104,7 +104,7 @@ impl Span {
             dropped_attributes_count: 0,
             events: SpanEvents::default(),
             links: SpanLinks::default(),
-            status: error.map_or(Status::Unset, |error| Status::error(error)),
+            status: error.map_or(Status::Unset, Status::error),
             instrumentation_scope: scope(),
         }
     }

@@ -109,6 +109,9 @@ pub fn finish(result: Value) -> Say {
     call("finish", json!({ "result": result }))
 }
 
+/// What was asked, `model` or a service, and the header `traceparent` of the request.
+type Trace = (String, Option<String>);
+
 /// A model endpoint whose answer depends only on the question, so that a question that is asked again gets the same
 /// answer: the script's entry is the number of notes and answers of the model before it. And services that count.
 #[derive(Clone)]
@@ -123,8 +126,8 @@ pub struct World {
     pub status: Arc<Mutex<BTreeMap<String, u16>>>,
     /// How many of the next answers of a service are 502.
     pub fails: Arc<Mutex<BTreeMap<String, u32>>>,
-    /// The header `traceparent` of each request, with what was asked: `model` or the service.
-    traces: Arc<Mutex<Vec<(String, Option<String>)>>>,
+    /// Of each request.
+    traces: Arc<Mutex<Vec<Trace>>>,
     /// A question that hangs was dropped by the daemon.
     pub dropped: Arc<Notify>,
 }
