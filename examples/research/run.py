@@ -87,7 +87,9 @@ class Daemon:
     def sql(self, text):
         psql = shutil.which("psql") or sorted(glob.glob("/usr/lib/postgresql/*/bin/psql"))[-1]
         password = Path(self.told["database"]["password_file"]).read_text(encoding="utf-8").strip()
-        command = [psql, "-qX", "-v", "ON_ERROR_STOP=1", self.told["database"]["url"]]
+        # The URL is told with stars for its password, which psql would take for one.
+        url = self.told["database"]["url"].replace(":***@", "@")
+        command = [psql, "-qX", "-v", "ON_ERROR_STOP=1", url]
         subprocess.run(command, input=text, text=True, check=True, env={**os.environ, "PGPASSWORD": password})
 
     def stop(self):
