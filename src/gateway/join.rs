@@ -188,7 +188,7 @@ mod tests {
     use serde_json::json;
 
     fn parse(payload: Value) -> Result<Join, String> {
-        Join::parse(payload.to_string().as_bytes(), "public:tickets", 3)
+        Join::parse(payload.to_string().as_bytes(), "public:tickets", 4)
     }
 
     #[test]
@@ -249,10 +249,13 @@ mod tests {
     #[test]
     fn too_many_changes_are_refused_before_they_are_looked_at() {
         let one = json!({"event": "*", "schema": "public"});
-        assert_eq!(parse(json!({"config": {"postgres_changes": [one, one, one]}})).unwrap().changes.len(), 3);
-        for items in [json!([one, one, one, one]), json!([1, 2, 3, null])] {
+        assert_eq!(
+            parse(json!({"config": {"postgres_changes": [one, one, one, one]}})).unwrap().changes.len(),
+            4
+        );
+        for items in [json!([one, one, one, one, one]), json!([1, 2, 3, 4, null])] {
             let refused = parse(json!({"config": {"postgres_changes": items}})).unwrap_err();
-            assert_eq!(refused, "UnknownErrorOnChannel: Too many subscriptions on one channel: at most 3");
+            assert_eq!(refused, "UnknownErrorOnChannel: Too many subscriptions on one channel: at most 4");
         }
     }
 
