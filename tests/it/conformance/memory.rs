@@ -147,7 +147,8 @@ async fn sockets_that_hold_the_most_memory_are_evicted_and_readers_stay() {
 /// Bodies are charged until their request is answered. A body over the limit is 503.
 #[tokio::test]
 async fn bodies_over_the_memory_limit_are_503_with_retry_after() {
-    let config = Config { memory_bytes_max: MB, memory_bytes_per_org: MB, ..quick() };
+    // Of which the bodies of one address may use a quarter, with four bytes for each of theirs.
+    let config = Config { memory_bytes_max: 4 * MB, memory_bytes_per_org: 4 * MB, ..quick() };
     let server = Server::with(config).await;
     let send = async |size: usize| {
         let request = crate::realtime::http().post(server.http("/api/broadcast/den/events/e"));
