@@ -5,13 +5,22 @@ ARGS ?=
 # Where `make web` serves the pages, like LISTEN=0.0.0.0:8080 for other machines.
 LISTEN ?= 127.0.0.1:8080
 
-.PHONY: demo web dashboard test test-web test-hostile check-code check-deps bench bench-compare bench-peers clean-demo
+.PHONY: demo research web dashboard test test-web test-hostile check-code check-deps bench bench-compare bench-peers clean-demo
 
 # A support desk's tickets are inserted with SQL; agents negotiate and sort them.
 demo:
 	@tools/setup.sh cc postgres
 	@cargo build --locked
 	@cargo run --locked --quiet -- demo $(ARGS)
+
+# Three agents look into a question with a real model of 135 million parameters, offline; a question of your own by
+# ARGS='"Which bridge is the oldest?"', another model by ARGS='--model-url http://127.0.0.1:8080/v1'.
+research:
+	@tools/setup.sh cc postgres
+	@cargo build --locked
+	@[ -x examples/research/.venv/bin/python ] || python3 -m venv examples/research/.venv
+	@examples/research/.venv/bin/pip install --quiet --no-deps -r examples/research/requirements.txt
+	@examples/research/.venv/bin/python examples/research/run.py $(ARGS)
 
 # Chat, call, editor, board, analytics and agent console as pages; prints their addresses.
 web:
@@ -79,4 +88,4 @@ check-deps:
 	@cargo deny --locked check bans licenses sources
 
 clean-demo:
-	@rm -rf .convoke-demo .convoke-web .convoke-web-2
+	@rm -rf .convoke-demo .convoke-research .convoke-web .convoke-web-2

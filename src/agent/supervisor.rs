@@ -8,6 +8,7 @@ use super::{
     hosted::{HostedAgent, Shared},
     kind::RunnerDeps,
     mailbox::AgentMessage,
+    mcp::Servers,
     presence::{Activity, Seen},
     tool::Keeper,
 };
@@ -121,12 +122,14 @@ impl Agents {
         let wakes = Arc::new(WakeIndex::new(&compiled, &deps.metrics));
         let schedules = compiled.iter_mut().flat_map(|agent| std::mem::take(&mut agent.schedules));
         let cron_schedules = Arc::new(schedules.collect());
+        let servers = Servers::new(scope.child(), deps.env.clone(), deps.models.clone());
         let parts = RunnerDeps {
             env: deps.env,
             models: deps.models,
             clock: deps.clock.clone(),
             reader: deps.reader,
             keeper: deps.keeper,
+            servers,
         };
         let shared = Arc::new(Shared {
             tasks: deps.tasks,
@@ -297,6 +300,7 @@ impl Agents {
             }
         }
         let _ = shared.actors.drain(Duration::from_secs(1)).await;
+        shared.parts.servers.drain().await;
         for hosted in self.0.agents.values().filter(|hosted| hosted.is_hosted()) {
             hosted.leave(shared);
         }

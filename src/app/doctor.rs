@@ -6,7 +6,7 @@ use crate::{
     agent::{Definition, Env, Metrics, WakeIndex, unfit_readers},
     config::{Config, Problem, load_agents, locate},
     db::{self, Database, Reader},
-    task::{INVARIANTS, Replayed, replay},
+    task::{INVARIANTS, PinnedTool, Replayed, pinned_tools, replay},
     wal,
 };
 use serde::Serialize;
@@ -138,6 +138,7 @@ pub async fn inspect(
         findings.push(Finding { name: "schema".into(), ok: true, found, remedy: None });
         return Ok(findings);
     }
+    findings.extend(changed_tools(database).await?);
     findings.push(slot(config, &row)?);
     let found = if publications.is_empty() {
         "none yet: `convoke up` creates them".into()
@@ -222,6 +223,20 @@ async fn readers(database: &Database, definitions: &[Definition]) -> anyhow::Res
         findings.push(Finding { name: "sql_read".into(), ok: true, found, remedy });
     }
     Ok(findings)
+}
+
+/// The tools of MCP servers that are not offered because they have changed.
+async fn changed_tools(database: &Database) -> anyhow::Result<Vec<Finding>> {
+    let changed = pinned_tools(database, None).await?.into_iter().filter(|tool| tool.seen.is_some());
+    let finding = |tool: PinnedTool| {
+        let (agent, server) = (tool.agent, tool.server);
+        let found =
+            format!("tool {:?} of MCP server {server} is not offered to {agent}: it has changed", tool.tool);
+        let remedy =
+            "read `convoke mcp pins`, then accept it with `convoke mcp pin`, or remove it from allow";
+        Finding { name: "mcp_tools".into(), ok: false, found, remedy: Some(remedy.to_owned()) }
+    };
+    Ok(changed.map(finding).collect())
 }
 
 /// Returns the problem of the version of schema convoke; `None` if it is this program's.

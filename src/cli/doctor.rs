@@ -53,7 +53,7 @@ pub(super) async fn run(settings: &Settings, replays: bool) -> Outcome {
 
 /// Opens the database, and returns whether a daemon holds its data folder. A private PostgreSQL that does not run is
 /// started for the checks and stopped after them.
-async fn open(config: &Config, scope: &Scope) -> Result<(Database, bool), Failure> {
+pub(super) async fn open(config: &Config, scope: &Scope) -> Result<(Database, bool), Failure> {
     match Database::open(&config.database, scope).await {
         Ok(database) => Ok((database, false)),
         Err(db::Error::DataDirInUse { .. }) => Ok((Database::attach(&config.database).await?, true)),

@@ -10,6 +10,7 @@ mod dashboard;
 mod demo;
 mod doctor;
 mod exit;
+mod mcp;
 mod migrate;
 mod output;
 mod secrets;
@@ -56,6 +57,9 @@ enum Command {
     /// List and show agents.
     #[command(subcommand)]
     Agent(agent::Command),
+    /// List and accept the tools of MCP servers.
+    #[command(subcommand)]
+    Mcp(mcp::Command),
     /// Apply missing migrations to the database.
     Migrate,
     /// Check the database, the daemon and the invariants; list what to fix.
@@ -108,6 +112,7 @@ fn run(Cli { settings, command }: Cli) -> Outcome {
             Command::Check => check::run(&settings),
             Command::Task(command) => task::run(&settings, command).await,
             Command::Agent(command) => agent::run(&settings, command).await,
+            Command::Mcp(command) => mcp::run(&settings, command).await,
             Command::Migrate => migrate::run(&settings).await,
             Command::Doctor { replay } => doctor::run(&settings, replay).await,
             Command::Spend(args) => spend::run(&settings, args).await,

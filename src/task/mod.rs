@@ -47,7 +47,11 @@ pub use read::task_reader::TaskReader;
 pub use rounds::arbiter::Arbiter;
 pub use rounds::score;
 pub use rounds::tally::OffersTally;
-pub use runs::{CallEnd, DatabaseCall, DatabaseResult, LatestRun, PinnedDefinition, RunKey};
+pub use runs::{
+    CallEnd, DatabaseCall, DatabaseResult, LatestRun, MEMORY_BYTES_MAX, Memory, MemoryAction, MemoryChange,
+    MemoryChanged, Part, PinnedDefinition, PinnedTool, RunKey, SeenTool, SeenTools, accept_tool,
+    pinned_tools,
+};
 pub use triggers::coalesce::Burst;
 pub use triggers::schedules::Schedule;
 pub use triggers::task_triggers::TaskTriggers;

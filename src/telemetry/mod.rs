@@ -20,7 +20,8 @@ use prometheus_client::{
 };
 use serde::{Deserialize, Serialize};
 use std::{io::IsTerminal, sync::Arc};
-use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
+use tracing::Metadata;
+use tracing_subscriber::{EnvFilter, filter::filter_fn, layer::SubscriberExt, util::SubscriberInitExt};
 
 /// Settings of the process log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,6 +61,13 @@ pub struct BadFilter {
 /// override them.
 const QUIET: &str = "refinery_core=warn,tokio_postgres=warn,deadpool.postgres=error";
 
+/// Whether records of this kind may be written, whatever the configured filter: the library of MCP logs messages with
+/// their payloads below the level error.
+fn is_safe(metadata: &Metadata<'_>) -> bool {
+    let of_mcp = metadata.target() == "rmcp" || metadata.target().starts_with("rmcp::");
+    !of_mcp || *metadata.level() == tracing::Level::ERROR
+}
+
 /// Parses a filter, as [`init`] will use it.
 ///
 /// # Errors
@@ -78,7 +86,7 @@ pub fn check_filter(log: &str) -> Result<EnvFilter, BadFilter> {
 /// [`BadFilter`] if `config.log` is not a valid filter.
 pub fn init(config: &Config) -> Result<(), BadFilter> {
     let filter = check_filter(&config.log)?;
-    let registry = tracing_subscriber::registry().with(filter);
+    let registry = tracing_subscriber::registry().with(filter).with(filter_fn(is_safe));
     let stderr = std::io::stderr;
     let _ = match config.format {
         Format::Text => {

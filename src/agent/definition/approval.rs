@@ -1,6 +1,6 @@
 //! `approval` of a tool: when a call of it may not begin before a person approves it.
 use crate::agent::wake::{BadTemplate, Context, Template};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 use std::time::Duration;
 
@@ -25,6 +25,25 @@ pub struct ApprovalRule {
     pub approvers: Vec<String>,
 }
 
+/// The rule of tools that have one by name or pattern: `None` if their calls need no approval.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamedApproval(pub Option<ApprovalRule>);
+
+impl<'de> Deserialize<'de> for NamedApproval {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        read(from).map(Self)
+    }
+}
+
+impl Serialize for NamedApproval {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        match &self.0 {
+            None => to.serialize_str("never"),
+            Some(rule) => rule.serialize(to),
+        }
+    }
+}
+
 fn expires() -> Duration {
     APPROVAL_EXPIRES
 }
@@ -47,14 +66,15 @@ enum Written {
 pub(super) fn read<'de, D: Deserializer<'de>>(from: D) -> Result<Option<ApprovalRule>, D::Error> {
     Ok(match Written::deserialize(from)? {
         Written::Word(Word::Never) => None,
-        Written::Word(Word::Always) => {
-            Some(ApprovalRule { when: None, expires: APPROVAL_EXPIRES, approvers: Vec::new() })
-        }
+        Written::Word(Word::Always) => Some(ApprovalRule::ALWAYS),
         Written::Table(approval) => Some(approval),
     })
 }
 
 impl ApprovalRule {
+    /// Every call needs one.
+    pub(super) const ALWAYS: Self = Self { when: None, expires: APPROVAL_EXPIRES, approvers: Vec::new() };
+
     /// The template of `when`.
     ///
     /// # Errors

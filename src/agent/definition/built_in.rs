@@ -1,10 +1,15 @@
-//! `[run.sql]` and `[run.fetch]`: the settings of the tools that the daemon has itself.
+//! `[run.sql]`, `[run.fetch]` and `[run.memory]`: the settings of the tools that the daemon has itself.
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// The names of the tools in `run.tools`.
 pub(crate) const SQL_READ: &str = "sql:read";
 pub(crate) const FETCH: &str = "fetch";
+pub(crate) const REQUEST_TASK: &str = "request_task";
+pub(crate) const TASKS: &str = "tasks";
+pub(crate) const REMEMBER: &str = "remember";
+pub(crate) const FORGET: &str = "forget";
+pub(crate) const RECALL: &str = "recall";
 /// The entry of `hosts` that stands for every host.
 pub(crate) const PUBLIC: &str = "public";
 
@@ -20,6 +25,14 @@ pub struct SqlRead {
     /// SQLSTATE and the position.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub messages: bool,
+}
+
+/// What `remember`, `forget` and `recall` reach besides the agent's own memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MemorySettings {
+    /// Whether the agent reads and writes the memory that the agents of its org share. Defaults to false.
+    pub org: bool,
 }
 
 /// What `fetch` may reach.

@@ -1,6 +1,9 @@
 //! The checks of `run.tools` and `[[tool]]`.
+mod mcp;
+
 use super::{
-    ApprovalRule, Definition, FETCH, Kind, OnUnknown, PUBLIC, SQL_READ, Tool, ToolKind,
+    ApprovalRule, Definition, FETCH, FORGET, Kind, OnUnknown, PUBLIC, RECALL, REMEMBER, REQUEST_TASK,
+    SQL_READ, TASKS, Tool, ToolKind,
     check::{Problems, check_program, url_problem},
 };
 use crate::{
@@ -16,6 +19,8 @@ use std::{
     time::Duration,
 };
 
+/// The tools that the daemon has itself.
+const BUILT_IN: [&str; 8] = [ASK, FETCH, FORGET, RECALL, REMEMBER, REQUEST_TASK, SQL_READ, TASKS];
 /// Most tools of an agent.
 const TOOLS_MAX: usize = 64;
 /// Most bytes of all tools as the model sees them.
@@ -26,7 +31,7 @@ pub(super) fn check(definition: &Definition, env: &Env, found: &mut Problems) {
     if definition.run.kind != Kind::Llm && !definition.tool.is_empty() {
         found.add("tool", "only kind = \"llm\" has a model that could call a tool");
     }
-    if run.tools.is_empty() {
+    if !run.thinks() {
         for (key, is_given) in [
             ("run.tools_by", run.tools_by.is_some()),
             ("run.stream", run.stream.is_some()),
@@ -57,6 +62,8 @@ pub(super) fn check(definition: &Definition, env: &Env, found: &mut Problems) {
     names(definition, found);
     sql_read(definition, found);
     fetch(definition, found);
+    parts(definition, found);
+    mcp::check(definition, env, found);
     for (at, tool) in definition.tool.iter().enumerate() {
         one(&format!("tool.{at}"), tool, definition, env, found);
     }
@@ -69,12 +76,12 @@ fn names(definition: &Definition, found: &mut Problems) {
         let key = format!("run.tools.{at}");
         if !seen.insert(name) {
             found.add(key, format!("{name} is listed twice"));
-        } else if ![ASK, FETCH, SQL_READ].contains(&name.as_str()) && definition.declared(name).is_none() {
+        } else if !BUILT_IN.contains(&name.as_str()) && definition.declared(name).is_none() {
             let message = format!("there is no tool {name:?}");
             found.add_with(
                 key,
                 message,
-                "declare it with [[tool]], or use a built-in one: ask, fetch, sql:read",
+                "declare it with [[tool]], or use a built-in one: ask, fetch, forget, recall, remember, request_task, sql:read, tasks",
             );
         }
     }
@@ -117,6 +124,26 @@ fn sql_read(definition: &Definition, found: &mut Problems) {
     let variable = definition.run.sql.as_ref().and_then(|sql| sql.password_env.as_ref());
     if let Some(name) = variable.filter(|name| name.is_empty() || name.contains(['=', '\0'])) {
         found.add("run.sql.password_env", format!("{name:?} is no name of an environment variable"));
+    }
+}
+
+/// `request_task` and the kinds of parts belong together, and the tools of the memory and its settings.
+fn parts(definition: &Definition, found: &mut Problems) {
+    let run = &definition.run;
+    let is_used = run.tools.iter().any(|name| name == REQUEST_TASK);
+    if is_used && run.parts.is_empty() {
+        let remedy = "list them: [run.parts] \"research.look\" = [\"research\"]";
+        found.add_with("run.parts", "request_task needs the kinds of parts that it may request", remedy);
+    } else if !is_used && !run.parts.is_empty() {
+        found.add("run.parts", "it counts only with request_task in run.tools");
+    }
+    let remembers = [FORGET, RECALL, REMEMBER];
+    if run.memory.is_some() && !run.tools.iter().any(|name| remembers.contains(&name.as_str())) {
+        found.add("run.memory", "it counts only with forget, recall or remember in run.tools");
+    }
+    let words = run.parts.iter().flat_map(|(kind, requires)| std::iter::once(kind).chain(requires));
+    for word in words.filter(|word| word.is_empty() || word.len() > 200 || word.contains('\0')) {
+        found.add("run.parts", format!("{word:?} is no kind or capability of 1 to 200 bytes"));
     }
 }
 
@@ -181,7 +208,7 @@ fn one(place: &str, tool: &Tool, definition: &Definition, env: &Env, found: &mut
     if timeout < Duration::from_millis(10) || timeout > Duration::from_secs(3_600) {
         found.add(format!("{place}.timeout"), "it must be 10ms to 1h");
     }
-    approval(place, tool, found);
+    approval(&format!("{place}.approval"), tool.approval.as_ref(), found);
     unknown(place, tool, definition, found);
     found.bounds(&format!("{place}.output_bytes"), tool.output_bytes, 256, 1 << 20);
     let allowed: &[Effect] = match tool.kind {
@@ -258,21 +285,18 @@ fn unknown(place: &str, tool: &Tool, definition: &Definition, found: &mut Proble
     found.bounds(&format!("{place}.retries"), tool.retries, 0, 10);
 }
 
-fn approval(place: &str, tool: &Tool, found: &mut Problems) {
-    let Some(rule) = &tool.approval else { return };
+fn approval(key: &str, rule: Option<&ApprovalRule>, found: &mut Problems) {
+    let Some(rule) = rule else { return };
     if let Some(Err(e)) = rule.when.as_deref().map(ApprovalRule::template) {
-        found.add(format!("{place}.approval.when"), e.reason);
+        found.add(format!("{key}.when"), e.reason);
     }
     for (at, role) in rule.approvers.iter().enumerate() {
         if role.is_empty() || role == "anon" {
-            found.add(
-                format!("{place}.approval.approvers.{at}"),
-                format!("{role:?} is no role that may answer"),
-            );
+            found.add(format!("{key}.approvers.{at}"), format!("{role:?} is no role that may answer"));
         }
     }
     if rule.expires < Duration::from_secs(1) || rule.expires > Duration::from_secs(364 * 86_400) {
-        found.add(format!("{place}.approval.expires"), "it must be 1s to 364d");
+        found.add(format!("{key}.expires"), "it must be 1s to 364d");
     }
 }
 

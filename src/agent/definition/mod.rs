@@ -9,6 +9,7 @@ mod built_in;
 mod check;
 mod check_tools;
 mod limits;
+mod mcp;
 mod run;
 mod schedule;
 mod shown;
@@ -17,11 +18,12 @@ mod unknown;
 mod wake;
 
 pub(crate) use approval::APPROVAL_EXPIRES;
-pub use approval::ApprovalRule;
-pub(crate) use built_in::{FETCH, PUBLIC, SQL_READ};
-pub use built_in::{Fetch, FetchMethod, SqlRead};
+pub use approval::{ApprovalRule, NamedApproval};
+pub(crate) use built_in::{FETCH, FORGET, PUBLIC, RECALL, REMEMBER, REQUEST_TASK, SQL_READ, TASKS};
+pub use built_in::{Fetch, FetchMethod, MemorySettings, SqlRead};
 pub use check::{Problem, check, check_all, check_in};
 pub use limits::{Limits, Offer, OfferBy};
+pub use mcp::{FoundTool, McpPin, McpPinRule, McpProtocol, McpServer};
 pub use run::{Kind, Price, ResponseFormat, Run, Stream, Tier};
 pub use schedule::{Missed, Schedule, ScheduleRequest};
 pub use shown::without_login;
@@ -146,7 +148,8 @@ impl Definition {
                 let of_tools = self.tool.iter().flat_map(|tool| tool.headers_env.values());
                 let of_fetch = self.run.fetch.iter().flat_map(|fetch| fetch.headers_env.values());
                 let of_sql = self.run.sql.iter().flat_map(|sql| &sql.password_env);
-                let mut variables = of_tools.chain(of_fetch).chain(of_sql);
+                let of_servers = self.run.mcp.iter().flat_map(|server| server.secrets());
+                let mut variables = of_tools.chain(of_fetch).chain(of_sql).chain(of_servers);
                 variables.find(|name| env.get(name).is_none()).map(|name| format!("{name} is not set"))
             }),
             Kind::Http => {

@@ -1,7 +1,7 @@
 //! `[run]`: how an agent does its work.
 //!
 //! One flat table. Each key belongs to one kind or to some; the check refuses it with another kind.
-use super::{Fetch, SqlRead};
+use super::{Fetch, McpServer, MemorySettings, SqlRead};
 use crate::agent::{Env, think::ToolsBy};
 pub use crate::llm::{Price, Tier};
 pub use crate::task::AgentKind as Kind;
@@ -70,7 +70,7 @@ pub struct Run {
     /// `llm`: the prices of its questions. Defaults to those of the model in the settings.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub price: Option<Price>,
-    /// `llm`: the tools that the model may call: names of `[[tool]]`, `ask`, `fetch` and `sql:read`. Defaults to none: one question, one answer.
+    /// `llm`: the tools that the model may call: names of `[[tool]]`, `ask`, `fetch`, `forget`, `recall`, `remember`, `request_task`, `sql:read` and `tasks`. Defaults to none: one question, one answer.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tools: Vec<String>,
     /// `llm`: how the model calls tools. Defaults to the endpoint's own calls.
@@ -85,6 +85,16 @@ pub struct Run {
     /// `llm`: what `fetch` may reach.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fetch: Option<Fetch>,
+
+    /// `llm`: the kinds of parts that `request_task` may request, each with the capabilities that it requires.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub parts: BTreeMap<String, Vec<String>>,
+    /// `llm`: which memories `remember`, `forget` and `recall` reach.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<MemorySettings>,
+    /// `llm`: MCP servers whose tools the model may call.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mcp: Vec<McpServer>,
 
     /// `rust`: the name under which its code is registered. Defaults to the agent's id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -158,6 +168,9 @@ impl Run {
             stream: None,
             sql: None,
             fetch: None,
+            parts: BTreeMap::new(),
+            memory: None,
+            mcp: Vec::new(),
             name: None,
         }
     }
@@ -186,6 +199,11 @@ impl Run {
         Ok(Endpoint { base_url, api_key })
     }
 
+    /// Whether the model works with tools until it has a result.
+    pub(crate) fn thinks(&self) -> bool {
+        !self.tools.is_empty() || !self.mcp.is_empty()
+    }
+
     /// The keys that are present, each with its kind.
     pub(super) fn present_keys(&self) -> Vec<(&'static str, Kind)> {
         let keys = [
@@ -210,6 +228,9 @@ impl Run {
             ("stream", Kind::Llm, self.stream.is_some()),
             ("sql", Kind::Llm, self.sql.is_some()),
             ("fetch", Kind::Llm, self.fetch.is_some()),
+            ("memory", Kind::Llm, self.memory.is_some()),
+            ("parts", Kind::Llm, !self.parts.is_empty()),
+            ("mcp", Kind::Llm, !self.mcp.is_empty()),
             ("name", Kind::Rust, self.name.is_some()),
         ];
         keys.into_iter().filter(|(_, _, said)| *said).map(|(key, kind, _)| (key, kind)).collect()

@@ -52,7 +52,7 @@ impl Llm {
         let prompt = definition.run.prompt.as_deref().map(prompt_template).transpose();
         let prompt = prompt.map_err(|e| e.to_string())?;
         let schemas = Schemas::default();
-        let thinker = (!definition.run.tools.is_empty()).then(|| Thinker {
+        let thinker = definition.run.thinks().then(|| Thinker {
             definition: definition.clone(),
             parts: parts.clone(),
             provider: provider.clone(),

@@ -9,7 +9,7 @@ pub(in crate::agent) mod program;
 
 pub(crate) use program::program;
 
-use super::{Agent, Definition, Env, Keeper, Kind, Registry};
+use super::{Agent, Definition, Env, Keeper, Kind, Registry, mcp::Servers};
 use crate::{clock::Clock, db::Reader, llm::Models};
 use std::sync::Arc;
 
@@ -26,6 +26,8 @@ pub struct RunnerDeps {
     pub reader: Option<Reader>,
     /// Starts the programs of tools. `None`: they end with this process.
     pub keeper: Option<Keeper>,
+    /// The MCP servers.
+    pub(crate) servers: Servers,
 }
 
 /// The code that runs the jobs of `definition`. `None` for kind `remote`, whose jobs run elsewhere.

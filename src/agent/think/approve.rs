@@ -11,7 +11,8 @@ use super::{
 };
 use crate::{
     agent::{
-        Finished, definition::APPROVAL_EXPIRES, job::retryable, retry::again, tool::callable, wake::Context,
+        ApprovalRule, Finished, definition::APPROVAL_EXPIRES, job::retryable, retry::again, tool::callable,
+        wake::Context,
     },
     fault,
     task::{
@@ -48,8 +49,7 @@ impl Session<'_> {
     /// Judged by the agent's own definition: what is permitted is looked up now. A tool that was taken away needs no
     /// approval, as its call is denied.
     fn needs_approval(&self, call: &ToolStep) -> bool {
-        let tool = callable(&self.thinker.definition, &call.name);
-        let Some(rule) = tool.as_ref().and_then(|tool| tool.approval()) else { return false };
+        let Some(rule) = self.approval(&call.name) else { return false };
         let start = &self.job.start;
         let (tokens, microdollars) = self.spent;
         let names = json!({
@@ -182,9 +182,7 @@ impl Session<'_> {
     /// The roles that may approve all of these calls.
     fn approvers(&self, asked: &[ApprovalCall]) -> Vec<String> {
         let of = |one: &ApprovalCall| {
-            let tool = callable(&self.thinker.definition, &one.tool);
-            let rule = tool.as_ref().and_then(|tool| tool.approval());
-            rule.map(|rule| rule.approvers.clone()).unwrap_or_default()
+            self.approval(&one.tool).map(|rule| rule.approvers.clone()).unwrap_or_default()
         };
         let Some((first, others)) = asked.split_first() else { return Vec::new() };
         let mut roles = of(first);
@@ -196,9 +194,12 @@ impl Session<'_> {
     }
 
     fn expires(&self, tool: &str) -> Duration {
-        let tool = callable(&self.thinker.definition, tool);
-        let rule = tool.as_ref().and_then(|tool| tool.approval());
-        rule.map_or(APPROVAL_EXPIRES, |rule| rule.expires)
+        self.approval(tool).map_or(APPROVAL_EXPIRES, |rule| rule.expires)
+    }
+
+    /// Which calls of a tool of the run need an approval, by the agent's own definition.
+    fn approval(&self, name: &str) -> Option<&ApprovalRule> {
+        callable(&self.pinned, name)?.approval(&self.thinker.definition)
     }
 }
 

@@ -151,6 +151,7 @@ impl Session<'_> {
         let outcome = tool::call(ToolCall {
             tool: Callable::Declared(probe),
             agent: &self.at.agent,
+            org: &self.job.start.org,
             args: &args,
             key: &call.key,
             ids: &ids,

@@ -9,8 +9,11 @@ mod calls;
 mod catalog;
 mod doubt;
 mod machine;
+mod memory;
 mod messages;
+mod parts;
 mod perform;
+mod servers;
 mod session;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -277,28 +277,31 @@ impl Session<'_> {
     }
 
     fn is_statement(&self, call: &ToolStep) -> bool {
-        callable(&self.pinned, &call.name).is_some_and(|tool| tool.statement().is_some())
+        callable(&self.pinned, &call.name).is_some_and(|tool| tool.commits_with_its_step())
     }
 
     /// `tries` is how often the call was begun before.
     pub(super) async fn run_call(&self, seq: i32, tries: i32, call: &ToolStep) -> Result<(), Failure> {
-        // Behaviour is that of the run; what is permitted is looked up now.
-        let now = callable(&self.thinker.definition, &call.name);
         let pinned = callable(&self.pinned, &call.name);
-        let Some((pinned, now)) = pinned.zip(now) else {
+        let Some(tool) = pinned.and_then(|tool| tool.permitted(&self.thinker.definition)) else {
             let text = error("denied", "the agent may not use this tool any more", false);
             return self.end_call(seq, StepState::Failed, &text, self.pinned_bytes(&call.name)).await;
         };
+        let bytes_max = tool.output_bytes();
+        if let Callable::RequestTask(kinds) = tool {
+            return self.request_part(seq, call, kinds, bytes_max).await;
+        }
+        if let Callable::Remember(settings) | Callable::Forget(settings) = tool {
+            return self.change_memory(seq, call, tool, settings).await;
+        }
         if self.is_statement(call) {
             return self.run_statement(seq, call).await;
         }
-        // The login and the hosts of a tool of the daemon itself are permissions.
-        let tool = match pinned {
-            Callable::Declared(_) => pinned,
-            _ => now,
+        let outcome = match tool {
+            Callable::Tasks => self.parts(call).await,
+            Callable::Recall(settings) => self.recall(call, settings).await,
+            _ => self.outcome(tool, call).await,
         };
-        let bytes_max = tool.output_bytes();
-        let outcome = self.outcome(tool, call).await;
         self.record(seq, tries, call, outcome, bytes_max).await
     }
 
@@ -364,6 +367,7 @@ impl Session<'_> {
             let outcome = tool::call(ToolCall {
                 tool,
                 agent: &self.at.agent,
+                org: &self.job.start.org,
                 args: call.run_args(),
                 key: &call.key,
                 ids: &ids,

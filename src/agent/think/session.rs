@@ -2,6 +2,7 @@
 use super::{
     catalog::Catalog,
     machine::{self, Action, Rules, Why},
+    servers,
 };
 use crate::{
     agent::{
@@ -265,13 +266,16 @@ async fn begin(
     tasks: &TaskCommands,
     input: &str,
 ) -> Result<(RunKey, Definition), Failure> {
-    let definition = &thinker.definition;
-    let body = serde_json::to_value(&**definition).map_err(|e| permanent(format!("definition: {e}")))?;
+    let (definition, missing) = servers::with_tools(thinker, job, tasks).await?;
+    let body = serde_json::to_value(&definition).map_err(|e| permanent(format!("definition: {e}")))?;
     let (key, agent) = (job.start.key, &job.agent_id);
     // Effects belong to the task: a new run is told what earlier ones did.
     let earlier = again(job.deadline, || tasks.earlier_effects(key.task_id, i32::MAX)).await;
     let earlier = earlier.map_err(|e| unwritten(&e))?;
-    let input = with_effects(input, &earlier);
+    let mut input = with_effects(input, &earlier);
+    if !missing.is_empty() {
+        input.push_str(&format!("\n\nThe tools of these servers are not available: {}.", missing.join(", ")));
+    }
     let hash = definition.hash();
     let model = definition.run.model.as_deref().unwrap_or_default();
     let pinned = PinnedDefinition { hash: &hash, body: &body, model };

@@ -10,13 +10,18 @@ mod http;
 pub(crate) mod judge;
 mod keep;
 mod keeper;
+mod mcp;
 pub(crate) mod named_values;
 mod run_program;
 mod shown;
 mod sql_read;
 
 use super::{Definition, Env, Tool, ToolKind};
-use crate::{agent::kind::RunnerDeps, id::AgentId, task::DatabaseCall};
+use crate::{
+    agent::kind::RunnerDeps,
+    id::{AgentId, OrgId},
+    task::DatabaseCall,
+};
 use serde_json::Value;
 use std::path::Path;
 use tokio_util::sync::CancellationToken;
@@ -33,6 +38,7 @@ pub(crate) use sql_read::unfit_readers;
 pub(crate) struct ToolCall<'a> {
     pub(crate) tool: Callable<'a>,
     pub(crate) agent: &'a AgentId,
+    pub(crate) org: &'a OrgId,
     pub(crate) args: &'a Value,
     /// The idempotency key of the step.
     pub(crate) key: &'a str,
@@ -64,6 +70,14 @@ pub(crate) async fn call(call: ToolCall<'_>) -> Outcome {
         Callable::Declared(tool) => tool,
         Callable::SqlRead(sql) => return sql_read::call(call, sql).await,
         Callable::Fetch(fetch) => return fetch::call(call, fetch).await,
+        Callable::RequestTask(_)
+        | Callable::Tasks
+        | Callable::Remember(_)
+        | Callable::Forget(_)
+        | Callable::Recall(_) => {
+            return Outcome::Failed("failed", "the loop carries it out".into(), false);
+        }
+        Callable::Mcp { server, tool } => return mcp::call(call, server, tool).await,
     };
     match tool.kind {
         ToolKind::Command => command::call(call, tool).await,
@@ -108,5 +122,6 @@ pub(crate) fn secrets(definition: &Definition, env: &Env) -> Vec<(String, String
     let names = of_tools.chain(&definition.run.api_key_env);
     let names = names.chain(definition.run.sql.iter().flat_map(|sql| &sql.password_env));
     let names = names.chain(definition.run.fetch.iter().flat_map(|fetch| fetch.headers_env.values()));
-    names.filter_map(|name| Some((name.clone(), env.get(name)?))).collect()
+    let of_servers = definition.run.mcp.iter().flat_map(|server| server.env.iter().chain(server.secrets()));
+    names.chain(of_servers).filter_map(|name| Some((name.clone(), env.get(name)?))).collect()
 }

@@ -220,10 +220,24 @@ pub(in crate::task) async fn make(
 ) -> Result<Vec<Result<Requested, Error>>, Error> {
     let mut client = context.database.client().await?;
     let tx = Transaction::begin_async(&mut client);
-    let (made, mut refused) = insert(&tx, &batch).await?;
+    write(&tx, &batch).await?.commit(&context, &tx).await
+}
+
+/// What requests made in a transaction that is not committed.
+pub(in crate::task) struct Made {
+    /// The answer to each request.
+    pub(in crate::task) answers: Vec<Result<Requested, Error>>,
+    notices: Vec<Notice>,
+    /// The new tasks that may be awarded, each with its class.
+    open: Vec<(i64, Candidate)>,
+}
+
+/// Writes requests into a transaction.
+pub(in crate::task) async fn write(tx: &Transaction<'_>, batch: &[NewTask]) -> Result<Made, Error> {
+    let (made, mut refused) = insert(tx, batch).await?;
     let budgets = batch.iter().filter(|new| made.contains_key(&new.id));
     let budgets: Vec<_> = budgets.filter_map(|new| Some((new.id, new.request().budget?))).collect();
-    charges::set(&tx, &budgets).await?;
+    charges::set(tx, &budgets).await?;
     let mut answers = Vec::with_capacity(batch.len());
     let mut notices = Vec::new();
     for new in batch.iter() {
@@ -233,23 +247,34 @@ pub(in crate::task) async fn make(
         } else {
             // A repeated request gets its task, even if it could not be requested now.
             let unmade = || Err(refused.remove(&new.id).unwrap_or(Error::Unavailable(None)));
-            answers.push(earlier(&tx, new).await.and_then(|found| found.map_or_else(unmade, Ok)));
+            answers.push(earlier(tx, new).await.and_then(|found| found.map_or_else(unmade, Ok)));
         }
     }
-    context.call_arbiter(&tx).await?;
-    let roster_guard = context.roster_guard();
     let open = batch.iter().filter_map(|new| {
         let made = made.get(&new.id).filter(|made| made.state == TaskState::Open)?;
         Some((made.class, new.candidate()))
     });
-    let (written, flushed) = awards::award_new(&context, &tx, open.collect()).await?;
-    roster_guard.keep();
-    context.metrics.requested.inc_by(notices.len() as u64);
-    context.publish(notices);
-    awards::publish(&context, written);
-    flushed.await?;
-    fault::point(fault::Point::TaskRequested);
-    Ok(answers)
+    Ok(Made { answers, notices, open: open.collect() })
+}
+
+impl Made {
+    /// Awards the new tasks and commits. Returns the answers when the commit is on disk.
+    pub(in crate::task) async fn commit(
+        self,
+        context: &TaskContext,
+        tx: &Transaction<'_>,
+    ) -> Result<Vec<Result<Requested, Error>>, Error> {
+        context.call_arbiter(tx).await?;
+        let roster_guard = context.roster_guard();
+        let (written, flushed) = awards::award_new(context, tx, self.open).await?;
+        roster_guard.keep();
+        context.metrics.requested.inc_by(self.notices.len() as u64);
+        context.publish(self.notices);
+        awards::publish(context, written);
+        flushed.await?;
+        fault::point(fault::Point::TaskRequested);
+        Ok(self.answers)
+    }
 }
 
 /// Inserts the tasks. Returns those that were inserted, and why others were refused.

@@ -56,7 +56,7 @@ pub struct Bench {
 
 impl Bench {
     pub fn new(definition: Definition) -> Self {
-        let parts = RunnerDeps { env: Env::process(), ..RunnerDeps::default() };
+        let parts = RunnerDeps::default();
         let timeout = Duration::from_secs(20);
         Self { definition: Arc::new(definition), parts, stop: CancellationToken::new(), timeout }
     }

@@ -17,7 +17,7 @@ pub fn convoke(folder: &Path, args: &[&str]) -> Output {
 }
 
 /// Like [`convoke`], with environment variables.
-fn convoke_in(folder: &Path, args: &[&str], environment: &[(&str, &str)]) -> Output {
+pub fn convoke_in(folder: &Path, args: &[&str], environment: &[(&str, &str)]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_convoke"));
     let ours = std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("CONVOKE_"));
     for (name, _) in ours {
