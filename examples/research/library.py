@@ -1,36 +1,43 @@
 #!/usr/bin/env python3
 """A small server of the Model Context Protocol on standard input and output, without any library.
 
-It offers the documents of the folder `library`: `search` finds words in them, `read` returns one. It knows the version
-without a handshake (2026-07-28) and the older ones that begin with `initialize`.
+It offers the documents of the folder `library`: `search` finds words in them, `read` returns one, and `add` keeps one
+in the folder of RESEARCH_ADDITIONS. It knows the version without a handshake (2026-07-28) and the older ones that begin
+with `initialize`.
 """
 
 import json
+import os
+import re
 import sys
 from pathlib import Path
 
 FOLDER = Path(__file__).parent / "library"
+ADDITIONS = Path(os.environ["RESEARCH_ADDITIONS"])
 VERSION = "2026-07-28"
 
 
-def tool(name, description, argument):
+def tool(name, description, only_reads, **lengths):
     schema = {
         "type": "object",
-        "required": [argument],
+        "required": list(lengths),
         "additionalProperties": False,
-        "properties": {argument: {"type": "string", "minLength": 1, "maxLength": 100}},
+        "properties": {name: {"type": "string", "minLength": 1, "maxLength": most} for name, most in lengths.items()},
     }
-    return {"name": name, "description": description, "inputSchema": schema, "annotations": {"readOnlyHint": True}}
+    hints = {"readOnlyHint": only_reads}
+    return {"name": name, "description": description, "inputSchema": schema, "annotations": hints}
 
 
 TOOLS = [
-    tool("read", "Returns a document of the library", "document"),
-    tool("search", "Returns the names of the documents that contain one of the words", "words"),
+    tool("add", "Keeps a document in the library", False, document=40, text=400),
+    tool("read", "Returns a document of the library", True, document=40),
+    tool("search", "Returns the names of the documents that contain one of the words", True, words=100),
 ]
 
 
 def documents():
-    return {path.stem: path.read_text(encoding="utf-8") for path in sorted(FOLDER.glob("*.txt"))}
+    paths = sorted([*FOLDER.glob("*.txt"), *ADDITIONS.glob("*.txt")])
+    return {path.stem: path.read_text(encoding="utf-8") for path in paths}
 
 
 def call(name, arguments):
@@ -39,6 +46,11 @@ def call(name, arguments):
         words = arguments["words"].lower().split()
         found = [title for title, text in documents().items() if any(word in text.lower() for word in words)]
         return json.dumps({"documents": found or list(documents())}), False
+    if name == "add":
+        if not re.fullmatch("[a-z0-9-]+", arguments["document"]):
+            return "The name of a document has a-z 0-9 - only.", True
+        (ADDITIONS / (arguments["document"] + ".txt")).write_text(arguments["text"] + "\n", encoding="utf-8")
+        return "It is in the library.", False
     text = documents().get(arguments["document"])
     if text is None:
         return "There is no such document. There are: " + ", ".join(documents()), True
@@ -59,7 +71,7 @@ def answer(method, params):
         return {}
     if method == "tools/list":
         return {"resultType": "complete", "tools": TOOLS, "ttlMs": 60000, "cacheScope": "private"}
-    if method == "tools/call" and params.get("name") in ("read", "search"):
+    if method == "tools/call" and params.get("name") in ("add", "read", "search"):
         text, failed = call(params["name"], params.get("arguments") or {})
         return {"resultType": "complete", "content": [{"type": "text", "text": text}], "isError": failed}
     return None

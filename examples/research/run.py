@@ -1,7 +1,10 @@
 #!/usr/bin/env python3
 """Runs the example: a page, a model, a daemon with its own PostgreSQL, and one question.
 
-    run.py [--convoke target/debug/convoke] [--model-url http://127.0.0.1:8080/v1] [QUESTION]
+    run.py [--convoke target/debug/convoke] [--model-url http://127.0.0.1:8080/v1] [--yes] [QUESTION]
+
+What the researcher adds to the library is shown first, and you decide; --yes approves it, and so does a run without a
+terminal.
 
 Without --model-url the model is SmolLM2 with 135 million parameters, from the packages of requirements.txt, in this
 process. It follows the tools because every answer is JSON of a schema that its server enforces; what it thinks is
@@ -21,6 +24,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -76,6 +80,10 @@ class Daemon:
     def run(self, *arguments):
         return subprocess.run([*self.convoke, *arguments], check=False).returncode
 
+    def json(self, *arguments):
+        command = [*self.convoke, "--json", *arguments]
+        return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
     def sql(self, text):
         psql = shutil.which("psql") or sorted(glob.glob("/usr/lib/postgresql/*/bin/psql"))[-1]
         password = Path(self.told["database"]["password_file"]).read_text(encoding="utf-8").strip()
@@ -87,22 +95,49 @@ class Daemon:
         self.process.wait()
 
 
+def decide(daemon, task, asks):
+    """Answers what a task waits for: a person reads each call and decides."""
+    answer = {}
+    for call in task["question"].get("calls") or sys.exit("run.py: the question is none about calls"):
+        print(f"\n{call['tool']} is about to be called with\n  {call['arguments']}")
+        approved = not asks or input("May it? [y/N] ").strip().lower().startswith("y")
+        print("approved" if approved else "denied", flush=True)
+        answer[call["id"]] = "approve" if approved else {"deny": "not this time"}
+    daemon.json("task", "answer", task["id"], json.dumps(answer))
+
+
+def wait(daemon, task_id, asks):
+    """Waits for the end of the task, and answers the questions of its parts. Returns whether it has a result."""
+    while True:
+        tasks = daemon.json("task", "list", "--org", "town")["tasks"]
+        states = {task["id"]: task["state"] for task in tasks}
+        if states[task_id] in ("completed", "failed", "canceled"):
+            return states[task_id] == "completed"
+        for task in tasks:
+            if task["state"] == "waiting":
+                decide(daemon, daemon.json("task", "show", task["id"]), asks)
+        time.sleep(0.3)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--convoke", default=str(ROOT / "target/debug/convoke"))
     parser.add_argument("--model-url")
+    parser.add_argument("--yes", action="store_true")
     parser.add_argument("question", nargs="?", default=QUESTION)
     arguments = parser.parse_args()
     site()
     server, url = (None, arguments.model_url) if arguments.model_url else model()
     password = secrets.token_hex(16)
-    archive = DATA / "archive.jsonl"
+    additions = DATA / "additions"
     environment = {
-        **os.environ, "RESEARCH_LLM_URL": url, "RESEARCH_READER_PASSWORD": password, "RESEARCH_ARCHIVE": str(archive),
+        **os.environ, "RESEARCH_LLM_URL": url, "RESEARCH_READER_PASSWORD": password,
+        "RESEARCH_ARCHIVE": str(DATA / "archive.jsonl"), "RESEARCH_ADDITIONS": str(additions),
     }
     # First without agents: an agent whose role does not exist yet would be left out.
     DATA.mkdir(mode=0o700, exist_ok=True)
     (DATA / "no-agents").mkdir(exist_ok=True)
+    additions.mkdir(exist_ok=True)
     first = Daemon(arguments.convoke, DATA / "no-agents", environment)
     try:
         first.sql((HERE / "schema.sql").read_text(encoding="utf-8"))
@@ -113,19 +148,20 @@ def main():
     if daemon.told["absent"]:
         print("left out:", json.dumps(daemon.told["absent"]), file=sys.stderr)
     try:
-        code = daemon.run(
+        requested = daemon.json(
             "task", "request", "research.report", "--org", "town", "--requires", "research.report", "--key",
-            secrets.token_hex(8), "--input", json.dumps({"question": arguments.question}), "--wait",
+            secrets.token_hex(8), "--input", json.dumps({"question": arguments.question}),
         )
-        listed = subprocess.run([*daemon.convoke, "--json", "task", "list", "--org", "town"], capture_output=True, text=True, check=True)
-        tasks = json.loads(listed.stdout)["tasks"]
+        done = wait(daemon, requested["task"]["id"], asks=sys.stdin.isatty() and not arguments.yes)
+        daemon.run("task", "show", requested["task"]["id"])
+        tasks = daemon.json("task", "list", "--org", "town")["tasks"]
         for task in reversed(tasks[:5]):
             print(f"\n{task['kind']} {task['state']}", flush=True)
             daemon.run("task", "steps", task["id"])
     finally:
         daemon.stop()
     del server
-    sys.exit(code)
+    sys.exit(0 if done else 1)
 
 
 main()

@@ -72,6 +72,7 @@ async fn example_of_research_works_with_a_scripted_model() {
         says("fetch", json!({ "url": format!("http://{at}/inspections.html") })),
         says("library__search", json!({ "words": "crack" })),
         says("library__read", json!({ "document": "load-rules" })),
+        says("library__add", json!({ "document": "findings", "text": report })),
         says("finish", json!({ "answer": report, "sources": ["load-rules"] })),
     ])
     .await;
@@ -82,18 +83,39 @@ async fn example_of_research_works_with_a_scripted_model() {
     let admin = db.admin().await;
     admin.batch_execute(&schema).await.unwrap();
     admin.batch_execute("alter role research_reader password 'research-of-the-test'").await.unwrap();
-    let archive = folder.path().join("archive.jsonl");
+    let (archive, additions) = (folder.path().join("archive.jsonl"), folder.path().join("additions"));
+    fs::create_dir(&additions).unwrap();
     let mut command = Up::command(&db, folder.path());
     command
         .env("RESEARCH_LLM_URL", format!("{}/v1", planner.address))
         .env("RESEARCHER_LLM_URL", format!("{}/v1", researcher.address))
         .env("RESEARCH_READER_PASSWORD", "research-of-the-test")
-        .env("RESEARCH_ARCHIVE", &archive);
+        .env("RESEARCH_ARCHIVE", &archive)
+        .env("RESEARCH_ADDITIONS", &additions);
     let up = Up::begin(command).await;
     let client = db.client().await;
     let request = "select convoke.request_task(kind => 'research.report', org => 'town',
                    requires => '{research.report}', input => '{\"question\": \"Which bridges are closed?\"}')";
     client.batch_execute(request).await.unwrap();
+    // A person reads what the researcher is about to add.
+    let (id, question): (String, Value) = soon("the question", async {
+        let waiting = "select id::text, question from convoke.tasks where state = 'waiting'";
+        loop {
+            match client.query_opt(waiting, &[]).await.unwrap() {
+                Some(row) => return (row.get(0), row.get(1)),
+                None => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        }
+    })
+    .await;
+    assert_eq!(question["calls"][0]["tool"], "library__add", "{question}");
+    assert!(question["calls"][0]["arguments"].as_str().unwrap().contains(report), "{question}");
+    assert_eq!(fs::read_dir(&additions).unwrap().count(), 0);
+    let call = question["calls"][0]["id"].as_str().unwrap();
+    let answer = json!({ "answer": { call: "approve" } });
+    let posted = reqwest::Client::new().post(format!("{}/v1/tasks/{id}/answer", up.url)).json(&answer);
+    let posted = posted.bearer_auth(super::kills::token(folder.path())).send().await.unwrap();
+    assert_eq!(posted.status(), 200);
     let found: Value = soon("the report", async {
         let ended = "select state, result, error from convoke.tasks where kind = 'research.report'";
         loop {
@@ -112,6 +134,8 @@ async fn example_of_research_works_with_a_scripted_model() {
     assert!(told(&researcher, 2).contains("crack in a main beam"), "{}", told(&researcher, 2));
     assert!(told(&researcher, 3).contains("[data from library]\n{\"documents\": [\"load-rules\"]}"));
     assert!(told(&researcher, 4).contains("is closed to all vehicles until it is repaired"));
+    assert!(told(&researcher, 5).contains("[data from library]\nIt is in the library."));
+    assert_eq!(fs::read_to_string(additions.join("findings.txt")).unwrap(), format!("{report}\n"));
     // What the planner was told by its parts.
     assert!(told(&planner, 2).contains("\"sources\":[\"load-rules\"]"), "{}", told(&planner, 2));
     assert!(told(&planner, 4).contains("\"filed\":true"), "{}", told(&planner, 4));
