@@ -35,10 +35,10 @@ pub use compiled::CompiledAgent;
 pub use credentials::{CredentialIssuer, JobCredentials};
 pub use definition::{ApprovalRule, NamedApproval, OnDaemonDeath, OnUnknown};
 pub use definition::{
-    Definition, Fetch, FetchMethod, FoundTool, Kind, Limits, McpPin, McpPinRule, McpProtocol, McpServer,
-    MemorySettings, Missed, Offer, OfferBy, Price, Problem, ResponseFormat, Run, Schedule, ScheduleRequest,
-    SqlRead, Stream, Tier, Tool, ToolKind, Wake, WakeEvent, WakeRequest, check, check_all, check_in,
-    without_login,
+    Definition, Fetch, FetchMethod, FoundTool, Guard, GuardOn, Kind, Limits, McpPin, McpPinRule, McpProtocol,
+    McpServer, MemorySettings, Missed, Offer, OfferBy, Price, Problem, ResponseFormat, Run, Schedule,
+    ScheduleRequest, SqlRead, Stream, Tier, Tool, ToolKind, Wake, WakeEvent, WakeRequest, check, check_all,
+    check_in, without_login,
 };
 pub use env::Env;
 pub use job::{Agent, Finished, Job, Registry, Reporter};

@@ -1,4 +1,5 @@
 //! The checks of `run.tools` and `[[tool]]`.
+mod guards;
 mod mcp;
 
 use super::{
@@ -64,6 +65,7 @@ pub(super) fn check(definition: &Definition, env: &Env, found: &mut Problems) {
     fetch(definition, found);
     parts(definition, found);
     mcp::check(definition, env, found);
+    guards::check(definition, found);
     for (at, tool) in definition.tool.iter().enumerate() {
         one(&format!("tool.{at}"), tool, definition, env, found);
     }
@@ -102,7 +104,7 @@ fn names(definition: &Definition, found: &mut Problems) {
             found.add(key, format!("{} is a built-in tool", tool.name));
         } else if !seen.insert(&tool.name) {
             found.add(key, format!("{} is declared twice", tool.name));
-        } else if !definition.run.tools.contains(&tool.name) && !is_probe(definition, &tool.name) {
+        } else if !definition.run.tools.contains(&tool.name) && !judges(definition, &tool.name) {
             let message = format!("{} is not in run.tools, so it is never offered", tool.name);
             found.add_with(key, message, "add it to run.tools, or remove it");
         }
@@ -244,8 +246,11 @@ fn one(place: &str, tool: &Tool, definition: &Definition, env: &Env, found: &mut
     }
 }
 
-fn is_probe(definition: &Definition, name: &str) -> bool {
-    definition.tool.iter().any(|tool| tool.probe.as_deref() == Some(name))
+/// Whether the daemon itself calls it: a probe, or the tool of a guard.
+fn judges(definition: &Definition, name: &str) -> bool {
+    let probes = definition.tool.iter().filter_map(|tool| tool.probe.as_deref());
+    let guards = definition.guard.iter().filter_map(|guard| guard.tool.as_deref());
+    probes.chain(guards).any(|other| other == name)
 }
 
 /// What is known about the effect of a call, and what happens if it is not.

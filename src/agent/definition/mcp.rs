@@ -154,7 +154,7 @@ impl McpServer {
         }
         // The operator has not named the tool: it may be one that the server has added since.
         let is_named =
-            self.allow.iter().any(|pattern| pattern.contains(|c| c != '*') && matches(pattern, tool));
+            self.allow.iter().any(|pattern| pattern.contains(|c: char| c != '*') && matches(pattern, tool));
         (!is_named && effect != Effect::Read).then_some(&ALWAYS)
     }
 
@@ -176,7 +176,7 @@ fn longest<'a, T>(table: &'a BTreeMap<String, T>, name: &str) -> Option<&'a T> {
 }
 
 /// Whether a name has the form of a pattern: `*` stands for any characters.
-fn matches(pattern: &str, name: &str) -> bool {
+pub(super) fn matches(pattern: &str, name: &str) -> bool {
     let mut parts = pattern.split('*');
     let first = parts.next().unwrap_or_default();
     let Some(mut rest) = name.strip_prefix(first) else { return false };

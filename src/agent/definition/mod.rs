@@ -8,6 +8,7 @@ mod approval;
 mod built_in;
 mod check;
 mod check_tools;
+mod guard;
 mod limits;
 mod mcp;
 mod run;
@@ -22,6 +23,7 @@ pub use approval::{ApprovalRule, NamedApproval};
 pub(crate) use built_in::{FETCH, FORGET, PUBLIC, RECALL, REMEMBER, REQUEST_TASK, SQL_READ, TASKS};
 pub use built_in::{Fetch, FetchMethod, MemorySettings, SqlRead};
 pub use check::{Problem, check, check_all, check_in};
+pub use guard::{Guard, GuardOn};
 pub use limits::{Limits, Offer, OfferBy};
 pub use mcp::{FoundTool, McpPin, McpPinRule, McpProtocol, McpServer};
 pub use run::{Kind, Price, ResponseFormat, Run, Stream, Tier};
@@ -75,6 +77,9 @@ pub struct Definition {
     /// The tools that its model may call.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tool: Vec<Tool>,
+    /// What judges its input, calls, results and answer.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub guard: Vec<Guard>,
     /// The limits of one task.
     #[serde(default)]
     pub limits: Limits,
@@ -114,6 +119,7 @@ impl Definition {
             wake: Vec::new(),
             schedule: Vec::new(),
             tool: Vec::new(),
+            guard: Vec::new(),
             limits: Limits::default(),
             folder: None,
         }

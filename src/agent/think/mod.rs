@@ -8,6 +8,7 @@ mod approve;
 mod calls;
 mod catalog;
 mod doubt;
+mod guards;
 mod machine;
 mod memory;
 mod messages;
@@ -17,9 +18,11 @@ mod servers;
 mod session;
 #[cfg(test)]
 pub(crate) mod testing;
+mod thinker;
 
 pub(crate) use machine::{ASK, BUILT_IN};
 pub use messages::ToolsBy;
 #[cfg(test)]
 pub(crate) use messages::messages;
-pub(crate) use session::{Session, Thinker};
+pub(crate) use session::Session;
+pub(crate) use thinker::Thinker;

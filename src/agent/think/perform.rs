@@ -6,7 +6,7 @@ use super::{
     calls::{self, Call, Verdict, error},
     catalog, machine,
     messages::{ToolsBy, messages},
-    session::{Session, Thinker, head, unwritten},
+    session::{Session, Thinker, head, ids, unwritten},
 };
 use crate::{
     agent::{
@@ -233,13 +233,17 @@ impl Session<'_> {
         let found = llm::result_in(&text, schema, schemas, limit).await;
         // Without a schema, JSON between words is more often an aside than a result.
         let is_result = schema.is_some() || calls::is_json(&text);
-        match found {
-            Ok(result) if is_result => {
+        let judged = match found {
+            Ok(result) if is_result => self.judged_answer(result).await?.ok(),
+            _ => None,
+        };
+        match judged {
+            Some(result) => {
                 self.end_run("text").await?;
                 fault::point(fault::Point::RunFinishing);
                 Ok(Some(Finished::Result { result, usage: self.used }))
             }
-            _ => {
+            None => {
                 let next = machine::no_result(steps);
                 self.note_or_end(steps, next).await.map(|()| None)
             }
@@ -256,6 +260,10 @@ impl Session<'_> {
             is_known |= self.use_kept(step, call).await?;
         }
         if is_known {
+            return Ok(());
+        }
+        // Before a person is asked: what is denied needs no approval.
+        if self.deny_calls(&calls).await? {
             return Ok(());
         }
         let held = self.calls_to_hold(steps, &calls);
@@ -330,13 +338,22 @@ impl Session<'_> {
             Outcome::Stopped => Err(retryable("the call of a tool was stopped")),
             Outcome::Done(output) => {
                 fault::point(fault::Point::ToolDone);
-                self.end_call(seq, StepState::Done, &output, bytes_max).await?;
+                let (state, text) = match self.judged_output(call, output).await {
+                    Ok(output) => (StepState::Done, output),
+                    Err(why) => (StepState::Failed, error("denied", &why, false)),
+                };
+                self.end_call(seq, state, &text, bytes_max).await?;
                 self.forget(call);
                 Ok(())
             }
             Outcome::Failed(code, message, again) => {
                 fault::point(fault::Point::ToolDone);
-                self.end_call(seq, StepState::Failed, &error(code, &message, again), bytes_max).await?;
+                // A service chooses the words of its errors too.
+                let text = match self.judged_output(call, message).await {
+                    Ok(message) => error(code, &message, again),
+                    Err(why) => error("denied", &why, false),
+                };
+                self.end_call(seq, StepState::Failed, &text, bytes_max).await?;
                 self.forget(call);
                 Ok(())
             }
@@ -394,11 +411,7 @@ impl Session<'_> {
 
     /// The ids that a program is told.
     pub(super) fn ids(&self) -> [(&'static str, String); 3] {
-        [
-            ("CONVOKE_TASK_ID", self.at.key.task_id.to_string()),
-            ("CONVOKE_AGENT_ID", self.at.agent.to_string()),
-            ("CONVOKE_ORG", self.job.start.org.to_string()),
-        ]
+        ids(self.job)
     }
 
     /// Runs a statement in the commit that ends its step.
@@ -451,15 +464,23 @@ impl Session<'_> {
         self.end_call(seq, StepState::Failed, &text, 32 << 10).await
     }
 
-    pub(super) async fn finish(&self, steps: &[Step], seq: i32) -> Result<Finished, Failure> {
+    pub(super) async fn finish(&self, steps: &[Step], seq: i32) -> Result<Option<Finished>, Failure> {
         let found = steps.iter().filter_map(machine::tool).find(|(step, _)| step.seq == seq);
         let Some((step, call)) = found else { return Err(retryable("the step of the result is gone")) };
+        let result = match self.judged_answer(self.catalog.result_of(&call.args)).await? {
+            Ok(result) => result,
+            Err(why) if step.state.has_ended() => return Err(permanent(format!("the result: {why}"))),
+            Err(why) => {
+                self.end_call(seq, StepState::Failed, &error("denied", &why, true), 32 << 10).await?;
+                return Ok(None);
+            }
+        };
         if !step.state.has_ended() {
             self.end_call(seq, StepState::Done, "accepted", 32 << 10).await?;
         }
         self.end_run("finish").await?;
         fault::point(fault::Point::RunFinishing);
-        Ok(Finished::Result { result: self.catalog.result_of(&call.args), usage: self.used })
+        Ok(Some(Finished::Result { result, usage: self.used }))
     }
 
     pub(super) async fn give_up(&self, steps: &[Step], seq: i32) -> Result<Failure, Failure> {

@@ -1,5 +1,5 @@
 //! The tools that a new run finds at the MCP servers of its agent. They are part of the run's definition from then on.
-use super::session::{Thinker, unwritten};
+use super::thinker::{Thinker, unwritten};
 use crate::{
     agent::{
         Definition, FoundTool, Job, McpPin, McpPinRule, McpServer,

@@ -1,39 +1,27 @@
 //! The loop around the machine: reads the rows, asks for the next action, performs it, and reads the rows again.
+pub(super) use super::thinker::{Thinker, unwritten};
 use super::{
     catalog::Catalog,
+    guards,
     machine::{self, Action, Rules, Why},
     servers,
+    thinker::FENCED,
 };
 use crate::{
     agent::{
         Definition, Finished, Job,
         job::{permanent, retryable},
-        kind::RunnerDeps,
         retry::again,
     },
-    llm::Provider,
     task::{
-        EarlierEffect, Error, Failure, LatestRun, NoteKind, PinnedDefinition, RunKey, Schemas, Step,
-        TaskCommands, Usage,
+        EarlierEffect, Failure, LatestRun, NoteKind, PinnedDefinition, RunKey, Step, TaskCommands, Usage,
     },
 };
 use serde_json::{Value, json};
-use std::sync::Arc;
 
 /// Questions and calls of a run without limits of its definition.
 const STEPS_MAX: u32 = 50;
 const CALLS_MAX: u32 = 200;
-
-/// The failure of a write that the rows do not permit.
-const FENCED: &str = "the assignment is over";
-
-/// An agent of kind `llm` with tools.
-pub(crate) struct Thinker {
-    pub(crate) definition: Arc<Definition>,
-    pub(crate) parts: RunnerDeps,
-    pub(crate) provider: Provider,
-    pub(crate) schemas: Schemas,
-}
 
 /// The work of one assignment on its run.
 pub(crate) struct Session<'a> {
@@ -53,15 +41,6 @@ pub(crate) struct Session<'a> {
     pub(super) spent: (u64, u64),
     /// Messages that came since the last job, until they are in a note.
     messages: Option<String>,
-}
-
-/// The failure of a job whose rows could not be written.
-pub(super) fn unwritten(error: &Error) -> Failure {
-    match error {
-        Error::Fenced => retryable(FENCED),
-        Error::Unstorable(_) => permanent(error.to_string()),
-        error => retryable(error.to_string()),
-    }
 }
 
 impl<'a> Session<'a> {
@@ -174,7 +153,7 @@ impl<'a> Session<'a> {
             Action::AskPerson(seq) => self.ask_person(steps, seq).await,
             Action::AskApproval(seqs) => self.ask_approval(steps, &seqs).await,
             Action::RefuseFinish(seq) => self.refuse_finish(seq).await.map(|()| None),
-            Action::Finish(seq) => self.finish(steps, seq).await.map(Some),
+            Action::Finish(seq) => self.finish(steps, seq).await,
             Action::GiveUp(seq) => Err(self.give_up(steps, seq).await?),
             Action::End(why) => Err(self.end(why).await?),
         }
@@ -243,6 +222,15 @@ impl<'a> Session<'a> {
     }
 }
 
+/// The ids that a program is told.
+pub(super) fn ids(job: &Job) -> [(&'static str, String); 3] {
+    [
+        ("CONVOKE_TASK_ID", job.start.key.task_id.to_string()),
+        ("CONVOKE_AGENT_ID", job.agent_id.to_string()),
+        ("CONVOKE_ORG", job.start.org.to_string()),
+    ]
+}
+
 /// The number of the last step.
 pub(super) fn head(steps: &[Step]) -> i32 {
     steps.last().map_or(0, |step| step.seq)
@@ -266,13 +254,14 @@ async fn begin(
     tasks: &TaskCommands,
     input: &str,
 ) -> Result<(RunKey, Definition), Failure> {
+    let input = guards::judged_input(thinker, job, input.to_owned()).await?;
     let (definition, missing) = servers::with_tools(thinker, job, tasks).await?;
     let body = serde_json::to_value(&definition).map_err(|e| permanent(format!("definition: {e}")))?;
     let (key, agent) = (job.start.key, &job.agent_id);
     // Effects belong to the task: a new run is told what earlier ones did.
     let earlier = again(job.deadline, || tasks.earlier_effects(key.task_id, i32::MAX)).await;
     let earlier = earlier.map_err(|e| unwritten(&e))?;
-    let mut input = with_effects(input, &earlier);
+    let mut input = with_effects(&input, &earlier);
     if !missing.is_empty() {
         input.push_str(&format!("\n\nThe tools of these servers are not available: {}.", missing.join(", ")));
     }

@@ -2,6 +2,7 @@
 mod approvals;
 mod classes;
 mod fetch;
+mod guards;
 mod keeper;
 mod kills;
 mod mcp;
