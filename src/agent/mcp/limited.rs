@@ -91,16 +91,19 @@ impl<R: AsyncRead + Unpin> AsyncRead for Limited<R> {
         let (first, last) = (read.iter().position(is_end), read.iter().rposition(is_end));
         let longest = self.line + first.unwrap_or(read.len());
         self.line = last.map_or(longest, |last| read.len() - last - 1);
+        let (bytes, lines) = (read.len(), read.iter().filter(|byte| is_end(byte)).count());
         // A line behind the first one of a read is as short as the read.
-        if longest > LINE_BYTES_MAX {
+        let broken = if longest > LINE_BYTES_MAX {
             self.allowance.end();
-            return Poll::Ready(Err(io::Error::other("the server wrote a line that is too long")));
-        }
-        let lines = read.iter().filter(|byte| is_end(byte)).count();
-        if !self.allowance.take(read.len(), lines) {
-            return Poll::Ready(Err(io::Error::other("the server wrote more than it was asked for")));
-        }
-        Poll::Ready(Ok(()))
+            "the server wrote a line that is too long"
+        } else if !self.allowance.take(bytes, lines) {
+            "the server wrote more than it was asked for"
+        } else {
+            return Poll::Ready(Ok(()));
+        };
+        // A reader that fails has read nothing.
+        buffer.set_filled(before);
+        Poll::Ready(Err(io::Error::other(broken)))
     }
 }
 

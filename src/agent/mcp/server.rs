@@ -13,7 +13,10 @@ use crate::{
     llm::Models,
     scope::Scope,
 };
-use futures_util::future::BoxFuture;
+use futures_util::{
+    FutureExt,
+    future::{BoxFuture, Shared},
+};
 use rmcp::{
     RoleClient,
     model::ProtocolVersion,
@@ -71,8 +74,8 @@ pub(super) struct Server {
 /// A connection, and what ends it.
 struct Live {
     connection: Arc<Connection>,
-    /// Resolves when the connection has ended.
-    ended: BoxFuture<'static, ()>,
+    /// Resolves when the connection has ended. Shared, because the end is waited for again after it was seen.
+    ended: Shared<BoxFuture<'static, ()>>,
     close: RunningServiceCancellationToken,
     process: Option<Process>,
     since: Instant,
@@ -242,7 +245,7 @@ async fn over(live: &mut Option<Live>) -> bool {
     loop {
         let idle_at = live.connection.used() + IDLE;
         tokio::select! {
-            () = &mut live.ended => return true,
+            () = live.ended.clone() => return true,
             () = live.connection.broken() => return true,
             () = sleep_until(idle_at) => {
                 if live.connection.used() + IDLE <= Instant::now() {
@@ -263,9 +266,10 @@ impl Live {
         let connection = Arc::new(Connection::new(service.peer().clone(), allowance, said));
         let close = service.cancellation_token();
         // The library has spawned the task behind it; it ends with this future, or when `close` is cancelled.
-        let ended = Box::pin(async move {
+        let ended = async move {
             let _ = service.waiting().await;
-        });
+        };
+        let ended = ended.boxed().shared();
         Self { connection, ended, close, process, since: Instant::now() }
     }
 

@@ -31,7 +31,7 @@ def send(message):
     sys.stdout.flush()
 
 
-def tool(name, description, **properties):
+def tool(name, description, /, **properties):
     schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", "type": "object", "properties": properties}
     return {"name": name, "description": description, "inputSchema": schema}
 
