@@ -1,6 +1,6 @@
 //! Convoke: the daemon that coordinates AI agents. `ARCHITECTURE.md` is the map of its code.
 //!
-//! The library has three parts. Everything else is hidden from the documentation: it is public for this
+//! The library has four parts. Everything else is hidden from the documentation: it is public for this
 //! project's own binary, tests and examples, and may change in any release.
 //!
 //! | part | for |
@@ -8,6 +8,7 @@
 //! | [`client`] | programs that use the channels, against Convoke or Supabase Realtime (feature `client`) |
 //! | [`app`] | programs that run the daemon in their own process (feature `daemon`) |
 //! | [`agent`] | agents in Rust: a [`Definition`](agent::Definition) and the trait [`Agent`](agent::Agent) |
+//! | [`testing`] | tests of such programs: a scripted model, a clock, fault points (feature `testing`) |
 //!
 //! [`config`], [`id`] and [`task`] hold the types that these name.
 //!
@@ -131,6 +132,8 @@ pub mod task;
 #[cfg(feature = "daemon")]
 #[doc(hidden)]
 pub mod telemetry;
+#[cfg(feature = "testing")]
+pub mod testing;
 #[cfg(feature = "daemon")]
 #[doc(hidden)]
 pub mod wal;

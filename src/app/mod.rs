@@ -105,6 +105,14 @@ impl Builder {
         self
     }
 
+    /// Reads the time of day from this clock, for tests: the expiry of tokens and sessions, histories and series. The
+    /// database decides every deadline of a task.
+    #[must_use]
+    pub fn clock(mut self, clock: Clock) -> Self {
+        self.clock = clock;
+        self
+    }
+
     /// Runs the programs of tools under keepers, so that their outcome is known also if this process is killed.
     /// `executable` is `convoke` itself. Without this call they end with this process.
     #[must_use]

@@ -46,6 +46,7 @@ const MAY_NAME: &[(&str, &str)] = &[
         "cli",
         "files id clock json scope telemetry client auth db access wal task agent api dashboard config app",
     ),
+    ("testing", "clock scope"),
 ];
 
 /// Tests may kill the daemon anywhere.

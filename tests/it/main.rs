@@ -21,5 +21,6 @@ mod remote;
 mod resume;
 mod support;
 mod task;
+mod testing;
 mod think;
 mod wal;
