@@ -96,7 +96,13 @@ struct Audience {
 }
 
 pub(super) async fn run(config: &Config, options: &ChangesOptions) -> anyhow::Result<Figures> {
-    let fixture = Fixture { config: unlimited(config), agents: Vec::new(), schema: SCHEMA, finished: 0 };
+    let fixture = Fixture {
+        config: unlimited(config),
+        agents: Vec::new(),
+        definitions: Vec::new(),
+        schema: SCHEMA,
+        finished: 0,
+    };
     let mut figures = Figures::default();
     let parts = async |daemon: &Parts, figures: &mut Figures| {
         daemon.database.client().await?.batch_execute(PUBLISH).await?;

@@ -31,6 +31,8 @@ pub(super) type HostedAgent = (Definition, Arc<dyn Agent>);
 pub(super) struct Fixture {
     pub(super) config: Config,
     pub(super) agents: Vec<HostedAgent>,
+    /// Agents whose code is not in this process.
+    pub(super) definitions: Vec<Definition>,
     /// Statements that make the tables of the benchmark.
     pub(super) schema: &'static str,
     /// Finished tasks in the tables, each with an offer of every agent.
@@ -89,7 +91,7 @@ impl Fixture {
         work: impl AsyncFnOnce(&Parts, &mut Figures) -> anyhow::Result<T>,
         mut stop: StopSignals,
     ) -> anyhow::Result<T> {
-        let Self { mut config, agents, schema, finished } = self;
+        let Self { mut config, agents, definitions, schema, finished } = self;
         config.server.listen.set_port(0);
         prepare(&mut stop, &config.database, async |database| {
             let client = database.client().await?;
@@ -103,7 +105,7 @@ impl Fixture {
             prepare(&mut stop, &database, async |database| history::fill(database, finished, bidders).await)
                 .await?;
         }
-        let builder = Daemon::builder(config).definitions(Vec::new());
+        let builder = Daemon::builder(config).definitions(definitions);
         let builder =
             agents.into_iter().fold(builder, |builder, (definition, agent)| builder.agent(definition, agent));
         let daemon = builder.build().await?;

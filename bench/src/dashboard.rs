@@ -66,7 +66,13 @@ pub(super) struct DashboardOptions {
 pub(super) async fn run(config: &Config, options: &DashboardOptions) -> anyhow::Result<Figures> {
     let mut figures = Figures::default();
     let agents = tasks::idle_agents(options.bidders, 512)?;
-    let fixture = Fixture { config: config.clone(), agents, schema: "", finished: options.finished };
+    let fixture = Fixture {
+        config: config.clone(),
+        agents,
+        definitions: Vec::new(),
+        schema: "",
+        finished: options.finished,
+    };
     fixture.measure(&mut figures, async |daemon, figures| measure(daemon, options, figures).await).await?;
     Ok(figures)
 }

@@ -81,7 +81,8 @@ pub(super) async fn run(
     figures: &mut Figures,
 ) -> anyhow::Result<()> {
     let agents = idle_agents(options.bidders, 4)?;
-    let fixture = Fixture { config: config.clone(), agents, schema: "", finished: 0 };
+    let fixture =
+        Fixture { config: config.clone(), agents, definitions: Vec::new(), schema: "", finished: 0 };
     let deaths = async |daemon: &Parts, figures: &mut Figures| {
         let victim = Victim { url: format!("http://{}", daemon.addr), token: token(daemon)? };
         let mut times = Vec::new();

@@ -7,7 +7,7 @@ use serde_json::Value;
 use std::{collections::BTreeMap, time::Duration};
 
 /// Units by the end of a figure's name. The first that fits is the unit.
-const UNITS: [(&str, &str); 9] = [
+const UNITS: [(&str, &str); 10] = [
     ("_ms", "ms"),
     ("_per_second", "1/s"),
     ("_per_million", "s per million"),
@@ -15,6 +15,7 @@ const UNITS: [(&str, &str); 9] = [
     ("_kib", "KiB"),
     ("kib_per_connection", "KiB"),
     ("seconds", "s"),
+    ("_percent", "%"),
     ("_share", "share"),
     ("_ratio", "ratio"),
 ];
@@ -95,6 +96,7 @@ mod tests {
             ("resident_before_kib", "KiB"),
             ("with_finished_seconds", "s"),
             ("paced_cpu_share", "share"),
+            ("beside_the_calls_percent", "%"),
             ("filters_to_one_change_p50_ms_ratio", "ratio"),
             ("filters", "count"),
         ] {

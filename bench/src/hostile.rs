@@ -66,7 +66,13 @@ pub(super) async fn run(config: &Config, options: &HostileOptions) -> anyhow::Re
     let kinds = if options.kinds.is_empty() { Kind::value_variants() } else { &options.kinds };
     for kind in kinds {
         // A daemon for each kind: what one attack leaves behind is not part of the next.
-        let fixture = Fixture { config: config.clone(), agents: Vec::new(), schema: SCHEMA, finished: 0 };
+        let fixture = Fixture {
+            config: config.clone(),
+            agents: Vec::new(),
+            definitions: Vec::new(),
+            schema: SCHEMA,
+            finished: 0,
+        };
         fixture
             .measure(&mut figures, async |parts, figures| measure(parts, options, *kind, figures).await)
             .await?;

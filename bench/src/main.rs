@@ -22,7 +22,9 @@ mod pairs;
 mod peers;
 mod process;
 mod record;
+mod scripted_model;
 mod tasks;
+mod think;
 mod viewers;
 mod wake;
 mod watchers;
@@ -86,6 +88,8 @@ enum Benchmark {
     Tasks(tasks::TasksOptions),
     /// Latency of single tasks, and of the next award after a winner is killed
     Award(tasks::AwardOptions),
+    /// Runs of agents that think: time beside the calls of the model, and memory of many runs at once
+    Think(think::ThinkOptions),
     /// One message to many sockets: throughput, processor time and latency, beside a bare server
     Fanout(fanout::FanoutOptions),
     /// Row changes to many sockets: latency and throughput, with row security, with many filters
@@ -107,6 +111,9 @@ enum Child {
     /// The clients of `fanout`, `connections` and `hostile`
     #[command(hide = true)]
     Client(client::Options),
+    /// The model of `think`
+    #[command(hide = true)]
+    ScriptedModel(scripted_model::Options),
     /// The agent that `award` kills
     #[command(hide = true)]
     Victim(failover::Options),
@@ -196,6 +203,7 @@ impl Benchmark {
                 failover::run(config, options, &mut figures).await?;
                 Ok(figures)
             }
+            Self::Think(options) => think::run(config, options).await,
             Self::Fanout(options) => fanout::run(config, options).await,
             Self::Changes(options) => changes::run(config, options).await,
             Self::Dashboard(options) => dashboard::run(config, options).await,
@@ -217,6 +225,7 @@ impl Child {
     async fn run(self) -> anyhow::Result<()> {
         let thread = match self {
             Self::Victim(options) => return failover::victim(options).await,
+            Self::ScriptedModel(options) => std::thread::spawn(move || scripted_model::run(&options)),
             Self::Client(options) => std::thread::spawn(|| client::run(options)),
             Self::Attack(options) => std::thread::spawn(|| attack::run(options)),
             Self::Viewers(options) => std::thread::spawn(|| viewers::run(options)),

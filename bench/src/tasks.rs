@@ -108,7 +108,7 @@ async fn throughput(
     figures: &mut Figures,
 ) -> anyhow::Result<f64> {
     let agents = idle_agents(options.bidders, options.slots)?;
-    let fixture = Fixture { config: config.clone(), agents, schema: "", finished };
+    let fixture = Fixture { config: config.clone(), agents, definitions: Vec::new(), schema: "", finished };
     let backlog = async |daemon: &Parts, _: &mut Figures| run_backlog(daemon, options).await;
     let (requested, completed) = fixture.measure(figures, backlog).await?;
     let per_second = |time: Duration| f64::from(options.tasks) / time.as_secs_f64();
@@ -157,7 +157,8 @@ async fn all_completed(client: &Client, ids: &[Uuid]) -> anyhow::Result<()> {
 /// Measures the steps of single tasks, one task after the other.
 pub(super) async fn award(config: &Config, options: &AwardOptions) -> anyhow::Result<Figures> {
     let agents = idle_agents(options.bidders, 4)?;
-    let fixture = Fixture { config: config.clone(), agents, schema: "", finished: 0 };
+    let fixture =
+        Fixture { config: config.clone(), agents, definitions: Vec::new(), schema: "", finished: 0 };
     let mut figures = Figures::default();
     let single =
         async |daemon: &Parts, figures: &mut Figures| run_single_tasks(daemon, options.tasks, figures).await;

@@ -78,7 +78,13 @@ impl Agent for Handler {
 pub(super) async fn run(config: &Config, options: &WakeOptions) -> anyhow::Result<Figures> {
     let handled = Arc::new(Arrivals::default());
     let agent = (definition("bench", 64, WAKE)?, Arc::new(Handler(handled.clone())) as Arc<dyn Agent>);
-    let fixture = Fixture { config: config.clone(), agents: vec![agent], schema: SCHEMA, finished: 0 };
+    let fixture = Fixture {
+        config: config.clone(),
+        agents: vec![agent],
+        definitions: Vec::new(),
+        schema: SCHEMA,
+        finished: 0,
+    };
     let mut figures = Figures::default();
     fixture
         .measure(&mut figures, async |daemon, figures| {

@@ -1,5 +1,6 @@
 //! A run appends one valid line, and two runs are compared.
 use super::{bench, text};
+use crate::support::database;
 use serde_json::Value;
 use std::{fs, path::Path};
 
@@ -93,4 +94,18 @@ fn wrong_arguments_and_settings_have_exit_codes_of_their_own() {
     let mut command = bench(folder.path(), &["fanout"]);
     let output = command.env("CONVOKE_SERVER__LISTEN", "nowhere").output().unwrap();
     assert_eq!(output.status.code(), Some(78), "{}", text(&output.stderr));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn runs_with_a_scripted_model_are_measured() {
+    let (db, folder) = (database().await, tempfile::tempdir().unwrap());
+    let tiny = ["--steps", "3", "--answer-ms", "5", "--runs", "1", "--at-once", "2", "--answers", "1"];
+    let mut command = bench(folder.path(), &[&["think"], &tiny[..], &["--json", "--results", ""]].concat());
+    command.env("CONVOKE_DATABASE__URL", &db.url);
+    let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let printed: Value = serde_json::from_slice(&output.stdout).unwrap();
+    for name in ["run_ms", "beside_the_calls_percent", "under_way_resident_mib", "under_way_peak_mib"] {
+        assert!(printed[name].as_f64().unwrap() > 0.0, "{name}: {printed}");
+    }
 }
