@@ -3,7 +3,7 @@
 //! It exists from the first award to `idle_timeout` after the last job. A handler never awaits; jobs run in spawned
 //! tasks and report back as commands.
 use super::{
-    Kind,
+    Definition, Kind,
     assignment_run::{self, Work},
     command::ActorCommand,
     hosted::{HostedAgent, Shared},
@@ -19,6 +19,7 @@ use crate::{
 use std::{
     collections::{HashMap, VecDeque},
     sync::Arc,
+    time::Duration,
 };
 use tokio::{
     sync::mpsc,
@@ -55,7 +56,8 @@ pub(super) struct Actor {
     mailbox: mpsc::Receiver<ActorCommand>,
     /// Weak, so that the queue closes when the hosted agent drops its sender.
     own: mpsc::WeakSender<ActorCommand>,
-    runner: Option<Result<Arc<dyn Agent>, String>>,
+    /// The code of its jobs, and the definition that it was made from.
+    runner: Option<(Arc<Definition>, Result<Arc<dyn Agent>, String>)>,
     /// In the order of their awards.
     running: HashMap<AssignmentId, Running>,
     /// Awards whose slot is still held by a job that is ending.
@@ -91,7 +93,9 @@ impl Actor {
         debug!("awake");
         loop {
             let idle = self.running.is_empty() && self.queue.is_empty();
-            let asleep_at = self.idle_since + self.hosted.definition.idle_timeout;
+            let idle_timeout =
+                if self.hosted.is_retired() { Duration::ZERO } else { self.hosted.definition().idle_timeout };
+            let asleep_at = self.idle_since + idle_timeout;
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
@@ -117,6 +121,8 @@ impl Actor {
 
     fn handle(&mut self, command: ActorCommand) {
         match command {
+            // What follows each command shows it.
+            ActorCommand::Redefined => return,
             ActorCommand::Assigned { assigned, at } => self.assigned(assigned, at),
             ActorCommand::Cancel { key, reason } => {
                 debug!(task = %key.task_id, reason, "job canceled");
@@ -179,7 +185,7 @@ impl Actor {
     }
 
     fn slots(&self) -> usize {
-        usize::try_from(self.hosted.definition.slots.max(1)).unwrap_or(1)
+        usize::try_from(self.hosted.definition().slots.max(1)).unwrap_or(1)
     }
 
     fn slots_used(&self) -> usize {
@@ -189,22 +195,26 @@ impl Actor {
     fn begin(&mut self, assigned: Assigned, at: Instant) {
         let Some(commands) = self.own.upgrade() else { return };
         let (hosted, shared) = (&self.hosted, &self.shared);
-        let runner = self.runner.get_or_insert_with(|| {
-            let runner = kind::runner(&hosted.definition, &shared.parts, &shared.registry)?;
-            runner.ok_or_else(|| "the agent is not hosted here".to_owned())
-        });
+        let latest = hosted.definition();
+        let kept = self.runner.take().filter(|(definition, _)| Arc::ptr_eq(definition, &latest));
+        let (definition, runner) = self.runner.insert(kept.unwrap_or_else(|| {
+            let runner = kind::runner(&latest, &shared.parts, &shared.registry);
+            let none = || "the agent is not hosted here".to_owned();
+            (latest, runner.and_then(|runner| runner.ok_or_else(none)))
+        }));
         let key = assigned.key;
         let stop = CancellationToken::new();
         let work = Work {
             shared: shared.clone(),
             hosted: hosted.clone(),
+            definition: definition.clone(),
             runner: runner.clone(),
             assigned,
             at,
             stop: stop.clone(),
             commands,
         };
-        let span = info_span!("run", task = %key.task_id, agent = %hosted.definition.id);
+        let span = info_span!("run", task = %key.task_id, agent = %hosted.id);
         span.in_scope(|| {
             shared.jobs.spawn("agent job", OnExit::Log, |_| async move {
                 work.run().await;
@@ -232,7 +242,7 @@ impl Actor {
         self.seen.progress = current.and_then(|job| job.progress);
         // Agents of kind `llm` report fixed words and names of tools and accounts. Other kinds report texts of their own,
         // which not everyone who sees the presence may read.
-        let is_fixed = self.hosted.definition.run.kind == Kind::Llm;
+        let is_fixed = self.hosted.definition().run.kind == Kind::Llm;
         self.seen.activity = current.and_then(|job| job.activity.clone()).filter(|_| is_fixed);
         self.seen.queue_depth = self.queue.len() + accepting;
         let mut phases = self.running.values().map(|job| job.phase);
@@ -253,7 +263,11 @@ impl Actor {
             return false;
         }
         *slot = None;
-        hosted.present(&self.shared, &self.seen, Activity::Asleep);
+        if hosted.is_retired() {
+            hosted.leave(&self.shared);
+        } else {
+            hosted.present(&self.shared, &self.seen, Activity::Asleep);
+        }
         true
     }
 }

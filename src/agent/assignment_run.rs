@@ -5,7 +5,7 @@
 //! task is released with its last checkpoint). While the database is away, an outcome is delivered again until it
 //! answers.
 use super::{
-    Agent, Finished, Job, Kind, Reporter,
+    Agent, Definition, Finished, Job, Kind, Reporter,
     command::ActorCommand,
     hosted::{HostedAgent, Shared},
     job::{BudgetHandle, one_line, permanent, retryable},
@@ -49,6 +49,8 @@ const POLL_MAX: Duration = Duration::from_secs(5);
 pub(super) struct Work {
     pub(super) shared: Arc<Shared>,
     pub(super) hosted: Arc<HostedAgent>,
+    /// The definition of the agent when the award came.
+    pub(super) definition: Arc<Definition>,
     pub(super) runner: Result<Arc<dyn Agent>, String>,
     pub(super) assigned: Assigned,
     /// The time of the award's arrival.
@@ -83,7 +85,7 @@ impl Work {
         self.shared.metrics.jobs.inc();
         let outcome = self.outcome().await;
         self.shared.metrics.jobs.dec();
-        let kind = self.hosted.definition.run.kind.as_str();
+        let kind = self.definition.run.kind.as_str();
         self.shared.metrics.jobs_ended.get_or_create(&Ended { kind, outcome }).inc();
         debug!(outcome = outcome.as_str(), "job ended");
         self.send(ActorCommand::Ended(self.assigned.key)).await;
@@ -91,7 +93,7 @@ impl Work {
 
     async fn outcome(&self) -> JobOutcome {
         let (key, agent) = (self.assigned.key, &self.assigned.agent_id);
-        if let Some(limit) = self.hosted.definition.limits.microdollars_per_hour
+        if let Some(limit) = self.definition.limits.microdollars_per_hour
             && self.hosted.spend.lock().last_hour(Instant::now()) >= limit
         {
             warn!(limit, "award refused: limits.microdollars_per_hour is used up");
@@ -135,7 +137,7 @@ impl Work {
             Err(reason) => return self.failed(permanent(reason.clone())).await,
         };
         let budgeted = start.budgeted;
-        let limit = start.attempt_timeout.min(self.hosted.definition.limits.timeout);
+        let limit = start.attempt_timeout.min(self.definition.limits.timeout);
         // A failure counts only if it is reported before the deadline of the task.
         let left = start.deadline.map(|deadline| deadline - self.shared.clock.now());
         let limit =
@@ -146,17 +148,14 @@ impl Work {
         let job_stop = CancellationToken::new();
         let messages = self.hosted.mail.lock().take();
         let job = Job::new(start, self.assigned.agent_id.clone(), limit, job_stop.clone());
-        let per_hour = self.hosted.definition.limits.microdollars_per_hour;
+        let per_hour = self.definition.limits.microdollars_per_hour;
         let (tasks, key, agent) = (&self.shared.tasks, self.assigned.key, &self.assigned.agent_id);
         let budget = (budgeted || per_hour.is_some())
             .then(|| BudgetHandle::new(tasks.clone(), key, agent.clone(), per_hour));
         // A model reserves for each question; the other kinds reserve the cost of their definition once.
-        if let Some(budget) = budget.as_ref().filter(|_| self.hosted.definition.run.kind != Kind::Llm) {
-            let most = Usage {
-                tokens: 0,
-                microdollars: self.hosted.definition.offer.cost_microdollars,
-                presumed: false,
-            };
+        if let Some(budget) = budget.as_ref().filter(|_| self.definition.run.kind != Kind::Llm) {
+            let most =
+                Usage { tokens: 0, microdollars: self.definition.offer.cost_microdollars, presumed: false };
             if budget.reserve(most).await.is_err()
                 && let Some(short) = budget.short()
             {
@@ -269,7 +268,7 @@ impl Work {
     async fn renew_lease_until_lost(&self, lease: Duration, reporter: &Reporter) {
         let (tasks, key, agent) = (&self.shared.tasks, self.assigned.key, &self.assigned.agent_id);
         let period = (lease / 3).max(Duration::from_millis(20));
-        let pause = self.hosted.definition.limits.progress_interval.min(period);
+        let pause = self.definition.limits.progress_interval.min(period);
         let mut beat = interval_at(Instant::now() + period, period);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -293,7 +292,7 @@ impl Work {
 
     async fn finished(&self, result: Value, usage: Usage) -> JobOutcome {
         let (key, agent) = (self.assigned.key, &self.assigned.agent_id);
-        let bytes_max = self.hosted.definition.limits.output_bytes;
+        let bytes_max = self.definition.limits.output_bytes;
         // The store checks its own limit: serialize only to check a smaller one.
         if bytes_max < crate::task::INPUT_BYTES_MAX && result.to_string().len() > bytes_max {
             let message = format!("the result is over limits.output_bytes, {bytes_max} bytes");
@@ -423,7 +422,7 @@ impl Work {
     fn spent(&self, usage: Usage) {
         self.shared.metrics.tokens.inc_by(usage.tokens);
         self.shared.metrics.microdollars.inc_by(usage.microdollars);
-        if self.hosted.definition.limits.microdollars_per_hour.is_some() {
+        if self.definition.limits.microdollars_per_hour.is_some() {
             self.hosted.spend.lock().add(usage.microdollars, Instant::now());
         }
     }

@@ -6,6 +6,8 @@ use tokio::time::Instant;
 pub(super) enum ActorCommand {
     /// The agent won this award, at this time.
     Assigned { assigned: Assigned, at: Instant },
+    /// The agent has another definition, or was retired.
+    Redefined,
     /// A job must stop.
     Cancel { key: AssignmentKey, reason: String },
     /// A job started its work.

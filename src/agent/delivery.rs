@@ -35,10 +35,10 @@ impl HostedAgent {
     }
 
     async fn deliver_pending(&self, shared: &Arc<Shared>) {
-        let runner = kind::runner(&self.definition, &shared.parts, &shared.registry).ok().flatten();
+        let runner = kind::runner(&self.definition(), &shared.parts, &shared.registry).ok().flatten();
         loop {
             let Some((message, bytes)) = self.mail.lock().next() else { return };
-            if handle(runner.as_deref(), &message, self.definition.id.as_str()).await == Handled::Keep {
+            if handle(runner.as_deref(), &message, self.id.as_str()).await == Handled::Keep {
                 self.mail.lock().keep(message, bytes);
             }
         }

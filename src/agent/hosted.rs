@@ -9,9 +9,14 @@ use super::{
     metrics::Metrics,
     rolling_spend::RollingSpend,
 };
-use crate::{clock::Clock, presence::Tracker, scope::Scope, task::TaskCommands, telemetry::Throttle};
-use parking_lot::Mutex;
-use std::sync::{Arc, atomic::AtomicBool};
+use crate::{
+    clock::Clock, id::AgentId, presence::Tracker, scope::Scope, task::TaskCommands, telemetry::Throttle,
+};
+use parking_lot::{Mutex, RwLock};
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -36,7 +41,11 @@ pub(super) struct Shared {
 
 /// One hosted agent: everything that exists of it while it has no actor.
 pub(super) struct HostedAgent {
-    pub(super) definition: Arc<Definition>,
+    pub(super) id: AgentId,
+    /// Its latest definition. A job keeps the one that it was begun with.
+    definition: RwLock<Arc<Definition>>,
+    /// Whether its definition was removed: it finishes what it has, and leaves.
+    retired: AtomicBool,
     pub(super) spend: Mutex<RollingSpend>,
     /// The cost of its offer hook, which counts to `spend` too.
     pub(super) offer_spend: Mutex<RollingSpend>,
@@ -47,8 +56,40 @@ pub(super) struct HostedAgent {
 }
 
 impl HostedAgent {
+    pub(super) fn new(definition: Arc<Definition>) -> Self {
+        Self {
+            id: definition.id.clone(),
+            definition: RwLock::new(definition),
+            retired: AtomicBool::new(false),
+            spend: Mutex::default(),
+            offer_spend: Mutex::default(),
+            mail: Mutex::default(),
+            actor: Mutex::default(),
+        }
+    }
+
+    /// Its latest definition.
+    pub(super) fn definition(&self) -> Arc<Definition> {
+        self.definition.read().clone()
+    }
+
     /// Whether the daemon runs its code; one of kind `remote` runs elsewhere.
     pub(super) fn is_hosted(&self) -> bool {
-        self.definition.run.kind != Kind::Remote
+        self.definition.read().run.kind != Kind::Remote
+    }
+
+    pub(super) fn is_retired(&self) -> bool {
+        self.retired.load(Ordering::Relaxed)
+    }
+
+    /// Begins later jobs with this definition, and takes a retired agent back.
+    pub(super) fn redefine(&self, definition: Arc<Definition>) {
+        *self.definition.write() = definition;
+        self.retired.store(false, Ordering::Relaxed);
+    }
+
+    /// Lets it leave when it has nothing to do any more.
+    pub(super) fn retire(&self) {
+        self.retired.store(true, Ordering::Relaxed);
     }
 }

@@ -7,6 +7,7 @@
 //! the WAL, and never decides an award. Every error of a job becomes its failure or its release, with a line that is
 //! safe to show; a result is delivered again until the database has accepted or fenced it.
 mod actor;
+mod agent_set;
 mod asking;
 mod assignment_run;
 mod command;
@@ -23,6 +24,7 @@ mod mcp;
 mod metrics;
 mod offer;
 mod presence;
+mod reload;
 mod retry;
 mod rolling_spend;
 mod schedule;
@@ -44,6 +46,7 @@ pub use env::Env;
 pub use job::{Agent, Finished, Job, Registry, Reporter};
 pub use mailbox::{AgentMessage, Handled};
 pub use metrics::{Ended, Metrics};
+pub use reload::Reloaded;
 pub use schedule::CronSchedule;
 pub use supervisor::{Agents, Deps, Error};
 pub use think::ToolsBy;

@@ -30,7 +30,7 @@ enum NoOffer {
 impl HostedAgent {
     /// Starts the hook of this agent for a round, if it has one.
     pub(super) fn asked(self: &Arc<Self>, shared: &Arc<Shared>, task: Update, round: i32) {
-        if !self.is_hosted() || self.definition.offer.by == OfferBy::Runtime {
+        if !self.is_hosted() || self.definition().offer.by == OfferBy::Runtime {
             return;
         }
         let (hosted, own) = (self.clone(), shared.clone());
@@ -44,7 +44,7 @@ impl HostedAgent {
     }
 
     async fn offer(&self, shared: &Shared, task: &Update, round: i32) {
-        let (tasks, agent) = (&shared.tasks, &self.definition.id);
+        let (tasks, agent) = (&shared.tasks, &self.id);
         let answer = match self.think(shared, task, round).await {
             Ok(HookAnswer { offer: Some(terms), .. }) => {
                 let offer = NewOffer {
@@ -74,7 +74,7 @@ impl HostedAgent {
     }
 
     async fn think(&self, shared: &Shared, task: &Update, round: i32) -> Result<HookAnswer, NoOffer> {
-        let definition = &self.definition;
+        let definition = &self.definition();
         let until = Instant::now() + definition.offer.timeout;
         let known = shared.tasks.announcements(&[task.id]).await;
         let known = known.map_err(|e| NoOffer::Failed(e.to_string()))?;
@@ -116,7 +116,7 @@ impl HostedAgent {
 
     /// Records what an offer used.
     async fn record(&self, shared: &Shared, task: TaskId, used: &ModelUsage) {
-        let definition = &self.definition;
+        let definition = &self.definition();
         if used.usage.tokens == 0 && used.usage.microdollars == 0 {
             return;
         }
@@ -130,7 +130,7 @@ impl HostedAgent {
 
     /// Makes the computed offer in place of a failed hook's.
     async fn fall_back(&self, shared: &Shared, task: &Update, round: i32, reason: &str) -> Result<(), Error> {
-        let agent = &self.definition.id;
+        let agent = &self.id;
         warn!(agent = %agent, reason, "offer hook failed, using the computed offer");
         match shared.tasks.computed_offer(agent, &task.kind, round) {
             Some(offer) => {

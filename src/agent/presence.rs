@@ -5,7 +5,10 @@
 //! `current_task` (the one that started last, or null), `progress` of it,
 //! `queue_depth` (awards that have not started), `last_active` (RFC 3339, or
 //! null), `capabilities`, and for an agent of kind `llm` `activity` (`thinking`, `calling look`, `waiting for team`) while it works.
-use super::hosted::{HostedAgent, Shared};
+use super::{
+    Definition,
+    hosted::{HostedAgent, Shared},
+};
 use crate::{
     hub::Room,
     id::{TaskId, Topic},
@@ -40,7 +43,7 @@ pub(super) struct Seen {
 impl HostedAgent {
     /// Sets the presence in both rooms.
     pub(super) fn present(&self, shared: &Shared, seen: &Seen, activity: Activity) {
-        let id = &self.definition.id;
+        let (id, definition) = (&self.id, self.definition());
         let activity = match activity {
             Activity::Asleep => "asleep",
             Activity::Idle => "idle",
@@ -57,25 +60,25 @@ impl HostedAgent {
             ("progress", json!(progress)),
             ("queue_depth", json!(seen.queue_depth)),
             ("last_active", json!(last_active)),
-            ("capabilities", json!(self.definition.capabilities)),
+            ("capabilities", json!(definition.capabilities)),
         ]
         .into_iter()
         .map(|(key, value)| (key.to_owned(), value))
         .collect();
         meta.extend(seen.activity.as_ref().map(|activity| ("activity".to_owned(), json!(activity))));
-        let [org, own] = self.rooms();
+        let [org, own] = rooms(&definition);
         shared.tracker.set(org, id.as_str(), meta.clone());
         shared.tracker.set(own, id.as_str(), meta);
     }
 
     /// Leaves both rooms.
     pub(super) fn leave(&self, shared: &Shared) {
-        for room in self.rooms() {
-            shared.tracker.clear(room, self.definition.id.as_str());
+        for room in rooms(&self.definition()) {
+            shared.tracker.clear(room, self.id.as_str());
         }
     }
+}
 
-    fn rooms(&self) -> [Room; 2] {
-        [Room::public(Topic::org(&self.definition.org)), Room::public(Topic::agent(&self.definition.id))]
-    }
+fn rooms(definition: &Definition) -> [Room; 2] {
+    [Room::public(Topic::org(&definition.org)), Room::public(Topic::agent(&definition.id))]
 }

@@ -1,7 +1,8 @@
 //! The supervisor: the hosted agents, and the actors of those that have work.
 use super::{
-    CompiledAgent, CronSchedule, Definition, Env, Kind, Metrics, Problem, Registry, WakeIndex,
+    CompiledAgent, CronSchedule, Definition, Env, Metrics, Problem, Registry, WakeIndex,
     actor::Actor,
+    agent_set::AgentSet,
     assignment_run,
     command::ActorCommand,
     credentials::CredentialIssuer,
@@ -22,7 +23,7 @@ use crate::{
     task::{Assigned, AssignmentKey, Profile, TaskCommands, Update},
     telemetry::Throttle,
 };
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use std::{
     collections::HashMap,
     sync::{
@@ -31,7 +32,10 @@ use std::{
     },
     time::Duration,
 };
-use tokio::{sync::mpsc, time::Instant};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{info_span, warn};
 
@@ -97,12 +101,11 @@ fn lines(problems: &[(AgentId, Problem)]) -> String {
 pub struct Agents(Arc<AgentRegistry>);
 
 struct AgentRegistry {
-    agents: HashMap<AgentId, Arc<HostedAgent>>,
-    unavailable: Vec<(AgentId, String)>,
-    /// Profiles of the unavailable ones.
-    left_out: Vec<Profile>,
-    wakes: Arc<WakeIndex>,
-    cron_schedules: Arc<Vec<CronSchedule>>,
+    set: RwLock<Arc<AgentSet>>,
+    /// Every agent since the start, also those whose definition was removed: their jobs may still run.
+    known: Mutex<HashMap<AgentId, Arc<HostedAgent>>>,
+    /// Counts the sets.
+    changed: watch::Sender<u64>,
     shared: Arc<Shared>,
 }
 
@@ -118,10 +121,7 @@ impl Agents {
         definitions: Vec<Definition>,
         registry: Registry,
     ) -> Result<Self, Error> {
-        let mut compiled = compile(definitions, &deps.env)?;
-        let wakes = Arc::new(WakeIndex::new(&compiled, &deps.metrics));
-        let schedules = compiled.iter_mut().flat_map(|agent| std::mem::take(&mut agent.schedules));
-        let cron_schedules = Arc::new(schedules.collect());
+        let compiled = compile(definitions, &deps.env)?;
         let servers = Servers::new(scope.child(), deps.env.clone(), deps.models.clone());
         let parts = RunnerDeps {
             env: deps.env,
@@ -145,97 +145,115 @@ impl Agents {
             release_jobs: CancellationToken::new(),
             stopping: AtomicBool::new(false),
         });
-        let (mut agents, mut unavailable, mut left_out) = (HashMap::new(), Vec::new(), Vec::new());
-        for CompiledAgent { definition, .. } in compiled {
-            let id = definition.id.clone();
-            if agents.contains_key(&id) {
-                return Err(Error::Duplicate(id));
-            }
-            if definition.run.kind == Kind::Rust {
-                let name = definition.run.name.clone().unwrap_or_else(|| id.to_string());
-                if shared.registry.get(&name).is_none() {
-                    return Err(Error::NotRegistered { agent: id, name });
-                }
-            }
-            let unfit = || deps.unfit.get(&id).cloned();
-            if let Some(reason) = definition.unavailable(&shared.parts.env).or_else(unfit) {
-                warn!(agent = %id, reason, "agent unavailable, left out");
-                left_out.push(definition.profile());
-                unavailable.push((id, reason));
-                continue;
-            }
-            let (spend, offer_spend) = (Mutex::default(), Mutex::default());
-            let (mail, actor) = (Mutex::default(), Mutex::default());
-            agents.insert(id, Arc::new(HostedAgent { definition, spend, offer_spend, mail, actor }));
-        }
-        for hosted in agents.values().filter(|hosted| hosted.is_hosted()) {
+        let set = AgentSet::new(&shared, compiled, &deps.unfit, &HashMap::new())?;
+        set.log_unavailable();
+        for hosted in set.agents.values().filter(|hosted| hosted.is_hosted()) {
             hosted.present(&shared, &Seen::default(), Activity::Asleep);
         }
-        Ok(Self(Arc::new(AgentRegistry { agents, unavailable, left_out, wakes, cron_schedules, shared })))
+        let known = Mutex::new(set.agents.clone());
+        let (set, changed) = (RwLock::new(Arc::new(set)), watch::Sender::new(0));
+        Ok(Self(Arc::new(AgentRegistry { set, known, changed, shared })))
+    }
+
+    /// The present set of agents.
+    pub(super) fn set(&self) -> Arc<AgentSet> {
+        self.0.set.read().clone()
+    }
+
+    pub(super) fn replace_set(&self, set: Arc<AgentSet>) {
+        *self.0.set.write() = set;
+        self.0.changed.send_modify(|sets| *sets += 1);
+    }
+
+    pub(super) fn known(&self) -> &Mutex<HashMap<AgentId, Arc<HostedAgent>>> {
+        &self.0.known
+    }
+
+    pub(super) fn shared(&self) -> &Arc<Shared> {
+        &self.0.shared
+    }
+
+    /// Changes with each [`Self::reload`] that was applied.
+    #[must_use]
+    pub fn changed(&self) -> watch::Receiver<u64> {
+        self.0.changed.subscribe()
     }
 
     /// The profiles of the hosted agents, for `Tasks::register`. Without those of kind `remote`, which are registered
     /// when they connect.
     #[must_use]
     pub fn profiles(&self) -> Vec<Profile> {
-        let hosted = self.0.agents.values().filter(|hosted| hosted.is_hosted());
-        hosted.map(|hosted| hosted.definition.profile()).collect()
+        let set = self.set();
+        let hosted = set.agents.values().filter(|hosted| hosted.is_hosted());
+        hosted.map(|hosted| hosted.definition().profile()).collect()
     }
 
     /// The profiles of the agents that are defined and not hosted, for `Tasks::expect`: those of kind `remote`, which
     /// connect later, and the unavailable ones.
     #[must_use]
     pub fn expected(&self) -> Vec<Profile> {
-        let remote = self.0.agents.values().filter(|hosted| !hosted.is_hosted());
-        remote.map(|hosted| hosted.definition.profile()).chain(self.0.left_out.iter().cloned()).collect()
+        let set = self.set();
+        let remote = set.agents.values().filter(|hosted| !hosted.is_hosted());
+        remote.map(|hosted| hosted.definition().profile()).chain(set.left_out.iter().cloned()).collect()
     }
 
     /// The definition of an agent. `None` for one without a definition or an unavailable one.
     #[must_use]
     pub fn definition(&self, agent: &AgentId) -> Option<Arc<Definition>> {
-        self.0.agents.get(agent).map(|hosted| hosted.definition.clone())
+        self.set().agents.get(agent).map(|hosted| hosted.definition())
+    }
+
+    /// All definitions, also those of unavailable agents, ordered by id.
+    #[must_use]
+    pub fn definitions(&self) -> Vec<Arc<Definition>> {
+        self.set().definitions.values().cloned().collect()
     }
 
     /// The unavailable agents, each with the reason.
     #[must_use]
-    pub fn unavailable(&self) -> &[(AgentId, String)] {
-        &self.0.unavailable
+    pub fn unavailable(&self) -> Vec<(AgentId, String)> {
+        self.set().unavailable.clone()
     }
 
     /// Why an agent is unavailable; `None` for any other.
     #[must_use]
-    pub fn problem(&self, agent: &AgentId) -> Option<&str> {
-        self.0.unavailable.iter().find(|(id, _)| id == agent).map(|(_, reason)| reason.as_str())
+    pub fn problem(&self, agent: &AgentId) -> Option<String> {
+        self.set().unavailable.iter().find(|(id, _)| id == agent).map(|(_, reason)| reason.clone())
     }
 
     /// What a hosted agent has spent in the last hour, in microdollars, with what is reserved. `None` for any other.
     #[must_use]
     pub fn spent_last_hour(&self, agent: &AgentId) -> Option<u64> {
-        let hosted = self.0.agents.get(agent).filter(|hosted| hosted.is_hosted())?;
+        let set = self.set();
+        let hosted = set.agents.get(agent).filter(|hosted| hosted.is_hosted())?;
         Some(hosted.spend.lock().last_hour(Instant::now()))
     }
 
     /// The schedules of all definitions, those of unavailable agents too.
     #[must_use]
     pub fn cron_schedules(&self) -> Arc<Vec<CronSchedule>> {
-        self.0.cron_schedules.clone()
+        self.set().cron_schedules.clone()
     }
 
     /// The wakes of all definitions, those of unavailable agents too.
     #[must_use]
     pub fn wakes(&self) -> Arc<WakeIndex> {
-        self.0.wakes.clone()
+        self.set().wakes.clone()
     }
 
     /// Gives an award to its agent, which wakes it. Ignores an award of an agent that is not hosted here.
     pub fn assigned(&self, assigned: Assigned) {
         let shared = &self.0.shared;
-        if let Some(hosted) = self.0.agents.get(&assigned.agent_id).filter(|hosted| hosted.is_hosted()) {
+        let hosted = self.0.known.lock().get(&assigned.agent_id).cloned();
+        if let Some(hosted) = hosted.filter(|hosted| hosted.is_hosted()) {
             if shared.stopping.load(Ordering::Relaxed) {
                 return assignment_run::refuse(shared.clone(), assigned, "the daemon is stopping");
             }
+            if hosted.is_retired() {
+                return assignment_run::refuse(shared.clone(), assigned, "the agent was removed");
+            }
             let command = ActorCommand::Assigned { assigned: assigned.clone(), at: Instant::now() };
-            if !HostedAgent::put(hosted, shared, command) {
+            if !HostedAgent::put(&hosted, shared, command) {
                 assignment_run::refuse(shared.clone(), assigned, "the agent's mailbox is full");
             }
         }
@@ -243,7 +261,8 @@ impl Agents {
 
     /// Cancels the job of an assignment, if its agent is awake and runs it.
     pub fn cancel(&self, key: AssignmentKey, agent: &AgentId, reason: &str) {
-        let actor = self.0.agents.get(agent).and_then(|hosted| hosted.actor.lock().clone());
+        let hosted = self.0.known.lock().get(agent).cloned();
+        let actor = hosted.and_then(|hosted| hosted.actor.lock().clone());
         if let Some(actor) = actor
             && actor.try_send(ActorCommand::Cancel { key, reason: reason.to_owned() }).is_err()
         {
@@ -256,7 +275,8 @@ impl Agents {
         if self.0.shared.stopping.load(Ordering::Relaxed) {
             return;
         }
-        for hosted in agents.iter().filter_map(|agent| self.0.agents.get(agent)) {
+        let set = self.set();
+        for hosted in agents.iter().filter_map(|agent| set.agents.get(agent)) {
             hosted.asked(&self.0.shared, task.clone(), round);
         }
     }
@@ -264,28 +284,34 @@ impl Agents {
     /// Delivers a message to a hosted agent; false if its mailbox is full. A message for an agent that is not hosted
     /// is ignored: a remote agent receives it in its room.
     pub fn deliver(&self, agent: &AgentId, message: AgentMessage) -> bool {
-        let hosted = self.0.agents.get(agent).filter(|hosted| hosted.is_hosted());
+        let set = self.set();
+        let hosted = set.agents.get(agent).filter(|hosted| hosted.is_hosted());
         hosted.is_none_or(|hosted| hosted.deliver(&self.0.shared, message))
     }
 
     /// The org of each agent with a definition that is available, hosted or remote.
-    pub fn orgs(&self) -> impl Iterator<Item = (AgentId, OrgId)> {
-        self.0.agents.iter().map(|(id, hosted)| (id.clone(), hosted.definition.org.clone()))
+    #[must_use]
+    pub fn orgs(&self) -> Vec<(AgentId, OrgId)> {
+        let set = self.set();
+        set.agents.iter().map(|(id, hosted)| (id.clone(), hosted.definition().org.clone())).collect()
     }
 
     /// The definitions of the agents of an org that are available, ordered by id.
-    pub fn definitions_of(&self, org: &OrgId) -> impl Iterator<Item = Arc<Definition>> {
-        let of = |hosted: &&Arc<HostedAgent>| hosted.definition.org == *org;
-        let mut found: Vec<_> =
-            self.0.agents.values().filter(of).map(|hosted| hosted.definition.clone()).collect();
+    #[must_use]
+    pub fn definitions_of(&self, org: &OrgId) -> Vec<Arc<Definition>> {
+        let set = self.set();
+        let mut found: Vec<_> = set.agents.values().map(|hosted| hosted.definition()).collect();
+        found.retain(|definition| definition.org == *org);
         found.sort_by(|a, b| a.id.cmp(&b.id));
-        found.into_iter()
+        found
     }
 
     /// The hosted agents of an org.
-    pub fn of_org(&self, org: &OrgId) -> impl Iterator<Item = &AgentId> {
-        let of = |hosted: &Arc<HostedAgent>| hosted.is_hosted() && hosted.definition.org == *org;
-        self.0.agents.iter().filter(move |(_, hosted)| of(hosted)).map(|(id, _)| id)
+    #[must_use]
+    pub fn of_org(&self, org: &OrgId) -> Vec<AgentId> {
+        let set = self.set();
+        let of = |hosted: &&Arc<HostedAgent>| hosted.is_hosted() && hosted.definition().org == *org;
+        set.agents.values().filter(of).map(|hosted| hosted.id.clone()).collect()
     }
 
     /// Stops: awards are refused from now on, jobs have `within` to finish and are then released to other agents, and
@@ -301,14 +327,15 @@ impl Agents {
         }
         let _ = shared.actors.drain(Duration::from_secs(1)).await;
         shared.parts.servers.drain().await;
-        for hosted in self.0.agents.values().filter(|hosted| hosted.is_hosted()) {
+        let known: Vec<_> = self.0.known.lock().values().cloned().collect();
+        for hosted in known.iter().filter(|hosted| hosted.is_hosted()) {
             hosted.leave(shared);
         }
     }
 }
 
 /// The definitions, if none has a problem: an embedder's typo must not become an agent that never wakes.
-fn compile(definitions: Vec<Definition>, env: &Env) -> Result<Vec<CompiledAgent>, Error> {
+pub(super) fn compile(definitions: Vec<Definition>, env: &Env) -> Result<Vec<CompiledAgent>, Error> {
     let (mut compiled, mut problems) = (Vec::new(), Vec::new());
     for definition in definitions {
         let id = definition.id.clone();
@@ -343,12 +370,12 @@ impl HostedAgent {
         slot: &mut Option<mpsc::Sender<ActorCommand>>,
         command: ActorCommand,
     ) -> bool {
-        let room = usize::try_from(self.definition.slots).unwrap_or(0).saturating_mul(2);
+        let room = usize::try_from(self.definition().slots).unwrap_or(0).saturating_mul(2);
         let (sender, mailbox) = mpsc::channel(MAILBOX_MIN.saturating_add(room));
         let put = sender.try_send(command).is_ok();
         let actor = Actor::new(self.clone(), shared.clone(), mailbox, sender.downgrade());
         *slot = Some(sender);
-        let span = info_span!("agent", agent = %self.definition.id);
+        let span = info_span!("agent", agent = %self.id);
         span.in_scope(|| shared.actors.spawn("agent", OnExit::Log, |stop| actor.run(stop)));
         put
     }

@@ -125,7 +125,8 @@ pub(super) async fn triggers(
     Params(query): Params<TriggersQuery>,
 ) -> Result<Json<Value>, Problem> {
     let org = caller.org_for(query.org)?;
-    let mut triggers: Vec<Value> = deps.agents.definitions_of(&org).flat_map(|of| defined(&of)).collect();
+    let mut triggers: Vec<Value> =
+        deps.agents.definitions_of(&org).iter().flat_map(|of| defined(of)).collect();
     let named = |kind: &str, trigger: &Value| trigger["kind"] == kind;
     let wakes: Vec<String> = triggers
         .iter()

@@ -1,4 +1,4 @@
-//! `/v1/doctor` and `/v1/settings`: the daemon itself, for the service and admins of the dashboard.
+//! `/v1/doctor`, `/v1/settings` and `/v1/reload`: the daemon itself, for the service and admins of the dashboard.
 use super::{Deps, caller::Caller, problem::Problem};
 use axum::{Json, extract::State, http::StatusCode};
 use futures_util::future::BoxFuture;
@@ -42,4 +42,39 @@ pub(super) async fn doctor(State(deps): State<Deps>, caller: Caller) -> Result<J
 pub(super) async fn settings(State(deps): State<Deps>, caller: Caller) -> Result<Json<Value>, Problem> {
     caller.may_administer("read the settings")?;
     Ok(Json(Value::clone(&deps.settings)))
+}
+
+/// The outcome of a reading of the agents' files.
+pub enum Reloaded {
+    /// `{added, changed, removed}`, each a list of ids.
+    Applied(Value),
+    /// The problems for which nothing changed, a line each.
+    Refused(String),
+    /// Why no files were read.
+    Not(String),
+}
+
+/// Reads the agents' files of the running daemon again.
+#[derive(Clone)]
+pub struct Reload(Arc<dyn Fn() -> BoxFuture<'static, Reloaded> + Send + Sync>);
+
+impl Reload {
+    /// Reads them with `read`.
+    #[must_use]
+    pub fn new(read: impl Fn() -> BoxFuture<'static, Reloaded> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(read))
+    }
+}
+
+/// Reads the agents' files and applies them: `{added, changed, removed}`. 422 if a file has a problem: nothing has changed
+/// then, and `detail` has a line for each. 409 for a daemon that reads no files.
+pub(super) async fn reload(State(deps): State<Deps>, caller: Caller) -> Result<Json<Value>, Problem> {
+    caller.may_administer("reload the agents' files")?;
+    match (deps.reload.0)().await {
+        Reloaded::Applied(changes) => Ok(Json(changes)),
+        Reloaded::Refused(problems) => {
+            Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid_definitions", problems))
+        }
+        Reloaded::Not(why) => Err(Problem::new(StatusCode::CONFLICT, "conflict", why)),
+    }
 }

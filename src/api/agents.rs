@@ -8,7 +8,7 @@ use super::{
 use crate::{
     agent::{Agents, Limits},
     id::{AgentId, OrgId},
-    task::{self, AgentLine, AgentStatus},
+    task::{self, AgentLine, AgentStatus, DefinitionVersion},
 };
 use axum::{
     Json,
@@ -17,6 +17,9 @@ use axum::{
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+
+/// Digits of a hash that name a version; fewer could be a number.
+const HASH_DIGITS_MIN: usize = 6;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -65,17 +68,26 @@ impl Shown {
     fn of(line: AgentLine, agents: &Agents) -> Self {
         let id = &line.status.id;
         let limits = agents.definition(id).map(|definition| definition.limits.clone());
-        let problem = agents.problem(id).map(str::to_owned);
+        let problem = agents.problem(id);
         Self { limits, spent_last_hour: agents.spent_last_hour(id), problem, line }
     }
 }
 
-/// `{agent_id, hash, definition}`: the file of an agent as it was read, with the names of variables only. For
-/// operators of its org.
+/// Which definition is asked for.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct DefinitionQuery {
+    /// A number, or the first digits of a hash, at least six. The one that is in use without it.
+    version: Option<String>,
+}
+
+/// `{agent_id, hash, definition, versions: [{version, hash, applied_at}]}`: the file of an agent as it was read, now or
+/// in an earlier version, with the names of variables only. For operators of its org.
 pub(super) async fn definition(
     State(deps): State<Deps>,
     caller: Caller,
     Path(agent): Path<String>,
+    Params(query): Params<DefinitionQuery>,
 ) -> Result<Json<Value>, Problem> {
     let agent: AgentId = id("an agent's id", &agent)?;
     let org = deps.tasks.agent(&agent).await?.org;
@@ -83,12 +95,32 @@ pub(super) async fn definition(
         return Err(task::Error::UnknownAgent(agent).into());
     }
     caller.must_operate(&org, "read the definition of an agent")?;
-    let Some(definition) = deps.agents.definition(&agent).filter(|definition| definition.org == org) else {
-        let detail = format!("this daemon has no usable definition of agent {agent}");
-        return Err(Problem::new(StatusCode::NOT_FOUND, "no_definition", detail));
-    };
-    let (hash, shown) = (definition.hash(), definition.shown());
-    Ok(Json(json!({ "agent_id": agent, "hash": hash, "definition": shown })))
+    // An agent may have been of another org before.
+    let mut versions = deps.tasks.definition_versions(&agent).await?;
+    versions.retain(|version| version.body["org"] == org.as_str());
+    let (hash, shown) = match &query.version {
+        None => {
+            let now = deps.agents.definition(&agent).filter(|definition| definition.org == org);
+            now.map(|definition| (definition.hash(), definition.shown()))
+        }
+        Some(name) => {
+            let found = versions.iter().find(|version| is_named(version, name));
+            found.map(|version| (version.hash.clone(), version.body.clone()))
+        }
+    }
+    .ok_or_else(|| {
+        let which = query.version.map_or_else(String::new, |version| format!(" {version}"));
+        let detail = format!("this daemon has no usable definition{which} of agent {agent}");
+        Problem::new(StatusCode::NOT_FOUND, "no_definition", detail)
+    })?;
+    let line = |version: &DefinitionVersion| json!({ "version": version.version, "hash": version.hash, "applied_at": version.applied_at });
+    let versions: Vec<Value> = versions.iter().map(line).collect();
+    Ok(Json(json!({ "agent_id": agent, "hash": hash, "definition": shown, "versions": versions })))
+}
+
+/// By its number, or by the first digits of its hash.
+fn is_named(version: &DefinitionVersion, name: &str) -> bool {
+    version.version.to_string() == name || (name.len() >= HASH_DIGITS_MIN && version.hash.starts_with(name))
 }
 
 /// One agent; `unknown_agent` if the caller may not see its org.

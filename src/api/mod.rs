@@ -24,7 +24,7 @@ mod stream;
 mod tasks;
 mod wait;
 
-pub use admin::Doctor;
+pub use admin::{Doctor, Reload, Reloaded};
 pub use health::{Health, PartState};
 pub use overview::Overviews;
 pub use polls::Polls;
@@ -134,6 +134,8 @@ pub struct Deps {
     pub series: telemetry::Series,
     /// Checks the database.
     pub doctor: Doctor,
+    /// Reads the agents' files again.
+    pub reload: Reload,
     /// The settings, without secrets.
     pub settings: Arc<Value>,
 }
@@ -162,6 +164,7 @@ pub fn router(deps: Deps) -> Router {
         .route("/agents/{id}/drain", post(agents::drain))
         .route("/agents/{id}/resume", post(agents::resume))
         .route("/doctor", get(admin::doctor))
+        .route("/reload", post(admin::reload))
         .route("/events", get(feed::list))
         .route("/series", get(series::read))
         .route("/settings", get(admin::settings))

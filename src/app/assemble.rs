@@ -1,7 +1,11 @@
 //! Builds the parts of a daemon in groups: storage, rights, negotiation, realtime, agents, doors, WAL.
 use super::{
     Builder, CLIENTS_PUBLICATION, Daemon, Edge, PUBLICATION, Parts, change_log, dashboard_grants,
-    database_broadcasts::DatabaseBroadcasts, health, history, leadership::Leadership, publications,
+    database_broadcasts::DatabaseBroadcasts,
+    health, history,
+    leadership::{Leadership, Registration},
+    publications,
+    reload::{self, Reload},
     wal_consumer,
 };
 use crate::{
@@ -27,6 +31,7 @@ use crate::{
     wal,
 };
 use anyhow::Context;
+use serde_json::json;
 use std::{
     fmt::Write,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -94,7 +99,7 @@ pub(super) async fn assemble(
     listener: TcpListener,
     database: Database,
 ) -> anyhow::Result<Daemon> {
-    let Builder { config, definitions, more, registry, models, keeper, clock } = builder;
+    let Builder { config, definitions, follows_files, more, registry, models, keeper, clock } = builder;
     let addr = listener.local_addr()?;
     let (metrics, health) = (Registry::default(), api::Health::default());
     for part in ["database", "wal", "agents"] {
@@ -106,8 +111,9 @@ pub(super) async fn assemble(
     let rights = build_rights(&base).await?;
     let (tasks, notices) = build_negotiation(&base);
     let realtime = build_realtime(&base, &rights.access).await?;
+    let follows_files = follows_files || definitions.is_none();
     let definitions = definitions.map_or_else(|| load_agents(&base.config.agents.dir), Ok)?;
-    let definitions = definitions.into_iter().chain(more).collect();
+    let definitions = definitions.into_iter().chain(more.iter().cloned()).collect();
     let models =
         models.unwrap_or_else(|| Models::new(base.clock.clone())).with_config(base.config.llm.clone());
     models.register(&base.metrics);
@@ -116,12 +122,19 @@ pub(super) async fn assemble(
     let agents = build_agents(&base, &tasks, &realtime.tracker, &rights.keys, hosting).await?;
     let doors = build_doors(&base, &rights, &realtime);
     let Doors { gateway, identity, inboxes, coordination } = doors;
+    let registration = Registration::default();
     let received = (coordination, notices);
     start_remote(&base, &tasks, &agents, &realtime, (&identity, &inboxes), received).await?;
     publish_tables(&base, &agents).await?;
     let Realtime { hub, tracker, .. } = &realtime;
     let (hub, tracker) = (hub.clone(), tracker.clone());
-    let wal = start_wal(&base, &tasks, &agents, realtime).await?;
+    let wal = start_wal(&base, &tasks, &agents, realtime, registration.clone()).await?;
+    let reload = if follows_files {
+        let files = (more, registration);
+        follow_files(&base, &tasks, &agents, &identity, files)
+    } else {
+        Reload::never()
+    };
 
     let Base { config, scope, database, clock, metrics, health, addr } = base;
     let edge = Edge::new(&config.server, &metrics, gateway.memory());
@@ -146,10 +159,11 @@ pub(super) async fn assemble(
         models,
         series,
         doctor,
+        reload: reload_of_api(&reload),
         settings: Arc::new(config::shown(&config)),
         stop: serving.stopping(),
     }));
-    let parts = Parts { addr, database, tasks, hub, tracker, agents, keys, health, gateway, inboxes };
+    let parts = Parts { addr, database, tasks, hub, tracker, agents, keys, health, reload, gateway, inboxes };
     Ok(Daemon { listener, routes, edge, parts, scope, wal, serving })
 }
 
@@ -166,6 +180,41 @@ fn sample_series(scope: &Scope, metrics: &Registry, clock: &Clock) -> Series {
         Ok(())
     });
     series
+}
+
+/// Reads the agents' files again when they change.
+fn follow_files(
+    base: &Base,
+    tasks: &Tasks,
+    agents: &Agents,
+    identity: &Identity,
+    (from_code, registration): (Vec<Definition>, Registration),
+) -> Reload {
+    let deps = reload::Deps {
+        dir: base.config.agents.dir.clone(),
+        from_code,
+        agents: agents.clone(),
+        tasks: tasks.clone(),
+        identity: identity.clone(),
+        health: base.health.clone(),
+        registration,
+    };
+    reload::start(&base.scope, deps)
+}
+
+/// The reload as the routes know it.
+fn reload_of_api(reload: &Reload) -> api::Reload {
+    let reload = reload.clone();
+    api::Reload::new(move || {
+        let reload = reload.clone();
+        Box::pin(async move {
+            match reload.now().await {
+                Ok(Ok(reloaded)) => api::Reloaded::Applied(json!(reloaded)),
+                Ok(Err(problems)) => api::Reloaded::Refused(problems.to_string()),
+                Err(error) => api::Reloaded::Not(error.to_string()),
+            }
+        })
+    })
 }
 
 /// The checks of `convoke doctor` on connections of their own: a slow one must not take those of the negotiation.
@@ -387,7 +436,13 @@ async fn publish_tables(base: &Base, agents: &Agents) -> anyhow::Result<()> {
 }
 
 /// Starts the WAL stream and its consumer in a scope of their own.
-async fn start_wal(base: &Base, tasks: &Tasks, agents: &Agents, realtime: Realtime) -> anyhow::Result<Scope> {
+async fn start_wal(
+    base: &Base,
+    tasks: &Tasks,
+    agents: &Agents,
+    realtime: Realtime,
+    registration: Registration,
+) -> anyhow::Result<Scope> {
     let Base { config, scope, database, metrics, health, clock, .. } = base;
     let Realtime { broadcasts, appender, .. } = realtime;
     let (own, data_dir) = (Scope::default(), &config.database.data_dir);
@@ -412,14 +467,14 @@ async fn start_wal(base: &Base, tasks: &Tasks, agents: &Agents, realtime: Realti
         tasks: tasks.triggers(),
         wake_key: tasks.wake_key().await.context("cannot read the key of wake-ups")?,
         ignored,
-        wakes: agents.wakes(),
+        agents: agents.clone(),
         health: health.clone(),
         messages: broadcasts,
         appender,
         progress: scope.watch("wal_consumer", health::STALLED_AFTER),
         clock: clock.clone(),
     };
-    let leadership = Leadership::new(scope, tasks.clone(), agents.clone(), health.clone());
+    let leadership = Leadership::new(scope, tasks.clone(), agents.clone(), health.clone(), registration);
     wal_consumer::start(&own, stream, deps, leadership);
     Ok(own)
 }

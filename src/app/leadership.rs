@@ -5,13 +5,13 @@
 //! incarnation.
 use super::scheduler;
 use crate::{
-    agent::Agents,
+    agent::{Agents, Definition},
     api::{Health, PartState},
-    id::{AgentId, Incarnation},
     scope::Scope,
-    task::Tasks,
+    task::{Error, ShownDefinition, Tasks},
 };
-use std::{collections::HashMap, time::Duration};
+use std::{sync::Arc, time::Duration};
+use tokio::sync::Mutex;
 
 /// Time limit for the last poll of the arbiter.
 const ARBITER_WITHIN: Duration = Duration::from_secs(5);
@@ -21,38 +21,47 @@ pub(super) struct Leadership {
     tasks: Tasks,
     agents: Agents,
     health: Health,
-    /// The incarnations that this node registered.
-    incarnations: Option<HashMap<AgentId, Incarnation>>,
+    /// Held while agents are registered: a reload must not fall between the reading of their profiles and the begin of
+    /// the lead.
+    registration: Registration,
+    /// Whether this node has registered its agents.
+    registered: bool,
     arbiter: Option<Scope>,
 }
 
+/// The right to register the hosted agents.
+pub(super) type Registration = Arc<Mutex<()>>;
+
 impl Leadership {
-    pub(super) fn new(scope: &Scope, tasks: Tasks, agents: Agents, health: Health) -> Self {
-        Self { scope: scope.clone(), tasks, agents, health, incarnations: None, arbiter: None }
+    pub(super) fn new(
+        scope: &Scope,
+        tasks: Tasks,
+        agents: Agents,
+        health: Health,
+        registration: Registration,
+    ) -> Self {
+        Self { scope: scope.clone(), tasks, agents, health, registration, registered: false, arbiter: None }
     }
 
     /// Begins to lead. Does nothing if it leads already.
     ///
     /// # Errors
     /// If the agents cannot be registered; try again.
-    pub(super) async fn lead(&mut self) -> Result<(), crate::task::Error> {
+    pub(super) async fn lead(&mut self) -> Result<(), Error> {
         if self.arbiter.is_some() {
             return Ok(());
         }
-        let current = match &self.incarnations {
-            Some(incarnations) => self.tasks.still_registered(incarnations).await?,
-            None => false,
-        };
-        if !current {
-            self.tasks.expect(&self.agents.expected()).await?;
-            self.incarnations = Some(self.tasks.register(self.agents.profiles()).await?);
+        let _registration = self.registration.lock().await;
+        let profiles = self.agents.profiles();
+        if !self.registered || !self.tasks.still_registered(&profiles).await? {
+            register(&self.tasks, &self.agents, false).await?;
+            self.registered = true;
         }
         let arbiter = self.scope.child();
         self.tasks.arbitrate(&arbiter);
-        scheduler::start(&arbiter, self.tasks.triggers(), self.agents.cron_schedules());
+        scheduler::start(&arbiter, self.tasks.triggers(), self.agents.clone());
         self.arbiter = Some(arbiter);
-        let count = self.incarnations.as_ref().map_or(0, HashMap::len);
-        self.health.set("agents", PartState::Ready, format!("{count} hosted here"));
+        self.health.set("agents", PartState::Ready, hosted_here(profiles.len()));
         Ok(())
     }
 
@@ -66,4 +75,29 @@ impl Leadership {
         }
         self.health.set("agents", PartState::Degraded, "hosted by the node that leads");
     }
+}
+
+/// What `/health` says about the agents of the node that leads.
+pub(super) fn hosted_here(count: usize) -> String {
+    format!("{count} hosted here")
+}
+
+/// Registers the agents, and keeps their definitions. `again`: after a reload, which takes nothing from agents that are
+/// registered already. Returns how many are hosted here.
+pub(super) async fn register(tasks: &Tasks, agents: &Agents, again: bool) -> Result<usize, Error> {
+    let profiles = agents.profiles();
+    let count = profiles.len();
+    tasks.expect(&agents.expected()).await?;
+    if again {
+        tasks.register_again(profiles).await?;
+    } else {
+        tasks.register(profiles).await?;
+    }
+    let shown = |definition: &Arc<Definition>| ShownDefinition {
+        agent: definition.id.clone(),
+        hash: definition.hash(),
+        body: definition.shown(),
+    };
+    tasks.keep_definitions(&agents.definitions().iter().map(shown).collect::<Vec<_>>()).await?;
+    Ok(count)
 }

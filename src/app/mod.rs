@@ -17,11 +17,13 @@ mod health;
 mod history;
 mod leadership;
 mod publications;
+mod reload;
 mod scheduler;
 mod serve;
 mod wal_consumer;
 
 pub use channels::Channels;
+pub use reload::{NotReloaded, Reload, ReloadOutcome};
 pub use serve::{Edge, serve_http};
 
 use crate::{
@@ -67,6 +69,7 @@ const REST_WITHIN: Duration = Duration::from_secs(5);
 pub struct Builder {
     config: Config,
     definitions: Option<Vec<Definition>>,
+    follows_files: bool,
     more: Vec<Definition>,
     registry: agent::Registry,
     models: Option<Models>,
@@ -75,11 +78,18 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// Hosts exactly these agents instead of those of `agents.dir`.
+    /// Hosts exactly these agents instead of those of `agents.dir`, whose files are not read.
     #[must_use]
     pub fn definitions(mut self, definitions: Vec<Definition>) -> Self {
         self.definitions = Some(definitions);
         self
+    }
+
+    /// Hosts these agents, which were read from `agents.dir`, and reads that folder again when it changes.
+    #[must_use]
+    pub fn definitions_of_files(mut self, definitions: Vec<Definition>) -> Self {
+        self.follows_files = true;
+        self.definitions(definitions)
     }
 
     /// Hosts an agent of this process beside the others; `definition.run.kind` is `rust`.
@@ -181,6 +191,8 @@ pub struct Parts {
     pub keys: Keys,
     /// The state of its parts.
     pub health: api::Health,
+    /// Reads the agents' files again.
+    pub reload: Reload,
     gateway: Gateway,
     inboxes: Inboxes,
 }

@@ -40,16 +40,17 @@ pub(super) async fn start(
         ensured => ensured?,
     }
     drop(client);
-    let wakes = agents.wakes();
-    let (tables, health) = (wakes.tables(), health.clone());
+    let (wakes, health) = (agents.wakes(), health.clone());
     let (left_out, logged) = (BTreeMap::new(), BTreeSet::new());
+    let tables = wakes.tables();
     let mut wanted = Wanted { tables, left_out, clients_missing: false, wakes, logged, health };
     wanted.publish(database).await?;
     wanted.look(database).await?;
-    let database = database.clone();
+    let (database, agents) = (database.clone(), agents.clone());
     scope.spawn("publications", OnExit::Log, |stop| async move {
         let mut unlooked = false;
         while tokio::time::timeout(EVERY, stop.cancelled()).await.is_err() {
+            unlooked |= wanted.follow(agents.wakes());
             match wanted.publish(&database).await {
                 Ok(added) => {
                     unlooked |= !added.is_empty();
@@ -86,6 +87,16 @@ struct Wanted {
 }
 
 impl Wanted {
+    /// Works for these wakes from now on; true if they are others than before.
+    fn follow(&mut self, wakes: Arc<WakeIndex>) -> bool {
+        if Arc::ptr_eq(&self.wakes, &wakes) {
+            return false;
+        }
+        (self.tables, self.wakes) = (wakes.tables(), wakes);
+        self.logged.clear();
+        true
+    }
+
     /// Logs the wakes that cannot match their tables.
     async fn look(&mut self, database: &Database) -> anyhow::Result<()> {
         for (agent, problem) in self.wakes.check(database).await? {

@@ -10,7 +10,7 @@ use super::{
     leadership::Leadership,
 };
 use crate::{
-    agent::{Commit, PositionedChange, WakeIndex},
+    agent::{Agents, Commit, PositionedChange, WakeIndex},
     api::{Health, PartState},
     changes::Appender,
     clock::Clock,
@@ -24,7 +24,7 @@ use crate::{
 };
 use chrono::{DateTime, SecondsFormat, Utc};
 use prometheus_client::metrics::counter::Counter;
-use std::{fmt::Display, sync::Arc, time::Duration};
+use std::{fmt::Display, time::Duration};
 use tokio_util::sync::CancellationToken;
 
 /// Wakes of one transaction.
@@ -46,7 +46,8 @@ pub(super) struct Deps {
     pub(super) wake_key: String,
     /// Messages with the daemon's prefix and another content.
     pub(super) ignored: Counter,
-    pub(super) wakes: Arc<WakeIndex>,
+    /// Whose wakes are looked for.
+    pub(super) agents: Agents,
     pub(super) health: Health,
     pub(super) messages: DatabaseBroadcasts,
     pub(super) appender: Appender,
@@ -203,13 +204,14 @@ impl WalConsumer {
         if work.wakes_arbiter {
             self.deps.tasks.notify_arbiter_by_wal();
         }
-        let Deps { messages, appender, progress, database, tasks, wakes, .. } = &mut self.deps;
+        let Deps { messages, appender, progress, database, tasks, agents, .. } = &mut self.deps;
         // Before they are published: a replay after a cursor must find everything that a subscriber has received.
         retry(&self.stop, "recording of broadcasts", || messages.record(&work.broadcasts)).await?;
         messages.publish(work.broadcasts);
 
         // Side by side: a slow disk must not delay wakes, nor a slow database the subscribers of row changes.
-        let recorder = WakeRecorder { database, tasks, wakes, progress, stop: &self.stop };
+        let wakes = agents.wakes();
+        let recorder = WakeRecorder { database, tasks, wakes: &wakes, progress, stop: &self.stop };
         let (woke, ()) = tokio::join!(recorder.record(&work.batches), async {
             fault::point(fault::Point::ChangesReceived);
             appender.append(&work.batches).await;

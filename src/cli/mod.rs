@@ -60,6 +60,8 @@ enum Command {
     /// List and accept the tools of MCP servers.
     #[command(subcommand)]
     Mcp(mcp::Command),
+    /// Let the daemon read the agents' files again; print what changed, or every problem.
+    Reload,
     /// Apply missing migrations to the database.
     Migrate,
     /// Check the database, the daemon and the invariants; list what to fix.
@@ -113,6 +115,7 @@ fn run(Cli { settings, command }: Cli) -> Outcome {
             Command::Task(command) => task::run(&settings, command).await,
             Command::Agent(command) => agent::run(&settings, command).await,
             Command::Mcp(command) => mcp::run(&settings, command).await,
+            Command::Reload => agent::reload(&settings).await,
             Command::Migrate => migrate::run(&settings).await,
             Command::Doctor { replay } => doctor::run(&settings, replay).await,
             Command::Spend(args) => spend::run(&settings, args).await,

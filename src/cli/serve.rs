@@ -34,7 +34,7 @@ pub(super) async fn build(builder: Builder) -> anyhow::Result<Daemon> {
 
 /// Serves until `end` is cancelled, then stops in order. The first SIGINT or SIGTERM cancels `stop`, which must lead to
 /// `end`. A second one exits immediately; the private PostgreSQL then keeps running, and the next daemon takes it over.
-/// Calls `print` once, when the daemon is ready or [`READY_WITHIN`] has passed.
+/// SIGHUP reads the agents' files again. Calls `print` once, when the daemon is ready or [`READY_WITHIN`] has passed.
 pub(super) async fn until_signal(
     daemon: Daemon,
     config: &Config,
@@ -43,7 +43,7 @@ pub(super) async fn until_signal(
     print: impl FnOnce(),
 ) -> Outcome {
     let url_file = leave_url(daemon.parts(), config)?;
-    let health = daemon.parts().health.clone();
+    let (health, reload) = (daemon.parts().health.clone(), daemon.parts().reload.clone());
     let ready = tokio::time::timeout(READY_WITHIN, health.ready());
     tokio::pin!(ready);
     let mut print = Some(print);
@@ -62,7 +62,9 @@ pub(super) async fn until_signal(
                 print.take().into_iter().for_each(|print| print());
             }
             _ = hang_up.recv() => {
-                tracing::warn!("SIGHUP: settings are not reloaded yet; restart the daemon to apply them");
+                let reads = reload.soon();
+                let what = if reads { "agents' files are read again" } else { "no agents' files to read" };
+                tracing::info!("SIGHUP: {what}; changed settings need a restart");
             }
             () = either(interrupt.recv(), terminate.recv()) => {
                 if stop.is_cancelled() {

@@ -165,7 +165,7 @@ impl CommandDispatcher {
     /// Delivers to the hosted agents of an org and to those with an inbox, except the sender. A full mailbox is
     /// counted by `agents`.
     fn deliver_to_org(&self, org: &OrgId, message: &AgentMessage) {
-        for agent in self.agents.of_org(org).filter(|agent| agent.as_str() != message.from) {
+        for agent in self.agents.of_org(org).iter().filter(|agent| agent.as_str() != message.from) {
             self.agents.deliver(agent, message.clone());
         }
         // Inboxes subscribe to `agent:<id>` and not to `org:<org>`.

@@ -88,6 +88,14 @@ pub async fn start(scope: &Scope, deps: Deps) -> Result<(), Error> {
     connected.set_orgs(registered.into_iter().map(|agent| (agent.id, agent.org)));
     // A definition decides over an older registration.
     connected.set_orgs(agents.orgs());
+    let (own, known) = (agents.clone(), connected.clone());
+    scope.spawn("orgs of agents", OnExit::Log, |stop| async move {
+        let mut changed = own.changed();
+        while let Some(Ok(())) = stop.run_until_cancelled(changed.changed()).await {
+            known.set_orgs(own.orgs());
+        }
+        Ok(())
+    });
     let publisher = CoordinationPublisher { hub, clock };
     let digests = identity.digests().clone();
     let (own, reader, to) = (digests.clone(), tasks.clone(), publisher.clone());

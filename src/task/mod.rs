@@ -56,6 +56,7 @@ pub use triggers::coalesce::Burst;
 pub use triggers::schedules::Schedule;
 pub use triggers::task_triggers::TaskTriggers;
 pub use triggers::wake::Wake;
+pub use upkeep::definitions::{DefinitionVersion, ShownDefinition};
 
 use crate::{
     db::Database,

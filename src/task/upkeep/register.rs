@@ -31,11 +31,9 @@ impl Tasks {
     /// # Errors
     /// `Unavailable`, or `BadRequest` for a profile without a slot.
     pub async fn register(&self, profiles: Vec<Profile>) -> Result<HashMap<AgentId, Incarnation>, Error> {
-        if let Some(profile) = profiles.iter().find(|profile| profile.slots == 0) {
-            return Err(Error::BadRequest(format!("agent {} has no slot", profile.id)));
-        }
+        slots_are_given(&profiles)?;
         let context = &self.context;
-        let lives = write_profiles(context, &profiles).await?;
+        let lives = write_profiles(context, &profiles, false).await?;
         let names: Vec<String> = lives.keys().map(ToString::to_string).collect();
         while end_earlier_lives(context, None).await? {}
         recount(context, names).await?;
@@ -43,6 +41,25 @@ impl Tasks {
         self.retry_unattended(&lives.keys().map(AgentId::as_str).collect::<Vec<_>>()).await?;
         self.notify_arbiter();
         Ok(lives)
+    }
+
+    /// Registers the hosted agents after their definitions have changed: those that this node has registered before keep
+    /// their incarnation and their assignments. Other hosted agents are gone: they get no new task, and what they have
+    /// is not taken from them. A repeated call changes nothing.
+    ///
+    /// # Errors
+    /// `Unavailable`, or `BadRequest` for a profile without a slot.
+    pub async fn register_again(&self, profiles: Vec<Profile>) -> Result<(), Error> {
+        slots_are_given(&profiles)?;
+        let context = &self.context;
+        let changed = write_profiles(context, &profiles, true).await?;
+        for agent in changed.keys() {
+            while end_earlier_lives(context, Some(agent)).await? {}
+        }
+        refresh(context, None).await?;
+        self.retry_unattended(&changed.keys().map(AgentId::as_str).collect::<Vec<_>>()).await?;
+        self.notify_arbiter();
+        Ok(())
     }
 
     /// Marks the agents that are defined and arrive by themselves as expected: tasks wait for them for
@@ -159,15 +176,21 @@ impl Tasks {
         Ok(())
     }
 
-    /// Whether these incarnations are still the present ones: no other node has hosted the agents since.
+    /// Whether this node was the last to register these agents, and they are present: no other node has hosted them since.
     ///
     /// # Errors
     /// `Unavailable`.
-    pub async fn still_registered(&self, lives: &HashMap<AgentId, Incarnation>) -> Result<bool, Error> {
-        let ids: Vec<&str> = lives.keys().map(AgentId::as_str).collect();
-        let numbers: Vec<i64> = lives.values().map(|life| life.0).collect();
-        let rows = self.query(sql!("still_registered"), &[&ids, &numbers]).await?;
+    pub async fn still_registered(&self, profiles: &[Profile]) -> Result<bool, Error> {
+        let ids: Vec<&str> = profiles.iter().map(|profile| profile.id.as_str()).collect();
+        let rows = self.query(sql!("still_registered"), &[&ids, &self.context.node.as_uuid()]).await?;
         Ok(rows.first().map_or(Ok(false), |row| row.read("same"))?)
+    }
+}
+
+fn slots_are_given(profiles: &[Profile]) -> Result<(), Error> {
+    match profiles.iter().find(|profile| profile.slots == 0) {
+        Some(profile) => Err(Error::BadRequest(format!("agent {} has no slot", profile.id))),
+        None => Ok(()),
     }
 }
 
@@ -181,9 +204,12 @@ async fn recount(context: &TaskContext, names: Vec<String>) -> Result<(), Error>
     tx.commit().await
 }
 
+/// Writes the profiles of all hosted agents; others are gone. `again` begins no new incarnation of an agent that this
+/// node has registered before, and returns only those that were written.
 async fn write_profiles(
     context: &TaskContext,
     profiles: &[Profile],
+    again: bool,
 ) -> Result<HashMap<AgentId, Incarnation>, Error> {
     let columns = columns!("register", profiles, |p| {
         id: &str = p.id.as_str(),
@@ -199,7 +225,7 @@ async fn write_profiles(
     let mut client = context.database.client().await?;
     let tx = Transaction::begin(&mut client);
     let node = context.node.as_uuid();
-    let rows = columns.run(&tx, &[&node]).await?;
+    let rows = columns.run(&tx, &[&node, &again]).await?;
     run(&tx, sql!("retire"), &[&ids, &node]).await?;
     tx.commit().await?;
     let mut lives = HashMap::new();

@@ -80,6 +80,10 @@ impl Up {
         assert_eq!(status.signal(), Some(9), "{point}: {status}");
     }
 
+    pub fn pid(&self) -> u32 {
+        self.process.id().unwrap()
+    }
+
     pub fn lives(&mut self) -> bool {
         self.process.try_wait().unwrap().is_none()
     }

@@ -6,6 +6,7 @@ mod line;
 mod log_lines;
 mod offers;
 mod parts;
+mod reload;
 mod stalled;
 mod states;
 mod taken;

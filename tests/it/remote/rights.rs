@@ -228,7 +228,7 @@ async fn security_md_lists_the_rights_of_each_role_at_each_door() {
 
 /// The door of each route of the daemon. The rights of a door are measured at one of its routes; what they have in
 /// common is the extractor of the caller and the rule that it asks.
-const ROUTES: [(&str, &str); 43] = [
+const ROUTES: [(&str, &str); 44] = [
     ("/", "HTTP: `/`, `/health`, `/metrics`"),
     ("/healthcheck", "HTTP: `/`, `/health`, `/metrics`"),
     ("/health", "HTTP: `/`, `/health`, `/metrics`"),
@@ -270,6 +270,7 @@ const ROUTES: [(&str, &str); 43] = [
     ("/channels", "HTTP: see channels and who is on them"),
     ("/doctor", "HTTP: see channels and who is on them"),
     ("/settings", "HTTP: see channels and who is on them"),
+    ("/reload", "HTTP: see channels and who is on them"),
     ("/channels/{topic}", "HTTP: see channels and who is on them"),
     ("/broadcast", "HTTP or websocket: speak to the agents of its org"),
 ];

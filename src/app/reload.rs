@@ -1,0 +1,256 @@
+//! Reads the agents' files again while the daemon runs, and applies them as a whole or not at all.
+//!
+//! It looks at the folder every two seconds: a change counts when two looks in a row find the same files, so that a file
+//! that is being written is not read. Every file system and mount can be looked at, while some send no events. SIGHUP and
+//! `POST /v1/reload` read at once. Files with a problem change nothing; the process log and `/health` say what is wrong.
+//! The settings are read at the start only.
+use super::leadership::{Registration, hosted_here, register};
+use crate::{
+    agent::{Agents, Definition, Reloaded},
+    api::{Health, PartState},
+    config::{Problem, Problems, load_agents},
+    remote::Identity,
+    scope::{OnExit, Scope},
+    task::Tasks,
+};
+use std::{
+    collections::BTreeSet,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{MissedTickBehavior, interval},
+};
+
+/// Interval of the looks at the folder.
+const EVERY: Duration = Duration::from_secs(2);
+/// Requests that wait; a further one is answered by those.
+const WAITING_MAX: usize = 16;
+/// Problems that `/health` names; the process log names all.
+const NAMED_MAX: usize = 3;
+
+/// The outcome of a reading.
+pub type ReloadOutcome = Result<Reloaded, Problems>;
+
+/// Asks for a reading of the agents' files. Clones ask the same daemon.
+#[derive(Clone)]
+pub struct Reload(Option<mpsc::Sender<Option<oneshot::Sender<ReloadOutcome>>>>);
+
+/// Why no files were read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotReloaded {
+    /// A program gave the daemon its agents.
+    #[error("this daemon got its agents from a program, and reads no files")]
+    NoFiles,
+    /// The daemon is stopping.
+    #[error("the daemon is stopping")]
+    Stopping,
+}
+
+impl Reload {
+    /// A daemon that reads no files.
+    pub(super) fn never() -> Self {
+        Self(None)
+    }
+
+    /// Reads the files at once and applies them. Returns what changed, or the problems for which nothing did.
+    ///
+    /// # Errors
+    /// [`NotReloaded`].
+    pub async fn now(&self) -> Result<ReloadOutcome, NotReloaded> {
+        let sender = self.0.as_ref().ok_or(NotReloaded::NoFiles)?;
+        let (reply, outcome) = oneshot::channel();
+        sender.send(Some(reply)).await.map_err(|_| NotReloaded::Stopping)?;
+        outcome.await.map_err(|_| NotReloaded::Stopping)
+    }
+
+    /// Lets the daemon read the files soon, without an answer. False if it reads none.
+    pub fn soon(&self) -> bool {
+        // A full queue reads them soon anyway.
+        self.0
+            .as_ref()
+            .is_some_and(|sender| !matches!(sender.try_send(None), Err(mpsc::error::TrySendError::Closed(_))))
+    }
+}
+
+/// What a reading needs.
+pub(super) struct Deps {
+    /// The folder of the files.
+    pub(super) dir: PathBuf,
+    /// The agents that the program gave beside them.
+    pub(super) from_code: Vec<Definition>,
+    pub(super) agents: Agents,
+    pub(super) tasks: Tasks,
+    pub(super) identity: Identity,
+    pub(super) health: Health,
+    pub(super) registration: Registration,
+}
+
+/// Looks at the folder in `scope`.
+pub(super) fn start(scope: &Scope, deps: Deps) -> Reload {
+    let (sender, asked) = mpsc::channel(WAITING_MAX);
+    let follower = Follower { deps, read: None, seen: None, refused: false, unregistered: false };
+    scope.spawn("agents' files", OnExit::StopDaemon, |stop| async move {
+        stop.run_until_cancelled(follower.run(asked)).await;
+        Ok(())
+    });
+    Reload(Some(sender))
+}
+
+/// The files of a folder: path, inode, size and time of the last change.
+type Fingerprint = BTreeSet<(PathBuf, u64, u64, i64, i64)>;
+
+struct Follower {
+    deps: Deps,
+    /// The files of the last reading. `None` before the first.
+    read: Option<Fingerprint>,
+    /// The files of the last look.
+    seen: Option<Fingerprint>,
+    /// Whether the files of the last reading have problems.
+    refused: bool,
+    /// Whether agents changed here and the database does not know it yet.
+    unregistered: bool,
+}
+
+impl Follower {
+    async fn run(mut self, mut asked: mpsc::Receiver<Option<oneshot::Sender<ReloadOutcome>>>) {
+        let mut looks = interval(EVERY);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = looks.tick() => self.look().await,
+                reply = asked.recv() => {
+                    let Some(reply) = reply else { return };
+                    let outcome = self.reload().await;
+                    if let Some(reply) = reply {
+                        // The caller may have gone.
+                        let _ = reply.send(outcome);
+                    }
+                }
+            }
+        }
+    }
+
+    async fn look(&mut self) {
+        let dir = self.deps.dir.clone();
+        let found = tokio::task::spawn_blocking(move || fingerprint(&dir)).await.unwrap_or_default();
+        let is_quiet = self.seen.as_ref() == Some(&found);
+        if is_quiet && self.read.as_ref() != Some(&found) {
+            // The outcome is logged.
+            let _ = self.reload().await;
+        } else if self.unregistered {
+            self.register().await;
+        }
+        self.seen = Some(found);
+    }
+
+    async fn reload(&mut self) -> ReloadOutcome {
+        let outcome = self.apply().await;
+        match &outcome {
+            Ok(reloaded) => {
+                if !reloaded.is_empty() {
+                    let Reloaded { added, changed, removed } = reloaded;
+                    tracing::info!(?added, ?changed, ?removed, "agents' files reloaded");
+                }
+                if std::mem::take(&mut self.refused) {
+                    self.deps.health.set("definitions", PartState::Ready, "all files are in use");
+                }
+            }
+            Err(problems) => {
+                self.refused = true;
+                for problem in &problems.0 {
+                    tracing::error!(%problem, "agents' files not reloaded: the definitions before them stay");
+                }
+                self.deps.health.set("definitions", PartState::Degraded, shown(problems));
+            }
+        }
+        outcome
+    }
+
+    async fn apply(&mut self) -> ReloadOutcome {
+        let (dir, known) = (self.deps.dir.clone(), self.read.clone());
+        let read = move || {
+            // Before the files are read: a change during the reading is found by the next look.
+            let files = fingerprint(&dir);
+            let lost = !dir.is_dir() && known.is_some_and(|known| !known.is_empty());
+            let definitions = if lost { Err(folder_is_gone(&dir)) } else { load_agents(&dir) };
+            (files, definitions)
+        };
+        let read = tokio::task::spawn_blocking(read).await;
+        let (files, definitions) = read.map_err(|_| unreadable(&self.deps.dir, "reading it failed"))?;
+        self.read = Some(files);
+        let definitions = definitions?.into_iter().chain(self.deps.from_code.iter().cloned()).collect();
+        let _registration = self.deps.registration.clone().lock_owned().await;
+        let before = self.deps.agents.definitions();
+        let reloaded = self.deps.agents.reload(definitions).await;
+        let reloaded = reloaded.map_err(|error| unreadable(&self.deps.dir, &error.to_string()))?;
+        if !reloaded.is_empty() {
+            self.unregistered = true;
+            self.register_now().await;
+            let orgs = before
+                .iter()
+                .chain(&self.deps.agents.definitions())
+                .map(|of| of.org.clone())
+                .collect::<BTreeSet<_>>();
+            orgs.iter().for_each(|org| self.deps.identity.agents_changed(org));
+        }
+        Ok(reloaded)
+    }
+
+    async fn register(&mut self) {
+        let _registration = self.deps.registration.clone().lock_owned().await;
+        self.register_now().await;
+    }
+
+    /// Registers the agents if this node leads; else the begin of its lead does.
+    async fn register_now(&mut self) {
+        let Deps { tasks, agents, health, .. } = &self.deps;
+        if !tasks.arbitrates() {
+            self.unregistered = false;
+            return;
+        }
+        match register(tasks, agents, true).await {
+            Ok(count) => {
+                self.unregistered = false;
+                health.set("agents", PartState::Ready, hosted_here(count));
+            }
+            Err(error) => tracing::warn!(%error, "changed agents not registered yet, will retry"),
+        }
+    }
+}
+
+fn fingerprint(dir: &Path) -> Fingerprint {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let file = |entry: std::fs::DirEntry| {
+        let path = entry.path();
+        // Follows links: a mounted folder may exchange what they point to.
+        let file = std::fs::metadata(&path).ok()?;
+        let is_definition = path.extension().is_some_and(|kind| kind == "toml");
+        is_definition.then(|| (path, file.ino(), file.len(), file.mtime(), file.mtime_nsec()))
+    };
+    entries.filter_map(file).collect()
+}
+
+fn folder_is_gone(dir: &Path) -> Problems {
+    let remedy = "put it back; a restart works without its agents";
+    Problems(vec![Problem::of_file(dir.display().to_string(), "the folder is gone", Some(remedy))])
+}
+
+fn unreadable(dir: &Path, why: &str) -> Problems {
+    Problems(vec![Problem::of_file(dir.display().to_string(), why, None)])
+}
+
+/// Places only: `/health` needs no token, and a message may have a value of the file.
+fn shown(Problems(problems): &Problems) -> String {
+    let place = |problem: &Problem| {
+        let line = problem.line.map(|line| format!(":{line}")).unwrap_or_default();
+        let key = if problem.key.is_empty() { String::new() } else { format!(": {}", problem.key) };
+        format!("{}{line}{key}", problem.file)
+    };
+    let named: Vec<String> = problems.iter().take(NAMED_MAX).map(place).collect();
+    let more = problems.len().saturating_sub(NAMED_MAX);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    format!("not reloaded, problems at {}{more}; the process log says which", named.join(", "))
+}
