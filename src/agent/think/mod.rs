@@ -7,6 +7,7 @@
 mod approve;
 mod calls;
 mod catalog;
+mod compact;
 mod doubt;
 mod guards;
 mod machine;
