@@ -35,6 +35,7 @@ pub(super) fn check(definition: &Definition, env: &Env, found: &mut Problems) {
     if !run.thinks() {
         for (key, is_given) in [
             ("run.tools_by", run.tools_by.is_some()),
+            ("run.context_tokens", run.context_tokens.is_some()),
             ("run.stream", run.stream.is_some()),
             ("limits.steps_max", limits.steps_max.is_some()),
             ("limits.calls_max", limits.calls_max.is_some()),
@@ -52,6 +53,9 @@ pub(super) fn check(definition: &Definition, env: &Env, found: &mut Problems) {
     }
     if let Some(calls) = limits.calls_max {
         found.bounds("limits.calls_max", calls, 1, 10_000);
+    }
+    if let Some(tokens) = run.context_tokens {
+        found.bounds("run.context_tokens", tokens, 1_024, 100_000_000);
     }
     if let Some(stream) = run.stream {
         for (key, wait) in [("first_byte", stream.first_byte), ("silence", stream.silence)] {

@@ -76,6 +76,11 @@ pub struct Run {
     /// `llm`: how the model calls tools. Defaults to the endpoint's own calls.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tools_by: Option<ToolsBy>,
+    /// `llm` with tools: tokens of the model's context, question and answer together. Long results of old calls are left
+    /// out of questions that would fill it, and the tool `step_result` reads them. Defaults to unknown: nothing is left
+    /// out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub context_tokens: Option<u32>,
     /// `llm`: how the answers of a run are streamed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stream: Option<Stream>,
@@ -165,6 +170,7 @@ impl Run {
             price: None,
             tools: Vec::new(),
             tools_by: None,
+            context_tokens: None,
             stream: None,
             sql: None,
             fetch: None,

@@ -17,6 +17,7 @@ mod parts;
 mod perform;
 mod servers;
 mod session;
+mod step_result;
 #[cfg(test)]
 pub(crate) mod testing;
 mod thinker;

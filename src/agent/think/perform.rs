@@ -36,7 +36,7 @@ use tokio::{
 use uuid::Uuid;
 
 /// Most tokens of an answer without `limits.tokens_per_task`.
-const ANSWER_TOKENS_MAX: u32 = 4_096;
+pub(super) const ANSWER_TOKENS_MAX: u32 = 4_096;
 /// Tries of a call with a key whose outcome is unknown, before a person is asked.
 const KEYED_TRIES: u32 = 3;
 /// Pause before such a try; it doubles.
@@ -56,7 +56,7 @@ impl<'a> Session<'a> {
 impl Session<'_> {
     /// The question after these steps. It depends on the rows and the definition of the run alone, except for the
     /// limit of tokens.
-    fn question(&self, steps: &[Step], last: bool) -> Result<ChatRequest, Failure> {
+    pub(super) fn question(&self, steps: &[Step], last: bool) -> Result<ChatRequest, Failure> {
         let run = &self.pinned.run;
         let by = run.tools_by.unwrap_or_default();
         let instructions = run.instructions.as_deref().unwrap_or_default();
@@ -307,6 +307,7 @@ impl Session<'_> {
         }
         let outcome = match tool {
             Callable::Tasks => self.parts(call).await,
+            Callable::StepResult => self.step_result(call).await,
             Callable::Recall(settings) => self.recall(call, settings).await,
             _ => self.outcome(tool, call).await,
         };

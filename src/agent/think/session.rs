@@ -2,7 +2,7 @@
 pub(super) use super::thinker::{Thinker, unwritten};
 use super::{
     catalog::Catalog,
-    guards,
+    compact, guards,
     machine::{self, Action, Rules, Why},
     servers,
     thinker::FENCED,
@@ -13,6 +13,7 @@ use crate::{
         job::{permanent, retryable},
         retry::again,
     },
+    fault,
     task::{
         EarlierEffect, Failure, LatestRun, NoteKind, PinnedDefinition, RunKey, Step, TaskCommands, Usage,
     },
@@ -139,6 +140,13 @@ impl<'a> Session<'a> {
             self.note(&steps, NoteKind::Messages, &text).await?;
             return Ok(None);
         }
+        if let Action::Ask { again: None, last } = action
+            && let Some(until) = self.to_leave_out(&steps, last)
+        {
+            self.note(&steps, NoteKind::Compacted, &compact::note(until)).await?;
+            fault::point(fault::Point::CompactRecorded);
+            return Ok(None);
+        }
         self.perform(&steps, action).await
     }
 
@@ -193,7 +201,7 @@ impl<'a> Session<'a> {
                     "Most of the questions and calls of this run are used. {left} calls are left. Come to an end."
                 )
             }
-            NoteKind::Input | NoteKind::Messages => String::new(),
+            NoteKind::Input | NoteKind::Messages | NoteKind::Compacted => String::new(),
         }
     }
 

@@ -9,6 +9,9 @@ use crate::{
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, time::Duration};
 
+/// The name of the tool that reads results that are left out.
+pub(crate) const STEP_RESULT: &str = "step_result";
+
 /// A tool that a model may call, besides those of the loop itself.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Callable<'a> {
@@ -28,6 +31,8 @@ pub(crate) enum Callable<'a> {
     Forget(MemorySettings),
     /// `recall`.
     Recall(MemorySettings),
+    /// `step_result`, which every run with a known context has.
+    StepResult,
     /// One of an MCP server, as the run found it.
     Mcp { server: &'a McpServer, tool: &'a FoundTool },
 }
@@ -49,7 +54,8 @@ pub(crate) fn callables(definition: &Definition) -> impl Iterator<Item = Callabl
         .mcp
         .iter()
         .flat_map(|server| server.found.iter().map(move |tool| Callable::Mcp { server, tool }));
-    definition.run.tools.iter().filter_map(of).chain(found)
+    let own = definition.run.context_tokens.map(|_| Callable::StepResult);
+    definition.run.tools.iter().filter_map(of).chain(found).chain(own)
 }
 
 /// The tool with this name in a call. `None` if it is not in `run.tools`.
@@ -87,8 +93,8 @@ impl<'a> Callable<'a> {
 
 impl Callable<'_> {
     /// The names in calls of the tools that the daemon has itself.
-    pub(crate) const BUILT_IN: [&'static str; 7] =
-        ["sql_read", FETCH, FORGET, RECALL, REMEMBER, REQUEST_TASK, TASKS];
+    pub(crate) const BUILT_IN: [&'static str; 8] =
+        ["sql_read", FETCH, FORGET, RECALL, REMEMBER, REQUEST_TASK, STEP_RESULT, TASKS];
 
     /// Its name in calls.
     pub(crate) fn name(&self) -> &str {
@@ -101,6 +107,7 @@ impl Callable<'_> {
             Self::Remember(_) => REMEMBER,
             Self::Forget(_) => FORGET,
             Self::Recall(_) => RECALL,
+            Self::StepResult => STEP_RESULT,
             Self::Mcp { tool, .. } => &tool.name,
         }
     }
@@ -123,6 +130,7 @@ impl Callable<'_> {
             Self::Recall(_) => {
                 "Returns what was remembered: keys that begin with prefix, entries with all of the words"
             }
+            Self::StepResult => "Returns a part of the result of an earlier step that was left out",
             Self::Mcp { tool, .. } => &tool.description,
         }
     }
@@ -149,6 +157,10 @@ impl Callable<'_> {
             Self::Forget(settings) => memory_parameters(*settings, &["key"], json!({})),
             Self::Recall(_) => json!({ "type": "object", "additionalProperties": false, "properties": {
                 "prefix": { "type": "string", "maxLength": 200 }, "words": { "type": "string", "maxLength": 500 } } }),
+            Self::StepResult => {
+                json!({ "type": "object", "required": ["step"], "additionalProperties": false,
+                "properties": { "step": { "type": "integer", "minimum": 1 }, "from": { "type": "integer", "minimum": 0 } } })
+            }
             Self::Mcp { tool, .. } => tool.parameters.clone(),
             Self::SqlRead(_) => {
                 json!({ "type": "object", "required": ["query"], "additionalProperties": false,
@@ -169,7 +181,9 @@ impl Callable<'_> {
             Self::Declared(tool) => tool.effect(),
             Self::Mcp { tool, .. } => tool.effect,
             Self::RequestTask(_) | Self::Remember(_) | Self::Forget(_) => Effect::Database,
-            Self::SqlRead(_) | Self::Fetch(_) | Self::Tasks | Self::Recall(_) => Effect::Read,
+            Self::SqlRead(_) | Self::Fetch(_) | Self::Tasks | Self::Recall(_) | Self::StepResult => {
+                Effect::Read
+            }
         }
     }
 
