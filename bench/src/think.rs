@@ -122,7 +122,7 @@ fn thinker(id: &str, base_url: &str, slots: u32, questions: u32) -> anyhow::Resu
          [run]\nkind = \"llm\"\nmodel = \"m\"\nbase_url = \"{base_url}\"\ninstructions = \"Read, then finish.\"\n\
          tools = [\"look\"]\nstream = {{ first_byte = \"{wait}s\" }}\n\
          [limits]\ntimeout = \"{wait}s\"\nsteps_max = {}\ncalls_max = {}\n{TOOL}",
-        // At 80 % of them a run is told to come to an end.
+        // From 80 % of its step limit on, a run gets a note to finish.
         questions.saturating_mul(2).clamp(10, 1_000),
         questions.saturating_mul(2).clamp(10, 10_000),
     );

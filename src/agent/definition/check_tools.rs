@@ -335,7 +335,8 @@ mod tests {
     use super::super::check_in;
     use super::*;
 
-    fn problems(text: &str) -> Vec<String> {
+    /// The problems of a file with this text in its section `run`.
+    pub(super) fn problems(text: &str) -> Vec<String> {
         let text = format!(
             "id = \"t\"\n[run]\nkind = \"llm\"\nmodel = \"m\"\nbase_url = \"http://127.0.0.1:1/v1\"\n{text}"
         );

@@ -6,7 +6,7 @@ use serde_json::Value;
 /// A guard: one of `regex`, `schema` and `tool` judges.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Guard {
-    /// Its name, in what the model and the operator are told.
+    /// Its name, shown to the model and the operator.
     pub name: String,
     /// What it judges.
     pub on: GuardOn,

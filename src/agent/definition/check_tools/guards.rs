@@ -94,17 +94,7 @@ fn judged(place: &str, guard: &Guard, definition: &Definition, found: &mut Probl
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::agent::{Env, check_in};
-
-    fn problems(text: &str) -> Vec<String> {
-        let text = format!(
-            "id = \"t\"\n[run]\nkind = \"llm\"\nmodel = \"m\"\nbase_url = \"http://127.0.0.1:1/v1\"\n{text}"
-        );
-        let definition: Definition = toml::from_str(&text).unwrap();
-        let found = check_in(&definition, &Env::of([("PATH", "/bin")]));
-        found.into_iter().map(|problem| format!("{}: {}", problem.key, problem.message)).collect()
-    }
+    use super::super::tests::problems;
 
     #[test]
     fn guards_of_every_kind_have_no_problem() {

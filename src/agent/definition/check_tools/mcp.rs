@@ -110,17 +110,7 @@ fn one(place: &str, server: &McpServer, definition: &Definition, env: &Env, foun
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::agent::check_in;
-
-    fn problems(text: &str) -> Vec<String> {
-        let text = format!(
-            "id = \"t\"\n[run]\nkind = \"llm\"\nmodel = \"m\"\nbase_url = \"http://127.0.0.1:1/v1\"\n{text}"
-        );
-        let definition: Definition = toml::from_str(&text).unwrap();
-        let found = check_in(&definition, &Env::of([("PATH", "/bin")]));
-        found.into_iter().map(|problem| format!("{}: {}", problem.key, problem.message)).collect()
-    }
+    use super::{super::tests::problems, McpServer};
 
     #[test]
     fn servers_of_both_transports_have_no_problem() {
