@@ -50,8 +50,14 @@ async fn serve(
     ensure!(reader.read(&mut buffer).await? > 0, "closed");
     writer.write_all(UPGRADE).await?;
     ensure!(reader.read(&mut buffer).await? > 0, "closed");
-    writer.write_all(&frames::unmasked(1, JOINED)).await?;
-    sockets.lock().push(writer);
+    {
+        // Answers inside the lock: a client that has read its answer is in the list before the client that it opens
+        // next, so the publisher is the last of the list and misses no subscriber.
+        let mut sockets = sockets.lock();
+        let joined = frames::unmasked(1, JOINED);
+        ensure!(writer.try_write(&joined)? == joined.len(), "no room for the answer to a join");
+        sockets.push(writer);
+    }
     let mut inbound = Frames::default();
     let mut out = Vec::new();
     loop {
