@@ -1,14 +1,10 @@
 import { defineConfig } from "@playwright/test";
+import { chromium } from "./tests/browser/harness/chromium.ts";
 
-// Debian's Chromium. Without the background features it makes no DNS lookup at start.
 const FLAGS = [
-  "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-  "--disable-background-networking", "--disable-component-update", "--disable-sync",
   // Five pictures a second: the video of three people is encoded without hardware.
   "--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream=fps=5", "--disable-software-rasterizer",
   "--allow-loopback-in-peer-connection",
-  // mDNS names do not resolve in a container. Chromium uses only the last list of features.
-  "--disable-features=WebRtcHideLocalIpsWithMdns",
   // Names of other machines: pages from them are no secure context, unlike those of 127.0.0.1.
   "--host-resolver-rules=MAP *.test 127.0.0.1",
 ];
@@ -30,6 +26,7 @@ export default defineConfig({
     // Frames are drawn by the processor: small pages without animations leave more of it for the test.
     contextOptions: { reducedMotion: "reduce" },
     viewport: { width: 960, height: 640 },
-    launchOptions: { executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium", args: FLAGS },
+    // mDNS names do not resolve in a container.
+    launchOptions: chromium(FLAGS, ["WebRtcHideLocalIpsWithMdns"]),
   },
 });

@@ -1,7 +1,5 @@
 import { defineConfig } from "@playwright/test";
-
-// Debian's Chromium. Without the background features it makes no DNS lookup at start.
-const FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"];
+import { chromium } from "../../examples/web/tests/browser/harness/chromium.ts";
 
 export default defineConfig({
   testDir: "tests/browser",
@@ -17,6 +15,6 @@ export default defineConfig({
   outputDir: "test-results",
   use: {
     headless: true,
-    launchOptions: { executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium", args: FLAGS },
+    launchOptions: chromium(),
   },
 });

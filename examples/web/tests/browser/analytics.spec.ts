@@ -1,6 +1,7 @@
 import type { Locator, Page } from "@playwright/test";
 import { hash } from "../../lib/ids.ts";
-import { expect, fresh, html, isLive, SIZE, test, type Stage } from "./harness/stage.ts";
+import { expect, fresh, isLive, SIZE, test, type Stage } from "./harness/stage.ts";
+import { has, poll } from "./harness/wait.ts";
 
 /** A widget and its source of the test's own. */
 async function widget(stage: Stage, name: string, kind = "line", max = 50): Promise<void> {
@@ -14,7 +15,7 @@ async function expected(stage: Stage, source: string, max = 50): Promise<string>
 }
 
 const sameAsTable = (page: Page, stage: Stage, source: string, id = source): Promise<void> =>
-  expect.poll(async () => (await page.locator(`[data-widget="${id}"]`).getAttribute("data-hash")) === (await expected(stage, source))).toBe(true);
+  poll(async () => (await page.locator(`[data-widget="${id}"]`).getAttribute("data-hash")) === (await expected(stage, source))).toBe(true);
 
 test("every ring equals the newest fifty rows after inserts in random order, updates, deletes and a cut", async ({ seats, stage }) => {
   const storm = fresh("storm");
@@ -32,7 +33,7 @@ test("every ring equals the newest fifty rows after inserts in random order, upd
     if (i === 200) ana.wire.cut();
     if (i === 300) {
       ben.wire.down();
-      await expect(html(pages[1]!)).toHaveAttribute("data-live", "down");
+      await has(pages[1]!, "data-live", "down");
     }
     if (i === 400) ben.wire.restore();
     if (i % 50 === 0) {

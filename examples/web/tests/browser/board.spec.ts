@@ -1,7 +1,8 @@
 import { randomUUID } from "node:crypto";
 import type { Page } from "@playwright/test";
 import { toHex } from "../../lib/strokes.ts";
-import { agree, expect, fresh, html, isDrawn, isLive, isStored, SIZE, test, type Stage } from "./harness/stage.ts";
+import { agree, expect, fresh, isDrawn, isLive, isStored, SIZE, test, type Stage } from "./harness/stage.ts";
+import { has, poll } from "./harness/wait.ts";
 
 declare global {
   interface Window {
@@ -31,8 +32,8 @@ const picture = (page: Page): Promise<string> =>
     const digest = await crypto.subtle.digest("SHA-256", new TextEncoder().encode((canvas as HTMLCanvasElement).toDataURL()));
     return String(new Uint8Array(digest));
   });
-const count = (page: Page, n: number): Promise<void> => expect(html(page)).toHaveAttribute("data-count", String(n));
-const growing = (page: Page, n: number): Promise<void> => expect(html(page)).toHaveAttribute("data-growing", String(n));
+const count = (page: Page, n: number): Promise<void> => has(page, "data-count", String(n));
+const growing = (page: Page, n: number): Promise<void> => has(page, "data-growing", String(n));
 const visible = (stage: Stage, board: string): Promise<{ n: number }[]> =>
   stage.query<{ n: number }>("select count(*)::int as n from strokes s where board = $1 and deleted_at is null and seq > coalesce((select max(seq) from clears c where c.board = $1), 0)", [board]);
 
@@ -54,7 +55,7 @@ test("two people draw fifty lines at once, and both and a late joiner see the sa
   await count(c, each * 2);
   await agree(c, a, b);
   // The sheet of each is resized and drawn again when the list of people grows.
-  await expect.poll(async () => new Set(await Promise.all([a, b, c].map(picture))).size).toBe(1);
+  await poll(async () => new Set(await Promise.all([a, b, c].map(picture))).size).toBe(1);
   const styles = await stage.query<{ author: string; color: string }>("select distinct author, style->>'color' as color from strokes where board = $1 order by author", [board]);
   expect(styles, "each stroke keeps its painter's colour").toEqual([{ author: "ana", color: "#d04030" }, { author: "ben", color: "#2060c0" }]);
 });
@@ -179,6 +180,7 @@ test("invalid messages and a stroke of a million points have no effect on others
   const board = fresh("rubbish");
   await stage.topic(`whiteboard:${board}`);
   const ana = await seats.seat("ana", VIEW);
+  await ana.context.clock.install();
   const a = await ana.open(`/board/?board=${board}`);
   const say = (payload: object): Promise<unknown> => stage.query("select realtime.send($1::jsonb, 'draw', $2, true)", [JSON.stringify(payload), `whiteboard:${board}`]);
   await say({ stroke: "x", from: 0, author: "ben", deltas: ["a", 1, 2] });
@@ -195,7 +197,8 @@ test("invalid messages and a stroke of a million points have no effect on others
   expect(huge.status()).toBe(400);
   await draw(a, [[100, 100], [300, 100]]);
   await count(a, 1);
-  // A stroke without an end disappears.
+  // A stroke without an end disappears after ten seconds.
+  await a.clock.fastForward(11_000);
   await growing(a, 0);
   await isLive(a);
 });

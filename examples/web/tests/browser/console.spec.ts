@@ -1,6 +1,7 @@
 import type { Page } from "@playwright/test";
 import { startBidder } from "../../server/bidder.mjs";
 import { expect, fresh, isLive, test, type Stage } from "./harness/stage.ts";
+import { poll } from "./harness/wait.ts";
 
 // Every test has a capability of its own, so that tests that run beside it offer no task to its agents.
 const need = (name: string): string => fresh(`test.${name}`);
@@ -12,8 +13,7 @@ async function onDuty(page: Page, capability: string): Promise<void> {
 
 /** Agents whom the daemon finds eligible for `capability`, as it says itself. */
 async function eligible(stage: Stage, capability: string, agents: string[]): Promise<void> {
-  await expect
-    .poll(async () => (await stage.query<{ id: string }>("select id from convoke.agents where capabilities @> array[$1] and status = 'present' order by id", [capability])).map((row) => row.id))
+  await poll(async () => (await stage.query<{ id: string }>("select id from convoke.agents where capabilities @> array[$1] and status = 'present' order by id", [capability])).map((row) => row.id))
     .toEqual([...agents].sort());
 }
 
@@ -70,7 +70,7 @@ test("a winner that disconnects is replaced with its checkpoint and fenced on re
   await a.getByRole("button", { name: "Accept" }).click();
   const slider = a.getByLabel("Progress, %");
   await slider.fill("50");
-  await expect.poll(async () => (await stage.query<{ n: number }>("select count(*)::int as n from convoke.assignments a join convoke.tasks t on t.id = a.task_id where t.kind = $1 and a.checkpoint is not null", [kind]))[0]?.n).toBe(1);
+  await poll(async () => (await stage.query<{ n: number }>("select count(*)::int as n from convoke.assignments a join convoke.tasks t on t.id = a.task_id where t.kind = $1 and a.checkpoint is not null", [kind]))[0]?.n).toBe(1);
   ana.wire.down();
   // The socket of the winner is gone: the other one is asked again or awarded as standby, with the checkpoint.
   const again = b.getByRole("form", { name: "Offer" });
@@ -105,8 +105,7 @@ test("a task survives a kill of the daemon between award and accept", async ({ s
   await stage.daemon.kill9();
   await ana.context.close(); // The winner never comes back.
   await stage.daemon.start();
-  await expect
-    .poll(async () => (await stage.query<{ state: string; agent: string }>("select t.state, (select a.agent_id from convoke.assignments a where a.task_id = t.id order by a.epoch desc limit 1) as agent from convoke.tasks t where t.kind = $1", [kind]))[0])
+  await poll(async () => (await stage.query<{ state: string; agent: string }>("select t.state, (select a.agent_id from convoke.assignments a where a.task_id = t.id order by a.epoch desc limit 1) as agent from convoke.tasks t where t.kind = $1", [kind]))[0])
     .toEqual({ state: "completed", agent: "robot-2" });
   robot.stop();
 });

@@ -1,7 +1,8 @@
 import type { Page, Request } from "@playwright/test";
 import * as Y from "yjs";
 import { hash } from "../../lib/ids.ts";
-import { expect, fresh, html, isLive, isStored, SIZE, test, type Stage } from "./harness/stage.ts";
+import { expect, fresh, isLive, isStored, SIZE, test, type Stage } from "./harness/stage.ts";
+import { has, html, poll } from "./harness/wait.ts";
 
 async function newDocument(stage: Stage, name: string, members?: Record<string, "reader" | "writer">): Promise<string> {
   const id = fresh(name);
@@ -19,7 +20,7 @@ async function rebuilt(stage: Stage, id: string): Promise<string> {
   return doc.getText("text").toString();
 }
 
-const shows = (page: Page, text: string): Promise<void> => expect(html(page)).toHaveAttribute("data-hash", String(hash(text)));
+const shows = (page: Page, text: string): Promise<void> => has(page, "data-hash", String(hash(text)));
 
 async function write(page: Page, text: string, where: "Home" | "End" = "End"): Promise<void> {
   await page.locator(".cm-content").focus();
@@ -47,7 +48,7 @@ test("texts converge across a disconnect, a reload and a killed daemon", async (
     }
   };
   const writing = Promise.all(pages.map((page, i) => writer(page, "abc"[i]!)));
-  const wrote = (n: number): Promise<void> => expect.poll(() => written.length).toBeGreaterThan(n);
+  const wrote = (n: number): Promise<void> => poll(() => written.length).toBeGreaterThan(n);
   await wrote(15);
   people[1]!.wire.down();
   await wrote(written.length + 15);
@@ -55,7 +56,7 @@ test("texts converge across a disconnect, a reload and a killed daemon", async (
   people[1]!.wire.restore();
   await wrote(written.length + 10);
   reloading = true;
-  await expect.poll(() => reloading).toBe(false);
+  await poll(() => reloading).toBe(false);
   await wrote(written.length + 20 * SIZE);
   done = true;
   await writing;
@@ -64,8 +65,7 @@ test("texts converge across a disconnect, a reload and a killed daemon", async (
     await isStored(page);
   }
   // The table has it all when every page shows what the table alone gives.
-  await expect
-    .poll(async () => {
+  await poll(async () => {
       const wanted = String(hash(await rebuilt(stage, id)));
       return (await Promise.all(pages.map((page) => html(page).getAttribute("data-hash")))).every((shown) => shown === wanted);
     })
@@ -91,9 +91,9 @@ test("undo affects own input only, and cursors of both tabs are shown", async ({
   const second = await ana.open(`/editor/?doc=${id}`);
   await second.locator(".cm-content").focus();
   await second.keyboard.press("Control+End");
-  await expect(html(b)).toHaveAttribute("data-cursors", "2");
+  await has(b, "data-cursors", "2");
   await second.close();
-  await expect(html(b)).toHaveAttribute("data-cursors", "1");
+  await has(b, "data-cursors", "1");
 });
 
 test("concurrent compaction has one winner and loses nothing", async ({ seats, stage }) => {
@@ -117,12 +117,12 @@ test("concurrent compaction has one winner and loses nothing", async ({ seats, s
     context.on("response", async (response) => isCompaction(response.request()) && answers.push((await response.json()) as unknown[]));
   }
   const pages = await Promise.all([ana.open(`/editor/?doc=${id}`), ben.open(`/editor/?doc=${id}`)]);
-  await expect.poll(() => answers.map((changed) => changed.length).sort()).toEqual([0, 1]);
-  await expect.poll(async () => (await stage.query<{ n: number }>("select count(*)::int as n from document_updates where doc = $1", [id]))[0]?.n).toBe(1);
+  await poll(() => answers.map((changed) => changed.length).sort()).toEqual([0, 1]);
+  await poll(async () => (await stage.query<{ n: number }>("select count(*)::int as n from document_updates where doc = $1", [id]))[0]?.n).toBe(1);
   await write(pages[0]!, "the end");
   await isStored(pages[0]!);
   const text = `${doc.getText("text").toString()}the end`;
-  await expect.poll(() => rebuilt(stage, id)).toBe(text);
+  await poll(() => rebuilt(stage, id)).toBe(text);
   const cleo = await seats.seat("cleo");
   for (const page of [...pages, await cleo.open(`/editor/?doc=${id}`)]) await shows(page, text);
 });
@@ -133,7 +133,7 @@ test("a reader sees the text and cannot change it", async ({ seats, stage }) => 
   const [a, d] = [await ana.open(`/editor/?doc=${id}`), await dan.open(`/editor/?doc=${id}`)];
   await write(a, "for your eyes");
   await shows(d, "for your eyes");
-  await expect(html(d)).toHaveAttribute("data-cursors", "1");
+  await has(d, "data-cursors", "1");
   await expect(d.locator(".cm-content")).toHaveAttribute("contenteditable", "false");
   await expect(d.locator(".saved")).toHaveText("You may only read.");
   const insert = await dan.context.request.post(`${dan.origin}/rest/v1/document_updates`, { headers: { authorization: `Bearer ${stage.token({ sub: "dan" })}` }, data: { doc: id, update: "\\x0000" } });
@@ -152,15 +152,15 @@ test("a paste of two megabytes arrives, one of more than three is refused with a
     }, length);
   await paste(a, 3_000_012);
   await expect(a.locator(".notice.problem")).toContainText("3,000,000");
-  await expect(html(a)).toHaveAttribute("data-count", "0");
+  await has(a, "data-count", "0");
   await paste(a, 2_000_004);
   await isStored(a);
-  await expect(html(b)).toHaveAttribute("data-count", "2000004");
+  await has(b, "data-count", "2000004");
   expect(await html(b).getAttribute("data-hash")).toBe(await html(a).getAttribute("data-hash"));
   // A malformed update, in the table and on the channel, is ignored.
   await stage.query("insert into document_updates (doc, update, author) values ($1, '\\x0102', 'ana')", [id]);
   await stage.query("select realtime.send_binary('\\xff00ff', 'operation', $1, true)", [`doc:${id}`]);
   await b.reload();
   await isLive(b);
-  await expect(html(b)).toHaveAttribute("data-count", "2000004");
+  await has(b, "data-count", "2000004");
 });

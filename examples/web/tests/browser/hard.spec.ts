@@ -1,7 +1,8 @@
 // What a page must survive that belongs to no single feature: a browser without storage, a server that comes late, a session
 // that ends, a wrong clock, texts that are hard to hold.
 import type { Page } from "@playwright/test";
-import { expect, fresh, html, isLive, isStored, test } from "./harness/stage.ts";
+import { expect, fresh, isLive, isStored, test } from "./harness/stage.ts";
+import { has, html, poll } from "./harness/wait.ts";
 
 const PAGES = ["chat/", "call/", "editor/", "board/", "analytics/", "console/"];
 const say = async (page: Page, text: string): Promise<void> => {
@@ -21,7 +22,7 @@ test("pages work in a browser that refuses its storage", async ({ seats, stage }
   for (const path of PAGES) {
     const page = await ana.open(`/${path}${path === "editor/" ? `?doc=${doc}` : ""}`);
     await page.getByRole("button", { name: "Theme" }).click();
-    await expect(html(page)).toHaveAttribute("data-theme", "dark");
+    await has(page, "data-theme", "dark");
     if (path === "editor/") {
       await page.getByRole("textbox", { name: "Text" }).pressSequentially("kept");
       await expect(page.locator(".saved")).toHaveText("saved");
@@ -82,7 +83,7 @@ test("unstored changes pass from tab to tab, and invalid storage is ignored", as
   await expect(third.locator(".cm-content")).toContainText("handed on");
   await expect(third.locator(".saved")).toHaveText("saved");
   // At least once: a request of the closed tab may still have passed, and applying an update twice is harmless.
-  await expect.poll(async () => (await stage.query("select 1 from public.document_updates where doc = $1", [doc])).length).toBeGreaterThan(0);
+  await poll(async () => (await stage.query("select 1 from public.document_updates where doc = $1", [doc])).length).toBeGreaterThan(0);
   expect(await third.evaluate((prefix) => Object.keys(localStorage).filter((key) => key.startsWith(prefix)), `doc:${doc}:ana:`)).toEqual([]);
 });
 
@@ -101,7 +102,7 @@ test("a page that is opened while the server or the daemon is away starts when t
   expect(Math.max(...Object.values(failures))).toBeLessThanOrEqual(0);
   await stage.daemon.kill9();
   const chat = await ana.open("/chat/", { live: false });
-  await expect(html(chat)).toHaveAttribute("data-live", "down");
+  await has(chat, "data-live", "down");
   await stage.daemon.start();
   for (const page of [editor, chat]) await isLive(page);
 });
@@ -179,7 +180,7 @@ test("emoji and right-to-left texts arrive unchanged, and NUL and lone surrogate
     await a.getByLabel("Message", { exact: true }).press("Enter");
   }
   const shown = ["مرحبا بالعالم", "👩‍👩‍👧‍👦 e\u0301 \u202Eright to left", "half \uFFFD a pair", "nul  inside"];
-  for (const page of [a, b]) await expect.poll(() => bodies(page).evaluateAll((list) => list.map((body) => body.firstChild?.textContent))).toEqual(shown);
+  for (const page of [a, b]) await poll(() => bodies(page).evaluateAll((list) => list.map((body) => body.firstChild?.textContent))).toEqual(shown);
   expect(await bodies(b).first().evaluate((body) => getComputedStyle(body).direction)).toBe("rtl");
 });
 
@@ -195,7 +196,7 @@ test("a call that comes back from the back/forward cache starts again", async ({
   await expect(html(page)).not.toHaveAttribute("data-before", "true");
   await isLive(page);
   await page.getByRole("button", { name: "Join" }).click();
-  await expect(html(page)).toHaveAttribute("data-tiles", "1");
+  await has(page, "data-tiles", "1");
 });
 
 test("a handshake that is never answered is ended, and the page is live again", async ({ seats, stage }) => {
@@ -205,7 +206,7 @@ test("a handshake that is never answered is ended, and the page is live again", 
   const page = await ana.open(`/chat/?room=${room}&patience=1500`);
   ana.wire.swallow();
   ana.wire.cut();
-  await expect(html(page)).toHaveAttribute("data-live", "down");
+  await has(page, "data-live", "down");
   // The next attempt hangs: the network is back, the connection of the attempt is not.
   await page.waitForEvent("websocket");
   ana.wire.restore();
@@ -219,7 +220,7 @@ test("a message that is stored while the channel is down is shown as stored", as
   await stage.topic(`chat:${room}`);
   const page = await (await seats.seat("ana")).open(`/chat/?room=${room}`);
   await stage.daemon.kill9();
-  await expect(html(page)).toHaveAttribute("data-live", "down");
+  await has(page, "data-live", "down");
   await say(page, "by HTTP");
   await expect(bodies(page)).toHaveText(["by HTTP"]);
   await isStored(page);
@@ -242,6 +243,6 @@ test("a write whose answer never comes is repeated and stored once", async ({ se
   await isStored(page);
   await say(page, "after it");
   await expect(bodies(page)).toHaveText(["once", "after it"]);
-  await expect.poll(() => hanging).toBeGreaterThan(1);
+  await poll(() => hanging).toBeGreaterThan(1);
   expect(await stage.query("select count(*)::int as n from public.messages where room = $1", [room])).toEqual([{ n: 2 }]);
 });

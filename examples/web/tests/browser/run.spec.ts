@@ -10,7 +10,8 @@ import WebSocket from "ws";
 import { here } from "../../server/daemon.mjs";
 import { dataFolder } from "../unit/folder.ts";
 import { freePort } from "../unit/port.ts";
-import { html, isLive } from "./harness/stage.ts";
+import { isLive } from "./harness/stage.ts";
+import { has, poll } from "./harness/wait.ts";
 
 class Run {
   output = "";
@@ -34,7 +35,7 @@ class Run {
   }
 
   said(text: string): Promise<void> {
-    return expect.poll(() => this.output).toContain(text);
+    return poll(() => this.output).toContain(text);
   }
 }
 
@@ -89,7 +90,7 @@ test("Ctrl-C ends it at once with a page open, and it starts again on the same d
 
 test("Ctrl-C during the start leaves nothing running", async () => {
   const run = new Run(["--listen", `127.0.0.1:${await freePort()}`, "--daemon-port", `${await freePort()}`, "--data-dir", dataDir]);
-  await expect.poll(postgresRuns).toBe(true);
+  await poll(postgresRuns).toBe(true);
   expect(await run.interrupt()).toBe(0);
   expect(postgresRuns()).toBe(false);
   expect(run.output).not.toMatch(/^ +at /m);
@@ -106,7 +107,7 @@ test("a daemon that outlived its make web is named", async () => {
   expect(await second.ended).toBe(1);
   expect(second.output).toContain(`kill ${daemon}`);
   process.kill(daemon, "SIGTERM");
-  await expect.poll(postgresRuns).toBe(false);
+  await poll(postgresRuns).toBe(false);
 });
 
 test("two people on two machines sign in by the invite code, chat and draw, and a killed daemon comes back", async ({ browser }) => {
@@ -149,7 +150,7 @@ test("two people on two machines sign in by the invite code, chat and draw, and 
     await ana.mouse.down();
     await ana.mouse.move(sheet.x + sheet.width / 2 + 60, sheet.y + sheet.height / 2 + 40);
     await ana.mouse.up();
-    for (const page of pages) await expect(html(page)).toHaveAttribute("data-count", "1");
+    for (const page of pages) await has(page, "data-count", "1");
     for (const page of pages) await page.context().close();
   } finally {
     await run.interrupt();

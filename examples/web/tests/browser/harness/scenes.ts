@@ -3,7 +3,8 @@ import { expect, type Page } from "@playwright/test";
 import { randomUUID } from "node:crypto";
 import { startBidder } from "../../../server/bidder.mjs";
 import { toHex } from "../../../lib/strokes.ts";
-import { fresh, html, isLive, type Seat, type Stage } from "./stage.ts";
+import { fresh, isLive, type Seat, type Stage } from "./stage.ts";
+import { has, html, poll } from "./wait.ts";
 
 export interface Cast {
   stage: Stage;
@@ -77,11 +78,11 @@ async function call({ ana, ben, cleo }: Cast): Promise<Page> {
     await page.getByRole("button", { name: "Join" }).click();
     pages.push(page);
   }
-  for (const page of pages) await expect(html(page)).toHaveAttribute("data-connected", "2");
+  for (const page of pages) await has(page, "data-connected", "2");
   await pages[1]!.getByLabel("Say to the call").fill("Can you see the board?");
   await pages[1]!.getByRole("button", { name: "Say", exact: true }).click();
   await expect(pages[0]!.locator(".log")).toContainText("Can you see the board?");
-  await expect.poll(async () => Math.min(...(await pages[0]!.evaluate(() => window.framesDecoded())))).toBeGreaterThan(0);
+  await poll(async () => Math.min(...(await pages[0]!.evaluate(() => window.framesDecoded())))).toBeGreaterThan(0);
   return pages[0]!;
 }
 
@@ -159,7 +160,7 @@ async function agents({ stage, ana, ben }: Cast): Promise<Page> {
     await each.getByLabel("Capabilities").fill(`${kind}, text.review`);
     await each.getByRole("button", { name: "Go on duty" }).click();
   }
-  await expect.poll(async () => (await stage.query("select from convoke.agents where status = 'present' and capabilities @> array[$1]", [kind])).length).toBe(3);
+  await poll(async () => (await stage.query("select from convoke.agents where status = 'present' and capabilities @> array[$1]", [kind])).length).toBe(3);
   const request = async (on: Page, words: string, award: string): Promise<void> => {
     await on.getByLabel("What is to be done").fill(words);
     await on.getByLabel("Needs").fill(kind);

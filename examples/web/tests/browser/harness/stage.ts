@@ -1,9 +1,10 @@
 // The fixtures of a test file: a daemon with its own PostgreSQL, the server, one Chromium with a context for each person.
-import { test as base, expect, type Browser, type BrowserContext, type Locator, type Page } from "@playwright/test";
+import { test as base, expect, type Browser, type BrowserContext, type Page } from "@playwright/test";
 import type pg from "pg";
 import type { Daemon } from "../../../server/daemon.mjs";
 import { sign } from "../../../server/tokens.mjs";
 import { Backend, type Server } from "../../unit/backend.ts";
+import { has, html } from "./wait.ts";
 import { Wire } from "./wire.ts";
 
 /** Lengths of the long runs: 1 in `make test`, more with `WEB_TEST_SIZE=10`. */
@@ -45,10 +46,9 @@ let nth = 0;
 /** Returns a name that no other test has, for a topic or a row: the tests of a worker share a database. */
 export const fresh = (name: string): string => `${name}-${Date.now()}-${++nth}`;
 
-export const html = (page: Page): Locator => page.locator("html");
-export const isLive = (page: Page): Promise<void> => expect(html(page)).toHaveAttribute("data-live", "live");
+export const isLive = (page: Page): Promise<void> => has(page, "data-live", "live");
 /** Returns when every write of the page has an answer: the tables are then final. */
-export const isStored = (page: Page): Promise<void> => expect(html(page)).toHaveAttribute("data-sending", "0");
+export const isStored = (page: Page): Promise<void> => has(page, "data-sending", "0");
 /** Returns when what the page knows is on the screen: frames that were requested before are drawn first. */
 export const isDrawn = (page: Page): Promise<unknown> => page.evaluate(() => new Promise((resolve) => requestAnimationFrame(resolve)));
 
@@ -60,7 +60,7 @@ export async function agree(late: Page, ...pages: Page[]): Promise<void> {
   await isLive(late);
   await isDrawn(late);
   const hash = (await html(late).getAttribute("data-hash")) ?? "";
-  for (const page of pages) await expect(html(page)).toHaveAttribute("data-hash", hash);
+  for (const page of pages) await has(page, "data-hash", hash);
 }
 
 export class Stage {
