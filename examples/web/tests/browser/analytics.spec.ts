@@ -1,7 +1,7 @@
 import type { Locator, Page } from "@playwright/test";
 import { hash } from "../../lib/ids.ts";
-import { expect, fresh, isLive, SIZE, test, type Stage } from "./harness/stage.ts";
-import { has, poll } from "./harness/wait.ts";
+import { expect, fresh, isLive, poll, SIZE, test, type Stage } from "./harness/stage.ts";
+import { has } from "./harness/wait.ts";
 
 /** A widget and its source of the test's own. */
 async function widget(stage: Stage, name: string, kind = "line", max = 50): Promise<void> {

@@ -1,8 +1,8 @@
 import { randomUUID } from "node:crypto";
 import type { Page } from "@playwright/test";
 import { toHex } from "../../lib/strokes.ts";
-import { agree, expect, fresh, isDrawn, isLive, isStored, SIZE, test, type Stage } from "./harness/stage.ts";
-import { has, poll } from "./harness/wait.ts";
+import { agree, expect, fresh, isDrawn, isLive, isStored, poll, SIZE, test, type Stage } from "./harness/stage.ts";
+import { has } from "./harness/wait.ts";
 
 declare global {
   interface Window {

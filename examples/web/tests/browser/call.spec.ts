@@ -1,6 +1,6 @@
 import type { Page } from "@playwright/test";
-import { expect, fresh, isLive, SIZE, test } from "./harness/stage.ts";
-import { has, poll } from "./harness/wait.ts";
+import { expect, fresh, isLive, poll, SIZE, test } from "./harness/stage.ts";
+import { has } from "./harness/wait.ts";
 
 const MEDIA = { permissions: ["camera", "microphone"], viewport: { width: 700, height: 500 } };
 declare global {

@@ -1,6 +1,6 @@
 import type { Page } from "@playwright/test";
-import { agree, expect, fresh, isDrawn, isStored, SIZE, test, type Stage } from "./harness/stage.ts";
-import { has, poll } from "./harness/wait.ts";
+import { agree, expect, fresh, isDrawn, isStored, poll, SIZE, test, type Stage } from "./harness/stage.ts";
+import { has } from "./harness/wait.ts";
 
 /** Creates a room and returns its name. */
 async function newRoom(stage: Stage, name: string): Promise<string> {

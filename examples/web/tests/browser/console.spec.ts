@@ -1,7 +1,6 @@
 import type { Page } from "@playwright/test";
 import { startBidder } from "../../server/bidder.mjs";
-import { expect, fresh, isLive, test, type Stage } from "./harness/stage.ts";
-import { poll } from "./harness/wait.ts";
+import { expect, fresh, isLive, poll, test, type Stage } from "./harness/stage.ts";
 
 // Every test has a capability of its own, so that tests that run beside it offer no task to its agents.
 const need = (name: string): string => fresh(`test.${name}`);

@@ -1,8 +1,8 @@
 import type { Page, Request } from "@playwright/test";
 import * as Y from "yjs";
 import { hash } from "../../lib/ids.ts";
-import { expect, fresh, isLive, isStored, SIZE, test, type Stage } from "./harness/stage.ts";
-import { has, html, poll } from "./harness/wait.ts";
+import { expect, fresh, isLive, isStored, poll, SIZE, test, type Stage } from "./harness/stage.ts";
+import { has, html } from "./harness/wait.ts";
 
 async function newDocument(stage: Stage, name: string, members?: Record<string, "reader" | "writer">): Promise<string> {
   const id = fresh(name);

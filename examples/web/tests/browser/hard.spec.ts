@@ -1,8 +1,8 @@
 // What a page must survive that belongs to no single feature: a browser without storage, a server that comes late, a session
 // that ends, a wrong clock, texts that are hard to hold.
 import type { Page } from "@playwright/test";
-import { expect, fresh, isLive, isStored, test } from "./harness/stage.ts";
-import { has, html, poll } from "./harness/wait.ts";
+import { expect, fresh, isLive, isStored, poll, test } from "./harness/stage.ts";
+import { has, html } from "./harness/wait.ts";
 
 const PAGES = ["chat/", "call/", "editor/", "board/", "analytics/", "console/"];
 const say = async (page: Page, text: string): Promise<void> => {

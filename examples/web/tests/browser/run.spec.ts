@@ -10,8 +10,8 @@ import WebSocket from "ws";
 import { here } from "../../server/daemon.mjs";
 import { dataFolder } from "../unit/folder.ts";
 import { freePort } from "../unit/port.ts";
-import { isLive } from "./harness/stage.ts";
-import { has, poll } from "./harness/wait.ts";
+import { isLive, poll } from "./harness/stage.ts";
+import { has } from "./harness/wait.ts";
 
 class Run {
   output = "";

@@ -3,8 +3,8 @@ import { expect, type Page } from "@playwright/test";
 import { randomUUID } from "node:crypto";
 import { startBidder } from "../../../server/bidder.mjs";
 import { toHex } from "../../../lib/strokes.ts";
-import { fresh, isLive, type Seat, type Stage } from "./stage.ts";
-import { has, html, poll } from "./wait.ts";
+import { fresh, isLive, poll, type Seat, type Stage } from "./stage.ts";
+import { has, html } from "./wait.ts";
 
 export interface Cast {
   stage: Stage;

@@ -4,7 +4,7 @@ import type pg from "pg";
 import type { Daemon } from "../../../server/daemon.mjs";
 import { sign } from "../../../server/tokens.mjs";
 import { Backend, type Server } from "../../unit/backend.ts";
-import { has, html } from "./wait.ts";
+import { has, html, OFTEN } from "./wait.ts";
 import { Wire } from "./wire.ts";
 
 /** Lengths of the long runs: 1 in `make test`, more with `WEB_TEST_SIZE=10`. */
@@ -41,6 +41,9 @@ export class Seat {
     return page;
   }
 }
+
+/** Like `expect.poll`. */
+export const poll = <T>(read: () => T | Promise<T>): ReturnType<typeof expect.poll<T>> => expect.poll(read, OFTEN);
 
 let nth = 0;
 /** Returns a name that no other test has, for a topic or a row: the tests of a worker share a database. */
