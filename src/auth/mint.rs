@@ -62,18 +62,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn minted_token_has_role_org_agent_and_expiry() {
+    fn minted_token_has_role_org_agent_name_and_expiry() {
         let keys = Keys::from_secret(&"a secret of at least thirty-two bytes".into()).unwrap();
         let now = DateTime::from_timestamp(1_000_000, 0).unwrap();
         let request = MintRequest {
             org: "demo".parse().ok(),
             agent_id: "triage".parse().ok(),
+            subject: Some("ana".into()),
             ttl: Duration::from_secs(60),
             ..MintRequest::new(Role::Authenticated)
         };
         let claims = keys.verify(&mint(&keys, &request, now).unwrap(), now).unwrap();
         assert_eq!((claims.role.as_str(), claims.is_service()), ("authenticated", false));
         assert_eq!((claims.org, claims.agent_id), (request.org.clone(), request.agent_id.clone()));
+        assert_eq!(claims.sub.as_deref(), Some("ana"));
         assert!(keys.verify(&mint(&keys, &request, now).unwrap(), now + TimeDelta::seconds(60)).is_err());
     }
 }

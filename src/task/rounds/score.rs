@@ -259,6 +259,9 @@ fn share(best: u64, this: u64) -> i64 {
 }
 
 #[cfg(test)]
+mod page;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;

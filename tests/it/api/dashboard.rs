@@ -123,6 +123,20 @@ async fn link_signs_in_once_and_its_session_gives_tokens_that_only_read() {
 }
 
 #[tokio::test]
+async fn link_that_is_opened_by_many_at_once_makes_one_session() {
+    let edge = Edge::start().await;
+    let link = json!({ "code": edge.code("ana") });
+    let opened = (0..8).map(|_| edge.ask(Method::POST, "/session", &[OWN], &link));
+    let answers = futures_util::future::join_all(opened).await;
+    let statuses: Vec<u16> = answers.iter().map(|answer| answer.status().as_u16()).collect();
+    assert_eq!(statuses.iter().filter(|status| **status == 201).count(), 1, "{statuses:?}");
+    assert_eq!(statuses.iter().filter(|status| **status == 401).count(), 7, "{statuses:?}");
+    let cookies = answers.iter().filter(|answer| answer.headers().contains_key(header::SET_COOKIE));
+    assert_eq!(cookies.count(), 1);
+    edge.stop().await;
+}
+
+#[tokio::test]
 async fn operators_command_the_tasks_of_their_org_and_the_events_name_them() {
     let edge = Edge::start().await;
     let viewer = edge.bearer_as(DashboardRole::Viewer).await;

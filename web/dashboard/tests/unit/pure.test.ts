@@ -1,8 +1,9 @@
 // The parts of the page that need no browser.
+import { readFileSync } from "node:fs";
 import { describe, expect, test } from "vitest";
 import { ExactNumber, parseExact, pretty } from "../../src/exact.ts";
 import { idAt, timeOf, toParams, toggled, typedTime } from "../../src/filter.ts";
-import { ONE, canRank, rank, segments, weighted } from "../../src/score.ts";
+import { ONE, WEIGHTS, canRank, rank, segments, weighted } from "../../src/score.ts";
 import { type Changed, LINES_MAX, current, isNew, patch, put } from "../../src/store.ts";
 import { packed } from "../../src/lanes.ts";
 import { byHour, grouped } from "../../src/spend.ts";
@@ -12,7 +13,14 @@ import { bodyOf } from "../../src/request.ts";
 import { browserOf } from "../../src/browser.ts";
 import { means, path, pointsOf, rates } from "../../src/series.ts";
 import { nested } from "../../src/tree.ts";
-import type { Bar, Line, Offer, Score, Spent } from "../../src/types.ts";
+import type { Award, Bar, Line, Offer, Score, Spent, Weights } from "../../src/types.ts";
+
+interface StoredRound {
+  award: Award;
+  weights: Weights | null;
+  offers: [agent: string, arrival: number, total: number, cost: number, speed: number, confidence: number, load: number, reputation: number, waited: number, success: number | null][];
+  others: Record<string, [string, number][]>;
+}
 
 const score = (parts: Partial<Score>): Score => ({ total: 0, cost: 0, speed: 0, confidence: 0, load: 0, reputation: 0, waited: 0, ...parts });
 const offer = (agent_id: string, parts: Partial<Score>, offered_at = "2026-01-01T00:00:00Z"): Offer => ({ agent_id, cost_microdollars: 0, eta_ms: 0, confidence: 0, score: score(parts), offered_at });
@@ -42,6 +50,19 @@ describe("ranking", () => {
     expect(winner("weighted", { cost: 0, speed: 0, confidence: 1, load: 0, reputation: 0 })).toBe("dear");
     const tied = [offer("b", { cost: 5, waited: 1 }), offer("a", { cost: 5, waited: 1 }), offer("c", { cost: 5, waited: 0 })];
     expect(rank("cheapest", null, tied).map(({ offer }) => offer.agent_id)).toEqual(["c", "a", "b"]);
+  });
+  test("200 rounds of the daemon have the same ranks and totals in every digit, by every policy", () => {
+    // Written by src/task/rounds/score/page.rs.
+    const rounds = readFileSync(new URL("rounds.jsonl", import.meta.url), "utf8").trim().split("\n").map((line) => JSON.parse(line) as StoredRound);
+    expect(rounds.length).toBe(200);
+    for (const { award, weights, offers, others } of rounds) {
+      const stored = offers.map(([agent_id, arrival, total, cost, speed, confidence, load, reputation, waited, success]) =>
+        offer(agent_id, { total, cost, speed, confidence, load, reputation, waited, ...(success === null ? {} : { success }) }, `2026-01-01T00:00:00.00000${arrival}+00:00`));
+      const ranked = (by: Award, of: Weights | null): [string, number][] => rank(by, of, [...stored].reverse()).map(({ offer, total }) => [offer.agent_id, total]);
+      expect(canRank(award, stored)).toBe(true);
+      expect(ranked(award, weights), "what if with its own policy is the actual ranking").toEqual(offers.map(([agent_id, , total]) => [agent_id, total]));
+      for (const [other, totals] of Object.entries(others)) expect(ranked(other as Award, WEIGHTS), other).toEqual(totals);
+    }
   });
   test("a policy that the stored scores do not support is not offered", () => {
     const offers = [offer("a", {}), offer("b", {})];
