@@ -3,9 +3,11 @@
 //! UUIDs identify what the daemon creates (tasks, assignments, nodes). Short names are chosen by people
 //! (agents, orgs) and by clients (topics). [`Requester`] identifies the requester of a task. Counters
 //! (`Epoch`, `Incarnation`, `Lsn`) only increase.
+mod client_address;
 mod requester;
 mod trace;
 
+pub use client_address::client_address;
 pub use requester::Requester;
 pub use trace::{BadTraceContext, TraceContext};
 

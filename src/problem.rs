@@ -1,11 +1,16 @@
 //! Errors of HTTP routes as RFC 9457 problem details: `type`, `title`, `status`, `detail`, and the `code` that
-//! programs read. The only place that writes them.
+//! programs read. The only place that writes them. And the limit on requests in a minute that some routes have.
+mod rate_limit;
+
+pub(crate) use rate_limit::RateLimit;
+
 use axum::{
     Json,
     http::{HeaderName, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use serde_json::json;
+use std::time::Duration;
 
 /// An error response. No cache stores it.
 #[derive(Debug)]
@@ -41,6 +46,14 @@ impl Problem {
     /// A bug: what happened is in the log, not in the answer.
     pub(crate) fn internal(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", detail)
+    }
+
+    /// Too many requests in a minute; `wait` is from [`RateLimit::admit`].
+    pub(crate) fn rate_limited(what: &str, wait: Duration) -> Self {
+        // Whole seconds, rounded up: at the end of the wait the minute is over.
+        let seconds = u32::try_from(wait.as_secs()).unwrap_or(u32::MAX).saturating_add(1);
+        let detail = format!("too many {what}: try again in {seconds} s");
+        Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limited", detail).retry_after(seconds)
     }
 
     /// Sets `Retry-After`, which is 1 second otherwise.

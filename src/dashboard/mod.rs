@@ -7,13 +7,12 @@
 //! database the page loads and signing in answers 503.
 mod assets;
 mod guard;
-mod limit;
 mod routes;
 mod sessions;
 
 pub use assets::sources_stamp;
 
-use crate::{auth::Keys, clock::Clock, db::Database};
+use crate::{auth::Keys, clock::Clock, db::Database, problem::RateLimit};
 use assets::Assets;
 use axum::{
     Router,
@@ -23,10 +22,9 @@ use axum::{
     routing::{delete, get, post},
 };
 use guard::Guard;
-use limit::RateLimit;
 use serde::{Deserialize, Serialize};
 use sessions::Sessions;
-use std::{sync::Arc, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 /// Path of the page. Cookies are limited to it.
 pub const PATH: &str = "/dashboard";
@@ -36,6 +34,8 @@ const BODY_BYTES_MAX: usize = 8 * 1024;
 const SIGN_INS: (u32, u32) = (10, 100);
 /// Most requests for a bearer token of one address in a minute, and of all addresses. A tab asks every eight minutes.
 const TOKENS: (u32, u32) = (120, 1200);
+/// Most requests with a cookie of one address in a minute, and of all addresses: each asks the database.
+const SESSIONS: (u32, u32) = (240, 2400);
 
 /// The page for operators.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -113,8 +113,10 @@ struct Inner {
     sessions: Sessions,
     assets: Assets,
     cookie: routes::Cookie,
-    sign_ins: RateLimit,
-    tokens: RateLimit,
+    sign_ins: RateLimit<IpAddr>,
+    tokens: RateLimit<IpAddr>,
+    /// Counts each request before its cookie is looked up.
+    lookups: RateLimit<IpAddr>,
     /// A key for the socket, in which a URL may contain it.
     anon_key: String,
 }
@@ -136,6 +138,7 @@ pub fn router(config: &Config, deps: Deps) -> Result<Router, jsonwebtoken::error
         assets: Assets::embedded(),
         sign_ins: RateLimit::new(SIGN_INS),
         tokens: RateLimit::new(TOKENS),
+        lookups: RateLimit::new(SESSIONS),
         keys,
         clock,
         anon_key,

@@ -1,6 +1,13 @@
 //! The page and its session.
-use super::{Config, Context, PATH, sessions::Session};
-use crate::{db, problem::Problem};
+use super::{
+    Config, Context, PATH,
+    sessions::{Session, is_secret},
+};
+use crate::{
+    db,
+    id::client_address,
+    problem::{Problem, RateLimit},
+};
 use axum::{
     Json,
     body::Bytes,
@@ -10,7 +17,7 @@ use axum::{
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 /// Answers with JSON that no cache stores.
 type Answer = Result<Response, Problem>;
@@ -36,12 +43,14 @@ impl Cookie {
         Self { name: format!("{prefix}convoke_{mark}"), attributes }
     }
 
-    /// The session's secret. `None` if the request has no such cookie.
+    /// The session's secret. `None` if the request has no such cookie, or one that cannot be a secret: no session is
+    /// looked up for it.
     fn read<'a>(&self, headers: &'a HeaderMap) -> Option<&'a str> {
         let cookies = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
         let mut pairs =
             cookies.flat_map(|cookies| cookies.split(';')).filter_map(|pair| pair.split_once('='));
-        pairs.find_map(|(name, value)| (name.trim() == self.name).then_some(value.trim()))
+        let value = pairs.find_map(|(name, value)| (name.trim() == self.name).then_some(value.trim()));
+        value.filter(|value| is_secret(value))
     }
 
     fn set(&self, secret: &str, age: std::time::Duration) -> Result<HeaderValue, Problem> {
@@ -83,10 +92,7 @@ pub(super) async fn sign_in(
     body: Bytes,
 ) -> Answer {
     let inner = &*context.0;
-    if !inner.sign_ins.admit(peer.ip()) {
-        let detail = "too many sign-ins: try again in a minute";
-        return Err(rate_limited(detail));
-    }
+    admit(&inner.sign_ins, peer, "sign-ins")?;
     check_json(&headers)?;
     let bad = |_| Problem::bad_request("the body is not {\"code\": …}");
     let SignIn { code } = serde_json::from_slice(&body).map_err(bad)?;
@@ -108,8 +114,12 @@ pub(super) async fn sign_in(
 }
 
 /// The session of the cookie.
-pub(super) async fn who(State(context): State<Context>, headers: HeaderMap) -> Answer {
-    let session = session(&context, &headers).await?;
+pub(super) async fn who(
+    State(context): State<Context>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    headers: HeaderMap,
+) -> Answer {
+    let session = session(&context, peer, &headers).await?;
     Ok((NO_STORE, Json(shown(&session))).into_response())
 }
 
@@ -120,12 +130,9 @@ pub(super) async fn token(
     headers: HeaderMap,
 ) -> Answer {
     let inner = &*context.0;
-    if !inner.tokens.admit(peer.ip()) {
-        let detail = "too many tokens: try again in a minute";
-        return Err(rate_limited(detail));
-    }
+    admit(&inner.tokens, peer, "requests for a token")?;
     check_json(&headers)?;
-    let session = session(&context, &headers).await?;
+    let session = session(&context, peer, &headers).await?;
     let signed = inner.keys.sign_bearer(&session.subject, &session.org, session.role, inner.clock.now());
     let (token, expires_at) = signed.map_err(|_| Problem::internal("the token cannot be signed"))?;
     let body = json!({ "token": token, "expires_at": expires_at, "anon_key": inner.anon_key });
@@ -142,11 +149,12 @@ pub(super) struct SignOut {
 /// Ends the session, with `?everywhere=true` all sessions of this person in this org. 204, also without a session.
 pub(super) async fn sign_out(
     State(context): State<Context>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
     Query(SignOut { everywhere }): Query<SignOut>,
     headers: HeaderMap,
 ) -> Answer {
     let inner = &*context.0;
-    if let Some(secret) = inner.cookie.read(&headers) {
+    if let Some(secret) = secret(&context, peer, &headers)? {
         inner.sessions.sign_out(secret, everywhere).await.map_err(unreadable)?;
     }
     let mut response = (StatusCode::NO_CONTENT, NO_STORE).into_response();
@@ -157,8 +165,12 @@ pub(super) async fn sign_out(
 
 /// `{sessions: [{id, user, role, created_at, seen_at, expires_at, browser, is_own}]}`: the sessions of this person in
 /// this org; for an admin those of everybody in it.
-pub(super) async fn all(State(context): State<Context>, headers: HeaderMap) -> Answer {
-    let (own, secret) = session_with_secret(&context, &headers).await?;
+pub(super) async fn all(
+    State(context): State<Context>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    headers: HeaderMap,
+) -> Answer {
+    let (own, secret) = session_with_secret(&context, peer, &headers).await?;
     let sessions = context.0.sessions.list(&own, secret).await.map_err(unreadable)?;
     Ok((NO_STORE, Json(json!({ "sessions": sessions }))).into_response())
 }
@@ -166,10 +178,11 @@ pub(super) async fn all(State(context): State<Context>, headers: HeaderMap) -> A
 /// Ends a session that `GET …/all` shows: 204, or 404.
 pub(super) async fn revoke(
     State(context): State<Context>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
     Path(id): Path<String>,
     headers: HeaderMap,
 ) -> Answer {
-    let own = session(&context, &headers).await?;
+    let own = session(&context, peer, &headers).await?;
     let unknown = || Problem::new(StatusCode::NOT_FOUND, "unknown_session", "there is no such session");
     let id = id.parse().map_err(|_| unknown())?;
     if !context.0.sessions.revoke(&own, id).await.map_err(unreadable)? {
@@ -185,18 +198,31 @@ fn browser(headers: &HeaderMap) -> Option<String> {
     Some(name.chars().take(BROWSER_CHARS_MAX).collect())
 }
 
-async fn session(context: &Context, headers: &HeaderMap) -> Result<Session, Problem> {
-    session_with_secret(context, headers).await.map(|(session, _)| session)
+async fn session(context: &Context, peer: SocketAddr, headers: &HeaderMap) -> Result<Session, Problem> {
+    session_with_secret(context, peer, headers).await.map(|(session, _)| session)
 }
 
 async fn session_with_secret<'a>(
     context: &Context,
+    peer: SocketAddr,
     headers: &'a HeaderMap,
 ) -> Result<(Session, &'a str), Problem> {
-    let inner = &*context.0;
-    let secret = inner.cookie.read(headers).ok_or_else(|| Problem::unauthorized(NO_SESSION))?;
-    let found = inner.sessions.find(secret).await.map_err(unreadable)?;
+    let secret = secret(context, peer, headers)?.ok_or_else(|| Problem::unauthorized(NO_SESSION))?;
+    let found = context.0.sessions.find(secret).await.map_err(unreadable)?;
     Ok((found.ok_or_else(|| Problem::unauthorized(NO_SESSION))?, secret))
+}
+
+/// The secret of the request's cookie, which the caller may look up in the database. Anybody can send a cookie, so the
+/// lookups of an address are limited.
+fn secret<'a>(
+    context: &Context,
+    peer: SocketAddr,
+    headers: &'a HeaderMap,
+) -> Result<Option<&'a str>, Problem> {
+    let inner = &*context.0;
+    let Some(secret) = inner.cookie.read(headers) else { return Ok(None) };
+    admit(&inner.lookups, peer, "requests of the dashboard")?;
+    Ok(Some(secret))
 }
 
 fn shown(session: &Session) -> Value {
@@ -209,9 +235,9 @@ fn unreadable(error: db::Error) -> Problem {
     Problem::unavailable("the database does not answer: try again")
 }
 
-/// The limits are for a minute.
-fn rate_limited(detail: &str) -> Problem {
-    Problem::new(StatusCode::TOO_MANY_REQUESTS, "rate_limited", detail).retry_after(60)
+/// Counts a request of this client.
+fn admit(limit: &RateLimit<IpAddr>, peer: SocketAddr, what: &str) -> Result<(), Problem> {
+    limit.admit(client_address(peer.ip())).map_err(|wait| Problem::rate_limited(what, wait))
 }
 
 /// Refuses a body that a form of another page could send without asking first.

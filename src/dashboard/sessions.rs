@@ -12,6 +12,10 @@ use std::time::Duration;
 use tokio_postgres::Row;
 use uuid::Uuid;
 
+/// Bytes of a session's secret, and its characters in base64url.
+const SECRET_BYTES: usize = 32;
+const SECRET_CHARS: usize = 43;
+
 /// A person who is signed in.
 #[derive(Debug)]
 pub(super) struct Session {
@@ -79,7 +83,7 @@ impl Sessions {
         earlier: Option<&str>,
         browser: Option<&str>,
     ) -> Result<Option<(String, Session)>, db::Error> {
-        let secret = URL_SAFE_NO_PAD.encode(rand::random::<[u8; 32]>());
+        let secret = URL_SAFE_NO_PAD.encode(rand::random::<[u8; SECRET_BYTES]>());
         let client = self.database.client().await?;
         let statement = client.prepare_cached(include_str!("sql/sign_in.sql")).await?;
         let row = client
@@ -139,10 +143,31 @@ impl Sessions {
     }
 }
 
+/// Whether a text has the form of a session's secret.
+pub(super) fn is_secret(text: &str) -> bool {
+    text.len() == SECRET_CHARS && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
+}
+
 fn hash(secret: &str) -> Vec<u8> {
     Sha256::digest(secret.as_bytes()).to_vec()
 }
 
 fn millis(time: Duration) -> i64 {
     i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_text_with_the_form_of_a_secret_is_looked_up() {
+        let secret = URL_SAFE_NO_PAD.encode([0xfb; SECRET_BYTES]);
+        assert!(is_secret(&secret), "{secret}");
+        for text in
+            ["", "AAAA", &secret[1..], &format!("{secret}A"), &secret.replace('-', "+"), &"é".repeat(43)]
+        {
+            assert!(!is_secret(text), "{text}");
+        }
+    }
 }

@@ -2,10 +2,12 @@
 //!
 //! Bodies have a share of the memory of clients, and the bodies of one address a part of it. A body that does not fit is
 //! refused: it never evicts a connection, since anybody can send bodies slowly.
-use super::caps::client_address;
-use crate::hub::{
-    Memory,
-    memory::{Charge, Full},
+use crate::{
+    hub::{
+        Memory,
+        memory::{Charge, Full},
+    },
+    id::client_address,
 };
 use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};

@@ -1,8 +1,9 @@
 //! Caps on connections: in total and per address.
+use crate::id::client_address;
 use parking_lot::Mutex;
 use std::{
     collections::{HashMap, HashSet},
-    net::{IpAddr, Ipv6Addr},
+    net::IpAddr,
     sync::Arc,
 };
 
@@ -119,14 +120,6 @@ impl Drop for ConnectionSlot {
                 count.by_address.remove(&address);
             }
         }
-    }
-}
-
-/// The address that identifies one client. An IPv6 client usually has 2^64 addresses, so only the first half counts.
-pub(super) fn client_address(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V4(address) => address.into(),
-        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
     }
 }
 
