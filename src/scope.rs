@@ -6,11 +6,15 @@
 #[cfg(feature = "daemon")]
 mod background;
 #[cfg(feature = "daemon")]
+mod fair_queue;
+#[cfg(feature = "daemon")]
 mod priority;
 mod progress;
 
 #[cfg(feature = "daemon")]
 pub use background::Background;
+#[cfg(feature = "daemon")]
+pub use fair_queue::{FairQueue, QueueFull, Turn, TurnOwner};
 #[cfg(feature = "daemon")]
 pub use priority::{lower_priority_of_process, lower_priority_of_this_thread};
 pub use progress::{Watched, WorkerProgress};

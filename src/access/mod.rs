@@ -9,7 +9,6 @@
 //! allows. Fails closed: an [`Error`] allows nothing and carries no text of the database. Each kind of
 //! failure is logged at most once a minute.
 mod error;
-mod fair_queue;
 mod grant;
 pub mod partition_maintenance;
 mod probe;
@@ -20,7 +19,6 @@ pub mod rows;
 mod schema;
 
 pub use error::{Error, no_right_to_read, unauthorized};
-pub use fair_queue::{FairQueue, QueueFull, Turn, TurnOwner};
 pub use grant::{Grant, Rights};
 pub use replay::{Missing, Payload, Recorded, Replay, Stored};
 pub use roles::check_roles;
@@ -30,6 +28,7 @@ use crate::{
     auth::Claims,
     db::{self, Database},
     id::{Lsn, Topic},
+    scope::{FairQueue, QueueFull, Turn, TurnOwner},
     telemetry::Registry,
 };
 use deadpool_postgres::Object;

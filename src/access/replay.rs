@@ -4,8 +4,11 @@
 //! `since`, the newest messages are returned, like in Supabase Realtime. With `cursor` (an extension of
 //! Convoke), the oldest messages after it are returned in commit order, which the daemon records as it reads
 //! the WAL.
-use super::{Access, Asker, Error, Inner, TurnOwner};
-use crate::id::{Lsn, Topic};
+use super::{Access, Asker, Error, Inner};
+use crate::{
+    id::{Lsn, Topic},
+    scope::TurnOwner,
+};
 use bytes::Bytes;
 use chrono::{DateTime, NaiveDateTime};
 use deadpool_postgres::Client;

@@ -129,6 +129,7 @@ impl Agents {
             clock: deps.clock.clone(),
             reader: deps.reader,
             keeper: deps.keeper,
+            schemas: deps.tasks.schemas(),
             servers,
         };
         let shared = Arc::new(Shared {
@@ -294,6 +295,12 @@ impl Agents {
     pub fn orgs(&self) -> Vec<(AgentId, OrgId)> {
         let set = self.set();
         set.agents.iter().map(|(id, hosted)| (id.clone(), hosted.definition().org.clone())).collect()
+    }
+
+    /// The org of an agent's definition, available or not. `None` without one.
+    #[must_use]
+    pub fn org_of(&self, agent: &AgentId) -> Option<OrgId> {
+        self.set().definitions.get(agent).map(|definition| definition.org.clone())
     }
 
     /// The definitions of the agents of an org that are available, ordered by id.

@@ -87,12 +87,12 @@ impl Dispatcher {
         entries: &[Arc<Entry>],
         replayed: bool,
     ) -> Vec<Moved> {
-        let from = {
+        let (from, rows_max) = {
             let registry = registry.lock();
             if registry.is_empty() {
                 return Vec::new();
             }
-            registry.from()
+            (registry.from(), registry.patience().rows_max())
         };
         let parts = entries.iter().filter_map(|entry| Some((entry.number, entry.part.as_ref()?)));
         let rows = parts.flat_map(|(number, part)| {
@@ -115,7 +115,7 @@ impl Dispatcher {
             self.visible.fetch_max(entries.last().map_or(0, |entry| entry.number), Ordering::AcqRel);
         }
         let mut moved = Vec::new();
-        for run in of_one_shape(&rows) {
+        for run in of_one_shape(&rows).flat_map(|run| run.chunks(rows_max)) {
             moved.extend(self.deliver_run(registry, run, replayed).await);
         }
         moved

@@ -3,9 +3,11 @@ use std::time::Duration;
 
 /// Timeout of the second lane, for the filters of all changes of one read.
 const SHORT: Duration = Duration::from_millis(300);
-/// Timeout of a channel with a task of its own. A change whose filter has no answer by then is not delivered, and the
-/// channel gets an error.
+/// Timeout of a channel with a task of its own, without the time that it waits for its turn. A change whose filter has no
+/// answer by then is not delivered, and the channel gets an error.
 const OWN: Duration = Duration::from_secs(10);
+/// Most rows whose answers a channel with a task of its own keeps in memory at once.
+const OWN_ROWS_MAX: usize = 64;
 
 /// How long delivery waits for filters that only Postgres can evaluate.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -20,6 +22,14 @@ pub(super) enum FilterWait {
 }
 
 impl FilterWait {
+    /// Most rows that are evaluated together, within one timeout.
+    pub(super) fn rows_max(self) -> usize {
+        match self {
+            Self::Never | Self::Short => usize::MAX,
+            Self::Own(_) => OWN_ROWS_MAX,
+        }
+    }
+
     /// The timeout; `None` if delivery does not wait.
     pub(super) fn within(self) -> Option<Duration> {
         match self {

@@ -4,9 +4,9 @@
 //! joins and reads of the catalog.
 use super::filter_wait::FilterWait;
 use crate::{
-    access::{FairQueue, QueueFull, TurnOwner},
     db::Database,
     filter::{self, Answers, Probe, Truth},
+    scope::{FairQueue, QueueFull, TurnOwner},
 };
 use parking_lot::Mutex;
 use std::{sync::Arc, time::Duration};
@@ -24,7 +24,7 @@ const TURN: Duration = Duration::from_secs(2);
 const SILENT: Duration = Duration::from_secs(10);
 /// Pause between two attempts while the database is unavailable.
 const PAUSE: Duration = Duration::from_millis(200);
-/// Most comparison steps in this process, for one channel and row. Postgres evaluates what exceeds them.
+/// Most steps of comparisons and patterns in this process, for one channel and row. Postgres evaluates what exceeds them.
 const STEPS_MAX: usize = 200_000;
 
 #[derive(Debug)]
@@ -65,14 +65,17 @@ impl Oracle {
         }
     }
 
-    /// Fetches the missing answers until `until`, which is extended while the database is unavailable.
+    /// Fetches the missing answers until `until`, which is extended while the database is unavailable, and by the time
+    /// that a channel waits for its turn: others take that time, and not its filter.
     pub(super) async fn fetch(&self, asking: &mut Asking, patience: FilterWait, until: &mut Instant) {
         while asking.answers.has_open() && Instant::now() < *until {
             let turn = match patience {
                 FilterWait::Own(owner) => {
                     let (org, policy) = (Arc::from(""), Arc::from("filter"));
+                    let asked = Instant::now();
                     let turn = self.queue.turn(TurnOwner { org, connection: owner, policy }).await;
                     let Ok(turn) = turn.map_err(|QueueFull| ()) else { return };
+                    *until += asked.elapsed();
                     Some(turn)
                 }
                 FilterWait::Never | FilterWait::Short => None,
@@ -120,7 +123,7 @@ impl Asking {
 
     /// Counts every comparison without an answer as no match.
     pub(super) fn give_up(&mut self) {
-        self.answers.refuse_open();
+        self.answers.give_up();
     }
 }
 

@@ -15,6 +15,8 @@ use tokio_postgres::error::SqlState;
 const PROBES_MAX: usize = 500;
 /// Bytes of the values in one statement.
 const VALUE_BYTES_MAX: usize = 4 << 20;
+/// Most probes that are open at once. Further ones are collected again after a fetch.
+const OPEN_MAX: usize = 50_000;
 /// The digest of a shorter value is computed again: that is as fast as finding it.
 const REMEMBERED_BYTES_MIN: usize = 256;
 
@@ -46,8 +48,12 @@ pub struct Answers {
     values: HashMap<Digest, Arc<str>>,
     /// The address, length and digest of the last value: consecutive probes are often about the same value.
     last: Option<(usize, usize, Digest)>,
+    /// The number of open probes and values.
+    open_count: usize,
     /// Calls of [`Oracle::ask`] without an answer.
     misses: u64,
+    /// Nothing more is fetched: what has no answer counts as refused.
+    is_over: bool,
 }
 
 impl Oracle for Answers {
@@ -57,10 +63,14 @@ impl Oracle for Answers {
         match self.known.get(probe).and_then(|values| values.get(&digest)) {
             Some(Ok(truth)) => *truth,
             Some(Err(_)) => Truth::Unknown,
+            None if self.is_over => Truth::Unknown,
             None => {
                 self.misses += 1;
-                self.values.entry(digest).or_insert_with(|| value.into());
-                self.open.entry(probe.clone()).or_default().insert(digest);
+                if self.open_count < OPEN_MAX {
+                    self.values.entry(digest).or_insert_with(|| value.into());
+                    let is_new = self.open.entry(probe.clone()).or_default().insert(digest);
+                    self.open_count += usize::from(is_new);
+                }
                 Truth::Unknown
             }
         }
@@ -97,24 +107,17 @@ impl Answers {
         self.last = None;
     }
 
-    /// Marks open probes as refused, as if Postgres had returned an error. Returns their number.
-    pub fn refuse_open(&mut self) -> usize {
-        let refused = ProbeError { sqlstate: "57014".to_owned(), message: "not answered in time".to_owned() };
-        self.values.clear();
-        let open: Vec<_> = self.open.drain().collect();
-        let mut count = 0;
-        for (probe, digests) in open {
-            count += digests.len();
-            let known = self.known.entry(probe).or_default();
-            known.extend(digests.into_iter().map(|digest| (digest, Err(refused.clone()))));
-        }
-        count
+    /// From now on every probe without an answer counts as refused, as if Postgres had returned an error.
+    pub fn give_up(&mut self) {
+        self.is_over = true;
+        self.drop_open();
     }
 
     /// Drops the open probes.
     pub fn drop_open(&mut self) {
         self.open.clear();
         self.values.clear();
+        self.open_count = 0;
     }
 
     fn digest(&mut self, value: &str) -> Digest {
@@ -165,7 +168,7 @@ impl Answers {
             for ((probe, digest), answer) in asked.into_iter().zip(answers) {
                 let Some(answer) = answer else { continue };
                 if let Some(open) = self.open.get_mut(&probe) {
-                    open.remove(&digest);
+                    self.open_count -= usize::from(open.remove(&digest));
                     if open.is_empty() {
                         self.open.remove(&probe);
                     }
@@ -347,5 +350,31 @@ impl<'a> Numbered<'a> {
         });
         self.last = Some((text, number));
         number
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn open_probes_are_capped_and_end_when_nothing_more_is_fetched() {
+        let probe = Arc::new(Probe { expression: "p.v ~ p.l".into(), literal: "x".into() });
+        let mut answers = Answers::default();
+        for number in 0..OPEN_MAX + 10 {
+            assert_eq!(answers.ask(&probe, &number.to_string()), Truth::Unknown);
+            assert_eq!(answers.ask(&probe, &number.to_string()), Truth::Unknown);
+        }
+        assert_eq!((answers.values.len(), answers.open_count), (OPEN_MAX, OPEN_MAX));
+        assert_eq!(
+            answers.misses(),
+            2 * (OPEN_MAX as u64 + 10),
+            "those beyond the cap are not answered either"
+        );
+        answers.give_up();
+        assert!(!answers.has_open() && answers.values.is_empty());
+        let misses = answers.misses();
+        assert_eq!(answers.ask(&probe, "new"), Truth::Unknown);
+        assert!(!answers.has_open() && answers.misses() == misses, "it is refused, and not asked again");
     }
 }

@@ -9,6 +9,8 @@ use std::sync::Arc;
 
 /// Steps of one `like` in this process; Postgres evaluates a longer one.
 const LIKE_STEPS_MAX: usize = 100_000;
+/// Bytes of a cell that a comparison reads in one step: as fast as one step of `like`.
+const BYTES_PER_STEP: usize = 8;
 
 /// A truth value of SQL's three-valued logic, or not known yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,8 +55,8 @@ pub enum ColumnValue<'a> {
 /// A condition for Postgres to evaluate: does `expression` hold for a row's value `p.v` and `p.l`?
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Probe {
-    /// SQL over `p.v` and `p.l`, both of type text.
-    pub expression: String,
+    /// SQL over `p.v` and `p.l`, both of type text. The values of a list share it.
+    pub expression: Arc<str>,
     /// The value of `p.l`.
     pub literal: String,
 }
@@ -64,9 +66,9 @@ pub trait Oracle {
     /// The answer for a row's value; [`Truth::Unknown`] if it has to be fetched first.
     fn ask(&mut self, probe: &Arc<Probe>, value: &str) -> Truth;
 
-    /// Steps that may still be spent on matching patterns in this process. Beyond them Postgres is asked.
+    /// Steps that may still be spent on comparisons and patterns in this process. Beyond them Postgres is asked.
     fn steps_left(&self) -> usize {
-        LIKE_STEPS_MAX
+        usize::MAX
     }
 
     /// Counts steps that were spent, whatever their outcome.
@@ -106,9 +108,11 @@ struct BoundTest {
 
 #[derive(Clone, Debug)]
 enum ProbeKind {
-    Compare(Operator, Operand),
-    /// The values, and whether NULL is among them. With NULL, `not.in` never matches.
-    In(Vec<Operand>, bool),
+    /// The value, and the probe for a comparison that takes too many steps.
+    Compare(Operator, Operand, Arc<Probe>),
+    /// The values, each with the probe for a comparison that takes too many steps, and whether NULL is among them. With
+    /// NULL, `not.in` never matches.
+    In(Vec<(Operand, Arc<Probe>)>, bool),
     /// The pattern, and the probe for a match that takes too many steps.
     Like(Vec<char>, Arc<Probe>),
     Is(Keyword),
@@ -151,8 +155,12 @@ impl Bound {
     pub fn keys(&self) -> Option<(usize, Vec<Key>)> {
         self.0.iter().find_map(|node| match node {
             Node::Test(bound) if !bound.negated => match &bound.predicate {
-                ProbeKind::Compare(Operator::Equal, value) => Some((bound.column, vec![Key(value.clone())])),
-                ProbeKind::In(values, _) => Some((bound.column, values.iter().cloned().map(Key).collect())),
+                ProbeKind::Compare(Operator::Equal, value, _) => {
+                    Some((bound.column, vec![Key(value.clone())]))
+                }
+                ProbeKind::In(values, _) => {
+                    Some((bound.column, values.iter().map(|(value, _)| Key(value.clone())).collect()))
+                }
                 _ => None,
             },
             _ => None,
@@ -204,7 +212,7 @@ fn bind_test(segment: &Segment, at: usize, kind: &Kind) -> Result<BoundTest, Unb
         })
     };
     let probe = |operator: Operator, literal: &String| {
-        Arc::new(Probe { expression: kind.expression(operator), literal: literal.clone() })
+        Arc::new(Probe { expression: kind.expression(operator).into(), literal: literal.clone() })
     };
     let predicate = match &segment.test {
         Test::Is(Keyword::Null) => ProbeKind::Is(Keyword::Null),
@@ -223,16 +231,20 @@ fn bind_test(segment: &Segment, at: usize, kind: &Kind) -> Result<BoundTest, Unb
                     None => ProbeKind::Probe(*operator, probe(*operator, value)),
                 }
             } else {
-                ProbeKind::Compare(*operator, read(value)?)
+                ProbeKind::Compare(*operator, read(value)?, probe(*operator, value))
             }
         }
         Test::In(values) => {
             kind.check(name, "in", false)?;
             let (given, null) = (values.iter().flatten(), values.iter().any(Option::is_none));
+            let expression: Arc<str> = kind.expression(Operator::Equal).into();
+            let probe =
+                |value: &String| Arc::new(Probe { expression: expression.clone(), literal: value.clone() });
             if kind.knows_equality() {
+                let read = |value| Ok((read(value)?, probe(value)));
                 ProbeKind::In(given.map(read).collect::<Result<_, _>>()?, null)
             } else {
-                ProbeKind::AnyProbe(given.map(|value| probe(Operator::Equal, value)).collect(), null)
+                ProbeKind::AnyProbe(given.map(probe).collect(), null)
             }
         }
     };
@@ -298,7 +310,7 @@ impl ProbeKind {
     fn evaluate_null(&self) -> Truth {
         match self {
             Self::Is(keyword) => matches!(keyword, Keyword::Null | Keyword::Unknown).into(),
-            Self::Compare(Operator::IsDistinct, _) | Self::Probe(Operator::IsDistinct, _) => Truth::True,
+            Self::Compare(Operator::IsDistinct, ..) | Self::Probe(Operator::IsDistinct, _) => Truth::True,
             // `= any` of an empty array is false even for NULL, so `not.in.()` always matches.
             Self::In(values, false) if values.is_empty() => Truth::False,
             Self::AnyProbe(probes, false) if probes.is_empty() => Truth::False,
@@ -319,30 +331,53 @@ impl ProbeKind {
                 holds.map_or_else(|| oracle.ask(probe, text), Truth::from)
             }
             Self::Probe(_, probe) => oracle.ask(probe, text),
-            Self::AnyProbe(probes, null) => {
-                let mut outcome = if *null { Truth::Null } else { Truth::False };
-                for probe in probes {
-                    match oracle.ask(probe, text) {
-                        Truth::True => return Truth::True,
-                        Truth::Unknown => outcome = Truth::Unknown,
-                        Truth::Null if outcome == Truth::False => outcome = Truth::Null,
-                        _ => {}
-                    }
-                }
-                outcome
-            }
-            Self::Compare(operator, with) => match Operand::read(class, text) {
+            Self::AnyProbe(probes, null) => ask_any(probes.iter(), *null, text, oracle),
+            Self::Compare(_, _, probe) if !pays(1, text, oracle) => oracle.ask(probe, text),
+            Self::Compare(operator, with, _) => match Operand::read(class, text) {
                 Some(value) => compare(*operator, &value, with).into(),
                 None => Truth::Null,
             },
+            Self::In(values, null) if !pays(values.len(), text, oracle) => {
+                ask_any(values.iter().map(|(_, probe)| probe), *null, text, oracle)
+            }
             Self::In(values, null) => match Operand::read(class, text) {
-                Some(value) if values.contains(&value) => Truth::True,
+                Some(value) if values.iter().any(|(with, _)| *with == value) => Truth::True,
                 // As in SQL, a list with NULL neither contains nor lacks other values: the NULL could be equal.
                 Some(_) if !null => Truth::False,
                 _ => Truth::Null,
             },
         }
     }
+}
+
+/// Counts the steps of comparing a cell with this many values; false if there are not enough left, so that Postgres
+/// must compare it.
+fn pays(values: usize, text: &str, oracle: &mut impl Oracle) -> bool {
+    let steps = values + text.len() / BYTES_PER_STEP;
+    let has_steps = steps <= oracle.steps_left();
+    if has_steps {
+        oracle.spend(steps);
+    }
+    has_steps
+}
+
+/// Whether one of the probes holds; `null` is whether NULL is among their values.
+fn ask_any<'a>(
+    probes: impl Iterator<Item = &'a Arc<Probe>>,
+    null: bool,
+    text: &str,
+    oracle: &mut impl Oracle,
+) -> Truth {
+    let mut outcome = if null { Truth::Null } else { Truth::False };
+    for probe in probes {
+        match oracle.ask(probe, text) {
+            Truth::True => return Truth::True,
+            Truth::Unknown => outcome = Truth::Unknown,
+            Truth::Null if outcome == Truth::False => outcome = Truth::Null,
+            _ => {}
+        }
+    }
+    outcome
 }
 
 fn compare(operator: Operator, value: &Operand, with: &Operand) -> bool {

@@ -51,7 +51,7 @@ impl Llm {
         let choices = Choices::new(&definition, parts)?;
         let prompt = definition.run.prompt.as_deref().map(prompt_template).transpose();
         let prompt = prompt.map_err(|e| e.to_string())?;
-        let schemas = Schemas::default();
+        let schemas = parts.schemas.of(&definition.org, definition.id.as_str());
         let thinker = definition.run.thinks().then(|| Thinker {
             definition: definition.clone(),
             parts: parts.clone(),

@@ -10,7 +10,7 @@ pub(in crate::agent) mod program;
 pub(crate) use program::program;
 
 use super::{Agent, Definition, Env, Keeper, Kind, Registry, mcp::Servers};
-use crate::{clock::Clock, db::Reader, llm::Models};
+use crate::{clock::Clock, db::Reader, llm::Models, task::Schemas};
 use std::sync::Arc;
 
 /// What the kinds need from the daemon. Cloning is cheap.
@@ -26,6 +26,8 @@ pub struct RunnerDeps {
     pub reader: Option<Reader>,
     /// Starts the programs of tools. `None`: they end with this process.
     pub keeper: Option<Keeper>,
+    /// Checks results and arguments by their schemas.
+    pub schemas: Schemas,
     /// The MCP servers.
     pub(crate) servers: Servers,
 }

@@ -218,3 +218,36 @@ fn long_like_is_evaluated_by_postgres() {
     let truth = bound.test(&|_| ColumnValue::Text(&long), &mut told);
     assert_eq!((truth, told.1.len()), (Truth::Unknown, 1));
 }
+
+#[test]
+fn comparison_of_long_values_is_charged_and_beyond_the_steps_evaluated_by_postgres() {
+    let long = "a".repeat(800);
+    for (filter, steps, asked) in [
+        ("title=eq.b", 101, 1),
+        ("title=not.neq.b", 101, 1),
+        ("id=gt.7", 101, 1),
+        ("title=in.(b,c,d)", 103, 3),
+        ("title=not.in.(b,c,d)", 103, 3),
+    ] {
+        let bound = bind(filter).unwrap();
+        let mut oracle = Frugal { left: 2 * steps, asked: 0 };
+        for left in [steps, 0] {
+            let truth = bound.test(&|_| ColumnValue::Text(&long), &mut oracle);
+            assert_ne!(truth, Truth::Unknown, "{filter}");
+            assert_eq!((oracle.left, oracle.asked), (left, 0), "{filter}");
+        }
+        let truth = bound.test(&|_| ColumnValue::Text(&long), &mut oracle);
+        assert_eq!((truth, oracle.left, oracle.asked), (Truth::Unknown, 0, asked), "{filter}");
+    }
+    // A list answers as soon as Postgres finds one value, and NULL leaves it open.
+    let mut told = Told::default();
+    told.0.insert("((x::pg_catalog.\"text\") operator(pg_catalog.=) (c::pg_catalog.\"text\"))".into(), true);
+    let is_in = |filter: &str, told: &mut Told| {
+        let Bound(nodes) = bind(filter).unwrap();
+        let [Node::Test(test)] = &*nodes else { panic!("one test") };
+        let ProbeKind::In(values, null) = &test.predicate else { panic!("a list") };
+        ask_any(values.iter().map(|(_, probe)| probe), *null, "x", told)
+    };
+    assert_eq!(is_in("title=in.(b,c,d)", &mut told), Truth::True);
+    assert_eq!(is_in("title=in.(b,null)", &mut told), Truth::Unknown);
+}

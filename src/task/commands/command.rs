@@ -1,5 +1,6 @@
 //! Commands to tasks and their answers, as data: what the callers send, the group commits batch and the executor
 //! carries out.
+use crate::id::{OrgId, Requester};
 use crate::task::model::schema::SchemaMismatch;
 use crate::task::{
     AgentId, AssignmentKey, Error, Failure, Notice, Progress, Question, Start, TaskId, TaskState, Update,
@@ -89,8 +90,8 @@ pub(in crate::task) enum CommandReply {
     Moved(Update),
     /// Nothing was to be done.
     Nothing,
-    /// Nothing was done: the result must be checked against this schema first.
-    Unchecked(Value),
+    /// Nothing was done: the result must be checked against this schema first, in the turns of the task's requester.
+    Unchecked(Value, Option<(OrgId, Requester)>),
 }
 
 /// A report of an assignee: it lives, with or without evidence of work.

@@ -76,7 +76,10 @@ impl<'a> DecidedBatch<'a> {
     /// Keeps an effect to be written. Returns the answer until then.
     fn take(&mut self, at: usize, task: TaskId, effect: Effect) -> CommandReply {
         match effect {
-            Effect::Check(schema) => return CommandReply::Unchecked(schema),
+            Effect::Check(schema) => {
+                let of = self.rows.get(&task).map(|task| (task.org.clone(), task.requester.clone()));
+                return CommandReply::Unchecked(schema, of);
+            }
             Effect::Start { live, policy } => {
                 self.starts.push(StartEffect { at, live, policy, again: false });
             }

@@ -87,7 +87,7 @@ impl TaskCommands {
                 fault::point(fault::Point::TaskAnswered);
                 Ok(update)
             }
-            CommandReply::Started(_) | CommandReply::Nothing | CommandReply::Unchecked(_) => {
+            CommandReply::Started(_) | CommandReply::Nothing | CommandReply::Unchecked(..) => {
                 Err(Error::UnknownTask(task))
             }
         }

@@ -127,7 +127,9 @@ impl NewTask {
     /// Refuses a schema that cannot be compiled. Not a part of [`NewTask::check`], because it may take seconds.
     pub(in crate::task) async fn compile_schema(&self, schemas: &Schemas) -> Result<(), Error> {
         match self.request().policy.get("result_schema") {
-            Some(schema) if !schema.is_null() => schemas.compile(schema).await,
+            Some(schema) if !schema.is_null() => {
+                schemas.of(&self.org, &self.requester.to_string()).compile(schema).await
+            }
             _ => Ok(()),
         }
     }

@@ -139,7 +139,9 @@ impl TaskCommands {
                 }
                 Ok(*start)
             }
-            CommandReply::Moved(_) | CommandReply::Nothing | CommandReply::Unchecked(_) => Err(Error::Fenced),
+            CommandReply::Moved(_) | CommandReply::Nothing | CommandReply::Unchecked(..) => {
+                Err(Error::Fenced)
+            }
         }
     }
 
@@ -205,14 +207,18 @@ impl TaskCommands {
         let mut fit = None;
         for _ in 0..FINISH_TRIES {
             let action = Action::Finish { result: result.clone(), usage, fit: fit.take() };
-            let schema = match self.command(key, agent, action).await {
+            let (schema, of) = match self.command(key, agent, action).await {
                 Ok(CommandReply::Moved(update)) => return Ok(update),
-                Ok(CommandReply::Unchecked(schema)) => schema,
+                Ok(CommandReply::Unchecked(schema, of)) => (schema, of),
                 Ok(CommandReply::Started(_) | CommandReply::Nothing) => return Err(Error::Fenced),
                 Err(error) => return Err(self.refused(key, agent, usage, error).await),
             };
             // Between two transactions: the check holds no lock and no thread of the runtime, however long it takes.
-            let verdict = self.context.schemas.fits(&schema, &result).await?;
+            let schemas = match &of {
+                Some((org, requester)) => self.context.schemas.of(org, &requester.to_string()),
+                None => self.context.schemas.clone(),
+            };
+            let verdict = schemas.fits(&schema, &result).await?;
             fit = Some(Box::new(SchemaCheck { schema, verdict }));
         }
         Err(Error::Busy("the schema of the result keeps changing; try again".into()))
@@ -278,7 +284,7 @@ impl TaskCommands {
         let action = Action::Cancel { reason: one_line(reason, 1000), by };
         match self.endings.send(TaskCommand { task, holder: None, action }).await? {
             CommandReply::Moved(update) => Ok(update),
-            CommandReply::Started(_) | CommandReply::Nothing | CommandReply::Unchecked(_) => {
+            CommandReply::Started(_) | CommandReply::Nothing | CommandReply::Unchecked(..) => {
                 Err(Error::UnknownTask(task))
             }
         }
@@ -307,7 +313,7 @@ impl TaskCommands {
     ) -> Result<Update, Error> {
         match self.command(key, agent, action).await? {
             CommandReply::Moved(update) => Ok(update),
-            CommandReply::Started(_) | CommandReply::Nothing | CommandReply::Unchecked(_) => {
+            CommandReply::Started(_) | CommandReply::Nothing | CommandReply::Unchecked(..) => {
                 Err(Error::Fenced)
             }
         }

@@ -13,11 +13,17 @@
 //! | regular expressions | [`PATTERNS_MAX`], [`PATTERNS_BYTES_MAX`], [`BACKTRACKS_MAX`] | time without a check of the clock |
 //! | processor time | [`WITHIN`]; the caller waits [`WAITED_MAX`] | validation that is exponential in the value |
 //! | parallel runs | [`RUNS_MAX`], waiting [`TURN_WITHIN`] | more threads and stacks than cores |
-use crate::{scope::lower_priority_of_this_thread, task::Error};
+//! | turns | fair among orgs and their requesters | one requester that keeps the results of others waiting |
+use crate::{
+    id::OrgId,
+    scope::{FairQueue, QueueFull, Turn, TurnOwner, lower_priority_of_this_thread},
+    task::Error,
+};
 use jsonschema::{Keyword, ValidationError};
 use serde_json::{Map, Value};
 use std::{
     collections::{HashMap, HashSet},
+    hash::{DefaultHasher, Hash, Hasher},
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     sync::{
         Arc,
@@ -25,7 +31,7 @@ use std::{
     },
     time::Duration,
 };
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::oneshot;
 
 /// Largest schema, in bytes of JSON.
 pub const SCHEMA_BYTES_MAX: usize = 64 * 1024;
@@ -296,15 +302,29 @@ fn percent_decoded(text: &str) -> String {
 
 /// Compiles and runs schemas, a few at a time. Clones share the limit.
 #[derive(Clone, Debug)]
-pub struct Schemas(Arc<Semaphore>);
+pub struct Schemas {
+    queue: FairQueue,
+    owner: TurnOwner,
+}
 
 impl Default for Schemas {
     fn default() -> Self {
-        Self(Arc::new(Semaphore::new(RUNS_MAX)))
+        Self { queue: FairQueue::new(RUNS_MAX), owner: TurnOwner::daemon("schema") }
     }
 }
 
 impl Schemas {
+    /// The same, in the turns of this requester, or of this agent, of an org.
+    #[must_use]
+    pub fn of(&self, org: &OrgId, requester: &str) -> Self {
+        let mut hasher = DefaultHasher::new();
+        requester.hash(&mut hasher);
+        // A name that no requester of another org shares: slow schemas of one delay nobody else's.
+        let policy = format!("{org} {requester}").into();
+        let owner = TurnOwner { org: org.as_str().into(), connection: hasher.finish(), policy };
+        Self { queue: self.queue.clone(), owner }
+    }
+
     /// Compiles the schema.
     ///
     /// # Errors
@@ -326,8 +346,8 @@ impl Schemas {
             return Ok(Err(SchemaMismatch::Schema(why)));
         }
         let busy = || Error::Busy("too many results are being checked now; try again".into());
-        let turn = tokio::time::timeout(TURN_WITHIN, self.0.clone().acquire_owned()).await;
-        let turn = turn.map_err(|_| busy())?.map_err(|_| busy())?;
+        let turn = tokio::time::timeout(TURN_WITHIN, self.queue.turn(self.owner.clone())).await;
+        let turn = turn.map_err(|_| busy())?.map_err(|QueueFull| busy())?;
         let (reply, answer) = oneshot::channel();
         // A thread and not the blocking pool: it needs a larger stack, and the stop of the daemon must not wait for it.
         let begun = std::thread::Builder::new()
@@ -338,7 +358,7 @@ impl Schemas {
         match tokio::time::timeout(WAITED_MAX, answer).await {
             Ok(Ok(verdict)) => Ok(verdict),
             Ok(Err(_)) => Ok(Err(SchemaMismatch::TooLong)),
-            // The machine is busy, or the thread does not check the clock. Its permit stays taken until it ends.
+            // The machine is busy, or the thread does not check the clock. Its turn stays taken until it ends.
             Err(_) => Err(busy()),
         }
     }
@@ -347,11 +367,7 @@ impl Schemas {
 /// Unwinds out of a validation after its deadline.
 struct TimeOver;
 
-fn on_thread(
-    schema: &Value,
-    value: Option<&Value>,
-    turn: OwnedSemaphorePermit,
-) -> Result<(), SchemaMismatch> {
+fn on_thread(schema: &Value, value: Option<&Value>, turn: Turn) -> Result<(), SchemaMismatch> {
     // A requester decides how long it runs.
     lower_priority_of_this_thread();
     let clock = Clock::new();

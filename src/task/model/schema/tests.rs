@@ -68,7 +68,7 @@ async fn validation_that_doubles_with_each_level_stops_at_the_deadline() {
     let schema = json!({ "items": twice });
     let deep = (0..80).fold(json!(1), |inner, _| json!([inner]));
     assert_eq!(schemas.fits(&schema, &deep).await.unwrap(), Err(SchemaMismatch::TooLong));
-    // Its permit is free again, and the next run succeeds.
+    // Its turn is free again, and the next run succeeds.
     assert_eq!(schemas.fits(&json!({ "type": "array" }), &deep).await.unwrap(), Ok(()));
 }
 
@@ -155,10 +155,38 @@ async fn schema_that_does_not_compile_is_refused_with_the_reason() {
     }
 }
 
-#[test]
-fn schema_runs_at_low_priority() {
-    let semaphore = Arc::new(Semaphore::new(1));
-    let turn = semaphore.try_acquire_owned().unwrap();
+#[tokio::test]
+async fn schemas_of_one_requester_do_not_delay_those_of_others() {
+    let schemas = Schemas::default();
+    let org = |name: &str| name.parse::<OrgId>().unwrap();
+    // Each takes all of its processor time.
+    let slow = json!({ "items": { "allOf": [{ "$ref": "#" }, { "$ref": "#" }] } });
+    let deep = (0..80).fold(json!(1), |inner, _| json!([inner]));
+    let greedy = schemas.of(&org("a"), "user:#greedy");
+    let backlog: Vec<_> = (0..6).map(|_| greedy.fits(&slow, &deep)).collect();
+    let mut backlog: futures_util::stream::FuturesUnordered<_> = backlog.into_iter().collect();
+    let mut over = 0;
+    for other in [schemas.of(&org("a"), "user:#other"), schemas.of(&org("b"), "user:#greedy")] {
+        let small = json!({ "type": "array" });
+        let mut asked = std::pin::pin!(other.fits(&small, &deep));
+        loop {
+            tokio::select! {
+                biased;
+                Some(verdict) = futures_util::StreamExt::next(&mut backlog) => {
+                    assert_eq!(verdict.unwrap(), Err(SchemaMismatch::TooLong));
+                    over += 1;
+                }
+                verdict = &mut asked => break assert_eq!(verdict.unwrap(), Ok(())),
+            }
+        }
+    }
+    // First come, first served would be all of them.
+    assert!(over <= 3, "{over} of the backlog before the others");
+}
+
+#[tokio::test]
+async fn schema_runs_at_low_priority() {
+    let turn = FairQueue::new(1).turn(TurnOwner::daemon("test")).await.unwrap();
     let nice = || rustix::process::getpriority_process(Some(rustix::thread::gettid())).unwrap();
     let usual = nice();
     let run = std::thread::spawn(move || {

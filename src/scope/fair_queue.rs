@@ -1,4 +1,4 @@
-//! A fair queue for a small number of connections.
+//! A fair queue for a small number of turns: connections of the database, threads of a kind of work.
 //!
 //! Fair among orgs, then among the connections of an org, then first come, first served: the next turn goes
 //! to the org, and in it to the connection, with the least accumulated time. A newcomer starts with the least
@@ -27,9 +27,9 @@ const WEIGHT: f64 = 0.25;
 pub struct TurnOwner {
     /// The org of the token; empty if the token has none.
     pub org: Arc<str>,
-    /// A number that is unique to the client connection.
+    /// A number that is unique to the client connection, or to the requester.
     pub connection: u64,
-    /// The policy that is evaluated. Queries with the same value share one moving average of time.
+    /// The policy that is evaluated, or another kind of work. Turns with the same value share one moving average of time.
     pub policy: Arc<str>,
 }
 
