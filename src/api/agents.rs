@@ -66,10 +66,13 @@ struct Shown {
 
 impl Shown {
     fn of(line: AgentLine, agents: &Agents) -> Self {
-        let id = &line.status.id;
-        let limits = agents.definition(id).map(|definition| definition.limits.clone());
-        let problem = agents.problem(id);
-        Self { limits, spent_last_hour: agents.spent_last_hour(id), problem, line }
+        let AgentStatus { id, org, .. } = &line.status;
+        // A file here may have the id of an agent that is registered in another org, which learns nothing of it.
+        let own = Some(id).filter(|id| agents.org_of(id).is_some_and(|of| of == *org));
+        let limits = own.and_then(|id| agents.definition(id)).map(|definition| definition.limits.clone());
+        let (problem, spent_last_hour) =
+            (own.and_then(|id| agents.problem(id)), own.and_then(|id| agents.spent_last_hour(id)));
+        Self { limits, spent_last_hour, problem, line }
     }
 }
 

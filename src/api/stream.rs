@@ -2,7 +2,8 @@
 //!
 //! The `seq` of an event is its id, so a client that reconnects with `Last-Event-ID` misses nothing. A stream
 //! queries the database after commits, one page at a time, and reads a page only after the last one was sent
-//! (backpressure). A comment every 15 seconds keeps proxies from closing it. The last event is `end`.
+//! (backpressure). A comment every 15 seconds keeps proxies from closing it. The last event is `end`. A stream ends
+//! without it when the token of its request expires.
 use super::{polls::PollPermit, wait};
 use crate::{
     id::TaskId,
@@ -14,6 +15,7 @@ use axum::response::{
 };
 use futures_util::stream;
 use std::{collections::VecDeque, convert::Infallible, time::Duration};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// Events of one page.
@@ -33,18 +35,22 @@ struct Reader {
     over: bool,
     permit: Option<PollPermit>,
     stop: CancellationToken,
+    /// When the token of the request expires; `None` if that is beyond the clock.
+    until: Option<Instant>,
 }
 
-/// Streams the events of a task after `after`. The caller has checked that the bearer may see the task.
+/// Streams the events of a task after `after`, for at most `within`, the rest of the life of the bearer's token. The
+/// caller has checked that the bearer may see the task.
 pub(super) fn of(
     tasks: TaskReader,
     task: TaskId,
     after: i64,
     permit: Option<PollPermit>,
-    stop: CancellationToken,
+    (stop, within): (CancellationToken, Duration),
 ) -> Response {
     let (page, end, over) = (VecDeque::new(), None, false);
-    let reader = Reader { tasks, task, after, page, end, over, permit, stop };
+    let until = Instant::now().checked_add(within);
+    let reader = Reader { tasks, task, after, page, end, over, permit, stop, until };
     let events = stream::unfold(reader, |mut reader| async move {
         let event = reader.next().await?;
         Some((Ok::<_, Infallible>(event), reader))
@@ -58,6 +64,11 @@ pub(super) fn of(
 impl Reader {
     async fn next(&mut self) -> Option<sse::Event> {
         loop {
+            // Before each event: a client that reads slowly has pages of before the end of its token.
+            let left = self.until.map_or(WAIT, |until| until.saturating_duration_since(Instant::now()));
+            if left.is_zero() {
+                return None;
+            }
             if let Some(event) = self.page.pop_front() {
                 self.after = event.seq;
                 let sent = sse::Event::default().id(event.seq.to_string()).event(&event.event_type);
@@ -78,7 +89,14 @@ impl Reader {
                 Ok((self.tasks.events(self.task, self.after, PAGE).await?, state))
             };
             let done = |(events, state): &(Vec<Event>, TaskState)| state.is_final() || !events.is_empty();
-            let polled = wait::until(WAIT, self.permit.as_ref(), self.tasks.changed(), &self.stop, ask, done);
+            let polled = wait::until(
+                WAIT.min(left),
+                self.permit.as_ref(),
+                self.tasks.changed(),
+                &self.stop,
+                ask,
+                done,
+            );
             let Ok((events, state)) = polled.await else {
                 // The stream ends, and the client reconnects with the last id.
                 return None;

@@ -184,7 +184,9 @@ pub(super) async fn events(
         caller.visible(task, deps.tasks.get(task).await?)?;
         let last = headers.get("last-event-id").and_then(|id| id.to_str().ok()?.trim().parse().ok());
         let permit = polls::permit(&deps.polls, &caller, Duration::MAX)?;
-        return Ok(stream::of(deps.tasks.reader(), task, last.unwrap_or(query.after), permit, deps.stop));
+        let within = (caller.claims().exp - deps.clock.now()).to_std().unwrap_or_default();
+        let (reader, after) = (deps.tasks.reader(), last.unwrap_or(query.after));
+        return Ok(stream::of(reader, task, after, permit, (deps.stop, within)));
     }
     let ask = || async {
         // The state before the events: if the task is final, the events read afterwards are complete.

@@ -1,9 +1,14 @@
 //! Reads about an org and the daemon over time: the event log, the past of metrics, agents with their offers, the checks
 //! and the settings; and the sessions of the dashboard with their end.
 use super::{As, Edge, NEAR, with};
-use convoke::auth::DashboardRole;
+use crate::support::PATIENCE;
+use convoke::{
+    auth::{DashboardRole, MintRequest, Role, mint},
+    clock::Clock,
+};
 use reqwest::Method;
 use serde_json::{Value, json};
+use std::time::Duration;
 
 const USER: As = As::User("demo");
 const FOREIGN: As = As::User("elsewhere");
@@ -239,5 +244,44 @@ async fn snapshot_and_hint_have_the_same_version() {
     let (_, overview) = edge.get(USER, "/v1/overview").await;
     assert_eq!(overview["awards"][0]["version"], update["version"], "{overview}");
     assert_eq!(overview["n"], Value::Null, "nobody follows the digests");
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn stream_of_events_ends_when_its_token_expires() {
+    let edge = Edge::start().await;
+    let task = edge.request(USER).await;
+    let (org, ttl) = (Some("demo".parse().unwrap()), Duration::from_secs(8));
+    let request = MintRequest { org, ttl, ..MintRequest::new(Role::Authenticated) };
+    let token = mint(&edge.parts.keys, &request, Clock::System.now()).unwrap();
+    let stream = |token: String| {
+        let url = format!("http://{}/v1/tasks/{task}/events", edge.parts.addr);
+        edge.http.get(url).bearer_auth(token).header("accept", "text/event-stream").send()
+    };
+    let answer = stream(token.clone()).await.unwrap();
+    assert_eq!(answer.status(), 200);
+    // The task stays open, so nothing else ends it.
+    let said = tokio::time::timeout(PATIENCE, answer.text()).await.expect("it ends").unwrap();
+    assert!(said.contains("id: ") && !said.contains("event: end"), "{said}");
+    assert_eq!(stream(token).await.unwrap().status(), 401, "the token has expired, and not before");
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn agent_shows_nothing_of_a_file_of_another_org_with_its_id() {
+    let edge = Edge::start().await;
+    let line = async |who: As| {
+        let (status, lines) = edge.get(who, "/v1/agents?view=line").await;
+        assert_eq!(status, 200, "{lines}");
+        lines["agents"].as_array().unwrap().iter().find(|line| line["id"] == "near").cloned()
+    };
+    assert!(line(USER).await.unwrap()["limits"].is_object(), "of its own file");
+    // As another daemon with other files registers it.
+    edge.sql("update convoke.agents set org = 'elsewhere' where id = 'near'").await;
+    assert!(line(USER).await.is_none());
+    let foreign = line(FOREIGN).await.unwrap();
+    for part in ["limits", "spent_last_hour", "problem"] {
+        assert_eq!(foreign[part], Value::Null, "{part}");
+    }
     edge.stop().await;
 }
