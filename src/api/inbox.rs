@@ -14,7 +14,11 @@ use super::{
 use crate::{
     hub::Room,
     id::{AgentId, OrgId, Topic},
-    remote::{Coordination, INBOX_LEASE, INBOX_LEASE_MAX, INBOX_LEASE_MIN, InboxPage, OpenError, SendError},
+    problem::RateLimit,
+    remote::{
+        Coordination, INBOX_LEASE, INBOX_LEASE_MAX, INBOX_LEASE_MIN, InboxPage, NotConnected, OpenError,
+        SendError,
+    },
 };
 use axum::{
     Json,
@@ -23,8 +27,21 @@ use axum::{
 };
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
+
+/// Most registrations and renewals of one agent in a minute, as many as a channel may track presence, and of all agents.
+const PRESENCES: (u32, u32) = (600, 60_000);
+
+/// The limit on `PUT …/presence`. Clones share the counts.
+#[derive(Clone, Debug)]
+pub struct PresenceRate(Arc<RateLimit<(OrgId, AgentId)>>);
+
+impl Default for PresenceRate {
+    fn default() -> Self {
+        Self(Arc::new(RateLimit::new(PRESENCES)))
+    }
+}
 
 #[derive(Deserialize)]
 pub(super) struct Presence {
@@ -48,14 +65,20 @@ pub(super) async fn present(
     Path(agent): Path<String>,
     Body(Presence { lease, meta }): Body<Presence>,
 ) -> Result<Json<Value>, Problem> {
+    // By the org of the token, too: a token of another org with the same agent must not use up the agent's own limit.
+    let of = (caller.org(), id("an agent's id", &agent)?);
+    deps.presence_rate.0.admit(of).map_err(|wait| Problem::rate_limited("updates of this presence", wait))?;
     let agent = own(&deps, &caller, &agent).await?;
     if !(INBOX_LEASE_MIN..=INBOX_LEASE_MAX).contains(&lease) {
         let (min, max) = (INBOX_LEASE_MIN.as_secs(), INBOX_LEASE_MAX.as_secs());
         return Err(Problem::bad_request(format!("lease is {lease:?}; use {min}s to {max}s")));
     }
     deps.inboxes.open(&agent, caller.claims().clone(), meta, lease).map_err(|why| match why {
-        OpenError::Denied(denied) => denied.into(),
-        full @ OpenError::Full => Problem::unavailable(full.to_string()),
+        OpenError::NotConnected(NotConnected::Denied(denied)) => denied.into(),
+        full @ (OpenError::Full | OpenError::NoMemory) => Problem::unavailable(full.to_string()),
+        large @ OpenError::NotConnected(NotConnected::TooLarge) => {
+            Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", large.to_string())
+        }
     })?;
     let inbox = format!("/v1/agents/{agent}/inbox");
     Ok(Json(

@@ -26,6 +26,7 @@ mod wait;
 
 pub use admin::{Doctor, Reload, Reloaded};
 pub use health::{Health, PartState};
+pub use inbox::PresenceRate;
 pub use overview::Overviews;
 pub use polls::Polls;
 
@@ -126,6 +127,8 @@ pub struct Deps {
     pub stop: CancellationToken,
     /// Limits on long polls.
     pub polls: Polls,
+    /// The limit on presence of agents that use HTTP alone.
+    pub presence_rate: PresenceRate,
     /// The overviews of the last second.
     pub overviews: Overviews,
     /// The accounts of the models.

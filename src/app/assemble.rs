@@ -156,6 +156,7 @@ pub(super) async fn assemble(
         identity,
         inboxes: inboxes.clone(),
         polls: api::Polls::default(),
+        presence_rate: api::PresenceRate::default(),
         overviews: api::Overviews::default(),
         models,
         series,

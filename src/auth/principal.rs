@@ -61,6 +61,21 @@ pub struct Denied(String);
 #[derive(Clone, Debug)]
 pub struct Principal(Arc<Claims>);
 
+impl Claims {
+    /// The role of the claim `dash`; `None` without the claim.
+    fn dashboard_role(&self) -> Option<DashboardRole> {
+        let claim = self.raw.get("dash")?;
+        // A value that this version does not know gives the least rights, and not those of a user.
+        Some(claim.as_str().and_then(|role| role.parse().ok()).unwrap_or_default())
+    }
+
+    /// Whether the bearer may act as an agent: not with an anon key, and not as a viewer of the dashboard, who only reads.
+    #[must_use]
+    pub fn may_act(&self) -> bool {
+        self.is_service() || (self.may_negotiate() && self.dashboard_role() != Some(DashboardRole::Viewer))
+    }
+}
+
 impl Principal {
     /// The bearer with these claims.
     #[must_use]
@@ -133,17 +148,10 @@ impl Principal {
         Err(Denied("the token's role is not in auth.roles, so it has no rights here".into()))
     }
 
-    /// The role of the claim `dash`; `None` without the claim.
-    fn dashboard_role(&self) -> Option<DashboardRole> {
-        let claim = self.0.raw.get("dash")?;
-        // A value that this version does not know gives the least rights, and not those of a user.
-        Some(claim.as_str().and_then(|role| role.parse().ok()).unwrap_or_default())
-    }
-
     /// Whether the bearer may command every task and agent of `org`.
     #[must_use]
     pub fn operates(&self, org: &OrgId) -> bool {
-        let is_operator = self.dashboard_role().is_some_and(|role| role >= DashboardRole::Operator);
+        let is_operator = self.0.dashboard_role().is_some_and(|role| role >= DashboardRole::Operator);
         self.is_service() || (is_operator && self.sees(org))
     }
 
@@ -163,7 +171,7 @@ impl Principal {
     /// # Errors
     /// [`Denied`].
     pub fn may_change(&self) -> Result<(), Denied> {
-        if self.dashboard_role() == Some(DashboardRole::Viewer) {
+        if self.0.dashboard_role() == Some(DashboardRole::Viewer) {
             return Err(Denied(
                 "a viewer of the dashboard only reads: `convoke dashboard --role operator` prints a link for more".into(),
             ));
@@ -176,7 +184,7 @@ impl Principal {
     /// # Errors
     /// [`Denied`].
     pub fn may_administer(&self, what: &str) -> Result<(), Denied> {
-        let is_admin = self.0.may_negotiate() && self.dashboard_role() == Some(DashboardRole::Admin);
+        let is_admin = self.0.may_negotiate() && self.0.dashboard_role() == Some(DashboardRole::Admin);
         if self.is_service() || is_admin {
             return Ok(());
         }

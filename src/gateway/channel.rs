@@ -5,6 +5,7 @@
 //! checked or its refusal delayed, frames of this topic are queued here, in order and
 //! bounded; other topics continue (`docs/spec/realtime-protocol.md` §3, §4, §6).
 mod events;
+mod waiting;
 
 pub(super) use events::{Action, Admitted, ChannelEvent, Limits, PolicyAnswer, Refusal};
 
@@ -22,8 +23,9 @@ use crate::{
     wire::{Inbound, Payload, Ref, text},
 };
 use serde_json::json;
-use std::{collections::VecDeque, sync::Arc};
+use std::sync::Arc;
 use tokio::time::Instant;
+use waiting::{WaitingFrames, frame_bytes};
 
 /// Frames queued during a join. Later ones are refused.
 const WAITING_MAX: usize = 128;
@@ -37,7 +39,7 @@ const MEMBER_WAITING_BYTES_MAX: usize = 8 << 20;
 pub(super) struct Channel {
     sub_topic: String,
     phase: Phase,
-    waiting: VecDeque<Inbound>,
+    waiting: WaitingFrames,
 }
 
 #[derive(Debug)]
@@ -59,7 +61,7 @@ struct Joining {
 
 impl Channel {
     pub(super) fn new(sub_topic: &str) -> Self {
-        Self { sub_topic: sub_topic.to_owned(), phase: Phase::Closed, waiting: VecDeque::new() }
+        Self { sub_topic: sub_topic.to_owned(), phase: Phase::Closed, waiting: WaitingFrames::default() }
     }
 
     /// Whether it can be dropped.
@@ -131,9 +133,9 @@ impl Channel {
         }
     }
 
-    /// Bytes of the queued frames.
+    /// Memory of the queued frames, in bytes.
     pub(super) fn waiting_bytes(&self) -> usize {
-        self.waiting.iter().map(|frame| frame.payload.size()).sum()
+        self.waiting.bytes()
     }
 
     fn is_busy(&self) -> bool {
@@ -146,12 +148,12 @@ impl Channel {
 
     /// Queues a frame until the pending check is finished, or refuses it.
     fn enqueue(&mut self, frame: Inbound, out: &mut Vec<Action>) {
-        let bytes = self.waiting_bytes();
+        let bytes = self.waiting.bytes() + frame_bytes(&frame);
         let (frames_max, bytes_max) = match &self.phase {
             Phase::Joined(_) => (MEMBER_WAITING_MAX, MEMBER_WAITING_BYTES_MAX),
             _ => (WAITING_MAX, WAITING_BYTES_MAX),
         };
-        if self.waiting.len() < frames_max && bytes + frame.payload.size() <= bytes_max {
+        if self.waiting.len() < frames_max && bytes <= bytes_max {
             self.waiting.push_back(frame);
         } else if let Phase::Joined(joined) = &self.phase {
             joined.refuse(frame, "crowded", "Too many messages wait for the database", out);

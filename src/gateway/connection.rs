@@ -181,7 +181,7 @@ async fn read(input: &mut Input, session: &mut Session, outbox: &Outbox, shared:
                 }
                 session.set_large(decoder.expected());
             }
-            () = wake.notified() => session.end_over_limit().await,
+            () = wake.notified() => session.end_marked().await,
             answer = session.next_check() => {
                 session.check_finished(answer).await;
                 session.flush(read_at);

@@ -9,7 +9,6 @@ mod throttle;
 use super::{
     Rejection,
     channel::{Action, Channel, ChannelEvent, not_joined},
-    channel_registry::Registration,
     limits::OfSocket,
     publish_batch::PublishBatch,
     replay,
@@ -19,13 +18,12 @@ use super::{
 use crate::{
     changes::{ChangeSubscription, Prepared},
     hub::{
-        Outbox, Subscription,
+        Outbox,
         history::ResumeCursor,
         memory::{Account, Charge},
     },
     id::ConnId,
-    presence::{PresenceHandle, StateRequest},
-    remote::PresenceGuard,
+    presence::StateRequest,
     wire::{self, Inbound, PHOENIX_TOPIC, Ref, TOPIC_PREFIX, Version, text},
 };
 use bytes::Bytes;
@@ -33,6 +31,7 @@ use futures_util::stream::FuturesUnordered;
 use parking_lot::Mutex;
 use pending_checks::PendingCheck;
 use publish::LocalCounters;
+use room::Entered;
 use std::{
     cmp::Reverse,
     collections::{BinaryHeap, HashMap, VecDeque},
@@ -83,8 +82,9 @@ struct Core {
     account: Arc<Account>,
     /// The charge of the incomplete message.
     partial: Charge,
-    /// The charge of the frames that wait in its channels.
+    /// The charge of the frames that wait in its channels, and their bytes now.
     waiting: Charge,
+    waiting_bytes: usize,
     apikey: Arc<str>,
     /// The headers of the upgrade request that policies can read, as a JSON object.
     headers: Arc<str>,
@@ -102,7 +102,7 @@ struct Core {
     empty_since: Option<Instant>,
     counters: LocalCounters,
     used: OfSocket,
-    /// Wakes the reader for [`Session::end_over_limit`].
+    /// Wakes the reader for [`Session::end_marked`].
     wake: Arc<Notify>,
     /// See [`Session::is_large`].
     is_large: Arc<AtomicBool>,
@@ -165,19 +165,6 @@ impl Slot {
     }
 }
 
-/// The resources of a joined channel. Dropping it leaves the room.
-struct Entered {
-    /// Its agent's connection. The first field, because fields drop in order: the agent disconnects first.
-    agent: Option<PresenceGuard>,
-    registration: Registration,
-    /// The resume position of a client with `client_id`, in a room with a history.
-    cursor: Option<ResumeCursor>,
-    /// Its row changes.
-    row_changes: Option<ChangeSubscription>,
-    member: PresenceHandle,
-    subscription: Subscription,
-}
-
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Timer {
     due: Instant,
@@ -202,6 +189,7 @@ impl Session {
             outbox,
             partial: account.charge(),
             waiting: account.charge(),
+            waiting_bytes: 0,
             account,
             apikey,
             headers,
@@ -230,7 +218,7 @@ impl Session {
         self.core.conn
     }
 
-    /// Notified when [`Session::end_over_limit`] must be called.
+    /// Notified when [`Session::end_marked`] must be called.
     pub(super) fn wake(&self) -> Arc<Notify> {
         self.core.wake.clone()
     }
@@ -383,6 +371,7 @@ impl Session {
         let Some(slot) = self.channels.get_mut(topic) else { return };
         let mut actions = std::mem::take(&mut self.actions);
         let mut next = VecDeque::from([event]);
+        let waited = slot.channel.waiting_bytes();
         // An action may produce a further event at once; it is handled before the next frame.
         while let Some(event) = next.pop_front() {
             slot.channel.on(event, &self.core.shared.limits, Instant::now(), &mut actions);
@@ -391,6 +380,8 @@ impl Session {
             }
         }
         self.actions = actions;
+        // A running total: only this channel has changed, of hundreds maybe.
+        self.core.waiting_bytes = self.core.waiting_bytes - waited + slot.channel.waiting_bytes();
         if slot.channel.is_idle() {
             self.channels.remove(topic);
             if self.channels.is_empty() {
@@ -503,6 +494,7 @@ impl Core {
                 let claims = slot.channel.claims()?;
                 let entered = slot.entered.as_mut()?;
                 entered.registration.renew(claims.clone());
+                entered.observer.iter().chain(&entered.named).for_each(|it| it.renew(claims.clone()));
                 let room = entered.subscription.room();
                 if let (Some(cursor), Some(id)) = (&mut entered.cursor, &self.client) {
                     // The position of one user must not be moved by another.

@@ -187,6 +187,11 @@ impl Listener {
     pub async fn recv(&mut self) -> Option<(Room, Message)> {
         self.queue.recv().await
     }
+    /// A handle that changes what this listener receives.
+    #[must_use]
+    pub fn handle(&self) -> SubscriptionHandle {
+        self.subscription.handle()
+    }
     /// The id that [`Hub::publish`] takes to exclude this listener.
     #[must_use]
     pub fn id(&self) -> SubscriberId {

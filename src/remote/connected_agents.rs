@@ -3,6 +3,7 @@
 //! A state and not a queue, so no event can be lost: the changes are a set of ids, bounded by the connected agents,
 //! and a reader gets the current state of each. A channel that leaves, closes or loses its right is removed at once,
 //! because it holds a [`PresenceGuard`].
+use super::observers::Observers;
 use crate::{
     auth::{Claims, Denied, Principal},
     hub::{Room, SubscriberId},
@@ -16,6 +17,29 @@ use std::{
 };
 use tokio::sync::Notify;
 
+/// Bytes of the metadata of one agent, which the daemon keeps parsed and shows to its org.
+pub(super) const META_BYTES_MAX: usize = 64 << 10;
+
+/// Why an agent cannot connect.
+#[derive(Debug, thiserror::Error)]
+pub enum NotConnected {
+    /// It belongs to another org than the token.
+    #[error(transparent)]
+    Denied(#[from] Denied),
+    /// Its metadata is too large.
+    #[error("the presence of an agent has at most {META_BYTES_MAX} bytes")]
+    TooLarge,
+}
+
+/// The bytes of the metadata of an agent as JSON.
+///
+/// # Errors
+/// [`NotConnected::TooLarge`].
+pub(super) fn check_size(meta: &Map<String, Value>) -> Result<usize, NotConnected> {
+    let bytes = serde_json::to_vec(meta).map_or(usize::MAX, |text| text.len());
+    if bytes > META_BYTES_MAX { Err(NotConnected::TooLarge) } else { Ok(bytes) }
+}
+
 /// The connected agents of a daemon. Clones share one list.
 #[derive(Clone, Debug, Default)]
 pub struct ConnectedAgents(Arc<Inner>);
@@ -25,6 +49,7 @@ struct Inner {
     state: Mutex<State>,
     /// The org of each agent that is registered or has a definition.
     orgs: RwLock<HashMap<AgentId, OrgId>>,
+    observers: Observers,
     wake: Notify,
 }
 
@@ -102,9 +127,37 @@ impl ConnectedAgents {
         self.0.state.lock().connected.keys().cloned().collect()
     }
 
-    /// Sets the org of agents, connected or not.
+    /// Sets the org of agents, connected or not. Channels without a right to the rooms of those that changed end.
     pub fn set_orgs(&self, orgs: impl IntoIterator<Item = (AgentId, OrgId)>) {
-        self.0.orgs.write().extend(orgs);
+        let changed: Vec<_> = {
+            let mut known = self.0.orgs.write();
+            let is_new = |(agent, org): &(AgentId, OrgId)| {
+                known.insert(agent.clone(), org.clone()) != Some(org.clone())
+            };
+            orgs.into_iter().filter(is_new).collect()
+        };
+        // Written first: a channel that enters meanwhile is in the list already, or reads the new org.
+        changed.iter().for_each(|(agent, org)| self.0.observers.judge(agent, org));
+    }
+
+    /// Whether the agent is registered or has a definition, as far as this daemon knows.
+    #[must_use]
+    pub fn is_registered(&self, agent: &AgentId) -> bool {
+        self.0.orgs.read().contains_key(agent)
+    }
+
+    /// Whether the agent is registered in this org or has a definition there, connected or not.
+    pub(super) fn is_of(&self, agent: &str, org: &OrgId) -> bool {
+        agent.parse::<AgentId>().is_ok_and(|agent| self.0.orgs.read().get(&agent) == Some(org))
+    }
+
+    /// Agents whose rooms are heard here although nobody knows their org, at most `max`.
+    pub(super) fn heard_unregistered(&self, max: usize) -> Vec<AgentId> {
+        self.0.observers.heard(max, |agent| !self.is_registered(agent))
+    }
+
+    pub(super) fn observers(&self) -> &Observers {
+        &self.0.observers
     }
 
     /// The org of an agent: the registered one, else that of its connection. `None` if the agent is unknown.
@@ -133,11 +186,13 @@ impl ConnectedAgents {
     ) -> Result<PresenceGuard, Denied> {
         let (owner, org) = (self.0.orgs.read().get(&agent).cloned(), connection.org());
         let principal = Principal::of(connection.claims.clone());
-        owner.map_or(Ok(()), |owner| principal.may_be(&agent, &owner))?;
+        owner.as_ref().map_or(Ok(()), |owner| principal.may_be(&agent, owner))?;
         let mut state = self.0.state.lock();
         let connections = state.connected.entry(agent.clone()).or_default();
-        // Until the agent is registered, it belongs to the org that connected first.
-        if let Some(other) = connections.iter().map(AgentConnection::org).find(|other| *other != org) {
+        // Until the agent is registered, it belongs to the org that connected first. One that connected before the agent
+        // was registered in another org is about to end.
+        let first = connections.iter().map(AgentConnection::org).find(|other| *other != org);
+        if let Some(other) = first.filter(|_| owner.is_none()) {
             principal.may_be(&agent, &other)?;
         }
         let guard = PresenceGuard { list: self.clone(), agent, channel: connection.channel };
@@ -146,6 +201,10 @@ impl ConnectedAgents {
         // Notify without the lock: the reader takes it first thing.
         drop(state);
         self.0.wake.notify_one();
+        // The org of a service token says nothing about the agent.
+        if !principal.is_service() && !self.is_registered(&guard.agent) {
+            self.0.observers.judge(&guard.agent, &org);
+        }
         Ok(guard)
     }
 
@@ -168,7 +227,7 @@ impl ConnectedAgents {
 /// token is neither that agent's nor the service's.
 pub(super) fn agent_of(room: &Room, claims: &Claims) -> Option<AgentId> {
     let agent: AgentId = room.topic.as_str().strip_prefix("agent:")?.parse().ok()?;
-    let own = claims.may_negotiate() && claims.agent_id.as_ref() == Some(&agent);
+    let own = claims.may_act() && claims.agent_id.as_ref() == Some(&agent);
     let entitled = claims.is_service() || own;
     (!room.private && entitled).then_some(agent)
 }

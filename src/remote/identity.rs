@@ -5,21 +5,24 @@
 //! sends about tasks in its own room is delivered there; what others send about tasks goes only to the daemon, so
 //! that no one in a public room can impersonate the daemon.
 use super::{
-    connected_agents::{AgentConnection, ConnectedAgents, PresenceGuard, agent_of},
+    connected_agents::{
+        AgentConnection, ConnectedAgents, META_BYTES_MAX, NotConnected, PresenceGuard, agent_of, check_size,
+    },
     coordination::Coordination,
     digest::{self, Digests},
     forbidden,
+    observers::{self, Held, ObserverGuard, Watched},
 };
 use crate::{
-    auth::{Claims, Denied, Principal},
-    hub::{Room, SubscriberId},
+    auth::{Claims, Principal},
+    hub::{Room, SubscriberId, SubscriptionHandle},
     id::{AgentId, ConnId, OrgId},
     presence::Tracker,
     task::{Error, TaskReader},
     wire::Payload,
 };
 use std::sync::Arc;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 /// Checks identities and queues messages for the daemon. Clones share one state.
 #[derive(Clone)]
@@ -177,7 +180,8 @@ impl Identity {
         agent: &AgentId,
     ) -> Result<(), Error> {
         let connected = &self.0.connected;
-        if connected.org_of(agent).is_none() {
+        // Also of one that is merely connected: another daemon may have registered it for another org.
+        if !connected.is_registered(agent) {
             match tasks.agent(agent).await {
                 Ok(status) => connected.set_orgs([(agent.clone(), status.org)]),
                 Err(Error::UnknownAgent(_)) => {}
@@ -234,36 +238,88 @@ impl Identity {
             return None;
         }
         // A token of another org is no agent of this one, whatever its `agent_id`.
-        let same_org = self.owner(room).is_none_or(|org| claims.org.clone().unwrap_or_default() == org);
-        let own = claims.agent_id.as_ref().filter(|_| same_org && claims.may_negotiate());
-        let own = own.map(AgentId::as_str);
-        if let Some(agent) = agent.filter(|agent| Some(*agent) != own) {
+        let owner = self.owner(room);
+        let of = owner.clone().unwrap_or_else(|| claims.org.clone().unwrap_or_default());
+        if let Some(agent) = agent.filter(|agent| !observers::is_own(claims, agent, &of)) {
             return Some(format!("agent_id {agent:?} may be said here only with that agent's token"));
         }
-        let taken =
-            room.topic.as_str().strip_prefix("agent:") == Some(key) || self.0.tracker.is_hosted(room, key);
-        (taken && own != Some(key))
-            .then(|| format!("the presence key {key:?} is an agent's and needs that agent's token"))
+        // An agent that is not connected keeps its key, too.
+        let taken = match room.topic.as_str().split_once(':') {
+            Some(("agent", name)) => name == key,
+            _ => owner.is_some_and(|org| self.0.connected.is_of(key, &org)),
+        };
+        let taken = taken || self.0.tracker.is_hosted(room, key);
+        (taken && !observers::is_own(claims, key, &of)).then(|| taken_key(key))
+    }
+
+    /// Watches a channel in the room of an agent, and ends it once the agent is known to be of another org. `None` where
+    /// everybody may hear.
+    #[must_use]
+    pub fn observe(
+        &self,
+        room: &Room,
+        claims: &Arc<Claims>,
+        handle: SubscriptionHandle,
+        wake: Arc<Notify>,
+    ) -> Option<ObserverGuard> {
+        if self.0.observers_open || !Coordination::is_agents_room(room) {
+            return None;
+        }
+        let agent: AgentId = room.topic.as_str().strip_prefix("agent:")?.parse().ok()?;
+        Some(self.watch(agent, Held::Room, Watched { claims: claims.clone(), handle, wake }))
+    }
+
+    /// Watches a channel that is present in the room of an org under a key, and ends it once an agent of the org has this
+    /// id. `None` if no agent can have it.
+    #[must_use]
+    pub fn observe_key(
+        &self,
+        room: &Room,
+        key: &str,
+        claims: &Arc<Claims>,
+        handle: SubscriptionHandle,
+        wake: Arc<Notify>,
+    ) -> Option<ObserverGuard> {
+        let org = room.topic.as_str().strip_prefix("org:").filter(|_| Coordination::is_agents_room(room))?;
+        let (org, agent) = (org.parse().ok()?, key.parse().ok()?);
+        Some(self.watch(agent, Held::Key(org), Watched { claims: claims.clone(), handle, wake }))
+    }
+
+    pub(super) fn watch(&self, agent: AgentId, held: Held, watched: Watched) -> ObserverGuard {
+        ObserverGuard::new(&self.0.connected, agent, held, watched)
+    }
+
+    /// Why an agent may not track so many bytes in its room; `None` if it may, or if the bearer is not that agent.
+    #[must_use]
+    pub fn oversized_presence(&self, room: &Room, claims: &Claims, bytes: usize) -> Option<String> {
+        agent_of(room, claims)?;
+        (bytes > META_BYTES_MAX).then(|| NotConnected::TooLarge.to_string())
     }
 
     /// Connects the agent of this room, or updates its connection in `guard`. Does nothing if the bearer is not
     /// that agent.
     ///
     /// # Errors
-    /// [`Denied`] if the agent belongs to another org.
+    /// [`NotConnected`]. A connection that was there before stays as it was.
     pub fn connect(
         &self,
         guard: &mut Option<PresenceGuard>,
         room: &Room,
         connection: AgentConnection,
-    ) -> Result<(), Denied> {
+    ) -> Result<(), NotConnected> {
         let Some(agent) = agent_of(room, &connection.claims) else { return Ok(()) };
+        check_size(&connection.meta)?;
         match guard {
             Some(guard) => guard.update(connection),
             None => *guard = Some(self.0.connected.connect(agent, connection)?),
         }
         Ok(())
     }
+}
+
+/// Why a presence key is refused.
+fn taken_key(key: &str) -> String {
+    format!("the presence key {key:?} is an agent's and needs that agent's token")
 }
 
 #[cfg(test)]

@@ -5,12 +5,13 @@
 //! lease after its last request; then its connection ends at once. An inbox keeps each message until the next poll
 //! confirms it, bounded in messages and bytes: the oldest are evicted first, and the agent gets their number.
 use super::{
-    connected_agents::{AgentConnection, ConnectedAgents, PresenceGuard},
+    connected_agents::{AgentConnection, ConnectedAgents, NotConnected, PresenceGuard, check_size},
     coordination::Coordination,
     identity::Identity,
+    observers::{Held, ObserverGuard, Watched},
 };
 use crate::{
-    auth::{Claims, Denied, Principal},
+    auth::{Claims, Principal},
     hub::{Hub, Listener, Message, Room, SubscriberId, memory::Charge},
     id::{AgentId, ConnId, OrgId, Topic},
     scope::{OnExit, Scope},
@@ -41,6 +42,9 @@ const INBOXES_MAX: usize = 10_000;
 /// Messages of one inbox, and their bytes.
 const MESSAGES_MAX: usize = 1_000;
 const BYTES_MAX: usize = 1 << 20;
+/// Memory of one value of the metadata beside its text, and of one object.
+const VALUE_BYTES: usize = 32;
+const OBJECT_BYTES: usize = 640;
 /// Messages between the room and one inbox.
 const LISTEN_MAX: usize = 256;
 
@@ -59,6 +63,8 @@ struct Inbox {
     channel: SubscriberId,
     state: Mutex<State>,
     changed: Notify,
+    /// Notified when the observer must end.
+    observer_wake: Arc<Notify>,
     /// Cancelled when the agent disconnects.
     closed: CancellationToken,
 }
@@ -66,6 +72,7 @@ struct Inbox {
 struct State {
     /// `None` once the inbox is closed.
     guard: Option<PresenceGuard>,
+    observer: ObserverGuard,
     org: OrgId,
     lease: Duration,
     until: Instant,
@@ -73,7 +80,9 @@ struct State {
     last_seq: u64,
     messages: VecDeque<InboxMessage>,
     bytes: usize,
-    /// Counts `bytes` with the memory of all clients.
+    /// Memory of the agent's metadata.
+    meta_bytes: usize,
+    /// Counts both with the memory of all clients.
     charge: Option<Charge>,
     dropped: u64,
 }
@@ -81,9 +90,23 @@ struct State {
 impl State {
     /// Updates the charge; false if the memory of all clients has no room for it.
     fn fits(&mut self) -> bool {
-        let bytes = self.bytes;
+        let bytes = self.bytes + self.meta_bytes;
         self.charge.as_mut().is_none_or(|charge| charge.fits(bytes))
     }
+}
+
+/// The memory of an agent's metadata: its text and what the parsed values take beside it, twice, because its org sees a
+/// copy in the presence of its room.
+fn meta_bytes(meta: &Map<String, Value>) -> Result<usize, NotConnected> {
+    fn values(value: &Value) -> usize {
+        match value {
+            Value::Array(list) => VALUE_BYTES + list.iter().map(values).sum::<usize>(),
+            Value::Object(members) => OBJECT_BYTES + members.values().map(values).sum::<usize>(),
+            _ => VALUE_BYTES,
+        }
+    }
+    let text = check_size(meta)?;
+    Ok(2 * (text + OBJECT_BYTES + meta.values().map(values).sum::<usize>()))
 }
 
 /// One message of an inbox.
@@ -111,12 +134,15 @@ pub struct InboxPage {
 /// Why an agent cannot connect by HTTP.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// It belongs to another org than the token.
+    /// It belongs to another org than the token, or its metadata is too large.
     #[error(transparent)]
-    Denied(#[from] Denied),
+    NotConnected(#[from] NotConnected),
     /// Too many inboxes are open.
     #[error("too many agents are connected by HTTP; try again later")]
     Full,
+    /// The memory of all clients has no room for the metadata.
+    #[error("clients hold too much memory; try again later")]
+    NoMemory,
 }
 
 /// Why a message was not sent.
@@ -155,6 +181,7 @@ impl Inboxes {
         lease: Duration,
     ) -> Result<(), OpenError> {
         let lease = lease.clamp(INBOX_LEASE_MIN, INBOX_LEASE_MAX);
+        let meta_bytes = meta_bytes(&meta)?;
         let mut inboxes = self.0.inboxes.lock();
         let principal = Principal::of(claims.clone());
         // The org of a service token says nothing about the agent that it acts as.
@@ -163,9 +190,19 @@ impl Inboxes {
         let meta = Arc::new(meta);
         if let Some(inbox) = inboxes.get(agent).filter(|inbox| !inbox.closed.is_cancelled()) {
             let mut state = inbox.state.lock();
-            if let Some(guard) = &state.guard {
-                principal.may_be(agent, &state.org)?;
-                guard.update(AgentConnection { channel: inbox.channel, claims, meta });
+            // One that is about to end, because it is of another org, is replaced.
+            let is_open = state.guard.is_some() && !state.observer.must_end();
+            if is_open {
+                principal.may_be(agent, &state.org).map_err(NotConnected::from)?;
+                let before = std::mem::replace(&mut state.meta_bytes, meta_bytes);
+                if !state.fits() {
+                    state.meta_bytes = before;
+                    return Err(OpenError::NoMemory);
+                }
+            }
+            if let Some(guard) = state.guard.as_ref().filter(|_| is_open) {
+                guard.update(AgentConnection { channel: inbox.channel, claims: claims.clone(), meta });
+                state.observer.renew(claims);
                 (state.lease, state.until) = (lease, Instant::now() + lease);
                 return Ok(());
             }
@@ -173,11 +210,19 @@ impl Inboxes {
         if inboxes.len() >= INBOXES_MAX {
             return Err(OpenError::Full);
         }
+        let mut charge = self.0.hub.charge();
+        if charge.as_mut().is_some_and(|charge| !charge.fits(meta_bytes)) {
+            return Err(OpenError::NoMemory);
+        }
         let listener = self.0.hub.listen(Room::public(Topic::agent(agent)), LISTEN_MAX);
         let channel = listener.id();
-        let guard = self.connected().connect(agent.clone(), AgentConnection { channel, claims, meta })?;
+        let connection = AgentConnection { channel, claims: claims.clone(), meta };
+        let guard = self.connected().connect(agent.clone(), connection).map_err(NotConnected::from)?;
+        let observer_wake = Arc::new(Notify::new());
+        let watched = Watched { claims, handle: listener.handle(), wake: observer_wake.clone() };
         let state = State {
             guard: Some(guard),
+            observer: self.0.identity.watch(agent.clone(), Held::Room, watched),
             org,
             lease,
             until: Instant::now() + lease,
@@ -185,11 +230,13 @@ impl Inboxes {
             last_seq: 0,
             messages: VecDeque::new(),
             bytes: 0,
-            charge: self.0.hub.charge(),
+            meta_bytes,
+            charge,
             dropped: 0,
         };
         let (changed, closed) = (Notify::new(), self.0.scope.stopping().child_token());
-        let inbox = Arc::new(Inbox { channel, state: Mutex::new(state), changed, closed });
+        let inbox = Inbox { channel, state: Mutex::new(state), changed, observer_wake, closed };
+        let inbox = Arc::new(inbox);
         inboxes.insert(agent.clone(), inbox.clone());
         // Unlock before the spawn: the new task takes this lock when it ends.
         drop(inboxes);
@@ -325,6 +372,8 @@ impl Inbox {
             tokio::select! {
                 biased;
                 () = self.closed.cancelled() => break,
+                // Before the queue: the agent is of another org, whose messages may be in it.
+                () = self.observer_wake.notified() => if self.state.lock().observer.must_end() { break },
                 received = listener.recv() => match received {
                     Some((_, message)) => self.put(&message),
                     None => break,
@@ -484,6 +533,7 @@ mod tests {
         assert_eq!((got.messages.len(), got.dropped), (2, 2));
         assert!(memory.state().0 > 8000, "kept messages are counted");
         assert_eq!(inboxes.collect(&agent, 4, Instant::now()).await.unwrap().messages.len(), 0);
-        assert_eq!(memory.state(), (0, 10_000, false), "confirmed, and no client was evicted");
+        let meta = meta_bytes(&Map::new()).unwrap();
+        assert_eq!(memory.state(), (meta, 10_000, false), "confirmed, and no client was evicted");
     }
 }

@@ -6,6 +6,7 @@
 //! | `execute` | what each command does, and for whom |
 //! | `dispatch` | the order in which commands of websockets run, and the answers |
 //! | `coordination`, `identity` | messages on agents' rooms, and the one check of their sender and recipient |
+//! | `observers` | channels that end when an agent turns out to be of another org |
 //! | `connected_agents`, `registration` | which agents are connected, and their registration with the negotiation |
 //! | `inbox` | agents that are connected by HTTP |
 //! | `publisher`, `notifications`, `announcements` | what the daemon itself sends on agents' rooms |
@@ -24,11 +25,12 @@ mod execute;
 mod identity;
 mod inbox;
 mod notifications;
+mod observers;
 mod publisher;
 mod registration;
 
 pub use command::{AgentCommand, AssignmentCommand, Message, RequesterCommand, no_cancel_reason};
-pub use connected_agents::{AgentConnection, ConnectedAgents, PresenceGuard};
+pub use connected_agents::{AgentConnection, ConnectedAgents, NotConnected, PresenceGuard};
 pub use coordination::Coordination;
 pub use digest::is_digest_room;
 pub use execute::{RemoteCommand, Reply, execute};
@@ -36,6 +38,7 @@ pub use identity::{BroadcastSource, Identity, Relay};
 pub use inbox::{
     INBOX_LEASE, INBOX_LEASE_MAX, INBOX_LEASE_MIN, InboxMessage, InboxPage, Inboxes, OpenError, SendError,
 };
+pub use observers::ObserverGuard;
 pub use registration::Admission;
 
 use crate::{

@@ -31,6 +31,8 @@ const INTERVAL: Duration = Duration::from_secs(1);
 const RETRY_INTERVAL: Duration = Duration::from_millis(200);
 /// Agents that are registered or deregistered concurrently.
 const CONCURRENT_MAX: usize = 4;
+/// Unknown agents whose orgs are read in one statement.
+const HEARD_MAX: usize = 1000;
 /// Most `slots` of an agent.
 const SLOTS_MAX: u64 = 1000;
 /// Most capabilities of an agent, and the longest of them and of its description in bytes.
@@ -120,6 +122,7 @@ impl RegistrationReconciler {
         let changed = self.deps.connected.take_changes();
         let mut agents = changed.clone();
         if all {
+            self.learn_heard().await;
             agents.extend(self.deps.connected.agents());
             agents.extend(self.registrations.keys().cloned());
             self.refused.retain(|agent, _| self.deps.connected.latest(agent).is_some());
@@ -193,6 +196,19 @@ impl RegistrationReconciler {
     async fn learn_org(&self, agent: &AgentId) {
         if let Ok(status) = self.deps.tasks.agent(agent).await {
             self.deps.connected.set_orgs([(agent.clone(), status.org)]);
+        }
+    }
+
+    /// Reads the orgs of agents that another daemon may have registered and whose rooms are heard here.
+    async fn learn_heard(&self) {
+        let heard = self.deps.connected.heard_unregistered(HEARD_MAX);
+        if heard.is_empty() {
+            return;
+        }
+        match self.deps.tasks.orgs_of(&heard).await {
+            Ok(orgs) => self.deps.connected.set_orgs(orgs),
+            // It is tried again in a second.
+            Err(error) => tracing::debug!(%error, "failed to read the orgs of agents"),
         }
     }
 

@@ -1,4 +1,4 @@
-use super::*;
+use super::{waiting::FRAME_BYTES, *};
 use crate::access::{Grant, Rights};
 use crate::wire::{Version, decode_text};
 use chrono::DateTime;
@@ -220,6 +220,21 @@ fn write_without_the_right_is_refused_and_the_channel_stays() {
     assert!(!bench.channel.is_idle());
 }
 
+#[test]
+fn waiting_frames_count_with_the_memory_that_they_take() {
+    let mut bench = Bench::new();
+    bench.on(frame("1", "1", "phx_join", json!({"config": {}})));
+    for waiting in 1..4 {
+        bench.on(frame("1", "2", "broadcast", json!({})));
+        assert!(
+            bench.channel.waiting_bytes() > waiting * FRAME_BYTES,
+            "not the two bytes of a payload alone"
+        );
+    }
+    bench.on(ChannelEvent::Checked(Ok(admitted(Grant::ALL))));
+    assert_eq!(bench.channel.waiting_bytes(), 0);
+}
+
 fn events() -> impl Strategy<Value = Vec<u8>> {
     proptest::collection::vec(0u8..19, 0..60)
 }
@@ -259,6 +274,8 @@ proptest! {
                 }
                 prop_assert!((0..=1).contains(&inside));
             }
+            let waiting: usize = bench.channel.waiting.iter().map(frame_bytes).sum();
+            prop_assert_eq!(bench.channel.waiting_bytes(), waiting);
         }
         // Finishes what is still pending.
         for _ in 0..200 {

@@ -21,8 +21,7 @@ impl Session {
 
     /// Charges the frames that wait in its channels. Closes the socket if it exceeds its memory limit.
     pub(super) fn count_waiting(&mut self) {
-        let waiting = self.channels.values().map(|slot| slot.channel.waiting_bytes()).sum();
-        if self.core.waiting.resize(waiting).is_err() {
+        if self.core.waiting.resize(self.core.waiting_bytes).is_err() {
             self.core.close = Some(CLOSE_NO_ROOM);
         }
     }
@@ -32,7 +31,7 @@ impl Core {
     /// Charges the payload of a join or of a new token: the presence key, the token and the filters in it live as long
     /// as the channel. Closes the socket, and returns false, if it exceeds a memory limit.
     pub(super) fn charge_join(&mut self, slot: &mut Slot, frame: &Inbound) -> bool {
-        let bytes = join_bytes(&frame.payload);
+        let bytes = parsed_bytes(&frame.payload);
         let join_bytes = match frame.event.as_str() {
             "phx_join" if bytes < JOIN_BYTES_MIN => 0,
             "phx_join" => bytes,
@@ -63,9 +62,9 @@ impl Core {
     }
 }
 
-/// The memory of a join: its text, and the parsed objects of its row changes, which live as long as the channel. Braces
-/// within texts count, too.
-fn join_bytes(payload: &Payload) -> usize {
+/// The memory of a join: its text, and the parsed objects of its row changes, which live as long as the channel. So does
+/// what an agent tracks in its room. Braces within texts count, too.
+pub(super) fn parsed_bytes(payload: &Payload) -> usize {
     let objects = match payload {
         Payload::Json(json) => json.iter().filter(|byte| **byte == b'{').count(),
         Payload::User { .. } => 0,
@@ -96,8 +95,8 @@ mod tests {
             Payload::Json(format!(r#"{{"config":{{"postgres_changes":[{items}]}}}}"#).into())
         };
         let ordinary = payload(3);
-        assert_eq!(join_bytes(&ordinary), ordinary.size());
+        assert_eq!(parsed_bytes(&ordinary), ordinary.size());
         let large = payload(1000);
-        assert_eq!(join_bytes(&large), large.size() + 994 * OBJECT_BYTES);
+        assert_eq!(parsed_bytes(&large), large.size() + 994 * OBJECT_BYTES);
     }
 }

@@ -3,7 +3,7 @@ use super::{Core, Entered, Slot, throttle::Call};
 use crate::{
     gateway::Rejection,
     hub::Message,
-    remote::{AgentConnection, BroadcastSource},
+    remote::{AgentConnection, BroadcastSource, NotConnected},
     wire::Payload,
 };
 use serde_json::Value;
@@ -50,17 +50,23 @@ impl Core {
                     self.shared.refused(Some(&room), room.topic.as_str(), Some(self.conn), refused);
                     return;
                 }
-                let channel = entered.subscription.id();
+                let (channel, handle) = (entered.subscription.id(), entered.subscription.handle());
+                entered.named =
+                    self.shared.identity.observe_key(&room, &key, &claims, handle, self.wake.clone());
                 let connection = AgentConnection { channel, claims, meta: Arc::new(meta.clone()) };
-                if let Err(denied) = self.shared.identity.connect(&mut entered.agent, &room, connection) {
-                    let refused = Rejection::push("presence", "impostor", &denied.to_string());
+                if let Err(why) = self.shared.identity.connect(&mut entered.agent, &room, connection) {
+                    let code = match why {
+                        NotConnected::Denied(_) => "impostor",
+                        NotConnected::TooLarge => "too_large",
+                    };
+                    let refused = Rejection::push("presence", code, &why.to_string());
                     self.shared.refused(Some(&room), room.topic.as_str(), Some(self.conn), refused);
                     return;
                 }
                 entered.member.track(key, meta).await;
             }
             Call::Untrack => {
-                entered.agent = None;
+                (entered.agent, entered.named) = (None, None);
                 entered.member.untrack();
             }
         }

@@ -1,9 +1,10 @@
 //! Enters the room of a channel and resumes the client's position there.
-use super::{Core, Entered, Session, Slot};
+use super::{Core, Session, Slot};
 use crate::{
     changes::{ChangeSubscription, Listener},
     gateway::{
         channel::system,
+        channel_registry::Registration,
         replay,
         resume::{self, HeartbeatProof},
     },
@@ -12,10 +13,29 @@ use crate::{
         history::{HistoryJoin, ResumeCursor},
     },
     id::Topic,
+    presence::PresenceHandle,
+    remote::{ObserverGuard, PresenceGuard},
     scope::OnExit,
     wire::{Ref, socket, text},
 };
 use tokio::time::Instant;
+
+/// The resources of a joined channel. Dropping it leaves the room.
+pub(super) struct Entered {
+    /// Its agent's connection. The first field, because fields drop in order: the agent disconnects first.
+    pub(super) agent: Option<PresenceGuard>,
+    /// Watches its right to the room of an agent.
+    pub(super) observer: Option<ObserverGuard>,
+    /// Watches its right to a presence key in the room of an org.
+    pub(super) named: Option<ObserverGuard>,
+    pub(super) registration: Registration,
+    /// The resume position of a client with `client_id`, in a room with a history.
+    pub(super) cursor: Option<ResumeCursor>,
+    /// Its row changes.
+    pub(super) row_changes: Option<ChangeSubscription>,
+    pub(super) member: PresenceHandle,
+    pub(super) subscription: Subscription,
+}
 
 impl Session {
     /// Handles a pong.
@@ -89,10 +109,21 @@ impl Core {
             self.account.belongs_to(claims.org.as_ref());
         }
         let (id, handle) = (subscription.id(), (subscription.handle(), self.wake.clone()));
+        let (observed, woken) = (subscription.handle(), self.wake.clone());
+        let observer = self.shared.identity.observe(&room, &claims, observed, woken);
         let registration = self.shared.directory.enter(room.clone(), id, self.conn, (key, claims), handle);
         let member = tracker.member(room, id);
         let row_changes = None;
-        slot.entered = Some(Entered { agent: None, registration, cursor, row_changes, member, subscription });
+        slot.entered = Some(Entered {
+            agent: None,
+            observer,
+            named: None,
+            registration,
+            cursor,
+            row_changes,
+            member,
+            subscription,
+        });
         self.joined += 1;
         self.shared.metrics.joins.inc();
         self.shared.metrics.channels.inc();

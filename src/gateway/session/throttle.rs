@@ -1,6 +1,6 @@
 //! Throttles a session: refuses frames over a rate, coalesces presence calls, and sends the
 //! notices about both.
-use super::{Core, Session, Slot, Timer};
+use super::{Core, Session, Slot, Timer, memory::parsed_bytes};
 use crate::gateway::{
     Rejection,
     channel::ChannelEvent,
@@ -9,7 +9,7 @@ use crate::gateway::{
 };
 use crate::{
     hub::SubscriberId,
-    remote::Coordination,
+    remote::{Coordination, ObserverGuard, is_digest_room},
     wire::{Inbound, Payload},
 };
 use serde::Deserialize;
@@ -56,14 +56,30 @@ pub(super) enum Call {
 }
 
 impl Session {
-    /// Ends the channels of this socket that received a broadcast over the limit of Supabase mode.
-    pub(in crate::gateway) async fn end_over_limit(&mut self) {
-        let is_cut =
-            |slot: &Slot| slot.entered.as_ref().is_some_and(|entered| entered.registration.take_over_limit());
-        let cut = self.channels.iter().filter(|(_, slot)| is_cut(slot)).map(|(topic, _)| topic.clone());
-        for topic in cut.collect::<Vec<_>>() {
-            self.run(&topic, ChannelEvent::Shutdown("Too many messages per second".into())).await;
+    /// Ends the channels of this socket that received a broadcast over the limit of Supabase mode, or have no right to
+    /// their room or presence key any more.
+    pub(in crate::gateway) async fn end_marked(&mut self) {
+        let marked =
+            self.channels.iter().filter_map(|(topic, slot)| Some((topic.clone(), end_reason(slot)?)));
+        for (topic, reason) in marked.collect::<Vec<_>>() {
+            self.run(&topic, ChannelEvent::Shutdown(reason)).await;
         }
+    }
+}
+
+/// Why a channel must end; `None` if it need not.
+fn end_reason(slot: &Slot) -> Option<String> {
+    let entered = slot.entered.as_ref()?;
+    let is_lost = |it: &Option<ObserverGuard>| it.as_ref().is_some_and(ObserverGuard::must_end);
+    let topic = slot.channel.sub_topic();
+    if entered.registration.take_over_limit() {
+        Some("Too many messages per second".into())
+    } else if is_lost(&entered.observer) {
+        Some(format!("You no longer have permission to read from this Channel topic: {topic}"))
+    } else if is_lost(&entered.named) {
+        Some(format!("You no longer have permission to use this presence key: {topic}"))
+    } else {
+        None
     }
 }
 
@@ -74,12 +90,15 @@ impl Core {
             return ChannelEvent::Frame(frame);
         }
         let (rates, now) = (&self.shared.rates, Instant::now());
-        if let Some(why) = self.spoofed_presence(slot, &frame) {
-            return ChannelEvent::Rejection(frame, "impostor", why);
+        if let Some((code, why)) = self.refused_presence(slot, &frame) {
+            return ChannelEvent::Rejection(frame, code, why);
         }
         // The key is part of each presence message.
         let presence_bytes = frame.payload.size() + slot.channel.presence_key_bytes();
-        if frame.event == "presence" && !self.charge_presence(slot, presence_bytes) {
+        // What an agent tracks in its room is kept in its parsed form, too.
+        let is_agents = slot.channel.sub_topic().starts_with("agent:");
+        let parsed = if is_agents { parsed_bytes(&frame.payload) } else { 0 };
+        if frame.event == "presence" && !self.charge_presence(slot, presence_bytes.max(parsed)) {
             let why = "Presence takes too much memory: say less, or on fewer channels";
             return ChannelEvent::Rejection(frame, "memory", why.to_owned());
         }
@@ -102,19 +121,23 @@ impl Core {
         }
     }
 
-    /// Why a presence call is refused in a room of agents; `None` if it is not.
-    fn spoofed_presence(&self, slot: &Slot, frame: &Inbound) -> Option<String> {
+    /// Code and reason with which a presence call is refused in a room of agents; `None` if it is not.
+    fn refused_presence(&self, slot: &Slot, frame: &Inbound) -> Option<(&'static str, String)> {
         let entered = slot.entered.as_ref().filter(|_| frame.event == "presence")?;
         let room = entered.subscription.room();
-        if !Coordination::is_agents_room(room) {
+        if !Coordination::is_agents_room(room) && !is_digest_room(room) {
             return None;
         }
         let Payload::Json(json) = &frame.payload else { return None };
+        let (key, claims) = slot.channel.who()?;
+        if let Some(why) = self.shared.identity.oversized_presence(room, &claims, json.len()) {
+            return Some(("too_large", why));
+        }
         // The state machine refuses what cannot be parsed.
         let agent = serde_json::from_slice::<Claimed>(json).ok().and_then(|it| it.payload?.agent_id);
         let agent = agent.as_ref().map(|agent| agent.as_str().unwrap_or_default());
-        let (key, claims) = slot.channel.who()?;
-        self.shared.identity.spoofed_presence(room, &claims, &key, agent)
+        let why = self.shared.identity.spoofed_presence(room, &claims, &key, agent)?;
+        Some(("impostor", why))
     }
 
     /// In Supabase mode: whether `events` more presence events exceed the limit, with the deliveries since the last

@@ -113,6 +113,19 @@ impl TaskReader {
     }
 }
 
+impl TaskReader {
+    /// The orgs of those of these agents that are registered.
+    ///
+    /// # Errors
+    /// `Unavailable` while the database does not answer.
+    pub async fn orgs_of(&self, agents: &[AgentId]) -> Result<Vec<(AgentId, OrgId)>, Error> {
+        let ids: Vec<&str> = agents.iter().map(AgentId::as_str).collect();
+        let rows = self.query(sql!("orgs_of_agents"), &[&ids]).await?;
+        let read = |row: &Row| Some((rows::agent(row, "id").ok()??, rows::org(row).ok()?));
+        Ok(rows.iter().filter_map(read).collect())
+    }
+}
+
 fn announcement(row: &Row) -> Result<Announcement, Unreadable> {
     Ok(Announcement {
         id: rows::task_id(row, "id")?,

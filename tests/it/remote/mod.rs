@@ -10,6 +10,7 @@ mod identity;
 mod identity_fuzz;
 mod life;
 mod messages;
+mod observers;
 mod rights;
 mod values;
 
