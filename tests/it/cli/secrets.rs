@@ -21,6 +21,26 @@ const MODEL_KEY: &str = "sk-model-5ecret-key";
 const HOOK_SECRET: &str = "hook-5ecret-value";
 const API_KEY: &str = "sb_secret_5ecret0123456789";
 
+/// What is asked with the service's token, and with refused keys.
+const PATHS: [&str; 16] = [
+    "/health",
+    "/metrics",
+    "/v1/agents",
+    "/v1/agents/model/definition",
+    "/v1/agents/web/definition",
+    "/v1/agents/web/definition?version=1",
+    "/v1/channels",
+    "/v1/doctor",
+    "/v1/events",
+    "/v1/overview",
+    "/v1/providers",
+    "/v1/series",
+    "/v1/settings",
+    "/v1/spend",
+    "/v1/tasks",
+    "/v1/triggers",
+];
+
 /// A daemon with a secret of each kind that logs at the most verbose level.
 struct VerboseDaemon {
     folder: tempfile::TempDir,
@@ -175,20 +195,35 @@ async fn check_all_output(daemon: VerboseDaemon, mut secrets: Vec<(&'static str,
     }
     assert!(check_processes(&daemon, &secrets) >= 2);
     let mut said = String::new();
-    for path in ["/health", "/metrics", "/v1/agents", "/v1/channels", "/v1/tasks"] {
+    for path in PATHS {
         said.push_str(&get(&format!("{url}{path}"), &token).await);
         // Errors must not repeat refused keys.
-        said.push_str(&get(&format!("{url}{path}?apikey={token}"), &format!("{token}x")).await);
+        let key = if path.contains('?') { "&apikey" } else { "?apikey" };
+        said.push_str(&get(&format!("{url}{path}{key}={token}"), &format!("{token}x")).await);
         said.push_str(&get(&format!("{url}{path}"), &format!("{API_KEY}x")).await);
     }
     let socket = format!("{url}/realtime/v1/websocket?apikey={token}&vsn=1.0.0");
     said.push_str(&get(&socket, API_KEY).await);
-    for command in
-        [&["task", "list"][..], &["agent", "list"], &["doctor"], &["check"], &["task", "show", "0000"]]
-    {
+    // The settings and the definitions were shown, and name what they do not tell.
+    for shown in ["jwt_secret", "MODEL_KEY", "HOOK_SECRET", "\"findings\""] {
+        assert!(said.contains(shown), "{shown}");
+    }
+    for command in [
+        &["task", "list"][..],
+        &["agent", "list"],
+        &["agent", "show", "model"],
+        &["agent", "show", "model", "--version"],
+        &["agent", "show", "web", "--version", "1"],
+        &["doctor"],
+        &["check"],
+        &["spend"],
+        &["reload"],
+        &["task", "show", "0000"],
+    ] {
         said.push_str(&daemon.run(command, &token));
         said.push_str(&daemon.run(command, "wrong"));
     }
+    let signed_in = sign_in(&daemon, &token).await;
     // A second daemon fails because the address or the data folder is in use.
     let address = url.trim_start_matches("http://").to_owned();
     let listen = if daemon.told["database"]["password_file"].is_null() { &address } else { "127.0.0.1:0" };
@@ -196,6 +231,7 @@ async fn check_all_output(daemon: VerboseDaemon, mut secrets: Vec<(&'static str,
     said.push_str(&text(&convoke(daemon.folder.path(), &second).stderr));
     check("an answer", &said, &secrets);
     let (said, folder) = daemon.stop();
+    secrets.extend(signed_in);
     check("the output or the log", &said, &secrets);
     assert!(said.contains("TRACE"), "the log is verbose");
     check_files(&folder.path().join(".convoke"), &secrets);
@@ -205,6 +241,30 @@ async fn check_all_output(daemon: VerboseDaemon, mut secrets: Vec<(&'static str,
             .flatten()
             .any(|f| f.file_name().to_string_lossy().contains("core"))
     );
+}
+
+/// Signs in to the dashboard: its code, its cookie and its token, which no log may contain.
+async fn sign_in(daemon: &VerboseDaemon, token: &str) -> Vec<(&'static str, String)> {
+    let link = daemon.run(&["dashboard", "--org", "default"], token);
+    let code = link.trim().rsplit_once("#code=").unwrap_or_else(|| panic!("{link}")).1.to_owned();
+    let url = format!("{}/dashboard/session", daemon.url());
+    let client = reqwest::Client::new();
+    let post = |path: &str| client.post(format!("{url}{path}")).header("content-type", "application/json");
+    let answer = post("").body(serde_json::json!({ "code": code }).to_string()).send().await.unwrap();
+    assert_eq!(answer.status(), 201);
+    let cookie = answer.headers()["set-cookie"].to_str().unwrap().split(';').next().unwrap().to_owned();
+    let secret = cookie.split_once('=').unwrap().1.to_owned();
+    let given = post("/token").header("cookie", &cookie).body("{}").send().await.unwrap();
+    let given: Value = given.json().await.unwrap();
+    let bearer = given["token"].as_str().unwrap().to_owned();
+    for path in ["", "/all"] {
+        let shown = client.get(format!("{url}{path}")).header("cookie", &cookie).send().await.unwrap();
+        let shown = shown.text().await.unwrap();
+        check("the session", &shown, &[("secret of the cookie", secret.clone())]);
+    }
+    let used = get(&format!("{}/v1/overview", daemon.url()), &bearer).await;
+    check("the overview", &used, &[("token of the page", bearer.clone())]);
+    vec![("code of the link", code), ("secret of the cookie", secret), ("token of the page", bearer)]
 }
 
 fn convoke_with(daemon: &VerboseDaemon, arguments: &[&str]) -> Vec<u8> {

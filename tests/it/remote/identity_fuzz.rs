@@ -1,195 +1,25 @@
 //! Random claims through every door: the answer is that of a small model, and no claim reads or says more than its
 //! model allows. `PROPTEST_CASES` sets how many, and `FUZZ_SEED` which; a failure tells the claims.
+mod model;
+
 use super::Rig;
 use crate::{
     realtime::{Got, Message, Socket, http},
     support::{from_environment, is_hostile},
 };
-use convoke::{
-    clock::Clock,
-    wire::{Encoding, Frame, client::user_push},
-};
+use convoke::wire::{Encoding, Frame, client::user_push};
+use model::{Bearer, Case, Dash, EXP, certain, claims, model};
 use proptest::{
-    prelude::*,
-    strategy::ValueTree,
+    strategy::{Strategy, ValueTree},
     test_runner::{Config, RngAlgorithm, TestRng, TestRunner},
 };
 use reqwest::Method;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use tokio_postgres::error::SqlState;
 
-const EXP: u64 = 4_000_000_000;
 /// Cases of one run.
 const CASES: u32 = 64;
 const ORGS: [&str; 3] = ["demo", "else", "default"];
-
-/// Who the bearer of some claims is.
-#[derive(Debug, PartialEq)]
-enum Bearer {
-    /// The token is refused.
-    NoToken,
-    /// It may enter public rooms and nothing else.
-    Public,
-    Service,
-    Of {
-        org: String,
-        agent: Option<String>,
-    },
-}
-
-fn is_id(text: &str) -> bool {
-    let mut chars = text.chars();
-    let first = chars.next().is_some_and(|c| matches!(c, 'a'..='z' | '0'..='9'));
-    first && text.len() <= 63 && chars.all(|c| matches!(c, 'a'..='z' | '0'..='9' | '-' | '_'))
-}
-
-fn is_name(text: &str) -> bool {
-    (1..=255).contains(&text.len()) && !text.contains(char::is_control)
-}
-
-/// Whether the token counts at this time.
-fn is_now(claims: &Map<String, Value>) -> bool {
-    let now = Clock::System.now().timestamp() as f64;
-    let exp = claims.get("exp").and_then(Value::as_f64);
-    let nbf = claims.get("nbf").map_or(Some(0.0), Value::as_f64);
-    exp.is_some_and(|exp| exp > now && exp < 1e12) && nbf.is_some_and(|nbf| nbf <= now)
-}
-
-fn model(claims: &Map<String, Value>) -> Bearer {
-    let valid = |name: &str, good: fn(&str) -> bool| match claims.get(name) {
-        None => true,
-        Some(value) => value.as_str().is_some_and(good),
-    };
-    let text = |name: &str| claims.get(name).and_then(Value::as_str).map(str::to_owned);
-    let known = claims.get("role").is_some_and(Value::is_string)
-        && valid("org", is_id)
-        && valid("agent_id", is_id)
-        && valid("sub", is_name)
-        && valid("iss", is_name);
-    if !known || !is_now(claims) {
-        return Bearer::NoToken;
-    }
-    match claims["role"].as_str().unwrap() {
-        "service_role" => Bearer::Service,
-        "authenticated" => {
-            Bearer::Of { org: text("org").unwrap_or_else(|| "default".into()), agent: text("agent_id") }
-        }
-        _ => Bearer::Public,
-    }
-}
-
-impl Bearer {
-    fn sees(&self, org: &str) -> bool {
-        match self {
-            Self::Service => true,
-            Self::Of { org: own, .. } => own == org,
-            Self::NoToken | Self::Public => false,
-        }
-    }
-
-    /// Whether it speaks as this agent of org `demo`.
-    fn is(&self, name: &str) -> bool {
-        match self {
-            Self::Service => true,
-            Self::Of { org, agent } => org == "demo" && agent.as_deref() == Some(name),
-            Self::NoToken | Self::Public => false,
-        }
-    }
-
-    /// The status of a request that only who may do it gets past.
-    fn status(&self, may: bool, otherwise: u16) -> u16 {
-        match self {
-            Self::NoToken => 401,
-            Self::Public => 403,
-            _ if may => 200,
-            _ => otherwise,
-        }
-    }
-}
-
-fn value(known: &'static [&'static str]) -> impl Strategy<Value = Value> {
-    let spelled = prop::sample::select(known).prop_flat_map(|text| {
-        let upper = text.to_uppercase();
-        prop_oneof![
-            40 => Just(text.to_owned()),
-            1 => Just(upper),
-            1 => Just(format!(" {text}")),
-            1 => Just(format!("{text}\u{0}")),
-            1 => Just(format!("{text}\u{200b}")),
-            1 => Just(format!("\u{feff}{text}")),
-            1 => Just(text.replacen('e', "\u{435}", 1)),
-            1 => Just(text.replacen('e', "e\u{301}", 1)),
-            1 => Just(text.replacen('n', "\u{ff4e}", 1)),
-        ]
-    });
-    prop_oneof![
-        40 => spelled.prop_map(Value::from),
-        1 => ".{0,70}".prop_map(Value::from),
-        1 => "[a-z]{60,300}".prop_map(Value::from),
-        1 => any::<i64>().prop_map(Value::from),
-        1 => any::<f64>().prop_map(Value::from),
-        1 => any::<bool>().prop_map(Value::from),
-        1 => Just(Value::Null),
-        1 => prop::sample::select(known).prop_map(|text| json!([text])),
-        1 => prop::sample::select(known).prop_map(|text| json!({ "id": text })),
-    ]
-}
-
-fn claims() -> impl Strategy<Value = Map<String, Value>> {
-    let maybe = |name: &'static str, known: &'static [&'static str]| {
-        prop::option::weighted(0.6, value(known))
-            .prop_map(move |value| value.map(|value| (name.to_owned(), value)))
-    };
-    let role =
-        value(&["authenticated", "authenticated", "service_role", "anon", "postgres", "pg_read_all_data"]);
-    let exp = prop_oneof![
-        40 => Just(json!(EXP)),
-        1 => Just(json!(EXP as f64)),
-        1 => prop::sample::select(&[1.0, -1.0, 0.0, 1e308, -1e308, 9e18][..]).prop_map(Value::from),
-        1 => Just(json!(EXP.to_string())),
-        1 => Just(json!([EXP])),
-        1 => Just(Value::Null),
-    ];
-    let nbf = prop_oneof![
-        40 => Just(None),
-        1 => Just(Some(json!(0))),
-        1 => Just(Some(json!(EXP))),
-        1 => Just(Some(json!("0"))),
-    ];
-    (
-        role,
-        maybe("org", &["demo", "demo", "else", "default"]),
-        maybe("agent_id", &["near", "other", "third"]),
-        maybe("sub", &["near", "service_role", "service", "agent:demo/near"]),
-        maybe("iss", &["https://one", "convoke"]),
-        maybe("aud", &["authenticated", "service_role"]),
-        (exp, nbf),
-    )
-        .prop_map(|(role, org, agent, sub, iss, aud, (exp, nbf))| {
-            let mut all: Map<String, Value> = [org, agent, sub, iss, aud].into_iter().flatten().collect();
-            all.insert("role".into(), role);
-            all.insert("exp".into(), exp);
-            all.extend(nbf.map(|nbf| ("nbf".to_owned(), nbf)));
-            all
-        })
-}
-
-/// One bearer of each kind: they come first, so that every run has them.
-fn certain() -> Vec<Map<String, Value>> {
-    let all = [
-        json!({ "role": "service_role", "exp": EXP }),
-        json!({ "role": "service_role", "exp": EXP, "org": "else", "agent_id": "other" }),
-        json!({ "role": "anon", "exp": EXP, "org": "demo" }),
-        json!({ "role": "pg_read_all_data", "exp": EXP, "org": "demo", "agent_id": "near" }),
-        json!({ "role": "authenticated", "exp": EXP }),
-        json!({ "role": "authenticated", "exp": EXP, "org": "demo", "sub": "near" }),
-        json!({ "role": "authenticated", "exp": EXP, "org": "demo", "agent_id": "near" }),
-        json!({ "role": "authenticated", "exp": EXP, "org": "demo", "agent_id": "other" }),
-        json!({ "role": "authenticated", "exp": EXP, "org": "else", "agent_id": "near" }),
-        json!({ "role": "authenticated", "exp": 1, "org": "demo", "agent_id": "near" }),
-    ];
-    all.iter().filter_map(Value::as_object).cloned().collect()
-}
 
 /// A daemon with observers by token, in which each org has a task.
 struct Doors {
@@ -201,40 +31,6 @@ struct Doors {
     task: String,
     /// The service, in the room of agent `near`: gets every message there as text.
     observer: Socket,
-}
-
-/// One random token.
-struct Case {
-    number: u32,
-    claims: Map<String, Value>,
-    token: String,
-    bearer: Bearer,
-}
-
-impl Case {
-    fn text(&self, name: &str) -> Option<&str> {
-        self.claims.get(name).and_then(Value::as_str)
-    }
-
-    fn org(&self) -> &str {
-        self.text("org").unwrap_or("default")
-    }
-
-    /// How tasks show that this bearer requested them; `None`: by a mark of the token.
-    fn requester(&self) -> Option<String> {
-        if let Some(agent) = self.text("agent_id") {
-            return Some(format!("agent:{}/{agent}", self.org()));
-        }
-        if self.bearer == Bearer::Service {
-            return Some("service".into());
-        }
-        let issuer = self.text("iss").unwrap_or_default().replace('%', "%25").replace('#', "%23");
-        self.text("sub").map(|subject| format!("user:{issuer}#{subject}"))
-    }
-
-    fn label(&self, door: &str) -> String {
-        format!("case {}, {door}: {:?} is {:?}", self.number, self.claims, self.bearer)
-    }
 }
 
 /// The reply to a join. Rooms that were joined before may have something to say first.
@@ -262,6 +58,7 @@ impl Doors {
         }
         doors.renew().await;
         doors.observer.join("agent:near", json!({})).await.ok();
+        joined(&mut doors.observer, "convoke:demo", json!({ "config": {} })).await.ok();
         doors
     }
 
@@ -324,13 +121,50 @@ impl Doors {
             assert_eq!(status, demo, "{}", case.label(&path));
         }
         for (path, may) in [
-            ("/v1/channels", *bearer == Bearer::Service),
-            ("/v1/channels/agent%3Anear", *bearer == Bearer::Service),
+            ("/v1/channels", case.administers()),
+            ("/v1/channels/agent%3Anear", case.administers()),
+            ("/v1/settings", case.administers()),
+            ("/v1/providers", *bearer == Bearer::Service),
+            ("/v1/spend?by=org", *bearer == Bearer::Service),
+            ("/v1/series", true),
             ("/v1/agents/near/inbox?wait=0s", bearer.is("near")),
             ("/v1/agents/other/inbox?wait=0s", bearer.is("other")),
         ] {
             let (status, _) = self.call(Method::GET, path, token, None).await;
             assert_eq!(status, bearer.status(may, 403), "{}", case.label(path));
+        }
+        self.reads_of_an_org_by_http(case).await;
+    }
+
+    /// What pages read.
+    async fn reads_of_an_org_by_http(&self, case: &Case) {
+        let Case { bearer, token, .. } = case;
+        for org in ORGS {
+            for door in ["overview", "events", "lanes", "spend", "triggers"] {
+                let path = format!("/v1/{door}?org={org}");
+                let (status, answer) = self.call(Method::GET, &path, token, None).await;
+                assert_eq!(status, bearer.status(bearer.sees(org), 403), "{}: {answer}", case.label(&path));
+            }
+            let path = format!("/v1/agents?view=line&org={org}");
+            let (status, list) = self.call(Method::GET, &path, token, None).await;
+            assert_eq!(status, bearer.status(bearer.sees(org), 403), "{}", case.label(&path));
+            let mut found = list["agents"].as_array().into_iter().flatten();
+            assert!(found.all(|it| it["org"] == org), "{}: {list}", case.label(&path));
+        }
+        for part in ["steps", "tree"] {
+            let path = format!("/v1/tasks/{}/{part}", self.task);
+            let (status, _) = self.call(Method::GET, &path, token, None).await;
+            assert_eq!(status, bearer.status(bearer.sees("demo"), 404), "{}", case.label(part));
+        }
+        // It has no file, which only its operators are told.
+        let (status, answer) = self.call(Method::GET, "/v1/agents/near/definition", token, None).await;
+        let refused = if bearer.sees("demo") && !case.operates("demo") { 403 } else { 404 };
+        assert_eq!(status, bearer.status(false, refused), "{}: {answer}", case.label("definition"));
+        assert_eq!(answer["code"] == "no_definition", case.operates("demo"), "{}", case.label("definition"));
+        if !case.administers() {
+            // It reads whole tables, so it is not run for each bearer that may.
+            let (status, _) = self.call(Method::GET, "/v1/doctor", token, None).await;
+            assert_eq!(status, bearer.status(false, 403), "{}", case.label("doctor"));
         }
     }
 
@@ -338,7 +172,8 @@ impl Doors {
         let Case { bearer, token, .. } = case;
         let made = |status| if status == 200 { 201 } else { status };
         let (status, answer) = self.call(Method::POST, "/v1/tasks", token, Some(request())).await;
-        assert_eq!(status, made(bearer.status(true, 200)), "{}: {answer}", case.label("request"));
+        let expected = case.change(made(bearer.status(true, 200)));
+        assert_eq!(status, expected, "{}: {answer}", case.label("request"));
         if status == 201 {
             let task = &answer["task"];
             assert_eq!(task["org"], case.org(), "{}: {task}", case.label("request"));
@@ -349,25 +184,40 @@ impl Doors {
             }
         }
         let (status, _) = self.call(Method::POST, "/v1/tasks?org=else", token, Some(request())).await;
-        assert_eq!(
-            status,
-            made(bearer.status(bearer.sees("else"), 403)),
-            "{}",
-            case.label("request in else")
-        );
+        let expected = case.change(made(bearer.status(bearer.sees("else"), 403)));
+        assert_eq!(status, expected, "{}", case.label("request in else"));
         // The task is the service's: 403 to bearers that see it, 404 to those that do not. It is canceled only once.
         let path = format!("/v1/tasks/{}/cancel", self.task);
         let (status, _) = self.call(Method::POST, &path, token, Some(json!({}))).await;
         let refused = if bearer.sees("demo") { 403 } else { 404 };
-        let expected = bearer.status(*bearer == Bearer::Service, refused);
+        let expected = case.change(bearer.status(case.operates("demo"), refused));
         let again = expected == 200 && status == 409;
         assert!(status == expected || again, "{status}: {}", case.label("cancel"));
         let lease = || Some(json!({ "lease": "60s" }));
         for agent in ["near", "other"] {
             let path = format!("/v1/agents/{agent}/presence");
             let (status, _) = self.call(Method::PUT, &path, token, lease()).await;
-            assert_eq!(status, bearer.status(bearer.is(agent), 403), "{}", case.label(&path));
+            let expected = case.change(bearer.status(bearer.is(agent), 403));
+            assert_eq!(status, expected, "{}", case.label(&path));
         }
+        // Drained and resumed again by who may; the next case finds it as it was.
+        for verb in ["drain", "resume"] {
+            let path = format!("/v1/agents/other/{verb}");
+            let (status, _) = self.call(Method::POST, &path, token, Some(json!({}))).await;
+            let expected = case.change(bearer.status(case.operates("demo"), refused));
+            assert_eq!(status, expected, "{}", case.label(&path));
+        }
+        for org in ORGS {
+            let path = format!("/v1/tasks/bulk?org={org}");
+            let body = json!({ "action": "cancel", "filter": { "kind": "none" }, "dry_run": true });
+            let (status, answer) = self.call(Method::POST, &path, token, Some(body)).await;
+            let expected = case.change(bearer.status(case.operates(org), 403));
+            assert_eq!(status, expected, "{}: {answer}", case.label(&path));
+        }
+        // This daemon reads no files, which only its admins are told.
+        let (status, _) = self.call(Method::POST, "/v1/reload", token, Some(json!({}))).await;
+        let may = if case.administers() { 409 } else { 403 };
+        assert_eq!(status, case.change(bearer.status(false, may)), "{}", case.label("reload"));
     }
 
     /// Joins, broadcasts as text and as bytes, and presence. Gives how many messages the room of `near` must hear.
@@ -384,6 +234,9 @@ impl Doors {
             ("org:default", bearer.sees("default")),
             ("agent:near", bearer.sees("demo")),
             ("agent:other", bearer.sees("demo")),
+            ("convoke:demo", bearer.sees("demo")),
+            ("convoke:else", bearer.sees("else")),
+            ("convoke:default", bearer.sees("default")),
             ("lobby", *bearer != Bearer::NoToken),
         ] {
             let reply = joined(&mut socket, room, join(config.clone())).await;
@@ -410,8 +263,22 @@ impl Doors {
                 }
             };
             let ok = reply.payload["status"] == "ok";
-            assert_eq!(ok, bearer.is("near"), "{}: {reply:?}", case.label("presence"));
+            assert_eq!(ok, case.acts_as("near"), "{}: {reply:?}", case.label("presence"));
         }
+        // The room of digests is the daemon's own: nobody is heard or present in it.
+        let forged = json!({ "n": 1, "case": case.number });
+        for event in ["digest", "agent_message"] {
+            let said = json!({ "type": "broadcast", "event": event, "payload": forged });
+            socket.push("convoke:demo", "broadcast", said).await;
+        }
+        let own = socket.push("convoke:demo", "presence", json!({ "event": "track", "payload": {} })).await;
+        let reply = loop {
+            let reply = socket.until("phx_reply").await;
+            if reply.reference == json!(own) {
+                break reply;
+            }
+        };
+        assert_eq!(reply.payload["status"], "error", "{}", case.label("presence among digests"));
         let named = json!({ "agent_id": "near", "case": case.number });
         for event in ["agent_message", "AGENT_MESSAGE"] {
             socket
@@ -432,17 +299,25 @@ impl Doors {
             json!({ "type": "broadcast", "event": "agent_message", "payload": { "case": case.number } });
         socket.push("agent:near", "broadcast", unnamed).await;
         socket.so_far().await;
-        // Four of those that name their sender: binary ones are not. And the one that names no sender.
-        if bearer.is("near") { 5 } else { 1 }
+        // Four of those that name their sender: binary ones are not. And the one that names no sender. A viewer says
+        // nothing.
+        match (case.acts_as("near"), *bearer != Bearer::Service && case.dash == Dash::Viewer) {
+            (true, _) => 5,
+            (false, false) => 1,
+            (false, true) => 0,
+        }
     }
 
     async fn sends_by_http(&self, case: &Case) -> usize {
         let Case { bearer, token, .. } = case;
         let named = || Some(json!({ "agent_id": "near", "case": case.number }));
         let mut heard = 0;
-        for path in ["/api/broadcast/agent%3Anear/events/Agent_Message", "/v1/agents/near/messages"] {
+        for (path, is_api) in
+            [("/api/broadcast/agent%3Anear/events/Agent_Message", false), ("/v1/agents/near/messages", true)]
+        {
             let (status, _) = self.call(Method::POST, path, token, named()).await;
-            let expected = bearer.status(bearer.is("near"), 403);
+            let expected = bearer.status(case.acts_as("near"), 403);
+            let expected = if is_api { case.change(expected) } else { expected };
             assert_eq!(status, if expected == 200 { 202 } else { expected }, "{}", case.label(path));
             heard += usize::from(expected == 200);
         }
@@ -452,7 +327,10 @@ impl Doors {
         let (status, _) = self.call(Method::POST, "/api/broadcast", token, batch).await;
         let expected = if *bearer == Bearer::NoToken { 401 } else { 202 };
         assert_eq!(status, expected, "{}", case.label("batch"));
-        heard + usize::from(bearer.is("near"))
+        let path = "/api/broadcast/convoke%3Ademo/events/digest";
+        let (status, _) = self.call(Method::POST, path, token, named()).await;
+        assert_eq!(status, if *bearer == Bearer::NoToken { 401 } else { 403 }, "{}", case.label(path));
+        heard + usize::from(case.acts_as("near"))
     }
 
     /// The room of `near` hears as many messages of this case, and the service's mark after them.
@@ -531,8 +409,8 @@ async fn no_claim_reads_or_sends_more_than_its_model_allows() {
         let random = || claims().new_tree(&mut runner).unwrap().current();
         let claims = certain.next().unwrap_or_else(random);
         let token = doors.rig.sign(&Value::Object(claims.clone()));
-        let bearer = model(&claims);
-        let case = Case { number, claims, token, bearer };
+        let (bearer, dash) = (model(&claims), Dash::of(&claims));
+        let case = Case { number, claims, token, bearer, dash };
         doors.check(&case).await;
         seen.push(case.bearer);
     }

@@ -111,6 +111,11 @@ impl Prober<'_> {
         );
         vec![
             ("HTTP: `/`, `/health`, `/metrics`", self.may(get.clone(), "/metrics", Value::Null).await),
+            ("HTTP: the page of the dashboard", self.may(get.clone(), "/dashboard", Value::Null).await),
+            (
+                "HTTP: sessions of the dashboard, for its cookie alone",
+                self.may(get.clone(), "/dashboard/session", Value::Null).await,
+            ),
             (
                 "HTTP: see tasks and agents of its org",
                 self.may(get.clone(), "/v1/tasks?org=demo", Value::Null).await,
@@ -174,11 +179,17 @@ async fn security_md_lists_the_rights_of_each_role_at_each_door() {
     let rig =
         Rig::with(Vec::new(), |config| config.access.observers = convoke::access::Observers::Token).await;
     let mut tasks = Vec::new();
-    for org in ["demo", "else", "demo", "demo", "demo", "demo", "demo", "demo", "demo"] {
+    // One of another org, one that nobody commands, and one for each bearer.
+    for org in ["demo", "else"].into_iter().chain(["demo"; 9]) {
         let request = serde_json::from_value(json!({ "kind": "k", "requires": ["missing"] })).unwrap();
         let made = rig.daemon.parts.tasks.request(&org.parse().unwrap(), "tester", request).await.unwrap();
         tasks.push(format!("/v1/tasks/{}/cancel", made.task.id));
     }
+    let dash = |role: &str| {
+        let claims =
+            json!({ "role": "authenticated", "sub": "ana", "exp": EXP, "org": "demo", "dash": role });
+        rig.sign(&claims)
+    };
     let bearers = [
         ("no token", None, ""),
         ("`anon`", Some(rig.mint(Role::Anon, "demo", None)), "anon"),
@@ -189,13 +200,9 @@ async fn security_md_lists_the_rights_of_each_role_at_each_door() {
         ),
         ("a user", Some(rig.mint(Role::Authenticated, "demo", None)), "authenticated"),
         ("an agent", Some(rig.token("near")), "authenticated"),
-        (
-            "an operator",
-            Some(rig.sign(&json!({
-                "role": "authenticated", "sub": "ana", "exp": EXP, "org": "demo", "dash": "operator",
-            }))),
-            "authenticated",
-        ),
+        ("a viewer", Some(dash("viewer")), "authenticated"),
+        ("an operator", Some(dash("operator")), "authenticated"),
+        ("an admin", Some(dash("admin")), "authenticated"),
         ("`service_role`", Some(rig.mint(Role::ServiceRole, "demo", None)), "service_role"),
     ];
     let mut table = "| at the door |".to_owned();
@@ -210,7 +217,7 @@ async fn security_md_lists_the_rights_of_each_role_at_each_door() {
             rows[at].1 += if may { " yes |" } else { " – |" };
         }
     }
-    table += "\n|---|---|---|---|---|---|---|---|\n";
+    table += "\n|---|---|---|---|---|---|---|---|---|---|\n";
     for (door, cells) in &rows {
         let _ = writeln!(table, "| {door} |{cells}");
     }
@@ -228,7 +235,14 @@ async fn security_md_lists_the_rights_of_each_role_at_each_door() {
 
 /// The door of each route of the daemon. The rights of a door are measured at one of its routes; what they have in
 /// common is the extractor of the caller and the rule that it asks.
-const ROUTES: [(&str, &str); 44] = [
+const ROUTES: [(&str, &str); 50] = [
+    // The routes of the dashboard, below its path.
+    ("{PATH}", "HTTP: the page of the dashboard"),
+    ("{PATH}/{{*path}}", "HTTP: the page of the dashboard"),
+    ("{PATH}/session", "HTTP: sessions of the dashboard, for its cookie alone"),
+    ("{PATH}/session/token", "HTTP: sessions of the dashboard, for its cookie alone"),
+    ("{PATH}/session/all", "HTTP: sessions of the dashboard, for its cookie alone"),
+    ("{PATH}/session/{{id}}", "HTTP: sessions of the dashboard, for its cookie alone"),
     ("/", "HTTP: `/`, `/health`, `/metrics`"),
     ("/healthcheck", "HTTP: `/`, `/health`, `/metrics`"),
     ("/health", "HTTP: `/`, `/health`, `/metrics`"),
@@ -286,14 +300,22 @@ fn every_route_has_its_door_in_the_table() {
         include_str!("../../../src/api/mod.rs"),
         include_str!("../../../src/api/tasks.rs"),
         include_str!("../../../src/gateway/mod.rs"),
+        include_str!("../../../src/dashboard/mod.rs"),
     ];
-    let literals = sources.iter().flat_map(|source| source.split(".route(\"").skip(1));
+    let of = |begin: &'static str| sources.iter().flat_map(move |source| source.split(begin).skip(1));
+    let literals = of(".route(\"").chain(of(".route(&format!(\""));
     let routes: Vec<&str> = literals.filter_map(|rest| rest.split('"').next()).collect();
-    assert!(routes.len() > 25, "{routes:?}");
+    assert!(routes.len() > 45 && routes.contains(&"{PATH}/session"), "{routes:?}");
     for route in routes {
         let known = ROUTES.iter().any(|(known, _)| *known == route)
             // The parts of one door, and the sockets, whose rooms are rows of their own.
-            || ["/broadcast/{topic}/events/{event}", "/socket/longpoll", "/realtime/v1/longpoll"].contains(&route);
+            || [
+                "/broadcast/{topic}/events/{event}",
+                "/socket/longpoll",
+                "/realtime/v1/longpoll",
+                "{url}/websocket",
+            ]
+            .contains(&route);
         assert!(
             known,
             "{route} has no door in ROUTES: add it, and a row to the table if none says who may use it"
