@@ -12,6 +12,7 @@ import { useRead } from "./read.ts";
 import { go, href, query, route } from "./route.ts";
 import { Agent, Agents } from "./screens/Agents.tsx";
 import { Channels, OneChannel } from "./screens/Channels.tsx";
+import { showFirstSteps } from "./screens/FirstSteps.tsx";
 import { Inbox } from "./screens/Inbox.tsx";
 import { Lanes } from "./screens/Lanes.tsx";
 import { Ask, Mark, SignIn } from "./screens/SignIn.tsx";
@@ -21,7 +22,7 @@ import { Switchboard } from "./screens/Switchboard.tsx";
 import { Task } from "./screens/Task.tsx";
 import { Tasks } from "./screens/Tasks.tsx";
 import { Triggers } from "./screens/Triggers.tsx";
-import { type Session, isAdmin, isExpired, session, signOut } from "./session.ts";
+import { type Session, isAdmin, isExpired, isOperator, session, signOut } from "./session.ts";
 import { nextTheme, theme } from "./theme.ts";
 import { keepAwake } from "./wall.ts";
 import { Empty } from "./ui.tsx";
@@ -62,7 +63,7 @@ function Frame({ session }: { session: Session }): JSX.Element {
         {version === loaded.current ? null : <div class="notice wait" role="status"><strong>Version {version} of the daemon runs now, and this page is of {loaded.current}.</strong> <button type="button" class="small" onClick={() => location.reload()}>Reload the page</button></div>}
         <Boundary key={JSON.stringify(route.value)}><Screen session={session} /></Boundary>
       </main>
-      <Help />
+      <Help org={session.org} />
       <Palette org={session.org} />
       {isExpired.value ? <Dialog label="Your session has ended" isOpen onClose={() => undefined}><SignIn message={null} again /></Dialog> : null}
     </div>
@@ -159,13 +160,16 @@ function Menu({ org }: { org: string }): JSX.Element {
   );
 }
 
-function Help(): JSX.Element {
+function Help({ org }: { org: string }): JSX.Element {
   return (
     <Dialog label="Keys" isOpen={isHelpOpen.value} onClose={() => (isHelpOpen.value = false)}>
       <h2>Keys</h2>
       <dl class="keys">{HELP.map(([key, what]) => <><dt><kbd>{key}</kbd></dt><dd>{what}</dd></>)}</dl>
       <label class="check"><input type="checkbox" checked={hasLetters.value} onChange={(event) => setLetters(event.currentTarget.checked)} /> Single letters are keys</label>
-      <form method="dialog"><button type="submit" class="primary">Close</button></form>
+      <form method="dialog" class="inline">
+        <button type="submit" class="primary">Close</button>
+        {isOperator.value ? <button type="submit" onClick={() => { showFirstSteps(); go(href(org)); }}>Show the first steps</button> : null}
+      </form>
     </Dialog>
   );
 }

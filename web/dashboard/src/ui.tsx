@@ -2,7 +2,7 @@
 import { useSignal } from "@preact/signals";
 import type { ComponentChildren, JSX } from "preact";
 import { useId } from "preact/hooks";
-import { absolute, clock, money, now, shortId, since } from "./format.ts";
+import { absolute, clock, duration, money, now, shortId, since } from "./format.ts";
 import { href } from "./route.ts";
 import { ONE, segments } from "./score.ts";
 import type { Problem } from "./session.ts";
@@ -30,6 +30,13 @@ export function Ago({ at }: { at: string }): JSX.Element {
 
 export function At({ at, millis = false }: { at: string; millis?: boolean }): JSX.Element {
   return <time dateTime={at} title={absolute(at)}>{clock(at, millis)}</time>;
+}
+
+const TIME = /(\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|[+-]\d\d:\d\d))/;
+
+/** A sentence of the daemon; the times in it are shown like all others. */
+export function Sentence({ text }: { text: string }): JSX.Element {
+  return <>{text.split(TIME).map((part, i) => (i % 2 ? <At key={i} at={part} /> : part))}</>;
 }
 
 export function TaskLink({ org, id, children }: { org: string; id: string; children?: ComponentChildren }): JSX.Element {
@@ -182,9 +189,10 @@ export function Money({ value, presumed = false }: { value: number | null | unde
   return <span title={presumed ? "not reported: what was reserved counts" : undefined}>{presumed ? "≤ " : ""}{money(value)}</span>;
 }
 
-/** Time until a moment; empty when it has passed. */
+/** Time until a moment, in whole seconds if it is near; empty when it has passed. */
 export function left(at: string | null): string {
   if (!at) return "";
   const ms = Date.parse(at) - now.value;
-  return ms > 0 ? `${Math.ceil(ms / 1000)} s` : "";
+  if (ms <= 0) return "";
+  return ms < 120_000 ? `${Math.ceil(ms / 1000)} s` : duration(ms);
 }

@@ -9,14 +9,14 @@ import { go, href } from "../route.ts";
 /** Over plain http to another machine there is no `crypto.randomUUID`. */
 const newKey = (): string => Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 
-export function RequestTask({ org }: { org: string }): JSX.Element {
-  const kind = useSignal("");
+export function RequestTask({ org, label = "Request a task…", kind: firstKind = "", input: firstInput = "" }: { org: string; label?: string; kind?: string; input?: string }): JSX.Element {
+  const kind = useSignal(firstKind);
   const requires = useSignal("");
-  const input = useSignal("");
+  const input = useSignal(firstInput);
   // One key for each task that is meant: a second try after a lost answer makes no second task.
   const key = useSignal(newKey());
   return (
-    <Command label="Request a task…" title="Request a task" verb="Request the task" run={async () => {
+    <Command label={label} title="Request a task" verb="Request the task" run={async () => {
       const made = await requestTask(bodyOf(kind.value, requires.value, input.value), key.value);
       key.value = newKey();
       if (made) go(href(org, "tasks", made.id));

@@ -6,6 +6,7 @@ import { useRead } from "../read.ts";
 import { href } from "../route.ts";
 import { means, path, rates } from "../series.ts";
 import type { Agent, Line, Negotiation, Overview, Series } from "../types.ts";
+import { FirstSteps } from "./FirstSteps.tsx";
 import { AgentDot, Ago, Empty, Legend, OfferBar, Panel, Slots, TaskLink, Trouble } from "../ui.tsx";
 
 /** An open task that waits for longer than this is worth a look. */
@@ -49,6 +50,7 @@ export function Switchboard({ org }: { org: string }): JSX.Element {
       <Tiles org={org} overview={overview} flow={flow} />
       <div class="board">
         <div class="column">
+          <FirstSteps org={org} agents={agents} awards={overview.awards} />
           <NeedsYou org={org} lines={waiting} />
           <WhatIsWrong org={org} overview={overview} failed={failed} agents={agents} />
           <Plugs org={org} agents={agents} />
@@ -97,7 +99,7 @@ function Flow({ series }: { series: Series }): JSX.Element {
 
 function NeedsYou({ org, lines }: { org: string; lines: Line[] }): JSX.Element {
   return (
-    <Panel title="Needs you" aside={lines.length ? <a href={href(org, "inbox")}>Inbox <span class="badge wait">{lines.length}</span></a> : null}>
+    <Panel title="Needs you" class="needs" aside={lines.length ? <a href={href(org, "inbox")}>Inbox <span class="badge wait">{lines.length}</span></a> : null}>
       {lines.length ? (
         <ul class="rows">
           {lines.slice(0, SHOWN).map((line) => (
@@ -123,7 +125,7 @@ function WhatIsWrong({ org, overview, failed, agents }: { org: string; overview:
   const old = overview.oldest_open_at && since(overview.oldest_open_at) && Date.parse(overview.at) - Date.parse(overview.oldest_open_at) > OLD_MS;
   const rows: JSX.Element[] = [
     ...parts.map(([name, part]) => <li key={`part ${name}`}><b>{name.replaceAll("_", " ")}: {part.detail}</b><small>{part.state} on <a href="/health" target="_blank">/health</a></small></li>),
-    ...(old && overview.oldest_open_at ? [<li key="old"><a href={`${href(org, "tasks")}?state=open`}><b>A task has been open for {since(overview.oldest_open_at)}</b></a><small>no agent took it</small></li>] : []),
+    ...(old && overview.oldest_open_at ? [<li key="old"><a href={`${href(org, "tasks")}?state=open`}><b>A task has been open for {since(overview.oldest_open_at)}</b></a><small>no agent has it yet</small></li>] : []),
     ...[...causes.entries()].sort((a, b) => b[1].length - a[1].length).slice(0, SHOWN).map(([text, lines]) => {
       const last = lines[0];
       return last ? (
@@ -136,7 +138,7 @@ function WhatIsWrong({ org, overview, failed, agents }: { org: string; overview:
     ...(gone.length ? [<li key="gone"><a href={href(org, "agents")}><b>{gone.length === 1 ? "1 agent is" : `${gone.length} agents are`} gone</b></a><small>{gone.slice(0, 5).map((agent) => agent.id).join(", ")}{gone.length > 5 ? " …" : ""}</small></li>] : []),
   ];
   return (
-    <Panel title="Trouble" aside={rows.length ? <span class="badge bad">{rows.length}</span> : null}>
+    <Panel title="Trouble" class="trouble" aside={rows.length ? <span class="badge bad">{rows.length}</span> : null}>
       {rows.length ? <ul class="rows">{rows}</ul> : <p class="soft">Nothing failed in the last hour, and every part of the daemon is ready.</p>}
     </Panel>
   );
@@ -144,7 +146,7 @@ function WhatIsWrong({ org, overview, failed, agents }: { org: string; overview:
 
 function Negotiations({ org, awards }: { org: string; awards: Negotiation[] }): JSX.Element {
   return (
-    <Panel title="Last negotiations" aside={<Legend />}>
+    <Panel title="Last negotiations" class="rounds" aside={<Legend />}>
       {awards.length ? (
         <ol class="negotiations">
           {awards.map((award) => <Settled key={`${award.task_id} ${award.epoch}`} org={org} award={award} />)}
@@ -180,7 +182,7 @@ function Settled({ org, award }: { org: string; award: Negotiation }): JSX.Eleme
 function Plugs({ org, agents }: { org: string; agents: Agent[] }): JSX.Element {
   const sorted = [...agents].sort((a, b) => Number(b.status === "present") - Number(a.status === "present") || b.slots_used - a.slots_used || (a.id < b.id ? -1 : 1));
   return (
-    <Panel title="Agents" aside={<a href={href(org, "agents")}>All {agents.length}</a>}>
+    <Panel title="Agents" class="here" aside={<a href={href(org, "agents")}>All {agents.length}</a>}>
       {sorted.length ? (
         <ul class="plugs">
           {sorted.slice(0, 12).map((agent) => (
@@ -200,7 +202,7 @@ function Plugs({ org, agents }: { org: string; agents: Agent[] }): JSX.Element {
 export function NoAgents({ org }: { org: string }): JSX.Element {
   return (
     <Empty title="No agent of this org is known">
-      <p>An agent is a file in the folder <code>agents/</code>. Save this as <code>agents/echo.toml</code> and start the daemon again:</p>
+      <p>An agent is a file in the folder <code>agents/</code>. Save this as <code>agents/echo.toml</code>, and the agent is here within seconds:</p>
       <pre tabIndex={0}>{`id = "echo"
 org = "${org}"
 capabilities = ["echo"]
@@ -215,7 +217,7 @@ argv = ["cat"]`}</pre>
 function NoTasks({ org, agents }: { org: string; agents: Agent[] }): JSX.Element {
   const kind = agents[0]?.capabilities[0] ?? "echo";
   return (
-    <Panel title="No task was requested yet">
+    <Panel title="No task was requested yet" class="rounds">
       <p>Each of these requests one:</p>
       <h3>SQL</h3>
       <pre tabIndex={0}>{`select convoke.request_task('${kind}', '{"text": "hello"}',\n    requires => '{${kind}}', org => '${org}');`}</pre>

@@ -9,7 +9,7 @@ import { useRead } from "../read.ts";
 import { query, setQuery } from "../route.ts";
 import { ONE, WEIGHTS, WHAT_IF, canRank, rank } from "../score.ts";
 import { type Attempt, type Award, FINAL, type Offer, PARTS, type Round, type Why as WhyAnswer } from "../types.ts";
-import { AgentDot, AgentLink, At, Empty, Legend, Money, OfferBar, Panel, Twin, left } from "../ui.tsx";
+import { AgentDot, AgentLink, At, Empty, Legend, Money, OfferBar, Panel, Sentence, Twin, left } from "../ui.tsx";
 
 /** Offers of a round that are drawn at once. */
 const DRAWN = 40;
@@ -25,7 +25,7 @@ export function Why({ org, why }: { org: string; why: WhyAnswer }): JSX.Element 
           <div class="why-legend"><Legend /></div>
           {rounds.map((round) => <RoundView key={round.round} org={org} round={round} why={why} />)}
         </>
-      ) : FINAL.has(why.task.state) ? null : <Empty title="No round yet"><p>{waiting(why)}</p></Empty>}
+      ) : FINAL.has(why.task.state) ? null : <Empty title="No round yet"><p><Sentence text={waiting(why)} /></p></Empty>}
     </>
   );
 }
@@ -45,10 +45,10 @@ function Verdict({ why }: { why: WhyAnswer }): JSX.Element {
   return (
     <div class="verdict">
       <p class="big">
-        {last?.winner && won ? <><AgentDot id={last.winner} /><b>{last.winner}</b> won round {last.round}: {last.because}.</> : failure ?? waiting(why)}
+        {last?.winner && won ? <><AgentDot id={last.winner} /><b>{last.winner}</b> won round {last.round}: {last.because}.</> : <Sentence text={failure ?? waiting(why)} />}
       </p>
       {lost.map((attempt) => <p key={attempt.epoch}>Epoch {attempt.epoch}: {attempt.agent_id} {fate(attempt)}.</p>)}
-      {last?.winner && typeof why.waits_for === "string" ? <p>{waiting(why)}</p> : null}
+      {last?.winner && typeof why.waits_for === "string" ? <p><Sentence text={waiting(why)} /></p> : null}
       {failure && last?.winner ? <p>{failure}</p> : null}
     </div>
   );

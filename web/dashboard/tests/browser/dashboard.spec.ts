@@ -1,5 +1,6 @@
 // The page in a real browser against a real daemon.
-import { expect, isLive, test } from "./stage.ts";
+import { expect, isLive, poll, test } from "./stage.ts";
+import { has } from "../../../../examples/web/tests/browser/harness/wait.ts";
 
 test("a link signs in once, and signing out ends the session", async ({ seats }) => {
   const link = new URL(seats.link("ana"));
@@ -121,15 +122,15 @@ test("after kill -9 and a cut network nothing is missed", async ({ seats }) => {
   await isLive(page);
   const same = async (): Promise<void> => {
     // Every row is compared with the daemon's answer, once nothing runs any more.
-    await expect.poll(async () => (await seats.api<{ tasks: unknown[] }>("/v1/tasks?view=line&state=open,awarded,running&kind=support.*")).tasks.length).toBe(0);
+    await poll(async () => (await seats.api<{ tasks: unknown[] }>("/v1/tasks?view=line&state=open,awarded,running&kind=support.*")).tasks.length).toBe(0);
     const { tasks } = await seats.api<{ tasks: { id: string; state: string }[] }>("/v1/tasks?view=line&limit=50");
     const truth = tasks.map(({ id, state }) => `${id} ${state}`);
-    await expect.poll(() => page.locator("tr[data-row]").evaluateAll((rows) => rows.map((row) => `${(row as HTMLElement).dataset.row} ${(row as HTMLElement).dataset.state}`))).toEqual(truth);
+    await poll(() => page.locator("tr[data-row]").evaluateAll((rows) => rows.map((row) => `${(row as HTMLElement).dataset.row} ${(row as HTMLElement).dataset.state}`))).toEqual(truth);
   };
   const made: string[] = [];
   const away = `while away ${Date.now()}`;
   await seats.crash(async () => {
-    await expect(page.locator("html")).toHaveAttribute("data-live", "no connection");
+    await has(page, "data-live", "no connection");
     await expect(page.getByText(/no connection, as of/)).toBeVisible();
     // The database works on without the daemon: tickets become tasks when it is back.
     await seats.pool.query("insert into public.tickets (subject) select $1 from generate_series(1, 20) n", [away]);
@@ -137,13 +138,13 @@ test("after kill -9 and a cut network nothing is missed", async ({ seats }) => {
   await isLive(page);
   // "Nothing runs" is also true before they are tasks.
   const completed = "select count(*)::int as n from convoke.tasks where input -> 'ticket' ->> 'subject' = $1 and state = 'completed'";
-  await expect.poll(async () => (await seats.pool.query<{ n: number }>(completed, [away])).rows[0]?.n).toBe(20);
+  await poll(async () => (await seats.pool.query<{ n: number }>(completed, [away])).rows[0]?.n).toBe(20);
   for (let i = 0; i < 5; i++) made.push(await seats.request("support.reply"));
   for (const id of made) await seats.reaches(id, "completed");
   await same();
 
   wire.down();
-  await expect(page.locator("html")).toHaveAttribute("data-live", "no connection");
+  await has(page, "data-live", "no connection");
   const missed = await seats.request("support.reply");
   await seats.reaches(missed, "completed");
   wire.restore();
@@ -173,11 +174,11 @@ test("a digest that is lost is noticed by its number", async ({ seats }) => {
   await isLive(page);
   await expect(page.locator(".facts")).toContainText("running");
   // The numbers are counted from the first digest, which comes soon after the join.
-  await expect.poll(() => passed).toBeGreaterThan(0);
+  await poll(() => passed).toBeGreaterThan(0);
   isDropping = true;
   await seats.api(`/v1/tasks/${id}/cancel`, {});
   await seats.reaches(id, "canceled");
-  await expect.poll(() => dropped).toBeGreaterThan(0);
+  await poll(() => dropped).toBeGreaterThan(0);
   // A digest about another task: only its number says that one is missing.
   await seats.reaches(await seats.request("support.reply"), "completed");
   await expect(page.locator(".facts")).toContainText("canceled");
@@ -331,7 +332,7 @@ test("what waits for a person is answered in the inbox", async ({ seats }) => {
   const asked = await seats.request("plan.choose");
   await seats.reaches(asked, "waiting");
   const chosen = await seats.request("support.triage", { policy: { award: "requester", choose_within: "1h" } });
-  await expect.poll(async () => (await seats.api<{ rounds: { offers: unknown[] }[] }>(`/v1/tasks/${chosen}/why`)).rounds[0]?.offers.length).toBe(2);
+  await poll(async () => (await seats.api<{ rounds: { offers: unknown[] }[] }>(`/v1/tasks/${chosen}/why`)).rounds[0]?.offers.length).toBe(2);
   const { page, origin } = await seats.person("ana", {}, "operator");
   await page.goto(`${origin}/dashboard/demo/inbox`);
   await isLive(page);
@@ -486,4 +487,35 @@ test("lanes, triggers and spending show what agents did", async ({ seats }) => {
   await expect(page.getByRole("row", { name: /expert/ })).toBeVisible();
   await page.getByRole("button", { name: "by kind" }).click();
   await expect(page.getByRole("row", { name: /support.triage/ })).toBeVisible();
+});
+
+test("a newcomer's first steps tick themselves, are gone when they are done, and come back from the help", async ({ seats }) => {
+  const { page, origin } = await seats.person("nora", {}, "operator");
+  const steps = page.getByRole("region", { name: /First steps|That was all/ });
+  const step = (name: string): ReturnType<typeof page.locator> => steps.getByRole("listitem").filter({ hasText: name });
+  for (const name of ["Request a task", "Answer an agent"]) await expect(step(name)).not.toHaveClass(/done/);
+  await steps.getByText("This page is a client like yours").click();
+  await expect(steps.locator("pre")).toContainText(`createClient("${origin}", "ey`);
+
+  await steps.getByRole("button", { name: "Request one…" }).click();
+  const dialog = page.getByRole("dialog", { name: "Request a task" });
+  await expect(dialog.getByLabel("Kind", { exact: true }), "a kind that an agent can do").not.toHaveValue("");
+  await dialog.getByLabel("Kind", { exact: true }).fill("plan.choose");
+  await dialog.getByRole("button", { name: "Request the task" }).click();
+  await page.getByRole("button", { name: "Approve" }).click();
+  await expect(page.locator(".facts")).toContainText("completed");
+  // A second award of a task, after its first attempt failed.
+  await seats.reaches(await seats.request("report.build", { policy: { attempts_max: 2, backoff: "10ms" } }), "failed");
+  await page.getByRole("link", { name: "Switchboard", exact: true }).click();
+  for (const name of ["Request a task", "Answer an agent", "Stop an agent at work"]) await expect(step(name)).toHaveClass(/done/);
+
+  await steps.getByRole("button", { name: /^Close/ }).click();
+  await expect(steps).toHaveCount(0);
+  await page.reload();
+  await isLive(page);
+  await expect(page.getByRole("region", { name: "Needs you" })).toBeVisible();
+  await expect(steps).toHaveCount(0);
+  await page.keyboard.press("?");
+  await page.getByRole("button", { name: "Show the first steps" }).click();
+  await expect(steps).toBeVisible();
 });

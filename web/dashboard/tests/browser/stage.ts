@@ -11,6 +11,7 @@ import { sign } from "../../../../examples/web/server/tokens.mjs";
 import { dataFolder } from "../../../../examples/web/tests/unit/folder.ts";
 import { freePort } from "../../../../examples/web/tests/unit/port.ts";
 import { Model } from "./model.ts";
+import { has, OFTEN } from "../../../../examples/web/tests/browser/harness/wait.ts";
 import { Wire } from "../../../../examples/web/tests/browser/harness/wire.ts";
 
 const here = fileURLToPath(new URL("..", import.meta.url));
@@ -122,7 +123,7 @@ export class Stage {
 
   /** Waits until a task is in a state. */
   async reaches(id: string, state: string): Promise<void> {
-    await expect.poll(async () => (await this.api<{ state: string }>(`/v1/tasks/${id}`)).state).toBe(state);
+    await poll(async () => (await this.api<{ state: string }>(`/v1/tasks/${id}`)).state).toBe(state);
   }
 
   /** Inserts a ticket, for which the clerk's file requests a task; returns the id of that task. */
@@ -130,7 +131,7 @@ export class Stage {
     await this.pool.query("insert into public.tickets (subject) values ($1)", [subject]);
     const found = "select id from convoke.tasks where input -> 'ticket' ->> 'subject' = $1";
     let id: string | undefined;
-    await expect.poll(async () => (id = (await this.pool.query<{ id: string }>(found, [subject])).rows[0]?.id)).toBeTruthy();
+    await poll(async () => (id = (await this.pool.query<{ id: string }>(found, [subject])).rows[0]?.id)).toBeTruthy();
     return id ?? "";
   }
 
@@ -156,15 +157,29 @@ export class Stage {
   }
 }
 
-export const isLive = (page: Page): Promise<void> => expect(page.locator("html")).toHaveAttribute("data-live", "live");
+/** Like `expect.poll`. */
+export const poll = <T>(read: () => T | Promise<T>): ReturnType<typeof expect.poll<T>> => expect.poll(read, OFTEN);
 
-/** The findings of axe that are serious or critical. The context needs `bypassCSP`, since axe is put into the page. */
-export async function findings(page: Page): Promise<string[]> {
-  await page.addScriptTag({ path: AXE });
-  const found = await page.evaluate(async () => {
+export const isLive = (page: Page): Promise<void> => has(page, "data-live", "live");
+
+/** The rules of axe that look at colours: the slowest ones. */
+const COLOURS = ["color-contrast", "link-in-text-block"];
+
+/**
+ * The findings of axe that are serious or critical, of all rules, of those about colours or of the others. The context
+ * needs `bypassCSP`, since axe is put into the page.
+ */
+export async function findings(page: Page, rules: "all" | "colours" | "others" = "all"): Promise<string[]> {
+  if (!(await page.evaluate(() => "axe" in window))) await page.addScriptTag({ path: AXE });
+  const options = {
+    all: {},
+    colours: { runOnly: { type: "rule", values: COLOURS } },
+    others: { rules: Object.fromEntries(COLOURS.map((rule) => [rule, { enabled: false }])) },
+  }[rules];
+  const found = await page.evaluate(async (chosen) => {
     const { axe } = window as unknown as { axe: { run: (options: object) => Promise<{ violations: Finding[] }> } };
-    return (await axe.run({ resultTypes: ["violations"] })).violations;
-  });
+    return (await axe.run({ resultTypes: ["violations"], ...chosen })).violations;
+  }, options);
   return found.filter(({ impact }) => impact === "serious" || impact === "critical").map(({ id, nodes }) => `${id}: ${nodes.map((node) => node.target.join(" ")).join(", ")}`);
 }
 

@@ -76,6 +76,15 @@ test("the wall shows the switchboard alone, without anything that scrolls", asyn
     await page.setViewportSize({ width, height });
     expect(await overflow(page), `${width} px`).toBeLessThanOrEqual(0);
     expect(await page.evaluate(() => document.documentElement.scrollHeight - document.documentElement.clientHeight), `${height} px`).toBeLessThanOrEqual(0);
+    // All agents are on the screen, and a row is there whole or not at all.
+    await expect(page.locator(".plug").last()).toBeInViewport({ ratio: 1 });
+    const cut = await page.locator(".board :is(.rows, .negotiations) > li").evaluateAll((rows) =>
+      rows.filter((row) => {
+        const [own, list] = [row.getBoundingClientRect(), row.parentElement!.getBoundingClientRect()];
+        return own.left < list.right && own.bottom > list.bottom + 1;
+      }).length,
+    );
+    expect(cut, `rows that are cut at ${width} × ${height}`).toBe(0);
   }
   for (const colorScheme of ["light", "dark"] as const) {
     await page.emulateMedia({ colorScheme });
