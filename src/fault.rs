@@ -30,6 +30,8 @@ pub enum Point {
     ChangesPublished,
     /// Row changes are read from the WAL and not in the change log.
     ChangesReceived,
+    /// Results are left out of the questions of a run from now on.
+    CompactRecorded,
     /// The data folder of the private PostgreSQL is made and not renamed.
     DbDataMade,
     /// The private PostgreSQL has started.
@@ -104,7 +106,7 @@ pub enum Point {
 
 impl Point {
     /// Every point.
-    pub const ALL: [Self; 43] = [
+    pub const ALL: [Self; 44] = [
         Self::AgentAssigned,
         Self::AgentStarted,
         Self::AgentWorked,
@@ -113,6 +115,7 @@ impl Point {
         Self::ChangesLogged,
         Self::ChangesPublished,
         Self::ChangesReceived,
+        Self::CompactRecorded,
         Self::DbDataMade,
         Self::DbServerStarted,
         Self::HistoryHeard,
@@ -162,6 +165,7 @@ impl Point {
             Self::ChangesLogged => "changes.logged",
             Self::ChangesPublished => "changes.published",
             Self::ChangesReceived => "changes.received",
+            Self::CompactRecorded => "compact.recorded",
             Self::DbDataMade => "db.data_made",
             Self::DbServerStarted => "db.server_started",
             Self::HistoryHeard => "history.heard",

@@ -61,11 +61,19 @@ impl Choices {
         Self { list: if kept.is_empty() { self.list.clone() } else { kept }, after: self.after }
     }
 
+    /// The model that a question begins with.
+    pub(in crate::agent) fn first(&self, last: Option<&AskedModel>) -> Option<&Choice> {
+        self.list.get(self.position(last))
+    }
+
+    fn position(&self, last: Option<&AskedModel>) -> usize {
+        self.list.iter().position(|choice| Some(&choice.asked()) == last).unwrap_or(0)
+    }
+
     /// The turns of a question of a job. It begins with the model that was asked last, so that a run stays with its
     /// model.
     pub(in crate::agent) fn turns<'a>(&'a self, job: &'a Job, last: Option<&AskedModel>) -> Turns<'a> {
-        let at = self.list.iter().position(|choice| Some(&choice.asked()) == last).unwrap_or(0);
-        let (before, after) = self.list.split_at(at);
+        let (before, after) = self.list.split_at(self.position(last));
         let left = after.iter().chain(before).collect();
         Turns { job, left, first: self.list.first(), after: self.after, ended: Vec::new() }
     }

@@ -1,5 +1,6 @@
 //! `[run.sql]`, `[run.fetch]` and `[run.memory]`: the settings of the tools that the daemon has itself.
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::collections::BTreeMap;
 
 /// The names of the tools in `run.tools`.
@@ -33,6 +34,50 @@ pub struct SqlRead {
 pub struct MemorySettings {
     /// Whether the agent reads and writes the memory that the agents of its org share. Defaults to false.
     pub org: bool,
+}
+
+/// A kind of parts that `request_task` may request. Written as the list `requires`, or as a table.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(from = "WrittenPart", into = "WrittenPart")]
+pub struct PartKind {
+    /// The capabilities of the agents that may work on it.
+    pub requires: Vec<String>,
+    /// The JSON schema of its input. Defaults to any object.
+    pub input: Option<Value>,
+}
+
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(untagged, expecting = "it is a list of capabilities, or a table with requires and input")]
+enum WrittenPart {
+    Requires(Vec<String>),
+    Table(PartTable),
+}
+
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PartTable {
+    requires: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    input: Option<Value>,
+}
+
+impl From<WrittenPart> for PartKind {
+    fn from(written: WrittenPart) -> Self {
+        match written {
+            WrittenPart::Requires(requires) => Self { requires, input: None },
+            WrittenPart::Table(PartTable { requires, input }) => Self { requires, input },
+        }
+    }
+}
+
+impl From<PartKind> for WrittenPart {
+    // The list, where it says all: a definition keeps its hash.
+    fn from(PartKind { requires, input }: PartKind) -> Self {
+        match input {
+            None => Self::Requires(requires),
+            Some(_) => Self::Table(PartTable { requires, input }),
+        }
+    }
 }
 
 /// What `fetch` may reach.
@@ -76,4 +121,24 @@ impl FetchMethod {
 
 fn get() -> Vec<FetchMethod> {
     vec![FetchMethod::Get]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn kind_of_parts_is_a_list_or_a_table_and_is_written_as_it_was_read() {
+        for written in [json!(["a"]), json!({ "requires": ["a"], "input": { "type": "object" } })] {
+            let read: PartKind = serde_json::from_value(written.clone()).unwrap();
+            assert_eq!(read.requires, ["a"]);
+            assert_eq!(serde_json::to_value(read).unwrap(), written);
+        }
+        let told = "it is a list of capabilities, or a table with requires and input";
+        for bad in [json!("a"), json!({ "input": {} }), json!({ "requires": [], "wish": 1 }), json!([1])] {
+            let error = serde_json::from_value::<PartKind>(bad).unwrap_err();
+            assert_eq!(error.to_string(), told);
+        }
+    }
 }

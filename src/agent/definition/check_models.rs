@@ -37,6 +37,9 @@ pub(super) fn check(definition: &Definition, env: &Env, found: &mut Problems) {
     {
         found.add("run.result_schema", format!("it is no JSON schema: {e}"));
     }
+    if let Some(tokens) = run.answer_tokens {
+        found.bounds("run.answer_tokens", tokens, 1, 1_000_000);
+    }
     if let Some(temperature) = run.temperature {
         found.bounds("run.temperature", temperature, 0.0, 2.0);
     }
@@ -50,6 +53,7 @@ fn check_list(definition: &Definition, env: &Env, found: &mut Problems) {
         ("base_url_env", run.base_url_env.is_some()),
         ("api_key_env", run.api_key_env.is_some()),
         ("price", run.price.is_some()),
+        ("context_tokens", run.context_tokens.is_some()),
     ];
     for (key, _) in of_one.into_iter().filter(|(_, said)| *said) {
         let message = format!("{key} beside models says nothing: each model has its own");
@@ -129,6 +133,11 @@ mod tests {
                 "run.models.1.context_tokens: it must be 1 or more",
                 "run.models.3: it is the same model as run.models.2",
             ]
+        );
+        let numbers = "model = \"a\"\napi_key_env = \"A\"\nanswer_tokens = 0\ncontext_tokens = 0";
+        assert_eq!(
+            problems(numbers),
+            ["run.context_tokens: it must be 1 or more", "run.answer_tokens: 0 is not in 1 to 1000000"]
         );
         let alone = "model = \"a\"\napi_key_env = \"A\"\nfailover = { after = \"2h\" }";
         assert_eq!(problems(alone).len(), 2);

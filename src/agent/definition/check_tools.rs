@@ -143,9 +143,14 @@ fn parts(definition: &Definition, found: &mut Problems) {
     if run.memory.is_some() && !run.tools.iter().any(|name| remembers.contains(&name.as_str())) {
         found.add("run.memory", "it counts only with forget, recall or remember in run.tools");
     }
-    let words = run.parts.iter().flat_map(|(kind, requires)| std::iter::once(kind).chain(requires));
+    let words = run.parts.iter().flat_map(|(kind, part)| std::iter::once(kind).chain(&part.requires));
     for word in words.filter(|word| word.is_empty() || word.len() > 200 || word.contains('\0')) {
         found.add("run.parts", format!("{word:?} is no kind or capability of 1 to 200 bytes"));
+    }
+    for (kind, part) in &run.parts {
+        if let Some(Err(e)) = part.input.as_ref().map(check_setting) {
+            found.add(format!("run.parts.{kind}.input"), format!("it is no JSON schema: {e}"));
+        }
     }
 }
 

@@ -24,7 +24,7 @@ mod wake;
 pub(crate) use approval::APPROVAL_EXPIRES;
 pub use approval::{ApprovalRule, NamedApproval};
 pub(crate) use built_in::{FETCH, FORGET, PUBLIC, RECALL, REMEMBER, REQUEST_TASK, SQL_READ, TASKS};
-pub use built_in::{Fetch, FetchMethod, MemorySettings, SqlRead};
+pub use built_in::{Fetch, FetchMethod, MemorySettings, PartKind, SqlRead};
 pub use check::{check, check_all, check_in};
 pub use guard::{Guard, GuardOn};
 pub use limits::{Limits, Offer, OfferBy};

@@ -1,7 +1,7 @@
 //! `[run]`: how an agent does its work.
 //!
 //! One flat table. Each key belongs to one kind or to some; the check refuses it with another kind.
-use super::{Failover, Fetch, McpServer, MemorySettings, ModelChoice, SqlRead};
+use super::{Failover, Fetch, McpServer, MemorySettings, ModelChoice, PartKind, SqlRead};
 use crate::agent::think::ToolsBy;
 pub use crate::llm::{Price, Tier};
 pub use crate::task::AgentKind as Kind;
@@ -67,6 +67,14 @@ pub struct Run {
     /// `llm`: how the endpoint is asked for JSON. Defaults to the schema, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub response_format: Option<ResponseFormat>,
+    /// `llm`: most tokens of an answer. Defaults to 4,096 for an agent with tools or a task with a budget, else to the
+    /// endpoint's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answer_tokens: Option<u32>,
+    /// `llm`: tokens of the model's context, question and answer together. With tools, long results of old calls are
+    /// left out of questions that would fill it, and the tool `step_result` reads them. Defaults to unknown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub context_tokens: Option<u64>,
     /// `llm`: 0 to 2. Defaults to the endpoint's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub temperature: Option<f32>,
@@ -89,9 +97,9 @@ pub struct Run {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fetch: Option<Fetch>,
 
-    /// `llm`: the kinds of parts that `request_task` may request, each with the capabilities that it requires.
+    /// `llm`: the kinds of parts that `request_task` may request.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub parts: BTreeMap<String, Vec<String>>,
+    pub parts: BTreeMap<String, PartKind>,
     /// `llm`: which memories `remember`, `forget` and `recall` reach.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<MemorySettings>,
@@ -159,6 +167,8 @@ impl Run {
             prompt: None,
             result_schema: None,
             response_format: None,
+            answer_tokens: None,
+            context_tokens: None,
             temperature: None,
             price: None,
             tools: Vec::new(),
@@ -188,8 +198,13 @@ impl Run {
             base_url_env: self.base_url_env.clone(),
             api_key_env: self.api_key_env.clone(),
             price: self.price.clone(),
-            context_tokens: None,
+            context_tokens: self.context_tokens,
         })
+    }
+
+    /// Whether the context of one of the models is known.
+    pub(crate) fn knows_a_context(&self) -> bool {
+        self.context_tokens.is_some() || self.models.iter().any(|choice| choice.context_tokens.is_some())
     }
 
     /// Whether the model works with tools until it has a result.
@@ -216,6 +231,8 @@ impl Run {
             ("prompt", Kind::Llm, self.prompt.is_some()),
             ("result_schema", Kind::Llm, self.result_schema.is_some()),
             ("response_format", Kind::Llm, self.response_format.is_some()),
+            ("answer_tokens", Kind::Llm, self.answer_tokens.is_some()),
+            ("context_tokens", Kind::Llm, self.context_tokens.is_some()),
             ("temperature", Kind::Llm, self.temperature.is_some()),
             ("price", Kind::Llm, self.price.is_some()),
             ("tools", Kind::Llm, !self.tools.is_empty()),

@@ -25,8 +25,9 @@ const NAMES: [&str; 9] =
     ["input", "kind", "task_id", "attempt", "checkpoint", "result_schema", "messages", "answers", "rejected"];
 /// Bytes of text that are estimated as one token before the endpoint reports its count.
 pub(in crate::agent) const BYTES_PER_TOKEN: usize = 4;
-/// Most tokens of an answer under a budget, without `limits.tokens_per_task`.
-const ANSWER_TOKENS_MAX: u32 = 4_096;
+/// Most tokens of an answer of an agent with tools or under a budget, without `run.answer_tokens` and
+/// `limits.tokens_per_task`.
+pub(in crate::agent) const ANSWER_TOKENS_MAX: u32 = 4_096;
 /// Tokens that an endpoint adds to a question.
 pub(in crate::agent) const FRAME_TOKENS: u64 = 64;
 
@@ -116,15 +117,16 @@ impl Llm {
         })
     }
 
-    /// The tokens that `limits.tokens_per_task` leaves for the answer.
+    /// The most tokens of the answer: `run.answer_tokens`, and what `limits.tokens_per_task` leaves.
     fn tokens_left(&self, question_bytes: usize) -> Result<Option<u32>, Failure> {
-        let Some(limit) = self.definition.limits.tokens_per_task else { return Ok(None) };
+        let most = self.definition.run.answer_tokens;
+        let Some(limit) = self.definition.limits.tokens_per_task else { return Ok(most) };
         let question = u32::try_from(question_bytes / BYTES_PER_TOKEN).unwrap_or(u32::MAX);
         match limit.saturating_sub(question) {
             0 => Err(permanent(format!(
                 "the question is about {question} tokens, over limits.tokens_per_task, {limit}"
             ))),
-            left => Ok(Some(left)),
+            left => Ok(Some(most.map_or(left, |most| most.min(left)))),
         }
     }
 
@@ -150,7 +152,7 @@ impl Llm {
     async fn result(&self, answer: &Answer, schema: Option<&Value>) -> Result<Value, Failure> {
         if answer.cut_off {
             return Err(permanent(
-                "the answer was cut off at the limit of tokens: raise limits.tokens_per_task",
+                "the answer was cut off at the limit of tokens: raise run.answer_tokens or limits.tokens_per_task",
             ));
         }
         result_in(&answer.text, schema, &self.schemas, self.definition.limits.output_bytes).await

@@ -15,9 +15,27 @@ use std::collections::BTreeMap;
 struct Offered {
     description: String,
     parameters: Value,
+    /// Of each form of the arguments, if `parameters` does not say all.
+    forms: Vec<Value>,
     effect: Effect,
     /// Whether a new run may repeat a call of an earlier one.
     repeat: bool,
+}
+
+impl Offered {
+    /// The schemas of the arguments, one for each form.
+    fn forms(&self) -> &[Value] {
+        if self.forms.is_empty() { std::slice::from_ref(&self.parameters) } else { &self.forms }
+    }
+
+    /// The schema of the form that these arguments name: of a member with a constant.
+    fn form_of(&self, args: &Value) -> &Value {
+        let is_named = |form: &&Value| {
+            let mut members = form.get("properties").and_then(Value::as_object).into_iter().flatten();
+            members.any(|(name, of)| of.get("const").is_some_and(|constant| args.get(name) == Some(constant)))
+        };
+        self.forms.iter().find(is_named).unwrap_or(&self.parameters)
+    }
 }
 
 /// The tools of a run, sorted by name: the same bytes in every question.
@@ -43,7 +61,8 @@ impl Catalog {
         let mut tools = BTreeMap::new();
         let mut own = |name: &str, description: &str, parameters: Value| {
             let description = description.to_owned();
-            let offered = Offered { description, parameters, effect: Effect::Read, repeat: false };
+            let (forms, effect) = (Vec::new(), Effect::Read);
+            let offered = Offered { description, parameters, forms, effect, repeat: false };
             tools.insert(name.to_owned(), offered);
         };
         own(FINISH, "Ends the task with its result", finish);
@@ -51,7 +70,7 @@ impl Catalog {
             GIVE_UP,
             "Ends the task without a result",
             json!({ "type": "object", "required": ["reason", "retryable"], "additionalProperties": false,
-                "properties": { "reason": { "type": "string" }, "retryable": { "type": "boolean" } } }),
+                "properties": { "reason": { "type": "string", "maxLength": 1_000 }, "retryable": { "type": "boolean" } } }),
         );
         if definition.run.tools.iter().any(|name| name == ASK) {
             own(
@@ -65,6 +84,7 @@ impl Catalog {
             let offered = Offered {
                 description: tool.description().to_owned(),
                 parameters: tool.parameters(),
+                forms: tool.forms(),
                 effect: tool.effect(),
                 repeat: tool.declared().is_some_and(|tool| tool.repeat),
             };
@@ -89,11 +109,13 @@ impl Catalog {
 
     /// The schema of an answer that calls one tool.
     pub(super) fn schema(&self, last: bool) -> Value {
-        let one = |(name, tool): (&String, &Offered)| {
+        let one = |(name, arguments): (&String, &Value)| {
             json!({ "type": "object", "required": ["tool", "arguments"], "additionalProperties": false,
-                "properties": { "tool": { "const": name }, "arguments": tool.parameters } })
+                "properties": { "tool": { "const": name }, "arguments": arguments } })
         };
-        json!({ "anyOf": self.offered(last).map(one).collect::<Vec<_>>() })
+        let forms =
+            self.offered(last).flat_map(|(name, tool)| tool.forms().iter().map(move |form| (name, form)));
+        json!({ "anyOf": forms.map(one).collect::<Vec<_>>() })
     }
 
     /// What the system message says about the tools.
@@ -107,7 +129,8 @@ impl Catalog {
             "{how}\nAnswer with one JSON object {{\"tool\": …, \"arguments\": …}} and nothing else. The tools:"
         );
         for (name, tool) in self.offered(false) {
-            text.push_str(&format!("\n- {name}: {} Arguments: {}", tool.description, tool.parameters));
+            let forms: Vec<String> = tool.forms().iter().map(Value::to_string).collect();
+            text.push_str(&format!("\n- {name}: {} Arguments: {}", tool.description, forms.join(" or ")));
         }
         text
     }
@@ -148,7 +171,7 @@ impl Catalog {
         };
         let (schema, value) = match (name.as_str(), &self.result) {
             (FINISH, Some(schema)) => (schema, self.result_of(args)),
-            _ => (&tool.parameters, args.clone()),
+            _ => (tool.form_of(args), args.clone()),
         };
         if name == FINISH && value.to_string().len() > result_bytes_max {
             let message = format!("the result is over {result_bytes_max} bytes");
@@ -243,6 +266,48 @@ mod tests {
         let error = told(&catalog, "finish", json!({ "result": "x".repeat(200) }), false).await;
         assert!(error.contains("too_large"), "{error}");
         assert!(told(&catalog, "finish", json!({}), false).await.contains("breaks /required"));
+    }
+
+    #[tokio::test]
+    async fn form_of_the_arguments_follows_the_kind_of_the_part() {
+        let parts = |by: &str| {
+            let run = format!(
+                "tools = [\"look\", \"request_task\"]\ntools_by = \"{by}\"\n\
+                 parts = {{ a = [\"x\"], b = {{ requires = [\"y\"], input = {{ type = \"object\", required = [\"q\"] }} }} }}"
+            );
+            Catalog::new(&definition(&run), None)
+        };
+        let catalog = parts("schema");
+        let of = |kind: &str, input: Value| json!({ "kind": kind, "input": input });
+        for (args, told_of) in [
+            (of("a", json!({})), "request_task"),
+            (of("b", json!({ "q": 1 })), "request_task"),
+            (of("b", json!({})), "/input breaks"),
+            (of("a", json!(1)), "/input breaks"),
+            (of("c", json!({})), "/kind breaks"),
+            (json!({}), "bad_arguments"),
+        ] {
+            let told = told(&catalog, "request_task", args.clone(), false).await;
+            assert!(told.contains(told_of), "{args}: {told}");
+        }
+        // An endpoint with a grammar sees a form for each kind, one with calls of its own an object.
+        let schema = catalog.schema(false);
+        let forms: Vec<&Value> = schema["anyOf"].as_array().unwrap().iter().collect();
+        let input = |kind: &str| {
+            let of_kind =
+                |form: &&&Value| form["properties"]["arguments"]["properties"]["kind"]["const"] == kind;
+            &forms.iter().find(of_kind).unwrap()["properties"]["arguments"]["properties"]["input"]
+        };
+        assert_eq!((input("a"), &input("b")["required"]), (&json!({ "type": "object" }), &json!(["q"])));
+        assert!(catalog.instructions().contains("\"required\":[\"q\"]"));
+        let native = parts("native").native(false);
+        let request = native.iter().find(|tool| tool["function"]["name"] == "request_task").unwrap();
+        let parameters = &request["function"]["parameters"];
+        assert_eq!(
+            (&parameters["type"], &parameters["properties"]["kind"]["enum"]),
+            (&json!("object"), &json!(["a", "b"]))
+        );
+        assert_eq!(parameters["properties"]["input"]["anyOf"][1]["required"], json!(["q"]));
     }
 
     #[tokio::test]

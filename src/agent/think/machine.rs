@@ -86,6 +86,8 @@ pub(crate) fn next(steps: &[Step], rules: Rules) -> Action {
     let StepBody::Model { ending, last, .. } = &model.body else { return ask(steps, rules, None) };
     let ending = match (model.state, ending) {
         (StepState::Done, Some(ending)) => *ending,
+        // It was too large, and results are left out of the next one.
+        (StepState::Failed, _) => return Action::Ask { again: None, last: *last },
         // The answer was lost, if there was one: the same question again.
         _ => return Action::Ask { again: Some(model.seq), last: *last },
     };

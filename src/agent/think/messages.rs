@@ -1,8 +1,8 @@
 //! The messages of the next question, from the rows of a run alone: the same rows give the same bytes.
-use super::machine::tool;
+use super::{compact, machine::tool};
 use crate::{
     agent::hex,
-    task::{AskedModel, Step, StepBody, StepState, ToolStep},
+    task::{AskedModel, NoteKind, Step, StepBody, StepState, ToolStep},
 };
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
@@ -37,8 +37,12 @@ fn wire_id(run: i32, seq: i32) -> String {
 /// The messages after the system message, as `to` takes them.
 pub(crate) fn messages(run: i32, steps: &[Step], by: ToolsBy, to: &AskedModel) -> Vec<Value> {
     let mut messages = Vec::with_capacity(steps.len());
+    let left_out_until = compact::left_out_until(steps);
     for step in steps {
         match &step.body {
+            StepBody::Note { kind: NoteKind::Compacted, .. } => {
+                messages.push(json!({ "role": "user", "content": compact::TOLD }));
+            }
             StepBody::Note { text, .. } => messages.push(json!({ "role": "user", "content": text })),
             StepBody::Model { answer: Some(answer), asked, .. } => {
                 let calls: Vec<&Step> = called(steps, step.seq);
@@ -47,7 +51,10 @@ pub(crate) fn messages(run: i32, steps: &[Step], by: ToolsBy, to: &AskedModel) -
                 messages.extend(assistant(run, answer, &calls, by, is_own));
             }
             StepBody::Model { answer: None, .. } => {}
-            StepBody::Tool(call) => messages.extend(result(run, step, call, by)),
+            StepBody::Tool(call) => {
+                let stub = compact::stub(step, call, left_out_until);
+                messages.extend(result(run, step, call, stub, by));
+            }
         }
     }
     messages
@@ -106,9 +113,10 @@ fn sent_calls(run: i32, theirs: Option<&Value>, calls: &[&Step]) -> Value {
     ours.collect()
 }
 
-/// The result of a call as a message. `None` while it has none.
-fn result(run: i32, step: &Step, call: &ToolStep, by: ToolsBy) -> Option<Value> {
+/// The result of a call as a message, or the line in its place. `None` while it has none.
+fn result(run: i32, step: &Step, call: &ToolStep, stub: Option<String>, by: ToolsBy) -> Option<Value> {
     let result = call.result.as_deref().filter(|_| step.state.has_ended())?;
+    let result = stub.as_deref().unwrap_or(result);
     let text = match &call.edited {
         None => result.to_owned(),
         Some(args) => format!("A person changed the arguments to {args}\n{result}"),

@@ -7,6 +7,8 @@
 mod approve;
 mod calls;
 mod catalog;
+mod compact;
+mod context;
 mod doubt;
 mod guards;
 mod machine;

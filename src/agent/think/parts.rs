@@ -4,7 +4,7 @@ use super::{
     session::{Session, unwritten},
 };
 use crate::{
-    agent::{retry::again, tool::Outcome},
+    agent::{PartKind, retry::again, tool::Outcome},
     fault,
     task::{CallEnd, Error, Failure, Part, Request, StepState, Task, ToolStep},
 };
@@ -23,18 +23,18 @@ impl Session<'_> {
         &self,
         seq: i32,
         call: &ToolStep,
-        kinds: &BTreeMap<String, Vec<String>>,
+        kinds: &BTreeMap<String, PartKind>,
         bytes_max: usize,
     ) -> Result<(), Failure> {
         let kind = call.run_args().get("kind").and_then(Value::as_str).unwrap_or_default();
         // The definition of now: the model chose among the kinds of the run's start.
-        let Some(requires) = kinds.get(kind) else {
+        let Some(part) = kinds.get(kind) else {
             let text = error("denied", "the agent may not request this kind any more", false);
             return self.end_call(seq, StepState::Failed, &text, bytes_max).await;
         };
         let wish = Request {
             kind: kind.to_owned(),
-            requires: requires.clone(),
+            requires: part.requires.clone(),
             input: call.run_args().get("input").cloned().unwrap_or_default(),
             traceparent: self.span(seq),
             ..Request::default()

@@ -36,8 +36,6 @@ use tokio::{
 };
 use uuid::Uuid;
 
-/// Most tokens of an answer without `limits.tokens_per_task`.
-const ANSWER_TOKENS_MAX: u32 = 4_096;
 /// Tries of a call with a key whose outcome is unknown, before a person is asked.
 const KEYED_TRIES: u32 = 3;
 /// Pause before such a try; it doubles.
@@ -60,7 +58,12 @@ enum Asked {
 impl Session<'_> {
     /// The question after these steps. It depends on the rows and the definition of the run alone, except for the
     /// limit of tokens.
-    fn question(&self, steps: &[Step], choice: &Choice, last: bool) -> Result<ChatRequest, Failure> {
+    pub(super) fn question(
+        &self,
+        steps: &[Step],
+        choice: &Choice,
+        last: bool,
+    ) -> Result<ChatRequest, Failure> {
         let run = &self.pinned.run;
         let by = run.tools_by.unwrap_or_default();
         let instructions = run.instructions.as_deref().unwrap_or_default();
@@ -77,7 +80,7 @@ impl Session<'_> {
             tools,
             tool_required: last,
             format,
-            max_tokens: ANSWER_TOKENS_MAX,
+            max_tokens: self.answer_tokens(choice),
             temperature: run.temperature,
             timeout: self.job.deadline.saturating_duration_since(Instant::now()),
             streaming: Some(run.stream.unwrap_or_default()).filter(|stream| stream.enabled).map(|stream| {
@@ -113,6 +116,11 @@ impl Session<'_> {
             match self.ask_one(steps, choice, &turns, repeats, last).await? {
                 Asked::Answered => return Ok(None),
                 Asked::Deferred(deferred) => turns.deferred(choice, deferred),
+                Asked::Failed(seq, Error::TooLarge { .. }, _)
+                    if self.compact_refused(steps, seq, choice, last).await? =>
+                {
+                    return Ok(None);
+                }
                 Asked::Failed(seq, error, deferred) => {
                     // The same step: what its answer calls has the same keys, whichever model gives it.
                     repeats = Some(seq);
@@ -368,6 +376,7 @@ impl Session<'_> {
         let outcome = match tool {
             Callable::Tasks => self.parts(call).await,
             Callable::Recall(settings) => self.recall(call, settings).await,
+            Callable::StepResult => self.step_result(call).await,
             _ => self.outcome(tool, seq, call).await,
         };
         self.record(seq, tries, call, outcome, bytes_max).await

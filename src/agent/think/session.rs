@@ -151,6 +151,11 @@ impl<'a> Session<'a> {
             self.note(&steps, NoteKind::Messages, &text).await?;
             return Ok(None);
         }
+        if let Action::Ask { again: None, last } = action
+            && self.compact(&steps, last).await?
+        {
+            return Ok(None);
+        }
         self.perform(&steps, action).await
     }
 
@@ -205,7 +210,7 @@ impl<'a> Session<'a> {
                     "Most of the questions and calls of this run are used. {left} calls are left. Come to an end."
                 )
             }
-            NoteKind::Input | NoteKind::Messages => String::new(),
+            NoteKind::Input | NoteKind::Messages | NoteKind::Compacted => String::new(),
         }
     }
 

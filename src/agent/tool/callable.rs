@@ -1,13 +1,17 @@
 //! What a name of `run.tools` stands for: a declared tool, or one that the daemon has itself.
 use crate::{
     agent::{
-        ApprovalRule, Definition, Fetch, FoundTool, McpServer, MemorySettings, SqlRead, Tool, ToolKind,
+        ApprovalRule, Definition, Fetch, FoundTool, McpServer, MemorySettings, PartKind, SqlRead, Tool,
+        ToolKind,
         definition::{FETCH, FORGET, RECALL, REMEMBER, REQUEST_TASK, SQL_READ, TASKS},
     },
     task::Effect,
 };
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, time::Duration};
+
+/// The name of the tool that reads results that are left out.
+const STEP_RESULT: &str = "step_result";
 
 /// A tool that a model may call, besides those of the loop itself.
 #[derive(Clone, Copy, Debug)]
@@ -18,8 +22,8 @@ pub(crate) enum Callable<'a> {
     SqlRead(&'a SqlRead),
     /// `fetch`.
     Fetch(&'a Fetch),
-    /// `request_task`, with the kinds of parts and what each requires.
-    RequestTask(&'a BTreeMap<String, Vec<String>>),
+    /// `request_task`, with the kinds of parts.
+    RequestTask(&'a BTreeMap<String, PartKind>),
     /// `tasks`.
     Tasks,
     /// `remember`.
@@ -28,6 +32,8 @@ pub(crate) enum Callable<'a> {
     Forget(MemorySettings),
     /// `recall`.
     Recall(MemorySettings),
+    /// `step_result`, which every run has if the context of one of its models is known.
+    StepResult,
     /// One of an MCP server, as the run found it.
     Mcp { server: &'a McpServer, tool: &'a FoundTool },
 }
@@ -49,7 +55,8 @@ pub(crate) fn callables(definition: &Definition) -> impl Iterator<Item = Callabl
         .mcp
         .iter()
         .flat_map(|server| server.found.iter().map(move |tool| Callable::Mcp { server, tool }));
-    definition.run.tools.iter().filter_map(of).chain(found)
+    let own = definition.run.knows_a_context().then_some(Callable::StepResult);
+    definition.run.tools.iter().filter_map(of).chain(found).chain(own)
 }
 
 /// The tool with this name in a call. `None` if it is not in `run.tools`.
@@ -70,6 +77,8 @@ impl<'a> Callable<'a> {
                 let server = servers.find(|it| it.name == server.name && it.allows(&tool.tool))?;
                 Some(Self::Mcp { server, tool })
             }
+            // It reads nothing but the run itself.
+            Self::StepResult => Some(self),
             _ => callable(now, self.name()),
         }
     }
@@ -87,8 +96,8 @@ impl<'a> Callable<'a> {
 
 impl Callable<'_> {
     /// The names in calls of the tools that the daemon has itself.
-    pub(crate) const BUILT_IN: [&'static str; 7] =
-        ["sql_read", FETCH, FORGET, RECALL, REMEMBER, REQUEST_TASK, TASKS];
+    pub(crate) const BUILT_IN: [&'static str; 8] =
+        ["sql_read", FETCH, FORGET, RECALL, REMEMBER, REQUEST_TASK, STEP_RESULT, TASKS];
 
     /// Its name in calls.
     pub(crate) fn name(&self) -> &str {
@@ -101,6 +110,7 @@ impl Callable<'_> {
             Self::Remember(_) => REMEMBER,
             Self::Forget(_) => FORGET,
             Self::Recall(_) => RECALL,
+            Self::StepResult => STEP_RESULT,
             Self::Mcp { tool, .. } => &tool.name,
         }
     }
@@ -123,6 +133,7 @@ impl Callable<'_> {
             Self::Recall(_) => {
                 "Returns what was remembered: keys that begin with prefix, entries with all of the words"
             }
+            Self::StepResult => "Returns a part of the result of an earlier step that was left out",
             Self::Mcp { tool, .. } => &tool.description,
         }
     }
@@ -133,9 +144,10 @@ impl Callable<'_> {
             Self::Declared(tool) => tool.parameters.clone(),
             Self::RequestTask(parts) => {
                 let kinds: Vec<&String> = parts.keys().collect();
-                json!({ "type": "object", "required": ["kind", "input"], "additionalProperties": false, "properties": {
-                    "kind": { "type": "string", "enum": kinds }, "input": { "type": "object" },
-                } })
+                let mut inputs: Vec<Value> = parts.values().map(input_schema).collect();
+                inputs.dedup();
+                let input = if inputs.len() == 1 { inputs.remove(0) } else { json!({ "anyOf": inputs }) };
+                part_parameters(json!({ "type": "string", "enum": kinds }), input)
             }
             Self::Tasks => json!({ "type": "object", "additionalProperties": false,
                 "properties": { "wait": { "type": "boolean" } } }),
@@ -149,6 +161,10 @@ impl Callable<'_> {
             Self::Forget(settings) => memory_parameters(*settings, &["key"], json!({})),
             Self::Recall(_) => json!({ "type": "object", "additionalProperties": false, "properties": {
                 "prefix": { "type": "string", "maxLength": 200 }, "words": { "type": "string", "maxLength": 500 } } }),
+            Self::StepResult => {
+                json!({ "type": "object", "required": ["step"], "additionalProperties": false,
+                "properties": { "step": { "type": "integer", "minimum": 1 }, "from": { "type": "integer", "minimum": 0 } } })
+            }
             Self::Mcp { tool, .. } => tool.parameters.clone(),
             Self::SqlRead(_) => {
                 json!({ "type": "object", "required": ["query"], "additionalProperties": false,
@@ -164,12 +180,28 @@ impl Callable<'_> {
         }
     }
 
+    /// The JSON schemas of each form of its arguments, if `parameters` does not say all: endpoints take only an object
+    /// there, without a choice.
+    pub(crate) fn forms(&self) -> Vec<Value> {
+        match self {
+            Self::RequestTask(parts) if parts.values().any(|part| part.input.is_some()) => {
+                let form = |(kind, part): (&String, &PartKind)| {
+                    part_parameters(json!({ "const": kind }), input_schema(part))
+                };
+                parts.iter().map(form).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
     pub(crate) fn effect(&self) -> Effect {
         match self {
             Self::Declared(tool) => tool.effect(),
             Self::Mcp { tool, .. } => tool.effect,
             Self::RequestTask(_) | Self::Remember(_) | Self::Forget(_) => Effect::Database,
-            Self::SqlRead(_) | Self::Fetch(_) | Self::Tasks | Self::Recall(_) => Effect::Read,
+            Self::SqlRead(_) | Self::Fetch(_) | Self::Tasks | Self::Recall(_) | Self::StepResult => {
+                Effect::Read
+            }
         }
     }
 
@@ -214,6 +246,15 @@ impl Callable<'_> {
             _ => None,
         }
     }
+}
+
+fn part_parameters(kind: Value, input: Value) -> Value {
+    json!({ "type": "object", "required": ["kind", "input"], "additionalProperties": false,
+        "properties": { "kind": kind, "input": input } })
+}
+
+fn input_schema(part: &PartKind) -> Value {
+    part.input.clone().unwrap_or_else(|| json!({ "type": "object" }))
 }
 
 /// The schema of a change of the memory. Only an agent that has the memory of its org may choose between them.

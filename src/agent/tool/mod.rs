@@ -76,7 +76,8 @@ pub(crate) async fn call(call: ToolCall<'_>) -> Outcome {
         | Callable::Tasks
         | Callable::Remember(_)
         | Callable::Forget(_)
-        | Callable::Recall(_) => {
+        | Callable::Recall(_)
+        | Callable::StepResult => {
             return Outcome::Failed("failed", "the loop carries it out".into(), false);
         }
         Callable::Mcp { server, tool } => return mcp::call(call, server, tool).await,

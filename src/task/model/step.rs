@@ -121,6 +121,8 @@ words! {
         Smaller = "smaller",
         /// Most of the steps or calls are used.
         Limit = "limit",
+        /// Long results of earlier steps are left out of later questions.
+        Compacted = "compacted",
     }
 }
 

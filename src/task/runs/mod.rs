@@ -138,6 +138,26 @@ impl TaskCommands {
         written(&self.query(sql!("step_note"), &params).await?).map(drop)
     }
 
+    /// Ends the question `seq`, the last step, which its endpoint refused as too large, and appends a note, in one commit.
+    ///
+    /// # Errors
+    /// `Fenced` when the assignment is over, or the step has ended.
+    pub async fn replace_question(
+        &self,
+        at: &RunKey,
+        seq: i32,
+        kind: NoteKind,
+        text: &str,
+    ) -> Result<(), Error> {
+        let fence = Fence::of(at);
+        let kind = kind.as_str();
+        let params = fence.with(&[&seq, &kind, &text]);
+        let mut client = self.context.database.client().await?;
+        let tx = Transaction::begin(&mut client);
+        written(&run(&tx, sql!("step_replace"), &params).await?)?;
+        tx.commit().await
+    }
+
     /// Begins a question to the model after step `head`, or begins its step once more, and records the most that it may
     /// use. Returns the number of the step.
     ///

@@ -91,6 +91,21 @@ async fn prompt_token_limit_and_schema_of_the_task_are_sent() {
 }
 
 #[tokio::test]
+async fn answer_has_the_most_tokens_that_its_agent_wants_and_its_limit_leaves() {
+    for (wanted, limit, sent) in
+        [(Some(300), None, json!(300)), (Some(300), Some(400), json!(300)), (None, None, json!(null))]
+    {
+        let server = Server::start([completion("{\"urgency\": 4}")]).await;
+        let mut definition = agent(&server);
+        definition.run.answer_tokens = wanted;
+        definition.limits.tokens_per_task = limit;
+        bench(definition).run(start(json!({}))).await.unwrap();
+        let body: Value = serde_json::from_slice(&server.seen()[0].1).unwrap();
+        assert_eq!(body["max_tokens"], sent, "{wanted:?} {limit:?}");
+    }
+}
+
+#[tokio::test]
 async fn refused_key_fails_without_retry() {
     let (message, retryable, _, tries) =
         failure(reply(401, "{\"error\":{\"message\":\"bad key sk-secret\"}}")).await;

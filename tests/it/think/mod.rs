@@ -1,6 +1,7 @@
 //! Agents that think: whole runs against a scripted model, real services and a real database.
 mod approvals;
 mod classes;
+mod compaction;
 mod failover;
 mod fetch;
 mod guards;

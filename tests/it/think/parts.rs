@@ -51,6 +51,28 @@ async fn model_requests_parts_and_reads_their_results() {
 }
 
 #[tokio::test]
+async fn input_of_a_part_has_the_form_of_its_kind() {
+    let keys = "[run.parts.\"look.up\"]\nrequires = [\"look\"]\n\
+                input = { type = \"object\", required = [\"q\"], properties = { q = { type = \"integer\" } } }";
+    let part = |input: Value| call("request_task", json!({ "kind": "look.up", "input": input }));
+    let world =
+        World::start(vec![part(json!({ "q": "x" })), part(json!({ "q": 1 })), finish(json!(1))]).await;
+    let planner = planner(&world).replace(PARTS, keys);
+    let thinking = Thinking::with(world, vec![definition(&planner), definition(WORKER)]).await;
+    let id = thinking.request(json!({})).await;
+    thinking.in_state(id, "completed").await;
+    let steps = thinking.steps(id).await;
+    let states: Vec<&Value> =
+        steps.iter().filter(|step| step["tool"] == "request_task").map(|step| &step["state"]).collect();
+    assert_eq!(states, ["failed", "done"]);
+    let tools = &thinking.world.question(0)["tools"];
+    let request =
+        tools.as_array().unwrap().iter().find(|tool| tool["function"]["name"] == "request_task").unwrap();
+    assert_eq!(request["function"]["parameters"]["properties"]["input"]["required"], json!(["q"]));
+    thinking.stop().await;
+}
+
+#[tokio::test]
 async fn part_is_requested_once_wherever_the_daemon_is_killed() {
     for point in ["step.recorded", "tool.recorded"] {
         let script = vec![

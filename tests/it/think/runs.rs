@@ -297,6 +297,19 @@ async fn run_waits_for_budget_and_goes_on_after_the_raise() {
 }
 
 #[tokio::test]
+async fn answers_have_the_limit_of_their_agent_and_at_most_half_of_the_context() {
+    for (keys, expected) in
+        [("", 4_096), ("answer_tokens = 300", 300), ("answer_tokens = 3000\ncontext_tokens = 4000", 2_000)]
+    {
+        let thinking = Thinking::start(vec![finish(json!(1))], keys).await;
+        let id = thinking.request(json!({})).await;
+        thinking.in_state(id, "completed").await;
+        assert_eq!(thinking.world.question(0)["max_tokens"], expected, "{keys}");
+        thinking.stop().await;
+    }
+}
+
+#[tokio::test]
 async fn run_ends_at_its_limit_of_questions() {
     let step = |n: i32| call("look", json!({ "n": n }));
     let thinking = Thinking::start((0..20).map(step).collect(), "[limits]\nsteps_max = 5").await;

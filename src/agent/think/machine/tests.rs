@@ -47,6 +47,16 @@ fn call_of_every_effect_in_every_state_has_its_action() {
     }
 }
 
+#[test]
+fn question_that_was_refused_as_too_large_is_asked_anew() {
+    for last in [false, true] {
+        let body = StepBody::Model { answer: None, ending: None, last, asked: None };
+        let refused = Step { seq: 2, state: StepState::Failed, tries: 1, rejected: false, body };
+        let steps = [note(1, "task"), refused, note_of(3, NoteKind::Compacted, "{}")];
+        assert_eq!(next(&steps, RULES), Action::Ask { again: None, last });
+    }
+}
+
 fn approved(mut step: Step, approval: Option<Approval>) -> Step {
     if let StepBody::Tool(tool) = &mut step.body {
         tool.approval = approval;
