@@ -11,7 +11,8 @@ use crate::{
     id::{AgentId, OrgId, TaskId},
     remote::{self, AgentCommand, RemoteCommand, Reply, RequesterCommand, no_cancel_reason},
     task::{
-        Budget, Bulk, BulkDone, Event, Filter, LineFilter, Lines, NewOffer, Request, Requeue, Requeued, Task,
+        Budget, Bulk, BulkDone, Event, Filter, ForkPoint, LineFilter, Lines, NewOffer, Request, Requeue,
+        Requeued, Task,
     },
 };
 use axum::{
@@ -40,6 +41,7 @@ pub(super) fn routes() -> Router<Deps> {
         .route("/tasks/{id}/events", get(events))
         .route("/tasks/{id}/why", get(why))
         .route("/tasks/{id}/steps", get(steps))
+        .route("/tasks/{id}/fork", post(fork))
         .route("/tasks/{id}/tree", get(tree))
         .route("/tasks/{id}/cancel", post(cancel))
         .route("/tasks/{id}/budget", post(budget))
@@ -339,6 +341,22 @@ pub(super) async fn requeue(
 ) -> Result<Response, Problem> {
     let task: TaskId = id("a task's id", &task)?;
     command(&deps, &caller, RequesterCommand::Requeue(task)).await
+}
+
+/// Requests a task whose run begins with the steps of this one's, up to `at`. 201 with `{task, replayed}`. For operators:
+/// the steps contain what the model and its tools said.
+pub(super) async fn fork(
+    State(deps): State<Deps>,
+    caller: Caller,
+    Path(task): Path<String>,
+    Body(from): Body<ForkPoint>,
+) -> Result<Response, Problem> {
+    let task: TaskId = id("a task's id", &task)?;
+    let found = caller.visible(task, deps.tasks.get(task).await?)?;
+    caller.must_operate(&found.org, "fork a task")?;
+    let requested = deps.tasks.fork(task, from, caller.requester()).await?;
+    let location = [("location", format!("/v1/tasks/{}", requested.task.id))];
+    Ok((StatusCode::CREATED, location, Json(requested)).into_response())
 }
 
 /// Requeues every task that the filter in the body matches: `{tasks, refused, more}`. Restricted to the

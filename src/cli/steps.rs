@@ -11,8 +11,12 @@ pub(super) fn print(runs: &Value) {
     for run in runs.as_array().into_iter().flatten() {
         let ended = run["ended_as"].as_str().map(|how| format!(", ended with {how}")).unwrap_or_default();
         let (agent, model) = (output::text(&run["agent_id"]), output::text(&run["model"]));
+        let forked = match (run["forked_from"].as_str(), run["forked_at"].as_i64()) {
+            (Some(task), Some(at)) => format!(", forked from {task} at step {at}"),
+            _ => String::new(),
+        };
         let cost = format!("{} tokens, {}", run["tokens"], output::dollars(&run["microdollars"]));
-        output::line(format!("\nrun {} of {agent} with {model} ({cost}){ended}", run["run"]));
+        output::line(format!("\nrun {} of {agent} with {model} ({cost}){forked}{ended}", run["run"]));
         for step in run["steps"].as_array().into_iter().flatten() {
             output::line(line(step));
         }

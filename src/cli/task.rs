@@ -43,6 +43,17 @@ pub(super) enum Command {
         /// The task's id, or its beginning
         id: TaskRef,
     },
+    /// Request a task that goes on behind a step of this one's run; prints its id.
+    Fork {
+        /// The task's id, or its beginning
+        id: TaskRef,
+        /// The last step that it begins with: a note, or the last call of an answer (see `convoke task steps`)
+        #[arg(long, value_name = "SEQ")]
+        at: i32,
+        /// The number of the run [default: the latest]
+        #[arg(long, value_name = "RUN")]
+        run: Option<i32>,
+    },
     /// Set the budget of a task; a task that waits for budget continues.
     Budget {
         /// The task's id, or its beginning
@@ -206,6 +217,16 @@ pub(super) async fn run(settings: &Settings, command: Command) -> Outcome {
                 output::line(format!("{id} has no steps: no agent with tools has worked on it"));
             } else {
                 steps::print(&answer["runs"]);
+            }
+            Ok(())
+        }
+        Command::Fork { id, at, run } => {
+            let (id, body) = (id.find(&daemon).await?, json!({ "at": at, "run": run }));
+            let answer = daemon.post(&format!("/v1/tasks/{id}/fork"), &[], &body).await?;
+            if settings.json {
+                output::json(&answer);
+            } else {
+                output::line(output::text(&answer["task"]["id"]));
             }
             Ok(())
         }

@@ -49,9 +49,9 @@ pub use rounds::arbiter::Arbiter;
 pub use rounds::score;
 pub use rounds::tally::OffersTally;
 pub use runs::{
-    CallEnd, DatabaseCall, DatabaseResult, LatestRun, MEMORY_BYTES_MAX, Memory, MemoryAction, MemoryChange,
-    MemoryChanged, NewQuestion, Part, PinnedDefinition, PinnedTool, RunKey, SeenTool, SeenTools, accept_tool,
-    pinned_tools,
+    CallEnd, DatabaseCall, DatabaseResult, ForkPoint, LatestRun, MEMORY_BYTES_MAX, Memory, MemoryAction,
+    MemoryChange, MemoryChanged, NewQuestion, Part, PinnedDefinition, PinnedTool, RunKey, SeenTool,
+    SeenTools, accept_tool, pinned_tools,
 };
 pub use triggers::coalesce::Burst;
 pub use triggers::schedules::Schedule;

@@ -6,12 +6,14 @@
 //! disk: an intent that a crash of Postgres forgot could let an effect happen twice.
 mod approvals;
 mod database_tool;
+mod fork;
 mod memory;
 mod part_tool;
 mod pins;
 mod read;
 
 pub use database_tool::{DatabaseCall, DatabaseResult};
+pub use fork::ForkPoint;
 pub use memory::{MEMORY_BYTES_MAX, Memory, MemoryAction, MemoryChange, MemoryChanged};
 pub use part_tool::Part;
 pub use pins::{PinnedTool, SeenTool, SeenTools, accept_tool, pinned_tools};

@@ -9,6 +9,7 @@ use crate::task::{
 use serde_json::{Value, json};
 use std::time::Duration;
 use tokio_postgres::Row;
+use uuid::Uuid;
 
 /// Most steps of one answer to a reader.
 const STEPS_MAX: i64 = 2_000;
@@ -160,7 +161,10 @@ fn trace_ids(row: &Row, task: TaskId) -> Result<Vec<(String, Value)>, Unreadable
 }
 
 fn shown_run(row: &Row) -> Result<Value, Unreadable> {
+    let forked_from = row.read::<Option<Uuid>>("forked_from")?.map(TaskId::from);
     Ok(json!({
+        "forked_from": forked_from,
+        "forked_at": row.read::<Option<i32>>("forked_at")?,
         "run": row.read::<i32>("run")?,
         "agent_id": row.read::<&str>("agent_id")?,
         "model": row.read::<&str>("model")?,

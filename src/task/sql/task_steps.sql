@@ -1,6 +1,6 @@
 -- The steps of a task as people read them. Contents only if $2.
 select r.run, r.agent_id, r.model, r.definition_hash, r.ended_as, r.started_at as run_started_at,
-    r.ended_at as run_ended_at, t.traceparent, r.tokens as run_tokens, r.microdollars as run_microdollars,
+    r.ended_at as run_ended_at, r.forked_from, r.forked_at, t.traceparent, r.tokens as run_tokens, r.microdollars as run_microdollars,
     s.seq, s.kind, s.state, s.tries, s.began_at, s.ended_at, s.note_kind, s.last, s.model_said, s.provider,
     s.model_asked, s.passed_over, s.finish, s.ending,
     s.tokens, s.microdollars, s.presumed, s.after_seq, s.name, s.effect, s.key, s.bytes, s.cut, s.request_sha256,

@@ -4,6 +4,7 @@ mod classes;
 mod compaction;
 mod failover;
 mod fetch;
+mod fork;
 mod guards;
 mod keeper;
 mod kills;
