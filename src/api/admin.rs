@@ -41,12 +41,12 @@ pub(super) async fn doctor(State(deps): State<Deps>, caller: Caller) -> Result<J
 /// The settings by section and key; a secret is `set` or null.
 pub(super) async fn settings(State(deps): State<Deps>, caller: Caller) -> Result<Json<Value>, Problem> {
     caller.may_administer("read the settings")?;
-    Ok(Json(Value::clone(&deps.settings)))
+    Ok(Json(deps.settings.read().clone()))
 }
 
-/// The outcome of a reading of the agents' files.
+/// The outcome of a reading of the agents' files and the settings.
 pub enum Reloaded {
-    /// `{added, changed, removed}`, each a list of ids.
+    /// `{added, changed, removed, settings: {applied, needs_restart}}`: lists of ids, and of keys.
     Applied(Value),
     /// The problems for which nothing changed, a line each.
     Refused(String),
@@ -54,7 +54,7 @@ pub enum Reloaded {
     Not(String),
 }
 
-/// Reads the agents' files of the running daemon again.
+/// Reads the agents' files and the settings of the running daemon again.
 #[derive(Clone)]
 pub struct Reload(Arc<dyn Fn() -> BoxFuture<'static, Reloaded> + Send + Sync>);
 
@@ -66,7 +66,7 @@ impl Reload {
     }
 }
 
-/// Reads the agents' files and applies them: `{added, changed, removed}`. 422 if a file has a problem: nothing has changed
+/// Reads the agents' files and the settings, and applies them: `{added, changed, removed, settings}`. 422 if a file has a problem: nothing has changed
 /// then, and `detail` has a line for each. 409 for a daemon that reads no files.
 pub(super) async fn reload(State(deps): State<Deps>, caller: Caller) -> Result<Json<Value>, Problem> {
     caller.may_administer("reload the agents' files")?;

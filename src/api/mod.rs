@@ -46,6 +46,7 @@ use axum::{
     http::{Method, StatusCode, Uri},
     routing::{get, post, put},
 };
+use parking_lot::RwLock;
 use problem::Problem;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -140,7 +141,7 @@ pub struct Deps {
     /// Reads the agents' files again.
     pub reload: Reload,
     /// The settings, without secrets.
-    pub settings: Arc<Value>,
+    pub settings: Arc<RwLock<Value>>,
 }
 
 impl FromRef<Deps> for Health {

@@ -6,6 +6,7 @@ use super::{
     leadership::{Leadership, Registration},
     publications,
     reload::{self, Reload},
+    settings::Settings,
     traces, wal_consumer,
 };
 use crate::{
@@ -31,6 +32,7 @@ use crate::{
     wal,
 };
 use anyhow::Context;
+use parking_lot::RwLock;
 use serde_json::json;
 use std::{
     fmt::Write,
@@ -99,7 +101,8 @@ pub(super) async fn assemble(
     listener: TcpListener,
     database: Database,
 ) -> anyhow::Result<Daemon> {
-    let Builder { config, definitions, follows_files, more, registry, models, keeper, clock } = builder;
+    let Builder { config, definitions, follows_files, settings, more, registry, models, keeper, clock } =
+        builder;
     let addr = listener.local_addr()?;
     let (metrics, health) = (Registry::default(), api::Health::default());
     for part in ["database", "wal", "agents"] {
@@ -130,8 +133,10 @@ pub(super) async fn assemble(
     let Realtime { hub, tracker, .. } = &realtime;
     let (hub, tracker) = (hub.clone(), tracker.clone());
     let wal = start_wal(&base, &tasks, &agents, realtime, registration.clone()).await?;
+    let shown = Arc::new(RwLock::new(config::shown(&base.config)));
     let reload = if follows_files {
-        let files = (more, registration);
+        let settings = settings.map(|from| Settings::new(from, base.config.clone(), shown.clone()));
+        let files = (more, registration, settings);
         follow_files(&base, &tasks, &agents, &identity, files)
     } else {
         Reload::never()
@@ -162,7 +167,7 @@ pub(super) async fn assemble(
         series,
         doctor,
         reload: reload_of_api(&reload),
-        settings: Arc::new(config::shown(&config)),
+        settings: shown,
         stop: serving.stopping(),
     }));
     let parts = Parts { addr, database, tasks, hub, tracker, agents, keys, health, reload, gateway, inboxes };
@@ -184,13 +189,13 @@ fn sample_series(scope: &Scope, metrics: &Registry, clock: &Clock) -> Series {
     series
 }
 
-/// Reads the agents' files again when they change.
+/// Reads the agents' files and the settings again when they change.
 fn follow_files(
     base: &Base,
     tasks: &Tasks,
     agents: &Agents,
     identity: &Identity,
-    (from_code, registration): (Vec<Definition>, Registration),
+    (from_code, registration, settings): (Vec<Definition>, Registration, Option<Settings>),
 ) -> Reload {
     let deps = reload::Deps {
         dir: base.config.agents.dir.clone(),
@@ -200,6 +205,7 @@ fn follow_files(
         identity: identity.clone(),
         health: base.health.clone(),
         registration,
+        settings,
     };
     reload::start(&base.scope, deps)
 }

@@ -20,19 +20,21 @@ mod publications;
 mod reload;
 mod scheduler;
 mod serve;
+mod settings;
 mod traces;
 mod wal_consumer;
 
 pub use channels::Channels;
-pub use reload::{NotReloaded, Reload, ReloadOutcome};
+pub use reload::{NotReloaded, Reload, ReloadOutcome, ReloadReport};
 pub use serve::{Edge, serve_http};
+pub use settings::SettingsChange;
 
 use crate::{
     agent::{self, Agents, Definition},
     api,
     auth::{self, Keys},
     clock::Clock,
-    config::Config,
+    config::{Config, Options},
     db::Database,
     files,
     gateway::Gateway,
@@ -71,6 +73,7 @@ pub struct Builder {
     config: Config,
     definitions: Option<Vec<Definition>>,
     follows_files: bool,
+    settings: Option<Options>,
     more: Vec<Definition>,
     registry: agent::Registry,
     models: Option<Models>,
@@ -91,6 +94,13 @@ impl Builder {
     pub fn definitions_of_files(mut self, definitions: Vec<Definition>) -> Self {
         self.follows_files = true;
         self.definitions(definitions)
+    }
+
+    /// Reads the settings again, from where `config` was loaded, together with the agents' files.
+    #[must_use]
+    pub fn settings_of(mut self, options: Options) -> Self {
+        self.settings = Some(options);
+        self
     }
 
     /// Hosts an agent of this process beside the others; `definition.run.kind` is `rust`.

@@ -1,10 +1,12 @@
-//! Reads the agents' files again while the daemon runs, and applies them as a whole or not at all.
+//! Reads the agents' files and the settings again while the daemon runs, and applies them as a whole or not at all.
 //!
-//! It looks at the folder every two seconds: a change counts when two looks in a row find the same files, so that a file
+//! It looks at the folder and the file of the settings every two seconds: a change counts when two looks in a row find the same files, so that a file
 //! that is being written is not read. Every file system and mount can be looked at, while some send no events. SIGHUP and
 //! `POST /v1/reload` read at once. Files with a problem change nothing; the process log and `/health` say what is wrong.
-//! The settings are read at the start only.
-use super::leadership::{Registration, hosted_here, register};
+use super::{
+    leadership::{Registration, hosted_here, register},
+    settings::{self, Settings, SettingsChange},
+};
 use crate::{
     agent::{Agents, Definition, Reloaded},
     api::{Health, PartState},
@@ -13,6 +15,7 @@ use crate::{
     scope::{OnExit, Scope},
     task::Tasks,
 };
+use serde::Serialize;
 use std::{
     collections::BTreeSet,
     os::unix::fs::MetadataExt,
@@ -32,7 +35,18 @@ const WAITING_MAX: usize = 16;
 const NAMED_MAX: usize = 3;
 
 /// The outcome of a reading.
-pub type ReloadOutcome = Result<Reloaded, Problems>;
+pub type ReloadOutcome = Result<ReloadReport, Problems>;
+
+/// What a reading changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct ReloadReport {
+    /// The agents.
+    #[serde(flatten)]
+    pub agents: Reloaded,
+    /// The settings. `None` if the daemon got them from a program.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub settings: Option<SettingsChange>,
+}
 
 /// Asks for a reading of the agents' files. Clones ask the same daemon.
 #[derive(Clone)]
@@ -86,6 +100,8 @@ pub(super) struct Deps {
     pub(super) identity: Identity,
     pub(super) health: Health,
     pub(super) registration: Registration,
+    /// `None` if the program gave the settings.
+    pub(super) settings: Option<Settings>,
 }
 
 /// Looks at the folder in `scope`.
@@ -99,7 +115,7 @@ pub(super) fn start(scope: &Scope, deps: Deps) -> Reload {
     Reload(Some(sender))
 }
 
-/// The files of a folder: path, inode, size and time of the last change.
+/// The files of a folder, and that of the settings: path, inode, size and time of the last change.
 type Fingerprint = BTreeSet<(PathBuf, u64, u64, i64, i64)>;
 
 struct Follower {
@@ -134,8 +150,9 @@ impl Follower {
     }
 
     async fn look(&mut self) {
-        let dir = self.deps.dir.clone();
-        let found = tokio::task::spawn_blocking(move || fingerprint(&dir)).await.unwrap_or_default();
+        let (dir, settings) = (self.deps.dir.clone(), self.settings_file());
+        let found = tokio::task::spawn_blocking(move || fingerprint(&dir, settings.as_deref()));
+        let found = found.await.unwrap_or_default();
         let is_quiet = self.seen.as_ref() == Some(&found);
         if is_quiet && self.read.as_ref() != Some(&found) {
             // The outcome is logged.
@@ -149,9 +166,9 @@ impl Follower {
     async fn reload(&mut self) -> ReloadOutcome {
         let outcome = self.apply().await;
         match &outcome {
-            Ok(reloaded) => {
-                if !reloaded.is_empty() {
-                    let Reloaded { added, changed, removed } = reloaded;
+            Ok(ReloadReport { agents, .. }) => {
+                if !agents.is_empty() {
+                    let Reloaded { added, changed, removed } = agents;
                     tracing::info!(?added, ?changed, ?removed, "agents' files reloaded");
                 }
                 if std::mem::take(&mut self.refused) {
@@ -161,7 +178,7 @@ impl Follower {
             Err(problems) => {
                 self.refused = true;
                 for problem in &problems.0 {
-                    tracing::error!(%problem, "agents' files not reloaded: the definitions before them stay");
+                    tracing::error!(%problem, "files not reloaded: the definitions and settings before them stay");
                 }
                 self.deps.health.set("definitions", PartState::Degraded, shown(problems));
             }
@@ -170,18 +187,22 @@ impl Follower {
     }
 
     async fn apply(&mut self) -> ReloadOutcome {
-        let (dir, known) = (self.deps.dir.clone(), self.read.clone());
+        let (dir, known, file) = (self.deps.dir.clone(), self.read.clone(), self.settings_file());
+        let options = self.deps.settings.as_ref().map(|settings| settings.options().clone());
         let read = move || {
             // Before the files are read: a change during the reading is found by the next look.
-            let files = fingerprint(&dir);
-            let lost = !dir.is_dir() && known.is_some_and(|known| !known.is_empty());
+            let files = fingerprint(&dir, file.as_deref());
+            let had_files = known.iter().flatten().any(|(path, ..)| path.starts_with(&dir));
+            let lost = had_files && !dir.is_dir();
             let definitions = if lost { Err(folder_is_gone(&dir)) } else { load_agents(&dir) };
-            (files, definitions)
+            (files, definitions, options.as_ref().map(settings::read).transpose())
         };
         let read = tokio::task::spawn_blocking(read).await;
-        let (files, definitions) = read.map_err(|_| unreadable(&self.deps.dir, "reading it failed"))?;
+        let (files, definitions, settings) =
+            read.map_err(|_| unreadable(&self.deps.dir, "reading it failed"))?;
         self.read = Some(files);
-        let definitions = definitions?.into_iter().chain(self.deps.from_code.iter().cloned()).collect();
+        let (definitions, settings) = both(definitions, settings)?;
+        let definitions = definitions.into_iter().chain(self.deps.from_code.iter().cloned()).collect();
         let _registration = self.deps.registration.clone().lock_owned().await;
         let before = self.deps.agents.definitions();
         let reloaded = self.deps.agents.reload(definitions).await;
@@ -196,7 +217,12 @@ impl Follower {
                 .collect::<BTreeSet<_>>();
             orgs.iter().for_each(|org| self.deps.identity.agents_changed(org));
         }
-        Ok(reloaded)
+        let settings = self.deps.settings.as_mut().zip(settings).map(|(own, read)| own.apply(read));
+        Ok(ReloadReport { agents: reloaded, settings })
+    }
+
+    fn settings_file(&self) -> Option<PathBuf> {
+        settings::file(self.deps.settings.as_ref()?.options())
     }
 
     async fn register(&mut self) {
@@ -221,16 +247,27 @@ impl Follower {
     }
 }
 
-fn fingerprint(dir: &Path) -> Fingerprint {
+/// Both readings, or the problems of both.
+fn both<A, B>(one: Result<A, Problems>, other: Result<B, Problems>) -> Result<(A, B), Problems> {
+    match (one, other) {
+        (Ok(one), Ok(other)) => Ok((one, other)),
+        (one, other) => {
+            let problems = one.err().into_iter().chain(other.err()).flat_map(|Problems(found)| found);
+            Err(Problems(problems.collect()))
+        }
+    }
+}
+
+fn fingerprint(dir: &Path, settings: Option<&Path>) -> Fingerprint {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
-    let file = |entry: std::fs::DirEntry| {
-        let path = entry.path();
+    let is_definition = |path: &PathBuf| path.extension().is_some_and(|kind| kind == "toml");
+    let definitions = entries.map(|entry| entry.path()).filter(is_definition);
+    let file = |path: PathBuf| {
         // Follows links: a mounted folder may exchange what they point to.
         let file = std::fs::metadata(&path).ok()?;
-        let is_definition = path.extension().is_some_and(|kind| kind == "toml");
-        is_definition.then(|| (path, file.ino(), file.len(), file.mtime(), file.mtime_nsec()))
+        Some((path, file.ino(), file.len(), file.mtime(), file.mtime_nsec()))
     };
-    entries.filter_map(file).collect()
+    definitions.chain(settings.map(Path::to_path_buf)).filter_map(file).collect()
 }
 
 fn folder_is_gone(dir: &Path) -> Problems {

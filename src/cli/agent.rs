@@ -100,6 +100,14 @@ pub(super) async fn reload(settings: &Settings) -> Outcome {
             parts.push(format!("{name}: {}", ids.join(", ")));
         }
     }
+    for (name, what) in [("applied", "settings in use"), ("needs_restart", "settings that need a restart")] {
+        let keys =
+            answer.pointer(&format!("/settings/{name}")).and_then(Value::as_array).into_iter().flatten();
+        let keys = keys.map(output::text).collect::<Vec<_>>();
+        if !keys.is_empty() {
+            parts.push(format!("{what}: {}", keys.join(", ")));
+        }
+    }
     output::line(if parts.is_empty() { "nothing has changed".to_owned() } else { parts.join("; ") });
     Ok(())
 }

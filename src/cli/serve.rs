@@ -34,7 +34,7 @@ pub(super) async fn build(builder: Builder) -> anyhow::Result<Daemon> {
 
 /// Serves until `end` is cancelled, then stops in order. The first SIGINT or SIGTERM cancels `stop`, which must lead to
 /// `end`. A second one exits immediately; the private PostgreSQL then keeps running, and the next daemon takes it over.
-/// SIGHUP reads the agents' files again. Calls `print` once, when the daemon is ready or [`READY_WITHIN`] has passed.
+/// SIGHUP reads the agents' files and the settings again. Calls `print` once, when the daemon is ready or [`READY_WITHIN`] has passed.
 pub(super) async fn until_signal(
     daemon: Daemon,
     config: &Config,
@@ -63,8 +63,8 @@ pub(super) async fn until_signal(
             }
             _ = hang_up.recv() => {
                 let reads = reload.soon();
-                let what = if reads { "agents' files are read again" } else { "no agents' files to read" };
-                tracing::info!("SIGHUP: {what}; changed settings need a restart");
+                let what = if reads { "agents' files and settings are read again" } else { "no files to read" };
+                tracing::info!("SIGHUP: {what}");
             }
             () = either(interrupt.recv(), terminate.recv()) => {
                 if stop.is_cancelled() {

@@ -28,7 +28,12 @@ pub(super) async fn run(settings: &Settings) -> Outcome {
     let absent = absent(&definitions);
     let org = definitions.first().map_or_else(|| ORG_DEFAULT.to_owned(), |agent| agent.org.to_string());
     let agents = definitions.len() - absent.len();
-    let daemon = build(Daemon::builder(config.clone()).definitions_of_files(definitions.clone())).await?;
+    let daemon = build(
+        Daemon::builder(config.clone())
+            .definitions_of_files(definitions.clone())
+            .settings_of(settings.options()),
+    )
+    .await?;
     let parts = daemon.parts();
     let mut notes: Vec<_> =
         absent.iter().map(|(id, why)| format!("agent {id} is unavailable: {why}")).collect();

@@ -80,6 +80,12 @@ pub fn keys(text: &str) -> Vec<(String, &'static str)> {
     plain.map(|(path, key)| (path.to_string(), key)).collect()
 }
 
+/// The file of the settings: the one that is named, else the usual one. `None` if there is none.
+#[must_use]
+pub fn file(options: &Options) -> Option<PathBuf> {
+    find(options.file.as_deref())
+}
+
 fn find(asked: Option<&FilePath>) -> Option<PathBuf> {
     let usual = ["config/convoke.toml", "convoke.toml"].map(PathBuf::from);
     asked.map(PathBuf::from).or_else(|| usual.into_iter().find(|file| file.is_file()))

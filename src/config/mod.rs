@@ -4,6 +4,7 @@
 //! run: unknown keys, wrong types and values that cannot work, each with its file, line and key. Starts
 //! nothing and never asks the database.
 mod agents;
+mod changed;
 mod layers;
 mod messages;
 mod path;
@@ -14,7 +15,8 @@ mod source;
 mod tree_deserializer;
 
 pub use agents::{load_agents, load_agents_with, locate};
-pub use layers::{Options, keys, load};
+pub use changed::changed_keys;
+pub use layers::{Options, file, keys, load};
 pub use problem::{Problem, Problems};
 pub use shown::shown;
 

@@ -1,11 +1,20 @@
 //! The settings as people may see them: a secret is `set` or null, and an address has no password.
 use super::Config;
+use crate::auth::ApiKey;
 use crate::telemetry::{HIDDEN, without_login};
+use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Value, json};
 
 /// All settings as JSON, by section and key, with the defaults of those that were not given.
 #[must_use]
 pub fn shown(config: &Config) -> Value {
+    let mut shown = tree(config, &|_| HIDDEN.into());
+    without_logins(&mut shown);
+    shown
+}
+
+/// All settings by section and key, with the values that `secret` makes of those that are secret.
+pub(super) fn tree(config: &Config, secret: &dyn Fn(&str) -> Value) -> Value {
     // Every section is named, so that a new one must be considered here.
     let Config {
         server,
@@ -22,22 +31,28 @@ pub fn shown(config: &Config) -> Value {
         ..
     } = config;
     let Config { history, task, telemetry, .. } = config;
-    let hidden = |is_given: bool| is_given.then_some(HIDDEN);
+    let hidden = |given: &Option<SecretString>| given.as_ref().map(|given| secret(given.expose_secret()));
     let mut shown = json!({
         "server": server, "database": database, "access": access, "dashboard": dashboard, "agents": agents,
         "llm": llm, "wal": wal, "changes": changes, "gateway": gateway, "channels": channels,
         "history": history, "task": task, "telemetry": telemetry,
         "auth": {
-            "jwt_secret": hidden(auth.jwt_secret.is_some()), "jwks": hidden(auth.jwks.is_some()),
+            "jwt_secret": hidden(&auth.jwt_secret), "jwks": auth.jwks.as_deref().map(secret),
             "jwks_file": auth.jwks_file, "jwks_url": auth.jwks_url, "claims": auth.claims, "roles": auth.roles,
-            "api_keys": auth.api_keys.iter().map(|key| json!({ "key": HIDDEN, "role": key.role })).collect::<Vec<_>>(),
+            "api_keys": auth.api_keys.iter().map(|key| json!({ "key": secret(key_text(key)), "role": key.role }))
+                .collect::<Vec<_>>(),
         },
     });
     if let Some(database) = shown.get_mut("database").and_then(Value::as_object_mut) {
-        database.insert("url".into(), json!(hidden(config.database.url.is_some())));
+        database.insert("url".into(), json!(hidden(&config.database.url)));
     }
-    without_logins(&mut shown);
     shown
+}
+
+/// The key, or its hash in the place of it.
+fn key_text(key: &ApiKey) -> &str {
+    let given = key.key.as_ref().map(ExposeSecret::expose_secret);
+    given.or(key.sha256.as_deref()).unwrap_or_default()
 }
 
 fn without_logins(value: &mut Value) {

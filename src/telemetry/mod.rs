@@ -24,9 +24,14 @@ use prometheus_client::{
     registry::{Metric, Registry as Prometheus},
 };
 use serde::{Deserialize, Serialize};
-use std::{io::IsTerminal, sync::Arc};
+use std::{
+    io::IsTerminal,
+    sync::{Arc, OnceLock},
+};
 use tracing::Metadata;
-use tracing_subscriber::{EnvFilter, filter::filter_fn, layer::SubscriberExt, util::SubscriberInitExt};
+use tracing_subscriber::{
+    EnvFilter, filter::filter_fn, layer::SubscriberExt, reload, util::SubscriberInitExt,
+};
 
 /// Settings of the process log and of OpenTelemetry.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,22 +92,35 @@ pub fn check_filter(log: &str) -> Result<EnvFilter, BadFilter> {
     EnvFilter::try_new(format!("{QUIET},{log}")).map_err(bad)
 }
 
+/// The filter of the process log, which is one for the whole process.
+static FILTER: OnceLock<reload::Handle<EnvFilter, tracing_subscriber::Registry>> = OnceLock::new();
+
 /// Starts logging to standard error. A second call in one process does nothing.
 ///
 /// # Errors
 /// [`BadFilter`] if `config.log` is not a valid filter.
 pub fn init(config: &Config) -> Result<(), BadFilter> {
-    let filter = check_filter(&config.log)?;
+    let (filter, handle) = reload::Layer::new(check_filter(&config.log)?);
     let registry = tracing_subscriber::registry().with(filter).with(filter_fn(is_safe));
     let stderr = std::io::stderr;
-    let _ = match config.format {
+    let started = match config.format {
         Format::Text => {
             let layer = tracing_subscriber::fmt::layer().with_target(false).with_writer(stderr);
             registry.with(layer.with_ansi(stderr().is_terminal())).try_init()
         }
         Format::Json => registry.with(tracing_subscriber::fmt::layer().json().with_writer(stderr)).try_init(),
     };
+    if started.is_ok() {
+        let _ = FILTER.set(handle);
+    }
     Ok(())
+}
+
+/// Uses another filter from now on. Returns whether it does: not if the process log was not started by [`init`], or if
+/// this is no filter.
+pub fn set_filter(log: &str) -> bool {
+    let filter = FILTER.get().zip(check_filter(log).ok());
+    filter.is_some_and(|(handle, filter)| handle.reload(filter).is_ok())
 }
 
 /// The metrics of one daemon. Clones share the registry.

@@ -299,3 +299,70 @@ async fn folder_is_followed_by_itself_by_a_signal_and_by_a_command() {
     let refused = convoke(folder.path(), &db, &["reload"]);
     assert!(refused.0 == Some(1) && refused.1.contains("bad.toml:1"), "{refused:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn filter_of_the_log_is_applied_and_other_settings_are_named_until_they_are_back() {
+    let (db, folder) = fresh().await;
+    fs::create_dir(folder.path().join("agents")).unwrap();
+    let settings = |text: &str| fs::write(folder.path().join("convoke.toml"), text).unwrap();
+    settings("[telemetry]\nlog = \"warn\"\n");
+    let log = folder.path().join("log");
+    let mut command = Up::command(&db, folder.path());
+    command.env_remove("CONVOKE_TELEMETRY__LOG").stderr(fs::File::create(&log).unwrap());
+    let up = Up::begin(command).await;
+    let token = crate::think::kills::token(folder.path());
+    let post = async || {
+        let posted = reqwest::Client::new().post(format!("{}/v1/reload", up.url)).bearer_auth(&token);
+        let answer = posted.json(&json!({})).send().await.unwrap();
+        (answer.status().as_u16(), answer.json::<Value>().await.unwrap())
+    };
+    let shown = async || {
+        let get = reqwest::Client::new().get(format!("{}/v1/settings", up.url)).bearer_auth(&token);
+        get.send().await.unwrap().json::<Value>().await.unwrap()
+    };
+    assert_eq!(post().await.1["settings"], json!({ "applied": [], "needs_restart": [] }));
+
+    // A look may find the change before the command: the key is in use then, and the answer names the others only.
+    settings("[telemetry]\nlog = \"debug\"\n[database]\npool_size_max = 5\n[task]\n");
+    let (status, told) = post().await;
+    assert_eq!(
+        (status, &told["settings"]["needs_restart"]),
+        (200, &json!(["database.pool_size_max"])),
+        "{told}"
+    );
+    let now = shown().await;
+    assert_eq!((&now["telemetry"]["log"], &now["database"]["pool_size_max"]), (&json!("debug"), &json!(8)));
+    let text = fs::read_to_string(&log).unwrap();
+    // The filter before it would have left this record out.
+    assert!(text.contains("setting telemetry.log is in use"), "{text}");
+    assert!(
+        text.contains("not in use before a restart") && text.contains("database.pool_size_max"),
+        "{text}"
+    );
+    let told = convoke(folder.path(), &db, &["reload"]);
+    assert!(
+        told.0 == Some(0) && told.1.contains("settings that need a restart: database.pool_size_max"),
+        "{told:?}"
+    );
+
+    // Files with a problem change nothing, and every problem is named.
+    settings("[telemetry]\nlog = \"error\"\nwish = 1\n");
+    fs::write(folder.path().join("agents/bad.toml"), "id = ").unwrap();
+    let (status, refused) = post().await;
+    let detail = refused["detail"].as_str().unwrap();
+    assert_eq!(status, 422, "{refused}");
+    assert!(detail.contains("convoke.toml:3") && detail.contains("bad.toml:1"), "{detail}");
+    assert_eq!(shown().await["telemetry"]["log"], "debug");
+
+    fs::remove_file(folder.path().join("agents/bad.toml")).unwrap();
+    settings("[telemetry]\nlog = \"debug\"\n");
+    assert_eq!(
+        post().await,
+        (
+            200,
+            json!({ "added": [], "changed": [], "removed": [],
+        "settings": { "applied": [], "needs_restart": [] } })
+        )
+    );
+    up.kill().await;
+}

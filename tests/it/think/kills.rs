@@ -33,7 +33,7 @@ async fn prepared_with(more: &str) -> (World, TestDb, tempfile::TempDir) {
     (world, db, folder)
 }
 
-pub(super) fn token(folder: &Path) -> String {
+pub fn token(folder: &Path) -> String {
     let secret = std::fs::read_to_string(folder.join("data/jwt.secret")).unwrap();
     let keys = Keys::from_secret(&secret.trim().to_owned().into()).unwrap();
     let mut wish = MintRequest::new(Role::ServiceRole);

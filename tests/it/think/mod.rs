@@ -7,7 +7,7 @@ mod fetch;
 mod fork;
 mod guards;
 mod keeper;
-mod kills;
+pub mod kills;
 mod mcp;
 mod mcp_attacks;
 mod mcp_http;
