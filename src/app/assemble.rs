@@ -101,8 +101,18 @@ pub(super) async fn assemble(
     listener: TcpListener,
     database: Database,
 ) -> anyhow::Result<Daemon> {
-    let Builder { config, definitions, follows_files, settings, more, registry, models, keeper, clock } =
-        builder;
+    let Builder {
+        config,
+        definitions,
+        follows_files,
+        settings,
+        more,
+        registry,
+        models,
+        keeper,
+        clock,
+        stop: _,
+    } = builder;
     let addr = listener.local_addr()?;
     let (metrics, health) = (Registry::default(), api::Health::default());
     for part in ["database", "wal", "agents"] {

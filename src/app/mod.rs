@@ -79,6 +79,7 @@ pub struct Builder {
     models: Option<Models>,
     keeper: Option<PathBuf>,
     clock: Clock,
+    stop: CancellationToken,
 }
 
 impl Builder {
@@ -142,12 +143,19 @@ impl Builder {
         self
     }
 
+    /// Gives up [`Builder::build`] when this token is canceled. Defaults to a token that never is.
+    #[must_use]
+    pub fn stop(mut self, stop: CancellationToken) -> Self {
+        self.stop = stop;
+        self
+    }
+
     /// Binds, opens and migrates the database, and starts every part except accepting connections.
     ///
     /// # Errors
     /// The obstacle, in words for an operator: a port in use, a database that cannot be reached, a mistake in an
-    /// agent's definition. Everything that was started is stopped again. A read-only database is no error: the call
-    /// waits until it accepts writes.
+    /// agent's definition; or the token of [`Builder::stop`] was canceled. Everything that was started is stopped
+    /// again. A read-only database is no error: the call waits until it accepts writes.
     pub async fn build(self) -> anyhow::Result<Daemon> {
         // HTTP clients use the TLS provider of the process; the program may have installed another one before.
         let _ = rustls::crypto::ring::default_provider().install_default();
@@ -159,7 +167,12 @@ impl Builder {
         // first part that writes would make it with a mode that keeps the server's user out of it.
         files::own_folder(&self.config.database.data_dir)?;
         let database = Database::open(&self.config.database, &scope).await?;
-        match assemble(self, scope.clone(), listener, database.clone()).await {
+        // Not before: a start of the private PostgreSQL that is cut off would leave a server that nothing stops. Opening
+        // has limits of its own; what follows may wait without one.
+        let stop = self.stop.clone();
+        let assembled =
+            stop.run_until_cancelled(assemble(self, scope.clone(), listener, database.clone())).await;
+        match assembled.unwrap_or_else(|| Err(anyhow::anyhow!("stopped before the daemon was ready"))) {
             Ok(daemon) => Ok(daemon),
             Err(error) => {
                 let _ = scope.drain(REST_WITHIN).await;

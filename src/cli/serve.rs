@@ -11,33 +11,93 @@ use crate::{
 };
 use std::{
     ffi::OsStr,
-    future::Future,
     io,
     path::{Path, PathBuf},
     time::Duration,
 };
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 /// How long a daemon may take to become ready before its address is printed anyway.
 pub(super) const READY_WITHIN: Duration = Duration::from_secs(15);
 
-/// Builds the daemon. An address in use gets a remedy in its error.
-pub(super) async fn build(builder: Builder) -> anyhow::Result<Daemon> {
-    builder.keeper(std::env::current_exe()?).build().await.map_err(|e| {
-        let taken = e.chain().any(|cause| {
-            cause.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::AddrInUse)
-        });
-        if taken { anyhow::anyhow!("{e:#}: stop what listens there, or give another --listen") } else { e }
-    })
+/// The signals that a daemon obeys. From [`Signals::install`] on none of them ends the process by itself: a private
+/// PostgreSQL would go on without it.
+pub(super) struct Signals {
+    end: EndSignals,
+    hang_up: Signal,
+}
+
+/// SIGINT and SIGTERM.
+struct EndSignals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    pub(super) fn install() -> io::Result<Self> {
+        let end = EndSignals {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        };
+        Ok(Self { end, hang_up: signal(SignalKind::hangup())? })
+    }
+}
+
+impl EndSignals {
+    /// Waits for one of them. The first one cancels `stop`. A second one exits immediately; the private PostgreSQL then
+    /// keeps running, and the next daemon takes it over. Cancel safe.
+    async fn cancel(&mut self, stop: &CancellationToken) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+        if stop.is_cancelled() {
+            std::process::exit(130);
+        }
+        eprintln!("stopping; a second signal exits immediately");
+        stop.cancel();
+    }
+}
+
+/// Builds the daemon; `None` if a signal canceled `stop` first and everything is stopped again. An address in use gets a
+/// remedy in its error.
+pub(super) async fn build(
+    builder: Builder,
+    signals: &mut Signals,
+    stop: &CancellationToken,
+) -> anyhow::Result<Option<Daemon>> {
+    let building = builder.keeper(std::env::current_exe()?).stop(stop.clone()).build();
+    tokio::pin!(building);
+    let built = loop {
+        tokio::select! {
+            built = &mut building => break built,
+            () = signals.end.cancel(stop) => {}
+        }
+    };
+    match built {
+        Ok(daemon) => Ok(Some(daemon)),
+        Err(e) if stop.is_cancelled() => {
+            eprintln!("{e:#}");
+            Ok(None)
+        }
+        Err(e) => {
+            let taken = e.chain().any(|cause| {
+                cause.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::AddrInUse)
+            });
+            let remedy = "stop what listens there, or give another --listen";
+            Err(if taken { anyhow::anyhow!("{e:#}: {remedy}") } else { e })
+        }
+    }
 }
 
 /// Serves until `end` is cancelled, then stops in order. The first SIGINT or SIGTERM cancels `stop`, which must lead to
-/// `end`. A second one exits immediately; the private PostgreSQL then keeps running, and the next daemon takes it over.
-/// SIGHUP reads the agents' files and the settings again. Calls `print` once, when the daemon is ready or [`READY_WITHIN`] has passed.
+/// `end`. SIGHUP reads the agents' files and the settings again. Calls `print` once, when the daemon is ready or
+/// [`READY_WITHIN`] has passed.
 pub(super) async fn until_signal(
     daemon: Daemon,
     config: &Config,
+    mut signals: Signals,
     stop: CancellationToken,
     end: CancellationToken,
     print: impl FnOnce(),
@@ -47,9 +107,6 @@ pub(super) async fn until_signal(
     let ready = tokio::time::timeout(READY_WITHIN, health.ready());
     tokio::pin!(ready);
     let mut print = Some(print);
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut hang_up = signal(SignalKind::hangup())?;
     let serving = daemon.run(end);
     tokio::pin!(serving);
     let outcome = loop {
@@ -61,29 +118,16 @@ pub(super) async fn until_signal(
                 }
                 print.take().into_iter().for_each(|print| print());
             }
-            _ = hang_up.recv() => {
+            _ = signals.hang_up.recv() => {
                 let reads = reload.soon();
                 let what = if reads { "agents' files and settings are read again" } else { "no files to read" };
                 tracing::info!("SIGHUP: {what}");
             }
-            () = either(interrupt.recv(), terminate.recv()) => {
-                if stop.is_cancelled() {
-                    std::process::exit(130);
-                }
-                eprintln!("stopping; a second signal exits immediately");
-                stop.cancel();
-            }
+            () = signals.end.cancel(&stop) => {}
         }
     };
     let _ = std::fs::remove_file(url_file);
     Ok(outcome?)
-}
-
-async fn either<T>(one: impl Future<Output = T>, other: impl Future<Output = T>) {
-    tokio::select! {
-        _ = one => {}
-        _ = other => {}
-    }
 }
 
 /// Writes the daemon's URL to the data folder, where the other commands read it.

@@ -1,7 +1,7 @@
 //! `convoke up`: runs the daemon and prints how to reach it.
 use super::{
     Outcome, daemon, dashboard, output,
-    serve::{INSTALL_CLIENT, absent, again, anon_key, build, javascript, psql, until_signal},
+    serve::{INSTALL_CLIENT, Signals, absent, again, anon_key, build, javascript, psql, until_signal},
     settings::Settings,
 };
 use crate::{
@@ -28,12 +28,11 @@ pub(super) async fn run(settings: &Settings) -> Outcome {
     let absent = absent(&definitions);
     let org = definitions.first().map_or_else(|| ORG_DEFAULT.to_owned(), |agent| agent.org.to_string());
     let agents = definitions.len() - absent.len();
-    let daemon = build(
-        Daemon::builder(config.clone())
-            .definitions_of_files(definitions.clone())
-            .settings_of(settings.options()),
-    )
-    .await?;
+    let (mut signals, stop) = (Signals::install()?, CancellationToken::new());
+    let builder = Daemon::builder(config.clone())
+        .definitions_of_files(definitions.clone())
+        .settings_of(settings.options());
+    let Some(daemon) = build(builder, &mut signals, &stop).await? else { return Ok(()) };
     let parts = daemon.parts();
     let mut notes: Vec<_> =
         absent.iter().map(|(id, why)| format!("agent {id} is unavailable: {why}")).collect();
@@ -75,8 +74,7 @@ pub(super) async fn run(settings: &Settings) -> Outcome {
             })
         )
     };
-    let stop = CancellationToken::new();
-    until_signal(daemon, &config, stop.clone(), stop, || output::line(text)).await
+    until_signal(daemon, &config, signals, stop.clone(), stop, || output::line(text)).await
 }
 
 /// The database's URL without its password, and the file with the password of a private PostgreSQL.

@@ -12,7 +12,7 @@ use super::{
     exit::Failure,
     output,
     serve::{
-        INSTALL_CLIENT, READY_WITHIN, absent, again, anon_key, build, javascript, psql, shell_word,
+        INSTALL_CLIENT, READY_WITHIN, Signals, absent, again, anon_key, build, javascript, psql, shell_word,
         until_signal,
     },
     settings::Settings,
@@ -69,14 +69,15 @@ pub(super) async fn run(settings: &Settings, args: &Args) -> Outcome {
     let service = classifier::start(&scope).await?;
     classifier::point_to(&mut definitions, service);
 
-    eprintln!("starting PostgreSQL and the daemon …");
-    support_desk::create_tables(&config.database, &schema).await?;
-    let daemon = build(Daemon::builder(config.clone()).definitions(definitions)).await?;
-    let parts = daemon.parts().clone();
-    let once = args.once;
     // A signal cancels `stop`, which ends the show; the show then cancels `end`, which stops the daemon. The show has a
     // connection to the database, so the daemon must outlive it.
-    let (stop, end) = (CancellationToken::new(), CancellationToken::new());
+    let (mut signals, stop, end) = (Signals::install()?, CancellationToken::new(), CancellationToken::new());
+    eprintln!("starting PostgreSQL and the daemon …");
+    support_desk::create_tables(&config.database, &schema).await?;
+    let builder = Daemon::builder(config.clone()).definitions(definitions);
+    let Some(daemon) = build(builder, &mut signals, &stop).await? else { return Ok(()) };
+    let parts = daemon.parts().clone();
+    let once = args.once;
     let undone = Arc::new(parking_lot::Mutex::new(None));
     let (outcome_cell, stopping, ended) = (Arc::clone(&undone), stop.clone(), end.clone());
     let (data_dir, agents) = (config.database.data_dir.clone(), config.agents.dir.clone());
@@ -88,7 +89,7 @@ pub(super) async fn run(settings: &Settings, args: &Args) -> Outcome {
         ended.cancel();
         Ok(())
     });
-    until_signal(daemon, &config, stop, end, || {}).await?;
+    until_signal(daemon, &config, signals, stop, end, || {}).await?;
     let _ = scope.drain(Duration::from_secs(2)).await;
     let outcome = undone.lock().take();
     match outcome {

@@ -197,6 +197,49 @@ fn doctor_names_a_wake_without_its_table() {
     up.stop();
 }
 
+/// The process id of the private PostgreSQL in a data folder, once it runs.
+fn postgres_pid(data_dir: &Path) -> u32 {
+    let file = data_dir.join("postgres/postmaster.pid");
+    for _ in 0..60_000 {
+        let text = std::fs::read_to_string(&file).unwrap_or_default();
+        // While the folder is filled, the file has a negative number.
+        if let Some(pid) = text.lines().next().and_then(|line| line.parse().ok()) {
+            return pid;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    panic!("no PostgreSQL in {}", data_dir.display());
+}
+
+#[test]
+fn signal_before_the_daemon_is_ready_stops_its_postgres_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let data_dir = folder.path().join(".convoke");
+    let args = ["up", "--json", "--listen", "127.0.0.1:0"];
+    let start = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_convoke"));
+        command.args(args).current_dir(folder.path()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.spawn().unwrap()
+    };
+    for name in ["-INT", "-TERM"] {
+        let up = start();
+        let postgres = postgres_pid(&data_dir);
+        // Means nothing at this time, and must not end the process.
+        signal(up.id(), "-HUP");
+        signal(up.id(), name);
+        let output = up.wait_with_output().unwrap();
+        let (said, told) = (text(&output.stdout), text(&output.stderr));
+        assert_eq!(output.status.code(), Some(0), "{name}: {said}{told}");
+        assert!(told.contains("stopping"), "{name}: {told}");
+        assert!(said.is_empty() && told.contains("before the daemon was ready"), "{name}: {said}{told}");
+        assert!(!data_dir.join("postgres/postmaster.pid").exists(), "{name}: PostgreSQL stopped in order");
+        assert!(!Path::new(&format!("/proc/{postgres}")).exists(), "{name}: PostgreSQL has ended");
+    }
+    let (up, line) = first_line(folder.path(), &args);
+    let told = serde_json::from_str(&line).unwrap_or_else(|e| panic!("{e}: {line:?}"));
+    Up { folder, child: up, told }.stop();
+}
+
 #[test]
 fn port_or_folder_in_use_is_reported_in_one_line() {
     let up = Up::start(&[]);
