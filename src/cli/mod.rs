@@ -13,6 +13,7 @@ mod exit;
 mod mcp;
 mod migrate;
 mod output;
+mod prices;
 mod secrets;
 mod serve;
 mod settings;
@@ -72,6 +73,9 @@ enum Command {
     },
     /// Show what agents and their models used: money, tokens, questions.
     Spend(spend::Args),
+    /// Import prices of models from public catalogs.
+    #[command(subcommand)]
+    Prices(prices::Command),
     /// Print a link that signs you in to the dashboard, once and within ten minutes.
     Dashboard(dashboard::Args),
     /// Sign a token for a client, a service, an agent or a user.
@@ -119,6 +123,7 @@ fn run(Cli { settings, command }: Cli) -> Outcome {
             Command::Migrate => migrate::run(&settings).await,
             Command::Doctor { replay } => doctor::run(&settings, replay).await,
             Command::Spend(args) => spend::run(&settings, args).await,
+            Command::Prices(command) => prices::run(&settings, command),
             Command::Dashboard(args) => dashboard::run(&settings, args),
             Command::Token(args) => token::run(&settings, &args),
         }

@@ -10,8 +10,10 @@
 //! that a model or its server wrote.
 mod account;
 mod breaker;
+mod catalog;
 mod chat;
 mod config;
+mod dollars;
 mod limiter;
 mod metrics;
 mod models;
@@ -25,6 +27,7 @@ mod transport;
 mod usage;
 
 pub use account::{Account, AccountState, Caller, Meter};
+pub use catalog::{CatalogPrices, CatalogProblem, Wanted, read_catalog};
 pub use chat::{ChatAnswer, ChatRequest, Streaming};
 pub use config::{Config, OrgConfig, ProviderConfig};
 pub use limiter::Limits;

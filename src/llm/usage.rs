@@ -2,8 +2,12 @@
 //!
 //! Endpoints report in many forms: a count may be missing, null, a fraction or a text, and parts may be larger than
 //! their whole. A count that cannot be read is missing, and nothing here fails.
-use crate::json::{COUNT_MAX, count};
+use super::dollars::scaled;
+use crate::json::count;
 use serde_json::Value;
+
+/// The power of ten from dollars to microdollars.
+const MICRO: i32 = 6;
 
 /// Tokens of a request and its answer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -95,41 +99,16 @@ pub(super) fn counts(input: Option<u64>, output: Option<u64>, details: UsageDeta
 fn cost(usage: &Value) -> Option<u64> {
     let own_key = usage.get("is_byok").and_then(Value::as_bool).unwrap_or(false);
     match usage.get("cost").filter(|_| !own_key)? {
-        Value::Number(dollars) => microdollars(&dollars.to_string()),
-        Value::String(dollars) => microdollars(dollars.trim()),
+        Value::Number(dollars) => scaled(&dollars.to_string(), MICRO),
+        Value::String(dollars) => scaled(dollars.trim(), MICRO),
         _ => None,
     }
-}
-
-/// Dollars in decimal notation as microdollars, rounded up; limited to [`COUNT_MAX`]. `None` for anything else, and
-/// for negative amounts.
-fn microdollars(dollars: &str) -> Option<u64> {
-    let (mantissa, exponent) = match dollars.split_once(['e', 'E']) {
-        Some((mantissa, exponent)) => (mantissa, exponent.parse::<i32>().ok()?),
-        None => (dollars, 0),
-    };
-    let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
-    let is_plain = |digits: &str| digits.bytes().all(|byte| byte.is_ascii_digit());
-    // 30 digits fit into 128 bits; no amount of money has more.
-    let fits = (1..=30).contains(&(whole.len() + fraction.len()));
-    if !fits || !is_plain(whole) || !is_plain(fraction) {
-        return None;
-    }
-    let digits: u128 = format!("{whole}{fraction}").parse().ok()?;
-    let shift = exponent.checked_sub(i32::try_from(fraction.len()).ok()?)?.checked_add(6)?;
-    let power = 10_u128.checked_pow(shift.unsigned_abs());
-    let amount = match (shift >= 0, power) {
-        _ if digits == 0 => 0,
-        (true, power) => power.map_or(u128::MAX, |power| digits.saturating_mul(power)),
-        (false, Some(power)) => digits.div_ceil(power),
-        (false, None) => 1,
-    };
-    Some(u64::try_from(amount).unwrap_or(COUNT_MAX).min(COUNT_MAX))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::json::COUNT_MAX;
     use serde_json::json;
 
     #[test]

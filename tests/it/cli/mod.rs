@@ -3,6 +3,7 @@ mod check;
 mod daemon;
 mod demo;
 mod doctor;
+mod prices;
 mod readme;
 mod secrets;
 
