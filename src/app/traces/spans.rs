@@ -14,6 +14,13 @@ use std::time::SystemTime;
 
 /// The spans of a task: itself, its attempts and their steps.
 pub(super) fn of_task(task: &TracedTask) -> Vec<SpanData> {
+    let mut attributes = vec![
+        of("convoke.task_id", task.id.to_string()),
+        of("convoke.org", task.org.clone()),
+        of("convoke.kind", task.kind.clone()),
+        of("convoke.state", task.state.clone()),
+    ];
+    attributes.extend(task.trigger.clone().map(|trigger| of("convoke.trigger", trigger)));
     let whole = Span {
         own: task.trace.task(task.id),
         parent: task.trace,
@@ -23,12 +30,7 @@ pub(super) fn of_task(task: &TracedTask) -> Vec<SpanData> {
         began: task.began,
         ended: task.ended,
         error: (task.state == "failed").then(|| task.reason.clone().unwrap_or_else(|| task.state.clone())),
-        attributes: vec![
-            of("convoke.task_id", task.id.to_string()),
-            of("convoke.org", task.org.clone()),
-            of("convoke.kind", task.kind.clone()),
-            of("convoke.state", task.state.clone()),
-        ],
+        attributes,
     };
     let mut whole = whole.data();
     whole.events = events(task);

@@ -34,6 +34,9 @@ pub struct TracedTask {
     pub state: String,
     /// The reason of the state.
     pub reason: Option<String>,
+    /// The wake or schedule that requested it, like `wake:triage#0`. `None` for any other requester: those are people
+    /// and programs.
+    pub trigger: Option<String>,
     /// The trace and the span that it was requested in.
     pub trace: TraceContext,
     /// When it was requested.
@@ -199,6 +202,7 @@ fn task(row: &Row) -> Result<Option<TracedTask>, Unreadable> {
         kind: row.read("kind")?,
         state: row.read("state")?,
         reason: row.read("state_reason")?,
+        trigger: row.read("trigger")?,
         trace,
         began,
         ended,

@@ -11,7 +11,7 @@ looked as (
     select l.task_id from later l union select a.task_id from earlier a where a.at >= clock_timestamp() - interval '5 s'
 )
 select coalesce((select max(seq) from later), $1) as reached, t.id, t.org, t.kind, t.state, t.state_reason, t.traceparent,
-    t.created_at, t.updated_at
+    t.created_at, t.updated_at, case when t.requester ~ '^(wake|schedule):' then t.requester end as trigger
 from (select) as one left join (
     select t.* from convoke.tasks t join looked on looked.task_id = t.id
     where t.state in ('completed', 'failed', 'canceled') and t.traceparent ~ '[13579bdf]$'

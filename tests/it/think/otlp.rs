@@ -1,8 +1,14 @@
 //! The export of traces and metrics to a collector that speaks OTLP.
-use super::{Say, Thinking, World, call, finish, thinker};
-use crate::daemon::soon;
+use super::{
+    Say, Thinking, World, call, finish, thinker,
+    traces::{TRACE, woken, woken_by},
+};
+use crate::{agent::definition, daemon::soon};
 use axum::{Router, body::Bytes, extract::State, http::StatusCode, routing::post};
-use convoke::id::{TaskId, TraceContext};
+use convoke::{
+    agent::Definition,
+    id::{TaskId, TraceContext},
+};
 use opentelemetry_proto::tonic::{
     collector::{metrics::v1::ExportMetricsServiceRequest, trace::v1::ExportTraceServiceRequest},
     common::v1::{KeyValue, any_value::Value as Any},
@@ -17,8 +23,6 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-
-const TRACE: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
 /// A collector that keeps what it gets.
 #[derive(Clone, Default)]
@@ -112,6 +116,10 @@ fn text(attributes: &[KeyValue], key: &str) -> Option<String> {
 async fn thinking(script: Vec<Say>, collector: &Collector, more: &str) -> Thinking {
     let world = World::start(script).await;
     let agent = thinker(&world, "");
+    exporting(world, agent, collector, more).await
+}
+
+async fn exporting(world: World, agent: Definition, collector: &Collector, more: &str) -> Thinking {
     let otlp = format!("endpoint = \"{}\"\ninterval = \"1s\"\n{more}", collector.address);
     let thinking = Thinking::with_settings(world, vec![agent], |settings| {
         settings.telemetry.otlp = toml::from_str(&otlp).unwrap();
@@ -194,6 +202,80 @@ async fn trace_of_an_sql_request_is_one_tree_through_award_steps_and_tools_to_th
     // No input, argument, result or answer of a tool leaves.
     let sent = String::from_utf8_lossy(&collector.raw.lock()).into_owned();
     assert!(!sent.contains("topsecret") && !sent.contains("answer of"), "{sent}");
+    thinking.stop().await;
+}
+
+/// The names from the root of the tree down to this span, and the span that the root hangs below.
+fn path(spans: &BTreeMap<u64, Span>, id: u64) -> (u64, Vec<&str>) {
+    let (mut id, mut names) = (id, Vec::new());
+    while let Some(span) = spans.get(&id) {
+        names.push(span.name.as_str());
+        id = number(&span.parent_span_id);
+        assert!(names.len() <= spans.len(), "a circle");
+    }
+    names.reverse();
+    (id, names)
+}
+
+#[tokio::test]
+async fn trace_of_an_insert_is_one_tree_through_wake_award_steps_and_tools_to_the_result() {
+    let collector = Collector::start(0).await;
+    let calls =
+        vec![("look", json!({})), ("trace", json!({})), ("note_down", json!({ "words": "topsecret" }))];
+    let world = World::start(vec![Say::Calls(calls), finish(json!("topsecret"))]).await;
+    let agent = definition(&woken(&world));
+    let thinking = exporting(world, agent, &collector, "percent = 100").await;
+    // A program inserts a row, within a span of its own, and the row has its context.
+    let id = woken_by(&thinking, Some(TRACE)).await;
+    let ended = thinking.in_state(id, "completed").await;
+    assert_eq!(ended.result, Some(json!("topsecret")));
+    let trace: TraceContext = TRACE.parse().unwrap();
+    let spans = collector.trace_of(trace, id).await;
+    let names = |seq| path(&spans, trace.step(id, 1, seq).span_id());
+    for (seq, step) in [
+        (2, "chat m"),
+        (3, "execute_tool look"),
+        (4, "execute_tool trace"),
+        (5, "execute_tool note_down"),
+        (6, "chat m"),
+        (7, "execute_tool finish"),
+    ] {
+        let expected = vec!["task think.it", "invoke_agent thinker", step];
+        assert_eq!(names(seq), (trace.span_id(), expected), "below the span of the insert");
+    }
+    assert_eq!(spans.len(), 8, "the task, its award and its steps, and nothing beside the tree");
+
+    let whole = &spans[&trace.task(id).span_id()];
+    for (key, value) in [("convoke.trigger", "wake:thinker#0"), ("convoke.state", "completed")] {
+        assert_eq!(text(&whole.attributes, key).as_deref(), Some(value), "{key}");
+    }
+    let events: Vec<&str> = whole.events.iter().map(|event| event.name.as_str()).collect();
+    let places = ["requested", "awarded", "started", "finished"]
+        .map(|name| events.iter().position(|event| *event == name).unwrap_or_else(|| panic!("{events:?}")));
+    assert!(places.is_sorted(), "{events:?}");
+    // The wake is recorded once, with the task whose span this is.
+    let client = thinking.db.client().await;
+    let woken = "select trigger from convoke.wakes where task_id = $1";
+    let row = client.query_one(woken, &[&id.as_uuid()]).await.unwrap();
+    assert_eq!(row.get::<_, &str>(0), "thinker#0");
+    // The model, the service and the command were told spans of the same tree.
+    let told = thinking.world.traces().into_iter().map(|(_, told)| told.unwrap());
+    let command = thinking.steps(id).await[3]["result"].as_str().unwrap().trim().to_owned();
+    for told in told.chain([command]) {
+        let told: TraceContext = told.parse().unwrap();
+        assert!(told.trace_id() == trace.trace_id() && spans.contains_key(&told.span_id()), "{told}");
+    }
+    let sent = String::from_utf8_lossy(&collector.raw.lock()).into_owned();
+    assert!(!sent.contains("topsecret"), "{sent}");
+
+    // A row without a trace begins one, and the task of its wake is the root.
+    let id = woken_by(&thinking, None).await;
+    thinking.in_state(id, "completed").await;
+    let own = TraceContext::of_task(id);
+    let spans = collector.trace_of(own, id).await;
+    let expected = vec!["task think.it", "invoke_agent thinker", "execute_tool finish"];
+    assert_eq!(path(&spans, own.step(id, 1, 7).span_id()), (0, expected));
+    assert_eq!(text(&spans[&own.span_id()].attributes, "convoke.trigger").as_deref(), Some("wake:thinker#0"));
     thinking.stop().await;
 }
 

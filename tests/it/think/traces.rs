@@ -9,10 +9,10 @@ use convoke::{
 use serde_json::{Value, json};
 use std::time::Duration;
 
-const TRACE: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+pub(super) const TRACE: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
 /// A thinking agent that rows of `traced` wake, with a command that answers with its trace.
-fn woken(world: &World) -> String {
+pub(super) fn woken(world: &World) -> String {
     let wake = "[[wake]]\ntable = \"public.traced\"\nevents = [\"INSERT\"]\n\
                 request = { kind = \"think.it\", requires = [\"think\"], input = { id = \"{{ new.id }}\" }, \
                 traceparent = \"{{ new.trace }}\" }\n";
@@ -29,7 +29,7 @@ async fn start(script: Vec<Say>) -> Thinking {
 }
 
 /// The task that the row with this trace requests.
-async fn woken_by(thinking: &Thinking, trace: Option<&str>) -> TaskId {
+pub(super) async fn woken_by(thinking: &Thinking, trace: Option<&str>) -> TaskId {
     let client = thinking.db.client().await;
     let insert = "insert into traced (trace) values ($1) returning id";
     let row: i64 = client.query_one(insert, &[&trace]).await.unwrap().get(0);
