@@ -1,5 +1,6 @@
 //! Agents: each kind of work against real processes and servers, and whole jobs against a real database.
 mod command;
+mod endpoints;
 pub mod http;
 pub mod llm;
 mod supervisor;

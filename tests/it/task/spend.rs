@@ -269,3 +269,56 @@ async fn limits_of_a_day_are_kept_exactly_whoever_asks_at_once() {
     }
     world.check().await;
 }
+
+#[tokio::test]
+async fn spending_of_two_hundred_assignments_stops_within_one_question_of_the_limit() {
+    const ASSIGNMENTS: usize = 200;
+    const LIMIT: u64 = 50_000;
+    let mut world = Harness::new(vec![profile("a", ASSIGNMENTS as u32)]).await;
+    let mut work = Vec::new();
+    for _ in 0..ASSIGNMENTS {
+        let task = world.ask(request(json!({ "lease": "10m", "progress": "10m", "attempt": "10m" }))).await;
+        work.push(world.started(task).await.0);
+    }
+    let held = async |world: &Harness| {
+        let client = world.database.client().await.unwrap();
+        let row = client.query_one("select microdollars::bigint from convoke.allowances", &[]).await.unwrap();
+        u64::try_from(row.get::<_, i64>(0)).unwrap()
+    };
+    let limit = DayLimit { scope: LimitScope::Org, name: "demo".into(), microdollars: LIMIT };
+    let (mut used, mut questions, mut refused) = (0_u64, 0_u64, Vec::<u64>::new());
+    while refused.len() < ASSIGNMENTS {
+        // Each asks once, many of them at the same time.
+        let asks = work.iter().enumerate().map(|(at, start)| {
+            let seed = ((questions + at as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)) >> 20;
+            let most = 100 + seed % 200;
+            let asked = ModelQuestion { limits: vec![limit.clone()], ..question(usage(10, most)) };
+            let (tasks, agent) = (world.tasks.commands(), id("a"));
+            async move {
+                let fits = tasks.ask_model(start.key, &agent, None, &asked).await.unwrap().is_ok();
+                (asked.id, most, most - seed % 20, fits)
+            }
+        });
+        let round: Vec<_> = futures_util::StreamExt::collect(futures_util::StreamExt::buffer_unordered(
+            futures_util::stream::iter(asks),
+            32,
+        ))
+        .await;
+        questions += round.len() as u64;
+        assert!(held(&world).await <= LIMIT, "what is held and spent is never over the limit");
+        for (asked, _, cost, _) in round.iter().filter(|(.., fits)| *fits) {
+            world.tasks.end_model_question(*asked, &exact(10, *cost)).await.unwrap();
+            used += cost;
+        }
+        refused = round.iter().filter(|(.., fits)| !fits).map(|(_, most, ..)| *most).collect();
+        assert_eq!(held(&world).await, used, "what was not used is free again");
+    }
+    // Nothing was held when the last of them were refused, so not one more question fits.
+    assert!(used <= LIMIT && refused.iter().all(|most| used + most > LIMIT), "{used} {refused:?}");
+    for start in &work {
+        world.tasks.finish(start.key, &id("a"), json!(1), Usage::default()).await.unwrap();
+    }
+    let total: u64 = spent(&world).await.into_iter().map(|[money, ..]| money).sum();
+    assert_eq!(total, used);
+    world.check().await;
+}

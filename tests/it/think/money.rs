@@ -224,6 +224,45 @@ async fn question_without_a_price_is_not_sent_where_money_of_a_day_is_limited() 
     thinking.stop().await;
 }
 
+/// Waits until `/health` gives the models this state.
+async fn models_are(thinking: &Thinking, state: &str) {
+    let url = format!("http://{}/health", thinking.running.parts.addr);
+    crate::daemon::soon("the state of the models", async {
+        loop {
+            let health: Value =
+                serde_json::from_slice(&reqwest::get(&url).await.unwrap().bytes().await.unwrap()).unwrap();
+            if health["parts"]["models"]["state"] == state {
+                return;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn key_that_is_revoked_in_the_middle_ends_the_attempt_and_costs_nothing_more() {
+    let refused_then_accepted = Say::InTurn(vec![Say::Status(401), finish(json!(1))]);
+    let script = vec![answer(0, json!({ "prompt_tokens": 100, "completion_tokens": 10 })), refused_then_accepted];
+    let thinking = Thinking::start(script, PRICE).await;
+    let id = thinking.request(json!({})).await;
+    let failed = thinking.in_state(id, "failed").await;
+    let message = failed.error.unwrap()["message"].to_string();
+    assert!(message.contains("refused the key"), "{message}");
+    let asked = questions(&thinking, id).await;
+    let states: Vec<(&str, i64)> = asked.iter().map(|(state, money, _)| (state.as_str(), *money)).collect();
+    assert_eq!(states, [("exact", 140), ("exact", 0)]);
+    assert_eq!((thinking.world.questions(), thinking.world.calls("look")), (2, 1), "it is not asked again");
+    models_are(&thinking, "degraded").await;
+    invariants_hold(&thinking).await;
+    // Requests are held until one of them finds that the key is accepted again.
+    let id = thinking.request(json!({})).await;
+    thinking.in_state(id, "completed").await;
+    models_are(&thinking, "ready").await;
+    invariants_hold(&thinking).await;
+    thinking.stop().await;
+}
+
 #[tokio::test]
 async fn long_wait_for_the_account_gives_the_slot_back() {
     let thinking = Thinking::start(vec![Say::Limited(3_600), finish(json!(1))], PRICE).await;
