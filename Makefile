@@ -5,7 +5,7 @@ ARGS ?=
 # Where `make web` serves the pages, like LISTEN=0.0.0.0:8080 for other machines.
 LISTEN ?= 127.0.0.1:8080
 
-.PHONY: demo research web dashboard test test-web test-hostile check-code check-deps bench bench-compare bench-peers clean-demo
+.PHONY: demo research web dashboard test test-web test-hostile check-code check-deps bench bench-compare bench-peers bench-telemetry clean-demo
 
 # A support desk's tickets are inserted with SQL; agents negotiate and sort them.
 demo:
@@ -81,6 +81,12 @@ bench-peers:
 	@examples/web/setup.sh ../../bench/peers
 	@cargo build --locked --release --quiet -p convoke-bench
 	@cd examples/web && CONVOKE_DATABASE__DATA_DIR=../../.convoke ./with-node ../../target/release/convoke-bench peers $(ARGS)
+
+# Tasks with and without the export of their traces to a collector on this machine, in turn, like ARGS='--tasks 5000'.
+bench-telemetry:
+	@tools/setup.sh cc postgres
+	@cargo build --locked --release --quiet -p convoke-bench
+	@target/release/convoke-bench pairs --runs $(or $(RUNS),5) --before 'target/release/convoke-bench tasks' --after 'target/release/convoke-bench tasks --collector' -- $(ARGS)
 
 # Licences, sources and forbidden crates of the dependencies, by deny.toml. By hand: see CONTRIBUTING.md.
 check-deps:

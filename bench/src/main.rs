@@ -4,11 +4,13 @@
 //! `fanout` and `connections` run the channels alone, without a database. Clients run in processes of their own, which
 //! this program starts from its hidden commands, so that each part's processor time is its own. Most figures have a
 //! baseline from the same run, because machines are noisy. Each run appends a line to the results (`record`).
+mod accounting;
 mod attack;
 mod baseline_server;
 mod changes;
 mod client;
 mod client_process;
+mod collector;
 mod daemon;
 mod dashboard;
 mod failover;
@@ -111,6 +113,9 @@ enum Child {
     /// The clients of `fanout`, `connections` and `hostile`
     #[command(hide = true)]
     Client(client::Options),
+    /// The collector of `tasks --collector`
+    #[command(hide = true)]
+    Collector(collector::Options),
     /// The model of `think`
     #[command(hide = true)]
     ScriptedModel(scripted_model::Options),
@@ -225,6 +230,7 @@ impl Child {
     async fn run(self) -> anyhow::Result<()> {
         let thread = match self {
             Self::Victim(options) => return failover::victim(options).await,
+            Self::Collector(options) => std::thread::spawn(move || collector::run(&options)),
             Self::ScriptedModel(options) => std::thread::spawn(move || scripted_model::run(&options)),
             Self::Client(options) => std::thread::spawn(|| client::run(options)),
             Self::Attack(options) => std::thread::spawn(|| attack::run(options)),

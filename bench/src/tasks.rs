@@ -1,8 +1,10 @@
 //! Whole negotiations: throughput under a backlog, and the latency of single tasks.
 use super::{
+    client_process::Clients,
+    collector,
     daemon::{Fixture, HostedAgent},
     definition,
-    figures::Figures,
+    figures::{Figures, number},
 };
 use anyhow::{Context, ensure};
 use clap::Args;
@@ -15,7 +17,7 @@ use convoke::{
 };
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 use tokio_postgres::Client;
@@ -29,6 +31,11 @@ const TASK_WITHIN: Duration = Duration::from_secs(10);
 const CHUNK: usize = 500;
 const COMPLETED: &str =
     "select not exists (select 1 from convoke.tasks where id = any($1) and state <> 'completed')";
+
+/// The export of traces begins with what happens from then on.
+const EXPORT_BEGUN: &str =
+    "select from convoke.trace_export cross join convoke.task_defaults where traced_percent = 100";
+const ALL_SENT: &str = "select from convoke.trace_export where seq >= (select max(seq) from convoke.events)";
 
 #[derive(Args, Serialize)]
 pub(super) struct TasksOptions {
@@ -47,6 +54,10 @@ pub(super) struct TasksOptions {
     /// Measure again with so many finished tasks in the tables
     #[arg(long, default_value_t = 0)]
     finished: u64,
+    /// Send the traces of all tasks to a collector that runs beside
+    #[arg(long)]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    collector: bool,
 }
 
 #[derive(Args, Serialize)]
@@ -89,6 +100,31 @@ pub(super) fn request() -> anyhow::Result<Request> {
 
 /// Measures throughput; with `finished`, once more on tables with finished tasks, and the share of the first that is.
 pub(super) async fn run(config: &Config, options: &TasksOptions) -> anyhow::Result<Figures> {
+    if options.collector {
+        return with_collector(config, options).await;
+    }
+    measure(config, options).await
+}
+
+/// The same, while the daemon sends the traces of all tasks.
+async fn with_collector(config: &Config, options: &TasksOptions) -> anyhow::Result<Figures> {
+    let mut collector = Clients::spawn(&["collector".to_owned()], []).await?;
+    let (told, _) = collector.ask(&collector::Order {}).await?;
+    let endpoint = told.get("endpoint").and_then(Value::as_str).context("the collector has no address")?;
+    let mut config = config.clone();
+    config.telemetry.otlp.endpoint = endpoint.to_owned();
+    config.telemetry.otlp.percent = 100;
+    let measured = measure(&config, options).await;
+    let received = collector.ask(&collector::Order {}).await;
+    collector.stop().await?;
+    let mut figures = measured?;
+    let bytes = number(&received?.0, "bytes")?;
+    ensure!(bytes > 0.0, "no trace has arrived");
+    figures.add("collector_mib", bytes / f64::from(1 << 20));
+    Ok(figures)
+}
+
+async fn measure(config: &Config, options: &TasksOptions) -> anyhow::Result<Figures> {
     let mut figures = Figures::default();
     let empty = throughput(config, options, 0, "", &mut figures).await?;
     if options.finished > 0 {
@@ -109,7 +145,17 @@ async fn throughput(
 ) -> anyhow::Result<f64> {
     let agents = idle_agents(options.bidders, options.slots)?;
     let fixture = Fixture { config: config.clone(), agents, definitions: Vec::new(), schema: "", finished };
-    let backlog = async |daemon: &Parts, _: &mut Figures| run_backlog(daemon, options).await;
+    let backlog = async |daemon: &Parts, figures: &mut Figures| {
+        if options.collector {
+            until(daemon, EXPORT_BEGUN).await.context("the export of traces did not begin")?;
+        }
+        let times = run_backlog(daemon, options).await?;
+        if options.collector {
+            let lag = until(daemon, ALL_SENT).await.context("not all traces were sent")?;
+            figures.add(format!("{prefix}until_all_sent_seconds"), lag.as_secs_f64());
+        }
+        Ok(times)
+    };
     let (requested, completed) = fixture.measure(figures, backlog).await?;
     let per_second = |time: Duration| f64::from(options.tasks) / time.as_secs_f64();
     let mut add = |name: &str, value: f64| figures.add(format!("{prefix}{name}"), value);
@@ -117,6 +163,19 @@ async fn throughput(
     add("requests_per_second", per_second(requested).round());
     add("seconds", completed.as_secs_f64());
     Ok(per_second(completed))
+}
+
+/// Waits until a query has a row, and returns how long that took.
+async fn until(daemon: &Parts, query: &str) -> anyhow::Result<Duration> {
+    let (client, began) = (daemon.database.client().await?, Instant::now());
+    let found = async {
+        while client.query_opt(query, &[]).await?.is_none() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        anyhow::Ok(())
+    };
+    tokio::time::timeout(BACKLOG_WITHIN, found).await??;
+    Ok(began.elapsed())
 }
 
 /// Returns how long it took until all tasks were requested, and until all were completed.

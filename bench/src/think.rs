@@ -4,6 +4,7 @@
 //! The model is an endpoint with a script (`convoke::testing`). Each of its answers calls a tool that reads one row in
 //! the daemon's database, so that a step is a question and a call with their commits.
 use super::{
+    accounting,
     client_process::Clients,
     daemon::Fixture,
     figures::{Figures, median},
@@ -28,9 +29,13 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// All runs must be under way within this time, and no model answers later.
-const UNDER_WAY_WITHIN: Duration = Duration::from_secs(600);
+const UNDER_WAY_WITHIN: Duration = RUN_WITHIN;
+/// A run must end within this time.
+pub(super) const RUN_WITHIN: Duration = Duration::from_secs(600);
 /// Requests of tasks that are sent at once.
 const REQUESTS_AT_ONCE: usize = 32;
+/// Name of the tool of the steps.
+pub(super) const TOOL_NAME: &str = "look";
 /// The tool of the steps. Its role is one that every server has, so that nothing is left behind.
 const TOOL: &str = "[[tool]]\nname = \"look\"\nkind = \"sql\"\nrole = \"pg_read_all_settings\"\neffect = \"read\"\n\
     statement = \"select cast(:n as integer) as n\"\n\
@@ -64,9 +69,17 @@ pub(super) struct ThinkOptions {
     /// Answers that each of these has when it waits for the next one
     #[arg(long, default_value_t = 3)]
     answers: u32,
+    /// Instead: check the money of so many questions with every form of usage, to the microdollar
+    #[arg(long, value_name = "QUESTIONS", num_args = 0..=1, default_missing_value = "10000",
+        value_parser = clap::value_parser!(u32).range(4..=1_000_000))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    accounting: Option<u32>,
 }
 
 pub(super) async fn run(config: &Config, options: &ThinkOptions) -> anyhow::Result<Figures> {
+    if let Some(questions) = options.accounting {
+        return accounting::run(config, usize::try_from(questions)?).await;
+    }
     let delay = Duration::from_millis(options.answer_ms);
     let quick = ModelServer::start(steps(options.steps, delay)).await?;
     let waiting = waiting_model(options.answers).await?;
@@ -93,7 +106,7 @@ pub(super) async fn run(config: &Config, options: &ThinkOptions) -> anyhow::Resu
 
 /// A run of so many questions: each but the last calls the tool.
 fn steps(questions: u32, delay: Duration) -> Script {
-    let calls = (1..questions).map(|n| Reply::call("look", json!({ "n": n })));
+    let calls = (1..questions).map(|n| Reply::call(TOOL_NAME, json!({ "n": n })));
     Script::by_turn(calls.chain([Reply::finish(json!(1))]).map(|reply| reply.after(delay)))
 }
 
@@ -111,11 +124,11 @@ async fn waiting_model(answers: u32) -> anyhow::Result<WaitingModel> {
     Ok(WaitingModel { base_url: base_url.to_owned(), clients })
 }
 
-fn provider(base_url: &str, concurrent: u32) -> anyhow::Result<ProviderConfig> {
+pub(super) fn provider(base_url: &str, concurrent: u32) -> anyhow::Result<ProviderConfig> {
     Ok(toml::from_str(&format!("base_url = \"{base_url}\"\nconcurrent = {concurrent}"))?)
 }
 
-fn thinker(id: &str, base_url: &str, slots: u32, questions: u32) -> anyhow::Result<Definition> {
+pub(super) fn thinker(id: &str, base_url: &str, slots: u32, questions: u32) -> anyhow::Result<Definition> {
     let wait = UNDER_WAY_WITHIN.as_secs();
     let text = format!(
         "id = \"{id}\"\norg = \"bench\"\ncapabilities = [\"{id}\"]\nslots = {slots}\n\
@@ -129,7 +142,7 @@ fn thinker(id: &str, base_url: &str, slots: u32, questions: u32) -> anyhow::Resu
     toml::from_str(&text).context("the benchmark's own agent definition")
 }
 
-async fn request(daemon: &Parts, capability: &str) -> anyhow::Result<TaskId> {
+pub(super) async fn request(daemon: &Parts, capability: &str) -> anyhow::Result<TaskId> {
     let request: Request = serde_json::from_value(json!({
         "kind": "bench.think", "requires": [capability], "input": { "text": "a small input of a usual size" },
         "policy": { "attempts_max": 1 },

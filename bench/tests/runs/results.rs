@@ -98,14 +98,36 @@ fn wrong_arguments_and_settings_have_exit_codes_of_their_own() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn runs_with_a_scripted_model_are_measured() {
-    let (db, folder) = (database().await, tempfile::tempdir().unwrap());
     let tiny = ["--steps", "3", "--answer-ms", "5", "--runs", "1", "--at-once", "2", "--answers", "1"];
-    let mut command = bench(folder.path(), &[&["think"], &tiny[..], &["--json", "--results", ""]].concat());
-    command.env("CONVOKE_DATABASE__URL", &db.url);
-    let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
-    assert!(output.status.success(), "{}", text(&output.stderr));
-    let printed: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let printed = figures_of(&[&["think"], &tiny[..]].concat()).await;
     for name in ["run_ms", "beside_the_calls_percent", "under_way_resident_mib", "under_way_peak_mib"] {
         assert!(printed[name].as_f64().unwrap() > 0.0, "{name}: {printed}");
     }
+}
+
+/// The figures of a run on the database of the tests.
+async fn figures_of(args: &[&str]) -> Value {
+    let (db, folder) = (database().await, tempfile::tempdir().unwrap());
+    let mut command = bench(folder.path(), &[args, &["--json", "--results", ""]].concat());
+    command.env("CONVOKE_DATABASE__URL", &db.url);
+    let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_form_of_usage_is_counted_to_the_microdollar() {
+    // Every form once or more: 18 forms in 4 runs of 20 questions.
+    let figures = figures_of(&["think", "--accounting", "20"]).await;
+    assert!(figures["questions"].as_f64().unwrap() >= 80.0, "{figures}");
+    assert!(figures["microdollars"].as_f64().unwrap() > 0.0, "{figures}");
+    assert_eq!(figures["error_microdollars"], 0.0, "{figures}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tasks_are_measured_with_a_collector() {
+    let figures =
+        figures_of(&["tasks", "--collector", "--tasks", "300", "--requesters", "20", "--bidders", "2"]).await;
+    assert!(figures["life_cycles_per_second"].as_f64().unwrap() > 0.0, "{figures}");
+    assert!(figures["collector_mib"].as_f64().unwrap() > 0.0, "{figures}");
 }
