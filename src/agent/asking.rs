@@ -20,6 +20,9 @@ use uuid::Uuid;
 /// How often a task that waits for the next day is tried: a restart of the daemon may have raised the limit.
 const DAY_POLL: Duration = Duration::from_secs(600);
 
+/// The provider of calls of tools, which are recorded like questions. No address has this name.
+const TOOLS: &str = "(tool)";
+
 /// What the questions of an agent cost.
 #[derive(Clone, Copy)]
 pub(in crate::agent) struct Pricing<'a> {
@@ -105,7 +108,7 @@ impl Pricing<'_> {
     }
 }
 
-/// A question of a job, with its tries.
+/// A question of a job, with its tries; or a call of a tool.
 pub(in crate::agent) struct Asking<'a> {
     job: &'a Job,
     provider: &'a str,
@@ -144,6 +147,28 @@ impl<'a> Asking<'a> {
         let model = pricing.choice.model.as_str();
         let now = Now { record: Uuid::new_v4(), is_open: false, step: None, used, short: None };
         Ok(Self { job, provider: provider.name(), model, most, limits, now: Mutex::new(now) })
+    }
+
+    /// A call of a tool, in this run and step, that may cost `most`. `used`: what its assignment has used before.
+    /// `org_limit`: the money of a day of the org.
+    pub(in crate::agent) fn of_call(
+        job: &'a Job,
+        tool: &'a str,
+        step: (i32, i32),
+        most: Usage,
+        org_limit: Option<u64>,
+        used: Usage,
+    ) -> Self {
+        let org = job.start.org.to_string();
+        let limit = |microdollars| DayLimit { scope: LimitScope::Org, name: org, microdollars };
+        let limits = org_limit.map(limit).into_iter().collect();
+        let now = Now { record: Uuid::new_v4(), is_open: false, step: Some(step), used, short: None };
+        Self { job, provider: TOOLS, model: tool, most, limits, now: Mutex::new(now) }
+    }
+
+    /// The most that a try may use.
+    pub(in crate::agent) fn most(&self) -> Usage {
+        self.most
     }
 
     /// What the assignment has used, with the tries so far.
@@ -267,7 +292,7 @@ impl Meter for Asking<'_> {
     }
 }
 
-fn added(used: Usage, more: Usage) -> Usage {
+pub(in crate::agent) fn added(used: Usage, more: Usage) -> Usage {
     Usage {
         tokens: used.tokens.saturating_add(more.tokens),
         microdollars: used.microdollars.saturating_add(more.microdollars),

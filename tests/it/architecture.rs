@@ -44,7 +44,7 @@ const MAY_NAME: &[(&str, &str)] = &[
     ),
     (
         "cli",
-        "files id clock json scope telemetry client auth db access wal task agent api dashboard config app",
+        "files id clock json scope telemetry client auth db llm access wal task agent api dashboard config app",
     ),
     ("testing", "clock scope"),
 ];

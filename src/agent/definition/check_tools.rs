@@ -215,6 +215,7 @@ fn one(place: &str, tool: &Tool, definition: &Definition, env: &Env, found: &mut
     if timeout < Duration::from_millis(10) || timeout > Duration::from_secs(3_600) {
         found.add(format!("{place}.timeout"), "it must be 10ms to 1h");
     }
+    costs(place, tool, found);
     approval(&format!("{place}.approval"), tool.approval.as_ref(), found);
     unknown(place, tool, definition, found);
     found.bounds(&format!("{place}.output_bytes"), tool.output_bytes, 256, 1 << 20);
@@ -248,6 +249,23 @@ fn one(place: &str, tool: &Tool, definition: &Definition, env: &Env, found: &mut
         },
         ToolKind::Http => http(place, tool, found),
         ToolKind::Sql => sql(place, tool, found),
+    }
+}
+
+/// What a call costs.
+fn costs(place: &str, tool: &Tool, found: &mut Problems) {
+    let given = [
+        ("cost_microdollars", tool.cost_microdollars),
+        ("max_cost_microdollars", tool.max_cost_microdollars),
+    ];
+    for (key, _) in given.into_iter().filter(|(_, given)| given.is_some() && tool.kind == ToolKind::Sql) {
+        found.add(format!("{place}.{key}"), "a statement in the daemon's own database costs nothing");
+    }
+    if let (Some(cost), Some(max)) = (tool.cost_microdollars, tool.max_cost_microdollars)
+        && cost > max
+    {
+        let message = format!("{max} is less than cost_microdollars, {cost}");
+        found.add(format!("{place}.max_cost_microdollars"), message);
     }
 }
 

@@ -49,6 +49,12 @@ pub struct Tool {
     /// Time limit of a call. Defaults to 30 seconds; 5 seconds for a statement.
     #[serde(default, with = "humantime_serde", skip_serializing_if = "Option::is_none")]
     pub timeout: Option<Duration>,
+    /// `command` and `http`: microdollars of a call. Defaults to nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cost_microdollars: Option<u64>,
+    /// `command` and `http`: the most that a call may cost, in microdollars, if its output says what it cost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_cost_microdollars: Option<u64>,
     /// Most bytes of a result that the model is shown; the middle of a longer one is left out. Defaults to 32 KiB.
     #[serde(default = "output_bytes")]
     pub output_bytes: usize,
@@ -103,6 +109,12 @@ impl Tool {
             ToolKind::Sql => Effect::Database,
             ToolKind::Command | ToolKind::Http => Effect::Once,
         })
+    }
+
+    /// The most that a call may cost, in microdollars.
+    #[must_use]
+    pub fn cost_max(&self) -> u64 {
+        self.max_cost_microdollars.or(self.cost_microdollars).unwrap_or(0)
     }
 
     /// Time limit of a call.

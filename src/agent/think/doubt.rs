@@ -115,12 +115,17 @@ impl Session<'_> {
             }
             Probed::Not => {
                 self.pause(step.tries).await?;
-                let begin = || self.tasks.begin_calls(&self.at, std::slice::from_ref(&seq));
-                again(self.job.deadline, begin).await.map_err(|e| unwritten(&e))?;
-                fault::point(fault::Point::ToolIntended);
-                self.run_call(seq, step.tries, call).await
+                self.begin_again(seq, step.tries, call).await
             }
         }
+    }
+
+    /// Begins a call once more, and runs it.
+    async fn begin_again(&self, seq: i32, tries: i32, call: &ToolStep) -> Result<(), Failure> {
+        let Ok(costs) = self.begin_calls(&[(seq, call)]).await? else {
+            return Err(retryable("a limit of the day has no room"));
+        };
+        self.run_call(seq, tries, call, costs.get(&seq)).await
     }
 
     /// What the probe says. "Not" counts only when the effect can come no more.
@@ -242,12 +247,7 @@ impl Session<'_> {
                 self.end_call(seq, StepState::Skipped, &text, bytes_max).await
             }
             // The answer is used with this row: after another crash the person is asked again.
-            Some("not_done") => {
-                let begin = || self.tasks.begin_calls(&self.at, std::slice::from_ref(&seq));
-                again(self.job.deadline, begin).await.map_err(|e| unwritten(&e))?;
-                fault::point(fault::Point::ToolIntended);
-                self.run_call(seq, step.tries, call).await
-            }
+            Some("not_done") => self.begin_again(seq, step.tries, call).await,
             // Not one of the three: the same question again.
             _ => self.asks_about(seq, StepState::Unknown).await,
         }

@@ -9,6 +9,7 @@ mod calls;
 mod catalog;
 mod compact;
 mod context;
+mod costs;
 mod doubt;
 mod guards;
 mod machine;

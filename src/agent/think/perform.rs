@@ -4,7 +4,9 @@
 //! point lies between any two of them.
 use super::{
     calls::{self, Call, Verdict, error},
-    catalog, machine,
+    catalog,
+    costs::{Costs, Paid},
+    machine,
     messages::{ToolsBy, messages},
     session::{Session, Thinker, head, ids, unwritten},
 };
@@ -319,7 +321,7 @@ impl Session<'_> {
     }
 
     /// Begins the calls, runs them at the same time, and records each result as it comes.
-    pub(super) async fn run_calls(&self, steps: &[Step], seqs: &[i32]) -> Result<(), Failure> {
+    pub(super) async fn run_calls(&self, steps: &[Step], seqs: &[i32]) -> Result<Option<Finished>, Failure> {
         let calls: Vec<(&Step, &ToolStep)> =
             steps.iter().filter_map(machine::tool).filter(|(step, _)| seqs.contains(&step.seq)).collect();
         // What a keeper knows of a call that was begun before is used first.
@@ -328,36 +330,48 @@ impl Session<'_> {
             is_known |= self.use_kept(step, call).await?;
         }
         if is_known {
-            return Ok(());
+            return Ok(None);
         }
         // Before a person is asked: what is denied needs no approval.
         if self.deny_calls(&calls).await? {
-            return Ok(());
+            return Ok(None);
         }
         let held = self.calls_to_hold(steps, &calls);
         if !held.is_empty() {
-            return self.hold(&held).await;
+            return self.hold(&held).await.map(|()| None);
         }
         let names: Vec<&str> = calls.iter().map(|(_, call)| call.name.as_str()).collect();
         self.shows(format!("calling {}", names.join(", ")));
-        let begun: Vec<i32> =
-            calls.iter().filter(|(_, call)| !self.is_statement(call)).map(|(step, _)| step.seq).collect();
-        if !begun.is_empty() {
-            let begin = || self.tasks.begin_calls(&self.at, &begun);
-            again(self.job.deadline, begin).await.map_err(|e| unwritten(&e))?;
-            fault::point(fault::Point::ToolIntended);
-        }
-        let each = calls.iter().map(|(step, call)| self.run_call(step.seq, step.tries, call));
+        let begun: Vec<(i32, &ToolStep)> = calls
+            .iter()
+            .filter(|(_, call)| !self.is_statement(call))
+            .map(|(step, call)| (step.seq, *call))
+            .collect();
+        let costs = match begun.is_empty() {
+            true => Costs::new(),
+            false => match self.begin_calls(&begun).await? {
+                Ok(costs) => costs,
+                Err(deferred) => return Ok(Some(deferred)),
+            },
+        };
+        let each =
+            calls.iter().map(|(step, call)| self.run_call(step.seq, step.tries, call, costs.get(&step.seq)));
         // All of them, so that a failure does not lose the results of the others.
-        join_all(each).await.into_iter().collect()
+        join_all(each).await.into_iter().collect::<Result<(), Failure>>().map(|()| None)
     }
 
     fn is_statement(&self, call: &ToolStep) -> bool {
         callable(&self.pinned, &call.name).is_some_and(|tool| tool.commits_with_its_step())
     }
 
-    /// `tries` is how often the call was begun before.
-    pub(super) async fn run_call(&self, seq: i32, tries: i32, call: &ToolStep) -> Result<(), Failure> {
+    /// `tries` is how often the call was begun before, `cost` what it may cost.
+    pub(super) async fn run_call(
+        &self,
+        seq: i32,
+        tries: i32,
+        call: &ToolStep,
+        cost: Option<&Asking<'_>>,
+    ) -> Result<(), Failure> {
         let pinned = callable(&self.pinned, &call.name);
         let Some(tool) = pinned.and_then(|tool| tool.permitted(&self.thinker.definition)) else {
             let text = error("denied", "the agent may not use this tool any more", false);
@@ -379,7 +393,8 @@ impl Session<'_> {
             Callable::StepResult => self.step_result(call).await,
             _ => self.outcome(tool, seq, call).await,
         };
-        self.record(seq, tries, call, outcome, bytes_max).await
+        let paid = self.paid(cost, call, &outcome);
+        self.record(seq, tries, call, outcome, bytes_max, paid).await
     }
 
     /// Ends a command that was begun before with what its keeper knows. Returns whether it does.
@@ -391,7 +406,8 @@ impl Session<'_> {
             return Err(retryable("the call of a tool was stopped"));
         }
         let Some(outcome) = found else { return Ok(false) };
-        self.record(step.seq, step.tries, call, outcome, tool.output_bytes()).await.map(|()| true)
+        // What it may cost was recorded when it began, and counts as its most.
+        self.record(step.seq, step.tries, call, outcome, tool.output_bytes(), None).await.map(|()| true)
     }
 
     /// Records the outcome of a call, or goes on without one.
@@ -402,7 +418,14 @@ impl Session<'_> {
         call: &ToolStep,
         outcome: Outcome,
         bytes_max: usize,
+        paid: Option<Paid<'_>>,
     ) -> Result<(), Failure> {
+        let paid = paid.as_ref();
+        if matches!(outcome, Outcome::Stopped | Outcome::Uncertain(_))
+            && let Some(paid) = paid
+        {
+            self.pay_unknown(paid).await;
+        }
         match outcome {
             Outcome::Stopped => Err(retryable("the call of a tool was stopped")),
             Outcome::Done(output) => {
@@ -411,7 +434,7 @@ impl Session<'_> {
                     Ok(output) => (StepState::Done, output),
                     Err(why) => (StepState::Failed, error("denied", &why, false)),
                 };
-                self.end_call(seq, state, &text, bytes_max).await?;
+                self.end_paid_call(seq, state, &text, bytes_max, paid).await?;
                 self.forget(call);
                 Ok(())
             }
@@ -422,7 +445,7 @@ impl Session<'_> {
                     Ok(message) => error(code, &message, again),
                     Err(why) => error("denied", &why, false),
                 };
-                self.end_call(seq, StepState::Failed, &text, bytes_max).await?;
+                self.end_paid_call(seq, StepState::Failed, &text, bytes_max, paid).await?;
                 self.forget(call);
                 Ok(())
             }
@@ -513,20 +536,6 @@ impl Session<'_> {
         let secrets = tool::secrets(&self.thinker.definition, &self.thinker.parts.env);
         let tool::Shown { text: result, cut } = shown(text, &secrets, bytes_max);
         CallEnd { state, result, bytes: u64::try_from(text.len()).unwrap_or(u64::MAX), cut }
-    }
-
-    pub(super) async fn end_call(
-        &self,
-        seq: i32,
-        state: StepState,
-        text: &str,
-        bytes_max: usize,
-    ) -> Result<(), Failure> {
-        let end = self.shown_end(state, text, bytes_max);
-        let ended = again(self.job.deadline, || self.tasks.end_call(&self.at, seq, &end)).await;
-        ended.map_err(|e| unwritten(&e))?;
-        fault::point(fault::Point::ToolRecorded);
-        Ok(())
     }
 
     pub(super) async fn refuse_finish(&self, seq: i32) -> Result<(), Failure> {

@@ -10,6 +10,7 @@ use super::{
 use crate::{
     agent::{
         Definition, Finished, Job,
+        asking::added,
         failover::Choices,
         job::{permanent, retryable},
         retry::again,
@@ -19,6 +20,7 @@ use crate::{
         EarlierEffect, Failure, LatestRun, NoteKind, PinnedDefinition, RunKey, Step, TaskCommands, Usage,
     },
 };
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 /// Questions and calls of a run without limits of its definition.
@@ -39,6 +41,8 @@ pub(crate) struct Session<'a> {
     pub(super) earlier: Vec<EarlierEffect>,
     /// What this assignment has used.
     pub(super) used: Usage,
+    /// What calls of tools in the present action cost. It is part of `used` from the next action on.
+    pub(super) calls_used: Mutex<Usage>,
     /// What the run had used before.
     pub(super) tokens_before: u64,
     /// Tokens and microdollars of the run, as in its row.
@@ -87,6 +91,7 @@ impl<'a> Session<'a> {
             catalog,
             earlier,
             used: Usage::default(),
+            calls_used: Mutex::default(),
             tokens_before,
             spent: (tokens_before, 0),
             messages,
@@ -135,6 +140,7 @@ impl<'a> Session<'a> {
 
     /// One action.
     async fn step(&mut self) -> Result<Option<Finished>, Failure> {
+        self.used = added(self.used, std::mem::take(self.calls_used.get_mut()));
         let task = self.at.key.task_id;
         let found =
             again(self.job.deadline, || self.tasks.latest_run(task)).await.map_err(|e| unwritten(&e))?;
@@ -164,7 +170,7 @@ impl<'a> Session<'a> {
             Action::Note(_) => self.note_or_end(steps, action).await.map(|()| None),
             Action::Ask { again, last } => self.ask(steps, again, last).await,
             Action::TryText(seq) => self.try_text(steps, seq).await,
-            Action::Run(seqs) => self.run_calls(steps, &seqs).await.map(|()| None),
+            Action::Run(seqs) => self.run_calls(steps, &seqs).await,
             Action::Doubt(seq) => self.doubt_step(steps, seq).await.map(|()| None),
             Action::Probe(seq) => self.probe(steps, seq).await.map(|()| None),
             Action::AskPerson(seq) => self.ask_person(steps, seq).await,

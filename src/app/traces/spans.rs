@@ -201,13 +201,16 @@ fn question_attributes(what: &TracedWork) -> Vec<KeyValue> {
 }
 
 fn call_attributes(what: &TracedWork) -> Vec<KeyValue> {
-    let TracedWork::Call { name, wire_id, effect, args, result } = what else { return Vec::new() };
+    let TracedWork::Call { name, wire_id, effect, microdollars, args, result } = what else {
+        return Vec::new();
+    };
     let mut attributes = vec![
         of(genai::OPERATION_NAME, genai::EXECUTE_TOOL.to_owned()),
         of(genai::TOOL_NAME, name.clone()),
         of(genai::TOOL_TYPE, "function".to_owned()),
         of("convoke.effect", effect.clone()),
     ];
+    attributes.extend((*microdollars > 0).then(|| number("convoke.microdollars", *microdollars)));
     attributes.extend(wire_id.clone().map(|id| of(genai::TOOL_CALL_ID, id)));
     attributes.extend(args.as_ref().map(|args| of(genai::TOOL_CALL_ARGUMENTS, args.to_string())));
     attributes.extend(result.clone().map(|result| of(genai::TOOL_CALL_RESULT, result)));

@@ -124,6 +124,8 @@ pub enum TracedWork {
         wire_id: Option<String>,
         /// The class of its effect.
         effect: String,
+        /// What it cost.
+        microdollars: u64,
         /// The arguments, if contents are read.
         args: Option<Value>,
         /// The result, if contents are read.
@@ -242,6 +244,7 @@ fn step(row: &Row) -> Result<Option<TracedStep>, Unreadable> {
             name: text("name")?,
             wire_id: row.read("wire_id")?,
             effect: text("effect")?,
+            microdollars: amount(row, "microdollars")?.unwrap_or(0),
             args: row.read("args")?,
             result: row.read("result")?,
         },

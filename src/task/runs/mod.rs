@@ -24,8 +24,8 @@ use crate::task::storage::rows::{self, Columns};
 use crate::task::storage::statement::{run, sql, to_i64};
 use crate::task::storage::transaction::Transaction;
 use crate::task::{
-    AgentId, AssignmentKey, EarlierEffect, Error, InsufficientBudget, ModelEnd, ModelQuestion, NewCall,
-    NoteKind, StepState, TaskCommands, TaskId,
+    AgentId, AssignmentKey, EarlierEffect, Error, InsufficientBudget, ModelEnd, ModelQuestion, ModelUsage,
+    NewCall, NoteKind, StepState, TaskCommands, TaskId,
 };
 use serde_json::Value;
 use tokio_postgres::{Row, types::ToSql};
@@ -267,6 +267,30 @@ impl TaskCommands {
         let (state, bytes) = (end.state.as_str(), to_i64(end.bytes));
         let params = fence.with(&[&seq, &state, &end.result, &bytes, &end.cut, &0_i32]);
         written(&self.query(sql!("step_end"), &params).await?).map(drop)
+    }
+
+    /// Ends a call with its result and what it cost, which was recorded as `question` before, in one commit.
+    ///
+    /// # Errors
+    /// As [`Self::end_call`].
+    pub async fn end_paid_call(
+        &self,
+        at: &RunKey,
+        seq: i32,
+        end: &CallEnd,
+        (question, used): (Uuid, &ModelUsage),
+    ) -> Result<(), Error> {
+        let fence = Fence::of(at);
+        let (state, bytes) = (end.state.as_str(), to_i64(end.bytes));
+        let params = fence.with(&[&seq, &state, &end.result, &bytes, &end.cut, &0_i32]);
+        let money = to_i64(used.usage.limited().microdollars);
+        let cost: [&(dyn ToSql + Sync); 5] = [&fence.task, &fence.run, &seq, &money, &used.usage.presumed];
+        let mut client = self.context.database.client().await?;
+        let tx = Transaction::begin(&mut client);
+        written(&run(&tx, sql!("step_end"), &params).await?)?;
+        run(&tx, sql!("step_cost"), &cost).await?;
+        model_questions::end(&tx, question, used).await?;
+        tx.commit().await
     }
 
     /// Ends a call with an error for the model that it is unknown whether it had its effect.

@@ -1,4 +1,4 @@
-//! Models behind real sockets: what each dialect says of its limits, a thousand questions at once, and answers that die
+//! Models behind real sockets: what each dialect says of its limits, and answers that die
 //! at every byte.
 use super::{
     http::{Reply, Server},
@@ -25,7 +25,6 @@ use std::{
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
-    sync::Barrier,
     time::Instant,
 };
 
@@ -180,43 +179,6 @@ fn allow_sockets() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).unwrap();
-}
-
-#[tokio::test]
-async fn thousand_questions_are_under_way_at_once() {
-    const QUESTIONS: usize = 1_000;
-    allow_sockets();
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = format!("http://{}/v1", listener.local_addr().unwrap());
-    // No answer before all questions have come.
-    let all_here = Arc::new(Barrier::new(QUESTIONS));
-    let answered = move |body: axum::body::Bytes| {
-        let all_here = all_here.clone();
-        async move {
-            all_here.wait().await;
-            let asked: Value = serde_json::from_slice(&body).unwrap();
-            let message = json!({ "role": "assistant", "content": asked["messages"][1]["content"] });
-            let choice = json!({ "index": 0, "message": message, "finish_reason": "stop" });
-            let usage = json!({ "prompt_tokens": 1, "completion_tokens": 1 });
-            axum::Json(json!({ "model": "m", "usage": usage, "choices": [choice] }))
-        }
-    };
-    let routes = axum::Router::new().route("/v1/chat/completions", axum::routing::post(answered));
-    #[expect(clippy::disallowed_methods, reason = "it ends with the test's runtime")]
-    tokio::spawn(async move { axum::serve(listener, routes).await });
-    let models = models(&address, QUESTIONS);
-    let provider = models.at(&address, None).unwrap();
-    let asked = (0..QUESTIONS).map(|n| {
-        let provider = provider.clone();
-        async move {
-            let (text, caller) = (format!("question {n}"), Caller::new(format!("acme/{}", n % 200)));
-            let answer = provider.ask(&question(&text), &caller, soon()).await.unwrap();
-            assert_eq!(answer.text, text, "each gets its own answer");
-        }
-    });
-    futures_util::future::join_all(asked).await;
-    let account = models.accounts().remove(0);
-    assert_eq!((account.waiting, account.under_way, account.rate_limited), (0, 0, 0));
 }
 
 /// Bytes of the two line ends after an event.

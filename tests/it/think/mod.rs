@@ -2,6 +2,7 @@
 mod approvals;
 mod classes;
 mod compaction;
+mod costs;
 mod failover;
 mod fetch;
 mod fork;

@@ -3,7 +3,7 @@ use super::{Say, StreamEnd, Thinking, World, finish, stream_end, streamed_call, 
 use convoke::{id::TaskId, task::SpendBy};
 use serde_json::{Value, json};
 
-const PRICE: &str = "price = { input = 1_000_000, cached_input = 100_000, cache_write = 2_000_000, output = 4_000_000, \
+pub(super) const PRICE: &str = "price = { input = 1_000_000, cached_input = 100_000, cache_write = 2_000_000, output = 4_000_000, \
                      reasoning = 8_000_000 }";
 
 /// An answer that calls `look` and reports this usage.
@@ -23,7 +23,7 @@ async fn questions(thinking: &Thinking, task: TaskId) -> Vec<(String, i64, Strin
     rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect()
 }
 
-async fn invariants_hold(thinking: &Thinking) {
+pub(super) async fn invariants_hold(thinking: &Thinking) {
     let client = thinking.db.client().await;
     for (name, query) in convoke::task::INVARIANTS {
         let rows = client.query(*query, &[]).await.unwrap();
@@ -31,7 +31,7 @@ async fn invariants_hold(thinking: &Thinking) {
     }
 }
 
-async fn spent(thinking: &Thinking, by: &[SpendBy]) -> Vec<Value> {
+pub(super) async fn spent(thinking: &Thinking, by: &[SpendBy]) -> Vec<Value> {
     let from = convoke::clock::Clock::System.now() - chrono::TimeDelta::hours(1);
     thinking.running.parts.tasks.spend_by(None, from, by).await.unwrap().0
 }
@@ -161,7 +161,7 @@ async fn limited(script: Vec<Say>, microdollars_per_day: u64, more: &str) -> Thi
 }
 
 /// Waits until the task is open again and holds no slot; returns how many seconds it waits, and its attempts.
-async fn deferred(thinking: &Thinking, task: TaskId) -> (f64, i32) {
+pub(super) async fn deferred(thinking: &Thinking, task: TaskId) -> (f64, i32) {
     let found =
         "select extract(epoch from t.due_at - clock_timestamp())::float8, t.attempt from convoke.tasks t
         where t.id = $1 and t.state = 'open' and t.prefer = 'thinker' and t.due_at is not null
@@ -243,7 +243,8 @@ async fn models_are(thinking: &Thinking, state: &str) {
 #[tokio::test]
 async fn key_that_is_revoked_in_the_middle_ends_the_attempt_and_costs_nothing_more() {
     let refused_then_accepted = Say::InTurn(vec![Say::Status(401), finish(json!(1))]);
-    let script = vec![answer(0, json!({ "prompt_tokens": 100, "completion_tokens": 10 })), refused_then_accepted];
+    let script =
+        vec![answer(0, json!({ "prompt_tokens": 100, "completion_tokens": 10 })), refused_then_accepted];
     let thinking = Thinking::start(script, PRICE).await;
     let id = thinking.request(json!({})).await;
     let failed = thinking.in_state(id, "failed").await;
