@@ -172,7 +172,7 @@ impl Doors {
         let Case { bearer, token, .. } = case;
         let made = |status| if status == 200 { 201 } else { status };
         let (status, answer) = self.call(Method::POST, "/v1/tasks", token, Some(request())).await;
-        let expected = case.change(made(bearer.status(true, 200)));
+        let expected = case.request(made(bearer.status(true, 200)));
         assert_eq!(status, expected, "{}: {answer}", case.label("request"));
         if status == 201 {
             let task = &answer["task"];
@@ -184,7 +184,7 @@ impl Doors {
             }
         }
         let (status, _) = self.call(Method::POST, "/v1/tasks?org=else", token, Some(request())).await;
-        let expected = case.change(made(bearer.status(bearer.sees("else"), 403)));
+        let expected = case.request(made(bearer.status(bearer.sees("else"), 403)));
         assert_eq!(status, expected, "{}", case.label("request in else"));
         // The task is the service's: 403 to bearers that see it, 404 to those that do not. It is canceled only once.
         let path = format!("/v1/tasks/{}/cancel", self.task);
@@ -193,6 +193,11 @@ impl Doors {
         let expected = case.change(bearer.status(case.operates("demo"), refused));
         let again = expected == 200 && status == 409;
         assert!(status == expected || again, "{status}: {}", case.label("cancel"));
+        // No agent has worked on the task, which only its operators are told.
+        let path = format!("/v1/tasks/{}/fork", self.task);
+        let (status, _) = self.call(Method::POST, &path, token, Some(json!({ "at": 1 }))).await;
+        let may = if case.operates("demo") { 400 } else { refused };
+        assert_eq!(status, case.change(bearer.status(false, may)), "{}", case.label(&path));
         let lease = || Some(json!({ "lease": "60s" }));
         for agent in ["near", "other"] {
             let path = format!("/v1/agents/{agent}/presence");
@@ -358,7 +363,7 @@ impl Doors {
         let readable = !claims.contains("\\u0000");
         client.batch_execute("begin; set local role authenticated").await.unwrap();
         let set = client.execute("select set_config('request.jwt.claims', $1, true)", &[&claims]).await;
-        if is_hostile() && !claims.chars().all(|c| u32::from(c) <= 0xff) {
+        if is_hostile() && !model::is_latin1(&claims) {
             // Its encoding lacks a character, so no session can have these claims.
             assert_eq!(set.unwrap_err().code(), Some(&SqlState::UNTRANSLATABLE_CHARACTER));
             client.batch_execute("rollback").await.unwrap();

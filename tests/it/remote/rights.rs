@@ -235,7 +235,7 @@ async fn security_md_lists_the_rights_of_each_role_at_each_door() {
 
 /// The door of each route of the daemon. The rights of a door are measured at one of its routes; what they have in
 /// common is the extractor of the caller and the rule that it asks.
-const ROUTES: [(&str, &str); 50] = [
+const ROUTES: [(&str, &str); 51] = [
     // The routes of the dashboard, below its path.
     ("{PATH}", "HTTP: the page of the dashboard"),
     ("{PATH}/{{*path}}", "HTTP: the page of the dashboard"),
@@ -269,6 +269,7 @@ const ROUTES: [(&str, &str); 50] = [
     ("/tasks/{id}/budget", "HTTP: command a task that another requested"),
     ("/tasks/{id}/choose", "HTTP: command a task that another requested"),
     ("/tasks/{id}/answer", "HTTP: command a task that another requested"),
+    ("/tasks/{id}/fork", "HTTP: command a task that another requested"),
     ("/tasks/{id}/requeue", "HTTP: command a task that another requested"),
     ("/tasks/{id}/offers", "HTTP: be the agent of its token"),
     ("/tasks/{id}/decline", "HTTP: be the agent of its token"),

@@ -1,4 +1,5 @@
 //! Random claims, and what the bearer of some claims may do.
+use crate::support::is_hostile;
 use convoke::clock::Clock;
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
@@ -108,6 +109,11 @@ impl Bearer {
             _ => otherwise,
         }
     }
+}
+
+/// Whether LATIN1, the encoding of a hostile database, has all characters of a text.
+pub(super) fn is_latin1(text: &str) -> bool {
+    text.chars().all(|char| char <= '\u{ff}')
 }
 
 fn value(known: &'static [&'static str]) -> impl Strategy<Value = Value> {
@@ -235,6 +241,16 @@ impl Case {
     /// The status of a request by HTTP that changes something, whose status otherwise is this one.
     pub(super) fn change(&self, status: u16) -> u16 {
         if self.dash == Dash::Viewer && self.bearer != Bearer::NoToken { 403 } else { status }
+    }
+
+    /// The status of a request, which stores the name of the bearer: the encoding of a hostile database may lack a
+    /// character of it.
+    pub(super) fn request(&self, status: u16) -> u16 {
+        let named = self.requester().is_none_or(|name| is_latin1(&name));
+        match self.change(status) {
+            201 if is_hostile() && !named => 400,
+            status => status,
+        }
     }
 
     pub(super) fn text(&self, name: &str) -> Option<&str> {
