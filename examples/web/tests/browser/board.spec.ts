@@ -134,11 +134,11 @@ test("undo and eraser affect only own strokes, and redo restores them", async ({
   expect(await taken.json()).toEqual([]);
 });
 
-test("with five thousand strokes a new one is drawn alone, and a very long one is stored in parts", async ({ seats, stage }) => {
-  const board = fresh("many");
+test("with a thousand strokes a new one is drawn alone, and a very long one is stored in parts", async ({ seats, stage }) => {
+  const [board, many] = [fresh("many"), 1000 * SIZE];
   await stage.topic(`whiteboard:${board}`);
   const points = toHex([100, 100, 0.5, 140, 120, 0.5, 180, 100, 0.5]);
-  await stage.query("insert into strokes (id, board, author, style, points) select gen_random_uuid(), $1, 'ben', '{}', $2 from generate_series(1, 5000)", [board, points]);
+  await stage.query("insert into strokes (id, board, author, style, points) select gen_random_uuid(), $1, 'ben', '{}', $2 from generate_series(1, $3::int)", [board, points, many]);
   const [ana, ben] = [await seats.seat("ana", VIEW), await seats.seat("ben", VIEW)];
   await ana.context.addInitScript(() => {
     window.filled = 0;
@@ -149,13 +149,13 @@ test("with five thousand strokes a new one is drawn alone, and a very long one i
     };
   });
   const [a, b] = [await ana.open(`/board/?board=${board}`), await ben.open(`/board/?board=${board}`)];
-  for (const page of [a, b]) await count(page, 5000);
+  for (const page of [a, b]) await count(page, many);
   // The list of people has grown: the sheet keeps its size from here on. A new size is drawn in the frame after it.
   await expect(a.locator(".people li")).toHaveCount(2);
   for (let frame = 0; frame < 2; frame++) await isDrawn(a);
   const before = await a.evaluate(() => window.filled);
   await draw(b, [[100, 100], [300, 300]]);
-  await count(a, 5001);
+  await count(a, many + 1);
   expect((await a.evaluate(() => window.filled)) - before).toBe(1);
   // A pen that writes 45,000 points without a stop.
   await b.locator(".sheet").evaluate((sheet) => {
@@ -168,11 +168,11 @@ test("with five thousand strokes a new one is drawn alone, and a very long one i
     sheet.dispatchEvent(new PointerEvent("pointerup", at(0)));
   });
   await isStored(b);
-  const sizes = await stage.query<{ points: number }>("select octet_length(points) / 12 as points from strokes where board = $1 and author = 'ben' order by seq offset 5001", [board]);
+  const sizes = await stage.query<{ points: number }>("select octet_length(points) / 12 as points from strokes where board = $1 and author = 'ben' order by seq offset $2::int", [board, many + 1]);
   expect(sizes.length).toBe(3);
-  for (const page of [a, b]) await count(page, 5004);
+  for (const page of [a, b]) await count(page, many + 4);
   const late = await ana.open(`/board/?board=${board}`);
-  await count(late, 5004);
+  await count(late, many + 4);
   await agree(late, a, b);
 });
 
