@@ -1,16 +1,16 @@
 //! Reads the agents' files and the settings again while the daemon runs, and applies them as a whole or not at all.
 //!
-//! It looks at the folder and the file of the settings every two seconds: a change counts when two looks in a row find the same files, so that a file
-//! that is being written is not read. Every file system and mount can be looked at, while some send no events. SIGHUP and
+//! It looks at the folder and the settings file every two seconds: a change counts when two looks in a row find the same
+//! files, so that a file that is being written is not read. Every file system and mount can be looked at, while some send no events. SIGHUP and
 //! `POST /v1/reload` read at once. Files with a problem change nothing; the process log and `/health` say what is wrong.
 use super::{
     leadership::{Registration, hosted_here, register},
-    settings::{self, Settings, SettingsChange},
+    settings::{Settings, SettingsChange},
 };
 use crate::{
     agent::{Agents, Definition, Reloaded},
     api::{Health, PartState},
-    config::{Problem, Problems, load_agents},
+    config::{self, Problem, Problems, load_agents},
     remote::Identity,
     scope::{OnExit, Scope},
     task::Tasks,
@@ -195,7 +195,7 @@ impl Follower {
             let had_files = known.iter().flatten().any(|(path, ..)| path.starts_with(&dir));
             let lost = had_files && !dir.is_dir();
             let definitions = if lost { Err(folder_is_gone(&dir)) } else { load_agents(&dir) };
-            (files, definitions, options.as_ref().map(settings::read).transpose())
+            (files, definitions, options.as_ref().map(config::load).transpose())
         };
         let read = tokio::task::spawn_blocking(read).await;
         let (files, definitions, settings) =
@@ -217,12 +217,12 @@ impl Follower {
                 .collect::<BTreeSet<_>>();
             orgs.iter().for_each(|org| self.deps.identity.agents_changed(org));
         }
-        let settings = self.deps.settings.as_mut().zip(settings).map(|(own, read)| own.apply(read));
+        let settings = self.deps.settings.as_mut().zip(settings).map(|(own, read)| own.apply(read.config));
         Ok(ReloadReport { agents: reloaded, settings })
     }
 
     fn settings_file(&self) -> Option<PathBuf> {
-        settings::file(self.deps.settings.as_ref()?.options())
+        config::file(self.deps.settings.as_ref()?.options())
     }
 
     async fn register(&mut self) {

@@ -3,13 +3,13 @@
 //! The filter of the process log changes at once. Every other part was built from its settings at the start, so a change
 //! of another key is named until the daemon is restarted or the key has its value again.
 use crate::{
-    config::{self, Config, Options, Problems},
+    config::{self, Config, Options},
     telemetry,
 };
 use parking_lot::RwLock;
 use serde::Serialize;
 use serde_json::Value;
-use std::{path::PathBuf, sync::Arc};
+use std::sync::Arc;
 
 /// The setting that changes without a restart.
 const LOG: &str = "telemetry.log";
@@ -69,17 +69,4 @@ impl Settings {
         }
         change
     }
-}
-
-/// Reads the settings.
-///
-/// # Errors
-/// Every problem.
-pub(super) fn read(options: &Options) -> Result<Config, Problems> {
-    config::load(options).map(|loaded| loaded.config)
-}
-
-/// The file of the settings, if there is one.
-pub(super) fn file(options: &Options) -> Option<PathBuf> {
-    config::file(options)
 }

@@ -22,6 +22,26 @@ pub struct Claims {
 }
 
 impl Claims {
+    /// Claims of a role without an org, an agent or a subject, for tests.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn of_role(role: &str) -> Self {
+        Self {
+            role: role.to_owned(),
+            org: None,
+            agent_id: None,
+            exp: DateTime::UNIX_EPOCH,
+            sub: None,
+            raw: Map::new(),
+        }
+    }
+
+    /// Claims of a role in an org, of an agent if one is given, for tests.
+    #[cfg(test)]
+    pub(crate) fn in_org(role: &str, org: &str, agent: Option<&str>) -> Self {
+        let agent_id = agent.and_then(|agent| agent.parse().ok());
+        Self { org: org.parse().ok(), agent_id, ..Self::of_role(role) }
+    }
+
     /// Whether the role is `service_role`.
     #[must_use]
     pub fn is_service(&self) -> bool {

@@ -3,6 +3,9 @@ use super::{Config, shown::tree};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+/// The value of a missing key.
+static NULL: Value = Value::Null;
+
 /// The dotted keys with another value, sorted. Secrets count too. A list counts as a whole.
 #[must_use]
 pub fn changed_keys(before: &Config, after: &Config) -> Vec<String> {
@@ -19,9 +22,8 @@ fn compare(place: &str, before: &Value, after: &Value, keys: &mut Vec<String>) {
             let names: std::collections::BTreeSet<&String> = old.keys().chain(new.keys()).collect();
             for name in names {
                 let place = if place.is_empty() { name.clone() } else { format!("{place}.{name}") };
-                let of =
-                    |members: &serde_json::Map<String, Value>| members.get(name).cloned().unwrap_or_default();
-                compare(&place, &of(old), &of(new), keys);
+                let [before, after] = [old, new].map(|members| members.get(name).unwrap_or(&NULL));
+                compare(&place, before, after, keys);
             }
         }
         _ if before != after => keys.push(place.to_owned()),

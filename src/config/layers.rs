@@ -80,7 +80,7 @@ pub fn keys(text: &str) -> Vec<(String, &'static str)> {
     plain.map(|(path, key)| (path.to_string(), key)).collect()
 }
 
-/// The file of the settings: the one that is named, else the usual one. `None` if there is none.
+/// The settings file: the named one, whether it exists or not, else the default one. `None` if neither is there.
 #[must_use]
 pub fn file(options: &Options) -> Option<PathBuf> {
     find(options.file.as_deref())

@@ -220,14 +220,7 @@ mod tests {
     }
 
     fn enter(directory: &Directory, subscription: &Subscription, conn: u64) -> Registration {
-        let claims = Claims {
-            role: "anon".into(),
-            org: None,
-            agent_id: None,
-            exp: DateTime::UNIX_EPOCH,
-            sub: None,
-            raw: serde_json::Map::new(),
-        };
+        let claims = Claims::of_role("anon");
         let room = subscription.room().clone();
         let handle = (subscription.handle(), Arc::new(Notify::new()));
         directory.enter(room, subscription.id(), ConnId(conn), ("k".into(), claims.into()), handle)

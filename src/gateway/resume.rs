@@ -95,18 +95,9 @@ impl Proof {
 mod tests {
     use super::*;
     use crate::id::Topic;
-    use serde_json::json;
 
     fn claims(role: &str, sub: Option<&str>) -> Arc<Claims> {
-        let claims = Claims {
-            role: role.into(),
-            org: None,
-            agent_id: None,
-            exp: chrono::DateTime::from_timestamp(0, 0).unwrap(),
-            sub: sub.map(str::to_owned),
-            raw: json!({}).as_object().cloned().unwrap(),
-        };
-        claims.into()
+        Claims { sub: sub.map(str::to_owned), ..Claims::of_role(role) }.into()
     }
 
     #[test]

@@ -273,14 +273,7 @@ mod tests {
     use crate::id::Topic;
 
     fn connection(channel: u64) -> AgentConnection {
-        let claims = Claims {
-            role: "authenticated".into(),
-            org: None,
-            agent_id: "x".parse().ok(),
-            exp: chrono::DateTime::UNIX_EPOCH,
-            sub: None,
-            raw: Map::new(),
-        };
+        let claims = Claims { agent_id: "x".parse().ok(), ..Claims::of_role("authenticated") };
         AgentConnection { channel: SubscriberId(channel), claims: claims.into(), meta: Map::new().into() }
     }
 

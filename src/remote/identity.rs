@@ -338,24 +338,13 @@ mod tests {
         }
     }
 
-    fn claims(role: &str, org: &str, agent: Option<&str>) -> Claims {
-        Claims {
-            role: role.into(),
-            org: org.parse().ok(),
-            agent_id: agent.and_then(|agent| agent.parse().ok()),
-            exp: chrono::DateTime::UNIX_EPOCH,
-            sub: None,
-            raw: serde_json::Map::new(),
-        }
-    }
-
     #[tokio::test]
     async fn broadcast_in_a_private_room_is_no_message_of_agents() {
         let (scope, registry) = (Scope::default(), Registry::default());
         let tracker = Tracker::start(&scope, Hub::new(&registry), &registry);
         let (queue, mut queued) = mpsc::channel(8);
         let identity = Identity::new(tracker, Some(queue), true);
-        let claims = Arc::new(claims("authenticated", "demo", Some("other")));
+        let claims = Arc::new(Claims::in_org("authenticated", "demo", Some("other")));
         let socket = BroadcastSource::Socket { conn: ConnId(1), channel: SubscriberId(1) };
         for (source, private, event, expected) in [
             (socket, true, Coordination::EVENT, (true, false)),
@@ -385,7 +374,7 @@ mod tests {
         identity.connected_agents().set_orgs([("near".parse().unwrap(), "demo".parse().unwrap())]);
         let delivered =
             |event, room, claims, payload| identity.may_deliver(&message(event, room, claims, payload));
-        let other = || claims("authenticated", "demo", Some("other"));
+        let other = || Claims::in_org("authenticated", "demo", Some("other"));
         for (room, who, payload, expected) in [
             ("agent:near", other(), "{}", true),
             ("agent:near", other(), r#"{"agent_id":"other"}"#, true),
@@ -394,10 +383,10 @@ mod tests {
             ("agent:near", other(), r#"{"agent_id":"near","agent_id":"other"}"#, false),
             ("agent:near", other(), r#"{"agent_id":"other","agent\u005fid":"near"}"#, false),
             // An agent id of another org, in a room of its own org.
-            ("org:else", claims("authenticated", "else", Some("near")), "{}", false),
-            ("agent:near", claims("authenticated", "else", Some("other")), "{}", false),
-            ("agent:near", claims("anon", "demo", None), "{}", false),
-            ("agent:near", claims("service_role", "else", None), r#"{"agent_id":"near"}"#, true),
+            ("org:else", Claims::in_org("authenticated", "else", Some("near")), "{}", false),
+            ("agent:near", Claims::in_org("authenticated", "else", Some("other")), "{}", false),
+            ("agent:near", Claims::in_org("anon", "demo", None), "{}", false),
+            ("agent:near", Claims::in_org("service_role", "else", None), r#"{"agent_id":"near"}"#, true),
             ("org:demo", other(), "[1]", true),
             ("org:else", other(), "{}", false),
         ] {
@@ -410,7 +399,7 @@ mod tests {
         // In a room of agents only the agent itself publishes about tasks.
         assert!(!delivered(Coordination::EVENT, "agent:near", other(), r#"{"type":"task_cancel"}"#));
         assert!(!delivered(Coordination::EVENT, "org:demo", other(), r#"{"type":"task_update"}"#));
-        let near = claims("authenticated", "demo", Some("near"));
+        let near = Claims::in_org("authenticated", "demo", Some("near"));
         assert!(delivered(Coordination::EVENT, "agent:near", near, r#"{"type":"task_progress"}"#));
     }
 }

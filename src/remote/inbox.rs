@@ -433,15 +433,7 @@ mod tests {
     use crate::{hub::memory, presence::Tracker, telemetry::Registry};
 
     fn claims() -> Arc<Claims> {
-        let claims = Claims {
-            role: "authenticated".into(),
-            org: "demo".parse().ok(),
-            agent_id: "x".parse().ok(),
-            exp: chrono::DateTime::UNIX_EPOCH,
-            sub: None,
-            raw: Map::new(),
-        };
-        claims.into()
+        Claims::in_org("authenticated", "demo", Some("x")).into()
     }
 
     struct Rig {

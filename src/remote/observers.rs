@@ -163,7 +163,7 @@ mod tests {
         telemetry::Registry,
     };
     use futures_util::FutureExt;
-    use serde_json::{Map, json};
+    use serde_json::json;
 
     struct Rig {
         hub: Hub,
@@ -200,26 +200,15 @@ mod tests {
         }
     }
 
-    fn claims(role: &str, org: &str, agent: Option<&str>) -> Claims {
-        Claims {
-            role: role.into(),
-            org: org.parse().ok(),
-            agent_id: agent.and_then(|agent| agent.parse().ok()),
-            exp: chrono::DateTime::UNIX_EPOCH,
-            sub: None,
-            raw: Map::new(),
-        }
-    }
-
     #[tokio::test]
     async fn channel_of_another_org_is_muted_at_once_when_the_agent_is_known() {
         let rig = Rig::new();
-        let thief = claims("authenticated", "else", Some("late"));
+        let thief = Claims::in_org("authenticated", "else", Some("late"));
         let (mut heard, guard, wake) = rig.enter(thief.clone(), Held::Room);
         let mut others: Vec<_> = [
-            claims("authenticated", "demo", Some("late")),
-            claims("authenticated", "demo", None),
-            claims("service_role", "else", None),
+            Claims::in_org("authenticated", "demo", Some("late")),
+            Claims::in_org("authenticated", "demo", None),
+            Claims::in_org("service_role", "else", None),
         ]
         .into_iter()
         .map(|claims| rig.enter(claims, Held::Room))
@@ -245,9 +234,9 @@ mod tests {
     async fn channel_is_judged_by_its_new_token_and_forgotten_when_it_leaves() {
         let rig = Rig::new();
         rig.register("demo");
-        let (_heard, guard, _) = rig.enter(claims("authenticated", "demo", None), Held::Room);
+        let (_heard, guard, _) = rig.enter(Claims::in_org("authenticated", "demo", None), Held::Room);
         assert!(!guard.must_end());
-        guard.renew(claims("authenticated", "else", None).into());
+        guard.renew(Claims::in_org("authenticated", "else", None).into());
         assert!(guard.must_end());
         assert!(rig.connected.observers().heard(9, |_| true) == [rig.agent.clone()]);
         assert!(rig.connected.observers().heard(9, |_| false).is_empty());
@@ -259,8 +248,8 @@ mod tests {
     async fn presence_key_is_lost_to_an_agent_of_the_room_and_to_no_other() {
         let rig = Rig::new();
         let key = || Held::Key("demo".parse().unwrap());
-        let (_user, user, _) = rig.enter(claims("authenticated", "demo", None), key());
-        let (_own, own, _) = rig.enter(claims("authenticated", "demo", Some("late")), key());
+        let (_user, user, _) = rig.enter(Claims::in_org("authenticated", "demo", None), key());
+        let (_own, own, _) = rig.enter(Claims::in_org("authenticated", "demo", Some("late")), key());
         rig.register("else");
         assert!(!user.must_end() && !own.must_end(), "an agent of another org has other rooms");
         rig.register("demo");

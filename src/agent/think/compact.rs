@@ -37,7 +37,7 @@ pub(super) fn note(until: i32) -> String {
     json!({ "left_out_until": until }).to_string()
 }
 
-/// What the model is told by such a note.
+/// The text of a compaction note for the model.
 pub(super) const TOLD: &str = "To save room, long results of earlier steps are left out from here on. Call step_result to read one again.";
 
 /// The line in the place of a result that is left out. `None` if it is not.

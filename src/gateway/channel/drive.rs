@@ -136,14 +136,7 @@ fn rights(what: u8) -> Rights {
 }
 
 fn admitted(what: u8) -> Admitted {
-    let claims = Claims {
-        role: "anon".into(),
-        org: None,
-        agent_id: None,
-        exp: chrono::DateTime::UNIX_EPOCH,
-        sub: None,
-        raw: serde_json::Map::new(),
-    };
+    let claims = Claims::of_role("anon");
     let grant = Grant {
         broadcast_read: what & 2 != 0,
         presence_read: (what & 4 != 0).then_some(what & 32 != 0),

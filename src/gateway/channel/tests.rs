@@ -1,9 +1,8 @@
 use super::{waiting::FRAME_BYTES, *};
 use crate::access::{Grant, Rights};
 use crate::wire::{Version, decode_text};
-use chrono::DateTime;
 use proptest::prelude::*;
-use serde_json::{Map, Value};
+use serde_json::Value;
 use std::time::Duration;
 
 const LIMITS: Limits = Limits {
@@ -19,14 +18,7 @@ fn frame(join_ref: &str, reference: &str, event: &str, payload: Value) -> Channe
 }
 
 fn admitted(grant: Grant) -> Admitted {
-    let claims = Claims {
-        role: "anon".into(),
-        org: None,
-        agent_id: None,
-        exp: DateTime::UNIX_EPOCH,
-        sub: None,
-        raw: Map::new(),
-    };
+    let claims = Claims::of_role("anon");
     Admitted { token: "t".into(), claims: Arc::new(claims), grant, fresh_key: "fresh".into(), changes: None }
 }
 
