@@ -31,7 +31,7 @@ const PLACES_FIRST: f64 = 16.0;
 const PLACES_MAX: f64 = 256.0;
 /// Factor of the places after a 429.
 const PLACES_CUT: f64 = 0.7;
-/// After a pause, one more request may be under way for each such interval.
+/// After a start or a pause, one more request may be under way for each such interval, and for each answer.
 const RAMP: Duration = Duration::from_millis(250);
 /// First pause after a 429 without `Retry-After`; it doubles.
 const PAUSE_FIRST: Duration = Duration::from_secs(1);
@@ -97,6 +97,8 @@ pub(in crate::llm) struct Limiter {
     paused_until: Option<Instant>,
     pause: Duration,
     ramp_from: Instant,
+    /// Answers to requests that were sent since then.
+    answered_in_ramp: usize,
     /// Whether the next 429 cuts the limits: a request that was sent after the last cut was accepted.
     may_cut: bool,
     /// Time of the last cut.
@@ -123,6 +125,7 @@ impl Limiter {
             paused_until: None,
             pause: PAUSE_FIRST,
             ramp_from: now,
+            answered_in_ramp: 0,
             may_cut: true,
             cut_at: None,
             reported_sent_at: None,
@@ -205,7 +208,10 @@ impl Limiter {
     pub(in crate::llm) fn wait(&mut self, now: Instant, ticket: Ticket) -> Option<Duration> {
         let tokens = self.queue.get(ticket)?.tokens as f64;
         let paused = self.paused_until.map_or(Duration::ZERO, |until| until.saturating_duration_since(now));
-        let allowed_at = self.ramp_from + RAMP * u32::try_from(self.under_way.len()).unwrap_or(u32::MAX);
+        // An answer shows that the endpoint accepts what is sent, so the requests under way can double in the time of
+        // one answer, and an account with a thousand places is not held back for minutes.
+        let intervals = self.under_way.len().saturating_sub(self.answered_in_ramp);
+        let allowed_at = self.ramp_from + RAMP * u32::try_from(intervals).unwrap_or(u32::MAX);
         let ramp = allowed_at.saturating_duration_since(now);
         Some(paused.max(ramp).max(self.requests.wait(now, 1.0)).max(self.tokens.wait(now, tokens)))
     }
@@ -235,6 +241,7 @@ impl Limiter {
         }
         if ended.is_answered {
             self.pause = PAUSE_FIRST;
+            self.answered_in_ramp += usize::from(under_way.sent_at >= self.ramp_from);
             self.may_cut |= self.cut_at.is_none_or(|at| under_way.sent_at > at);
             self.successes += 1.0;
             if !self.places_declared && self.successes >= self.places {
@@ -293,6 +300,7 @@ impl Limiter {
             if self.paused_until.is_none_or(|before| before < until) {
                 self.paused_until = Some(until);
                 self.ramp_from = until;
+                self.answered_in_ramp = 0;
             }
         }
         if is_first {

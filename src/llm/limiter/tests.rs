@@ -132,6 +132,41 @@ fn rate_limited_request_waits_at_the_head_and_one_storm_is_one_cut() {
 }
 
 #[test]
+fn requests_under_way_grow_with_time_and_with_answers_until_the_next_pause() {
+    let now = Instant::now();
+    let mut limiter = Limiter::new(now, limits(600_000, 6_000_000, 1_000));
+    for _ in 0..100 {
+        add(&mut limiter, now, entry("a", 1));
+    }
+    let answered = Ended { is_answered: true, ..Ended::default() };
+    let mut counts = Vec::new();
+    for _ in 0..5 {
+        let sent = admitted(&mut limiter, now);
+        counts.push(sent.len());
+        for ticket in sent {
+            limiter.ended(now, ticket, &answered);
+        }
+    }
+    assert_eq!(counts, [1, 2, 4, 8, 16], "each answer lets two in");
+    let old = admitted(&mut limiter, now);
+    limiter.rate_limited(now, old[0], Some(Duration::from_secs(10)), &Ended::default(), 0.0);
+    limiter.ended(now, old[1], &answered);
+    let after = now + Duration::from_secs(10);
+    for ticket in &old[2..] {
+        limiter.cancel(*ticket);
+    }
+    let ticket = limiter.candidate(after).unwrap();
+    assert_eq!(limiter.wait(after, ticket), Some(Duration::ZERO));
+    limiter.admit(after).unwrap();
+    let next = limiter.candidate(after).unwrap();
+    assert_eq!(
+        limiter.wait(after, next),
+        Some(RAMP),
+        "an answer to a request of before the pause tells nothing"
+    );
+}
+
+#[test]
 fn pause_is_that_of_the_endpoint_and_is_never_shortened() {
     let (mut limiter, now) = limiter(Limits::default());
     let [a, b] = ["a", "b"].map(|agent| add(&mut limiter, now, entry(agent, 1)));
