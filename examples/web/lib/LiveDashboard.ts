@@ -45,8 +45,10 @@ export class LiveDashboard extends Emitter<Events> {
   readonly widgets = new Map<string, WidgetState>();
   readonly gaps: Gap[] = [];
   room!: Room;
+  /** The sources of the room's own bindings. */
   #sources = new Set<string>();
-  #late: Room[] = [];
+  /** The rooms of sources that came later. */
+  readonly #late = new Map<string, Room>();
   #refill: ReturnType<typeof setTimeout> | undefined;
   #broadcasts = 0;
 
@@ -98,7 +100,7 @@ export class LiveDashboard extends Emitter<Events> {
   close(): void {
     clearTimeout(this.#refill);
     this.rooms.releaseChannel(`dashboard:${this.org}`);
-    for (const room of this.#late) this.rooms.releaseChannel(room.topic);
+    for (const room of this.#late.values()) this.rooms.releaseChannel(room.topic);
     this.clear();
   }
 
@@ -117,7 +119,9 @@ export class LiveDashboard extends Emitter<Events> {
     for (const spec of found) if (!this.widgets.has(spec.id)) this.#widgetAdded(spec);
     const here = new Set(found.map((spec) => spec.id));
     for (const id of this.widgets.keys()) if (!here.has(id)) this.widgets.delete(id);
-    for (const state of this.widgets.values()) await this.#fill(state);
+    // A source with a room of its own is read there: only that room buffers the source's changes during the read, so that
+    // rows from before a change do not take its place.
+    for (const state of this.widgets.values()) if (!this.#late.has(state.spec.source)) await this.#fill(state);
     this.emit("widgets");
     this.emit("change");
   }
@@ -189,8 +193,9 @@ export class LiveDashboard extends Emitter<Events> {
   // Bindings cannot be added to a subscribed channel: a new source gets its own channel.
   #widgetAdded(spec: WidgetSpec): WidgetState {
     const state = this.#add(spec);
-    if (!this.#sources.has(spec.source)) {
-      this.#sources.add(spec.source);
+    const late = this.#late.get(spec.source);
+    if (late) late.reload();
+    else if (!this.#sources.has(spec.source)) {
       // Public: row security protects the rows, and this channel has no broadcasts.
       const options = { private: false, changes: [{ table: "analytics_events", filter: `source=eq.${spec.source}` }] };
       const room = this.rooms.getChannel(`dashboard-rows:${this.org}:${spec.source}`, options, (made) => {
@@ -200,7 +205,7 @@ export class LiveDashboard extends Emitter<Events> {
         });
         made.on("change", (change) => this.#change(change));
       });
-      this.#late.push(room);
+      this.#late.set(spec.source, room);
     }
     return state;
   }
@@ -209,7 +214,7 @@ export class LiveDashboard extends Emitter<Events> {
   #refillSoon(): void {
     this.#refill ??= setTimeout(() => {
       this.#refill = undefined;
-      for (const room of [this.room, ...this.#late]) room.reload();
+      for (const room of [this.room, ...this.#late.values()]) room.reload();
     }, REFILL_MS);
   }
 

@@ -48,10 +48,21 @@ async function taken(): Promise<[Server, number]> {
 let dataDir = "";
 const postgresRuns = (): boolean => existsSync(join(dataDir, "postgres", "postmaster.pid"));
 
-test.beforeEach(() => (dataDir = dataFolder()));
-test.afterEach(() => rmSync(dataDir, { recursive: true, force: true }));
+/** The folder of the tests that need no empty one: making the database takes longest of a start. */
+let kept = "";
+const emptyFolder = (): string => (dataDir = dataFolder());
+const folderWithDatabase = (): string => (dataDir = kept ||= dataFolder());
+
+const remove = (folder: string): void => rmSync(folder, { recursive: true, force: true });
+test.afterEach(() => {
+  if (dataDir !== kept) remove(dataDir);
+});
+test.afterAll(() => {
+  if (kept) remove(kept);
+});
 
 test("a port that is taken, and flags that are wrong, are named, and nothing is started", async () => {
+  emptyFolder();
   const [server, port] = await taken();
   const free = await freePort();
   const cases = [
@@ -72,6 +83,7 @@ test("a port that is taken, and flags that are wrong, are named, and nothing is 
 });
 
 test("Ctrl-C ends it at once with a page open, and it starts again on the same data", async () => {
+  folderWithDatabase();
   const [port, daemonPort] = [await freePort(), await freePort()];
   for (let i = 0; i < 2; i++) {
     const run = new Run(["--listen", `127.0.0.1:${port}`, "--daemon-port", `${daemonPort}`, "--data-dir", dataDir]);
@@ -89,6 +101,7 @@ test("Ctrl-C ends it at once with a page open, and it starts again on the same d
 });
 
 test("Ctrl-C during the start leaves nothing running", async () => {
+  emptyFolder();
   const run = new Run(["--listen", `127.0.0.1:${await freePort()}`, "--daemon-port", `${await freePort()}`, "--data-dir", dataDir]);
   await poll(postgresRuns).toBe(true);
   expect(await run.interrupt()).toBe(0);
@@ -97,6 +110,7 @@ test("Ctrl-C during the start leaves nothing running", async () => {
 });
 
 test("a daemon that outlived its make web is named", async () => {
+  folderWithDatabase();
   const args = ["--listen", `127.0.0.1:${await freePort()}`, "--daemon-port", `${await freePort()}`, "--data-dir", dataDir];
   const first = new Run(args);
   await first.said("Ctrl-C ends everything");
@@ -111,6 +125,7 @@ test("a daemon that outlived its make web is named", async () => {
 });
 
 test("two people on two machines sign in by the invite code, chat and draw, and a killed daemon comes back", async ({ browser }) => {
+  folderWithDatabase();
   const [port, daemonPort] = [await freePort(), await freePort()];
   const run = new Run(["--listen", `0.0.0.0:${port}`, "--daemon-port", `${daemonPort}`, "--data-dir", dataDir]);
   try {
