@@ -151,7 +151,7 @@ impl ConnectedAgents {
         agent.parse::<AgentId>().is_ok_and(|agent| self.0.orgs.read().get(&agent) == Some(org))
     }
 
-    /// Agents whose rooms are heard here although nobody knows their org, at most `max`.
+    /// Agents whose rooms are heard here although their org is not known, at most `max`.
     pub(super) fn heard_unregistered(&self, max: usize) -> Vec<AgentId> {
         self.0.observers.heard(max, |agent| !self.is_registered(agent))
     }

@@ -250,14 +250,19 @@ fn check_wake(place: &str, wake: &Wake, found: &mut Problems) {
     }
 }
 
+/// The problems of a file with this text, as key and message.
+#[cfg(test)]
+pub(super) fn found_in(text: &str, env: &Env) -> Vec<String> {
+    let definition: Definition = toml::from_str(text).unwrap();
+    check_in(&definition, env).into_iter().map(|found| format!("{}: {}", found.key, found.message)).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn problems(text: &str) -> Vec<String> {
-        let definition: Definition = toml::from_str(text).unwrap();
-        let env = Env::of([("PATH", "/nowhere:/bin")]);
-        check_in(&definition, &env).into_iter().map(|p| format!("{}: {}", p.key, p.message)).collect()
+        found_in(text, &Env::of([("PATH", "/nowhere:/bin")]))
     }
 
     #[test]

@@ -83,23 +83,8 @@ impl Session<'_> {
         Some(Paid { asking, used })
     }
 
-    /// Ends a call that costs nothing.
+    /// Ends a call with its result, and with what it cost in the same commit. `paid`: `None` if it costs nothing.
     pub(super) async fn end_call(
-        &self,
-        seq: i32,
-        state: StepState,
-        text: &str,
-        bytes_max: usize,
-    ) -> Result<(), Failure> {
-        let end = self.shown_end(state, text, bytes_max);
-        let ended = again(self.job.deadline, || self.tasks.end_call(&self.at, seq, &end)).await;
-        ended.map_err(|e| unwritten(&e))?;
-        fault::point(fault::Point::ToolRecorded);
-        Ok(())
-    }
-
-    /// As [`Self::end_call`], with what the call cost in the same commit.
-    pub(super) async fn end_paid_call(
         &self,
         seq: i32,
         state: StepState,
@@ -107,17 +92,17 @@ impl Session<'_> {
         bytes_max: usize,
         paid: Option<&Paid<'_>>,
     ) -> Result<(), Failure> {
-        let Some(paid) = paid else { return self.end_call(seq, state, text, bytes_max).await };
         let end = self.shown_end(state, text, bytes_max);
-        let record = paid.asking.record().id;
-        let commit = || self.tasks.end_paid_call(&self.at, seq, &end, (record, &paid.used));
-        let ended = again(self.job.deadline, commit).await;
-        self.count(paid);
-        if let Err(error) = ended {
-            // What it cost is known, even if its result is not recorded because the assignment is over.
-            paid.asking.record_end(&paid.used).await;
-            return Err(unwritten(&error));
+        let cost = paid.map(|paid| (paid.asking.record().id, &paid.used));
+        let ended = again(self.job.deadline, || self.tasks.end_call(&self.at, seq, &end, cost)).await;
+        if let Some(paid) = paid {
+            self.count(paid);
+            if ended.is_err() {
+                // What it cost is known, even if its result is not recorded because the assignment is over.
+                paid.asking.record_end(&paid.used).await;
+            }
         }
+        ended.map_err(|e| unwritten(&e))?;
         fault::point(fault::Point::ToolRecorded);
         Ok(())
     }

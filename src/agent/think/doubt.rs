@@ -103,15 +103,15 @@ impl Session<'_> {
         let bytes_max = self.pinned_bytes(&call.name);
         let ended = |text: &str| error("failed", text, true);
         match self.probed(call).await? {
-            Probed::Happened(result) => self.end_call(seq, StepState::Done, &result, bytes_max).await,
+            Probed::Happened(result) => self.end_call(seq, StepState::Done, &result, bytes_max, None).await,
             Probed::Unclear => self.doubt(seq, step.tries, call).await,
             Probed::Not if call.approval == Some(Approval::Used) => {
                 let text = ended("it did not happen. Call it again to have it approved again");
-                self.end_call(seq, StepState::Failed, &text, bytes_max).await
+                self.end_call(seq, StepState::Failed, &text, bytes_max, None).await
             }
             Probed::Not if step.tries >= CHECKED_TRIES => {
                 let text = ended("it was tried several times and did not happen");
-                self.end_call(seq, StepState::Failed, &text, bytes_max).await
+                self.end_call(seq, StepState::Failed, &text, bytes_max, None).await
             }
             Probed::Not => {
                 self.pause(step.tries).await?;
@@ -216,7 +216,7 @@ impl Session<'_> {
             }
             (Some(answer), StepState::Unknown) => self.decided(step, call, &answer).await.map(|()| None),
             (Some(answer), _) => {
-                self.end_call(seq, StepState::Done, &answer.to_string(), 64 << 10).await.map(|()| None)
+                self.end_call(seq, StepState::Done, &answer.to_string(), 64 << 10, None).await.map(|()| None)
             }
         }
     }
@@ -240,11 +240,11 @@ impl Session<'_> {
                     Some(Value::String(text)) => text.clone(),
                     other => other.map(Value::to_string).unwrap_or_default(),
                 };
-                self.end_call(seq, StepState::Done, &result, bytes_max).await
+                self.end_call(seq, StepState::Done, &result, bytes_max, None).await
             }
             Some("skip") => {
                 let text = error("skipped", "a person decided that this call is not carried out", false);
-                self.end_call(seq, StepState::Skipped, &text, bytes_max).await
+                self.end_call(seq, StepState::Skipped, &text, bytes_max, None).await
             }
             // The answer is used with this row: after another crash the person is asked again.
             Some("not_done") => self.begin_again(seq, step.tries, call).await,

@@ -77,7 +77,8 @@ impl Session<'_> {
             let judged = self.guards().judge(GuardOn::Call, Some(&call.name), args).await?;
             if let Err(denial) = judged {
                 let text = error("denied", &denial.to_string(), false);
-                self.end_call(step.seq, StepState::Denied, &text, self.pinned_bytes(&call.name)).await?;
+                self.end_call(step.seq, StepState::Denied, &text, self.pinned_bytes(&call.name), None)
+                    .await?;
                 any = true;
             }
         }

@@ -34,7 +34,7 @@ impl Session<'_> {
             Ok(change) => change,
             Err(why) => {
                 let text = error("bad_arguments", &why, false);
-                return self.end_call(seq, StepState::Failed, &text, bytes_max).await;
+                return self.end_call(seq, StepState::Failed, &text, bytes_max, None).await;
             }
         };
         let end = |changed: &MemoryChanged| -> CallEnd {

@@ -30,7 +30,7 @@ impl Session<'_> {
         // The definition of now: the model chose among the kinds of the run's start.
         let Some(part) = kinds.get(kind) else {
             let text = error("denied", "the agent may not request this kind any more", false);
-            return self.end_call(seq, StepState::Failed, &text, bytes_max).await;
+            return self.end_call(seq, StepState::Failed, &text, bytes_max, None).await;
         };
         let wish = Request {
             kind: kind.to_owned(),

@@ -375,7 +375,7 @@ impl Session<'_> {
         let pinned = callable(&self.pinned, &call.name);
         let Some(tool) = pinned.and_then(|tool| tool.permitted(&self.thinker.definition)) else {
             let text = error("denied", "the agent may not use this tool any more", false);
-            return self.end_call(seq, StepState::Failed, &text, self.pinned_bytes(&call.name)).await;
+            return self.end_call(seq, StepState::Failed, &text, self.pinned_bytes(&call.name), None).await;
         };
         let bytes_max = tool.output_bytes();
         if let Callable::RequestTask(kinds) = tool {
@@ -434,7 +434,7 @@ impl Session<'_> {
                     Ok(output) => (StepState::Done, output),
                     Err(why) => (StepState::Failed, error("denied", &why, false)),
                 };
-                self.end_paid_call(seq, state, &text, bytes_max, paid).await?;
+                self.end_call(seq, state, &text, bytes_max, paid).await?;
                 self.forget(call);
                 Ok(())
             }
@@ -445,12 +445,12 @@ impl Session<'_> {
                     Ok(message) => error(code, &message, again),
                     Err(why) => error("denied", &why, false),
                 };
-                self.end_paid_call(seq, StepState::Failed, &text, bytes_max, paid).await?;
+                self.end_call(seq, StepState::Failed, &text, bytes_max, paid).await?;
                 self.forget(call);
                 Ok(())
             }
             Outcome::Uncertain(why) if call.effect == Effect::Read => {
-                self.end_call(seq, StepState::Failed, &error("failed", &why, true), bytes_max).await
+                self.end_call(seq, StepState::Failed, &error("failed", &why, true), bytes_max, None).await
             }
             // The machine has it probed.
             Outcome::Uncertain(_) if call.effect == Effect::Checked => Ok(()),
@@ -540,7 +540,7 @@ impl Session<'_> {
 
     pub(super) async fn refuse_finish(&self, seq: i32) -> Result<(), Failure> {
         let text = error("failed", "a call beside finish failed: look at the results first", true);
-        self.end_call(seq, StepState::Failed, &text, 32 << 10).await
+        self.end_call(seq, StepState::Failed, &text, 32 << 10, None).await
     }
 
     pub(super) async fn finish(&self, steps: &[Step], seq: i32) -> Result<Option<Finished>, Failure> {
@@ -550,12 +550,12 @@ impl Session<'_> {
             Ok(result) => result,
             Err(why) if step.state.has_ended() => return Err(permanent(format!("the result: {why}"))),
             Err(why) => {
-                self.end_call(seq, StepState::Failed, &error("denied", &why, true), 32 << 10).await?;
+                self.end_call(seq, StepState::Failed, &error("denied", &why, true), 32 << 10, None).await?;
                 return Ok(None);
             }
         };
         if !step.state.has_ended() {
-            self.end_call(seq, StepState::Done, "accepted", 32 << 10).await?;
+            self.end_call(seq, StepState::Done, "accepted", 32 << 10, None).await?;
         }
         self.end_run("finish").await?;
         fault::point(fault::Point::RunFinishing);
@@ -566,7 +566,7 @@ impl Session<'_> {
         let found = steps.iter().filter_map(machine::tool).find(|(step, _)| step.seq == seq);
         let Some((step, call)) = found else { return Err(retryable("the step of the reason is gone")) };
         if !step.state.has_ended() {
-            self.end_call(seq, StepState::Done, "accepted", 32 << 10).await?;
+            self.end_call(seq, StepState::Done, "accepted", 32 << 10, None).await?;
         }
         self.end_run("give_up").await?;
         // The reason is a text of the model, so it stays in the rows.

@@ -258,31 +258,24 @@ impl TaskCommands {
         if rows.len() == seqs.len() { Ok(()) } else { Err(Error::Fenced) }
     }
 
-    /// Ends a call with its result.
+    /// Ends a call with its result, and in the same commit with what it cost, if that was recorded before as the question
+    /// `paid`.
     ///
     /// # Errors
     /// `Fenced` when the assignment is over, or the call has ended.
-    pub async fn end_call(&self, at: &RunKey, seq: i32, end: &CallEnd) -> Result<(), Error> {
-        let fence = Fence::of(at);
-        let (state, bytes) = (end.state.as_str(), to_i64(end.bytes));
-        let params = fence.with(&[&seq, &state, &end.result, &bytes, &end.cut, &0_i32]);
-        written(&self.query(sql!("step_end"), &params).await?).map(drop)
-    }
-
-    /// Ends a call with its result and what it cost, which was recorded as `question` before, in one commit.
-    ///
-    /// # Errors
-    /// As [`Self::end_call`].
-    pub async fn end_paid_call(
+    pub async fn end_call(
         &self,
         at: &RunKey,
         seq: i32,
         end: &CallEnd,
-        (question, used): (Uuid, &ModelUsage),
+        paid: Option<(Uuid, &ModelUsage)>,
     ) -> Result<(), Error> {
         let fence = Fence::of(at);
         let (state, bytes) = (end.state.as_str(), to_i64(end.bytes));
         let params = fence.with(&[&seq, &state, &end.result, &bytes, &end.cut, &0_i32]);
+        let Some((question, used)) = paid else {
+            return written(&self.query(sql!("step_end"), &params).await?).map(drop);
+        };
         let money = to_i64(used.usage.limited().microdollars);
         let cost: [&(dyn ToSql + Sync); 5] = [&fence.task, &fence.run, &seq, &money, &used.usage.presumed];
         let mut client = self.context.database.client().await?;

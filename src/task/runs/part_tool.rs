@@ -63,10 +63,10 @@ impl TaskCommands {
         let checked = NewTask::check(&self.context.policies, org, requester, wish);
         let mut new = match checked {
             Ok(new) => new,
-            Err(refused) => return self.end_call(at, seq, &end(Err(&refused))).await,
+            Err(refused) => return self.end_call(at, seq, &end(Err(&refused)), None).await,
         };
         if let Err(refused) = new.compile_schema(&self.context.schemas).await {
-            return self.end_call(at, seq, &end(Err(&refused))).await;
+            return self.end_call(at, seq, &end(Err(&refused)), None).await;
         }
         new.held_by(at.key, at.agent.clone());
         let turn = self.context.request_permits(&new.org);

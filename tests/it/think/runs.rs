@@ -566,7 +566,7 @@ async fn step_is_written_by_the_assignment_that_holds_the_task_only() {
         bytes: 1,
         cut: false,
     };
-    assert!(fenced(tasks.end_call(&at(epoch), 1, &end).await), "not a call");
+    assert!(fenced(tasks.end_call(&at(epoch), 1, &end, None).await), "not a call");
     tasks.cancel(id, "enough").await.unwrap();
     thinking.in_state(id, "canceled").await;
     assert!(fenced(note(at(epoch), 3).await), "the assignment is over");
