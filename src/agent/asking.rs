@@ -12,6 +12,7 @@ use crate::{
     llm::{Error, Meter, Models, Provider, TokenCounts, UsageDetails},
     task::{DayLimit, Failure, InsufficientBudget, LimitScope, ModelQuestion, ModelUsage, TokenParts, Usage},
 };
+use chrono::NaiveDate;
 use parking_lot::Mutex;
 use std::time::Duration;
 use tracing::warn;
@@ -32,14 +33,17 @@ pub(in crate::agent) struct Pricing<'a> {
     pub(in crate::agent) models: &'a Models,
     /// Whether it is the first question of an assignment: without a price, it costs what the offer says.
     pub(in crate::agent) is_first: bool,
+    /// The day (UTC) on which the question begins. Its prices hold until the end of the question, with all tries.
+    pub(in crate::agent) day: NaiveDate,
 }
 
 impl Pricing<'_> {
     /// The price of the agent's own definition, else that of the model that answered, else that of the model that was
     /// asked.
     fn price(&self, said: Option<&str>) -> Option<&Price> {
-        let by_name = |name: &str| self.models.price(name);
-        self.choice.price.as_ref().or_else(|| said.and_then(by_name)).or_else(|| by_name(&self.choice.model))
+        let by_name = |name: &str| self.models.price(name, self.day);
+        let own = self.choice.price.as_ref().and_then(|price| price.on(self.day));
+        own.or_else(|| said.and_then(by_name)).or_else(|| by_name(&self.choice.model))
     }
 
     /// Whether the cost of a question cannot be limited.
@@ -95,7 +99,8 @@ impl Pricing<'_> {
             let usage = Usage { presumed: true, microdollars, ..most };
             return ModelUsage { usage, said: said_name, named, ..ModelUsage::default() };
         };
-        let priced = self.price(said).map(|price| price.of(&counts));
+        let price = self.price(said);
+        let priced = price.map(|price| price.of(&counts));
         let microdollars = named.or(priced).unwrap_or_else(|| self.unpriced());
         let TokenCounts { input, cached, written, output, reasoning } = counts;
         ModelUsage {
@@ -104,6 +109,7 @@ impl Pricing<'_> {
             parts: Some(TokenParts { input, cached, written, output, reasoning }),
             named,
             priced,
+            price_from: price.and_then(|price| price.from),
         }
     }
 }
@@ -114,6 +120,8 @@ pub(in crate::agent) struct Asking<'a> {
     provider: &'a str,
     model: &'a str,
     most: Usage,
+    /// The first day of the price by which `most` was computed.
+    price_from: Option<NaiveDate>,
     limits: Vec<DayLimit>,
     now: Mutex<Now>,
 }
@@ -145,8 +153,9 @@ impl<'a> Asking<'a> {
     ) -> Result<Self, Failure> {
         let limits = pricing.limits(provider.name()).map_err(|failure| Failure { usage: used, ..failure })?;
         let model = pricing.choice.model.as_str();
+        let price_from = pricing.price(None).and_then(|price| price.from);
         let now = Now { record: Uuid::new_v4(), is_open: false, step: None, used, short: None };
-        Ok(Self { job, provider: provider.name(), model, most, limits, now: Mutex::new(now) })
+        Ok(Self { job, provider: provider.name(), model, most, price_from, limits, now: Mutex::new(now) })
     }
 
     /// A call of a tool, in this run and step, that may cost `most`. `used`: what its assignment has used before.
@@ -163,7 +172,7 @@ impl<'a> Asking<'a> {
         let limit = |microdollars| DayLimit { scope: LimitScope::Org, name: org, microdollars };
         let limits = org_limit.map(limit).into_iter().collect();
         let now = Now { record: Uuid::new_v4(), is_open: false, step: Some(step), used, short: None };
-        Self { job, provider: TOOLS, model: tool, most, limits, now: Mutex::new(now) }
+        Self { job, provider: TOOLS, model: tool, most, price_from: None, limits, now: Mutex::new(now) }
     }
 
     /// The most that a try may use.
@@ -194,6 +203,7 @@ impl<'a> Asking<'a> {
             provider: self.provider.to_owned(),
             model: self.model.to_owned(),
             most: self.most,
+            price_from: self.price_from,
             limits: self.limits.clone(),
         }
     }

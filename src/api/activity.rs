@@ -12,8 +12,9 @@ use serde_json::{Value, json};
 
 /// The longest range of lanes.
 const LANES_HOURS_MAX: i64 = 24;
-/// The longest range of spending.
+/// The longest range of spending by hour, and by dimensions: a bill of a month is compared when it is over.
 const SPEND_DAYS_MAX: i64 = 31;
+const SPEND_BY_DAYS_MAX: i64 = 92;
 /// Most agents of lanes.
 const AGENTS_MAX: usize = 100;
 
@@ -86,8 +87,9 @@ pub(super) async fn spend(
     let org = caller.org_for(query.org)?;
     let now = deps.clock.now();
     let from = query.from.unwrap_or_else(|| now - TimeDelta::days(7));
-    if from >= now || now - from > TimeDelta::days(SPEND_DAYS_MAX) {
-        return Err(Problem::bad_request(format!("from must be in the last {SPEND_DAYS_MAX} days")));
+    let days_max = if query.by.is_some() { SPEND_BY_DAYS_MAX } else { SPEND_DAYS_MAX };
+    if from >= now || now - from > TimeDelta::days(days_max) {
+        return Err(Problem::bad_request(format!("from must be in the last {days_max} days")));
     }
     let (rows, partial) = match query.by.as_deref().map(dimensions).transpose()? {
         None => deps.tasks.spend(&org, from).await?,

@@ -1,14 +1,9 @@
 //! `convoke prices`: prices of models from public catalogs, as settings. Reads a file and nothing else.
-use super::{Outcome, exit::Failure, output, settings::Settings};
+use super::{Outcome, exit::Failure, input_file, output, settings::Settings};
 use crate::llm::{CatalogProblem, Price, Wanted, read_catalog};
-use anyhow::{Context, anyhow};
+use anyhow::anyhow;
 use serde::Serialize;
-use std::{
-    collections::BTreeMap,
-    fs::File,
-    io::Read,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeMap, path::PathBuf};
 
 /// Largest catalog that is read. The largest public one has about 3 MB.
 const CATALOG_BYTES_MAX: u64 = 64 << 20;
@@ -44,7 +39,7 @@ struct PrintedLlm<'a> {
 
 pub(super) fn run(settings: &Settings, command: Command) -> Outcome {
     let Command::Import(Import { file, provider, model }) = command;
-    let text = read(&file)?;
+    let text = input_file::read(&file, CATALOG_BYTES_MAX)?;
     let at = |problem: &CatalogProblem| {
         let line = problem.line.map(|line| format!(":{line}")).unwrap_or_default();
         format!("{}{line}: {}: {}", file.display(), problem.key, problem.message)
@@ -65,16 +60,4 @@ pub(super) fn run(settings: &Settings, command: Command) -> Outcome {
         eprintln!("prices of {read} models; {unpriced} models have no price of tokens");
     }
     if found.problems.is_empty() { Ok(()) } else { Err(Failure::reported()) }
-}
-
-fn read(file: &Path) -> anyhow::Result<String> {
-    let cannot = || format!("cannot read {}", file.display());
-    let mut text = String::new();
-    // A byte more than the limit, so that a larger file is noticed, whatever it is.
-    let opened = File::open(file).with_context(cannot)?;
-    opened.take(CATALOG_BYTES_MAX + 1).read_to_string(&mut text).with_context(cannot)?;
-    if u64::try_from(text.len()).is_ok_and(|bytes| bytes > CATALOG_BYTES_MAX) {
-        return Err(anyhow!("{} is over {} MiB", file.display(), CATALOG_BYTES_MAX >> 20));
-    }
-    Ok(text)
 }

@@ -1,22 +1,31 @@
 //! `convoke spend`: what agents and their models used, over HTTP.
 #![expect(clippy::indexing_slicing, reason = "indexing a JSON value returns null for a missing member")]
-use super::{Outcome, daemon::Daemon, output, settings::Settings};
+use super::{Outcome, daemon::Daemon, output, reconcile, settings::Settings};
 use crate::{clock::Clock, id::OrgId, task::SpendBy};
 use chrono::TimeDelta;
 use serde_json::Value;
 use std::time::Duration;
 
 #[derive(clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(super) struct Args {
-    /// Dimensions with commas: hour, org, agent, kind, task, tree, provider, model
+    #[command(subcommand)]
+    command: Option<Command>,
+    /// Dimensions with commas: day, hour, org, agent, kind, task, tree, provider, model
     #[arg(long, value_delimiter = ',', default_value = "agent,model", value_parser = dimension)]
     by: Vec<SpendBy>,
-    /// How many days back, up to 31
-    #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=31))]
+    /// How many days back, up to 92
+    #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=92))]
     days: u32,
     /// Only of this org
     #[arg(long)]
     org: Option<OrgId>,
+}
+
+#[derive(clap::Subcommand)]
+enum Command {
+    /// Compare a provider's bill with what was charged, by day; exit code 1 if a day was billed for more.
+    Reconcile(reconcile::Args),
 }
 
 fn dimension(name: &str) -> Result<SpendBy, String> {
@@ -25,6 +34,9 @@ fn dimension(name: &str) -> Result<SpendBy, String> {
 }
 
 pub(super) async fn run(settings: &Settings, args: Args) -> Outcome {
+    if let Some(Command::Reconcile(args)) = args.command {
+        return reconcile::run(settings, args).await;
+    }
     let daemon = Daemon::find(settings)?;
     let by: Vec<&str> = args.by.iter().copied().map(SpendBy::as_str).collect();
     // A minute less than the longest range: the clocks of this program and the daemon may differ.

@@ -2,7 +2,7 @@
 use super::{
     Error,
     breaker::{Breaker, Outcome},
-    limiter::{Ended, Entry, Limiter, Limits, Refused, Ticket},
+    limiter::{Ended, Entry, Limiter, Limits, Prefix, Refused, Ticket},
     reported::RateReport,
 };
 use parking_lot::Mutex;
@@ -98,6 +98,17 @@ pub struct AccountState {
     pub open_breakers: Vec<String>,
 }
 
+/// What a request needs of its account.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Needs<'a> {
+    /// The model that is asked.
+    pub(super) model: &'a str,
+    /// Estimated tokens of the prompt and the answer.
+    pub(super) tokens: u64,
+    /// What it has in common with other requests at its beginning; `None` if that is too short for a cache.
+    pub(super) prefix: Option<Prefix>,
+}
+
 /// One account of a provider. All models and agents that use it share its limits.
 #[derive(Debug)]
 pub struct Account {
@@ -132,6 +143,12 @@ impl State {
                 notify.notify_one();
             }
         }
+    }
+
+    /// Settles after a change that may shorten the wait of the next request, which sleeps for the time that it found.
+    fn settle_anew(&mut self, now: Instant) {
+        self.first = None;
+        self.settle(now);
     }
 
     fn breaker(&mut self, model: &str) -> &mut Breaker {
@@ -203,17 +220,17 @@ impl Account {
     /// until then.
     pub(super) async fn enter(
         self: &Arc<Self>,
-        model: &str,
+        needs: Needs<'_>,
         caller: &Caller<'_>,
-        tokens: u64,
         deadline: Instant,
     ) -> Result<Turn, Error> {
+        let Needs { model, tokens, prefix } = needs;
         loop {
             // Whoever can ask another model does not wait for this one.
             let closed_by = if caller.moves_on { Instant::now() } else { deadline };
             self.closed(model, closed_by).await?;
-            let entry =
-                Entry { agent: caller.agent.clone(), priority: caller.priority, tokens, spent: caller.spent };
+            let (agent, priority, spent) = (caller.agent.clone(), caller.priority, caller.spent);
+            let entry = Entry { agent, priority, tokens, spent, prefix };
             let notify = Arc::new(Notify::new());
             let ticket = {
                 let (now, mut state) = (Instant::now(), self.state.lock());
@@ -321,6 +338,16 @@ impl Turn {
         }
     }
 
+    /// What to call at the first byte of the answer.
+    pub(super) fn on_first_byte(&self) -> Box<dyn Fn() + Send> {
+        let (account, ticket) = (self.account.clone(), self.ticket);
+        Box::new(move || {
+            let (now, mut state) = (Instant::now(), account.state.lock());
+            state.limiter.first_byte(now, ticket);
+            state.settle_anew(now);
+        })
+    }
+
     /// Records the end of a request that was not answered with 429.
     pub(super) fn ended(mut self, outcome: Outcome, tokens: Option<u64>, report: RateReport) {
         self.is_over = true;
@@ -331,7 +358,7 @@ impl Turn {
         state.limiter.ended(now, self.ticket, &ended);
         let changed = state.breaker(&self.model).ended(now, outcome);
         let is_open = state.breaker(&self.model).is_open();
-        state.settle(now);
+        state.settle_anew(now);
         drop(state);
         self.account.breaker_changed.notify_waiters();
         let (account, model) = (&self.account.name, &self.model);
@@ -358,7 +385,7 @@ impl Turn {
         }
         state.waiting.insert(self.ticket, self.notify.clone());
         state.limiter.rate_limited(now, self.ticket, retry_after, &ended, rand::random());
-        state.settle(now);
+        state.settle_anew(now);
         drop(state);
         self.account.breaker_changed.notify_waiters();
     }
@@ -380,7 +407,7 @@ impl Drop for Turn {
         if self.is_sent {
             state.breaker(&self.model).dropped();
         }
-        state.settle(Instant::now());
+        state.settle_anew(Instant::now());
         drop(state);
         self.account.breaker_changed.notify_waiters();
     }
@@ -395,6 +422,10 @@ mod tests {
         Arc::new(Account::new("team".into(), Limits { concurrent: Some(concurrent), ..Limits::default() }))
     }
 
+    fn needs(model: &str) -> Needs<'_> {
+        Needs { model, tokens: 1, prefix: None }
+    }
+
     fn soon() -> Instant {
         Instant::now() + Duration::from_secs(600)
     }
@@ -404,12 +435,13 @@ mod tests {
     async fn dropped_requests_leave_the_queue_and_free_their_place() {
         let account = account(1);
         let [a, b, c] = ["a", "b", "c"].map(Caller::new);
-        let first = account.enter("m", &a, 1, soon()).await.unwrap();
+        let first = account.enter(needs("m"), &a, soon()).await.unwrap();
         let waiting = tokio::spawn({
             let account = account.clone();
-            async move { account.enter("m", &b, 1, soon()).await.map(drop) }
+            async move { account.enter(needs("m"), &b, soon()).await.map(drop) }
         });
-        let canceled = tokio::time::timeout(Duration::from_secs(1), account.enter("m", &c, 1, soon())).await;
+        let canceled =
+            tokio::time::timeout(Duration::from_secs(1), account.enter(needs("m"), &c, soon())).await;
         assert!(canceled.is_err() && account.state().waiting == 1, "{:?}", account.state());
         drop(first);
         waiting.await.unwrap().unwrap();
@@ -420,11 +452,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn long_wait_is_shown_with_the_requests_before_it() {
         let account = account(1);
-        let first = account.enter("m", &Caller::new("a"), 1, soon()).await.unwrap();
+        let first = account.enter(needs("m"), &Caller::new("a"), soon()).await.unwrap();
         let shown = Mutex::new(Vec::new());
         let shows = |text| shown.lock().push(text);
         let caller = Caller { shows: &shows, ..Caller::new("b") };
-        let enter = account.enter("m", &caller, 1, soon());
+        let enter = account.enter(needs("m"), &caller, soon());
         let free = async {
             tokio::time::sleep(Duration::from_secs(2)).await;
             drop(first);
@@ -438,13 +470,13 @@ mod tests {
     async fn open_breaker_holds_requests_and_one_trial_closes_it() {
         let account = account(16);
         let caller = Caller::new("a");
-        let enter = || account.enter("m", &caller, 1, soon());
+        let enter = || account.enter(needs("m"), &caller, soon());
         enter().await.unwrap().ended(Outcome::KeyRefused, None, RateReport::default());
         assert_eq!(account.state().open_breakers, ["m"]);
         let began = Instant::now();
-        let held = account.enter("m", &caller, 1, began + Duration::from_secs(4)).await.unwrap_err();
+        let held = account.enter(needs("m"), &caller, began + Duration::from_secs(4)).await.unwrap_err();
         assert_eq!((held, began.elapsed()), (Error::Held { model: "m".into() }, Duration::ZERO));
-        account.enter("other", &caller, 1, soon()).await.unwrap();
+        account.enter(needs("other"), &caller, soon()).await.unwrap();
         let trial = enter().await.unwrap();
         assert_eq!(began.elapsed().as_secs(), 5);
         let both = tokio::time::timeout(Duration::from_secs(1), enter()).await;
@@ -458,7 +490,7 @@ mod tests {
     async fn caller_with_another_model_does_not_wait_for_an_open_breaker() {
         let account = account(16);
         let caller = Caller { moves_on: true, ..Caller::new("a") };
-        let enter = || account.enter("m", &caller, 1, soon());
+        let enter = || account.enter(needs("m"), &caller, soon());
         enter().await.unwrap().ended(Outcome::KeyRefused, None, RateReport::default());
         let began = Instant::now();
         assert_eq!(enter().await.unwrap_err(), Error::Held { model: "m".into() });

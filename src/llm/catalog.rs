@@ -387,6 +387,7 @@ impl<'a> Reader<'a> {
             reasoning: base.reasoning,
             request,
             tiers: tiers.into_iter().map(tier).collect(),
+            ..Price::default()
         };
         if let Some((key, what, _)) = price.check().into_iter().next() {
             return self.tell(raw, format!("{place}.{key}"), &what);

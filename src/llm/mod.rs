@@ -9,6 +9,7 @@
 //! conversation and no tools. Fails with [`Error`], which tells whether to retry; its texts contain nothing
 //! that a model or its server wrote.
 mod account;
+mod bill;
 mod breaker;
 mod catalog;
 mod chat;
@@ -27,6 +28,7 @@ mod transport;
 mod usage;
 
 pub use account::{Account, AccountState, Caller, Meter};
+pub use bill::{Bill, BillProblem, read_bill};
 pub use catalog::{CatalogPrices, CatalogProblem, Wanted, read_catalog};
 pub use chat::{ChatAnswer, ChatRequest, Streaming};
 pub use config::{Config, OrgConfig, ProviderConfig};

@@ -1,12 +1,21 @@
 //! The models of a daemon, with concurrency limits, retries and backoff.
 use super::{
     Account, AccountState, Answer, Caller, ChatAnswer, ChatRequest, Clients, CompletionRequest, Config,
-    Error, Model, OpenAi, Price, backoff, breaker::Outcome, config::AccountKey, metrics, reported,
+    Error, Model, OpenAi, Price, account::Needs, backoff, breaker::Outcome, config::AccountKey,
+    limiter::Prefix, metrics, reported,
 };
 use crate::{clock::Clock, telemetry::Registry};
+use chrono::NaiveDate;
 use parking_lot::Mutex;
 use secrecy::SecretString;
-use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
+use serde_json::Value;
+use std::{
+    collections::BTreeMap,
+    future::Future,
+    hash::{DefaultHasher, Hash, Hasher},
+    sync::Arc,
+    time::Duration,
+};
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::debug;
 
@@ -22,6 +31,8 @@ const HANG: Duration = Duration::from_secs(10);
 const ANSWER_TOKENS: u64 = 1_024;
 /// Bytes of text that are estimated as one token.
 const BYTES_PER_TOKEN: usize = 4;
+/// A prefix with fewer bytes is in no cache: public endpoints keep prefixes from 1,024 tokens.
+const PREFIX_BYTES_MIN: usize = 4_096;
 
 /// The models of a daemon. Clones share connections and limits.
 #[derive(Clone, Default)]
@@ -66,10 +77,16 @@ impl Models {
         Self { scripted: Some(model), ..Self::default() }
     }
 
-    /// The price of a model, by its name. `None` if the settings have none.
+    /// The price of a model on a day (UTC), by its name. `None` if the settings have none.
     #[must_use]
-    pub fn price(&self, model: &str) -> Option<&Price> {
-        self.config.prices.get(model)
+    pub fn price(&self, model: &str, day: NaiveDate) -> Option<&Price> {
+        self.config.prices.get(model)?.on(day)
+    }
+
+    /// The present day, in UTC.
+    #[must_use]
+    pub fn today(&self) -> NaiveDate {
+        self.clock.now().date_naive()
     }
 
     /// The money of a day of a provider, by its name. `None` without a limit.
@@ -152,9 +169,13 @@ impl Provider {
         deadline: Instant,
     ) -> Result<Answer, Error> {
         let limit = question.max_tokens.map_or(ANSWER_TOKENS, u64::from);
-        let cost = Cost::of(&question.model, question.system.len() + question.user.len(), limit);
+        let needs = Needs {
+            model: &question.model,
+            tokens: tokens(question.system.len() + question.user.len(), limit),
+            prefix: prefix(&question.model, &[&question.system]),
+        };
         let used = |answer: &Answer| answer.input_tokens.zip(answer.output_tokens);
-        self.with_retries(cost, question.timeout, caller, deadline, used, || self.model.ask(question)).await
+        self.with_retries(needs, question.timeout, caller, deadline, used, || self.model.ask(question)).await
     }
 
     /// Sends a request of a conversation, with retries like [`Self::ask`].
@@ -167,15 +188,23 @@ impl Provider {
         caller: &Caller<'_>,
         deadline: Instant,
     ) -> Result<ChatAnswer, Error> {
-        let bytes = question.messages.iter().chain(&question.tools).map(|part| part.to_string().len()).sum();
-        let cost = Cost::of(&question.model, bytes, question.max_tokens.into());
+        let texts = |parts: &[Value]| parts.iter().map(Value::to_string).collect::<Vec<_>>();
+        let (messages, tools) = (texts(&question.messages), texts(&question.tools));
+        let bytes = messages.iter().chain(&tools).map(String::len).sum();
+        // What all questions of an agent have in common: the instructions in the first message, and the tools.
+        let common: Vec<&str> = messages.first().into_iter().chain(&tools).map(String::as_str).collect();
+        let needs = Needs {
+            model: &question.model,
+            tokens: tokens(bytes, question.max_tokens.into()),
+            prefix: prefix(&question.model, &common),
+        };
         let used = |answer: &ChatAnswer| answer.input_tokens.zip(answer.output_tokens);
-        self.with_retries(cost, question.timeout, caller, deadline, used, || self.model.chat(question)).await
+        self.with_retries(needs, question.timeout, caller, deadline, used, || self.model.chat(question)).await
     }
 
     async fn with_retries<T, F>(
         &self,
-        cost: Cost<'_>,
+        needs: Needs<'_>,
         timeout: Duration,
         caller: &Caller<'_>,
         deadline: Instant,
@@ -189,7 +218,7 @@ impl Provider {
         let mut last = None;
         for tried in 1..=ATTEMPTS_MAX {
             let enter_by = caller.enter_by(deadline);
-            let entered = self.account.enter(cost.model, caller, cost.tokens, enter_by).await;
+            let entered = self.account.enter(needs, caller, enter_by).await;
             let mut turn = match (entered, last) {
                 (Ok(turn), _) => turn,
                 (Err(error), last) => return Err(last.unwrap_or(error)),
@@ -198,7 +227,7 @@ impl Provider {
                 let sent_at = Instant::now();
                 let (asked, report) = {
                     let sent = timeout_at(deadline, send());
-                    reported::with_report(caller.traceparent.as_deref(), sent).await
+                    reported::with_report(caller.traceparent.as_deref(), turn.on_first_byte(), sent).await
                 };
                 let error = match asked {
                     Ok(Ok(answer)) => {
@@ -254,17 +283,17 @@ impl Provider {
     }
 }
 
-/// What a request needs of its account.
-struct Cost<'a> {
-    model: &'a str,
-    tokens: u64,
+/// Estimated tokens of a prompt and its answer.
+fn tokens(prompt_bytes: usize, answer_tokens: u64) -> u64 {
+    u64::try_from(prompt_bytes / BYTES_PER_TOKEN).unwrap_or(u64::MAX).saturating_add(answer_tokens)
 }
 
-impl<'a> Cost<'a> {
-    fn of(model: &'a str, prompt_bytes: usize, answer_tokens: u64) -> Self {
-        let prompt = u64::try_from(prompt_bytes / BYTES_PER_TOKEN).unwrap_or(u64::MAX);
-        Self { model, tokens: prompt.saturating_add(answer_tokens) }
-    }
+/// The prefix of a request to a model that begins with these texts; `None` if it is too short for a cache.
+fn prefix(model: &str, texts: &[&str]) -> Option<Prefix> {
+    let bytes: usize = texts.iter().map(|text| text.len()).sum();
+    let mut hasher = DefaultHasher::new();
+    (model, texts).hash(&mut hasher);
+    (bytes >= PREFIX_BYTES_MIN).then(|| hasher.finish())
 }
 
 /// Most attempts of a request that failed with this error.

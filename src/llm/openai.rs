@@ -181,7 +181,10 @@ impl OpenAi {
         while !decoder.is_done() {
             let ends_anyway = decoder.is_finished();
             match timeout(if ends_anyway { USAGE_WAIT } else { wait }, bytes.next()).await {
-                Ok(Some(Ok(chunk))) => decoder.feed(&chunk)?,
+                Ok(Some(Ok(chunk))) => {
+                    reported::first_byte();
+                    decoder.feed(&chunk)?;
+                }
                 Ok(Some(Err(e))) if !ends_anyway => return Err(broken(&e)),
                 Err(_) if !ends_anyway => return Err(silent),
                 Ok(None | Some(Err(_))) | Err(_) => break,

@@ -1,5 +1,6 @@
 //! Prices of models, and the cost of a question: whole numbers only, rounded up once.
 use super::TokenCounts;
+use chrono::NaiveDate;
 use serde::{Deserialize, Serialize};
 
 /// Tokens that a price is for.
@@ -31,6 +32,12 @@ pub struct Price {
     /// Prices of requests with large prompts.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tiers: Vec<Tier>,
+    /// The first day (UTC) of the price. `None` if it always held.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub from: Option<NaiveDate>,
+    /// Whole prices that take the place of this one, each from its own day on.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub changes: Vec<Price>,
 }
 
 /// The prices of a request whose whole prompt is over a number of tokens.
@@ -68,6 +75,14 @@ fn is_zero(amount: &u64) -> bool {
 }
 
 impl Price {
+    /// The price that holds on a day (UTC): of this one and its changes, the latest that has begun. `None` before the
+    /// first.
+    #[must_use]
+    pub fn on(&self, day: NaiveDate) -> Option<&Self> {
+        let prices = std::iter::once(self).chain(&self.changes);
+        prices.filter(|price| price.from.is_none_or(|from| from <= day)).max_by_key(|price| price.from)
+    }
+
     /// The cost of a request in microdollars, rounded up once.
     #[must_use]
     pub fn of(&self, tokens: &TokenCounts) -> u64 {
@@ -133,6 +148,39 @@ impl Price {
             if self.tiers.iter().take(at).any(|other| other.over_tokens == tier.over_tokens) {
                 let what = format!("{} is the bound of another tier, too", tier.over_tokens);
                 wrong.push((format!("tiers.{at}.over_tokens"), what, "keep one of the two"));
+            }
+        }
+        for (at, change) in self.changes.iter().enumerate() {
+            wrong.extend(
+                change
+                    .check()
+                    .into_iter()
+                    .map(|(key, what, remedy)| (format!("changes.{at}.{key}"), what, remedy)),
+            );
+        }
+        wrong.extend(self.check_days());
+        wrong
+    }
+
+    /// Returns the wrong keys about the days of a price: key, problem, remedy.
+    pub(crate) fn check_days(&self) -> Vec<(String, String, &'static str)> {
+        let mut wrong = Vec::new();
+        for (at, change) in self.changes.iter().enumerate() {
+            let mut add =
+                |key: &str, what: String, remedy| wrong.push((format!("changes.{at}.{key}"), what, remedy));
+            let before = std::iter::once(self).chain(self.changes.iter().take(at));
+            match change.from {
+                None => {
+                    add("from", "is missing".to_owned(), "add the first day of this price, like 2026-07-01")
+                }
+                Some(from) if before.clone().any(|other| other.from.is_some_and(|other| other >= from)) => {
+                    let what = format!("{from} is not after the days of the prices before it");
+                    add("from", what, "put the prices in the order of their days");
+                }
+                Some(_) => {}
+            }
+            if !change.changes.is_empty() {
+                add("changes", "is in a change already".to_owned(), "put all changes into one list");
             }
         }
         wrong
@@ -230,6 +278,49 @@ mod tests {
         assert_eq!(keys(&format!("input = 1\noutput = 1\n{twice}")), ["tiers.1.over_tokens"]);
     }
 
+    #[test]
+    fn price_of_a_day_is_the_latest_that_has_begun() {
+        let changing = price(
+            "input = 1\noutput = 1\nfrom = \"2026-01-01\"\n\
+             [[changes]]\nfrom = \"2026-07-01\"\ninput = 2\noutput = 2\n\
+             [[changes]]\nfrom = \"2026-08-01\"\ninput = 3\noutput = 3\n",
+        );
+        let input = |day: &str| changing.on(day.parse().unwrap()).and_then(|price| price.input);
+        assert_eq!(changing.check(), Vec::new());
+        for (day, expected) in [
+            ("2025-12-31", None),
+            ("2026-01-01", Some(1)),
+            ("2026-06-30", Some(1)),
+            ("2026-07-01", Some(2)),
+            ("2026-07-31", Some(2)),
+            ("2026-08-01", Some(3)),
+            ("2999-01-01", Some(3)),
+        ] {
+            assert_eq!(input(day), expected, "{day}");
+        }
+        let always = price("input = 7\noutput = 7");
+        assert_eq!(always.on("1970-01-01".parse().unwrap()), Some(&always));
+    }
+
+    #[test]
+    fn wrong_days_of_prices_are_named() {
+        let wrong = price(
+            "input = 1\noutput = 1\nfrom = \"2026-07-01\"\n\
+             [[changes]]\ninput = 2\noutput = 2\n\
+             [[changes]]\nfrom = \"2026-07-01\"\ninput = 2\n\
+             [[changes]]\nfrom = \"2026-08-01\"\ninput = 2\noutput = 2\nchanges = [{ input = 1, output = 1 }]\n",
+        );
+        let keys: Vec<String> = wrong.check().into_iter().map(|(key, ..)| key).collect();
+        let nested = "changes.2.changes.0.from";
+        assert_eq!(
+            keys,
+            ["changes.1.output", nested, "changes.0.from", "changes.1.from", "changes.2.changes"]
+        );
+        for odd in ["from = \"soon\"", "from = 2026", "from = \"2026-02-30\""] {
+            assert!(toml::from_str::<Price>(odd).is_err(), "{odd}");
+        }
+    }
+
     proptest! {
         #[test]
         fn no_request_costs_more_than_the_most(
@@ -240,7 +331,8 @@ mod tests {
             let tier = Tier { over_tokens: over, input: input * factor, output: output * factor,
                 cached_input: None, cache_write: Some(written), reasoning: None };
             let price = Price { input: Some(input), output: Some(output), cached_input: Some(cached),
-                cache_write: Some(written), reasoning: Some(reasoning), request: 3, tiers: vec![tier] };
+                cache_write: Some(written), reasoning: Some(reasoning), request: 3, tiers: vec![tier],
+                ..Price::default() };
             let [input, cached, written, output, reasoning] = counts;
             let cost = price.of(&tokens(input, cached, written, output, reasoning));
             prop_assert!(cost <= price.most(input + spare, output + spare));

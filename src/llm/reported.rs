@@ -37,15 +37,30 @@ impl RateReport {
 tokio::task_local! {
     /// The report of the request that the present task waits for: async-openai returns bodies without headers.
     static REPORT: Cell<RateReport>;
+    /// What is called at the first byte of the answer that the present task waits for.
+    static ON_FIRST_BYTE: Cell<Option<Box<dyn Fn() + Send>>>;
     /// The header `traceparent` of the requests that the present task sends.
     static TRACEPARENT: Option<HeaderValue>;
 }
 
-/// Sends a request with this header `traceparent`, and returns what the headers of its last answer report.
-pub(super) async fn with_report<F: Future>(traceparent: Option<&str>, request: F) -> (F::Output, RateReport) {
+/// Sends a request with this header `traceparent`, calls `on_first_byte` when its answer begins, and returns what the
+/// headers of its last answer report.
+pub(super) async fn with_report<F: Future>(
+    traceparent: Option<&str>,
+    on_first_byte: Box<dyn Fn() + Send>,
+    request: F,
+) -> (F::Output, RateReport) {
     let traceparent = traceparent.and_then(|text| HeaderValue::from_str(text).ok());
     let with_report = async { (request.await, REPORT.with(Cell::get)) };
-    TRACEPARENT.scope(traceparent, REPORT.scope(Cell::default(), with_report)).await
+    let with_report = REPORT.scope(Cell::default(), with_report);
+    TRACEPARENT.scope(traceparent, ON_FIRST_BYTE.scope(Cell::new(Some(on_first_byte)), with_report)).await
+}
+
+/// An answer with the status of success has begun. Later calls for the same request do nothing.
+pub(super) fn first_byte() {
+    if let Some(begins) = ON_FIRST_BYTE.try_with(Cell::take).ok().flatten() {
+        begins();
+    }
 }
 
 /// Adds the header `traceparent` of [`with_report`], if there is one.

@@ -205,6 +205,7 @@ async fn send(
     reported::add_traceparent(request.headers_mut());
     let response = client.execute(request).await.map_err(|e| broken(&e))?;
     let response = successful(response, clock).await?;
+    reported::first_byte();
     let body = read_body(response, ANSWER_BYTES_MAX).await.map_err(|e| broken(&e))?;
     let body = body.ok_or(Error::InvalidAnswer("it is over 4 MiB"))?;
     if serde_json::from_slice::<IgnoredAny>(&body).is_err() {

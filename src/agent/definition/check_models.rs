@@ -4,7 +4,7 @@ use super::{
     problems::{Problems, url_problem},
 };
 use crate::{
-    agent::{Env, kind::llm},
+    agent::{Env, Price, kind::llm},
     task::check_setting,
 };
 use std::time::Duration;
@@ -91,6 +91,9 @@ fn check_model(place: &str, choice: &ModelChoice, env: &Env, found: &mut Problem
     if let Some((name, url)) = choice.base_url_env.as_ref().and_then(|name| Some((name, env.get(name)?))) {
         url_problem_in(&format!("{place}.base_url_env"), name, &url, found);
     }
+    for (key, what, remedy) in choice.price.iter().flat_map(Price::check_days) {
+        found.add_with(format!("{place}.price.{key}"), what, remedy);
+    }
     if choice.context_tokens == Some(0) {
         found.add(format!("{place}.context_tokens"), "it must be 1 or more");
     }
@@ -105,14 +108,11 @@ fn url_problem_in(key: &str, variable: &str, url: &str, found: &mut Problems) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Definition, check_in};
+    use super::super::check::found_in;
     use crate::agent::Env;
 
     fn problems(run: &str) -> Vec<String> {
-        let text = format!("id = \"m\"\n[run]\nkind = \"llm\"\n{run}");
-        let definition: Definition = toml::from_str(&text).unwrap();
-        let env = Env::of([("BASE", "nowhere")]);
-        check_in(&definition, &env).into_iter().map(|p| format!("{}: {}", p.key, p.message)).collect()
+        found_in(&format!("id = \"m\"\n[run]\nkind = \"llm\"\n{run}"), &Env::of([("BASE", "nowhere")]))
     }
 
     #[test]

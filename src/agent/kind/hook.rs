@@ -67,7 +67,8 @@ pub(crate) fn most(definition: &Definition, parts: &RunnerDeps, body: &Value) ->
 
 fn pricing<'a>(definition: &'a Definition, choice: &'a ModelChoice, parts: &'a RunnerDeps) -> Pricing<'a> {
     // Without a price, an offer costs nothing: what the offer says is the cost of the work.
-    Pricing { definition, choice, models: &parts.models, is_first: false }
+    let models = &parts.models;
+    Pricing { definition, choice, models, is_first: false, day: models.today() }
 }
 
 /// Name of the provider of the model that makes offers; empty for another program.

@@ -256,8 +256,8 @@ impl Llm {
         usage: &mut Usage,
     ) -> Result<Option<Answer>, Failure> {
         let is_first = *usage == Usage::default();
-        let pricing =
-            Pricing { definition: &self.definition, choice: &choice.model, models: &self.models, is_first };
+        let (definition, models) = (&self.definition, &self.models);
+        let pricing = Pricing { definition, choice: &choice.model, models, is_first, day: models.today() };
         let most = Self::most(pricing, question, question.max_tokens.unwrap_or(ANSWER_TOKENS_MAX));
         let asking = Asking::new(job, &choice.provider, pricing, most, *usage)?;
         asking.begin().await?;

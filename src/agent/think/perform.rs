@@ -145,7 +145,8 @@ impl Session<'_> {
     ) -> Result<Asked, Failure> {
         let Thinker { definition, parts, .. } = self.thinker;
         let is_first = self.used == Usage::default();
-        let pricing = Pricing { definition, choice: &choice.model, models: &parts.models, is_first };
+        let models = &parts.models;
+        let pricing = Pricing { definition, choice: &choice.model, models, is_first, day: models.today() };
         let question = self.question(steps, choice, last)?;
         let most = pricing.most(input_tokens(&question), u64::from(question.max_tokens));
         let asking = Asking::new(self.job, &choice.provider, pricing, most, self.used)?;

@@ -4,6 +4,7 @@
 //! A request enters if all that it needs is there at once, or takes nothing. Limits are declared, reported by the
 //! endpoint's headers, or learned from its refusals (additive increase, multiplicative decrease). After
 //! `docs/spec/thinking-agents.md` §5, A1–A9.
+mod prefixes;
 mod queue;
 mod rate;
 #[cfg(test)]
@@ -11,9 +12,11 @@ mod simulation;
 #[cfg(test)]
 mod tests;
 
+pub(in crate::llm) use prefixes::Prefix;
 pub(in crate::llm) use queue::{Entry, Ticket};
 pub(in crate::llm) use rate::Reported;
 
+use prefixes::Prefixes;
 use queue::Queue;
 use rate::Rate;
 use std::{
@@ -85,6 +88,7 @@ pub(in crate::llm) struct Limiter {
     requests: Rate,
     tokens: Rate,
     queue: Queue,
+    prefixes: Prefixes,
     under_way: BTreeMap<Ticket, UnderWay>,
     /// The number of each agent's requests under way.
     by_agent: HashMap<Arc<str>, usize>,
@@ -115,6 +119,7 @@ impl Limiter {
             requests: Rate::new(now, limits.requests_per_minute.map(f64::from)),
             tokens: Rate::new(now, limits.tokens_per_minute.map(|tokens| tokens as f64)),
             queue: Queue::default(),
+            prefixes: Prefixes::default(),
             under_way: BTreeMap::new(),
             by_agent: HashMap::new(),
             places: limits.concurrent.map_or(PLACES_FIRST, |places| f64::from(places.max(1))),
@@ -187,6 +192,7 @@ impl Limiter {
         self.tokens.take(now, tokens);
         self.taken = (self.taken.0 + 1.0, self.taken.1 + tokens);
         *self.by_agent.entry(entry.agent.clone()).or_default() += 1;
+        self.prefixes.sent(now, ticket, entry.prefix);
         self.under_way.insert(ticket, UnderWay { entry, sent_at: now, taken: self.taken });
         Some(ticket)
     }
@@ -199,21 +205,33 @@ impl Limiter {
         }
         let half = (places / 2).max(1);
         // An agent has at most half of the places while others wait.
-        self.queue.next(now, |agent| {
+        let may = |agent: &str| {
             self.by_agent.get(agent).is_none_or(|own| *own < half) || !self.queue.others_wait(agent)
-        })
+        };
+        // Requests whose prefix another one puts into the endpoint's cache just now let the others pass.
+        let passes = |entry: &Entry| self.prefixes.wait(now, entry.prefix).is_zero();
+        self.queue.next(now, may, passes).or_else(|| self.queue.next(now, may, |_| true))
     }
 
     /// How long the candidate has to wait still; `None` if it does not wait.
     pub(in crate::llm) fn wait(&mut self, now: Instant, ticket: Ticket) -> Option<Duration> {
-        let tokens = self.queue.get(ticket)?.tokens as f64;
+        let entry = self.queue.get(ticket)?;
+        let (tokens, prefix) = (entry.tokens as f64, self.prefixes.wait(now, entry.prefix));
         let paused = self.paused_until.map_or(Duration::ZERO, |until| until.saturating_duration_since(now));
         // An answer shows that the endpoint accepts what is sent, so the requests under way can double in the time of
         // one answer, and an account with a thousand places is not held back for minutes.
         let intervals = self.under_way.len().saturating_sub(self.answered_in_ramp);
         let allowed_at = self.ramp_from + RAMP * u32::try_from(intervals).unwrap_or(u32::MAX);
         let ramp = allowed_at.saturating_duration_since(now);
-        Some(paused.max(ramp).max(self.requests.wait(now, 1.0)).max(self.tokens.wait(now, tokens)))
+        let rates = self.requests.wait(now, 1.0).max(self.tokens.wait(now, tokens));
+        Some(paused.max(ramp).max(prefix).max(rates))
+    }
+
+    /// Records the first byte of an answer: requests with the same prefix need not wait any more.
+    pub(in crate::llm) fn first_byte(&mut self, now: Instant, ticket: Ticket) {
+        if let Some(under_way) = self.under_way.get(&ticket) {
+            self.prefixes.answered(now, under_way.entry.prefix);
+        }
     }
 
     /// Removes a request that waits or is under way, without an outcome.
@@ -224,6 +242,7 @@ impl Limiter {
 
     fn leave(&mut self, ticket: Ticket) -> Option<UnderWay> {
         let under_way = self.under_way.remove(&ticket)?;
+        self.prefixes.over(ticket, under_way.entry.prefix);
         if let Some(own) = self.by_agent.get_mut(&under_way.entry.agent) {
             *own -= 1;
             if *own == 0 {
@@ -235,6 +254,9 @@ impl Limiter {
 
     /// Records the end of a request that the endpoint accepted, or that failed for another reason than the rate.
     pub(in crate::llm) fn ended(&mut self, now: Instant, ticket: Ticket, ended: &Ended) {
+        if ended.is_answered {
+            self.first_byte(now, ticket);
+        }
         let Some(under_way) = self.leave(ticket) else { return };
         if let Some(used) = ended.tokens {
             self.tokens.correct(under_way.entry.tokens as f64, used as f64);

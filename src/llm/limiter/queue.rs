@@ -1,4 +1,5 @@
 //! Requests that wait for an account, fair between agents.
+use super::Prefix;
 use std::{
     collections::{BTreeSet, HashMap},
     sync::Arc,
@@ -23,6 +24,8 @@ pub(in crate::llm) struct Entry {
     pub(in crate::llm) tokens: u64,
     /// Tokens that its run has used so far: of one agent, the run that has used most goes first.
     pub(in crate::llm) spent: u64,
+    /// What it has in common with other requests at its beginning; `None` if that is too short for a cache.
+    pub(in crate::llm) prefix: Option<Prefix>,
 }
 
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -73,14 +76,9 @@ impl Queue {
         self.entries.insert(ticket, (entry, is_new));
     }
 
-    /// Removes a request without serving it.
-    pub(in crate::llm) fn remove(&mut self, ticket: Ticket) {
-        self.take(ticket);
-    }
-
     /// Removes a request that enters.
     pub(in crate::llm) fn serve(&mut self, now: Instant, ticket: Ticket) -> Option<Entry> {
-        let entry = self.take(ticket)?;
+        let entry = self.remove(ticket)?;
         if let Some(agent) = self.agents.get_mut(&entry.agent) {
             agent.served = agent.served.saturating_add(entry.tokens.max(1));
             // Ageing counts from the last service, or an agent with many old requests would pass all others.
@@ -89,7 +87,8 @@ impl Queue {
         Some(entry)
     }
 
-    fn take(&mut self, ticket: Ticket) -> Option<Entry> {
+    /// Removes a request without serving it. `None` if it does not wait.
+    pub(in crate::llm) fn remove(&mut self, ticket: Ticket) -> Option<Entry> {
         let (entry, is_new) = self.entries.remove(&ticket)?;
         if let Some(agent) = self.agents.get_mut(&entry.agent) {
             agent.waiting.remove(&rank(ticket, &entry, is_new));
@@ -101,11 +100,16 @@ impl Queue {
         Some(entry)
     }
 
-    /// The request that enters next, of an agent that `may` enter now; `None` if there is none.
+    /// The request that enters next, of those that pass, of an agent that `may` enter now; `None` if there is none.
     ///
     /// The highest class goes first, a class being a priority raised by the waiting time. Of one class, the agent that
     /// was served least goes first, then the one that has waited longest.
-    pub(in crate::llm) fn next(&self, now: Instant, may: impl Fn(&str) -> bool) -> Option<Ticket> {
+    pub(in crate::llm) fn next(
+        &self,
+        now: Instant,
+        may: impl Fn(&str) -> bool,
+        passes: impl Fn(&Entry) -> bool,
+    ) -> Option<Ticket> {
         let class = |agent: &Agent, rank: &Rank| {
             let waited = now.saturating_duration_since(agent.since).as_secs() / AGEING.as_secs();
             -rank.priority_descending + i64::try_from(waited).unwrap_or(i64::MAX / 2)
@@ -114,7 +118,7 @@ impl Queue {
             .iter()
             .filter(|(name, _)| may(name))
             .filter_map(|(_, agent)| {
-                let first = agent.waiting.first()?;
+                let first = agent.waiting.iter().find(|rank| self.get(rank.ticket).is_some_and(&passes))?;
                 Some((std::cmp::Reverse(class(agent, first)), agent.served, agent.since, first.ticket))
             })
             .min()

@@ -128,7 +128,8 @@ impl Simulation {
         let tokens = self.random.random_range(200.0..600.0);
         // The estimate is higher than what is used, like the limit of an answer.
         let estimate = (tokens * 1.2) as u64;
-        let entry = Entry { agent: format!("acme/{agent}").into(), priority: 0, tokens: estimate, spent: 0 };
+        let agent_name = format!("acme/{agent}").into();
+        let entry = Entry { agent: agent_name, priority: 0, tokens: estimate, spent: 0, prefix: None };
         let ticket = self.limiter.enqueue(now, entry, now + MINUTE * 1_000).unwrap();
         self.requests.insert(ticket, Request { agent, tokens, since: now, answer: None });
     }

@@ -1,7 +1,7 @@
 use super::*;
 
 fn entry(agent: &str, tokens: u64) -> Entry {
-    Entry { agent: agent.into(), priority: 0, tokens, spent: 0 }
+    Entry { agent: agent.into(), priority: 0, tokens, spent: 0, prefix: None }
 }
 
 fn limits(requests: u32, tokens: u64, concurrent: u32) -> Limits {
@@ -219,4 +219,57 @@ fn canceled_request_frees_its_place() {
     assert_eq!(admitted(&mut limiter, now), [a]);
     limiter.cancel(a);
     assert_eq!(admitted(&mut limiter, now), [b]);
+}
+
+fn alike(agent: &str, prefix: Prefix) -> Entry {
+    Entry { prefix: Some(prefix), ..entry(agent, 1) }
+}
+
+#[test]
+fn first_request_with_a_prefix_goes_ahead_until_its_first_byte() {
+    let (mut limiter, now) = limiter(limits(60_000, 6_000_000, 10));
+    let first = add(&mut limiter, now, alike("a", 7));
+    let second = add(&mut limiter, now, alike("b", 7));
+    let third = add(&mut limiter, now, alike("c", 7));
+    let other = add(&mut limiter, now, entry("b", 1));
+    assert_eq!(admitted(&mut limiter, now), [first, other], "another request of b passes");
+    assert_eq!(limiter.candidate(now), Some(third));
+    assert_eq!(
+        limiter.wait(now, third),
+        Some(Duration::from_secs(10)),
+        "a silent one is not waited for longer"
+    );
+    limiter.first_byte(now, first);
+    assert_eq!(admitted(&mut limiter, now), [third, second]);
+    // It is in the cache for as long as it is used.
+    let later = now + Duration::from_secs(299);
+    limiter.first_byte(later, second);
+    let later = later + Duration::from_secs(299);
+    let both = [add(&mut limiter, later, alike("a", 7)), add(&mut limiter, later, alike("b", 7))];
+    assert_eq!(admitted(&mut limiter, later), both);
+    let later = later + Duration::from_secs(300);
+    let both = [add(&mut limiter, later, alike("a", 7)), add(&mut limiter, later, alike("b", 7))];
+    assert_eq!(admitted(&mut limiter, later), both[..1], "after five minutes it is not");
+}
+
+#[test]
+fn another_request_goes_first_if_the_first_one_has_no_answer() {
+    let (mut limiter, now) = limiter(limits(60_000, 6_000_000, 10));
+    let tickets = ["a", "b", "c", "d", "e"].map(|agent| add(&mut limiter, now, alike(agent, 7)));
+    assert_eq!(admitted(&mut limiter, now), tickets[..1]);
+    limiter.ended(now, tickets[0], &Ended::default());
+    assert_eq!(admitted(&mut limiter, now), tickets[1..2], "the first one failed");
+    limiter.cancel(tickets[1]);
+    assert_eq!(admitted(&mut limiter, now), tickets[2..3], "the second one was canceled");
+    let late = now + Duration::from_secs(10);
+    assert_eq!(admitted(&mut limiter, late), tickets[3..4], "the third one is silent");
+    limiter.rate_limited(late, tickets[3], Some(Duration::ZERO), &Ended::default(), 0.0);
+    let later = late + Duration::from_secs(60);
+    assert_eq!(
+        admitted(&mut limiter, later),
+        tickets[4..],
+        "it was refused, and another agent has waited longer"
+    );
+    limiter.ended(later, tickets[4], &Ended { is_answered: true, ..Ended::default() });
+    assert_eq!(admitted(&mut limiter, later), tickets[3..4], "a whole answer begins with its end");
 }

@@ -1,5 +1,6 @@
 //! Questions to models as money: the most that each may use, and what it used.
 use super::usage::Usage;
+use chrono::NaiveDate;
 use uuid::Uuid;
 
 /// A question that is about to be sent.
@@ -13,6 +14,8 @@ pub struct ModelQuestion {
     pub model: String,
     /// The most that it may use.
     pub most: Usage,
+    /// The first day of the price by which its most was computed. `None` without a price, or if that always held.
+    pub price_from: Option<NaiveDate>,
     /// The limits of a day that it counts to: at most one of each scope, that of the provider first.
     pub limits: Vec<DayLimit>,
 }
@@ -61,6 +64,8 @@ pub struct ModelUsage {
     pub named: Option<u64>,
     /// The cost by the table of prices, in microdollars.
     pub priced: Option<u64>,
+    /// The first day of that price. `None` if it always held.
+    pub price_from: Option<NaiveDate>,
 }
 
 /// Tokens as the endpoint counts them.

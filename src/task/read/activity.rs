@@ -17,6 +17,8 @@ const SPEND_ROWS_MAX: usize = 10_000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SpendBy {
+    /// The day, in UTC.
+    Day,
     /// The hour.
     Hour,
     /// The org.
@@ -37,13 +39,23 @@ pub enum SpendBy {
 
 impl SpendBy {
     /// Every dimension.
-    pub const ALL: [Self; 8] =
-        [Self::Hour, Self::Org, Self::Agent, Self::Kind, Self::Task, Self::Tree, Self::Provider, Self::Model];
+    pub const ALL: [Self; 9] = [
+        Self::Day,
+        Self::Hour,
+        Self::Org,
+        Self::Agent,
+        Self::Kind,
+        Self::Task,
+        Self::Tree,
+        Self::Provider,
+        Self::Model,
+    ];
 
     /// Its name, like `agent`.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::Day => "day",
             Self::Hour => "hour",
             Self::Org => "org",
             Self::Agent => "agent",

@@ -19,8 +19,8 @@ unheld as (
         and ((a.scope = 'provider' and a.name = u.provider) or (a.scope = 'org' and a.name = t.org))
 )
 insert into convoke.model_questions as q
-    (id, task_id, assignment_id, agent_id, run, seq, provider, model, state, tokens, microdollars)
-select $5, live.task_id, live.id, live.agent_id, $6, $7, $8, $11, 'sent', $9::bigint, $10::bigint from live
+    (id, task_id, assignment_id, agent_id, run, seq, provider, model, price_from, state, tokens, microdollars)
+select $5, live.task_id, live.id, live.agent_id, $6, $7, $8, $11, $12::date, 'sent', $9::bigint, $10::bigint from live
 -- The same commit again, after its answer was lost.
 on conflict (id) do update set state = q.state
 returning q.id

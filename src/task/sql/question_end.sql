@@ -11,7 +11,8 @@ with was as (
 ended as (
     update convoke.model_questions q set state = $2, tokens = $3, microdollars = $4, ended_at = w.ended_at,
         model_said = $5, input_tokens = $6, cached_tokens = $7, written_tokens = $8, output_tokens = $9,
-        reasoning_tokens = $10, named_microdollars = $11, priced_microdollars = $12
+        reasoning_tokens = $10, named_microdollars = $11, priced_microdollars = $12,
+        price_from = case when $12::bigint is null then q.price_from else $13::date end
     from was w where q.id = w.id
     returning q.id
 ),

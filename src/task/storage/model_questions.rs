@@ -20,12 +20,12 @@ pub(in crate::task) async fn ask(
     step: Option<(i32, i32)>,
     question: &ModelQuestion,
 ) -> Result<Result<(), InsufficientBudget>, Error> {
-    let ModelQuestion { id, provider, model, most, limits } = question;
+    let ModelQuestion { id, provider, model, most, price_from, limits } = question;
     let (assignment, task) = (key.assignment_id.as_uuid(), key.task_id.as_uuid());
     let (run_number, seq) = (step.map(|(run, _)| run), step.map(|(_, seq)| seq));
     let most = most.limited();
     let (tokens, money) = (to_i64(most.tokens), to_i64(most.microdollars));
-    let params: [&(dyn ToSql + Sync); 11] = [
+    let params: [&(dyn ToSql + Sync); 12] = [
         &assignment,
         &task,
         &key.epoch.0,
@@ -37,6 +37,7 @@ pub(in crate::task) async fn ask(
         &tokens,
         &money,
         model,
+        price_from,
     ];
     run(tx, sql!("question_ask"), &params).await?.first().ok_or(Error::Fenced)?;
     for limit in limits {
@@ -67,7 +68,7 @@ pub(in crate::task) async fn end(
     question: Uuid,
     used: &ModelUsage,
 ) -> Result<(), Error> {
-    let ModelUsage { usage, said, parts, named, priced } = used;
+    let ModelUsage { usage, said, parts, named, priced, price_from } = used;
     let usage = usage.limited();
     let state = if usage.presumed { "presumed" } else { "exact" };
     let (tokens, money) = (to_i64(usage.tokens), to_i64(usage.microdollars));
@@ -78,9 +79,9 @@ pub(in crate::task) async fn end(
         None => [None; 5],
     };
     let (named, priced) = (named.map(to_i64), priced.map(to_i64));
-    let params: [&(dyn ToSql + Sync); 12] = [
+    let params: [&(dyn ToSql + Sync); 13] = [
         &question, &state, &tokens, &money, said, &input, &cached, &written, &output, &reasoning, &named,
-        &priced,
+        &priced, price_from,
     ];
     run(tx, sql!("question_end"), &params).await.map(drop)
 }

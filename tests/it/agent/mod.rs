@@ -1,6 +1,7 @@
 //! Agents: each kind of work against real processes and servers, and whole jobs against a real database.
 mod command;
 mod endpoints;
+mod fleet;
 pub mod http;
 pub mod llm;
 mod supervisor;
@@ -12,6 +13,7 @@ use convoke::{
         kind::{RunnerDeps, runner},
     },
     id::{AssignmentId, Epoch, OrgId, TaskId},
+    llm::Models,
     task::{AssignmentKey, Failure, Progress, Start},
 };
 use serde_json::Value;
@@ -65,6 +67,12 @@ impl Bench {
 
     pub fn env<const N: usize>(mut self, variables: [(&str, &str); N]) -> Self {
         self.parts.env = Env::of(variables);
+        self
+    }
+
+    /// With models that are shared with other agents.
+    pub fn models(mut self, models: &Models) -> Self {
+        self.parts.models = models.clone();
         self
     }
 

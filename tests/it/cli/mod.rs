@@ -5,6 +5,7 @@ mod demo;
 mod doctor;
 mod prices;
 mod readme;
+mod reconcile;
 mod secrets;
 
 use std::{

@@ -12,7 +12,14 @@ fn usage(tokens: u64, microdollars: u64) -> Usage {
 }
 
 fn question(most: Usage) -> ModelQuestion {
-    ModelQuestion { id: Uuid::new_v4(), provider: "team".into(), model: "m".into(), most, limits: Vec::new() }
+    ModelQuestion {
+        id: Uuid::new_v4(),
+        provider: "team".into(),
+        model: "m".into(),
+        most,
+        price_from: None,
+        limits: Vec::new(),
+    }
 }
 
 fn exact(tokens: u64, microdollars: u64) -> ModelUsage {

@@ -106,6 +106,43 @@ async fn price_of_the_model_that_answered_goes_before_that_of_the_model_that_was
 }
 
 #[tokio::test]
+async fn price_of_the_day_is_charged_and_its_first_day_is_kept_with_the_question() {
+    let world = World::start(vec![
+        answer(0, json!({ "prompt_tokens": 10, "completion_tokens": 0 })),
+        finish(json!(1)),
+    ])
+    .await;
+    let definition = thinker(&world, "");
+    let thinking = Thinking::with_settings(world, vec![definition], |settings| {
+        let changing = "input = 1_000_000\noutput = 0\n\
+            [[changes]]\nfrom = \"2020-01-01\"\ninput = 3_000_000\noutput = 0\n\
+            [[changes]]\nfrom = \"2999-01-01\"\ninput = 9_000_000\noutput = 0\n";
+        settings.llm.prices.insert("m".into(), toml::from_str(changing).unwrap());
+    })
+    .await;
+    let id = thinking.request(json!({})).await;
+    thinking.in_state(id, "completed").await;
+    let asked = questions(&thinking, id).await;
+    assert_eq!(asked.iter().map(|(_, money, _)| *money).collect::<Vec<_>>(), [30, 300], "{asked:?}");
+    let days = "select distinct price_from::text from convoke.model_questions where task_id = $1";
+    let rows = thinking.db.client().await.query(days, &[&id.as_uuid()]).await.unwrap();
+    assert_eq!(rows.iter().map(|row| row.get(0)).collect::<Vec<Option<&str>>>(), [Some("2020-01-01")]);
+    invariants_hold(&thinking).await;
+    thinking.stop().await;
+}
+
+#[tokio::test]
+async fn model_whose_price_has_not_begun_has_none() {
+    let later = "price = { input = 1_000_000, output = 4_000_000, from = \"2999-01-01\" }";
+    let thinking = limited(vec![finish(json!(1))], 60_000, later).await;
+    let id = thinking.request(json!({})).await;
+    let failed = thinking.in_state(id, "failed").await;
+    assert!(failed.error.unwrap()["message"].to_string().contains("unpriced"));
+    assert_eq!(thinking.world.questions(), 0);
+    thinking.stop().await;
+}
+
+#[tokio::test]
 async fn try_that_was_cut_counts_as_its_most_and_the_next_one_is_charged_too() {
     let cut = |end| Say::Stream(streamed_call("send", &json!({})), end);
     let whole = Say::Stream([streamed_call("look", &json!({})), stream_end()].concat(), StreamEnd::Body);

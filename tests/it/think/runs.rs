@@ -549,6 +549,7 @@ async fn step_is_written_by_the_assignment_that_holds_the_task_only() {
         provider: "p".into(),
         model: "m".into(),
         most: convoke::task::Usage::default(),
+        price_from: None,
         limits: Vec::new(),
     };
     let question = convoke::task::NewQuestion {
