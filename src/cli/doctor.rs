@@ -1,5 +1,6 @@
 //! `convoke doctor`: checks the database's set-up, the daemon's answer, and the invariants of
 //! `docs/spec/negotiation.md` §7 on the rows. Changes nothing.
+#![expect(clippy::indexing_slicing, reason = "indexing a JSON value returns null for a missing member")]
 use super::{
     Outcome,
     daemon::{self, Daemon},
@@ -13,7 +14,7 @@ use crate::{
     db::{self, Database, private::password_file},
     scope::Scope,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use std::time::Duration;
 
 pub(super) async fn run(settings: &Settings, replays: bool) -> Outcome {
@@ -28,7 +29,11 @@ pub(super) async fn run(settings: &Settings, replays: bool) -> Outcome {
     }
     let _ = scope.drain(Duration::from_secs(5)).await;
     let mut findings = inspected?;
-    findings.push(answer(settings, &config, running).await);
+    let (daemon, found) = answer(settings, &config, running).await;
+    findings.push(found);
+    if let Some(daemon) = daemon {
+        findings.extend(models(&daemon).await);
+    }
     let ok = findings.iter().all(|finding| finding.ok);
     if settings.json {
         let database = json!({
@@ -61,17 +66,21 @@ pub(super) async fn open(config: &Config, scope: &Scope) -> Result<(Database, bo
     }
 }
 
-/// Checks whether the daemon is ready. A daemon that does not run is not a problem.
-async fn answer(settings: &Settings, config: &Config, running: bool) -> Finding {
+/// Checks whether the daemon is ready. A daemon that does not run is not a problem. Returns it if it accepts our key.
+async fn answer(settings: &Settings, config: &Config, running: bool) -> (Option<Daemon>, Finding) {
     let url = daemon::url(settings, config);
     let http = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(5)).build();
     let answer = match http {
         Ok(http) => http.get(format!("{url}/health/ready")).send().await.ok(),
         Err(_) => None,
     };
+    let mut ours = None;
     let (ok, found) = match answer.map(|answer| answer.status()) {
         Some(status) if status.is_success() => match Daemon::find(settings) {
-            Ok(daemon) if daemon.knows_key().await => (true, format!("ready at {url}")),
+            Ok(daemon) if daemon.knows_key().await => {
+                ours = Some(daemon);
+                (true, format!("ready at {url}"))
+            }
             _ if running => (false, format!("holds its data folder, but another daemon answers at {url}")),
             _ => (true, format!("none; the one at {url} is of another project: it refuses this key")),
         },
@@ -80,5 +89,31 @@ async fn answer(settings: &Settings, config: &Config, running: bool) -> Finding 
         None => (true, format!("none at {url}")),
     };
     let remedy = (!ok).then(|| format!("read {url}/health and the daemon's process log"));
-    Finding { name: "daemon".into(), ok, found, remedy }
+    (ours, Finding { name: "daemon".into(), ok, found, remedy })
+}
+
+/// The accounts of the models that the daemon's agents use, one finding each. Empty if the key may not see them.
+async fn models(daemon: &Daemon) -> Vec<Finding> {
+    let told = daemon.get("/v1/providers", &[], Duration::ZERO).await.unwrap_or_default();
+    told["accounts"].as_array().into_iter().flatten().map(account).collect()
+}
+
+/// What an account of models does now. It is a problem if requests to a model are held.
+fn account(of: &Value) -> Finding {
+    let count = |name: &str| of[name].as_u64().unwrap_or(0);
+    let name = of["account"].as_str().unwrap_or("-");
+    let (waiting, under_way, places) = (count("waiting"), count("under_way"), count("concurrent"));
+    let mut found = format!("{name}: {under_way} of {places} requests under way, {waiting} wait");
+    if let Some(seconds) = of["paused_seconds"].as_f64() {
+        found.push_str(&format!(", for the end of a pause of {seconds:.0} s after a 429"));
+    }
+    let held: Vec<&str> =
+        of["open_breakers"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let ok = held.is_empty();
+    if !ok {
+        found.push_str(&format!("; requests to {} are held", held.join(", ")));
+    }
+    let remedy = "its endpoint failed several times, or refused the key: correct the key, or wait, since one request \
+                  in a minute tries whether it works again";
+    Finding { name: "models".into(), ok, found, remedy: (!ok).then(|| remedy.to_owned()) }
 }

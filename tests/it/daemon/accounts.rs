@@ -1,8 +1,11 @@
 //! The accounts behind models: all agents share one queue, and people see it.
 use super::{Running, config, fresh, soon};
-use crate::agent::{
-    http::{Reply, Server, reply},
-    llm::completion,
+use crate::{
+    agent::{
+        http::{Reply, Server, reply},
+        llm::completion,
+    },
+    cli::convoke_in,
 };
 use convoke::{
     agent::Definition,
@@ -20,7 +23,7 @@ struct Team {
     running: Running,
     http: reqwest::Client,
     _data: tempfile::TempDir,
-    _db: crate::support::TestDb,
+    db: crate::support::TestDb,
 }
 
 impl Team {
@@ -45,7 +48,7 @@ impl Team {
             .unwrap()
         };
         let running = Running::start_with(config, vec![agent("one"), agent("two"), agent("three")]).await;
-        Self { running, http: reqwest::Client::new(), _data: data, _db: db }
+        Self { running, http: reqwest::Client::new(), _data: data, db }
     }
 
     /// Requests a task for one of the agents.
@@ -75,6 +78,24 @@ impl Team {
         let url = format!("http://{}{path}", self.running.parts.addr);
         let answer = self.http.get(url).bearer_auth(token).send().await.unwrap();
         (answer.status().as_u16(), answer.text().await.unwrap())
+    }
+
+    /// What `convoke doctor` finds about the accounts, with its exit code.
+    async fn doctor(&self) -> (Option<i32>, Vec<Value>) {
+        let request = MintRequest { ttl: Duration::from_secs(60), ..MintRequest::new(Role::ServiceRole) };
+        let token = mint(&self.running.parts.keys, &request, Clock::System.now()).unwrap();
+        let (url, database) = (format!("http://{}", self.running.parts.addr), self.db.url.clone());
+        // The daemon of this process must go on meanwhile.
+        let doctor = tokio::task::spawn_blocking(move || {
+            let folder = tempfile::tempdir().unwrap();
+            let environment =
+                [("CONVOKE_DATABASE__URL", &*database), ("CONVOKE_URL", &*url), ("CONVOKE_TOKEN", &*token)];
+            convoke_in(folder.path(), &["doctor", "--json"], &environment)
+        });
+        let output = doctor.await.unwrap();
+        let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let findings = told["findings"].as_array().unwrap().iter();
+        (output.status.code(), findings.filter(|finding| finding["name"] == "models").cloned().collect())
     }
 
     async fn activity(&self, agent: &str) -> Value {
@@ -113,6 +134,10 @@ async fn agents_of_one_account_wait_for_each_other_and_the_wait_is_shown() {
     let (_, metrics) = team.get("/metrics", Role::ServiceRole).await;
     assert!(metrics.contains("convoke_llm_waiting{account=\"team\"} 1\n"), "{metrics}");
     assert!(metrics.contains("convoke_llm_rate_limited_total{account=\"team\"} 0\n"), "{metrics}");
+
+    let (_, found) = team.doctor().await;
+    let told = (&found[0]["ok"], &found[0]["found"]);
+    assert_eq!(told, (&json!(true), &json!("team: 1 of 1 requests under way, 1 wait")));
 
     team.running.parts.tasks.cancel(first, "enough").await.unwrap();
     team.in_state(second, TaskState::Completed).await;
@@ -154,7 +179,7 @@ async fn task_of_higher_priority_is_asked_first() {
 }
 
 #[tokio::test]
-async fn refused_key_is_shown_on_health_without_names() {
+async fn refused_key_is_shown_on_health_without_names_and_by_the_doctor_with_them() {
     let model = Server::start([reply(401, "{}")]).await;
     let team = Team::start(&model).await;
     let task = team.request("one").await;
@@ -166,12 +191,17 @@ async fn refused_key_is_shown_on_health_without_names() {
             if health["parts"]["models"]["state"] == "degraded" {
                 let detail = health["parts"]["models"]["detail"].as_str().unwrap().to_owned();
                 assert!(detail.starts_with("1 of 1 accounts hold requests"), "{detail}");
+                assert!(!health.to_string().contains("team"), "{health}");
                 return;
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     })
     .await;
+    let (code, found) = team.doctor().await;
+    assert_eq!((code, &found[0]["ok"]), (Some(1), &json!(false)), "{found:?}");
+    let told = "team: 0 of 1 requests under way, 0 wait; requests to m are held";
+    assert!(found[0]["found"] == told && found[0]["remedy"].is_string(), "{found:?}");
     team.running.stop().await;
 }
 
