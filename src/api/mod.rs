@@ -12,6 +12,7 @@ mod caller;
 mod channels;
 mod feed;
 mod health;
+mod hidden;
 mod inbox;
 mod input;
 mod landing_page;
@@ -44,6 +45,7 @@ use axum::{
     Router,
     extract::{DefaultBodyLimit, FromRef},
     http::{Method, StatusCode, Uri},
+    middleware,
     routing::{get, post, put},
 };
 use parking_lot::RwLock;
@@ -142,6 +144,8 @@ pub struct Deps {
     pub reload: Reload,
     /// The settings, without secrets.
     pub settings: Arc<RwLock<Value>>,
+    /// Whether viewers of the dashboard get the data of tasks.
+    pub viewers_see_data: bool,
 }
 
 impl FromRef<Deps> for Health {
@@ -182,6 +186,12 @@ pub fn router(deps: Deps) -> Router {
         .route("/channels", get(channels::list))
         .route("/channels/{topic}", get(channels::show))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX));
+    // One rule for every route, also for those to come: a handler cannot forget it.
+    let v1 = if deps.viewers_see_data {
+        v1
+    } else {
+        v1.layer(middleware::from_fn_with_state(deps.clone(), hidden::from_viewers))
+    };
     let metrics = Router::new().route("/metrics", get(health::metrics));
     let for_pages = Router::new()
         .nest("/v1", v1)

@@ -25,7 +25,7 @@ use crate::{
     id::NodeId,
     llm::Models,
     presence::Tracker,
-    remote::{self, Coordination, Identity, Inboxes},
+    remote::{self, Audience, Coordination, Identity, Inboxes},
     scope::{OnExit, Scope},
     task::{self, Notice, Tasks},
     telemetry::{Registry, Series},
@@ -178,6 +178,7 @@ pub(super) async fn assemble(
         doctor,
         reload: reload_of_api(&reload),
         settings: shown,
+        viewers_see_data: config.dashboard.viewers_see_data(),
         stop: serving.stopping(),
     }));
     let parts = Parts { addr, database, tasks, hub, tracker, agents, keys, health, reload, gateway, inboxes };
@@ -406,8 +407,13 @@ fn build_doors(base: &Base, rights: &Rights, realtime: &Realtime) -> Doors {
     let Base { config, scope, clock, metrics, .. } = base;
     let Realtime { hub, tracker, changes, streaming, .. } = realtime;
     let (sender, coordination) = mpsc::channel(COORDINATION_MAX);
-    let observers_open = config.access.observers.open(config.server.listen);
-    let identity = Identity::new(tracker.clone(), Some(sender), observers_open);
+    // The check of the settings refuses open observers if viewers see no data.
+    let audience = match config.access.observers.open(config.server.listen) {
+        true => Audience::Everybody,
+        false if config.dashboard.viewers_see_data() => Audience::Org,
+        false => Audience::OrgWithoutViewers,
+    };
+    let identity = Identity::new(tracker.clone(), Some(sender), audience);
     let inboxes = Inboxes::new(scope, hub.clone(), identity.clone());
     let deps = gateway::Deps {
         keys: rights.keys.clone(),

@@ -11,7 +11,7 @@ use crate::{
     gateway::{self, Gateway},
     hub::Hub,
     presence::Tracker,
-    remote::Identity,
+    remote::{Audience, Identity},
     scope::{OnExit, Scope},
     telemetry::Registry,
 };
@@ -52,7 +52,7 @@ impl Channels {
         let made = || format!("{}{}", uuid::Uuid::new_v4(), uuid::Uuid::new_v4()).into();
         let keys = Keys::from_secret(&config.auth.jwt_secret.clone().unwrap_or_else(made))?;
         // No daemon receives messages of agents, so they are relayed like any other.
-        let identity = Identity::new(tracker.clone(), None, true);
+        let identity = Identity::new(tracker.clone(), None, Audience::Everybody);
         let deps = gateway::Deps {
             keys: keys.clone(),
             access: Access::default(),

@@ -291,5 +291,5 @@ impl Daemon {
 /// # Errors
 /// If the secret cannot be read or generated.
 pub fn keys(config: &Config) -> Result<Keys, auth::Error> {
-    Keys::load_or_generate(&config.auth, &config.database.data_dir)
+    Keys::load_with_roles(&config.auth, &config.dashboard.roles, &config.database.data_dir)
 }

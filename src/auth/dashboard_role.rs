@@ -16,7 +16,7 @@ pub enum DashboardRole {
 }
 
 impl DashboardRole {
-    const ALL: [Self; 3] = [Self::Viewer, Self::Operator, Self::Admin];
+    pub(super) const ALL: [Self; 3] = [Self::Viewer, Self::Operator, Self::Admin];
 
     /// The value of the claim `dash`.
     #[must_use]

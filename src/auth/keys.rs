@@ -1,5 +1,6 @@
 //! The keys that verify and sign tokens, and their sources.
 use super::{
+    IssuerRoles,
     api_keys::{ApiKey, Opaque},
     keyset::{KeySet, SECRET_BYTES_MIN},
     principal::Role,
@@ -169,6 +170,7 @@ pub(super) struct Inner {
     pub(super) claims: serde_json::Map<String, serde_json::Value>,
     pub(super) roles: Vec<String>,
     pub(super) opaque: Opaque,
+    pub(super) issuer_roles: IssuerRoles,
     mark: String,
 }
 
@@ -184,7 +186,9 @@ impl Keys {
     /// # Errors
     /// [`Error::TooShort`] below 32 bytes.
     pub fn from_secret(secret: &SecretString) -> Result<Self, Error> {
-        Self::checked(secret.expose_secret().as_bytes(), || "auth.jwt_secret".to_owned(), &Config::default())
+        let origin = || "auth.jwt_secret".to_owned();
+        let inner = Self::checked(secret.expose_secret().as_bytes(), origin, &Config::default())?;
+        Ok(Self(Arc::new(inner)))
     }
 
     /// Starts the periodic reads of key sets in `scope`; the first read is immediate.
@@ -201,6 +205,23 @@ impl Keys {
     /// # Errors
     /// [`Error`] with the file or setting.
     pub fn load_or_generate(config: &Config, data_dir: &Path) -> Result<Self, Error> {
+        Self::load_with_roles(config, &IssuerRoles::default(), data_dir)
+    }
+
+    /// Like [`Keys::load_or_generate`], with the roles of people whom other issuers name.
+    ///
+    /// # Errors
+    /// [`Error`] with the file or setting.
+    pub fn load_with_roles(
+        config: &Config,
+        issuer_roles: &IssuerRoles,
+        data_dir: &Path,
+    ) -> Result<Self, Error> {
+        let inner = Self::load(config, data_dir)?;
+        Ok(Self(Arc::new(Inner { issuer_roles: issuer_roles.clone(), ..inner })))
+    }
+
+    fn load(config: &Config, data_dir: &Path) -> Result<Inner, Error> {
         if let Some(secret) = &config.jwt_secret {
             let secret = secret.expose_secret().as_bytes();
             return Self::checked(secret, || "auth.jwt_secret".to_owned(), config);
@@ -219,7 +240,7 @@ impl Keys {
         Self::checked(secret.trim().as_bytes(), origin, config)
     }
 
-    fn checked(secret: &[u8], origin: impl FnOnce() -> String, config: &Config) -> Result<Self, Error> {
+    fn checked(secret: &[u8], origin: impl FnOnce() -> String, config: &Config) -> Result<Inner, Error> {
         if secret.len() < SECRET_BYTES_MIN {
             return Err(Error::TooShort { origin: origin(), bytes: secret.len() });
         }
@@ -248,7 +269,8 @@ impl Keys {
         let roles = config.roles.clone();
         let claims = config.claims.clone();
         let mark = mark(secret);
-        Ok(Self(Arc::new(Inner { encoding, decoding, fixed, sources, claims, roles, opaque, mark })))
+        let issuer_roles = IssuerRoles::default();
+        Ok(Inner { encoding, decoding, fixed, sources, claims, roles, opaque, issuer_roles, mark })
     }
 
     /// Eight hexadecimal digits that belong to the shared secret and do not reveal it: names that must differ between
@@ -356,7 +378,7 @@ mod tests {
         for role in ["pg_read_all_data", "PG_monitor", "none", "", "public", "a\nb"] {
             let roles = vec!["anon".to_owned(), role.to_owned()];
             let config = Config { jwt_secret: Some("x".repeat(32).into()), roles, ..Config::default() };
-            let refused = Keys::load_or_generate(&config, Path::new("/nonexistent")).unwrap_err();
+            let refused = Keys::load(&config, Path::new("/nonexistent")).unwrap_err();
             assert!(refused.to_string().starts_with("auth.roles[1]"), "{refused}");
         }
     }
@@ -364,7 +386,7 @@ mod tests {
     #[test]
     fn short_secret_is_refused_by_name() {
         let config = Config { jwt_secret: Some("short".into()), ..Config::default() };
-        let refused = Keys::load_or_generate(&config, Path::new("/nonexistent")).unwrap_err();
+        let refused = Keys::load(&config, Path::new("/nonexistent")).unwrap_err();
         assert_eq!(refused.to_string(), "auth.jwt_secret has 5 bytes: an HS256 secret needs at least 32");
         assert!(!format!("{config:?}").contains("short"));
     }

@@ -2,7 +2,7 @@
 //!
 //! Both are signed with the daemon's secret. A code has no `role`, so that no other entry point accepts it as a token;
 //! a bearer has the claim `dash`, the [`DashboardRole`] of the session.
-use super::{DashboardRole, Keys, Role, TokenError};
+use super::{Claims, DashboardRole, Denied, Keys, Role, TokenError};
 use crate::id::OrgId;
 use chrono::{DateTime, TimeDelta, Utc};
 use jsonwebtoken::{Algorithm, Header, Validation, errors::Error};
@@ -100,6 +100,26 @@ impl Keys {
             return Err(TokenError::Expired { seconds_ago: (now - expires_at).num_seconds() });
         }
         Ok(Login { id: claims.jti, subject: claims.sub, org: claims.org, role: claims.dash, expires_at })
+    }
+
+    /// Returns the sign-in that the verified token of a person of another issuer stands for. The person's name begins with
+    /// the issuer, so that it is no name of a link.
+    ///
+    /// # Errors
+    /// [`Denied`]: the issuer is not in `dashboard.roles`, or the token is not of a person with a role there.
+    pub fn login_of(&self, claims: Claims) -> Result<Login, Denied> {
+        let denied = |text: &str| Denied(text.to_owned());
+        let issuer = claims.issuer().filter(|issuer| self.inner().issuer_roles.knows(issuer));
+        let issuer =
+            issuer.ok_or_else(|| denied("only a token of an issuer in dashboard.roles signs in"))?.to_owned();
+        let is_person = claims.may_negotiate() && !claims.is_service() && claims.agent_id.is_none();
+        let role = claims.dashboard_role().filter(|_| is_person);
+        let role = role.ok_or_else(|| denied("dashboard.roles gives the bearer of this token no role"))?;
+        let subject = claims.sub.ok_or_else(|| denied("the token names no person: it has no claim sub"))?;
+        let subject = format!("{issuer}#{subject}");
+        Login::check_subject(&subject).map_err(Denied)?;
+        let (org, expires_at) = (claims.org.unwrap_or_default(), claims.exp);
+        Ok(Login { id: Uuid::new_v4(), subject, org, role, expires_at })
     }
 
     /// Signs the bearer token of a session: rights of `role` in `org`, for ten minutes. Returns it with its

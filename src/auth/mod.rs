@@ -8,6 +8,7 @@
 mod api_keys;
 mod claims;
 mod dashboard_role;
+mod issuer_roles;
 mod keys;
 mod keyset;
 mod login;
@@ -21,6 +22,7 @@ mod verify;
 pub use api_keys::{ApiKey, OPAQUE_PREFIX};
 pub use claims::Claims;
 pub use dashboard_role::DashboardRole;
+pub use issuer_roles::IssuerRoles;
 pub use keys::{Config, Error, Keys, SECRET_FILE};
 pub use login::Login;
 pub use mint::{MintRequest, mint};

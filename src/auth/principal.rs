@@ -55,7 +55,7 @@ impl Role {
 /// A refusal: one line for the client, code `forbidden`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub struct Denied(String);
+pub struct Denied(pub(super) String);
 
 /// The bearer of a verified token. Cloning is cheap.
 #[derive(Clone, Debug)]
@@ -63,7 +63,7 @@ pub struct Principal(Arc<Claims>);
 
 impl Claims {
     /// The role of the claim `dash`; `None` without the claim.
-    fn dashboard_role(&self) -> Option<DashboardRole> {
+    pub(super) fn dashboard_role(&self) -> Option<DashboardRole> {
         let claim = self.raw.get("dash")?;
         // A value that this version does not know gives the least rights, and not those of a user.
         Some(claim.as_str().and_then(|role| role.parse().ok()).unwrap_or_default())
@@ -164,6 +164,12 @@ impl Principal {
             return Ok(());
         }
         Err(Denied(format!("only an operator of org {org} and the service may {what}")))
+    }
+
+    /// Whether the bearer is a viewer of the dashboard.
+    #[must_use]
+    pub fn is_viewer(&self) -> bool {
+        !self.is_service() && self.0.dashboard_role() == Some(DashboardRole::Viewer)
     }
 
     /// Refuses a viewer of the dashboard, who only reads.

@@ -58,6 +58,7 @@ impl Keys {
         if !self.inner().roles.contains(&claims.role) {
             claims.role.clear();
         }
+        self.inner().issuer_roles.apply(&mut claims);
         let wanted = self.inner().claims.iter();
         let mut other = wanted.filter(|(name, value)| claims.raw.get(*name).is_some_and(|own| own != *value));
         match other.next() {

@@ -38,7 +38,7 @@ pub(super) struct Settings {
 /// Loads the keys of these settings. Warnings about the secret's file go to standard error.
 pub(super) fn keys(config: &Config) -> anyhow::Result<Keys> {
     telemetry::init(&config.telemetry)?;
-    Ok(Keys::load_or_generate(&config.auth, &config.database.data_dir)?)
+    Ok(Keys::load_with_roles(&config.auth, &config.dashboard.roles, &config.database.data_dir)?)
 }
 
 impl Settings {

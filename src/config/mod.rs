@@ -91,6 +91,11 @@ fn check(config: &Config) -> Vec<(String, String, String)> {
             "use 1 or more, or a very large number for no limit",
         ));
     }
+    if !config.dashboard.viewers_see_data() && config.access.observers.open(config.server.listen) {
+        let problem =
+            "\"operators\" hides nothing while every key hears the inputs of tasks (access.observers)";
+        wrong.push(("dashboard.data", problem.into(), "set access.observers = \"token\""));
+    }
     let mut wrong: Vec<_> =
         wrong.into_iter().map(|(key, what, remedy)| (key.to_owned(), what, remedy.to_owned())).collect();
     let database = config.database.check();

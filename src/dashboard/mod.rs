@@ -12,7 +12,12 @@ mod sessions;
 
 pub use assets::sources_stamp;
 
-use crate::{auth::Keys, clock::Clock, db::Database, problem::RateLimit};
+use crate::{
+    auth::{IssuerRoles, Keys},
+    clock::Clock,
+    db::Database,
+    problem::RateLimit,
+};
 use assets::Assets;
 use axum::{
     Router,
@@ -52,6 +57,21 @@ pub struct Config {
     /// A session ends after this time in any case.
     #[serde(with = "humantime_serde")]
     pub session_max: Duration,
+    /// Who sees the data of tasks.
+    pub data: DataReaders,
+    /// The roles of people whom other issuers name.
+    pub roles: IssuerRoles,
+}
+
+/// Who sees the inputs, results, errors, questions and events of tasks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DataReaders {
+    /// Viewers, too.
+    #[default]
+    Everyone,
+    /// Operators and admins. The daemon sends viewers none of it.
+    Operators,
 }
 
 impl Default for Config {
@@ -61,11 +81,19 @@ impl Default for Config {
             public_url: None,
             session_idle: Duration::from_secs(12 * 3600),
             session_max: Duration::from_secs(7 * 24 * 3600),
+            data: DataReaders::default(),
+            roles: IssuerRoles::default(),
         }
     }
 }
 
 impl Config {
+    /// Whether viewers get the data of tasks.
+    #[must_use]
+    pub fn viewers_see_data(&self) -> bool {
+        self.data == DataReaders::Everyone
+    }
+
     /// Returns every problem: key in the section, message and remedy.
     pub fn check(&self) -> impl Iterator<Item = (&'static str, String, &'static str)> {
         let url = self.public_url.as_ref().filter(|url| self.public_host().is_none() || url.ends_with('/'));
@@ -76,7 +104,9 @@ impl Config {
         let times = [("session_idle", self.session_idle), ("session_max", self.session_max)];
         let times = times.into_iter().filter(|(_, time)| time.is_zero());
         let remedy = "use a time like \"12h\"";
-        url.into_iter().chain(times.map(move |(key, _)| (key, "0 would end every session".into(), remedy)))
+        let roles = self.roles.check().err().map(|(what, remedy)| ("roles", what, remedy));
+        let times = times.map(move |(key, _)| (key, "0 would end every session".into(), remedy));
+        url.into_iter().chain(times).chain(roles)
     }
 
     /// Host and port of `public_url`. `None` without a setting, or if it is no origin.
@@ -119,6 +149,8 @@ struct Inner {
     lookups: RateLimit<IpAddr>,
     /// A key for the socket, in which a URL may contain it.
     anon_key: String,
+    /// Whether viewers get the data of tasks; `api` enforces it.
+    viewers_see_data: bool,
 }
 
 /// Returns the routes below [`PATH`]; none if the page is not enabled.
@@ -142,6 +174,7 @@ pub fn router(config: &Config, deps: Deps) -> Result<Router, jsonwebtoken::error
         keys,
         clock,
         anon_key,
+        viewers_see_data: config.viewers_see_data(),
     }));
     let guard = Guard::new(config.public_host(), config.is_https());
     Ok(Router::new()

@@ -1,11 +1,12 @@
 //! The page and its session.
 use super::{
-    Config, Context, PATH,
+    Config, Context, Inner, PATH,
     sessions::{Session, is_secret},
 };
 use crate::{
+    auth::{DashboardRole, Login},
     db,
-    id::client_address,
+    id::{OrgId, client_address},
     problem::{Problem, RateLimit},
 };
 use axum::{
@@ -84,7 +85,8 @@ struct SignIn {
     code: String,
 }
 
-/// Signs in with a code: 201 with the session and its cookie. A code works once.
+/// Signs in with a code, which works once, or with the bearer token of a person of another issuer (`dashboard.roles`):
+/// 201 with the session and its cookie.
 pub(super) async fn sign_in(
     State(context): State<Context>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
@@ -94,23 +96,42 @@ pub(super) async fn sign_in(
     let inner = &*context.0;
     admit(&inner.sign_ins, peer, "sign-ins")?;
     check_json(&headers)?;
-    let bad = |_| Problem::bad_request("the body is not {\"code\": …}");
-    let SignIn { code } = serde_json::from_slice(&body).map_err(bad)?;
-    let login = inner.keys.verify_login(&code, inner.clock.now()).map_err(|_| {
-        Problem::unauthorized(
-            "the link has expired or is not of this daemon: `convoke dashboard` prints a new one",
-        )
-    })?;
+    let login = match bearer(&headers) {
+        Some(token) => login_of_token(inner, token).await?,
+        None => login_of_code(inner, &body)?,
+    };
     let (earlier, browser) = (inner.cookie.read(&headers), browser(&headers));
     let made = inner.sessions.sign_in(&login, earlier, browser.as_deref()).await.map_err(unreadable)?;
     let (secret, session) = made.ok_or_else(|| {
         Problem::unauthorized("the link was used before: `convoke dashboard` prints a new one")
     })?;
     tracing::info!(subject = session.subject, org = %session.org, role = session.role.as_str(), "signed in to the dashboard");
-    let mut response = (StatusCode::CREATED, NO_STORE, Json(shown(&session))).into_response();
+    let mut response = (StatusCode::CREATED, NO_STORE, Json(shown(inner, &session))).into_response();
     let cookie = inner.cookie.set(&secret, inner.sessions.max)?;
     response.headers_mut().insert(header::SET_COOKIE, cookie);
     Ok(response)
+}
+
+fn login_of_code(inner: &Inner, body: &[u8]) -> Result<Login, Problem> {
+    let bad = |_| Problem::bad_request("the body is not {\"code\": …}");
+    let SignIn { code } = serde_json::from_slice(body).map_err(bad)?;
+    inner.keys.verify_login(&code, inner.clock.now()).map_err(|_| {
+        Problem::unauthorized(
+            "the link has expired or is not of this daemon: `convoke dashboard` prints a new one",
+        )
+    })
+}
+
+async fn login_of_token(inner: &Inner, token: &str) -> Result<Login, Problem> {
+    let claims = inner.keys.verify_fresh(token, inner.clock.now()).await;
+    let claims = claims.map_err(|e| Problem::unauthorized(format!("the token is refused: {e}")))?;
+    inner.keys.login_of(claims).map_err(|denied| Problem::forbidden(denied.to_string()))
+}
+
+/// The token of `Authorization: Bearer …`.
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let (scheme, token) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
 }
 
 /// The session of the cookie.
@@ -120,20 +141,42 @@ pub(super) async fn who(
     headers: HeaderMap,
 ) -> Answer {
     let session = session(&context, peer, &headers).await?;
-    Ok((NO_STORE, Json(shown(&session))).into_response())
+    Ok((NO_STORE, Json(shown(&context.0, &session))).into_response())
 }
 
-/// A bearer of ten minutes for `/v1` and the channels, and an anon key for the socket's URL.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TokenFor {
+    org: Option<OrgId>,
+}
+
+/// A bearer of ten minutes for `/v1` and the channels, and an anon key for the socket's URL. An admin may name another
+/// org, in which the bearer is a viewer: a wall shows several orgs in turn.
 pub(super) async fn token(
     State(context): State<Context>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
     headers: HeaderMap,
+    body: Bytes,
 ) -> Answer {
     let inner = &*context.0;
     admit(&inner.tokens, peer, "requests for a token")?;
     check_json(&headers)?;
+    let bad = |_| Problem::bad_request("the body is not {} or {\"org\": …}");
+    let named: TokenFor =
+        if body.is_empty() { TokenFor::default() } else { serde_json::from_slice(&body).map_err(bad)? };
     let session = session(&context, peer, &headers).await?;
-    let signed = inner.keys.sign_bearer(&session.subject, &session.org, session.role, inner.clock.now());
+    let (org, role) = match named.org {
+        Some(other) if other != session.org => {
+            if session.role != DashboardRole::Admin {
+                let detail =
+                    format!("the session is for org {}: only an admin reads another one", session.org);
+                return Err(Problem::forbidden(detail));
+            }
+            (other, DashboardRole::Viewer)
+        }
+        _ => (session.org, session.role),
+    };
+    let signed = inner.keys.sign_bearer(&session.subject, &org, role, inner.clock.now());
     let (token, expires_at) = signed.map_err(|_| Problem::internal("the token cannot be signed"))?;
     let body = json!({ "token": token, "expires_at": expires_at, "anon_key": inner.anon_key });
     Ok((NO_STORE, Json(body)).into_response())
@@ -225,9 +268,10 @@ fn secret<'a>(
     Ok(Some(secret))
 }
 
-fn shown(session: &Session) -> Value {
+fn shown(inner: &Inner, session: &Session) -> Value {
     let Session { subject, org, role, expires_at } = session;
-    json!({ "user": subject, "org": org, "role": role, "expires_at": expires_at })
+    let sees_data = inner.viewers_see_data || *role != DashboardRole::Viewer;
+    json!({ "user": subject, "org": org, "role": role, "expires_at": expires_at, "sees_data": sees_data })
 }
 
 fn unreadable(error: db::Error) -> Problem {

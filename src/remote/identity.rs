@@ -32,8 +32,19 @@ struct Inner {
     connected: ConnectedAgents,
     tracker: Tracker,
     queue: Option<mpsc::Sender<Coordination>>,
-    observers_open: bool,
+    audience: Audience,
     digests: Digests,
+}
+
+/// Who hears the rooms `org:<org>` and `agent:<id>`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Audience {
+    /// Every holder of a key.
+    Everybody,
+    /// Tokens of the room's org, and the service.
+    Org,
+    /// The same without viewers of the dashboard: messages in these rooms contain inputs of tasks.
+    OrgWithoutViewers,
 }
 
 /// The door that a broadcast came through.
@@ -61,11 +72,11 @@ pub struct Relay {
 
 impl Identity {
     /// Identity checks with no connected agent. Messages for the daemon go into `queue` and are dropped while it is
-    /// full; without a queue no message is checked. With `observers_open`, any token may subscribe to the rooms of agents.
+    /// full; without a queue no message is checked. `audience` may subscribe to the rooms of agents.
     #[must_use]
-    pub fn new(tracker: Tracker, queue: Option<mpsc::Sender<Coordination>>, observers_open: bool) -> Self {
+    pub fn new(tracker: Tracker, queue: Option<mpsc::Sender<Coordination>>, audience: Audience) -> Self {
         let (connected, digests) = (ConnectedAgents::default(), Digests::default());
-        Self(Arc::new(Inner { connected, tracker, queue, observers_open, digests }))
+        Self(Arc::new(Inner { connected, tracker, queue, audience, digests }))
     }
 
     /// Tells dashboards of the org that its agents changed.
@@ -200,8 +211,7 @@ impl Identity {
         }
     }
 
-    /// Whether a bearer may subscribe and publish to this room: any bearer if observers are open, else one of the
-    /// room's org. An agent may enter its own room before it is known. A room of digests is only for bearers of its org,
+    /// Whether a bearer may subscribe and publish to this room: one of the audience. An agent may enter its own room before it is known. A room of digests is only for bearers of its org,
     /// whatever the setting. True for every other room.
     #[must_use]
     pub fn may_observe(&self, room: &Room, claims: &Arc<Claims>) -> bool {
@@ -211,10 +221,13 @@ impl Identity {
             org.clone().into_iter().for_each(|org| self.0.digests.enter(org));
             return org.is_some();
         }
-        if self.0.observers_open || !Coordination::is_agents_room(room) {
+        if self.0.audience == Audience::Everybody || !Coordination::is_agents_room(room) {
             return true;
         }
         let principal = Principal::of(claims.clone());
+        if self.0.audience == Audience::OrgWithoutViewers && principal.is_viewer() {
+            return false;
+        }
         match self.owner(room) {
             Some(org) => principal.sees(&org),
             None => agent_of(room, claims).is_some() || principal.is_service(),
@@ -262,7 +275,7 @@ impl Identity {
         handle: SubscriptionHandle,
         wake: Arc<Notify>,
     ) -> Option<ObserverGuard> {
-        if self.0.observers_open || !Coordination::is_agents_room(room) {
+        if self.0.audience == Audience::Everybody || !Coordination::is_agents_room(room) {
             return None;
         }
         let agent: AgentId = room.topic.as_str().strip_prefix("agent:")?.parse().ok()?;
@@ -343,7 +356,7 @@ mod tests {
         let (scope, registry) = (Scope::default(), Registry::default());
         let tracker = Tracker::start(&scope, Hub::new(&registry), &registry);
         let (queue, mut queued) = mpsc::channel(8);
-        let identity = Identity::new(tracker, Some(queue), true);
+        let identity = Identity::new(tracker, Some(queue), Audience::Everybody);
         let claims = Arc::new(Claims::in_org("authenticated", "demo", Some("other")));
         let socket = BroadcastSource::Socket { conn: ConnId(1), channel: SubscriberId(1) };
         for (source, private, event, expected) in [
@@ -370,7 +383,7 @@ mod tests {
     async fn message_is_delivered_if_its_sender_is_true_and_its_recipient_in_its_org() {
         let (scope, registry) = (Scope::default(), Registry::default());
         let tracker = Tracker::start(&scope, Hub::new(&registry), &registry);
-        let identity = Identity::new(tracker, None, true);
+        let identity = Identity::new(tracker, None, Audience::Everybody);
         identity.connected_agents().set_orgs([("near".parse().unwrap(), "demo".parse().unwrap())]);
         let delivered =
             |event, room, claims, payload| identity.may_deliver(&message(event, room, claims, payload));

@@ -430,7 +430,7 @@ impl Inbox {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{hub::memory, presence::Tracker, telemetry::Registry};
+    use crate::{hub::memory, presence::Tracker, remote::Audience, telemetry::Registry};
 
     fn claims() -> Arc<Claims> {
         Claims::in_org("authenticated", "demo", Some("x")).into()
@@ -447,7 +447,8 @@ mod tests {
     fn rig() -> Rig {
         let (scope, registry) = (Scope::default(), Registry::default());
         let hub = Hub::new(&registry);
-        let identity = Identity::new(Tracker::start(&scope, hub.clone(), &registry), None, true);
+        let tracker = Tracker::start(&scope, hub.clone(), &registry);
+        let identity = Identity::new(tracker, None, Audience::Everybody);
         let (connected, inboxes) =
             (identity.connected_agents().clone(), Inboxes::new(&scope, hub.clone(), identity));
         Rig { _scope: scope, hub, connected, inboxes, agent: "x".parse().unwrap() }

@@ -34,7 +34,7 @@ pub use connected_agents::{AgentConnection, ConnectedAgents, NotConnected, Prese
 pub use coordination::Coordination;
 pub use digest::is_digest_room;
 pub use execute::{RemoteCommand, Reply, execute};
-pub use identity::{BroadcastSource, Identity, Relay};
+pub use identity::{Audience, BroadcastSource, Identity, Relay};
 pub use inbox::{
     INBOX_LEASE, INBOX_LEASE_MAX, INBOX_LEASE_MIN, InboxMessage, InboxPage, Inboxes, OpenError, SendError,
 };

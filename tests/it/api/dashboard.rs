@@ -17,7 +17,13 @@ impl Edge {
         self.parts.keys.sign_login(&login).unwrap()
     }
 
-    async fn ask(&self, method: Method, path: &str, headers: &[(&str, &str)], body: &Value) -> Response {
+    pub(super) async fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &Value,
+    ) -> Response {
         let mut request = self.http.request(method, format!("http://{}/dashboard{path}", self.parts.addr));
         request = request.header("content-type", "application/json").body(body.to_string());
         for (name, value) in headers {
@@ -57,7 +63,7 @@ impl Edge {
         self.ask(Method::GET, "/session", &[("cookie", cookie)], &Value::Null).await.status().as_u16()
     }
 
-    async fn bearer(&self, cookie: &str) -> Value {
+    pub(super) async fn bearer(&self, cookie: &str) -> Value {
         let answer = self.ask(Method::POST, "/session/token", &[OWN, ("cookie", cookie)], &json!({})).await;
         assert_eq!(answer.status(), 200);
         answer.json().await.unwrap()
@@ -65,7 +71,7 @@ impl Edge {
 }
 
 /// `name=value` of the cookie that an answer sets.
-fn cookie(answer: &Response) -> String {
+pub(super) fn cookie(answer: &Response) -> String {
     let set = answer.headers()[header::SET_COOKIE].to_str().unwrap();
     for attribute in ["HttpOnly", "SameSite=Strict", "Path=/dashboard", "Max-Age="] {
         assert!(set.contains(attribute), "{set}");
@@ -476,5 +482,36 @@ async fn people_see_and_end_their_sessions_and_admins_those_of_the_org() {
         let refused = edge.ask(method, &path, &[OWN, ("cookie", &laptop)], &json!({})).await.status();
         assert_eq!(refused, 405);
     }
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn admin_reads_other_orgs_as_a_viewer_and_nobody_else_does() {
+    let edge = Edge::start().await;
+    let ours = edge.request(super::As::User("demo")).await;
+    let body = json!({ "kind": "x", "requires": ["work"] });
+    let (_, theirs) = edge.post(super::As::User("elsewhere"), "/v1/tasks", &body).await;
+    let theirs = theirs["task"]["id"].as_str().unwrap();
+    let token = async |role: DashboardRole, body: Value| {
+        let cookie = edge.sign_in_as("ana", role, &[OWN]).await;
+        let answer = edge.ask(Method::POST, "/session/token", &[OWN, ("cookie", &cookie)], &body).await;
+        let status = answer.status().as_u16();
+        (status, answer.json::<Value>().await.unwrap()["token"].as_str().unwrap_or_default().to_owned())
+    };
+    for role in [DashboardRole::Viewer, DashboardRole::Operator] {
+        assert_eq!(token(role, json!({ "org": "elsewhere" })).await.0, 403);
+        assert_eq!(token(role, json!({ "org": "demo" })).await.0, 200, "its own");
+    }
+    for bad in [json!({ "org": "Else Where" }), json!({ "orgs": [] }), json!([1])] {
+        assert_eq!(token(DashboardRole::Admin, bad.clone()).await.0, 400, "{bad}");
+    }
+    let (_, bearer) = token(DashboardRole::Admin, json!({ "org": "elsewhere" })).await;
+    let see = |task: &str| format!("/v1/tasks/{task}");
+    assert_eq!(edge.act(&bearer, Method::GET, &see(theirs), &Value::Null).await.0, 200);
+    assert_eq!(edge.act(&bearer, Method::GET, &see(&ours), &Value::Null).await.0, 404);
+    for path in [format!("/v1/tasks/{theirs}/cancel"), "/v1/tasks".into()] {
+        assert_eq!(edge.act(&bearer, Method::POST, &path, &body).await.0, 403, "{path}");
+    }
+    assert_eq!(edge.act(&bearer, Method::GET, "/v1/channels", &Value::Null).await.0, 403);
     edge.stop().await;
 }

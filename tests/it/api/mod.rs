@@ -2,6 +2,7 @@
 mod channels;
 mod dashboard;
 mod edge;
+mod hidden;
 mod lines;
 mod operate;
 mod page;
@@ -48,8 +49,13 @@ enum As {
 }
 
 impl Edge {
-    #[expect(clippy::disallowed_methods, reason = "the daemon under test runs beside the test")]
     async fn start() -> Self {
+        Self::start_with(|_| ()).await
+    }
+
+    /// With settings that `change` makes.
+    #[expect(clippy::disallowed_methods, reason = "the daemon under test runs beside the test")]
+    async fn start_with(change: impl FnOnce(&mut Config)) -> Self {
         crypto();
         let (db, data) = (support::database().await, tempfile::tempdir().unwrap());
         let mut config = Config { database: db.config(), ..Config::default() };
@@ -58,6 +64,7 @@ impl Edge {
         config.wal.slot = db.slot();
         // A round closes when all have answered; its window must not close before on a slow machine.
         config.task.policy.bid_window = Duration::from_secs(30);
+        change(&mut config);
         let agent = |id: &str, org: &str| {
             Definition::new(id.parse().unwrap(), org.parse().unwrap(), Kind::Remote).capable(["work"])
         };

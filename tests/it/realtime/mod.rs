@@ -14,7 +14,7 @@ use convoke::{
     hub::{Hub, Room},
     id::Topic,
     presence::Tracker,
-    remote::{Coordination, Identity},
+    remote::{Audience, Coordination, Identity},
     scope::{OnExit, Scope},
     telemetry::Registry,
 };
@@ -93,7 +93,7 @@ impl Server {
             tracker: tracker.clone(),
             clock: Clock::System,
             registry: registry.clone(),
-            identity: Identity::new(tracker.clone(), Some(said), true),
+            identity: Identity::new(tracker.clone(), Some(said), Audience::Everybody),
             changes: None,
             streaming: None,
         };

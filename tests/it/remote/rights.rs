@@ -2,6 +2,7 @@
 //! `UPDATE_TABLES=1` writes the table.
 use super::Rig;
 use crate::realtime::{Socket, http};
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use convoke::auth::Role;
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -44,13 +45,20 @@ impl Prober<'_> {
         socket.join(room, json!({ "private": private })).await.payload["status"] == "ok"
     }
 
+    /// The claims of the token, as PostgREST gives them to the database.
+    fn claims(&self) -> Value {
+        let token = self.token.as_deref().unwrap_or_default();
+        let payload = URL_SAFE_NO_PAD.decode(token.split('.').nth(1).unwrap_or_default()).unwrap();
+        serde_json::from_slice(&payload).unwrap()
+    }
+
     /// Whether rows of tasks of this org are read as the role of the token.
     async fn reads(&self, org: &str) -> bool {
         if self.role.is_empty() {
             return false;
         }
         let client = self.rig.daemon.parts.database.client().await.unwrap();
-        let claims = json!({ "role": self.role, "org": "demo" });
+        let claims = self.claims();
         let begin =
             format!("begin; set local role {}; set local request.jwt.claims to '{claims}'", self.role);
         client.batch_execute(&begin).await.unwrap();

@@ -29,6 +29,9 @@ async fn each_org_sees_only_its_rows_and_none_can_write() {
     for table in ["tasks", "offers", "assignments", "agents"] {
         for (role, claims, count) in [
             ("authenticated", r#"{"role": "authenticated", "org": "demo"}"#, 1),
+            ("authenticated", r#"{"role": "authenticated", "org": "demo", "dash": "operator"}"#, 1),
+            ("authenticated", r#"{"role": "authenticated", "org": "demo", "dash": "viewer"}"#, 0),
+            ("authenticated", r#"{"role": "authenticated", "org": "demo", "dash": null}"#, 0),
             ("authenticated", r#"{"role": "authenticated", "org": "else"}"#, 0),
             ("authenticated", r#"{"role": "authenticated"}"#, 0),
             ("anon", r#"{"role": "anon", "org": "demo"}"#, 1),
