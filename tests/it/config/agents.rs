@@ -84,7 +84,7 @@ fn example_agents_are_valid() {
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/triage/agents");
     let agents = load_agents(&folder).unwrap();
     let ids: Vec<_> = agents.iter().map(|agent| agent.id.as_str()).collect();
-    assert_eq!(ids, ["classifier", "keyword", "thinker"]);
+    assert_eq!(ids, ["classifier", "keyword", "refunds", "thinker"]);
 }
 
 #[test]
