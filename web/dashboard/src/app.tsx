@@ -1,7 +1,7 @@
 // The frame around every screen.
-import { signal, useSignalEffect } from "@preact/signals";
+import { signal, useSignal, useSignalEffect } from "@preact/signals";
 import { Component, type ComponentChildren, type JSX } from "preact";
-import { useEffect, useRef } from "preact/hooks";
+import { useEffect, useMemo, useRef } from "preact/hooks";
 import { answeredAt, readOverview } from "./api.ts";
 import { Dialog } from "./dialog.tsx";
 import { clock, isUtc, now } from "./format.ts";
@@ -22,9 +22,9 @@ import { Switchboard } from "./screens/Switchboard.tsx";
 import { Task } from "./screens/Task.tsx";
 import { Tasks } from "./screens/Tasks.tsx";
 import { Triggers } from "./screens/Triggers.tsx";
-import { type Session, isAdmin, isExpired, isOperator, session, signOut } from "./session.ts";
+import { type Session, isAdmin, isExpired, isOperator, session, showOrg, signOut } from "./session.ts";
 import { nextTheme, theme } from "./theme.ts";
-import { keepAwake } from "./wall.ts";
+import { keepAwake, orgsOf, turnOf } from "./wall.ts";
 import { Empty } from "./ui.tsx";
 
 export function App(): JSX.Element {
@@ -35,42 +35,77 @@ export function App(): JSX.Element {
   });
   if (state.is === "loading") return <p class="boot" role="status">Loading…</p>;
   if (state.is === "out") return <main><SignIn message={state.message} /></main>;
-  if (state.is === "ask") return <main><Ask user={state.user} org={state.org} code={state.code} current={state.session} /></main>;
+  if (state.is === "ask") return <main><Ask user={state.user} org={state.org} ticket={state.ticket} current={state.session} /></main>;
   return <Frame key={`${state.session.user} ${state.session.org}`} session={state.session} />;
 }
 
 /** How many tasks wait for a person. */
 const needs = signal(0);
 
+/** The org that a wall shows now; without a wall that of the session. Only an admin reads others. */
+function useOrg({ org, role }: Session, isWall: boolean): string {
+  const turn = useSignal(0);
+  const orgs = isWall && role === "admin" ? orgsOf(query.value, org) : [org];
+  const everyMs = turnOf(query.value);
+  useEffect(() => {
+    if (orgs.length < 2) return;
+    const timer = setInterval(() => !isPaused.value && (turn.value += 1), everyMs);
+    return () => clearInterval(timer);
+  }, [orgs.join(), everyMs]);
+  return orgs[turn.value % orgs.length] ?? org;
+}
+
 function Frame({ session }: { session: Session }): JSX.Element {
-  useEffect(() => follow(session.org), []);
-  const overview = useRead(`needs ${session.org}`, readOverview, () => true, 2000);
+  const isWall = route.value.screen === "switchboard" && query.value.get("wall") === "1";
+  const org = useOrg(session, isWall);
+  // Before anything below is drawn: its readings are of this org.
+  useMemo(() => showOrg(org), [org]);
+  useEffect(() => follow(org), [org]);
+  const overview = useRead(`needs ${org}`, readOverview, () => true, 2000);
   useSignalEffect(() => {
     needs.value = Object.values(overview.value.data?.needs ?? {}).reduce((sum, n) => sum + n, 0);
   });
   const version = overview.value.data?.health.version;
   const loaded = useRef(version);
   loaded.current ??= version;
-  const isWall = route.value.screen === "switchboard" && query.value.get("wall") === "1";
   useEffect(() => {
     document.documentElement.toggleAttribute("data-wall", isWall);
     return isWall ? keepAwake() : undefined;
   }, [isWall]);
   return (
     <div class="frame">
-      {isWall ? <WallBar org={session.org} /> : <><a class="skip" href="#main">Skip to the content</a><Bar session={session} /><Menu org={session.org} /></>}
+      {isWall ? <WallBar org={org} home={session.org} /> : <><a class="skip" href="#main">Skip to the content</a><Bar session={session} /><Menu org={session.org} /></>}
       <main id="main" tabIndex={-1} class={status.value === "no connection" ? "stale" : ""}>
         {version === loaded.current ? null : <div class="notice wait" role="status"><strong>Version {version} of the daemon runs now, and this page is of {loaded.current}.</strong> <button type="button" class="small" onClick={() => location.reload()}>Reload the page</button></div>}
-        <Boundary key={JSON.stringify(route.value)}><Screen session={session} /></Boundary>
+        <EndsSoon session={session} />
+        <Boundary key={`${JSON.stringify(route.value)} ${org}`}><Screen session={session} shown={org} /></Boundary>
       </main>
       <Help org={session.org} />
       <Palette org={session.org} />
-      {isExpired.value ? <Dialog label="Your session has ended" isOpen onClose={() => undefined}><SignIn message={null} again /></Dialog> : null}
+      {isExpired.value ? <Dialog label="Your session has ended" isOpen onClose={() => undefined}><SignIn message={null} title="Your session has ended" /></Dialog> : null}
     </div>
   );
 }
 
-function Screen({ session: { org } }: { session: Session }): JSX.Element {
+/** The end of a session is told this long before. */
+const TOLD_BEFORE_MS = 120_000;
+
+/** Says that the session is about to end, and takes a new link without leaving the page. */
+function EndsSoon({ session: { expires_at } }: { session: Session }): JSX.Element | null {
+  const isOpen = useSignal(false);
+  const left = Date.parse(expires_at) - now.value;
+  if (!(left < TOLD_BEFORE_MS) || isExpired.value) return null;
+  return (
+    <div class="notice wait" role="status">
+      <strong>Your session {left > 0 ? "ends" : "ended"} at {clock(expires_at)}.</strong> With a new link you go on here, and what you typed stays.{" "}
+      <button type="button" class="small" onClick={() => (isOpen.value = true)}>Sign in again…</button>
+      <Dialog label="Sign in again" isOpen={isOpen.value} onClose={() => (isOpen.value = false)}><SignIn message={null} title="Sign in again" /></Dialog>
+    </div>
+  );
+}
+
+/** `shown`: the org whose switchboard is on the wall now. */
+function Screen({ session: { org }, shown }: { session: Session; shown: string }): JSX.Element {
   const current = route.value;
   const isOther = "org" in current && current.org !== org;
   useEffect(() => {
@@ -84,7 +119,7 @@ function Screen({ session: { org } }: { session: Session }): JSX.Element {
   }, [name, waiting]);
   if (isOther) return <Empty title={`This link is about org ${current.org}`}><p>You are signed in for org {org}. <code>convoke dashboard --org {current.org}</code> prints a link for the other one.</p></Empty>;
   switch (current.screen) {
-    case "switchboard": return <Switchboard org={org} />;
+    case "switchboard": return <Switchboard org={shown} />;
     case "tasks": return <Tasks org={org} />;
     case "task": return <Task key={current.id} org={org} id={current.id} tab={current.tab} />;
     case "lanes": return <Lanes org={org} />;
@@ -102,14 +137,14 @@ function Screen({ session: { org } }: { session: Session }): JSX.Element {
 }
 
 /** All that stands above the switchboard on a wall. */
-function WallBar({ org }: { org: string }): JSX.Element {
+function WallBar({ org, home }: { org: string; home: string }): JSX.Element {
   return (
     <header class="bar">
       <span class="brand"><Mark /><b>{org}</b></span>
       <Live />
       <span class="grow" />
       <time class="clock">{clock(new Date(now.value).toISOString())}{isUtc.value ? " UTC" : ""}</time>
-      <a class="button" href={href(org)}>Leave the wall<span class="hidden"> (Esc)</span></a>
+      <a class="button" href={href(home)}>Leave the wall<span class="hidden"> (Esc)</span></a>
     </header>
   );
 }

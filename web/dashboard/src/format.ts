@@ -76,6 +76,12 @@ export function shortId(id: string): string {
   return id.slice(-8);
 }
 
+/** What a task is about, in a line. */
+export function subject({ id, question, error, input_preview }: { id: string; question: string | null; error: string | null; input_preview: string | null }): string {
+  // A task without input has the text of JSON's null.
+  return question ?? error ?? (input_preview && input_preview !== "null" ? input_preview : shortId(id));
+}
+
 /** A failure text with its numbers and ids masked, so that equal causes are equal. */
 export function cause(text: string): string {
   return text.replace(/[0-9a-f]{8}-[0-9a-f-]{27}/gi, "…").replace(/\d+/g, "…");

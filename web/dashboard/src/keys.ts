@@ -17,6 +17,7 @@ export const HELP: readonly (readonly [string, string])[] = [
   ["/", "filter of the tasks"],
   ["j k, ↓ ↑", "move in the list"],
   ["Enter", "open the task"],
+  ["i", "inspector: the task of the row beside the list"],
   ["[ ]", "newer or older task of the list"],
   ["1 to 7, w", "tabs of a task, Why"],
   ["c, r, b, a", "cancel, requeue or set the budget of the task, answer it; each asks first"],

@@ -64,11 +64,12 @@ function timing(): { heartbeatIntervalMs: number; reconnectAfterMs?: () => numbe
 export function follow(org: string): () => void {
   let client: RealtimeClient | undefined;
   let stopped = false;
+  status.value = "connecting";
   const url = `${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/realtime/v1`;
   const begin = async (): Promise<void> => {
-    const { anonKey } = await authorize();
+    const { anonKey } = await authorize(false, org);
     if (stopped) return;
-    client = new RealtimeClient(url, { params: { apikey: anonKey }, accessToken: async () => (await authorize()).token, ...timing() });
+    client = new RealtimeClient(url, { params: { apikey: anonKey }, accessToken: async () => (await authorize(false, org)).token, ...timing() });
     // Before the join, which would carry only the anon key otherwise, and be refused.
     await client.setAuth();
     if (stopped) return;

@@ -18,7 +18,7 @@ export function State({ state, reason }: { state: TaskState | string; reason?: s
   return (
     <span class={`state state-${state}`}>
       <span aria-hidden="true">{ICONS[state] ?? "·"}</span> {state}
-      {reason ? <span class="soft"> ({reason})</span> : null}
+      {reason ? <span class="soft"> ({reason.replaceAll("_", " ")})</span> : null}
     </span>
   );
 }

@@ -4,7 +4,7 @@ import type { JSX } from "preact";
 import { readAgentLines, readDefinition, readFeed, readLines, setDrained } from "../api.ts";
 import { pretty } from "../exact.ts";
 import { Command } from "../dialog.tsx";
-import { count, duration, money, now } from "../format.ts";
+import { count, duration, money, now, subject } from "../format.ts";
 import { useRead } from "../read.ts";
 import { href, query, setQuery } from "../route.ts";
 import { Problem, isOperator } from "../session.ts";
@@ -153,7 +153,7 @@ export function Agent({ org, id }: { org: string; id: string }): JSX.Element {
             ) : <p class="soft">It has ended no task yet.</p>}
           </Panel>
           <Panel title="Last tasks" aside={<a href={`${href(org, "tasks")}?agent=${encodeURIComponent(id)}`}>All</a>}>
-            {last.length ? <ul class="rows">{last.map((line) => <li key={line.id}><TaskLink org={org} id={line.id}><b>{line.kind}</b> <span class="preview">{line.error ?? line.input_preview}</span></TaskLink><small><State state={line.state} reason={line.state_reason} /> · <Ago at={line.created_at} />{FINAL.has(line.state) ? ` · took ${duration(Date.parse(line.updated_at) - Date.parse(line.created_at))}` : ""}</small></li>)}</ul> : <Empty title="No task" />}
+            {last.length ? <ul class="rows">{last.map((line) => <li key={line.id}><TaskLink org={org} id={line.id}><b>{line.kind}</b> <span class="preview">{subject(line)}</span></TaskLink><small><State state={line.state} reason={line.state_reason} /> · <Ago at={line.created_at} />{FINAL.has(line.state) ? ` · took ${duration(Date.parse(line.updated_at) - Date.parse(line.created_at))}` : ""}</small></li>)}</ul> : <Empty title="No task" />}
           </Panel>
           <Panel title="Last events">
             {events.length ? <ol class="rows">{events.map((event) => <li key={event.seq}><span><b>{event.type.replaceAll("_", " ")}</b>{event.task_id ? <> · <TaskLink org={org} id={event.task_id} /></> : null}{event.epoch ? <span class="soft"> · epoch {event.epoch}</span> : null}</span><small><Ago at={event.at} /></small></li>)}</ol> : <p class="soft">None among the newest 200,000 events.</p>}

@@ -6,7 +6,7 @@ import { answerTask, setBudget } from "../api.ts";
 import { useCommand } from "../dialog.tsx";
 import { budgetOf } from "../limits.ts";
 import { status } from "../live.ts";
-import { isOperator } from "../session.ts";
+import { isOperator, seesData } from "../session.ts";
 import type { Line, Task, Why } from "../types.ts";
 import { Ago } from "../ui.tsx";
 import { BudgetFields } from "./Budget.tsx";
@@ -29,7 +29,7 @@ export function Answer({ org, why, need }: { org: string; why: Why; need: Need }
   const question = task.question;
   return (
     <div class="notice wait answer">
-      {need === "choice" ? <strong>Choose an offer: the requester decides who gets the task.</strong> : <strong class="question">{question?.agent_id ?? "The agent"} asks: {question?.question ?? "It did not say what."}</strong>}
+      {need === "choice" ? <strong>Choose an offer: the requester decides who gets the task.</strong> : <strong class="question">{question?.agent_id ?? "The agent"} asks: {question?.question ?? (seesData.value ? "It did not say what." : "what it asks is shown to operators.")}</strong>}
       {question?.asked_at && need !== "choice" ? <p class="soft">asked <Ago at={question.asked_at} /></p> : null}
       {isOperator.value ? <Form org={org} why={why} need={need} /> : <p>A viewer cannot answer. <code>convoke dashboard --role operator</code> prints a link for a person who can.</p>}
     </div>

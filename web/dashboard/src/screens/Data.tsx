@@ -2,7 +2,8 @@
 import { useSignal } from "@preact/signals";
 import type { JSX } from "preact";
 import { pretty } from "../exact.ts";
-import type { Why } from "../types.ts";
+import { seesData } from "../session.ts";
+import type { Task, Why } from "../types.ts";
 import { Copy, Panel } from "../ui.tsx";
 
 const LINES_FOLDED = 20;
@@ -12,9 +13,7 @@ const SHOWN_CHARS_MAX = 200_000;
 export function Data({ why: { task } }: { why: Why }): JSX.Element {
   return (
     <div class="data">
-      <Json title="Input" value={task.input} />
-      <Json title="Result" value={task.result} absent={task.state === "completed" ? "The result is null." : `No result: the task is ${task.state}.`} />
-      {task.error === null ? null : <Json title="Error" value={task.error} />}
+      {seesData.value ? <Written task={task} /> : <p class="notice">Inputs, results and errors are shown to operators: the daemon does not send them to viewers (<code>dashboard.data</code>).</p>}
       {task.budget ? <Json title="Budget" value={task.budget} /> : null}
       <Panel title="Request">
         <dl>
@@ -27,6 +26,17 @@ export function Data({ why: { task } }: { why: Why }): JSX.Element {
         </dl>
       </Panel>
     </div>
+  );
+}
+
+/** What the requester and the agents wrote. */
+function Written({ task }: { task: Task }): JSX.Element {
+  return (
+    <>
+      <Json title="Input" value={task.input} />
+      <Json title="Result" value={task.result} absent={task.state === "completed" ? "The result is null." : `No result: the task is ${task.state}.`} />
+      {task.error === null ? null : <Json title="Error" value={task.error} />}
+    </>
   );
 }
 

@@ -8,6 +8,7 @@ import { clock } from "../format.ts";
 import { concernsTask } from "../live.ts";
 import { useRead } from "../read.ts";
 import { query, setQuery } from "../route.ts";
+import { seesData } from "../session.ts";
 import type { TaskEvent } from "../types.ts";
 import { AgentLink, At, Copy, Empty, Trouble } from "../ui.tsx";
 
@@ -56,7 +57,7 @@ function Row({ org, event }: { org: string; event: TaskEvent }): JSX.Element {
         {event.epoch ? <span class="soft">epoch {event.epoch}</span> : null}
         <span class="preview soft">{brief(event.body)}</span>
       </div>
-      {isOpen.value ? <pre tabIndex={0}>{pretty(event.body)}</pre> : null}
+      {isOpen.value ? (seesData.value ? <pre tabIndex={0}>{pretty(event.body)}</pre> : <p class="soft">What an event says is shown to operators.</p>) : null}
     </li>
   );
 }

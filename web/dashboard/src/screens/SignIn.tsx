@@ -1,28 +1,28 @@
 // Signing in: with a link of `convoke dashboard`, opened or pasted.
 import { useSignal } from "@preact/signals";
 import type { JSX } from "preact";
-import { type Session, codeOf, session, signIn } from "../session.ts";
+import { type Session, type Ticket, session, signIn, ticketOf } from "../session.ts";
 
-export function SignIn({ message, again = false }: { message: string | null; again?: boolean }): JSX.Element {
+/** `title`: of the dialog over a page that stays, whose session has ended or is about to. */
+export function SignIn({ message, title }: { message: string | null; title?: string }): JSX.Element {
   const text = useSignal("");
   const fault = useSignal<string | null>(null);
   const isBusy = useSignal(false);
   const submit = async (event: Event): Promise<void> => {
     event.preventDefault();
-    const code = codeOf(text.value);
-    if (!code) {
+    const ticket = ticketOf(text.value);
+    if (!ticket) {
       fault.value = "This is not a sign-in link. It looks like …/dashboard/#code=…";
       return;
     }
     isBusy.value = true;
-    fault.value = null;
-    await signIn(code).catch((error: unknown) => (fault.value = error instanceof Error ? error.message : String(error)));
+    fault.value = await signIn(ticket).catch((error: unknown) => (error instanceof Error ? error.message : String(error)));
     isBusy.value = false;
   };
   const told = fault.value ?? message;
   return (
     <div class="sign-in">
-      {again ? <h2>Your session has ended</h2> : <h1><Mark /> Convoke</h1>}
+      {title ? <h2>{title}</h2> : <h1><Mark /> Convoke</h1>}
       <p>A link signs you in, once and within ten minutes. On the machine of the daemon, type:</p>
       <pre tabIndex={0}>convoke dashboard</pre>
       <p>Open the link, or paste it here:</p>
@@ -36,13 +36,17 @@ export function SignIn({ message, again = false }: { message: string | null; aga
 }
 
 /** A link for somebody else than who is signed in: it may have been sent by somebody else, too. */
-export function Ask({ user, org, code, current }: { user: string; org: string; code: string; current: Session }): JSX.Element {
+export function Ask({ user, org, ticket, current }: { user: string; org: string; ticket: Ticket; current: Session }): JSX.Element {
+  const follow = async (): Promise<void> => {
+    const refused = await signIn(ticket).catch((error: unknown) => (error instanceof Error ? error.message : String(error)));
+    if (refused) session.value = { is: "out", message: refused };
+  };
   return (
     <div class="sign-in">
       <h1><Mark /> Sign in as {user}?</h1>
       <p>The link signs you in as <b>{user}</b> of org <b>{org}</b> at {location.host}. You are signed in as <b>{current.user}</b> of org <b>{current.org}</b>.</p>
       <div class="inline">
-        <button type="button" class="primary" onClick={() => void signIn(code)}>Sign in as {user}</button>
+        <button type="button" class="primary" onClick={() => void follow()}>Sign in as {user}</button>
         <button type="button" onClick={() => (session.value = { is: "in", session: current })}>Stay {current.user}</button>
       </div>
     </div>

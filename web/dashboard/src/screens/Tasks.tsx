@@ -4,7 +4,7 @@ import type { JSX } from "preact";
 import { useEffect, useLayoutEffect, useMemo, useRef } from "preact/hooks";
 import { readLines, readLinesById } from "../api.ts";
 import { type Filter, fromQuery, timeOf, toParams, toggled, typedTime } from "../filter.ts";
-import { duration, isUtc, now, score } from "../format.ts";
+import { isUtc, now } from "../format.ts";
 import { again, isPaused } from "../live.ts";
 import { useRead } from "../read.ts";
 import { go, href, query, setQuery } from "../route.ts";
@@ -13,8 +13,11 @@ import { type Store, current, isNew, patch, put } from "../store.ts";
 import { FINAL, type Line, type Lines, STATES } from "../types.ts";
 import { removeView, saveView, viewsOf } from "../views.ts";
 import { Bulk, selected, toggle } from "./Bulk.tsx";
+import { ColumnChoice, SHOWN, columns } from "./Columns.tsx";
+import { Durations } from "./Durations.tsx";
+import { Inspector } from "./Inspector.tsx";
 import { RequestTask } from "./RequestTask.tsx";
-import { AgentLink, Ago, Empty, Progress, State, TaskLink, Trouble } from "../ui.tsx";
+import { Empty, Progress, State, Trouble } from "../ui.tsx";
 
 const PAGE = 50;
 const known = signal<Store>(new Map());
@@ -69,6 +72,18 @@ export function Tasks({ org }: { org: string }): JSX.Element {
   useEffect(() => {
     shownIds.value = lines.map((line) => line.id);
   }, [lines.map((line) => line.id).join()]);
+  const hasDurations = query.value.get("durations") === "1";
+  const inspected = query.value.get("inspect") ?? "";
+  const inspect = (id: string): void => {
+    if (id !== inspected) setQuery({ inspect: id }, { replace: true });
+  };
+  const toggleInspector = (): void => {
+    if (inspected) return inspect("");
+    // The row that the keys move, which is the first one before they do. With the focus there they move the inspector, too.
+    const row = document.querySelector<HTMLElement>("tr[tabindex='0']");
+    inspect(row?.dataset.row ?? "");
+    row?.focus();
+  };
   const showNew = (): void => {
     isHeld.current = false;
     shown.current = null;
@@ -88,15 +103,22 @@ export function Tasks({ org }: { org: string }): JSX.Element {
         {newer.value && !before && !filter.until ? <button type="button" class="small primary" onClick={showNew}>{newer.value} changed or new ↑</button> : null}
         {before ? <a href={newest()}>Newest</a> : null}
         <span class="grow" />
+        <button type="button" class="quiet small" aria-pressed={hasDurations} onClick={() => setQuery({ durations: hasDurations ? "" : "1" }, { replace: true })}>Durations</button>
+        <button type="button" class="quiet small" title="Inspector (i)" data-letter="i" aria-pressed={inspected !== ""} disabled={!lines.length && !inspected} onClick={toggleInspector}>Inspector</button>
+        <ColumnChoice />
         <Bulk filter={filter} lines={lines} />
         <RequestTask org={org} />
       </div>
+      {hasDurations ? <Durations org={org} filter={filter} /> : null}
       {data && !lines.length ? <Nothing filter={filter} page={data} /> : null}
-      {lines.length ? (
-        <div onPointerEnter={() => (isHeld.current = true)} onPointerLeave={() => (isHeld.current = false)}>
-          <Table org={org} lines={lines} />
-        </div>
-      ) : null}
+      <div class={inspected ? "inspected" : ""}>
+        {lines.length ? (
+          <div onPointerEnter={() => (isHeld.current = true)} onPointerLeave={() => (isHeld.current = false)}>
+            <Table org={org} lines={lines} onRow={(id) => inspected && inspect(id)} />
+          </div>
+        ) : null}
+        {inspected ? <Inspector org={org} id={inspected} onClose={() => inspect("")} /> : null}
+      </div>
       {data ? <Further page={data} last={lines.at(-1)} /> : null}
     </>
   );
@@ -202,7 +224,8 @@ function Further({ page, last }: { page: Page; last: Line | undefined }): JSX.El
   );
 }
 
-function Table({ org, lines }: { org: string; lines: Line[] }): JSX.Element {
+/** `onRow`: a row has got the focus. */
+function Table({ org, lines, onRow }: { org: string; lines: Line[]; onRow: (id: string) => void }): JSX.Element {
   const at = useSignal(0);
   const body = useRef<HTMLTableSectionElement>(null);
   const move = (event: KeyboardEvent): void => {
@@ -227,22 +250,17 @@ function Table({ org, lines }: { org: string; lines: Line[] }): JSX.Element {
       <table class="tasks">
         <caption class="hidden">Tasks, newest first. Arrows or j and k move, Enter opens.</caption>
         <thead>
-          <tr>{isOperator.value ? <th><span class="hidden">Selected</span></th> : null}<th>State</th><th>Kind</th><th>Task</th><th>Agent</th><th class="number">Offers</th><th class="number">Score</th><th class="number">Try</th><th>Requested</th><th class="number">Took</th><th>Requester</th></tr>
+          <tr>{isOperator.value ? <th><span class="hidden">Selected</span></th> : null}<th>State</th>{columns.value.map((column) => <th key={column} class={SHOWN[column].class === "number" ? "number" : ""}>{SHOWN[column].label}</th>)}</tr>
         </thead>
         <tbody ref={body} onKeyDown={move}>
           {lines.map((line, row) => (
-            <tr key={line.id} tabIndex={row === focused ? 0 : -1} data-row={line.id} data-state={line.state} onFocus={() => (at.value = row)} aria-selected={isOperator.value ? selected.value.has(line.id) : undefined}>
+            <tr key={line.id} tabIndex={row === focused ? 0 : -1} data-row={line.id} data-state={line.state} onFocus={() => {
+              at.value = row;
+              onRow(line.id);
+            }} aria-selected={isOperator.value ? selected.value.has(line.id) : undefined}>
               {isOperator.value ? <td class="select"><input type="checkbox" tabIndex={-1} aria-label={`Select ${line.kind} ${line.id}`} checked={selected.value.has(line.id)} onClick={(event) => toggle(lines.map(({ id }) => id), line.id, event.shiftKey)} /></td> : null}
               <td data-label="State"><State state={line.state} reason={line.state_reason} />{line.progress !== null && !FINAL.has(line.state) ? <Progress value={line.progress} label="Progress" /> : null}</td>
-              <td data-label="Kind"><b>{line.kind}</b></td>
-              <td data-label="Task" class="preview"><TaskLink org={org} id={line.id}>{line.question ?? line.error ?? line.input_preview ?? line.id}</TaskLink></td>
-              <td data-label="Agent">{line.agent_id ? <AgentLink org={org} id={line.agent_id} /> : <span class="soft">–</span>}</td>
-              <td data-label="Offers" class="number">{line.offers}</td>
-              <td data-label="Score" class="number">{line.score !== null && line.score <= 1_000_000 ? <>{score(line.score)}{line.runner_up !== null ? <span class="soft"> : {score(line.runner_up)}</span> : null}</> : <span class="soft">–</span>}</td>
-              <td data-label="Try" class="number">{line.attempt} / {line.attempts_max}</td>
-              <td data-label="Requested"><Ago at={line.created_at} /></td>
-              <td data-label="Took" class="number">{duration((FINAL.has(line.state) ? Date.parse(line.updated_at) : now.value) - Date.parse(line.created_at))}</td>
-              <td data-label="Requester">{line.requester}</td>
+              {columns.value.map((column) => <td key={column} data-label={SHOWN[column].label} class={SHOWN[column].class ?? ""}>{SHOWN[column].cell(line, org)}</td>)}
             </tr>
           ))}
         </tbody>

@@ -36,7 +36,7 @@ function waiting(why: WhyAnswer): string {
 }
 
 /** Who has it and why, and what it waits for. */
-function Verdict({ why }: { why: WhyAnswer }): JSX.Element {
+export function Verdict({ why }: { why: WhyAnswer }): JSX.Element {
   const { rounds, attempts, task } = why;
   const last = rounds.at(-1);
   const won = last?.awards.at(-1);

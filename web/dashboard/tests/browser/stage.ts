@@ -11,6 +11,8 @@ import { sign } from "../../../../examples/web/server/tokens.mjs";
 import { dataFolder } from "../../../../examples/web/tests/unit/folder.ts";
 import { freePort } from "../../../../examples/web/tests/unit/port.ts";
 import { Model } from "./model.ts";
+import * as axe from "../../../../examples/web/tests/browser/harness/axe.ts";
+import type { Rules } from "../../../../examples/web/tests/browser/harness/axe.ts";
 import { has, OFTEN } from "../../../../examples/web/tests/browser/harness/wait.ts";
 import { Wire } from "../../../../examples/web/tests/browser/harness/wire.ts";
 
@@ -18,12 +20,6 @@ const here = fileURLToPath(new URL("..", import.meta.url));
 const AGENTS = join(here, "agents");
 const AXE = createRequire(import.meta.url).resolve("axe-core/axe.min.js");
 const TICKETS = "create table if not exists public.tickets (id bigint generated always as identity primary key, subject text not null, body text not null default '')";
-
-interface Finding {
-  id: string;
-  impact: string;
-  nodes: { target: string[] }[];
-}
 
 export type Role = "viewer" | "operator" | "admin";
 
@@ -42,8 +38,9 @@ export class Stage {
     port: number,
     readonly model: Model,
     agents: string,
+    readonly config: string,
   ) {
-    this.daemon = new Daemon({ dataDir, port, agents, config: join(here, "convoke.toml") });
+    this.daemon = new Daemon({ dataDir, port, agents, config });
   }
 
   static async open(browser: Browser): Promise<Stage> {
@@ -61,8 +58,13 @@ export class Stage {
     return Stage.#open(browser, folder);
   }
 
-  static async #open(browser: Browser, agents: string): Promise<Stage> {
-    const stage = new Stage(browser, dataFolder(), await freePort(), await Model.open(), agents);
+  /** A daemon that sends viewers no data of tasks. */
+  static async forOperators(browser: Browser): Promise<Stage> {
+    return Stage.#open(browser, AGENTS, "operators.toml");
+  }
+
+  static async #open(browser: Browser, agents: string, config = "convoke.toml"): Promise<Stage> {
+    const stage = new Stage(browser, dataFolder(), await freePort(), await Model.open(), agents, join(here, config));
     await stage.#start();
     stage.pool = makePool(databaseUrl(stage.dataDir));
     return stage;
@@ -76,7 +78,7 @@ export class Stage {
 
   /** A link of `convoke dashboard`, as a person gets it. */
   link(person: string, role: Role = "viewer", org = "demo"): string {
-    const args = ["dashboard", "--data-dir", this.dataDir, "--config", join(here, "convoke.toml"), "--org", org, "--sub", person, "--role", role];
+    const args = ["dashboard", "--data-dir", this.dataDir, "--config", this.config, "--org", org, "--sub", person, "--role", role];
     return execFileSync(binary(), args, { encoding: "utf8" }).trim();
   }
 
@@ -162,26 +164,8 @@ export const poll = <T>(read: () => T | Promise<T>): ReturnType<typeof expect.po
 
 export const isLive = (page: Page): Promise<void> => has(page, "data-live", "live");
 
-/** The rules of axe that look at colours: the slowest ones. */
-const COLOURS = ["color-contrast", "link-in-text-block"];
-
-/**
- * The findings of axe that are serious or critical, of all rules, of those about colours or of the others. The context
- * needs `bypassCSP`, since axe is put into the page.
- */
-export async function findings(page: Page, rules: "all" | "colours" | "others" = "all"): Promise<string[]> {
-  if (!(await page.evaluate(() => "axe" in window))) await page.addScriptTag({ path: AXE });
-  const options = {
-    all: {},
-    colours: { runOnly: { type: "rule", values: COLOURS } },
-    others: { rules: Object.fromEntries(COLOURS.map((rule) => [rule, { enabled: false }])) },
-  }[rules];
-  const found = await page.evaluate(async (chosen) => {
-    const { axe } = window as unknown as { axe: { run: (options: object) => Promise<{ violations: Finding[] }> } };
-    return (await axe.run({ resultTypes: ["violations"], ...chosen })).violations;
-  }, options);
-  return found.filter(({ impact }) => impact === "serious" || impact === "critical").map(({ id, nodes }) => `${id}: ${nodes.map((node) => node.target.join(" ")).join(", ")}`);
-}
+/** The findings of axe that are serious or critical. The context needs `bypassCSP`. */
+export const findings = (page: Page, rules: Rules = "all"): Promise<string[]> => axe.findings(page, AXE, rules);
 
 /** How much wider the page is than the screen. */
 export const overflow = (page: Page): Promise<number> => page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);

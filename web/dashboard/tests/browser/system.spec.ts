@@ -50,6 +50,40 @@ test("a person ends another session of theirs, and it is over there", async ({ s
   await isLive(laptop.page);
 });
 
+test("a page says two minutes before that its session ends, and goes on with a new link", async ({ seats }) => {
+  const name = `dora-${Date.now()}`;
+  const { page, origin } = await seats.person(name, { bypassCSP: true }, "operator");
+  await seats.pool.query("update convoke.sessions set expires_at = clock_timestamp() + interval '100 seconds' where subject = $1", [name]);
+  await page.goto(`${origin}/dashboard/demo/tasks?heartbeat=1000&reconnect=200`);
+  await isLive(page);
+  const told = page.getByRole("status").filter({ hasText: "Your session ends at" });
+  await expect(told).toBeVisible();
+  expect(await findings(page)).toEqual([]);
+  const request = page.getByRole("dialog", { name: "Request a task" });
+  await page.getByRole("button", { name: "Request a task" }).click();
+  await request.getByLabel("Kind", { exact: true }).fill("half.typed");
+  await request.getByRole("button", { name: "Leave it" }).click();
+  await told.getByRole("button", { name: "Sign in again…" }).click();
+  const dialog = page.getByRole("dialog", { name: "Sign in again" });
+  // A link that does not work leaves the page as it is.
+  const used = seats.link(name, "operator");
+  const thief = await seats.browser.newContext();
+  const elsewhere = await thief.newPage();
+  await elsewhere.goto(used);
+  await isLive(elsewhere);
+  await dialog.getByLabel("Sign-in link").fill(used);
+  await dialog.getByRole("button", { name: "Sign in" }).click();
+  await expect(dialog.getByRole("alert")).toContainText("the link was used before");
+  await dialog.getByLabel("Sign-in link").fill(seats.link(name, "operator"));
+  await dialog.getByRole("button", { name: "Sign in" }).click();
+  await expect(dialog).toHaveCount(0);
+  await expect(told).toHaveCount(0);
+  await isLive(page);
+  await page.getByRole("button", { name: "Request a task" }).click();
+  await expect(request.getByLabel("Kind", { exact: true }), "what was typed stays").toHaveValue("half.typed");
+  await thief.close();
+});
+
 test("an agent shows what it promises, what its offers lost by, and for operators its definition", async ({ seats }) => {
   await seats.reaches(await seats.ticket(`Parcel ${Date.now()}`), "completed");
   const { page, origin } = await seats.person("ana", {}, "operator");
@@ -63,6 +97,28 @@ test("an agent shows what it promises, what its offers lost by, and for operator
   await ben.page.goto(`${ben.origin}/dashboard/demo/agents/clerk`);
   await expect(ben.page.getByRole("region", { name: "Offers" })).toBeVisible();
   await expect(ben.page.getByRole("region", { name: "Definition" })).toHaveCount(0);
+});
+
+test("a wall of an admin shows several orgs in turn, and that of others their own alone", async ({ seats }) => {
+  await seats.pool.query("select convoke.request_task('far.away', requires => '{foresight}', org => 'elsewhere')");
+  const address = "/dashboard/demo?wall=1&orgs=demo,elsewhere&every=5&heartbeat=1000&reconnect=200";
+  const { page, origin } = await seats.person("ana", {}, "admin");
+  await page.goto(origin + address);
+  await isLive(page);
+  const heading = page.getByRole("heading", { level: 1 });
+  const open = page.locator(".tile", { hasText: "open" }).locator("b");
+  for (const org of ["demo", "elsewhere", "demo"]) {
+    await expect(heading).toHaveText(`Switchboard of ${org}`);
+    await expect(page.locator(".bar .brand")).toContainText(org);
+    if (org === "elsewhere") await expect(open).toHaveText("1");
+  }
+  const ben = await seats.person("ben", {}, "operator");
+  const asked: unknown[] = [];
+  ben.page.on("request", (request) => request.url().endsWith("/session/token") && asked.push(request.postDataJSON()));
+  await ben.page.goto(ben.origin + address);
+  await isLive(ben.page);
+  await expect(ben.page.getByRole("heading", { level: 1 })).toHaveText("Switchboard of demo");
+  expect(asked).toEqual([{ org: "demo" }]);
 });
 
 test("the wall shows the switchboard alone, without anything that scrolls", async ({ seats }) => {

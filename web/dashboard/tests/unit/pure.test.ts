@@ -5,6 +5,10 @@ import { ExactNumber, parseExact, pretty } from "../../src/exact.ts";
 import { idAt, timeOf, toParams, toggled, typedTime } from "../../src/filter.ts";
 import { ONE, WEIGHTS, canRank, rank, segments, weighted } from "../../src/score.ts";
 import { type Changed, LINES_MAX, current, isNew, patch, put } from "../../src/store.ts";
+import { USUAL, columnsOf, moved, withColumn } from "../../src/columns.ts";
+import { quantile, spread } from "../../src/durations.ts";
+import { ticketOf } from "../../src/session.ts";
+import { orgsOf, turnOf } from "../../src/wall.ts";
 import { packed } from "../../src/lanes.ts";
 import { byHour, grouped } from "../../src/spend.ts";
 import { budgetOf } from "../../src/limits.ts";
@@ -247,6 +251,57 @@ describe("figures over time", () => {
     const { values, times: ends } = pointsOf("x_total", { at: "", step_seconds: 1, times, values: { x_total: times.map((at) => at * 3) } });
     expect([values.length, ends.length, ends.at(-1), values.at(-1)]).toEqual([90, 90, 1899, 3]);
     expect(pointsOf("none", { at: "", step_seconds: 1, times, values: {} }).values).toEqual([]);
+  });
+});
+
+describe("columns of the list", () => {
+  test("what is stored is read, without unknown names and doubles, and always with the task", () => {
+    expect(columnsOf(JSON.stringify(["cost", "nonsense", "task", "cost", 7]))).toEqual(["cost", "task"]);
+    expect(columnsOf(JSON.stringify(["kind"]))).toEqual(["task", "kind"]);
+    for (const text of [null, "", "{", "{}", "7", "null"]) expect(columnsOf(text)).toBe(USUAL);
+  });
+  test("a column is added at the end, moved to the left and taken away", () => {
+    expect(withColumn(["task", "kind"], "cost", true)).toEqual(["task", "kind", "cost"]);
+    expect(moved(["task", "kind", "cost"], "cost")).toEqual(["task", "cost", "kind"]);
+    expect(moved(["task", "kind"], "task")).toEqual(["task", "kind"]);
+    expect(moved(["task", "kind"], "cost")).toEqual(["task", "kind"]);
+    expect(withColumn(["task", "cost", "kind"], "cost", false)).toEqual(["task", "kind"]);
+  });
+});
+
+describe("orgs of a wall", () => {
+  const of = (query: string): [readonly string[], number] => [orgsOf(new URLSearchParams(query), "demo"), turnOf(new URLSearchParams(query))];
+  test("are those of the address, each once, for at least five seconds", () => {
+    expect(of("")).toEqual([["demo"], 30_000]);
+    expect(of("orgs=a, b,,a&every=60")).toEqual([["a", "b"], 60_000]);
+    expect(of("orgs=,&every=1")).toEqual([["demo"], 5000]);
+    expect(of("every=-7")).toEqual([["demo"], 5000]);
+    expect(of("every=soon")).toEqual([["demo"], 30_000]);
+  });
+});
+
+describe("durations", () => {
+  test("each is in the step that does not exceed it, the slowest in the last", () => {
+    const steps = spread([0, 100, 101, 3000, 3_600_000, 3_600_001, 1e12]);
+    expect(steps).toEqual([2, 1, 0, 1, 0, 0, 0, 0, 0, 1, 2]);
+    expect(spread([]).every((n) => n === 0)).toBe(true);
+  });
+  test("a quantile is a duration that occurred", () => {
+    const durations = [50, 10, 30, 20, 40, 60, 100, 80, 90, 70];
+    expect([quantile(durations, 0.5), quantile(durations, 0.9), quantile(durations, 1)]).toEqual([50, 90, 100]);
+    expect(quantile([7], 0.5)).toBe(7);
+    expect(quantile([], 0.5)).toBeNaN();
+  });
+});
+
+describe("what was pasted to sign in", () => {
+  const signed = (claims: object): string => `e30.${Buffer.from(JSON.stringify(claims)).toString("base64url")}.x`;
+  test("is a link, a code, or a token of another issuer", () => {
+    const [code, token] = [signed({ use: "login", sub: "ana", org: "demo" }), signed({ role: "authenticated", sub: "ana", org: "demo" })];
+    expect(ticketOf(` http://127.0.0.1:7700/dashboard/#code=${code} `)).toEqual({ code });
+    expect(ticketOf(code)).toEqual({ code });
+    expect(ticketOf(token)).toEqual({ token });
+    for (const text of ["", "nonsense", "a.b.c", signed([]), signed({ sub: "ana" }), signed({ role: 7 })]) expect(ticketOf(text)).toBeNull();
   });
 });
 
