@@ -262,12 +262,8 @@ impl<'a> Asking<'a> {
 
     /// Records what the try used. It counts also if the assignment is over, in place of what was presumed then.
     pub(in crate::agent) async fn record_end(&self, used: &ModelUsage) {
-        let Some(tasks) = self.job.tasks() else { return };
         let record = self.now.lock().record;
-        if let Err(error) = again(self.job.deadline, || tasks.end_model_question(record, used)).await {
-            // The record counts as its most when the assignment ends.
-            warn!(task = %self.job.start.key.task_id, %error, "the usage of a question is not recorded");
-        }
+        record_usage(self.job, record, used).await;
     }
 
     /// Counts and records what a try used. Nothing if it is not under way.
@@ -299,6 +295,15 @@ impl Meter for Asking<'_> {
         self.stopped().await;
         self.now.lock().record = Uuid::new_v4();
         self.begin().await.unwrap_or(false)
+    }
+}
+
+/// Records what a question used. It counts also if the assignment is over, in place of what was presumed then.
+pub(in crate::agent) async fn record_usage(job: &Job, question: Uuid, used: &ModelUsage) {
+    let Some(tasks) = job.tasks() else { return };
+    if let Err(error) = again(job.deadline, || tasks.end_model_question(question, used)).await {
+        // The record counts as its most when the assignment ends.
+        warn!(task = %job.start.key.task_id, %error, "the usage of a question is not recorded");
     }
 }
 

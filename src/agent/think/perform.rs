@@ -13,7 +13,7 @@ use super::{
 use crate::{
     agent::{
         Finished,
-        asking::{Asking, Pricing},
+        asking::{Asking, Pricing, record_usage},
         failover::{Choice, Turns},
         hex,
         job::{permanent, retryable},
@@ -155,6 +155,8 @@ impl Session<'_> {
             Ok(seq) => seq,
             Err(deferred) => return Ok(Asked::Deferred(deferred)),
         };
+        // The commit of this question has flushed it.
+        self.answered = None;
         self.shows(turns.shown(choice));
         let shows = |activity| self.job.shows(activity);
         let spent = self.tokens_before.saturating_add(self.used.tokens);
@@ -190,12 +192,14 @@ impl Session<'_> {
         let used = pricing.used(answer.counts(), answer.details, answer.model.as_deref(), most);
         asking.count(used.usage);
         self.used = asking.used();
-        let recorded = self.record_answer(steps, seq, answer, (asking.record().id, used.clone()), last).await;
-        if recorded.is_err() {
-            // The usage is known, even if the answer is not recorded because the assignment is over.
-            asking.record_end(&used).await;
+        let question = asking.record().id;
+        match self.read(steps, answer, (question, used.clone()), last).await {
+            Ok(end) => self.record_answer(seq, end).await.map(|()| Asked::Answered),
+            Err(failure) => {
+                record_usage(self.job, question, &used).await;
+                Err(failure)
+            }
         }
-        recorded.map(|()| Asked::Answered)
     }
 
     /// Records a question that is about to be sent. Returns its step, or how the job goes on if a limit of the day has
@@ -235,19 +239,10 @@ impl Session<'_> {
         }
     }
 
-    /// Records an answer with its calls and what it used.
-    async fn record_answer(
-        &self,
-        steps: &[Step],
-        seq: i32,
-        answer: ChatAnswer,
-        used: (Uuid, ModelUsage),
-        last: bool,
-    ) -> Result<(), Failure> {
-        let end = self.read(steps, answer, used, last).await?;
-        // The head is the question itself.
-        let end_question = || self.tasks.end_question(&self.at, seq, seq, &end);
-        again(self.job.deadline, end_question).await.map_err(|e| unwritten(&e))?;
+    /// Records an answer with its calls and what it used, and keeps it until the next question is on disk.
+    async fn record_answer(&mut self, seq: i32, end: ModelEnd) -> Result<(), Failure> {
+        self.write_answer(seq, &end).await?;
+        self.answered = Some((seq, end));
         fault::point(fault::Point::StepRecorded);
         Ok(())
     }

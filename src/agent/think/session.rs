@@ -10,18 +10,20 @@ use super::{
 use crate::{
     agent::{
         Definition, Finished, Job,
-        asking::added,
+        asking::{added, record_usage},
         failover::Choices,
         job::{permanent, retryable},
         retry::again,
     },
     id::TraceContext,
     task::{
-        EarlierEffect, Failure, LatestRun, NoteKind, PinnedDefinition, RunKey, Step, TaskCommands, Usage,
+        EarlierEffect, Failure, LatestRun, ModelEnd, NoteKind, PinnedDefinition, RunKey, Step, StepState,
+        TaskCommands, Usage,
     },
 };
 use parking_lot::Mutex;
 use serde_json::{Value, json};
+use tracing::warn;
 
 /// Questions and calls of a run without limits of its definition.
 const STEPS_MAX: u32 = 50;
@@ -49,6 +51,8 @@ pub(crate) struct Session<'a> {
     pub(super) spent: (u64, u64),
     /// Messages that came since the last job, until they are in a note.
     messages: Option<String>,
+    /// The last answer and its step, until the next question: a crash of Postgres may lose its commit.
+    pub(super) answered: Option<(i32, ModelEnd)>,
 }
 
 impl<'a> Session<'a> {
@@ -95,6 +99,7 @@ impl<'a> Session<'a> {
             tokens_before,
             spent: (tokens_before, 0),
             messages,
+            answered: None,
         })
     }
 
@@ -148,6 +153,10 @@ impl<'a> Session<'a> {
         let run = run.ok_or_else(|| retryable("another run of the task has begun"))?;
         self.spent = (run.tokens, run.microdollars);
         let steps = run.steps;
+        if let Some((seq, end)) = self.lost_answer(&steps) {
+            warn!(%task, seq, "the database has lost an answer that was not on its disk; it is recorded again");
+            return self.write_answer(*seq, end).await.map(|()| None);
+        }
         let action = machine::next(&steps, self.rules());
         // Between the results of an answer and the next question, never between a call and its result.
         if matches!(action, Action::Ask { again: None, .. })
@@ -163,6 +172,23 @@ impl<'a> Session<'a> {
             return Ok(None);
         }
         self.perform(&steps, action).await
+    }
+
+    /// The last answer, if its step has none.
+    fn lost_answer(&self, steps: &[Step]) -> Option<&(i32, ModelEnd)> {
+        let is_open = |seq| steps.iter().any(|step| step.seq == seq && step.state == StepState::Started);
+        self.answered.as_ref().filter(|(seq, _)| is_open(*seq))
+    }
+
+    /// Records the answer of the question `seq`.
+    pub(super) async fn write_answer(&self, seq: i32, end: &ModelEnd) -> Result<(), Failure> {
+        // The head is the question itself.
+        let written = again(self.job.deadline, || self.tasks.end_question(&self.at, seq, seq, end)).await;
+        if written.is_err() {
+            // The usage is known, even if the answer is not recorded because the assignment is over.
+            record_usage(self.job, end.question, &end.used).await;
+        }
+        written.map_err(|e| unwritten(&e))
     }
 
     async fn perform(&mut self, steps: &[Step], action: Action) -> Result<Option<Finished>, Failure> {

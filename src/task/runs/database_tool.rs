@@ -11,6 +11,7 @@ use crate::task::storage::statement::{sql, to_i64};
 use crate::task::{Error, TaskCommands};
 use bytes::BytesMut;
 use deadpool_postgres::Transaction;
+use futures_util::future::try_join;
 use serde_json::{Value, json};
 use std::time::Duration;
 use tokio_postgres::{
@@ -25,9 +26,12 @@ const BYTES_MAX: usize = 64 << 10;
 /// How long the statement waits for a lock.
 const LOCK_TIMEOUT: &str = "1s";
 
-/// Ends the limits of a statement.
-const AS_THE_DAEMON: &str = "set local role none; set local statement_timeout = 0; set local lock_timeout = 0; \
-                             set local search_path = pg_catalog";
+/// Undoes a statement that may only read, or that Postgres refused, with its limits: a transaction that is read-only
+/// becomes writable again only in this way.
+const UNDO: &str = "rollback to savepoint tool";
+/// Keeps a statement and ends its limits: `set local` outlives the savepoint, and the record is written as the daemon.
+const KEEP: &str = "set local role none; set local statement_timeout = 0; set local lock_timeout = 0; \
+                    set local search_path = pg_catalog; release savepoint tool";
 
 /// A statement with its values.
 #[derive(Clone, Debug)]
@@ -102,33 +106,22 @@ impl TaskCommands {
         end: impl FnOnce(&DatabaseResult) -> CallEnd + Send,
     ) -> Result<(), Error> {
         let mut client = self.context.database.client().await?;
-        let mut tx = client.transaction().await.map_err(db::Error::from)?;
-        // Rolled back with a refused statement, so that the record of the refusal can still be committed.
-        let inner = tx.savepoint("tool").await.map_err(db::Error::from)?;
-        let found = match statement(&inner, call).await {
-            Ok(found) if call.read_only => {
-                // A transaction that is read-only cannot become writable again except by this rollback.
-                inner.rollback().await.map_err(db::Error::from)?;
-                found
-            }
-            Ok(found) => {
-                // `set local` outlives the savepoint, and the record is written as the daemon.
-                inner.batch_execute(AS_THE_DAEMON).await.map_err(db::Error::from)?;
-                inner.commit().await.map_err(db::Error::from)?;
-                found
-            }
+        let tx = client.transaction().await.map_err(db::Error::from)?;
+        let record = tx.prepare_cached(sql!("step_end")).await.map_err(db::Error::from)?;
+        let (found, close) = match statement(&tx, call).await {
+            Ok(found) => (found, if call.read_only { UNDO } else { KEEP }),
             Err(error) => {
                 let sqlstate = refused_state(&error).ok_or(db::Error::from(error))?;
-                inner.rollback().await.map_err(db::Error::from)?;
-                DatabaseResult::Refused { sqlstate }
+                (DatabaseResult::Refused { sqlstate }, UNDO)
             }
         };
         let end = end(&found);
         let fence = Fence::of(at);
         let (state, bytes) = (end.state.as_str(), to_i64(end.bytes));
         let params = fence.with(&[&seq, &state, &end.result, &bytes, &end.cut, &1_i32]);
-        let statement = tx.prepare_cached(sql!("step_end")).await.map_err(db::Error::from)?;
-        written(&tx.query(&statement, &params).await.map_err(db::Error::from)?)?;
+        // Sent together, in this order.
+        let ended = try_join(tx.batch_execute(close), tx.query(&record, &params));
+        written(&ended.await.map_err(db::Error::from)?.1)?;
         Ok(tx.commit().await.map_err(db::Error::from)?)
     }
 }
@@ -139,8 +132,11 @@ async fn statement(
 ) -> Result<DatabaseResult, tokio_postgres::Error> {
     let role = call.role.replace('"', "\"\"");
     let timeout = call.timeout.as_millis();
+    // What is only read can be read again, so its record does not wait for the disk. That is set outside of the savepoint,
+    // which is rolled back with a refused statement, so that the record of the refusal can still be committed.
+    let flush = if call.read_only { "set local synchronous_commit = off; " } else { "" };
     let mut limits = format!(
-        "set local statement_timeout = {timeout}; set local lock_timeout = '{LOCK_TIMEOUT}'; \
+        "{flush}savepoint tool; set local statement_timeout = {timeout}; set local lock_timeout = '{LOCK_TIMEOUT}'; \
          set local search_path = public, pg_temp; set local role \"{role}\""
     );
     if call.read_only {

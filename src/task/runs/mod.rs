@@ -2,8 +2,9 @@
 //!
 //! Each write is one guarded statement: it carries the assignment and the epoch, and an assignment that is not
 //! `running` writes nothing (`Fenced`). An append also carries the number of the last step that the caller has read, so
-//! that two writers cannot both append. A step that has ended is never written again. Every commit here waits for the
-//! disk: an intent that a crash of Postgres forgot could let an effect happen twice.
+//! that two writers cannot both append. A step that has ended is never written again. An intent, a question that is about
+//! to be sent, and the end of an effect wait for the disk. An answer and what a statement has read do not: the next commit
+//! that waits flushes them too (`docs/decisions/0053-answers-flushed-by-the-next-intent.md`).
 mod approvals;
 mod database_tool;
 mod fork;
@@ -179,15 +180,21 @@ impl TaskCommands {
         let mut client = self.context.database.client().await?;
         let tx = Transaction::begin(&mut client);
         let seq = written(&run(&tx, sql!("step_ask"), &params).await?)?.read("seq")?;
-        let asked = model_questions::ask(&tx, at.key, &at.agent, Some((at.run, seq)), record).await?;
-        if let Err(short) = asked {
+        let ask = model_questions::ask(&tx, at.key, &at.agent, Some((at.run, seq)), record);
+        if record.limits.is_empty() {
+            // The assignment is locked by the statement before, so this one finds it, too.
+            let (asked, _) = tx.commit_after(ask, false).await?;
+            return Ok(asked.map(|()| seq));
+        }
+        if let Err(short) = ask.await? {
             return Ok(Err(short));
         }
         tx.commit().await?;
         Ok(Ok(seq))
     }
 
-    /// Ends the question `seq` after step `head` with its answer, its calls and what it used, in one commit.
+    /// Ends the question `seq` after step `head` with its answer, its calls and what it used, in one commit. It does not
+    /// wait for the disk.
     ///
     /// # Errors
     /// `Fenced` when the assignment is over, or the step has ended.
@@ -216,10 +223,11 @@ impl TaskCommands {
             &calls.results,
         ]);
         let mut client = self.context.database.client().await?;
-        let tx = Transaction::begin(&mut client);
+        // A crash of Postgres may lose the answer: the question then counts as its most and is asked again. No effect
+        // is lost with it, because the intent of a call, the end of a run and the end of a task flush it first.
+        let tx = Transaction::begin_async(&mut client);
         written(&run(&tx, sql!("step_answered"), &params).await?)?;
-        model_questions::end(&tx, *question, used).await?;
-        tx.commit().await
+        tx.commit_after(model_questions::end(&tx, *question, used), false).await.map(drop)
     }
 
     /// Begins calls: their intent is on disk when this returns.

@@ -1,4 +1,5 @@
 //! Reads runs and steps.
+use crate::db;
 use crate::id::TraceContext;
 use crate::task::storage::rows::{self, Columns, Unreadable};
 use crate::task::storage::statement::sql;
@@ -6,9 +7,10 @@ use crate::task::{
     Approval, AskedModel, EarlierEffect, Effect, Ending, Error, NoteKind, Run, Step, StepBody, StepState,
     TaskId, TaskReader, ToolStep,
 };
+use futures_util::future::try_join;
 use serde_json::{Value, json};
 use std::time::Duration;
-use tokio_postgres::Row;
+use tokio_postgres::{Row, types::ToSql};
 use uuid::Uuid;
 
 /// Most steps of one answer to a reader.
@@ -20,12 +22,26 @@ impl TaskReader {
     /// # Errors
     /// `Unavailable`; `NewerSchema` for a step that this version does not know.
     pub async fn latest_run(&self, task: TaskId) -> Result<Option<LatestRun>, Error> {
-        let found = self.query(sql!("run_latest"), &[&task.as_uuid()]).await?;
+        let client = self.database.client().await?;
+        let (latest, of_run) =
+            try_join(client.prepare_cached(sql!("run_latest")), client.prepare_cached(sql!("run_steps")))
+                .await
+                .map_err(db::Error::from)?;
+        let task_id = task.as_uuid();
+        // Both in one round trip. The steps are those of the latest run, which may be newer than the row read before.
+        let (found, rows) = loop {
+            let params: [&(dyn ToSql + Sync); 1] = [&task_id];
+            let both = try_join(client.query(&latest, &params), client.query(&of_run, &params));
+            let (found, rows) = both.await.map_err(db::Error::from)?;
+            let of = |rows: &[Row]| rows.first().map(|row| row.read::<i32>("run")).transpose();
+            if rows.is_empty() || of(&found)? == of(&rows)? {
+                break (found, rows);
+            }
+        };
         let Some(row) = found.first() else { return Ok(None) };
         let number: i32 = row.read("run")?;
         let ended_state: Option<String> = row.read("ended_state")?;
         let head: i32 = row.read("head_seq")?;
-        let rows = self.query(sql!("run_steps"), &[&task.as_uuid(), &number]).await?;
         let mut steps: Vec<Step> = rows.iter().map(step).collect::<Result<_, _>>()?;
         // Only the step that ended the run can have been rejected, and nothing followed it.
         if let Some(last) = steps.last_mut().filter(|last| last.seq == head) {

@@ -3,6 +3,7 @@ mod approvals;
 mod classes;
 mod compaction;
 mod costs;
+mod crash;
 mod failover;
 mod fetch;
 mod fork;
