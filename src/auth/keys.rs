@@ -378,7 +378,7 @@ mod tests {
         for role in ["pg_read_all_data", "PG_monitor", "none", "", "public", "a\nb"] {
             let roles = vec!["anon".to_owned(), role.to_owned()];
             let config = Config { jwt_secret: Some("x".repeat(32).into()), roles, ..Config::default() };
-            let refused = Keys::load(&config, Path::new("/nonexistent")).unwrap_err();
+            let refused = Keys::load_or_generate(&config, Path::new("/nonexistent")).unwrap_err();
             assert!(refused.to_string().starts_with("auth.roles[1]"), "{refused}");
         }
     }
@@ -386,7 +386,7 @@ mod tests {
     #[test]
     fn short_secret_is_refused_by_name() {
         let config = Config { jwt_secret: Some("short".into()), ..Config::default() };
-        let refused = Keys::load(&config, Path::new("/nonexistent")).unwrap_err();
+        let refused = Keys::load_or_generate(&config, Path::new("/nonexistent")).unwrap_err();
         assert_eq!(refused.to_string(), "auth.jwt_secret has 5 bytes: an HS256 secret needs at least 32");
         assert!(!format!("{config:?}").contains("short"));
     }
