@@ -111,14 +111,14 @@ fn hints_of_the_demo_are_working_commands_without_a_password() {
     // Two tickets ask for a refund, and an agent asks a person about each.
     let list = said.iter().map(|line| line.trim()).find(|line| line.ends_with("task list")).unwrap();
     let asked = format!("{list} --state waiting --kind support.refund");
-    let until = std::time::Instant::now() + crate::support::PATIENCE;
+    let until = tokio::time::Instant::now() + crate::support::PATIENCE;
     loop {
         let output = Command::new("sh").args(["-c", &asked]).current_dir(folder.path()).output().unwrap();
         let tasks = text(&output.stdout).matches("support.refund").count();
         if tasks == 2 {
             break;
         }
-        assert!(std::time::Instant::now() < until, "{tasks} of 2 questions: {}", text(&output.stderr));
+        assert!(tokio::time::Instant::now() < until, "{tasks} of 2 questions: {}", text(&output.stderr));
     }
     signal(demo.id(), "-INT");
     assert_eq!(demo.wait().unwrap().code(), Some(0));
