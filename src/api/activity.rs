@@ -12,9 +12,10 @@ use serde_json::{Value, json};
 
 /// The longest range of lanes.
 const LANES_HOURS_MAX: i64 = 24;
-/// The longest range of spending by hour, and by dimensions: a bill of a month is compared when it is over.
+/// The longest range of spending by hour.
 const SPEND_DAYS_MAX: i64 = 31;
-const SPEND_BY_DAYS_MAX: i64 = 92;
+/// The longest range of spending by dimensions, in days: a bill of a month is compared when it is over.
+pub const SPEND_BY_DAYS_MAX: i64 = 92;
 /// Most agents of lanes.
 const AGENTS_MAX: usize = 100;
 

@@ -2,7 +2,7 @@
 //! reported as missing.
 use super::{Deps, problem::Problem};
 use crate::{
-    auth::{Denied, Principal},
+    auth::{self, Denied, Principal},
     id::TaskId,
     task::{self, Task},
 };
@@ -49,11 +49,7 @@ impl From<Denied> for Problem {
 /// the user.
 fn token(headers: &HeaderMap) -> Option<&str> {
     let bearer = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let bearer = bearer.and_then(|value| {
-        let (scheme, token) = value.split_once(' ')?;
-        scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
-    });
-    bearer.or_else(|| headers.get("apikey")?.to_str().ok())
+    bearer.and_then(auth::bearer).map(str::trim).or_else(|| headers.get("apikey")?.to_str().ok())
 }
 
 impl Caller {

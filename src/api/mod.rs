@@ -25,6 +25,7 @@ mod stream;
 mod tasks;
 mod wait;
 
+pub use activity::SPEND_BY_DAYS_MAX;
 pub use admin::{Doctor, Reload, Reloaded};
 pub use health::{Health, PartState};
 pub use inbox::PresenceRate;

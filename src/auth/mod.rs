@@ -19,6 +19,13 @@ mod source;
 mod strict_json;
 mod verify;
 
+/// The token in the value of a header `Authorization`. `None` for another scheme than `Bearer`.
+#[must_use]
+pub fn bearer(value: &str) -> Option<&str> {
+    let (scheme, token) = value.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then_some(token)
+}
+
 pub use api_keys::{ApiKey, OPAQUE_PREFIX};
 pub use claims::Claims;
 pub use dashboard_role::DashboardRole;

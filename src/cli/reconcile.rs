@@ -3,6 +3,7 @@
 #![expect(clippy::indexing_slicing, reason = "indexing a JSON value returns null for a missing member")]
 use super::{Outcome, daemon::Daemon, exit::Failure, input_file, output, settings::Settings};
 use crate::{
+    api::SPEND_BY_DAYS_MAX,
     clock::Clock,
     llm::{Bill, BillProblem, read_bill},
 };
@@ -16,8 +17,6 @@ use std::{
     time::Duration,
 };
 
-/// Days back that spending can be read.
-const DAYS_BACK_MAX: i64 = 92;
 /// Largest file that is read.
 const BILL_BYTES_MAX: u64 = 64 << 20;
 
@@ -70,7 +69,7 @@ pub(super) async fn run(settings: &Settings, args: Args) -> Outcome {
     let now = Clock::System.now();
     // An hour less than the longest range: the clocks of this program and the daemon may differ.
     let oldest =
-        (now - TimeDelta::days(DAYS_BACK_MAX) + TimeDelta::hours(1)).date_naive() + TimeDelta::days(1);
+        (now - TimeDelta::days(SPEND_BY_DAYS_MAX) + TimeDelta::hours(1)).date_naive() + TimeDelta::days(1);
     let from = first.max(oldest);
     let daemon = Daemon::find(settings)?;
     let query = [("by", "day,org,provider".to_owned()), ("from", format!("{from}T00:00:00Z"))];
@@ -84,7 +83,7 @@ pub(super) async fn run(settings: &Settings, args: Args) -> Outcome {
     // The present day is not over, neither there nor here.
     let days = compared(&bill, &charged, from, last.min(now.date_naive() - TimeDelta::days(1)));
     if first < from {
-        eprintln!("days before {from} are not compared: spending is read {DAYS_BACK_MAX} days back");
+        eprintln!("days before {from} are not compared: spending is read {SPEND_BY_DAYS_MAX} days back");
     }
     if days.is_empty() {
         return Err(anyhow!("no day of the bill can be compared: all are too old, or not over").into());

@@ -4,7 +4,7 @@ use super::{
     sessions::{Session, is_secret},
 };
 use crate::{
-    auth::{DashboardRole, Login},
+    auth::{self, DashboardRole, Login},
     db,
     id::{OrgId, client_address},
     problem::{Problem, RateLimit},
@@ -130,8 +130,7 @@ async fn login_of_token(inner: &Inner, token: &str) -> Result<Login, Problem> {
 
 /// The token of `Authorization: Bearer …`.
 fn bearer(headers: &HeaderMap) -> Option<&str> {
-    let (scheme, token) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
-    scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
+    auth::bearer(headers.get(header::AUTHORIZATION)?.to_str().ok()?).map(str::trim)
 }
 
 /// The session of the cookie.

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     access::{self, Asker, Origin, Rights},
-    auth::Claims,
+    auth::{self, Claims},
     hub::{Message, Room},
     id::Topic,
     remote::BroadcastSource,
@@ -385,10 +385,7 @@ async fn authenticated_body(
 /// Verifies the bearer token, else the `apikey` header.
 async fn authenticate(shared: &Shared, headers: &HeaderMap) -> Result<Claims, HttpRejection> {
     let text = |name: &str| headers.get(name).map(|value| value.to_str().unwrap_or_default());
-    let bearer = text("authorization").and_then(|value| {
-        let (scheme, token) = value.split_once(' ')?;
-        scheme.eq_ignore_ascii_case("bearer").then_some(token)
-    });
+    let bearer = text("authorization").and_then(auth::bearer);
     let token = bearer.or_else(|| text("apikey")).unwrap_or_default();
     shared.verify(token).await.map_err(|_| message(StatusCode::UNAUTHORIZED, "Unauthorized"))
 }

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     agent::{
         Finished,
-        asking::{Asking, Pricing, record_usage},
+        asking::{Asking, Pricing},
         failover::{Choice, Turns},
         hex,
         job::{permanent, retryable},
@@ -196,7 +196,7 @@ impl Session<'_> {
         match self.read(steps, answer, (question, used.clone()), last).await {
             Ok(end) => self.record_answer(seq, end).await.map(|()| Asked::Answered),
             Err(failure) => {
-                record_usage(self.job, question, &used).await;
+                asking.record_end(&used).await;
                 Err(failure)
             }
         }
