@@ -188,11 +188,13 @@ impl Provider {
         caller: &Caller<'_>,
         deadline: Instant,
     ) -> Result<ChatAnswer, Error> {
-        let texts = |parts: &[Value]| parts.iter().map(Value::to_string).collect::<Vec<_>>();
-        let (messages, tools) = (texts(&question.messages), texts(&question.tools));
-        let bytes = messages.iter().chain(&tools).map(String::len).sum();
         // What all questions of an agent have in common: the instructions in the first message, and the tools.
-        let common: Vec<&str> = messages.first().into_iter().chain(&tools).map(String::as_str).collect();
+        let common: Vec<String> =
+            question.messages.first().into_iter().chain(&question.tools).map(Value::to_string).collect();
+        let common: Vec<&str> = common.iter().map(String::as_str).collect();
+        // The history may be long, so its texts are not kept.
+        let history: usize = question.messages.iter().skip(1).map(|part| part.to_string().len()).sum();
+        let bytes = history + common.iter().map(|text| text.len()).sum::<usize>();
         let needs = Needs {
             model: &question.model,
             tokens: tokens(bytes, question.max_tokens.into()),
