@@ -1,8 +1,8 @@
 //! Reads the agents' files and the settings again while the daemon runs, and applies them as a whole or not at all.
 //!
 //! It looks at the folder and the settings file every two seconds: a change counts when two looks in a row find the same
-//! files, so that a file that is being written is not read. Every file system and mount can be looked at, while some send no events. SIGHUP and
-//! `POST /v1/reload` read at once. Files with a problem change nothing; the process log and `/health` say what is wrong.
+//! files, so that a file that is being written is not read. Every file system and mount can be looked at, while some send
+//! no events. SIGHUP and `POST /v1/reload` read at once. Files with a problem change nothing; the process log and `/health` say what is wrong.
 use super::{
     leadership::{Registration, hosted_here, register},
     settings::{Settings, SettingsChange},

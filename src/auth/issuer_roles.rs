@@ -41,7 +41,7 @@ impl IssuerRoles {
             }
             if table.claim.is_empty() || DashboardRole::ALL.iter().all(|role| table.values(*role).is_empty())
             {
-                let problem = format!("the table of {issuer:?} gives nobody a role");
+                let problem = format!("the table of {issuer:?} gives no role");
                 return Err((problem, "write it like { claim = \"groups\", operator = [\"support\"] }"));
             }
         }
@@ -138,8 +138,8 @@ mod tests {
     fn table_without_a_role_or_for_the_daemon_itself_is_refused() {
         assert_eq!(roles().check(), Ok(()));
         for (bad, expected) in [
-            (json!({ "https://a.test": {} }), "gives nobody a role"),
-            (json!({ "https://a.test": { "claim": "", "admin": ["x"] } }), "gives nobody a role"),
+            (json!({ "https://a.test": {} }), "gives no role"),
+            (json!({ "https://a.test": { "claim": "", "admin": ["x"] } }), "gives no role"),
             (json!({ "convoke": { "admin": ["x"] } }), "the daemon itself"),
         ] {
             let refused = serde_json::from_value::<IssuerRoles>(bad).unwrap().check().unwrap_err();

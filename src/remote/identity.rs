@@ -211,8 +211,9 @@ impl Identity {
         }
     }
 
-    /// Whether a bearer may subscribe and publish to this room: one of the audience. An agent may enter its own room before it is known. A room of digests is only for bearers of its org,
-    /// whatever the setting. True for every other room.
+    /// Whether a bearer may subscribe and publish to this room: one of the audience. An agent may enter its own room
+    /// before it is known. A room of digests is only for bearers of its org, whatever the setting. True for every other
+    /// room.
     #[must_use]
     pub fn may_observe(&self, room: &Room, claims: &Arc<Claims>) -> bool {
         if digest::is_digest_room(room) {

@@ -502,6 +502,7 @@ mod tests {
         assert_eq!(found, [format!("run.tools_by: {told}"), format!("limits.calls_max: {told}")]);
         let text = "id = \"t\"\n[run]\nkind = \"remote\"\n[[tool]]\nname = \"a\"\nkind = \"http\"\nurl = \"http://x\"";
         let found = found_in(text, &Env::of([]));
-        assert!(found[0].ends_with(": only kind = \"llm\" has a model that could call a tool"), "{found:?}");
+        let message = found[0].split_once(": ").map(|(_, message)| message);
+        assert_eq!(message, Some("only kind = \"llm\" has a model that could call a tool"));
     }
 }

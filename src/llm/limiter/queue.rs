@@ -100,7 +100,8 @@ impl Queue {
         Some(entry)
     }
 
-    /// The request that enters next, of those that pass, of an agent that `may` enter now; `None` if there is none.
+    /// The next request to enter; `None` if there is none. Only agents for which `may` is true count, and of their requests
+    /// only those for which `passes` is true.
     ///
     /// The highest class goes first, a class being a priority raised by the waiting time. Of one class, the agent that
     /// was served least goes first, then the one that has waited longest.

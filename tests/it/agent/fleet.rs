@@ -232,8 +232,8 @@ async fn thousand_questions_at_once_are_answered_each_once_within_the_places_of_
     }
 }
 
-/// An endpoint that begins the answer to the first question with long instructions when it is told to, and ends it when
-/// it is told to.
+/// An endpoint that holds the answer to the first question with long instructions: the test decides when its first byte
+/// and its end are sent.
 #[derive(Default)]
 struct Holding {
     alike: AtomicUsize,

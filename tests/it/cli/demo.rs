@@ -119,6 +119,7 @@ fn hints_of_the_demo_are_working_commands_without_a_password() {
             break;
         }
         assert!(tokio::time::Instant::now() < until, "{tasks} of 2 questions: {}", text(&output.stderr));
+        std::thread::sleep(std::time::Duration::from_millis(100));
     }
     signal(demo.id(), "-INT");
     assert_eq!(demo.wait().unwrap().code(), Some(0));
