@@ -23,6 +23,9 @@ export default defineConfig({
   outputDir: "test-results",
   use: {
     headless: true,
+    // Without a limit of its own a step that waits in vain ends with the test, and the report names the cleanup instead.
+    actionTimeout: 60_000,
+    navigationTimeout: 60_000,
     // Frames are drawn by the processor: small pages without animations leave more of it for the test.
     contextOptions: { reducedMotion: "reduce" },
     viewport: { width: 960, height: 640 },

@@ -15,6 +15,9 @@ export default defineConfig({
   outputDir: "test-results",
   use: {
     headless: true,
+    // Without a limit of its own a step that waits in vain ends with the test, and the report names the cleanup instead.
+    actionTimeout: 60_000,
+    navigationTimeout: 60_000,
     launchOptions: chromium(),
   },
 });

@@ -1,14 +1,15 @@
 // Dialogs: what changes something is confirmed in one.
 import { useSignal } from "@preact/signals";
 import type { ComponentChildren, JSX } from "preact";
-import { useEffect, useRef } from "preact/hooks";
+import { useLayoutEffect, useRef } from "preact/hooks";
 import { again, status } from "./live.ts";
 import { isOperator } from "./session.ts";
 
 export function Dialog({ label, isOpen, onClose, children }: { label: string; isOpen: boolean; onClose: () => void; children: ComponentChildren }): JSX.Element {
   const dialog = useRef<HTMLDialogElement>(null);
   const was = useSignal(false);
-  useEffect(() => {
+  // Before the next event: the dialog gets each key that follows the one that opens it.
+  useLayoutEffect(() => {
     if (isOpen && !dialog.current?.open) dialog.current?.showModal();
     if (!isOpen && dialog.current?.open) dialog.current.close();
     was.value = isOpen;

@@ -104,8 +104,8 @@ function act(key: string, org: string): boolean {
 
 function focusFilter(org: string): boolean {
   if (route.value.screen !== "tasks") go(href(org, "tasks"));
-  // The list is drawn with the next frame.
-  requestAnimationFrame(() => requestAnimationFrame(() => document.querySelector<HTMLElement>("[data-focus=filter]")?.focus()));
+  // After the microtask that draws the list, and before the next event: the filter gets each key that follows.
+  queueMicrotask(() => document.querySelector<HTMLElement>("[data-focus=filter]")?.focus());
   return true;
 }
 

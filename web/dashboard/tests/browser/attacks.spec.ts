@@ -169,19 +169,20 @@ test("a script in what agents and requesters write is text on every screen", asy
       await expect(page.locator("main").getByText(ready).first(), path).toBeVisible();
       await clean(path);
     };
+    const showEvents = async (page: Page): Promise<void> => {
+      const details = page.getByRole("button", { name: /Details of/ });
+      await details.first().waitFor();
+      for (const event of await details.all()) await event.click();
+    };
     await seen("");
     await seen("/tasks");
     await seen(`/tasks/${asked}`);
     await seen(`/tasks/${failed}`);
     await seen(`/tasks/${failed}`, "<img src=x", (page) => page.getByRole("button", { name: "Show as table" }).first().click());
     await seen(`/tasks/${failed}/timeline`, "<img src=x", (page) => page.getByRole("button", { name: "Show as table" }).click());
-    await seen(`/tasks/${failed}/events`, "onerror", async (page) => {
-      for (const event of await page.getByRole("button", { name: /Details of/ }).all()) await event.click();
-    });
+    await seen(`/tasks/${failed}/events`, "onerror", showEvents);
     await seen(`/tasks/${failed}/data`, "onerror");
-    await seen(`/tasks/${canceled}/events`, "onerror", async (page) => {
-      for (const event of await page.getByRole("button", { name: /Details of/ }).all()) await event.click();
-    });
+    await seen(`/tasks/${canceled}/events`, "onerror", showEvents);
     await seen("/inbox");
     await seen("/agents");
     await seen("/agents/hostile");

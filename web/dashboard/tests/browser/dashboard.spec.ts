@@ -385,6 +385,31 @@ test("a task is requested with its budget and its parts in view", async ({ seats
   await seats.reaches(id, "canceled");
 });
 
+test("the palette and the filter have the focus before the next key", async ({ seats }) => {
+  const { page, origin } = await seats.person("ana");
+  /** Presses a key and returns the role or label of what gets a key that follows at once. */
+  const focused = (init: { key: string; ctrlKey?: boolean }): Promise<string | null> =>
+    page.evaluate(async (init) => {
+      document.activeElement!.dispatchEvent(new KeyboardEvent("keydown", { ...init, bubbles: true, cancelable: true }));
+      // The next task of the page: no frame is drawn before it.
+      await new Promise((resolve) => {
+        const { port1, port2 } = new MessageChannel();
+        port1.onmessage = resolve;
+        port2.postMessage(null);
+      });
+      return document.activeElement!.getAttribute("role") ?? document.activeElement!.getAttribute("data-focus");
+    }, init);
+  for (const path of ["", "/tasks"]) {
+    await page.goto(`${origin}/dashboard/demo${path}`);
+    await isLive(page);
+    expect(await focused({ key: "k", ctrlKey: true }), path).toBe("combobox");
+    await page.keyboard.press("Escape");
+    await page.keyboard.press("Escape");
+    await expect(page.getByRole("dialog")).toHaveCount(0);
+    expect(await focused({ key: "/" }), path).toBe("filter");
+  }
+});
+
 test("the palette goes anywhere, and a filter is saved as a view", async ({ seats }) => {
   const id = await seats.request("support.reply");
   await seats.reaches(id, "completed");
