@@ -10,17 +10,22 @@ use crate::{
     id::TaskId,
     llm::Clients,
     scope::{OnExit, Scope},
-    task::{Error, Tasks, TracedTask},
+    task::{Error, Tasks, Traced},
     telemetry::{Otlp, Outage, Registry},
 };
 use anyhow::{Context, anyhow};
 use chrono::{DateTime, TimeDelta, Utc};
-use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 use std::{collections::BTreeMap, time::Duration};
 use tokio::time::{Instant, sleep};
 
 /// Pause between two looks at the event log, so that one request takes many tasks.
 const EVERY: Duration = Duration::from_secs(1);
+/// Pause after a part of the export, as often as its reading took: the export reads a tenth of the time at most, so that it
+/// costs a busy database little. What it has not read waits in the event log.
+const PAUSES: u32 = 9;
+/// Longest pause after a part.
+const PART_PAUSE_MAX: Duration = Duration::from_secs(5);
 /// Longest pause after a failure; it doubles.
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// Tasks that ended are read again for 5 seconds; their ends are remembered for longer.
@@ -53,6 +58,7 @@ pub(super) fn start(
         interval: otlp.interval,
         spans: metrics.counter("otlp_spans", "Spans that the collector has taken"),
         failures: metrics.counter("otlp_failures", "Batches of spans or metrics that did not arrive"),
+        waiting: metrics.gauge("otlp_waiting_events", "Events of tasks that the export has not read yet"),
         reached: None,
         sent: BTreeMap::new(),
     };
@@ -73,6 +79,7 @@ struct Export {
     interval: Duration,
     spans: Counter,
     failures: Counter,
+    waiting: Gauge,
     /// How far the event log was read. `None` until the row is read, and while another node exports.
     reached: Option<i64>,
     /// Ends that were sent.
@@ -90,6 +97,7 @@ impl Export {
                 self.send_traces().await
             } else {
                 self.reached = None;
+                self.waiting.set(0);
                 Ok(())
             };
             let sent = match sent {
@@ -122,10 +130,13 @@ impl Export {
         };
         loop {
             self.reached = Some(after);
-            let found = self.tasks.traced(after, self.content).await.map_err(text)?;
-            let new = |task: &&TracedTask| self.sent.get(&task.id) != Some(&task.ended);
-            let tasks: Vec<&TracedTask> = found.tasks.iter().filter(new).collect();
-            let batch: Vec<_> = tasks.iter().flat_map(|task| spans::of_task(task)).collect();
+            let began = Instant::now();
+            let Traced { mut tasks, reached, waiting } = self.tasks.traced(after).await.map_err(text)?;
+            self.waiting.set(waiting);
+            tasks.retain(|task| self.sent.get(&task.id) != Some(&task.ended));
+            self.tasks.complete_traced(&mut tasks, self.content).await.map_err(text)?;
+            let batch: Vec<_> = tasks.iter().flat_map(spans::of_task).collect();
+            let reading = began.elapsed();
             let count = u64::try_from(batch.len()).unwrap_or(u64::MAX);
             if !batch.is_empty() {
                 self.otlp.send_spans(batch).await?;
@@ -134,17 +145,17 @@ impl Export {
             for task in &tasks {
                 spans::measure(task, &self.otlp.instruments);
             }
-            let ends: Vec<_> = tasks.iter().map(|task| (task.id, task.ended)).collect();
-            self.sent.extend(ends);
-            let is_last = found.reached <= after;
+            self.sent.extend(tasks.iter().map(|task| (task.id, task.ended)));
+            let is_last = reached <= after;
             if !is_last {
-                self.tasks.trace_exported(found.reached).await.map_err(text)?;
+                self.tasks.trace_exported(reached).await.map_err(text)?;
             }
-            after = found.reached;
+            after = reached;
             if is_last {
                 self.forget();
                 return Ok(());
             }
+            sleep((reading * PAUSES).min(PART_PAUSE_MAX)).await;
         }
     }
 

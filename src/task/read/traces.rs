@@ -19,6 +19,8 @@ pub struct Traced {
     pub tasks: Vec<TracedTask>,
     /// The number of the last event that was looked at.
     pub reached: i64,
+    /// About how many events come after it.
+    pub waiting: i64,
 }
 
 /// A task that has ended.
@@ -151,30 +153,38 @@ impl TaskReader {
         self.query(sql!("traced_reached"), &[&reached]).await.map(drop)
     }
 
-    /// The tasks that have ended since the event `after`, and again those of the last 5 seconds before it. `contents`:
-    /// with arguments, results and answers.
+    /// The tasks that have ended since the event `after`, and again those of the last 5 seconds before it, but without
+    /// events, attempts and steps: [`Self::complete_traced`] reads those of the tasks that are to be sent.
     ///
     /// # Errors
     /// `Unavailable`.
-    pub async fn traced(&self, after: i64, contents: bool) -> Result<Traced, Error> {
+    pub async fn traced(&self, after: i64) -> Result<Traced, Error> {
         let rows = self.query(sql!("traced_tasks"), &[&after, &EVENTS_MAX]).await?;
-        let reached = rows.first().map(|row| row.read("reached")).transpose()?.unwrap_or(after);
+        let number = |name| rows.first().map_or(Ok(None), |row| row.read::<Option<i64>>(name));
+        let (reached, waiting) = (number("reached")?.unwrap_or(after), number("waiting")?.unwrap_or(0));
         let found = rows.iter().filter_map(|row| task(row).transpose());
-        let mut tasks: Vec<TracedTask> = found.collect::<Result<_, Unreadable>>()?;
+        Ok(Traced { tasks: found.collect::<Result<_, Unreadable>>()?, reached, waiting })
+    }
+
+    /// Adds the events, attempts and steps of these tasks. `contents`: with arguments, results and answers.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub async fn complete_traced(&self, tasks: &mut [TracedTask], contents: bool) -> Result<(), Error> {
         if tasks.is_empty() {
-            return Ok(Traced { tasks, reached });
+            return Ok(());
         }
         let ids: Vec<Uuid> = tasks.iter().map(|task| task.id.as_uuid()).collect();
         let mut events = grouped(&self.query(sql!("traced_events"), &[&ids]).await?, event)?;
         let mut attempts = grouped(&self.query(sql!("traced_attempts"), &[&ids]).await?, attempt)?;
         let mut steps = grouped(&self.query(sql!("traced_steps"), &[&ids, &contents]).await?, step)?;
-        for task in &mut tasks {
+        for task in tasks {
             let id = task.id.as_uuid();
             task.events = events.remove(&id).unwrap_or_default();
             task.attempts = attempts.remove(&id).unwrap_or_default();
             task.steps = steps.remove(&id).unwrap_or_default();
         }
-        Ok(Traced { tasks, reached })
+        Ok(())
     }
 }
 
