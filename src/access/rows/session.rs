@@ -45,8 +45,9 @@ pub(super) struct Session {
     /// Sets role, claims and `sub` until the transaction ends.
     pub(super) set_role: Statement,
     statements: HashMap<u64, Statement>,
-    /// The prepared statement of the fingerprint check, after its first use.
+    /// The prepared statements of the fingerprint check, after their first uses: with known held roles, and without.
     pub(super) fingerprint: Option<Statement>,
+    pub(super) first_fingerprint: Option<Statement>,
 }
 
 /// A borrowed connection. [`Lent::give_back`] returns it after its transaction, [`Lent::give_back_idle`] after statements
@@ -111,7 +112,13 @@ impl Sessions {
         let client = self.database.connect("convoke row checks", &self.scope).await?;
         client.batch_execute(SETTINGS).await?;
         let set_role = client.prepare_typed(SET_ROLE, &[Type::TEXT, Type::TEXT, Type::TEXT]).await?;
-        Ok(Session { client, set_role, statements: HashMap::new(), fingerprint: None })
+        Ok(Session {
+            client,
+            set_role,
+            statements: HashMap::new(),
+            fingerprint: None,
+            first_fingerprint: None,
+        })
     }
 }
 

@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 use tokio::{sync::Mutex, time::Instant};
-use tokio_postgres::{SimpleQueryMessage, error::SqlState};
+use tokio_postgres::{SimpleQueryMessage, error::SqlState, types::Oid};
 
 /// Interval of the periodic check; it does nothing while no plan is cached.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -25,11 +25,15 @@ const VISIBLE_WITHIN: Duration = Duration::from_secs(5);
 /// Looks for them that follow each other at once, and the pause before each later one.
 const LOOKS_WITHOUT_PAUSE: u32 = 10;
 const VISIBLE_PAUSE: Duration = Duration::from_millis(10);
+/// The statement of a check.
+const FINGERPRINT: &str = include_str!("sql/fingerprint.sql");
+/// Its parameter for the held roles.
+const HELD: &str = "$4::oid[]";
 /// A catalog table that servers before PostgreSQL 15 lack.
 const SCHEMAS: &str = "pg_catalog.pg_publication_namespace";
 /// Its empty replacement for those servers.
 const NO_SCHEMAS: &str =
-    "(select 0::oid as oid, 0::oid as pnpubid, 0::oid as pnnspid, 0 as xmin where false)";
+    "(select 0::oid as oid, 0::oid as pnpubid, 0::oid as pnnspid, '0'::xid as xmin where false)";
 
 /// Fingerprint checks, shared by concurrent callers.
 #[derive(Debug, Default)]
@@ -71,6 +75,8 @@ async fn watch(inner: Weak<Inner>) {
 #[derive(Debug)]
 struct Found {
     fingerprint: String,
+    /// The watched roles with the roles that they are members of, directly or not; `None` if they may have changed.
+    held: Option<Vec<Oid>>,
     /// The transactions that its snapshot sees.
     snapshot: Snapshot,
 }
@@ -165,10 +171,13 @@ impl Inner {
         }
         let number = self.fingerprints.begun.fetch_add(1, Ordering::AcqRel) + 1;
         let mut lent = self.catalog_sessions.lend().await;
-        let found = tokio::time::timeout(CATALOG_WITHIN, fingerprint(&mut lent.session, &watched)).await;
+        let known = last.as_ref().filter(|(objects, _)| *objects == watched);
+        let held = known.and_then(|(_, found)| found.held.as_deref());
+        let found =
+            tokio::time::timeout(CATALOG_WITHIN, fingerprint(&mut lent.session, &watched, held)).await;
         let mut sees = true;
         match found {
-            Ok(Ok(found)) => {
+            Ok(Ok(mut found)) => {
                 lent.give_back_idle();
                 sees = sees_all(&found);
                 // Also unequal if an object is checked for the first time: it may have changed since its plan
@@ -177,6 +186,8 @@ impl Inner {
                     *objects == watched && before.fingerprint == found.fingerprint
                 });
                 if !same {
+                    // The roles that were asked about may not be those that are held now.
+                    found.held = found.held.filter(|_| held.is_none());
                     self.catalog.forget();
                 }
                 *last = Some((watched, found));
@@ -203,24 +214,38 @@ fn covers((objects, found): &(Watched, Found), watched: &Watched, seen: &[u32]) 
     has_plans && objects == watched && !seen.is_empty() && seen.iter().all(|id| found.snapshot.sees(*id))
 }
 
-/// Computes the fingerprint. The statement is prepared once for each connection.
-async fn fingerprint(session: &mut Session, watched: &Watched) -> Result<Found, tokio_postgres::Error> {
+/// Computes the fingerprint, of the `held` roles if they are known: finding them costs about as much as the rest. Each of the
+/// two statements is prepared once for each connection.
+async fn fingerprint(
+    session: &mut Session,
+    watched: &Watched,
+    held: Option<&[Oid]>,
+) -> Result<Found, tokio_postgres::Error> {
     let Watched { tables, functions, roles } = watched;
-    let statement = match &session.fingerprint {
+    let (prepared, sql) = match held {
+        Some(_) => (&mut session.fingerprint, FINGERPRINT.to_owned()),
+        None => {
+            (&mut session.first_fingerprint, FINGERPRINT.replace(HELD, include_str!("sql/held_roles.sql")))
+        }
+    };
+    let statement = match prepared {
         Some(statement) => statement.clone(),
         None => {
-            let sql = include_str!("sql/fingerprint.sql");
-            let statement = match session.client.prepare(sql).await {
+            let statement = match session.client.prepare(&sql).await {
                 Err(error) if error.code() == Some(&SqlState::UNDEFINED_TABLE) => {
                     session.client.prepare(&sql.replace(SCHEMAS, NO_SCHEMAS)).await?
                 }
                 prepared => prepared?,
             };
-            session.fingerprint.insert(statement).clone()
+            prepared.insert(statement).clone()
         }
     };
-    let row = session.client.query_one(&statement, &[tables, functions, roles]).await?;
-    Ok(Found { fingerprint: row.try_get(0)?, snapshot: Snapshot::of(row.try_get(1)?) })
+    let row = match held {
+        Some(held) => session.client.query_one(&statement, &[tables, functions, roles, &held]).await?,
+        None => session.client.query_one(&statement, &[tables, functions, roles]).await?,
+    };
+    let held = Some(row.try_get(1)?);
+    Ok(Found { fingerprint: row.try_get(0)?, held, snapshot: Snapshot::of(row.try_get(2)?) })
 }
 
 /// The snapshot that the server makes now, in one round trip.
@@ -251,7 +276,7 @@ mod tests {
     fn check_covers_what_its_snapshot_sees_of_the_plans_that_it_checked() {
         let of = |table: u32| Watched { tables: vec![table], ..Watched::default() };
         let last = |objects: Watched| {
-            (objects, Found { fingerprint: "f".into(), snapshot: Snapshot::of("8:12:8,10") })
+            (objects, Found { fingerprint: "f".into(), held: None, snapshot: Snapshot::of("8:12:8,10") })
         };
         assert!(covers(&last(of(1)), &of(1), &[7]));
         assert!(covers(&last(of(1)), &of(1), &[7, 9, 11]));

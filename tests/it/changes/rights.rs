@@ -108,6 +108,43 @@ async fn check_waits_until_snapshots_see_the_transaction_of_a_change() {
     sight.stop().await;
 }
 
+/// The check keeps the roles that it found, until it finds a change.
+#[tokio::test]
+async fn membership_that_ends_anywhere_in_its_chain_counts_at_once() {
+    let schema = "create table t (id int); alter table t enable row level security";
+    let sight = sight(schema).await;
+    sight
+        .run_as_admin(
+            "create role {role}_near; create role {role}_far; create role {role}_between;
+             grant {role}_far to {role}_near; grant {role}_near to {role};",
+        )
+        .await;
+    sight.run("create policy p on t to {role}_far using (true)").await;
+    let table = sight.table("t").await;
+    let changes = sight.inserts(&table, "(values (1)) as t(id)").await;
+    let viewer = sight.viewer(json!({}));
+    for (change, seen) in [
+        ("select 1", SHOWN),
+        ("revoke {role}_far from {role}_near", HIDDEN),
+        ("grant {role}_far to {role}_between; grant {role}_between to {role}_near", SHOWN),
+        // Of a role that was no part of the chain when it was found first.
+        ("revoke {role}_far from {role}_between", HIDDEN),
+        ("grant {role}_far to {role}_between", SHOWN),
+        ("revoke {role}_near from {role}", HIDDEN),
+        ("grant {role}_near to {role}", SHOWN),
+    ] {
+        sight.run_as_admin(change).await;
+        // The first check after a change finds the roles again, the later ones use them.
+        for _ in 0..3 {
+            sight.rows.refresh(&[]).await;
+            assert_eq!(sight.sees(&viewer, &changes).await, [seen], "{change}");
+        }
+    }
+    sight.run("drop policy p on t").await;
+    sight.run_as_admin("drop role {role}_near; drop role {role}_far; drop role {role}_between").await;
+    sight.stop().await;
+}
+
 /// Outcomes that were evaluated beside the look at the catalog count only if it finds the rights unchanged.
 #[tokio::test]
 async fn prefetched_outcome_of_a_policy_that_has_changed_is_not_used() {
