@@ -53,7 +53,10 @@ pub use supervisor::{Agents, Deps, Error};
 pub use think::ToolsBy;
 pub use tool::Keeper;
 pub(crate) use tool::{KEEP, keep_call, unfit_readers};
-pub use wake::{BadTemplate, Commit, PositionedChange, WakeIndex};
+pub use wake::{
+    BadTemplate, Commit, PositionedChange, Trial, TrialError, TrialOutcome, TrialRow, Trials, TriedCondition,
+    WakeIndex,
+};
 
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;

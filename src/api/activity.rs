@@ -1,11 +1,20 @@
-//! `/v1/lanes`, `/v1/spend` and `/v1/triggers`: what agents did over time, for pages.
-use super::{Deps, caller::Caller, input::Params, problem::Problem};
+//! `/v1/lanes`, `/v1/spend` and `/v1/triggers`: what agents did over time, for pages, and what a wake would do.
+use super::{
+    Deps,
+    caller::Caller,
+    input::{Body, Params},
+    problem::Problem,
+};
 use crate::{
-    agent::{Definition, Schedule, Wake},
+    agent::{Definition, Schedule, Trial, TrialError, TrialRow, Wake},
     id::{AgentId, OrgId},
     task::{SpendBy, TriggerState},
 };
-use axum::{Json, extract::State};
+use axum::{
+    Json,
+    extract::{Path, State},
+    http::StatusCode,
+};
 use chrono::{DateTime, Datelike, TimeDelta, Utc};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -149,6 +158,33 @@ pub(super) async fn triggers(
     Ok(Json(json!({ "triggers": triggers, "bursts": bursts })))
 }
 
+/// What a wake would do with a row; changes nothing. 404 for a wake that the org does not have, 400 for a row that the
+/// table cannot have, 422 for a wake that does not fit its table.
+pub(super) async fn try_wake(
+    State(deps): State<Deps>,
+    caller: Caller,
+    Path(trigger): Path<String>,
+    Params(query): Params<TriggersQuery>,
+    Body(tried): Body<TrialRow>,
+) -> Result<Json<Trial>, Problem> {
+    caller.may_administer("try the filter of a wake")?;
+    let org = caller.org_for(query.org)?;
+    let wakes = deps.agents.wakes();
+    let trial = deps.trials.try_row(&wakes, (&org, &trigger), tried, deps.clock.now()).await;
+    trial.map(Json).map_err(|error| match &error {
+        TrialError::UnknownWake(_) => {
+            Problem::new(StatusCode::NOT_FOUND, "unknown_wake", format!("{error} in the org {org}"))
+        }
+        TrialError::BadWake(_) => {
+            Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid_wake", error.to_string())
+        }
+        TrialError::BadRow(_) => Problem::bad_request(error.to_string()),
+        TrialError::TooSlow | TrialError::Database(_) => {
+            Problem::unavailable(format!("{error}: try again later"))
+        }
+    })
+}
+
 /// The wakes and schedules of an agent's file.
 fn defined(of: &Definition) -> Vec<Value> {
     let agent = &of.id;
@@ -156,6 +192,7 @@ fn defined(of: &Definition) -> Vec<Value> {
         json!({
             "kind": "wake", "trigger": format!("{agent}#{at}"), "agent_id": agent, "table": wake.table,
             "events": wake.events.iter().map(|event| event.as_str()).collect::<Vec<_>>(), "filter": wake.filter,
+            "reads": wake.columns(),
             "coalesces": wake.debounce.is_some() || wake.coalesce_by.is_some(), "requests": wake.request.kind,
         })
     };

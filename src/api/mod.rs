@@ -33,7 +33,7 @@ pub use overview::Overviews;
 pub use polls::Polls;
 
 use crate::{
-    agent::Agents,
+    agent::{Agents, Trials},
     auth::Keys,
     clock::Clock,
     gateway::Gateway,
@@ -141,6 +141,8 @@ pub struct Deps {
     pub series: telemetry::Series,
     /// Checks the database.
     pub doctor: Doctor,
+    /// Tries rows for wakes.
+    pub trials: Trials,
     /// Reads the agents' files again.
     pub reload: Reload,
     /// The settings, without secrets.
@@ -180,6 +182,7 @@ pub fn router(deps: Deps) -> Router {
         .route("/lanes", get(activity::lanes))
         .route("/spend", get(activity::spend))
         .route("/triggers", get(activity::triggers))
+        .route("/triggers/{trigger}/try", post(activity::try_wake))
         .route("/agents/{id}/presence", put(inbox::present).delete(inbox::gone))
         .route("/agents/{id}/inbox", get(inbox::inbox))
         .route("/agents/{id}/messages", post(inbox::message))

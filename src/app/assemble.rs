@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     access::{self, Access},
-    agent::{self, Agents, Definition, Keeper},
+    agent::{self, Agents, Definition, Keeper, Trials},
     api,
     auth::{self, Keys},
     changes::{self, Appender, Changes},
@@ -158,6 +158,7 @@ pub(super) async fn assemble(
     let (serving, keys) = (scope.child(), rights.keys);
     let series = sample_series(&scope, &metrics, &clock);
     let doctor = doctor(&config, &database)?;
+    let trials = Trials::new(&database)?;
     let page = dashboard::Deps { database: database.clone(), keys: keys.clone(), clock: clock.clone() };
     let page = dashboard::router(&config.dashboard, page)?;
     let routes = gateway::router(&gateway).merge(page).merge(api::router(api::Deps {
@@ -176,6 +177,7 @@ pub(super) async fn assemble(
         models,
         series,
         doctor,
+        trials,
         reload: reload_of_api(&reload),
         settings: shown,
         viewers_see_data: config.dashboard.viewers_see_data(),

@@ -279,6 +279,24 @@ impl Filter {
         Ok(Self { conditions })
     }
 
+    /// The conditions of a filter as they are written, in the order of [`Filter::conditions`].
+    #[must_use]
+    pub fn texts(text: &str) -> Vec<&str> {
+        if text.trim().is_empty() { Vec::new() } else { split(text).into_iter().map(str::trim).collect() }
+    }
+
+    /// The columns that it reads, each once, in the order of the text.
+    #[must_use]
+    pub fn columns(&self) -> Vec<String> {
+        let mut columns: Vec<String> = Vec::new();
+        for segment in self.segments() {
+            if !columns.contains(&segment.column) {
+                columns.push(segment.column.clone());
+            }
+        }
+        columns
+    }
+
     /// Every test, including those in groups.
     pub fn segments(&self) -> impl Iterator<Item = &Segment> {
         let mut all = Vec::new();

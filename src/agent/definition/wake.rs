@@ -1,4 +1,5 @@
 //! `[[wake]]`: the row changes that request a task.
+use crate::filter::Filter;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::time::Duration;
@@ -93,5 +94,18 @@ impl Wake {
     #[must_use]
     pub fn table_name(&self) -> (&str, &str) {
         self.table.split_once('.').unwrap_or(("public", &self.table))
+    }
+
+    /// The columns that decide about a row, each once: those of the filter, and those that select what is coalesced.
+    #[must_use]
+    pub fn columns(&self) -> Vec<String> {
+        let filter = Filter::parse(self.filter.as_deref().unwrap_or_default()).unwrap_or_default();
+        let mut columns = filter.columns();
+        for name in self.coalesce_by.iter().flatten() {
+            if !columns.contains(name) {
+                columns.push(name.clone());
+            }
+        }
+        columns
     }
 }

@@ -20,7 +20,8 @@ impl WakeIndex {
     /// If the database cannot be read.
     pub async fn check(&self, database: &Database) -> Result<Vec<(AgentId, Problem)>, db::Error> {
         let mut client = database.client().await?;
-        let relations = self.relations(&**client).await?;
+        let (schemas, names): (Vec<_>, Vec<_>) = self.tables().into_iter().unzip();
+        let relations = relations(&**client, &schemas, &names).await?;
         let oids: Vec<u32> = relations.iter().map(|relation| relation.oid).collect();
         let kinds = Kinds::read(&**client, &oids).await?;
         let mut problems = Vec::new();
@@ -46,29 +47,26 @@ impl WakeIndex {
         problems.sort_by(|a, b| (&a.0, &a.1.key).cmp(&(&b.0, &b.1.key)));
         Ok(problems)
     }
+}
 
-    /// The tables as the WAL describes them.
-    async fn relations(&self, client: &impl GenericClient) -> Result<Vec<Relation>, db::Error> {
-        let (schemas, names): (Vec<_>, Vec<_>) = self.tables().into_iter().unzip();
-        let mut relations: Vec<Relation> = Vec::new();
-        for row in client.query(include_str!("sql/columns.sql"), &[&schemas, &names]).await? {
-            let oid: u32 = row.try_get(2)?;
-            if relations.last().is_none_or(|seen| seen.oid != oid) {
-                let identity = char::from(row.try_get::<_, i8>(3)?.unsigned_abs());
-                let (schema, name) = (row.try_get(0)?, row.try_get(1)?);
-                relations.push(Relation {
-                    oid,
-                    schema,
-                    name,
-                    replica_identity: identity,
-                    columns: Vec::new(),
-                });
-            }
-            if let (Some(relation), Some(column)) = (relations.last_mut(), row.try_get(4)?) {
-                let (type_oid, type_name) = (row.try_get(5)?, row.try_get(6)?);
-                relation.columns.push(Column::new(column, type_oid, -1, row.try_get(7)?, type_name));
-            }
+/// The tables with these schemas and names as the WAL describes them; one that does not exist is missing.
+pub(super) async fn relations(
+    client: &impl GenericClient,
+    schemas: &[String],
+    names: &[String],
+) -> Result<Vec<Relation>, db::Error> {
+    let mut relations: Vec<Relation> = Vec::new();
+    for row in client.query(include_str!("sql/columns.sql"), &[&schemas, &names]).await? {
+        let oid: u32 = row.try_get(2)?;
+        if relations.last().is_none_or(|seen| seen.oid != oid) {
+            let replica_identity = char::from(row.try_get::<_, i8>(3)?.unsigned_abs());
+            let (schema, name) = (row.try_get(0)?, row.try_get(1)?);
+            relations.push(Relation { oid, schema, name, replica_identity, columns: Vec::new() });
         }
-        Ok(relations)
+        if let (Some(relation), Some(column)) = (relations.last_mut(), row.try_get(4)?) {
+            let (type_oid, type_name) = (row.try_get(5)?, row.try_get(6)?);
+            relation.columns.push(Column::new(column, type_oid, -1, row.try_get(7)?, type_name));
+        }
     }
+    Ok(relations)
 }

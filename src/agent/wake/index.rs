@@ -64,8 +64,10 @@ pub(super) struct Entry {
     pub(super) agent: AgentId,
     pub(super) at: usize,
     pub(super) wants: WakeCriteria,
-    org: OrgId,
-    events: Vec<WakeEvent>,
+    /// The filter as it is written.
+    pub(super) filter: String,
+    pub(super) org: OrgId,
+    pub(super) events: Vec<WakeEvent>,
     together: Option<Together>,
     request: Arc<RequestTemplate>,
 }
@@ -79,18 +81,18 @@ struct Together {
 
 /// The wakes of a table, each bound to one version of it; `None` for one that cannot be bound.
 #[derive(Debug)]
-struct Fitted {
-    relation: Arc<Relation>,
-    fits: Vec<Option<BoundWake>>,
+pub(super) struct Fitted {
+    pub(super) relation: Arc<Relation>,
+    pub(super) fits: Vec<Option<BoundWake>>,
 }
 
 /// A row change and the wakes of its table.
-struct MatchCandidate<'a> {
-    placed: &'a PositionedChange<'a>,
-    row: &'a RowChange,
-    event: WakeEvent,
-    entries: &'a [Entry],
-    fitted: Arc<Fitted>,
+pub(super) struct MatchCandidate<'a> {
+    pub(super) placed: &'a PositionedChange<'a>,
+    pub(super) row: &'a RowChange,
+    pub(super) event: WakeEvent,
+    pub(super) entries: &'a [Entry],
+    pub(super) fitted: Arc<Fitted>,
 }
 
 impl WakeIndex {
@@ -109,6 +111,7 @@ impl WakeIndex {
                         filter: compiled.filter.clone(),
                         by: wake.coalesce_by.clone().unwrap_or_default(),
                     },
+                    filter: wake.filter.clone().unwrap_or_default(),
                     org: definition.org.clone(),
                     events: wake.events.clone(),
                     together: (wake.debounce.is_some() || wake.coalesce_by.is_some()).then(|| Together {
@@ -239,13 +242,13 @@ impl MatchCandidate<'_> {
     }
 
     /// Collects the questions for Postgres.
-    fn ask(&self, answers: &mut Answers) {
+    pub(super) fn ask(&self, answers: &mut Answers) {
         for fit in self.concerned().filter_map(|(_, fit)| fit).filter(|fit| fit.asks()) {
             fit.test(self.row, answers);
         }
     }
 
-    fn collect_wakes(&self, answers: &mut Answers, metrics: &Metrics, wakes: &mut Vec<Wake>) {
+    pub(super) fn collect_wakes(&self, answers: &mut Answers, metrics: &Metrics, wakes: &mut Vec<Wake>) {
         let mut context = None;
         for (entry, fit) in self.concerned() {
             let outcome = fit.map(|fit| fit.test(self.row, answers));
@@ -272,6 +275,16 @@ impl MatchCandidate<'_> {
 }
 
 impl Entry {
+    /// The wake's name, like `triage#0`.
+    pub(super) fn trigger(&self) -> String {
+        format!("{}#{}", self.agent, self.at)
+    }
+
+    /// Whether changes wait to be coalesced before a task is requested.
+    pub(super) fn coalesces(&self) -> bool {
+        self.together.is_some()
+    }
+
     fn complain(&self, relation: &Relation, misfit: super::bind::BindError) {
         let table = format!("{}.{}", relation.schema, relation.name);
         let key = format!("wake.{}.{}", self.at, misfit.key);
@@ -306,7 +319,7 @@ impl Entry {
 
     fn bare(&self, placed: &PositionedChange<'_>) -> Wake {
         Wake {
-            trigger: format!("{}#{}", self.agent, self.at),
+            trigger: self.trigger(),
             agent: self.agent.clone(),
             org: self.org.clone(),
             lsn: placed.commit.lsn,
@@ -317,7 +330,7 @@ impl Entry {
     }
 }
 
-fn event_of(op: Op) -> WakeEvent {
+pub(super) fn event_of(op: Op) -> WakeEvent {
     match op {
         Op::Insert => WakeEvent::Insert,
         Op::Update => WakeEvent::Update,

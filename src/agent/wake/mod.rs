@@ -11,10 +11,12 @@ mod bind;
 mod check;
 mod index;
 mod template;
+mod trial;
 
 pub use index::{Commit, PositionedChange, WakeIndex};
 pub use template::BadTemplate;
 pub(crate) use template::{Context, Template};
+pub use trial::{Trial, TrialError, TrialOutcome, TrialRow, Trials, TriedCondition};
 
 use super::definition::{Wake, WakeRequest};
 use crate::{filter::Filter, id::TraceContext, task::Request};

@@ -4,13 +4,14 @@ use crate::support::{TestDb, empty_database};
 use bytes::Bytes;
 use chrono::DateTime;
 use convoke::{
-    agent::{Commit, Env, Metrics, PositionedChange, WakeIndex},
+    agent::{Commit, Env, Metrics, PositionedChange, Trial, TrialOutcome, Trials, WakeIndex},
     db::Database,
     id::Lsn,
     scope::Scope,
     task::Wake,
     wal::{Cell, Change, Column, Op, Relation, RowChange},
 };
+use serde_json::json;
 use std::sync::Arc;
 
 const TABLES: &str = "
@@ -176,4 +177,91 @@ async fn each_version_of_a_table_is_bound_on_its_own() {
     let rows = [row(&before), row(&after), row(&before)];
     assert_eq!(places(&woken(&index, &database, &rows).await), [("a#0", 0), ("a#0", 2)]);
     assert_eq!(metrics.wakes_unfit.get(), 1);
+}
+
+/// What a trial says of a row, by a wake.
+async fn tried(trials: &Trials, index: &WakeIndex, at: usize, row: serde_json::Value) -> Trial {
+    let tried = serde_json::from_value(row).unwrap();
+    let (org, trigger) = ("default".parse().unwrap(), format!("a#{at}"));
+    let now = DateTime::from_timestamp(1_000, 0).unwrap();
+    trials.try_row(index, (&org, &trigger), tried, now).await.unwrap()
+}
+
+#[tokio::test]
+async fn trial_says_what_the_same_row_does_in_the_wal() {
+    let (_db, _scope, database) = with_tables().await;
+    let tickets = relation(&database).await;
+    let filters = [
+        "",
+        "priority=gte.3",
+        "priority=in.(1,2),feeling=gt.sad",
+        "or=(title.match.^P,depth.gt.2)",
+        "title=ilike.%FIRE%,priority=lt.10",
+        "not.and=(priority.eq.1,title.is.null)",
+        "body=is.null",
+        "title=isdistinct.water",
+    ];
+    let index = index(&filters.map(|filter| wake("tickets", filter)), &Metrics::default());
+    let trials = Trials::new(&database).unwrap();
+    // The same row as JSON of a person, and as the WAL has it.
+    let rows = [
+        (
+            json!({ "id": 1, "priority": 1, "feeling": "sad", "depth": 3, "title": "Printer on fire" }),
+            ["1", "1", "sad", "3", "NULL", "Printer on fire"],
+        ),
+        (
+            json!({ "id": "2", "priority": " 12 ", "feeling": "glad", "body": {}, "title": "water" }),
+            ["2", "12", "glad", "NULL", "{}", "water"],
+        ),
+        (json!({ "id": 3 }), ["3", "NULL", "NULL", "NULL", "NULL", "NULL"]),
+        (
+            json!({ "id": 4, "priority": 2, "feeling": "glad", "depth": 2, "body": [], "title": "" }),
+            ["4", "2", "glad", "2", "[]", ""],
+        ),
+    ];
+    for (row, stored) in rows {
+        let woken = woken(&index, &database, &[insert(&tickets, &stored)]).await;
+        for (at, filter) in filters.iter().enumerate() {
+            let trial = tried(&trials, &index, at, json!({ "row": row })).await;
+            let wakes = places(&woken).contains(&(format!("a#{at}").as_str(), 0));
+            assert_eq!(trial.outcome == TrialOutcome::Wakes, wakes, "{filter}: {row} {trial:?}");
+            // All hold exactly if the row wakes: the one that excludes it is named.
+            assert_eq!(trial.conditions.iter().all(|it| it.holds == Some(true)), wakes, "{trial:?}");
+            let texts: Vec<_> = trial.conditions.iter().map(|it| it.condition.as_str()).collect();
+            assert_eq!(texts.join(","), *filter);
+        }
+    }
+}
+
+#[tokio::test]
+async fn trial_of_a_deleted_row_sees_what_the_wal_carries() {
+    let (db, _scope, database) = with_tables().await;
+    let wakes = [
+        "[[wake]]\ntable = \"tickets\"\nevents = [\"DELETE\"]\nfilter = \"id=gt.1,priority=gt.1\"\nrequest = { kind = \"k\" }\n".to_owned(),
+        "[[wake]]\ntable = \"tickets\"\nevents = [\"TRUNCATE\", \"UPDATE\"]\nrequest = { kind = \"k\", input = { was = \"{{ old.title }}\" } }\n".to_owned(),
+    ];
+    let index = index(&wakes, &Metrics::default());
+    let trials = Trials::new(&database).unwrap();
+    let row = json!({ "row": { "id": 2, "priority": 2 } });
+    let trial = tried(&trials, &index, 0, row.clone()).await;
+    assert_eq!((trial.event.as_str(), trial.outcome), ("DELETE", TrialOutcome::Excluded));
+    let told: Vec<_> = trial.conditions.iter().map(|it| (it.holds, it.values.len())).collect();
+    assert_eq!(told, [(Some(true), 1), (None, 0)], "the key alone is in the WAL");
+    for (identity, outcome) in [
+        ("full", TrialOutcome::Wakes),
+        ("using index tickets_both", TrialOutcome::Wakes),
+        ("nothing", TrialOutcome::Excluded),
+    ] {
+        let client = db.client().await;
+        client.batch_execute("alter table tickets alter priority set not null; create unique index if not exists tickets_both on tickets (id, priority)").await.unwrap();
+        client.batch_execute(&format!("alter table tickets replica identity {identity}")).await.unwrap();
+        assert_eq!(tried(&trials, &index, 0, row.clone()).await.outcome, outcome, "{identity}");
+    }
+    let inserted =
+        tried(&trials, &index, 0, json!({ "event": "INSERT", "row": { "id": 2, "priority": 2 } })).await;
+    assert_eq!((inserted.listens, inserted.outcome), (false, TrialOutcome::Excluded));
+    assert!(inserted.conditions.iter().all(|it| it.holds == Some(true)), "the event alone excludes it");
+    let unfit = tried(&trials, &index, 1, json!({ "row": { "id": 2 } })).await;
+    assert_eq!((unfit.event.as_str(), unfit.outcome), ("UPDATE", TrialOutcome::Unfit));
+    assert_eq!(unfit.problem.as_deref(), Some("input.was: there is no old.title"));
 }

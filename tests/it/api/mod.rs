@@ -7,6 +7,7 @@ mod lines;
 mod operate;
 mod page;
 mod payload;
+mod trials;
 mod watch;
 
 use crate::support::{self, PATIENCE, TestDb, crypto};
@@ -54,8 +55,13 @@ impl Edge {
     }
 
     /// With settings that `change` makes.
-    #[expect(clippy::disallowed_methods, reason = "the daemon under test runs beside the test")]
     async fn start_with(change: impl FnOnce(&mut Config)) -> Self {
+        Self::start_with_agents(change, Vec::new()).await
+    }
+
+    /// With more agents.
+    #[expect(clippy::disallowed_methods, reason = "the daemon under test runs beside the test")]
+    async fn start_with_agents(change: impl FnOnce(&mut Config), more: Vec<Definition>) -> Self {
         crypto();
         let (db, data) = (support::database().await, tempfile::tempdir().unwrap());
         let mut config = Config { database: db.config(), ..Config::default() };
@@ -70,6 +76,7 @@ impl Edge {
         };
         let definitions = vec![agent("near", "demo"), agent("other", "elsewhere")];
         let profiles: Vec<_> = definitions.iter().map(Definition::profile).collect();
+        let definitions = definitions.into_iter().chain(more).collect();
         let daemon = Daemon::builder(config).definitions(definitions).build().await.unwrap();
         let (parts, stop) = (daemon.parts().clone(), CancellationToken::new());
         let running = tokio::spawn(daemon.run(stop.clone()));

@@ -219,6 +219,11 @@ impl Doors {
             let expected = case.change(bearer.status(case.operates(org), 403));
             assert_eq!(status, expected, "{}: {answer}", case.label(&path));
         }
+        // Nobody has this wake, which only admins are told.
+        let path = "/v1/triggers/near%230/try";
+        let (status, _) = self.call(Method::POST, path, token, Some(json!({ "row": {} }))).await;
+        let may = if case.administers() { 404 } else { 403 };
+        assert_eq!(status, case.change(bearer.status(false, may)), "{}", case.label(path));
         // This daemon reads no files, which only its admins are told.
         let (status, _) = self.call(Method::POST, "/v1/reload", token, Some(json!({}))).await;
         let may = if case.administers() { 409 } else { 403 };

@@ -243,7 +243,7 @@ async fn security_md_lists_the_rights_of_each_role_at_each_door() {
 
 /// The door of each route of the daemon. The rights of a door are measured at one of its routes; what they have in
 /// common is the extractor of the caller and the rule that it asks.
-const ROUTES: [(&str, &str); 51] = [
+const ROUTES: [(&str, &str); 52] = [
     // The routes of the dashboard, below its path.
     ("{PATH}", "HTTP: the page of the dashboard"),
     ("{PATH}/{{*path}}", "HTTP: the page of the dashboard"),
@@ -292,6 +292,7 @@ const ROUTES: [(&str, &str); 51] = [
     ("/providers", "HTTP: see the accounts of the models"),
     ("/channels", "HTTP: see channels and who is on them"),
     ("/doctor", "HTTP: see channels and who is on them"),
+    ("/triggers/{trigger}/try", "HTTP: see channels and who is on them"),
     ("/settings", "HTTP: see channels and who is on them"),
     ("/reload", "HTTP: see channels and who is on them"),
     ("/channels/{topic}", "HTTP: see channels and who is on them"),

@@ -1,8 +1,9 @@
 // Requests to `/v1`.
 import { signal } from "@preact/signals";
 import { parseExact } from "./exact.ts";
+import { trialOf } from "./request.ts";
 import { Problem, authorize, problemOf, send } from "./session.ts";
-import type { Agent, AgentLine, Bar, BulkDone, Burst, Channel, ChannelLine, FeedEvent, Finding, Line, Lines, Overview, Run, Series, Spent, Task, TaskEvent, Trigger, Why } from "./types.ts";
+import type { Agent, AgentLine, Bar, BulkDone, Burst, Channel, ChannelLine, FeedEvent, Finding, Line, Lines, Overview, Run, Series, Spent, Task, TaskEvent, Trial, Trigger, Why } from "./types.ts";
 
 /** When the daemon last answered; 0 before the first answer. */
 export const answeredAt = signal(0);
@@ -56,6 +57,8 @@ export const readAgent = (id: string, abort?: AbortSignal): Promise<Agent> => ge
 export const readLanes = (query: Query, abort?: AbortSignal): Promise<{ bars: Bar[]; more: boolean }> => get("/v1/lanes", query, abort);
 export const readSpend = (query: Query, abort?: AbortSignal): Promise<{ rows: Spent[]; partial: boolean }> => get("/v1/spend", query, abort);
 export const readTriggers = (abort?: AbortSignal): Promise<{ triggers: Trigger[]; bursts: Burst[] }> => get("/v1/triggers", {}, abort);
+/** `row` is JSON as text, so that big numbers stay what was typed. */
+export const tryFilter = (trigger: string, event: string, row: string): Promise<Trial | null> => post(`/v1/triggers/${encodeURIComponent(trigger)}/try`, trialOf(event, row));
 export const readChannels = (query: Query, abort?: AbortSignal): Promise<{ channels: ChannelLine[]; total: number }> => get("/v1/channels", query, abort);
 export const readChannel = (topic: string, abort?: AbortSignal): Promise<Channel> => get(`/v1/channels/${encodeURIComponent(topic)}`, {}, abort);
 

@@ -326,6 +326,8 @@ export interface Trigger {
   table?: string;
   events?: string[];
   filter?: string | null;
+  /** The columns that decide about a row. */
+  reads?: string[];
   coalesces?: boolean;
   cron?: string;
   timezone?: string;
@@ -334,6 +336,26 @@ export interface Trigger {
   last_at?: string | null;
   last_task?: string | null;
   last_error?: string | null;
+}
+
+/** A condition of a wake's filter and a row: NULL (`null`) excludes like `false`. */
+export interface TriedCondition {
+  condition: string;
+  holds: boolean | null;
+  columns: string[];
+  /** As Postgres writes them, without those that the WAL does not carry. */
+  values: Record<string, string | null>;
+}
+
+/** What a wake would do with a row. */
+export interface Trial {
+  event: string;
+  listens: boolean;
+  outcome: "wakes" | "excluded" | "unfit";
+  conditions: TriedCondition[];
+  request: { kind: string; input: unknown } | null;
+  problem: string | null;
+  coalesces: boolean;
 }
 
 export interface Burst {

@@ -6,8 +6,9 @@ import { type Filter, toParams } from "../filter.ts";
 import { count, duration, now } from "../format.ts";
 import { useRead } from "../read.ts";
 import { FINAL } from "../types.ts";
-import { Panel, Trouble, Twin } from "../ui.tsx";
+import { Panel, Trouble } from "../ui.tsx";
 import { took } from "./Columns.tsx";
+import { Histogram } from "./Histogram.tsx";
 
 const NEWEST = 200;
 const EVERY_MS = 5000;
@@ -27,32 +28,14 @@ export function Durations({ org, filter }: { org: string; filter: Filter }): JSX
       {error ? <Trouble problem={error} /> : null}
       {!data && !error ? <p role="status">Loading…</p> : null}
       {data && !data.length ? <p class="soft">No task of this filter has ended.</p> : null}
-      {data?.length ? <Histogram durations={data} /> : null}
+      {data?.length ? <Spread durations={data} /> : null}
     </Panel>
   );
 }
 
-function Histogram({ durations }: { durations: readonly number[] }): JSX.Element {
-  const steps = spread(durations);
-  const most = Math.max(...steps);
-  const last = steps.findLastIndex((n) => n > 0);
-  const first = steps.findIndex((n) => n > 0);
-  const drawn = steps.slice(first, last + 1).map((n, i) => ({ n, label: labelOf(first + i) }));
+function Spread({ durations }: { durations: readonly number[] }): JSX.Element {
   const sentence = `Of the newest ${count(durations.length)}, half took at most ${duration(quantile(durations, 0.5))}, nine of ten at most ${duration(quantile(durations, 0.9))}.`;
-  return (
-    <>
-      <p>{sentence}</p>
-      <Twin
-        label="Durations"
-        chart={
-          <div class="histogram" role="img" aria-label={sentence}>
-            {drawn.map(({ n, label }) => <span key={label}><span class="soft">{n || ""}</span><span class="histogram-bar" style={{ height: `${(n / most) * 6}em` }} /><small>{label}</small></span>)}
-          </div>
-        }
-        table={<table class="plain-table"><caption class="hidden">Tasks by duration</caption><thead><tr><th>Duration</th><th class="number">Tasks</th></tr></thead><tbody>{drawn.map(({ n, label }) => <tr key={label}><th scope="row">{label}</th><td class="number">{n}</td></tr>)}</tbody></table>}
-      />
-    </>
-  );
+  return <Histogram label="Durations" sentence={sentence} unit="Duration" counted="Tasks" steps={spread(durations).map((n, step) => ({ n, label: labelOf(step) }))} />;
 }
 
 function labelOf(step: number): string {

@@ -7,12 +7,10 @@ import { between, duration, money, now, score } from "../format.ts";
 import { status } from "../live.ts";
 import { useRead } from "../read.ts";
 import { query, setQuery } from "../route.ts";
-import { ONE, WEIGHTS, WHAT_IF, canRank, rank } from "../score.ts";
+import { WEIGHTS, WHAT_IF, canRank, rank } from "../score.ts";
 import { type Attempt, type Award, FINAL, type Offer, PARTS, type Round, type Why as WhyAnswer } from "../types.ts";
-import { AgentDot, AgentLink, At, Empty, Legend, Money, OfferBar, Panel, Sentence, Twin, left } from "../ui.tsx";
-
-/** Offers of a round that are drawn at once. */
-const DRAWN = 40;
+import { AgentDot, AgentLink, At, Empty, Legend, Money, Panel, Sentence, left } from "../ui.tsx";
+import { RoundOffers } from "./Offers.tsx";
 
 export function Why({ org, why }: { org: string; why: WhyAnswer }): JSX.Element {
   const { rounds } = why;
@@ -74,7 +72,7 @@ function RoundView({ org, round, why }: { org: string; round: Round; why: WhyAns
     <Panel title={`Round ${round.round}`} class="round" aside={<span class="soft">{policy.replaceAll("_", " ")}{weights}</span>}>
       <Axis round={round} />
       {offers.length ? (
-        <Twin label={`Offers of round ${round.round}`} chart={<Offers org={org} round={round} offers={offers} />} table={<OfferTable round={round} offers={offers} />} />
+        <RoundOffers org={org} round={round} offers={offers} />
       ) : <p class="soft">Nobody offered.</p>}
       <Silent round={round} />
       {attempts.length ? <Ladder org={org} attempts={attempts} task={why} /> : null}
@@ -130,64 +128,6 @@ function Axis({ round }: { round: Round }): JSX.Element {
       </div>
       <div class="axis-labels"><span>0 ms <span class="soft">announced <At at={announced_at} millis /></span></span><span class="soft">{summary}</span><span>{closed ? `closed ${duration(closed - begin)}` : `closes ${left(bids_close_at) ? `in ${left(bids_close_at)}` : "now"}`}</span></div>
     </div>
-  );
-}
-
-function fateOf(offer: Offer, round: Round): string {
-  const turn = round.awards.findIndex((award) => award.agent_id === offer.agent_id);
-  const awarded = turn < 0 ? "" : round.awards.length > 1 ? `awarded (${turn + 1}.)` : "awarded";
-  switch (offer.state) {
-    case "awarded": case "confirmed": return awarded || "awarded";
-    case "open": return round.winner ? (left(offer.valid_until ?? null) ? `standby, ${left(offer.valid_until ?? null)}` : "standby") : "offered";
-    case "refused": return awarded ? `${awarded}, then refused or lost` : "refused";
-    default: return awarded ? `${awarded}, ${offer.state ?? ""}` : (offer.state ?? "");
-  }
-}
-
-function isTied(offers: Offer[], at: number): boolean {
-  const total = offers[at]?.score?.total;
-  return total !== undefined && (offers[at - 1]?.score?.total === total || offers[at + 1]?.score?.total === total);
-}
-
-function Offers({ org, round, offers }: { org: string; round: Round; offers: Offer[] }): JSX.Element {
-  return (
-    <ol class="offers">
-      {offers.slice(0, DRAWN).map((offer, at) => {
-        const won = round.awards.at(-1)?.agent_id === offer.agent_id;
-        return (
-          <li key={offer.agent_id} class={won ? "offer won" : "offer"}>
-            <span class="rank">{at + 1}</span>
-            <AgentLink org={org} id={offer.agent_id} />
-            <OfferBar offer={offer} award={round.award} weights={round.weights} />
-            <span class="total">{offer.score ? (offer.score.total > ONE ? "chosen" : `${isTied(offers, at) ? "≈ " : ""}${score(offer.score.total)}`) : <span class="soft" title={round.closed_at ? "the agent could not take the task when the round closed" : "scores are computed when the round closes"}>{round.closed_at ? "not ranked" : "–"}</span>}</span>
-            <span class="terms soft">{money(offer.cost_microdollars)} · {duration(offer.eta_ms)} · {Math.round(offer.confidence * 100)} % sure</span>
-            <span class="fate">{won ? <b>{fateOf(offer, round)}</b> : fateOf(offer, round)}</span>
-            {offer.note ? <span class="note soft">“{offer.note}”</span> : null}
-          </li>
-        );
-      })}
-      {offers.length > DRAWN ? <li class="soft">{offers.length - DRAWN} more offers: “Show as table” lists all.</li> : null}
-    </ol>
-  );
-}
-
-function OfferTable({ round, offers }: { round: Round; offers: Offer[] }): JSX.Element {
-  return (
-    <table>
-      <caption class="hidden">Offers of round {round.round}</caption>
-      <thead><tr><th>Rank</th><th>Agent</th><th>Fate</th><th class="number">Total</th>{PARTS.map((part) => <th key={part} class="number">{part}{round.weights ? ` × ${round.weights[part]}` : ""}</th>)}<th class="number">Cost</th><th class="number">Time</th><th class="number">Confidence</th><th>Offered</th><th>Valid until</th></tr></thead>
-      <tbody>
-        {offers.map((offer, at) => (
-          <tr key={offer.agent_id}>
-            <td>{at + 1}</td><th scope="row">{offer.agent_id}</th><td>{fateOf(offer, round)}</td>
-            <td class="number">{offer.score ? (offer.score.total > ONE ? "chosen" : (offer.score.total / ONE).toFixed(6)) : "–"}</td>
-            {PARTS.map((part) => <td key={part} class="number">{offer.score ? (offer.score[part] / ONE).toFixed(6) : "–"}</td>)}
-            <td class="number">{money(offer.cost_microdollars)}</td><td class="number">{duration(offer.eta_ms)}</td><td class="number">{offer.confidence}</td>
-            <td>{offer.offered_at ? <At at={offer.offered_at} millis /> : "–"}</td><td>{offer.valid_until ? <At at={offer.valid_until} /> : "–"}</td>
-          </tr>
-        ))}
-      </tbody>
-    </table>
   );
 }
 

@@ -1,5 +1,5 @@
 // The page in a real browser against a real daemon.
-import { expect, isLive, poll, test } from "./stage.ts";
+import { expect, findings, isLive, poll, test } from "./stage.ts";
 import { has } from "../../../../examples/web/tests/browser/harness/wait.ts";
 
 test("a link signs in once, and signing out ends the session", async ({ seats }) => {
@@ -512,6 +512,49 @@ test("lanes, triggers and spending show what agents did", async ({ seats }) => {
   await expect(page.getByRole("row", { name: /expert/ })).toBeVisible();
   await page.getByRole("button", { name: "by kind" }).click();
   await expect(page.getByRole("row", { name: /support.triage/ })).toBeVisible();
+});
+
+test("an admin tries the filter of a wake, which says what excludes the row", async ({ seats }) => {
+  const { page, origin } = await seats.person("ana", { bypassCSP: true }, "admin");
+  await page.goto(`${origin}/dashboard/demo/triggers?heartbeat=1000&reconnect=200`);
+  await isLive(page);
+  await page.getByRole("button", { name: "Try the filter of clerk#1" }).click();
+  const dialog = page.getByRole("dialog", { name: "Try the filter of clerk#1" });
+  const row = dialog.getByLabel(/^Row, as JSON/);
+  await expect(row, "the columns to fill in").toHaveValue(/"subject": null/);
+  const tries = dialog.getByRole("button", { name: "Try the row" });
+  const conditions = dialog.getByRole("list", { name: "Conditions of the filter" }).getByRole("listitem");
+  await row.fill('{"subject": "Invoice 7", "body": null}');
+  await tries.click();
+  await expect(dialog.getByRole("status")).toContainText("The row does not wake it.");
+  await expect(conditions.nth(0)).toHaveText(/holds\s*subject=ilike\.%invoice%\s*subject is “Invoice 7”/);
+  await expect(conditions.nth(1)).toHaveText(/excludes\s*body=neq\.test\s*body is NULL/);
+  await row.fill('{"subject": "Invoice 7", "body": "paid twice"}');
+  await tries.click();
+  await expect(dialog.getByRole("status")).toContainText("The row wakes it: a task of kind invoice.check is requested");
+  await dialog.getByText("Input of the task").click();
+  await expect(dialog.locator("pre")).toContainText('"about": "Invoice 7"');
+  for (const colorScheme of ["light", "dark"] as const) {
+    await page.emulateMedia({ colorScheme });
+    expect(await findings(page), colorScheme).toEqual([]);
+  }
+  await dialog.getByLabel("Change").selectOption("UPDATE");
+  await tries.click();
+  await expect(dialog.getByRole("status")).toContainText("The wake does not listen to UPDATE.");
+  await row.fill('{"urgency": 1}');
+  await tries.click();
+  await expect(dialog.getByRole("alert")).toContainText('no column "urgency"');
+  await expect(row, "what was typed stays").toHaveValue('{"urgency": 1}');
+  await row.fill("{");
+  await tries.click();
+  await expect(dialog.getByRole("alert")).toContainText("The row is no JSON");
+  await dialog.getByRole("button", { name: "Close" }).click();
+  await expect(dialog).toBeHidden();
+  expect((await seats.pool.query("select 1 from convoke.tasks where kind = 'invoice.check'")).rows, "nothing is requested").toEqual([]);
+  const operator = await seats.person("otto", {}, "operator");
+  await operator.page.goto(`${operator.origin}/dashboard/demo/triggers`);
+  await expect(operator.page.getByRole("row", { name: /clerk#1/ })).toBeVisible();
+  await expect(operator.page.getByRole("button", { name: /Try the filter/ })).toHaveCount(0);
 });
 
 test("a newcomer's first steps tick themselves, are gone when they are done, and come back from the help", async ({ seats }) => {

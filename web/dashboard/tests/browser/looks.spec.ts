@@ -82,6 +82,10 @@ test("every screen is accessible and fits a phone", async ({ seats }) => {
     { name: "wall", path: "?wall=1", ready: ".negotiations" },
     { name: "tasks", path: "/tasks", ready: "tbody tr" },
     { name: "tasks-filtered", path: "/tasks?state=failed,canceled&kind=report.*&since=1h", ready: "tbody tr", act: (page) => page.locator("tbody input").first().click() },
+    { name: "inspector", path: `/tasks?inspect=${ticket}`, ready: ".inspector .verdict" },
+    { name: "columns", path: "/tasks", ready: "tbody tr", act: (page) => page.getByText("Columns", { exact: true }).click() },
+    { name: "durations", path: "/tasks?durations=1", ready: ".histogram" },
+    { name: "durations-nothing", path: "/tasks?kind=none&durations=1", ready: ".durations .soft" },
     { name: "tasks-nothing", path: "/tasks?kind=none&until=soon", ready: ".empty" },
     { name: "request", path: "/tasks", ready: "tbody tr", act: press("Request a task…") },
     { name: "bulk", path: "/tasks?state=failed", ready: "tbody tr", act: async (page) => {
@@ -111,6 +115,13 @@ test("every screen is accessible and fits a phone", async ({ seats }) => {
     { name: "lanes", path: "/lanes?minutes=5", ready: ".lane" },
     { name: "lanes-empty", path: "/lanes?to=2026-01-01T00:00:00Z", ready: ".empty" },
     { name: "triggers", path: "/triggers", ready: "tbody tr" },
+    { name: "trial", path: "/triggers", ready: "tbody tr", act: async (page) => {
+      await press("Try the filter of clerk#1")(page);
+      const dialog = page.getByRole("dialog");
+      await dialog.getByLabel(/^Row, as JSON/).fill('{"subject": "Invoice 7", "body": "test"}');
+      await dialog.getByRole("button", { name: "Try the row" }).click();
+      await dialog.getByText("excludes").waitFor();
+    } },
     { name: "spend", path: "/spend?days=1", ready: ".hours" },
     { name: "channels", path: "/channels", ready: "tbody tr" },
     { name: "channel", path: "/channels/convoke:demo", ready: "tbody tr" },
@@ -119,6 +130,9 @@ test("every screen is accessible and fits a phone", async ({ seats }) => {
     { name: "help", path: "", ready: ".negotiations", act: (page) => page.keyboard.press("?") },
     { name: "missing", path: "/nowhere/at/all", ready: ".empty" },
   ]);
+  const dora = await seats.person("dora", { bypassCSP: true, viewport: DESK }, "operator");
+  await seats.pool.query("update convoke.sessions set expires_at = clock_timestamp() + interval '110 seconds' where subject = 'dora'");
+  await lookAt(dora.page, `${dora.origin}/dashboard/demo`, [{ name: "session-ends", path: "/inbox", ready: ".cards form", act: (page) => page.getByRole("status").filter({ hasText: "Your session ends at" }).waitFor() }]);
   if (PICTURES)
     for (const [name, path, colorScheme] of [["switchboard", "", "dark"], ["why", `/tasks/${ticket}?if=cheapest`, "light"], ["agent", "/agents/expert", "light"], ["inbox", "/inbox", "dark"]] as const) {
       await page.setViewportSize({ width: 1280, height: 720 });
@@ -150,6 +164,16 @@ test("every screen of a daemon without agents and tasks says what to do", async 
       { name: "empty-spend", path: "/spend", ready: ".empty" },
       { name: "empty-system", path: "/system", ready: ".spark" },
     ]);
+    const crowded = await stage.crowd(45);
+    await test.step("a round of many offers", async () => {
+      await lookAt(page, home, [{ name: "why-crowd", path: `/tasks/${crowded}`, ready: ".histogram" }]);
+      await expect(page.locator(".round")).toContainText(/Of 45 totals, the best is 0\.\d+, half are at most 0\.\d+\./);
+      await expect(page.locator(".offers")).toContainText("5 more offers");
+      await page.locator(".round .twin").first().getByRole("button", { name: "Show as table" }).click();
+      const counts = await page.getByRole("table", { name: "Offers by total" }).locator("td.number").allTextContents();
+      expect(counts.reduce((sum, n) => sum + Number(n), 0)).toBe(45);
+      await expect(page.getByRole("table", { name: "Offers by total" })).toContainText("(won)");
+    });
     const signedOut = await (await browser.newContext({ bypassCSP: true, viewport: DESK })).newPage();
     await signedOut.goto(`${origin}/dashboard/`);
     await signedOut.getByLabel("Sign-in link").waitFor();

@@ -111,11 +111,32 @@ export class Stage {
     return this.#ask<T>(path, { role: "service_role", org: "demo" }, body);
   }
 
-  async #ask<T>(path: string, claims: Record<string, unknown>, body: unknown): Promise<T> {
-    const init = body === undefined ? {} : { method: "POST", body: JSON.stringify(body) };
+  /** A task for which this many remote agents offer, each for another price; returns its id when it is completed. */
+  async crowd(count: number): Promise<string> {
+    const agents = Array.from({ length: count }, (_, at) => `peer-${String(at + 1).padStart(2, "0")}`);
+    const as = <T>(agent: string, path: string, body: unknown, method = "POST"): Promise<T> => this.#ask<T>(path, { role: "authenticated", aud: "authenticated", org: "demo", agent_id: agent }, body, method);
+    for (const agent of agents) await as(agent, `/v1/agents/${agent}/presence`, { capabilities: ["crowd.work"], lease: "60s" }, "PUT");
+    // The round closes when all have offered, and the winner accepts, however slow this machine is.
+    const task = await this.request("crowd.work", { policy: { bid_window: "60s", confirm: "60s" } });
+    interface Why { rounds: { awards: { agent_id: string; assignment_id: string; epoch: number }[] }[] }
+    const why = (): Promise<Why> => this.api<Why>(`/v1/tasks/${task}/why`);
+    await poll(async () => (await why()).rounds.length).toBe(1);
+    for (const [at, agent] of agents.entries()) await as(agent, `/v1/tasks/${task}/offers`, { round: 1, cost: 100 + at * 40, eta_ms: 1000 + at * 50, confidence: 0.95 - at / 100 });
+    await poll(async () => (await why()).rounds[0]?.awards.length).toBe(1);
+    const award = (await why()).rounds[0]!.awards[0]!;
+    const report = { task_id: task, epoch: award.epoch };
+    await as(award.agent_id, `/v1/assignments/${award.assignment_id}/accept`, report);
+    await as(award.agent_id, `/v1/assignments/${award.assignment_id}/result`, { ...report, result: "done" });
+    await this.reaches(task, "completed");
+    return task;
+  }
+
+  async #ask<T>(path: string, claims: Record<string, unknown>, body: unknown, method = "POST"): Promise<T> {
+    const init = body === undefined ? {} : { method, body: JSON.stringify(body) };
     const answer = await fetch(new URL(path, this.daemon.url), { ...init, headers: { authorization: `Bearer ${sign(claims, this.daemon.secret(), 600)}` } });
-    if (!answer.ok) throw new Error(`${path}: ${answer.status} ${await answer.text()}`);
-    return (await answer.json()) as T;
+    const text = await answer.text();
+    if (!answer.ok) throw new Error(`${path}: ${answer.status} ${text}`);
+    return (text ? JSON.parse(text) : null) as T;
   }
 
   async request(kind: string, more: object = {}): Promise<string> {

@@ -13,7 +13,8 @@ import { packed } from "../../src/lanes.ts";
 import { byHour, grouped } from "../../src/spend.ts";
 import { budgetOf } from "../../src/limits.ts";
 import { match } from "../../src/match.ts";
-import { bodyOf } from "../../src/request.ts";
+import { drawnPlaces, spreadOfTotals } from "../../src/totals.ts";
+import { bodyOf, trialOf } from "../../src/request.ts";
 import { browserOf } from "../../src/browser.ts";
 import { means, path, pointsOf, rates } from "../../src/series.ts";
 import { nested } from "../../src/tree.ts";
@@ -137,6 +138,9 @@ describe("forms", () => {
     expect(bodyOf(" a.b ", "", '{"n": 9007199254740993}')).toBe('{"kind":"a.b","requires":["a.b"],"input":{"n": 9007199254740993}}');
     expect(bodyOf("a", "x, y,", "")).toBe('{"kind":"a","requires":["x","y"],"input":null}');
     expect(() => bodyOf("a", "", "{")).toThrow("no JSON");
+    expect(trialOf("INSERT", ' {"n": 9007199254740993}')).toBe('{"event":"INSERT","row":{"n": 9007199254740993}}');
+    expect(trialOf("DELETE", " ")).toBe('{"event":"DELETE","row":{}}');
+    expect(() => trialOf("INSERT", "{")).toThrow("The row is no JSON");
   });
   test("limits are dollars and tokens, and an empty field is none", () => {
     expect(budgetOf({ dollars: "0.25", tokens: "" })).toEqual({ microdollars: 250_000 });
@@ -277,6 +281,22 @@ describe("orgs of a wall", () => {
     expect(of("orgs=,&every=1")).toEqual([["demo"], 5000]);
     expect(of("every=-7")).toEqual([["demo"], 5000]);
     expect(of("every=soon")).toEqual([["demo"], 30_000]);
+  });
+});
+
+describe("many offers of a round", () => {
+  test("totals are counted by twentieths, a whole one in the last", () => {
+    const steps = spreadOfTotals([0, 49_999, 50_000, 999_999, 1_000_000, 612_000]);
+    expect(steps).toHaveLength(20);
+    expect(steps.reduce((sum, n) => sum + n, 0)).toBe(6);
+    expect([steps[0], steps[1], steps[12], steps[19]]).toEqual([2, 1, 1, 2]);
+  });
+  test("the best 40 are drawn, and those around a winner of a lower rank", () => {
+    expect(drawnPlaces(30, 3)).toHaveLength(30);
+    expect(drawnPlaces(500, 0)).toHaveLength(40);
+    expect(drawnPlaces(500, -1)).toHaveLength(40);
+    expect(drawnPlaces(500, 100).slice(39)).toEqual([39, 98, 99, 100, 101, 102]);
+    expect(drawnPlaces(101, 100).slice(39)).toEqual([39, 98, 99, 100]);
   });
 });
 
