@@ -5,7 +5,8 @@ use super::{
 };
 use crate::scope::{OnExit, Scope, lower_priority_of_process};
 use deadpool_postgres::{
-    ClientWrapper, Hook, HookError, Manager, ManagerConfig, Metrics, Pool, RecyclingMethod, Runtime,
+    ClientWrapper, Hook, HookError, Manager, ManagerConfig, Metrics, Pool, QueueMode, RecyclingMethod,
+    Runtime,
 };
 use parking_lot::Mutex;
 use rustls::ClientConfig;
@@ -100,6 +101,8 @@ pub(super) fn pool(
     let read_only_since = ReadOnlySessions::default();
     Pool::builder(manager)
         .max_size(config.pool_size_max.max(1))
+        // The session that was used last has the statements prepared, and its memory is warm.
+        .queue_mode(QueueMode::Lifo)
         .wait_timeout(Some(WAIT))
         .create_timeout(Some(config.connect_timeout))
         .recycle_timeout(Some(config.connect_timeout))

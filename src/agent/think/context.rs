@@ -71,7 +71,7 @@ impl Session<'_> {
     /// A part of the result of an earlier step.
     pub(super) async fn step_result(&self, call: &ToolStep) -> Outcome {
         let number = |name: &str| call.run_args().get(name).and_then(Value::as_i64);
-        let run = match self.tasks.latest_run(self.at.key.task_id).await {
+        let run = match self.tasks.latest_steps(self.at.key.task_id).await {
             Ok(found) => found.map(|found| found.run).filter(|run| run.number == self.at.run),
             Err(error) => return Outcome::Failed("failed", error.to_string(), true),
         };

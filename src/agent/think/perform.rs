@@ -353,7 +353,12 @@ impl Session<'_> {
         let each =
             calls.iter().map(|(step, call)| self.run_call(step.seq, step.tries, call, costs.get(&step.seq)));
         // All of them, so that a failure does not lose the results of the others.
-        join_all(each).await.into_iter().collect::<Result<(), Failure>>().map(|()| None)
+        let ended = join_all(each).await;
+        if ended.len() > 1 {
+            // What was read behind the end of one may lack the end of another.
+            *self.after.lock() = None;
+        }
+        ended.into_iter().collect::<Result<(), Failure>>().map(|()| None)
     }
 
     fn is_statement(&self, call: &ToolStep) -> bool {
@@ -519,7 +524,7 @@ impl Session<'_> {
             }
         };
         let run = || self.tasks.end_call_with(&self.at, seq, &statement, end);
-        again(self.job.deadline, run).await.map_err(|e| unwritten(&e))?;
+        *self.after.lock() = again(self.job.deadline, run).await.map_err(|e| unwritten(&e))?;
         fault::point(fault::Point::ToolRecorded);
         Ok(())
     }

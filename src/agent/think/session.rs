@@ -49,6 +49,8 @@ pub(crate) struct Session<'a> {
     pub(super) tokens_before: u64,
     /// Tokens and microdollars of the run, as in its row.
     pub(super) spent: (u64, u64),
+    /// The run as it was behind the last commit, until the next step reads it.
+    pub(super) after: Mutex<Option<LatestRun>>,
     /// Messages that came since the last job, until they are in a note.
     messages: Option<String>,
     /// The last answer and its step, until the next question: a crash of Postgres may lose its commit.
@@ -98,6 +100,7 @@ impl<'a> Session<'a> {
             calls_used: Mutex::default(),
             tokens_before,
             spent: (tokens_before, 0),
+            after: Mutex::default(),
             messages,
             answered: None,
         })
@@ -147,8 +150,12 @@ impl<'a> Session<'a> {
     async fn step(&mut self) -> Result<Option<Finished>, Failure> {
         self.used = added(self.used, std::mem::take(self.calls_used.get_mut()));
         let task = self.at.key.task_id;
-        let found =
-            again(self.job.deadline, || self.tasks.latest_run(task)).await.map_err(|e| unwritten(&e))?;
+        let found = match self.after.get_mut().take() {
+            Some(found) => Some(found),
+            None => {
+                again(self.job.deadline, || self.tasks.latest_steps(task)).await.map_err(|e| unwritten(&e))?
+            }
+        };
         let run = found.map(|found| found.run).filter(|run| run.number == self.at.run);
         let run = run.ok_or_else(|| retryable("another run of the task has begun"))?;
         self.spent = (run.tokens, run.microdollars);
@@ -188,7 +195,8 @@ impl<'a> Session<'a> {
             // The usage is known, even if the answer is not recorded because the assignment is over.
             record_usage(self.job, end.question, &end.used).await;
         }
-        written.map_err(|e| unwritten(&e))
+        *self.after.lock() = written.map_err(|e| unwritten(&e))?;
+        Ok(())
     }
 
     async fn perform(&mut self, steps: &[Step], action: Action) -> Result<Option<Finished>, Failure> {

@@ -4,14 +4,17 @@
 //! protocol. It runs under a role that the definition names, with limits on time and rows. The fence is checked at the
 //! end, directly before the commit: a lock on the assignment that is held while the statement runs would delay the
 //! arbiter, and could wait in a circle with a statement that touches the task.
-use super::{CallEnd, Fence, RunKey, written};
+use super::{CallEnd, Fence, LatestRun, RunKey, read, written};
 use crate::db;
 use crate::task::storage::rows::Columns;
-use crate::task::storage::statement::{sql, to_i64};
+use crate::task::storage::statement::{run, sql, to_i64};
+use crate::task::storage::transaction::Transaction;
 use crate::task::{Error, TaskCommands};
 use bytes::BytesMut;
-use deadpool_postgres::Transaction;
-use futures_util::future::try_join;
+use futures_util::{
+    FutureExt,
+    future::{ready, try_join},
+};
 use serde_json::{Value, json};
 use std::time::Duration;
 use tokio_postgres::{
@@ -93,7 +96,7 @@ impl ToSql for TextValue<'_> {
 
 impl TaskCommands {
     /// Runs the statement of the call `seq` and ends the call with its result, in one commit. `end` makes the result
-    /// that the model is shown.
+    /// that the model is shown. Returns the run after it. `None` if it could not be read.
     ///
     /// # Errors
     /// `Fenced` when the assignment is over or the call has ended: the statement had no effect. `Unavailable` and
@@ -104,10 +107,11 @@ impl TaskCommands {
         seq: i32,
         call: &DatabaseCall,
         end: impl FnOnce(&DatabaseResult) -> CallEnd + Send,
-    ) -> Result<(), Error> {
+    ) -> Result<Option<LatestRun>, Error> {
         let mut client = self.context.database.client().await?;
-        let tx = client.transaction().await.map_err(db::Error::from)?;
-        let record = tx.prepare_cached(sql!("step_end")).await.map_err(db::Error::from)?;
+        // Before the begin: the role of the statement may not look into our schema.
+        client.prepare_cached(sql!("step_end")).await.map_err(db::Error::from)?;
+        let tx = Transaction::begin_with(&mut client, &limits(call));
         let (found, close) = match statement(&tx, call).await {
             Ok(found) => (found, if call.read_only { UNDO } else { KEEP }),
             Err(error) => {
@@ -120,38 +124,53 @@ impl TaskCommands {
         let (state, bytes) = (end.state.as_str(), to_i64(end.bytes));
         let params = fence.with(&[&seq, &state, &end.result, &bytes, &end.cut, &1_i32]);
         // Sent together, in this order.
-        let ended = try_join(tx.batch_execute(close), tx.query(&record, &params));
-        written(&ended.await.map_err(db::Error::from)?.1)?;
-        Ok(tx.commit().await.map_err(db::Error::from)?)
+        let ended = async {
+            let closed = async { Ok(tx.batch(close).await.map_err(db::Error::from)?) };
+            Ok(try_join(closed, run(&tx, sql!("step_end"), &params)).await?.1)
+        };
+        let task = at.key.task_id;
+        let behind = |client| read::latest(client, task, false).boxed();
+        let after = if close == UNDO {
+            // Nothing is left that the commit could keep, so it does not wait for the fence.
+            let (ended, after) = tx.commit_with(ended, behind).await?;
+            written(&ended)?;
+            after
+        } else {
+            written(&ended.await?)?;
+            tx.commit_with(ready(Ok(())), behind).await?.1
+        };
+        Ok(after.await.ok().flatten())
     }
+}
+
+/// What a statement may do, in its transaction.
+fn limits(call: &DatabaseCall) -> String {
+    let role = call.role.replace('"', "\"\"");
+    let timeout = call.timeout.as_millis();
+    // What is only read can be read again, so its record does not wait for the disk. That is set outside of the savepoint,
+    // which is rolled back with a refused statement, so that the record of the refusal can still be committed.
+    let flush = if call.read_only { "set local synchronous_commit = off; " } else { "" };
+    let read_only = if call.read_only { "; set local transaction_read_only = on" } else { "" };
+    format!(
+        "{flush}savepoint tool; set local statement_timeout = {timeout}; set local lock_timeout = '{LOCK_TIMEOUT}'; \
+         set local search_path = public, pg_temp; set local role \"{role}\"{read_only}"
+    )
 }
 
 async fn statement(
     tx: &Transaction<'_>,
     call: &DatabaseCall,
 ) -> Result<DatabaseResult, tokio_postgres::Error> {
-    let role = call.role.replace('"', "\"\"");
-    let timeout = call.timeout.as_millis();
-    // What is only read can be read again, so its record does not wait for the disk. That is set outside of the savepoint,
-    // which is rolled back with a refused statement, so that the record of the refusal can still be committed.
-    let flush = if call.read_only { "set local synchronous_commit = off; " } else { "" };
-    let mut limits = format!(
-        "{flush}savepoint tool; set local statement_timeout = {timeout}; set local lock_timeout = '{LOCK_TIMEOUT}'; \
-         set local search_path = public, pg_temp; set local role \"{role}\""
+    // Postgres makes the JSON of each row, whatever its types. One row more than the limit says whether there are more;
+    // rows beyond it are not made.
+    let text = format!(
+        "with called as ({}\n) select to_json(called) as row from called limit {}",
+        call.statement,
+        ROWS_MAX + 1
     );
-    if call.read_only {
-        limits.push_str("; set local transaction_read_only = on");
-    }
-    tx.batch_execute(&limits).await?;
-    // Postgres makes the JSON of each row, whatever its types.
-    let text = format!("with called as ({}\n) select to_json(called) as row from called", call.statement);
-    let prepared = tx.prepare(&text).await?;
     let values: Vec<TextValue<'_>> = call.values.iter().map(|value| TextValue(value.as_deref())).collect();
     let values: Vec<&(dyn ToSql + Sync)> = values.iter().map(|value| value as _).collect();
-    let portal = tx.bind(&prepared, &values).await?;
-    // One row more than the limit says whether there are more; rows beyond it are not made.
-    let limit = i32::try_from(ROWS_MAX + 1).unwrap_or(i32::MAX);
-    let found = tx.query_portal(&portal, limit).await?;
+    let found = tx.query_once(&text, &values).await?;
     let (mut rows, mut bytes, mut more) = (Vec::new(), 0, found.len() > ROWS_MAX);
     for row in found.iter().take(ROWS_MAX) {
         let row: Value = row.read("row").unwrap_or_else(|_| json!({ "error": "the row cannot be read" }));
@@ -164,7 +183,7 @@ async fn statement(
     }
     if !call.read_only {
         // Deferred triggers would run at the commit, as the daemon.
-        tx.batch_execute("set constraints all immediate").await?;
+        tx.batch("set constraints all immediate").await?;
     }
     Ok(DatabaseResult::Rows { rows, more })
 }

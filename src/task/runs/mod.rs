@@ -28,6 +28,7 @@ use crate::task::{
     AgentId, AssignmentKey, EarlierEffect, Error, InsufficientBudget, ModelEnd, ModelQuestion, ModelUsage,
     NewCall, NoteKind, StepState, TaskCommands, TaskId,
 };
+use futures_util::{FutureExt, future::try_join};
 use serde_json::Value;
 use tokio_postgres::{Row, types::ToSql};
 use uuid::Uuid;
@@ -179,14 +180,21 @@ impl TaskCommands {
         let params = fence.with(&[&head, &again, &request_sha256, &last, provider, model, &passed_over]);
         let mut client = self.context.database.client().await?;
         let tx = Transaction::begin(&mut client);
-        let seq = written(&run(&tx, sql!("step_ask"), &params).await?)?.read("seq")?;
-        let ask = model_questions::ask(&tx, at.key, &at.agent, Some((at.run, seq)), record);
+        tx.prepare_all(&[sql!("step_ask"), sql!("question_ask")]).await?;
+        let seq = again.unwrap_or(head.saturating_add(1));
+        // Together, in this order. Without the step, the second one writes nothing.
+        let asked = try_join(
+            run(&tx, sql!("step_ask"), &params),
+            model_questions::ask(&tx, at.key, &at.agent, Some((at.run, seq)), record),
+        );
         if record.limits.is_empty() {
-            // The assignment is locked by the statement before, so this one finds it, too.
-            let (asked, _) = tx.commit_after(ask, false).await?;
+            let ((begun, asked), _) = tx.commit_after(asked, false).await?;
+            written(&begun)?;
             return Ok(asked.map(|()| seq));
         }
-        if let Err(short) = ask.await? {
+        let (begun, asked) = asked.await?;
+        written(&begun)?;
+        if let Err(short) = asked {
             return Ok(Err(short));
         }
         tx.commit().await?;
@@ -194,11 +202,17 @@ impl TaskCommands {
     }
 
     /// Ends the question `seq` after step `head` with its answer, its calls and what it used, in one commit. It does not
-    /// wait for the disk.
+    /// wait for the disk. Returns the run after it. `None` if it could not be read.
     ///
     /// # Errors
     /// `Fenced` when the assignment is over, or the step has ended.
-    pub async fn end_question(&self, at: &RunKey, head: i32, seq: i32, end: &ModelEnd) -> Result<(), Error> {
+    pub async fn end_question(
+        &self,
+        at: &RunKey,
+        head: i32,
+        seq: i32,
+        end: &ModelEnd,
+    ) -> Result<Option<LatestRun>, Error> {
         let ModelEnd { answer, ending, finish, question, used, calls } = end;
         let calls = CallColumns::of(calls);
         let (ending, usage) = (ending.as_str(), used.usage.limited());
@@ -226,8 +240,17 @@ impl TaskCommands {
         // A crash of Postgres may lose the answer: the question then counts as its most and is asked again. No effect
         // is lost with it, because the intent of a call, the end of a run and the end of a task flush it first.
         let tx = Transaction::begin_async(&mut client);
-        written(&run(&tx, sql!("step_answered"), &params).await?)?;
-        tx.commit_after(model_questions::end(&tx, *question, used), false).await.map(drop)
+        tx.prepare_all(&[sql!("step_answered"), sql!("question_end")]).await?;
+        // Together, in this order. Without the answer, the second one writes nothing.
+        let ended = try_join(
+            run(&tx, sql!("step_answered"), &params),
+            model_questions::end_if(&tx, *question, used, true),
+        );
+        let task = at.key.task_id;
+        let ((answered, ()), after) =
+            tx.commit_with(ended, |client| read::latest(client, task, false).boxed()).await?;
+        written(&answered)?;
+        Ok(after.await.ok().flatten())
     }
 
     /// Begins calls: their intent is on disk when this returns.

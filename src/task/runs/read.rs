@@ -7,6 +7,7 @@ use crate::task::{
     Approval, AskedModel, EarlierEffect, Effect, Ending, Error, NoteKind, Run, Step, StepBody, StepState,
     TaskId, TaskReader, ToolStep,
 };
+use deadpool_postgres::Object;
 use futures_util::future::try_join;
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -22,42 +23,15 @@ impl TaskReader {
     /// # Errors
     /// `Unavailable`; `NewerSchema` for a step that this version does not know.
     pub async fn latest_run(&self, task: TaskId) -> Result<Option<LatestRun>, Error> {
-        let client = self.database.client().await?;
-        let (latest, of_run) =
-            try_join(client.prepare_cached(sql!("run_latest")), client.prepare_cached(sql!("run_steps")))
-                .await
-                .map_err(db::Error::from)?;
-        let task_id = task.as_uuid();
-        // Both in one round trip. The steps are those of the latest run, which may be newer than the row read before.
-        let (found, rows) = loop {
-            let params: [&(dyn ToSql + Sync); 1] = [&task_id];
-            let both = try_join(client.query(&latest, &params), client.query(&of_run, &params));
-            let (found, rows) = both.await.map_err(db::Error::from)?;
-            let of = |rows: &[Row]| rows.first().map(|row| row.read::<i32>("run")).transpose();
-            if rows.is_empty() || of(&found)? == of(&rows)? {
-                break (found, rows);
-            }
-        };
-        let Some(row) = found.first() else { return Ok(None) };
-        let number: i32 = row.read("run")?;
-        let ended_state: Option<String> = row.read("ended_state")?;
-        let head: i32 = row.read("head_seq")?;
-        let mut steps: Vec<Step> = rows.iter().map(step).collect::<Result<_, _>>()?;
-        // Only the step that ended the run can have been rejected, and nothing followed it.
-        if let Some(last) = steps.last_mut().filter(|last| last.seq == head) {
-            last.rejected = ended_state.as_deref() == Some("rejected");
-        }
-        let (tokens, microdollars) = (rows::amount(row, "tokens")?, rows::amount(row, "microdollars")?);
-        let run = Run {
-            number,
-            definition: row.read("definition_hash")?,
-            body: row.read::<Option<Value>>("body")?.unwrap_or_default(),
-            tokens,
-            microdollars,
-            steps,
-        };
-        let (agent, ended_as) = (row.read("agent_id")?, row.read("ended_as")?);
-        Ok(Some(LatestRun { run, agent, ended_as, ended_state }))
+        latest(&self.database.client().await?, task, true).await
+    }
+
+    /// Like [`Self::latest_run`], without the body of the definition.
+    ///
+    /// # Errors
+    /// Likewise.
+    pub async fn latest_steps(&self, task: TaskId) -> Result<Option<LatestRun>, Error> {
+        latest(&self.database.client().await?, task, false).await
     }
 
     /// The runs of a task with their steps: `[{run, agent_id, model, …, steps: [{seq, kind, state, …}]}]`. `contents`
@@ -102,6 +76,45 @@ pub struct LatestRun {
     pub ended_as: Option<String>,
     /// The state of the assignment that ended it. `None` while it has not ended.
     pub ended_state: Option<String>,
+}
+
+/// The latest run of a task as this connection sees it, with the body of its definition or without.
+pub(super) async fn latest(client: &Object, task: TaskId, body: bool) -> Result<Option<LatestRun>, Error> {
+    let (latest, of_run) =
+        try_join(client.prepare_cached(sql!("run_latest")), client.prepare_cached(sql!("run_steps")))
+            .await
+            .map_err(db::Error::from)?;
+    let task_id = task.as_uuid();
+    // Both in one round trip. The steps are those of the latest run, which may be newer than the row read before.
+    let (found, rows) = loop {
+        let of_task: [&(dyn ToSql + Sync); 2] = [&task_id, &body];
+        let both = try_join(client.query(&latest, &of_task), client.query(&of_run, &of_task[..1]));
+        let (found, rows) = both.await.map_err(db::Error::from)?;
+        let of = |rows: &[Row]| rows.first().map(|row| row.read::<i32>("run")).transpose();
+        if rows.is_empty() || of(&found)? == of(&rows)? {
+            break (found, rows);
+        }
+    };
+    let Some(row) = found.first() else { return Ok(None) };
+    let number: i32 = row.read("run")?;
+    let ended_state: Option<String> = row.read("ended_state")?;
+    let head: i32 = row.read("head_seq")?;
+    let mut steps: Vec<Step> = rows.iter().map(step).collect::<Result<_, _>>()?;
+    // Only the step that ended the run can have been rejected, and nothing followed it.
+    if let Some(last) = steps.last_mut().filter(|last| last.seq == head) {
+        last.rejected = ended_state.as_deref() == Some("rejected");
+    }
+    let (tokens, microdollars) = (rows::amount(row, "tokens")?, rows::amount(row, "microdollars")?);
+    let run = Run {
+        number,
+        definition: row.read("definition_hash")?,
+        body: row.read::<Option<Value>>("body")?.unwrap_or_default(),
+        tokens,
+        microdollars,
+        steps,
+    };
+    let (agent, ended_as) = (row.read("agent_id")?, row.read("ended_as")?);
+    Ok(Some(LatestRun { run, agent, ended_as, ended_state }))
 }
 
 fn known<T>(row: &Row, column: &str, parse: impl Fn(&str) -> Option<T>) -> Result<T, Unreadable> {

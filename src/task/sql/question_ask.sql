@@ -1,8 +1,11 @@
 -- Records a question to a model before it is sent, with the most that it may use ($9 tokens, $10 microdollars). No row
--- if the assignment is over.
+-- if the assignment is over, or if it has not begun the step ($6, $7) of the question.
 with live as (
     select a.id, a.task_id, a.agent_id from convoke.assignments a
     where a.id = $1 and a.task_id = $2 and a.epoch = $3 and a.agent_id = $4 and a.state = 'running'
+        -- What a call of a tool may cost is recorded before it begins.
+        and ($6::integer is null or exists (select from convoke.steps s where s.task_id = $2 and s.run = $6
+            and s.seq = $7::integer and (s.kind = 'tool' or (s.assignment_id = a.id and s.state = 'started'))))
     for share
 ),
 -- Of one assignment, only one question of a step is under way: an earlier one was recorded and never sent.

@@ -1,11 +1,14 @@
 -- Replaces the most of a question by what it used ($3 tokens, $4 microdollars): in its charge, in the budgets and in
--- convoke.spend. A question whose usage was presumed is corrected where it was counted. No row if it has ended.
+-- convoke.spend. A question whose usage was presumed is corrected where it was counted. No row if it has ended, or, if $14,
+-- if the assignment that asked it has not written its answer.
 with was as (
     select q.id, q.state, q.task_id, q.assignment_id, q.agent_id, q.provider, q.model, q.tokens, q.microdollars,
         coalesce(q.ended_at, clock_timestamp()) as ended_at, (q.asked_at at time zone 'UTC')::date as day,
         $3 - q.tokens as more_tokens, $4 - q.microdollars as more_microdollars
     from convoke.model_questions q
     where q.id = $1 and (q.state = 'sent' or (q.state = 'presumed' and $2::text = 'exact'))
+        and (not $14::boolean or exists (select from convoke.steps s where s.task_id = q.task_id and s.run = q.run
+            and s.seq = q.seq and s.assignment_id = q.assignment_id and s.state = 'done'))
     for update
 ),
 ended as (

@@ -2,6 +2,11 @@
 with live as (
     select a.id, a.epoch from convoke.assignments a
     where a.id = $1 and a.task_id = $2 and a.epoch = $3 and a.agent_id = $4 and a.state = 'running'
+        -- A crash of Postgres may have lost a result that the question contains: its call is open again.
+        and not exists (select from convoke.steps s where s.task_id = $2 and s.run = $5 and s.kind = 'tool'
+            and s.state in ('planned', 'started', 'unknown')
+            and s.seq > coalesce((select m.seq from convoke.steps m where m.task_id = $2 and m.run = $5
+                and m.kind = 'model' order by m.seq desc limit 1), 0))
     for share
 ),
 head as (

@@ -68,6 +68,16 @@ pub(in crate::task) async fn end(
     question: Uuid,
     used: &ModelUsage,
 ) -> Result<(), Error> {
+    end_if(tx, question, used, false).await
+}
+
+/// Like [`end`]; if `answered`, only if the step of the question has its answer.
+pub(in crate::task) async fn end_if(
+    tx: &Transaction<'_>,
+    question: Uuid,
+    used: &ModelUsage,
+    answered: bool,
+) -> Result<(), Error> {
     let ModelUsage { usage, said, parts, named, priced, price_from } = used;
     let usage = usage.limited();
     let state = if usage.presumed { "presumed" } else { "exact" };
@@ -79,9 +89,9 @@ pub(in crate::task) async fn end(
         None => [None; 5],
     };
     let (named, priced) = (named.map(to_i64), priced.map(to_i64));
-    let params: [&(dyn ToSql + Sync); 13] = [
+    let params: [&(dyn ToSql + Sync); 14] = [
         &question, &state, &tokens, &money, said, &input, &cached, &written, &output, &reasoning, &named,
-        &priced, price_from,
+        &priced, price_from, &answered,
     ];
     run(tx, sql!("question_end"), &params).await.map(drop)
 }

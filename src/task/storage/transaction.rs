@@ -19,7 +19,10 @@ use std::{
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     task::Poll,
 };
-use tokio_postgres::{Row, Statement, types::ToSql};
+use tokio_postgres::{
+    Row, Statement,
+    types::{ToSql, Type},
+};
 
 /// Waits until the commits before it are on disk.
 pub(in crate::task) type Flushed<'a> = BoxFuture<'a, Result<(), Error>>;
@@ -28,7 +31,7 @@ pub(in crate::task) type Flushed<'a> = BoxFuture<'a, Result<(), Error>>;
 pub(in crate::task) struct Transaction<'a> {
     client: &'a Object,
     /// The answer to the begin, until a statement has taken it.
-    begin: Mutex<Option<BoxFuture<'a, Result<(), Error>>>>,
+    begin: Mutex<Option<BoxFuture<'a, Result<(), tokio_postgres::Error>>>>,
     /// Statements that are being prepared, and so are not sent.
     unsent: AtomicUsize,
     /// Whether the commit or the rollback is sent.
@@ -48,9 +51,14 @@ impl<'a> Transaction<'a> {
     }
 
     /// `client` is exclusive, so that no statement of another user comes in between.
-    fn send_begin(client: &'a mut Object, begin: &'static str) -> Self {
-        let client: &'a Object = client;
-        let begin = async move { Ok(client.batch_execute(begin).await.map_err(db::Error::from)?) };
+    /// Begins a transaction with these statements behind its begin. [`Self::begun`] has their error.
+    pub(in crate::task) fn begin_with(client: &'a mut Object, statements: &str) -> Self {
+        Self::send_begin(client, &format!("begin; {statements}"))
+    }
+
+    fn send_begin(client: &'a mut Object, begin: &str) -> Self {
+        let (client, begin): (&'a Object, _) = (client, begin.to_owned());
+        let begin = async move { client.batch_execute(&begin).await };
         Self {
             client,
             begin: Mutex::new(Some(sent(begin.boxed()))),
@@ -72,8 +80,25 @@ impl<'a> Transaction<'a> {
         }
         let rows = self.client.query(&statement, params).await.map_err(db::Error::from);
         // If the begin failed, that is the cause.
-        self.begun().await?;
+        self.begun().await.map_err(db::Error::from)?;
         Ok(rows?)
+    }
+
+    /// Runs statements without parameters and results.
+    pub(in crate::task) async fn batch(&self, statements: &str) -> Result<(), tokio_postgres::Error> {
+        self.client.batch_execute(statements).await
+    }
+
+    /// Runs a statement that is not kept, whose values have the types that it gives them. It is not sent before the
+    /// begin has succeeded.
+    pub(in crate::task) async fn query_once(
+        &self,
+        statement: &str,
+        values: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<Row>, tokio_postgres::Error> {
+        self.begun().await?;
+        let values: Vec<_> = values.iter().map(|value| (*value, Type::UNKNOWN)).collect();
+        self.client.query_typed(statement, &values).await
     }
 
     /// Prepares statements on this connection, so that they are sent in their order when they are polled together: one
@@ -94,7 +119,7 @@ impl<'a> Transaction<'a> {
     }
 
     /// Takes the answer to the begin, which precedes that of any statement.
-    async fn begun(&self) -> Result<(), Error> {
+    async fn begun(&self) -> Result<(), tokio_postgres::Error> {
         let begin = self.begin.lock().take();
         match begin {
             Some(begin) => begin.await,
@@ -121,7 +146,7 @@ impl<'a> Transaction<'a> {
     async fn send_commit(&self) -> Result<(), Error> {
         self.ended.store(true, Ordering::Relaxed);
         let committed = self.client.batch_execute("commit").await.map_err(db::Error::from);
-        self.begun().await?;
+        self.begun().await.map_err(db::Error::from)?;
         Ok(committed?)
     }
 
@@ -134,8 +159,18 @@ impl<'a> Transaction<'a> {
         statements: impl Future<Output = Result<T, Error>>,
         flushes: bool,
     ) -> Result<(T, Flushed<'a>), Error> {
+        let flush = |client| if flushes { flush(client).boxed() } else { ready(Ok(())).boxed() };
+        self.commit_with(statements, flush).await
+    }
+
+    /// Like [`Self::commit_after`], with any message behind the commit: the second value waits for its answer.
+    pub(in crate::task) async fn commit_with<T, U: Send + 'static>(
+        &self,
+        statements: impl Future<Output = Result<T, Error>>,
+        behind: impl FnOnce(&'a Object) -> BoxFuture<'a, U>,
+    ) -> Result<(T, BoxFuture<'a, U>), Error> {
         let client = self.client;
-        let flushed = || if flushes { sent(flush(client).boxed()) } else { ready(Ok(())).boxed() };
+        let behind = || sent(behind(client));
         let mut statements = pin!(statements);
         let first = poll!(statements.as_mut());
         // A commit in front of a statement that is not sent would leave it outside of the transaction.
@@ -145,18 +180,18 @@ impl<'a> Transaction<'a> {
                 Poll::Pending => statements.await?,
             };
             self.send_commit().await?;
-            return Ok((value, flushed()));
+            return Ok((value, behind()));
         }
         let mut commit = pin!(self.send_commit());
         if let Poll::Ready(committed) = poll!(commit.as_mut()) {
             // The connection is lost: the statements know how.
             let value = statements.await?;
             committed?;
-            return Ok((value, flushed()));
+            return Ok((value, behind()));
         }
-        let flushed = flushed();
+        let behind = behind();
         let (value, ()) = try_join(statements, commit).await?;
-        Ok((value, flushed))
+        Ok((value, behind))
     }
 }
 
