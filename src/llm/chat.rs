@@ -5,7 +5,7 @@ use super::{
     usage::{Reported, counts},
 };
 use serde_json::{Map, Value, json};
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 use tokio::sync::watch;
 
 /// Longest `finish_reason` and name of a model that is kept, in characters.
@@ -19,7 +19,7 @@ pub struct ChatRequest {
     /// Messages in order, the system message first.
     pub messages: Vec<Value>,
     /// Tools in the form of the endpoint. Empty for none.
-    pub tools: Vec<Value>,
+    pub tools: Arc<[Value]>,
     /// Whether the model must call a tool.
     pub tool_required: bool,
     /// Required form of a text answer.
@@ -85,7 +85,7 @@ impl ChatRequest {
         }
         body.insert(limit.into(), json!(self.max_tokens));
         if !self.tools.is_empty() {
-            body.insert("tools".into(), json!(self.tools));
+            body.insert("tools".into(), json!(&*self.tools));
             body.insert("tool_choice".into(), json!(if self.tool_required { "required" } else { "auto" }));
         }
         body.extend(self.format.member().map(|format| ("response_format".to_owned(), format)));
@@ -133,7 +133,7 @@ mod tests {
         ChatRequest {
             model: "m".into(),
             messages: vec![json!({ "role": "user", "content": "x" })],
-            tools: Vec::new(),
+            tools: Arc::default(),
             tool_required: false,
             format: Format::Text,
             max_tokens: 7,
@@ -148,7 +148,8 @@ mod tests {
         let plain = json!({ "model": "m", "messages": [{ "role": "user", "content": "x" }], "stream": false,
             "max_tokens": 7, "temperature": 0.2 });
         assert_eq!(request().body(false), plain);
-        let with_tools = ChatRequest { tools: vec![json!(1)], tool_required: true, ..request() }.body(true);
+        let with_tools =
+            ChatRequest { tools: Arc::new([json!(1)]), tool_required: true, ..request() }.body(true);
         assert_eq!((&with_tools["tool_choice"], &with_tools["tools"]), (&json!("required"), &json!([1])));
         assert_eq!((&with_tools["max_completion_tokens"], with_tools.get("max_tokens")), (&json!(7), None));
         let streamed = ChatRequest { streaming: Some(Streaming::usual()), ..request() }.body(true);

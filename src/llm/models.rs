@@ -188,18 +188,7 @@ impl Provider {
         caller: &Caller<'_>,
         deadline: Instant,
     ) -> Result<ChatAnswer, Error> {
-        // What all questions of an agent have in common: the instructions in the first message, and the tools.
-        let common: Vec<String> =
-            question.messages.first().into_iter().chain(&question.tools).map(Value::to_string).collect();
-        let common: Vec<&str> = common.iter().map(String::as_str).collect();
-        // The history may be long, so its texts are not kept.
-        let history: usize = question.messages.iter().skip(1).map(|part| part.to_string().len()).sum();
-        let bytes = history + common.iter().map(|text| text.len()).sum::<usize>();
-        let needs = Needs {
-            model: &question.model,
-            tokens: tokens(bytes, question.max_tokens.into()),
-            prefix: prefix(&question.model, &common),
-        };
+        let needs = needs(question);
         let used = |answer: &ChatAnswer| answer.input_tokens.zip(answer.output_tokens);
         self.with_retries(needs, question.timeout, caller, deadline, used, || self.model.chat(question)).await
     }
@@ -282,6 +271,22 @@ impl Provider {
             sleep(wait).await;
         }
         Err(last.unwrap_or(Error::Timeout(timeout)))
+    }
+}
+
+/// What a request of a conversation needs of its account. No text of it is kept: it may be long, and so may the answer
+/// take.
+fn needs(question: &ChatRequest) -> Needs<'_> {
+    // What all questions of an agent have in common: the instructions in the first message, and the tools.
+    let common: Vec<String> =
+        question.messages.first().into_iter().chain(&*question.tools).map(Value::to_string).collect();
+    let common: Vec<&str> = common.iter().map(String::as_str).collect();
+    let history: usize = question.messages.iter().skip(1).map(|part| part.to_string().len()).sum();
+    let bytes = history + common.iter().map(|text| text.len()).sum::<usize>();
+    Needs {
+        model: &question.model,
+        tokens: tokens(bytes, question.max_tokens.into()),
+        prefix: prefix(&question.model, &common),
     }
 }
 

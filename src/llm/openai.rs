@@ -157,12 +157,12 @@ impl OpenAi {
 
 impl OpenAi {
     /// Sends one request and reads its answer as it comes. Dropping the future closes the connection.
-    async fn stream(&self, body: Value, streaming: &Streaming) -> Result<Value, Error> {
+    async fn stream(&self, body: String, streaming: &Streaming) -> Result<Value, Error> {
         let endpoint = self.client.config();
         let mut headers = endpoint.headers();
         reported::add_traceparent(&mut headers);
         let request = self.http.post(endpoint.url("/chat/completions")).headers(headers);
-        let request = request.header(CONTENT_TYPE, "application/json").body(body.to_string()).send();
+        let request = request.header(CONTENT_TYPE, "application/json").body(body).send();
         let begun = Instant::now();
         let late = |_| Error::Timeout(streaming.first_byte);
         let response = timeout(streaming.first_byte, request).await.map_err(late)?.map_err(|e| broken(&e))?;
@@ -218,7 +218,9 @@ impl Model for OpenAi {
 
     async fn chat(&self, question: &ChatRequest) -> Result<ChatAnswer, Error> {
         if let Some(streaming) = &question.streaming {
-            let answer = self.stream(question.body(self.is_openai()), streaming);
+            // As text: the values of a long history take many times its size, for as long as the model answers.
+            let body = question.body(self.is_openai()).to_string();
+            let answer = self.stream(body, streaming);
             let answer = tokio::time::timeout(question.timeout, answer).await;
             return ChatAnswer::read(answer.map_err(|_| Error::Timeout(question.timeout))??);
         }

@@ -53,12 +53,10 @@ impl Llm {
         let prompt = definition.run.prompt.as_deref().map(prompt_template).transpose();
         let prompt = prompt.map_err(|e| e.to_string())?;
         let schemas = parts.schemas.of(&definition.org, definition.id.as_str());
-        let thinker = definition.run.thinks().then(|| Thinker {
-            definition: definition.clone(),
-            parts: parts.clone(),
-            choices: choices.clone(),
-            schemas: schemas.clone(),
-        });
+        let thinker = definition
+            .run
+            .thinks()
+            .then(|| Thinker::new(definition.clone(), parts.clone(), choices.clone(), schemas.clone()));
         let models = parts.models.clone();
         Ok(Self { prompt, choices, models, definition, schemas, thinker })
     }
@@ -221,7 +219,9 @@ impl Agent for Llm {
     async fn run(&self, job: Job) -> Result<Finished, Failure> {
         let schema = job.start.result_schema.as_ref().or(self.definition.run.result_schema.as_ref());
         if let Some(thinker) = &self.thinker {
-            return Session::open(thinker, &job, || self.user(&job, schema)).await?.run().await;
+            // Boxed: of the two, the begin of a run takes no room while it works.
+            let session = Box::pin(Session::open(thinker, &job, || self.user(&job, schema))).await?;
+            return Box::pin(session.run()).await;
         }
         let mut question = self.question(&job, schema)?;
         if job.budget().is_some() {

@@ -9,7 +9,7 @@ use crate::{
     task::{Effect, Error, SchemaMismatch, Schemas},
 };
 use serde_json::{Map, Value, json};
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 /// One tool as the model sees it.
 struct Offered {
@@ -46,6 +46,8 @@ pub(super) struct Catalog {
     /// Whether `finish` has the result in a member `result`.
     wrapped: bool,
     by: ToolsBy,
+    /// The tools for the endpoint: all, and those of the last question.
+    native: [Arc<[Value]>; 2],
 }
 
 impl Catalog {
@@ -91,15 +93,25 @@ impl Catalog {
             tools.insert(tool.name().to_owned(), offered);
         }
         let by = definition.run.tools_by.unwrap_or_default();
-        Self { tools, result: result.cloned(), wrapped, by }
+        let native = <[Arc<[Value]>; 2]>::default();
+        let mut catalog = Self { tools, result: result.cloned(), wrapped, by, native };
+        if by == ToolsBy::Native {
+            catalog.native = [false, true].map(|last| catalog.for_endpoint(last));
+        }
+        catalog
     }
 
     fn offered(&self, last: bool) -> impl Iterator<Item = (&String, &Offered)> {
         self.tools.iter().filter(move |(name, _)| !last || matches!(name.as_str(), FINISH | GIVE_UP))
     }
 
-    /// The tools of a question, for the endpoint.
-    pub(super) fn native(&self, last: bool) -> Vec<Value> {
+    /// The tools of a question, for the endpoint. Empty if they are called by schema.
+    pub(super) fn native(&self, last: bool) -> Arc<[Value]> {
+        let [all, at_the_end] = &self.native;
+        if last { at_the_end.clone() } else { all.clone() }
+    }
+
+    fn for_endpoint(&self, last: bool) -> Arc<[Value]> {
         let one = |(name, tool): (&String, &Offered)| {
             json!({ "type": "function", "function":
                 { "name": name, "description": tool.description, "parameters": tool.parameters } })

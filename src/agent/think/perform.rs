@@ -72,14 +72,14 @@ impl Session<'_> {
         let system = format!("{instructions}\n\n{}", self.catalog.instructions());
         let mut all = vec![json!({ "role": "system", "content": system.trim_start() })];
         all.extend(messages(self.at.run, steps, by, &choice.asked()));
-        let (tools, format) = match by {
-            ToolsBy::Native => (self.catalog.native(last), Format::Text),
-            ToolsBy::Schema => (Vec::new(), Format::JsonSchema(self.catalog.schema(last))),
+        let format = match by {
+            ToolsBy::Native => Format::Text,
+            ToolsBy::Schema => Format::JsonSchema(self.catalog.schema(last)),
         };
         let mut question = ChatRequest {
             model: choice.model.model.clone(),
             messages: all,
-            tools,
+            tools: self.catalog.native(last),
             tool_required: last,
             format,
             max_tokens: self.answer_tokens(choice),
@@ -94,7 +94,7 @@ impl Session<'_> {
             }),
         };
         if let Some(limit) = self.thinker.definition.limits.tokens_per_task {
-            let input = input_tokens(&question) / llm::BYTES_PER_TOKEN as u64;
+            let input = input_tokens(question.body(false).to_string().len()) / llm::BYTES_PER_TOKEN as u64;
             let used = self.tokens_before.saturating_add(self.used.tokens).saturating_add(input);
             let left = u64::from(limit).saturating_sub(used);
             if left == 0 {
@@ -148,10 +148,14 @@ impl Session<'_> {
         let models = &parts.models;
         let pricing = Pricing { definition, choice: &choice.model, models, is_first, day: models.today() };
         let question = self.question(steps, choice, last)?;
-        let most = pricing.most(input_tokens(&question), u64::from(question.max_tokens));
+        let (input, sha256) = {
+            let body = question.body(false).to_string();
+            (input_tokens(body.len()), hex(&Sha256::digest(&body)))
+        };
+        let most = pricing.most(input, u64::from(question.max_tokens));
         let asking = Asking::new(self.job, &choice.provider, pricing, most, self.used)?;
         asking.reserve().await?;
-        let seq = match self.begin_question(steps, &asking, &question, turns, repeats, last).await? {
+        let seq = match self.begin_question(steps, &asking, &sha256, turns, repeats, last).await? {
             Ok(seq) => seq,
             Err(deferred) => return Ok(Asked::Deferred(deferred)),
         };
@@ -208,16 +212,15 @@ impl Session<'_> {
         &self,
         steps: &[Step],
         asking: &Asking<'_>,
-        question: &ChatRequest,
+        sha256: &str,
         turns: &Turns<'_>,
         again_at: Option<i32>,
         last: bool,
     ) -> Result<Result<i32, Finished>, Failure> {
         let (record, passed_over) = (asking.record(), turns.passed_over());
-        let sha256 = hex(&Sha256::digest(question.body(false).to_string()));
         let new = NewQuestion {
             again: again_at,
-            request_sha256: &sha256,
+            request_sha256: sha256,
             last,
             passed_over: passed_over.as_deref(),
             record: &record,
@@ -583,8 +586,7 @@ fn long_wait(error: &Error, usage: Usage) -> Option<Finished> {
     Some(Finished::Deferred { reason: "the wait for the account of the model is long".into(), after, usage })
 }
 
-/// The most input tokens of a question: no tokenizer makes more tokens than bytes.
-fn input_tokens(question: &ChatRequest) -> u64 {
-    let bytes = question.body(false).to_string().len();
+/// The most input tokens of a question of so many bytes: no tokenizer makes more tokens than bytes.
+fn input_tokens(bytes: usize) -> u64 {
     u64::try_from(bytes).unwrap_or(u64::MAX).saturating_add(llm::FRAME_TOKENS)
 }

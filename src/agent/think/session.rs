@@ -1,4 +1,5 @@
 //! The loop around the machine: reads the rows, asks for the next action, performs it, and reads the rows again.
+use super::thinker::Pinned;
 pub(super) use super::thinker::{Thinker, unwritten};
 use super::{
     catalog::Catalog,
@@ -23,6 +24,7 @@ use crate::{
 };
 use parking_lot::Mutex;
 use serde_json::{Value, json};
+use std::sync::Arc;
 use tracing::warn;
 
 /// Questions and calls of a run without limits of its definition.
@@ -36,10 +38,10 @@ pub(crate) struct Session<'a> {
     pub(super) tasks: &'a TaskCommands,
     pub(super) at: RunKey,
     /// The definition that the run was begun with. What is permitted comes from the agent's own.
-    pub(super) pinned: Definition,
+    pub(super) pinned: Arc<Definition>,
     /// The models that it may ask.
     pub(super) choices: Choices,
-    pub(super) catalog: Catalog,
+    pub(super) catalog: Arc<Catalog>,
     pub(super) earlier: Vec<EarlierEffect>,
     /// What this assignment has used.
     pub(super) used: Usage,
@@ -70,7 +72,7 @@ impl<'a> Session<'a> {
         let tasks = job.tasks().ok_or_else(|| permanent("an agent with tools works only in a daemon"))?;
         let key = job.start.key;
         let found = again(job.deadline, || tasks.latest_run(key.task_id)).await.map_err(|e| unwritten(&e))?;
-        let resumed = found.and_then(|found| resumable(job, found));
+        let resumed = found.and_then(|found| resumable(thinker, job, found));
         let (at, pinned, tokens_before, is_new) = match resumed {
             Some((number, pinned, tokens)) => {
                 (RunKey { key, agent: job.agent_id.clone(), run: number }, pinned, tokens, false)
@@ -80,8 +82,7 @@ impl<'a> Session<'a> {
                 (at, pinned, 0, true)
             }
         };
-        let schema = job.start.result_schema.as_ref().or(pinned.run.result_schema.as_ref());
-        let catalog = Catalog::new(&pinned, schema);
+        let Pinned { definition: pinned, catalog } = pinned;
         let choices = thinker.choices.of_run(&pinned);
         let earlier = again(job.deadline, || tasks.earlier_effects(key.task_id, at.run)).await;
         let earlier = earlier.map_err(|e| unwritten(&e))?;
@@ -200,19 +201,20 @@ impl<'a> Session<'a> {
     }
 
     async fn perform(&mut self, steps: &[Step], action: Action) -> Result<Option<Finished>, Failure> {
+        // Boxed: a run waits for its model most of the time, and takes no room for the other actions then.
         match action {
-            Action::Note(_) => self.note_or_end(steps, action).await.map(|()| None),
+            Action::Note(_) => Box::pin(self.note_or_end(steps, action)).await.map(|()| None),
             Action::Ask { again, last } => self.ask(steps, again, last).await,
-            Action::TryText(seq) => self.try_text(steps, seq).await,
-            Action::Run(seqs) => self.run_calls(steps, &seqs).await,
-            Action::Doubt(seq) => self.doubt_step(steps, seq).await.map(|()| None),
-            Action::Probe(seq) => self.probe(steps, seq).await.map(|()| None),
-            Action::AskPerson(seq) => self.ask_person(steps, seq).await,
-            Action::AskApproval(seqs) => self.ask_approval(steps, &seqs).await,
-            Action::RefuseFinish(seq) => self.refuse_finish(seq).await.map(|()| None),
-            Action::Finish(seq) => self.finish(steps, seq).await,
-            Action::GiveUp(seq) => Err(self.give_up(steps, seq).await?),
-            Action::End(why) => Err(self.end(why).await?),
+            Action::TryText(seq) => Box::pin(self.try_text(steps, seq)).await,
+            Action::Run(seqs) => Box::pin(self.run_calls(steps, &seqs)).await,
+            Action::Doubt(seq) => Box::pin(self.doubt_step(steps, seq)).await.map(|()| None),
+            Action::Probe(seq) => Box::pin(self.probe(steps, seq)).await.map(|()| None),
+            Action::AskPerson(seq) => Box::pin(self.ask_person(steps, seq)).await,
+            Action::AskApproval(seqs) => Box::pin(self.ask_approval(steps, &seqs)).await,
+            Action::RefuseFinish(seq) => Box::pin(self.refuse_finish(seq)).await.map(|()| None),
+            Action::Finish(seq) => Box::pin(self.finish(steps, seq)).await,
+            Action::GiveUp(seq) => Err(Box::pin(self.give_up(steps, seq)).await?),
+            Action::End(why) => Err(Box::pin(self.end(why)).await?),
         }
     }
 
@@ -295,13 +297,13 @@ pub(super) fn head(steps: &[Step]) -> i32 {
 
 /// The run to go on with, its definition, and the tokens that it has used. `None` if a new one must begin: it is that
 /// of another agent, its attempt has failed with it, its task was canceled, or this version cannot read its definition.
-fn resumable(job: &Job, found: LatestRun) -> Option<(i32, Definition, u64)> {
+fn resumable(thinker: &Thinker, job: &Job, found: LatestRun) -> Option<(i32, Pinned, u64)> {
     let LatestRun { run, agent, ended_as, ended_state } = found;
     let has_ended = ended_as.as_deref() == Some("canceled") || ended_state.as_deref() == Some("failed");
     if agent != job.agent_id.as_str() || has_ended {
         return None;
     }
-    let pinned: Definition = serde_json::from_value(run.body).ok()?;
+    let pinned = thinker.pinned(&run.definition, run.body, job.start.result_schema.as_ref()).ok()?;
     Some((run.number, pinned, run.tokens))
 }
 
@@ -310,7 +312,7 @@ async fn begin(
     job: &Job,
     tasks: &TaskCommands,
     input: &str,
-) -> Result<(RunKey, Definition), Failure> {
+) -> Result<(RunKey, Pinned), Failure> {
     let input = guards::judged_input(thinker, job, input.to_owned()).await?;
     let (definition, missing) = servers::with_tools(thinker, job, tasks).await?;
     let body = serde_json::to_value(&definition).map_err(|e| permanent(format!("definition: {e}")))?;
@@ -328,8 +330,8 @@ async fn begin(
     let begun = again(job.deadline, || tasks.begin_run(key, agent, pinned, &input)).await;
     let at = begun.map_err(|e| unwritten(&e))?;
     // Read back, so that a run that was resumed and one that was not have the same definition.
-    let pinned = serde_json::from_value(body).map_err(|e| permanent(format!("definition: {e}")))?;
-    Ok((at, pinned))
+    let pinned = thinker.pinned(&hash, body, job.start.result_schema.as_ref());
+    Ok((at, pinned.map_err(|e| permanent(format!("definition: {e}")))?))
 }
 
 fn with_effects(input: &str, earlier: &[EarlierEffect]) -> String {

@@ -1,4 +1,5 @@
 //! What the jobs of one agent that thinks share, and why a job fails whose rows cannot be written.
+use super::catalog::Catalog;
 use crate::{
     agent::{
         Definition,
@@ -8,7 +9,12 @@ use crate::{
     },
     task::{Error, Failure, Schemas},
 };
-use std::sync::Arc;
+use parking_lot::Mutex;
+use serde_json::Value;
+use std::{
+    collections::HashMap,
+    sync::{Arc, Weak},
+};
 
 /// The failure of a write that the rows do not permit.
 pub(super) const FENCED: &str = "the assignment is over";
@@ -19,6 +25,64 @@ pub(crate) struct Thinker {
     pub(crate) parts: RunnerDeps,
     pub(crate) choices: Choices,
     pub(crate) schemas: Schemas,
+    /// Those of the runs under way, by the hash of the definition and the schema of the task's own result.
+    pinned: Mutex<HashMap<(String, Option<String>), WeakPinned>>,
+}
+
+/// The definition that a run was begun with, and the tools that follow from it. Runs that are equal in both share them.
+#[derive(Clone)]
+pub(super) struct Pinned {
+    pub(super) definition: Arc<Definition>,
+    pub(super) catalog: Arc<Catalog>,
+}
+
+struct WeakPinned {
+    definition: Weak<Definition>,
+    catalog: Weak<Catalog>,
+}
+
+impl WeakPinned {
+    fn upgrade(&self) -> Option<Pinned> {
+        Some(Pinned { definition: self.definition.upgrade()?, catalog: self.catalog.upgrade()? })
+    }
+}
+
+impl Thinker {
+    pub(crate) fn new(
+        definition: Arc<Definition>,
+        parts: RunnerDeps,
+        choices: Choices,
+        schemas: Schemas,
+    ) -> Self {
+        Self { definition, parts, choices, schemas, pinned: Mutex::default() }
+    }
+
+    /// The definition with this hash and body, with its tools. `result`: the schema of the task's own result.
+    ///
+    /// # Errors
+    /// If this version cannot read the definition.
+    pub(super) fn pinned(
+        &self,
+        hash: &str,
+        body: Value,
+        result: Option<&Value>,
+    ) -> Result<Pinned, serde_json::Error> {
+        let key = (hash.to_owned(), result.map(Value::to_string));
+        if let Some(found) = self.pinned.lock().get(&key).and_then(WeakPinned::upgrade) {
+            return Ok(found);
+        }
+        let definition: Definition = serde_json::from_value(body)?;
+        let catalog = Catalog::new(&definition, result.or(definition.run.result_schema.as_ref()));
+        let made = Pinned { definition: Arc::new(definition), catalog: Arc::new(catalog) };
+        let mut pinned = self.pinned.lock();
+        pinned.retain(|_, known| known.upgrade().is_some());
+        let weak = WeakPinned {
+            definition: Arc::downgrade(&made.definition),
+            catalog: Arc::downgrade(&made.catalog),
+        };
+        pinned.insert(key, weak);
+        Ok(made)
+    }
 }
 
 /// The failure of a job whose rows could not be written.

@@ -3,7 +3,8 @@
 //! A requester sends the schema, and a few lines of it can cost exponential time: references that double at each level
 //! or that form a cycle. So its [shape](check_shape) is measured first (size, references, expansion), which is cheap
 //! and pure. Then it is compiled and run on a thread with a stack of its own, [`RUNS_MAX`] at a time, until a deadline:
-//! every subschema has a keyword that checks the clock. No reference is ever fetched.
+//! every subschema has a keyword that checks the clock. No reference is ever fetched. A [plain](is_plain) schema and a
+//! small value, like the arguments of most tools, cost less than such a thread, and are compared where the caller is.
 //!
 //! | bound | limit | prevents |
 //! |---|---|---|
@@ -82,6 +83,32 @@ const NAMED: [&str; 6] =
 /// Those of [`NAMED`] that apply to the same value.
 const NAMED_IN_PLACE: [&str; 2] = ["dependentSchemas", "dependencies"];
 const REFERENCES: [&str; 3] = ["$ref", "$dynamicRef", "$recursiveRef"];
+
+/// Keywords whose time is at most linear in schema and value, and those that say nothing about the value.
+const PLAIN: [&str; 18] = [
+    "type",
+    "required",
+    "enum",
+    "const",
+    "minimum",
+    "maximum",
+    "exclusiveMinimum",
+    "exclusiveMaximum",
+    "minLength",
+    "maxLength",
+    "minItems",
+    "maxItems",
+    "minProperties",
+    "maxProperties",
+    "title",
+    "description",
+    "default",
+    "examples",
+];
+/// Deepest part of a plain schema.
+const PLAIN_DEPTH_MAX: usize = 8;
+/// Largest plain schema, and largest value for it, in bytes of JSON.
+const PLAIN_BYTES_MAX: usize = 4096;
 
 /// Why a value does not match its schema.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -281,6 +308,23 @@ fn parts(schema: &Value) -> Vec<(&Value, bool)> {
     parts
 }
 
+/// Whether a schema has [`PLAIN`] keywords only, in a few levels.
+fn is_plain(schema: &Value, depth: usize) -> bool {
+    let Value::Object(members) = schema else { return schema.is_boolean() };
+    depth <= PLAIN_DEPTH_MAX
+        && members.iter().all(|(name, part)| match name.as_str() {
+            "items" | "additionalProperties" => is_plain(part, depth + 1),
+            "properties" => part
+                .as_object()
+                .is_some_and(|properties| properties.values().all(|part| is_plain(part, depth + 1))),
+            name => PLAIN.contains(&name),
+        })
+}
+
+fn is_small(value: &Value) -> bool {
+    serde_json::to_vec(value).is_ok_and(|text| text.len() <= PLAIN_BYTES_MAX)
+}
+
 fn percent_decoded(text: &str) -> String {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
@@ -338,6 +382,9 @@ impl Schemas {
     /// # Errors
     /// `Busy` if no run becomes free in time.
     pub async fn fits(&self, schema: &Value, value: &Value) -> Result<Result<(), SchemaMismatch>, Error> {
+        if is_plain(schema, 0) && is_small(schema) && is_small(value) {
+            return Ok(compiled_and_run(schema, Some(value)));
+        }
         self.run(schema.clone(), Some(value.clone())).await
     }
 
@@ -370,9 +417,15 @@ struct TimeOver;
 fn on_thread(schema: &Value, value: Option<&Value>, turn: Turn) -> Result<(), SchemaMismatch> {
     // A requester decides how long it runs.
     lower_priority_of_this_thread();
+    let verdict = compiled_and_run(schema, value);
+    drop(turn);
+    verdict
+}
+
+/// [`compile_and_run`] until the deadline; a panic is a schema that cannot be used.
+fn compiled_and_run(schema: &Value, value: Option<&Value>) -> Result<(), SchemaMismatch> {
     let clock = Clock::new();
     let verdict = catch_unwind(AssertUnwindSafe(|| compile_and_run(schema, value, &clock)));
-    drop(turn);
     verdict.unwrap_or_else(|panic| {
         if panic.is::<TimeOver>() {
             return Err(SchemaMismatch::TooLong);

@@ -330,7 +330,7 @@ async fn asked(provider: &Provider, length: usize, silence: Duration) -> (ChatAn
     let question = ChatRequest {
         model: length.to_string(),
         messages: vec![json!({ "role": "user", "content": "?" })],
-        tools: Vec::new(),
+        tools: Arc::default(),
         tool_required: false,
         format: Format::Text,
         max_tokens: 100,

@@ -280,7 +280,7 @@ async fn questions_that_begin_alike_wait_for_the_first_byte_of_the_first_one() {
                 json!({ "role": "system", "content": instructions }),
                 json!({ "role": "user", "content": agent }),
             ],
-            tools: Vec::new(),
+            tools: Arc::default(),
             tool_required: false,
             format: Format::Text,
             max_tokens: 10,

@@ -515,9 +515,8 @@ async fn presence_shows_thinking() {
     thinking.stop().await;
 }
 
-#[tokio::test]
-async fn step_is_written_by_the_assignment_that_holds_the_task_only() {
-    let thinking = Thinking::start(vec![Say::Hang], "").await;
+/// Waits for the question of a new task. Returns the task, and the id and the epoch of its assignment.
+async fn asked(thinking: &Thinking) -> (convoke::id::TaskId, (uuid::Uuid, i64)) {
     let id = thinking.request(json!({})).await;
     soon("the question", async {
         while thinking.world.questions() == 0 {
@@ -525,17 +524,43 @@ async fn step_is_written_by_the_assignment_that_holds_the_task_only() {
         }
     })
     .await;
-    let tasks = &thinking.running.parts.tasks;
     // On a busy machine an award may expire before it is accepted, so there may be an earlier one.
     let row = "select id, epoch from convoke.assignments where task_id = $1 order by epoch desc limit 1";
     let row = thinking.db.client().await.query_one(row, &[&id.as_uuid()]).await.unwrap();
-    let key = |epoch: i64| convoke::task::AssignmentKey {
+    (id, (row.get(0), row.get(1)))
+}
+
+fn run_key(id: convoke::id::TaskId, assignment: uuid::Uuid, epoch: i64) -> convoke::task::RunKey {
+    let key = convoke::task::AssignmentKey {
         task_id: id,
-        assignment_id: row.get::<_, uuid::Uuid>(0).into(),
+        assignment_id: assignment.into(),
         epoch: convoke::id::Epoch(epoch),
     };
-    let at = |epoch| convoke::task::RunKey { key: key(epoch), agent: "thinker".parse().unwrap(), run: 1 };
-    let epoch: i64 = row.get(1);
+    convoke::task::RunKey { key, agent: "thinker".parse().unwrap(), run: 1 }
+}
+
+fn question_record() -> convoke::task::ModelQuestion {
+    convoke::task::ModelQuestion {
+        id: uuid::Uuid::new_v4(),
+        provider: "p".into(),
+        model: "m".into(),
+        most: convoke::task::Usage { tokens: 9, microdollars: 9, presumed: false },
+        price_from: None,
+        limits: Vec::new(),
+    }
+}
+
+fn question(record: &convoke::task::ModelQuestion) -> convoke::task::NewQuestion<'_> {
+    convoke::task::NewQuestion { again: None, request_sha256: "x", last: false, passed_over: None, record }
+}
+
+#[tokio::test]
+async fn step_is_written_by_the_assignment_that_holds_the_task_only() {
+    let thinking = Thinking::start(vec![Say::Hang], "").await;
+    let (id, row) = asked(&thinking).await;
+    let tasks = &thinking.running.parts.tasks;
+    let at = |epoch| run_key(id, row.0, epoch);
+    let epoch = row.1;
     let note = |at: convoke::task::RunKey, head| async move {
         tasks.append_note(&at, head, convoke::task::NoteKind::Nudge, "x").await
     };
@@ -544,22 +569,8 @@ async fn step_is_written_by_the_assignment_that_holds_the_task_only() {
     assert!(fenced(note(at(epoch - 1), 2).await), "an old epoch");
     assert!(fenced(note(at(epoch), 1).await), "another writer has appended");
     assert!(note(at(epoch), 2).await.is_ok());
-    let record = convoke::task::ModelQuestion {
-        id: uuid::Uuid::new_v4(),
-        provider: "p".into(),
-        model: "m".into(),
-        most: convoke::task::Usage::default(),
-        price_from: None,
-        limits: Vec::new(),
-    };
-    let question = convoke::task::NewQuestion {
-        again: None,
-        request_sha256: "x",
-        last: false,
-        passed_over: None,
-        record: &record,
-    };
-    let again = tasks.begin_question(&at(epoch), 2, question).await;
+    let record = question_record();
+    let again = tasks.begin_question(&at(epoch), 2, question(&record)).await;
     assert!(fenced(again.map(drop)));
     let end = convoke::task::CallEnd {
         state: convoke::task::StepState::Done,
@@ -571,5 +582,60 @@ async fn step_is_written_by_the_assignment_that_holds_the_task_only() {
     tasks.cancel(id, "enough").await.unwrap();
     thinking.in_state(id, "canceled").await;
     assert!(fenced(note(at(epoch), 3).await), "the assignment is over");
+    thinking.stop().await;
+}
+
+/// A crash of Postgres may lose the result of a call that the daemon has read: then its call is open again.
+#[tokio::test]
+async fn nothing_is_asked_while_a_call_is_open_and_nothing_is_counted_that_is_not_written() {
+    let thinking = Thinking::start(vec![Say::Hang], "").await;
+    let (id, (assignment, epoch)) = asked(&thinking).await;
+    let tasks = &thinking.running.parts.tasks;
+    let at = run_key(id, assignment, epoch);
+    let client = thinking.db.client().await;
+    let record = question_record();
+    let fenced =
+        |outcome: Option<convoke::task::Error>| matches!(outcome, Some(convoke::task::Error::Fenced));
+    let counted = async |id: &uuid::Uuid| -> Option<String> {
+        let state = "select state from convoke.model_questions where id = $1";
+        client.query_opt(state, &[id]).await.unwrap().map(|row| row.get(0))
+    };
+    assert_eq!(tasks.begin_question(&at, 2, question(&record)).await.unwrap(), Ok(3));
+    let call = convoke::task::NewCall {
+        wire_id: None,
+        name: "look".into(),
+        args: json!({}),
+        args_sha256: "x".into(),
+        effect: convoke::task::Effect::Read,
+        state: convoke::task::StepState::Planned,
+        result: None,
+    };
+    let end = convoke::task::ModelEnd {
+        answer: json!({ "role": "assistant" }),
+        ending: convoke::task::Ending::Calls,
+        finish: None,
+        question: record.id,
+        used: convoke::task::ModelUsage::none(),
+        calls: vec![call],
+    };
+    let old = run_key(id, assignment, epoch - 1);
+    assert!(fenced(tasks.end_question(&old, 3, 3, &end).await.err()), "an old epoch");
+    assert_eq!(counted(&record.id).await.as_deref(), Some("sent"));
+    let after = tasks.end_question(&at, 3, 3, &end).await.unwrap().unwrap();
+    assert_eq!(counted(&record.id).await.as_deref(), Some("exact"));
+    let states: Vec<_> = after.run.steps.iter().map(|step| (step.seq, step.state)).skip(2).collect();
+    assert_eq!(states, [(3, convoke::task::StepState::Done), (4, convoke::task::StepState::Planned)]);
+    let next = question_record();
+    assert!(fenced(tasks.begin_question(&at, 4, question(&next)).await.err()), "the call is open");
+    assert_eq!(counted(&next.id).await, None);
+    let read = convoke::task::CallEnd {
+        state: convoke::task::StepState::Done,
+        result: "x".into(),
+        bytes: 1,
+        cut: false,
+    };
+    tasks.end_call(&at, 4, &read, None).await.unwrap();
+    assert_eq!(tasks.begin_question(&at, 4, question(&next)).await.unwrap(), Ok(5));
+    assert_eq!(counted(&next.id).await.as_deref(), Some("sent"));
     thinking.stop().await;
 }

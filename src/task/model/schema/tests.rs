@@ -196,3 +196,48 @@ async fn schema_runs_at_low_priority() {
     let lowered = run.join().unwrap();
     assert_eq!(lowered > usual, cfg!(target_os = "linux"), "{lowered} after {usual}");
 }
+
+#[tokio::test]
+async fn plain_schemas_have_the_same_verdict_without_a_thread() {
+    let schemas = Schemas::default();
+    let call = json!({ "type": "object", "required": ["n"], "additionalProperties": false, "title": "t",
+        "properties": { "n": { "type": "integer", "minimum": 1 }, "all": { "items": { "enum": ["a", 2] } } } });
+    let values = [
+        json!({ "n": 1, "all": ["a", 2] }),
+        json!({ "n": 0 }),
+        json!({ "n": 1, "all": ["b"] }),
+        json!({ "n": 1, "more": 1 }),
+        json!({}),
+        json!(null),
+    ];
+    for schema in [&call, &json!(true), &json!(false), &json!({ "type": 5 }), &json!({ "required": "n" })] {
+        assert!(is_plain(schema, 0), "{schema}");
+        for value in &values {
+            let on_thread = schemas.run(schema.clone(), Some(value.clone())).await.unwrap();
+            assert_eq!(schemas.fits(schema, value).await.unwrap(), on_thread, "{schema} {value}");
+        }
+    }
+    assert_eq!(schemas.fits(&call, &values[0]).await.unwrap(), Ok(()));
+    assert!(schemas.fits(&call, &values[1]).await.unwrap().is_err());
+}
+
+#[test]
+fn schema_whose_time_a_requester_chooses_is_not_plain() {
+    let deep = (0..=PLAIN_DEPTH_MAX).fold(json!({}), |inner, _| json!({ "items": inner }));
+    for schema in [
+        json!({ "pattern": "a" }),
+        json!({ "properties": { "a": { "pattern": "a" } } }),
+        json!({ "properties": 1 }),
+        json!({ "items": [{}] }),
+        json!({ "items": { "uniqueItems": true } }),
+        json!({ "additionalProperties": { "$ref": "#" } }),
+        json!({ "anyOf": [{}] }),
+        json!({ "format": "email" }),
+        json!({ CLOCK: true }),
+        json!(42),
+        deep,
+    ] {
+        assert!(!is_plain(&schema, 0), "{schema}");
+    }
+    assert!(!is_small(&json!("x".repeat(PLAIN_BYTES_MAX))));
+}
