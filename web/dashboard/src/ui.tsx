@@ -7,6 +7,7 @@ import { href } from "./route.ts";
 import { ONE, segments } from "./score.ts";
 import type { Problem } from "./session.ts";
 import { type Award, type Offer, PARTS, type TaskState, type Weights } from "./types.ts";
+import { words } from "./words.ts";
 
 /** Icon and word of each state; the colour only repeats them. */
 const ICONS: Record<string, string> = {
@@ -18,7 +19,7 @@ export function State({ state, reason }: { state: TaskState | string; reason?: s
   return (
     <span class={`state state-${state}`}>
       <span aria-hidden="true">{ICONS[state] ?? "·"}</span> {state}
-      {reason ? <span class="soft"> ({reason.replaceAll("_", " ")})</span> : null}
+      {reason ? <span class="soft"> ({words(reason)})</span> : null}
     </span>
   );
 }

@@ -10,6 +10,7 @@ import { href, query, setQuery } from "../route.ts";
 import { Problem, isOperator } from "../session.ts";
 import { type AgentLine, FINAL, type FeedEvent, type Line, type Statistics } from "../types.ts";
 import { AgentDot, AgentLink, Ago, Empty, Panel, Progress, Slots, State, TaskLink, Trouble, Twin } from "../ui.tsx";
+import { words } from "../words.ts";
 import { NoAgents } from "./Switchboard.tsx";
 
 const HELD = "awarded,running,waiting,verifying,canceling";
@@ -156,7 +157,7 @@ export function Agent({ org, id }: { org: string; id: string }): JSX.Element {
             {last.length ? <ul class="rows">{last.map((line) => <li key={line.id}><TaskLink org={org} id={line.id}><b>{line.kind}</b> <span class="preview">{subject(line)}</span></TaskLink><small><State state={line.state} reason={line.state_reason} /> · <Ago at={line.created_at} />{FINAL.has(line.state) ? ` · took ${duration(Date.parse(line.updated_at) - Date.parse(line.created_at))}` : ""}</small></li>)}</ul> : <Empty title="No task" />}
           </Panel>
           <Panel title="Last events">
-            {events.length ? <ol class="rows">{events.map((event) => <li key={event.seq}><span><b>{event.type.replaceAll("_", " ")}</b>{event.task_id ? <> · <TaskLink org={org} id={event.task_id} /></> : null}{event.epoch ? <span class="soft"> · epoch {event.epoch}</span> : null}</span><small><Ago at={event.at} /></small></li>)}</ol> : <p class="soft">None among the newest 200,000 events.</p>}
+            {events.length ? <ol class="rows">{events.map((event) => <li key={event.seq}><span><b>{words(event.type)}</b>{event.task_id ? <> · <TaskLink org={org} id={event.task_id} /></> : null}{event.epoch ? <span class="soft"> · epoch {event.epoch}</span> : null}</span><small><Ago at={event.at} /></small></li>)}</ol> : <p class="soft">None among the newest 200,000 events.</p>}
           </Panel>
           {isOperator.value && agent.limits ? <Definition id={id} version={agent.definition_version} /> : null}
         </div>

@@ -7,6 +7,7 @@ import { count, money } from "../format.ts";
 import { budgetOf } from "../limits.ts";
 import { type Amount, FINAL, type Task, type Why } from "../types.ts";
 import { AgentLink, Money, Panel } from "../ui.tsx";
+import { words } from "../words.ts";
 
 export function BudgetFields({ task, fields }: { task: Task; fields: Signal<Record<string, string>> }): JSX.Element {
   const field = (name: string, label: string, now: number | null | undefined, shown: (value: number) => string): JSX.Element => (
@@ -56,7 +57,7 @@ export function Budget({ org, why: { task, attempts, paid } }: { org: string; wh
           <div class="scroll" tabIndex={0} role="region" aria-label="Use by attempt"><table>
             <caption class="hidden">Use by attempt</caption>
             <thead><tr><th class="number">Epoch</th><th>Agent</th><th>Ended as</th><th class="number">Tokens</th><th class="number">Money</th></tr></thead>
-            <tbody>{charged.map(({ epoch, agent_id, state, paid: used }) => <tr key={epoch}><td class="number">{epoch}</td><td><AgentLink org={org} id={agent_id} /></td><td>{state.replaceAll("_", " ")}</td><td class="number">{count(used?.tokens ?? 0)}</td><td class="number"><Money value={used?.microdollars} presumed={used?.presumed ?? false} /></td></tr>)}</tbody>
+            <tbody>{charged.map(({ epoch, agent_id, state, paid: used }) => <tr key={epoch}><td class="number">{epoch}</td><td><AgentLink org={org} id={agent_id} /></td><td>{words(state)}</td><td class="number">{count(used?.tokens ?? 0)}</td><td class="number"><Money value={used?.microdollars} presumed={used?.presumed ?? false} /></td></tr>)}</tbody>
           </table></div>
         ) : <p class="soft">No attempt has reported a use.</p>}
         {paid.presumed ? <p class="soft">≤: an attempt ended without a report, so what was reserved for it counts.</p> : null}

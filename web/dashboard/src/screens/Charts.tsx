@@ -2,11 +2,13 @@
 import type { JSX } from "preact";
 import { readSeries } from "../api.ts";
 import { clock, count } from "../format.ts";
+import { type Range, rangeParams } from "../lanes.ts";
 import { useRead } from "../read.ts";
-import { query, setQuery } from "../route.ts";
+import { go, href, query, setQuery } from "../route.ts";
 import { path, pointsOf } from "../series.ts";
 import type { Series } from "../types.ts";
 import { Panel, Trouble, Twin } from "../ui.tsx";
+import { Brush } from "./Brush.tsx";
 
 interface Chart {
   title: string;
@@ -27,7 +29,7 @@ const CHARTS: readonly Chart[] = [
 ];
 
 const STEPS = { "15 minutes": "1s", "24 hours": "1m" } as const;
-export function Charts(): JSX.Element {
+export function Charts({ org }: { org: string }): JSX.Element {
   const step = query.value.get("step") === "1m" ? "1m" : "1s";
   const { data, error } = useRead(`series ${step}`, (abort) => readSeries(CHARTS.map(({ name }) => name), step, abort), () => true, step === "1s" ? 5000 : 60_000).value;
   const chips = (
@@ -38,7 +40,8 @@ export function Charts(): JSX.Element {
   return (
     <Panel title="Over time" aside={chips}>
       {error ? <Trouble problem={error} /> : null}
-      {data ? <div class="charts">{CHARTS.map((chart) => <Line key={chart.name} chart={chart} series={data} />)}</div> : error ? null : <p class="soft" role="status">Loading…</p>}
+      <p class="soft">Drag over a chart to see what the agents did in that time.</p>
+      {data ? <div class="charts">{CHARTS.map((chart) => <Line key={chart.name} org={org} chart={chart} series={data} />)}</div> : error ? null : <p class="soft" role="status">Loading…</p>}
     </Panel>
   );
 }
@@ -50,18 +53,21 @@ function figure(value: number | null | undefined, unit: Chart["unit"]): string {
   return unit ? `${text} / s` : text;
 }
 
-function Line({ chart, series }: { chart: Chart; series: Series }): JSX.Element {
+function Line({ org, chart, series }: { org: string; chart: Chart; series: Series }): JSX.Element {
   const { values, times } = pointsOf(chart.name, series);
   const known = values.filter((value) => value !== null);
   const most = known.length ? Math.max(...known) : null;
   const at = (seconds: number | undefined): string => (seconds === undefined ? "" : clock(new Date(seconds * 1000).toISOString()));
   const said = `${chart.title}: ${figure(values.at(-1), chart.unit)} now, ${figure(most, chart.unit)} at most since ${at(times[0])}`;
-  const drawn = (
+  const lanes = (range: Range): void => go(`${href(org, "lanes")}?${new URLSearchParams({ ...rangeParams(range) })}`);
+  const figureOf = (
     <figure class="spark">
       <svg viewBox="0 0 100 30" preserveAspectRatio="none" role="img" aria-label={said}><path d={path(values)} /></svg>
       <figcaption><span>{at(times[0])}</span><span>at most {figure(most, chart.unit)}</span></figcaption>
     </figure>
   );
+  const range = { from: (times[0] ?? 0) * 1000, to: (times.at(-1) ?? 0) * 1000 };
+  const drawn = range.from < range.to ? <Brush area="svg" range={range} onRange={lanes}>{figureOf}</Brush> : figureOf;
   const table = (
     <table><caption class="hidden">{chart.title}</caption>
       <thead><tr><th>Time</th><th class="number">{chart.title}</th></tr></thead>

@@ -1,6 +1,7 @@
 // The columns of the list of tasks: what each shows, and the choice of a person.
 import { signal, useSignal } from "@preact/signals";
 import type { ComponentChildren, JSX } from "preact";
+import { useEffect, useRef } from "preact/hooks";
 import { COLUMNS, type Column, USUAL, columnsOf, moved, withColumn } from "../columns.ts";
 import { duration, money, now, score, subject } from "../format.ts";
 import { FINAL, type Line } from "../types.ts";
@@ -44,8 +45,22 @@ export const SHOWN: Record<Column, Shown> = {
 
 export function ColumnChoice(): JSX.Element {
   const isOpen = useSignal(false);
+  const choice = useRef<HTMLDetailsElement>(null);
+  useEffect(() => {
+    if (!isOpen.value) return;
+    const close = (event: Event): void => {
+      const isElsewhere = event instanceof KeyboardEvent ? event.key === "Escape" : !choice.current?.contains(event.target as Node);
+      if (isElsewhere && choice.current) choice.current.open = false;
+    };
+    addEventListener("pointerdown", close);
+    addEventListener("keydown", close);
+    return () => {
+      removeEventListener("pointerdown", close);
+      removeEventListener("keydown", close);
+    };
+  }, [isOpen.value]);
   return (
-    <details class="column-choice" onToggle={(event) => (isOpen.value = event.currentTarget.open)}>
+    <details ref={choice} class="column-choice" onToggle={(event) => (isOpen.value = event.currentTarget.open)}>
       <summary>Columns</summary>
       {isOpen.value ? <Choice /> : null}
     </details>
@@ -57,16 +72,16 @@ function Choice(): JSX.Element {
   const chosen = columns.value;
   const all = [...chosen, ...COLUMNS.filter((column) => !chosen.includes(column))];
   return (
-    <>
+    <div>
       <ul aria-label="Columns of the list">
         {all.map((column) => (
           <li key={column}>
             <label class="check"><input type="checkbox" checked={chosen.includes(column)} disabled={column === "task"} onChange={(event) => choose(withColumn(chosen, column, event.currentTarget.checked))} /> {SHOWN[column].label}</label>
-            {chosen.indexOf(column) > 0 ? <button type="button" class="quiet small" aria-label={`Move ${SHOWN[column].label} to the left`} onClick={() => choose(moved(chosen, column))}>←</button> : null}
+            {chosen.indexOf(column) > 0 ? <button type="button" class="quiet small" aria-label={`Move ${SHOWN[column].label} to the left`} onClick={() => choose(moved(chosen, column))}>↑</button> : null}
           </li>
         ))}
       </ul>
       <button type="button" class="small" onClick={() => choose(USUAL)}>The usual ones</button>
-    </>
+    </div>
   );
 }

@@ -11,6 +11,7 @@ import { query, setQuery } from "../route.ts";
 import { seesData } from "../session.ts";
 import type { TaskEvent } from "../types.ts";
 import { AgentLink, At, Copy, Empty, Trouble } from "../ui.tsx";
+import { words } from "../words.ts";
 
 /** Reports that repeat; hidden at first. */
 const NOISE = new Set(["progress", "nudged", "heartbeat"]);
@@ -52,7 +53,7 @@ function Row({ org, event }: { org: string; event: TaskEvent }): JSX.Element {
       <div class="event">
         <button type="button" class="quiet small" aria-expanded={isOpen.value} aria-label={`Details of ${event.type} at ${clock(event.at, true)}`} onClick={() => (isOpen.value = !isOpen.value)}>{isOpen.value ? "▾" : "▸"}</button>
         <At at={event.at} millis />
-        <b>{event.type.replaceAll("_", " ")}</b>
+        <b>{words(event.type)}</b>
         {event.agent_id ? <AgentLink org={org} id={event.agent_id} /> : null}
         {event.epoch ? <span class="soft">epoch {event.epoch}</span> : null}
         <span class="preview soft">{brief(event.body)}</span>

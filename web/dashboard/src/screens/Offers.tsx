@@ -6,6 +6,7 @@ import { ONE } from "../score.ts";
 import { DRAWN, STEPS, drawnPlaces, spreadOfTotals, stepOf } from "../totals.ts";
 import { type Offer, PARTS, type Round } from "../types.ts";
 import { AgentLink, At, OfferBar, Twin, left } from "../ui.tsx";
+import { words } from "../words.ts";
 import { Histogram } from "./Histogram.tsx";
 
 export function RoundOffers({ org, round, offers }: { org: string; round: Round; offers: Offer[] }): JSX.Element {
@@ -24,7 +25,7 @@ function fateOf(offer: Offer, round: Round): string {
     case "awarded": case "confirmed": return awarded || "awarded";
     case "open": return round.winner ? (left(offer.valid_until ?? null) ? `standby, ${left(offer.valid_until ?? null)}` : "standby") : "offered";
     case "refused": return awarded ? `${awarded}, then refused or lost` : "refused";
-    default: return awarded ? `${awarded}, ${offer.state ?? ""}` : (offer.state ?? "");
+    default: return awarded ? `${awarded}, ${words(offer.state ?? "")}` : words(offer.state ?? "");
   }
 }
 

@@ -9,6 +9,7 @@ import { useRead } from "../read.ts";
 import { isOperator } from "../session.ts";
 import type { Run, Step } from "../types.ts";
 import { AgentLink, At, Empty, Panel, Trouble } from "../ui.tsx";
+import { words } from "../words.ts";
 
 /** Longer contents are cut on the screen. */
 const SHOWN_CHARS_MAX = 20_000;
@@ -34,7 +35,7 @@ function RunView({ org, run }: { org: string; run: Run }): JSX.Element {
       <p class="facts">
         <AgentLink org={org} id={run.agent_id} />
         {run.started_at ? <span class="soft">began <At at={run.started_at} /></span> : null}
-        <span>{run.ended_as ? `ended: ${run.ended_as.replaceAll("_", " ")}` : "not ended"}</span>
+        <span>{run.ended_as ? `ended: ${words(run.ended_as)}` : "not ended"}</span>
       </p>
       <ol class="events">{run.steps.map((step) => <StepRow key={step.seq} step={step} />)}</ol>
     </Panel>

@@ -8,6 +8,7 @@ import { means, path, rates } from "../series.ts";
 import type { Agent, Line, Negotiation, Overview, Series } from "../types.ts";
 import { FirstSteps } from "./FirstSteps.tsx";
 import { AgentDot, Ago, Empty, Legend, OfferBar, Panel, Slots, TaskLink, Trouble } from "../ui.tsx";
+import { words } from "../words.ts";
 
 /** An open task that waits for longer than this is worth a look. */
 const OLD_MS = 60_000;
@@ -117,14 +118,14 @@ function NeedsYou({ org, lines }: { org: string; lines: Line[] }): JSX.Element {
 function WhatIsWrong({ org, overview, failed, agents }: { org: string; overview: Overview; failed: Line[]; agents: Agent[] }): JSX.Element {
   const causes = new Map<string, Line[]>();
   for (const line of failed) {
-    const key = cause(line.error ?? line.state_reason ?? "failed");
+    const key = cause(line.error ?? words(line.state_reason ?? "failed"));
     causes.set(key, [...(causes.get(key) ?? []), line]);
   }
   const parts = Object.entries(overview.health.parts).filter(([, part]) => part.state !== "ready");
   const gone = agents.filter((agent) => agent.status !== "present");
   const old = overview.oldest_open_at && since(overview.oldest_open_at) && Date.parse(overview.at) - Date.parse(overview.oldest_open_at) > OLD_MS;
   const rows: JSX.Element[] = [
-    ...parts.map(([name, part]) => <li key={`part ${name}`}><b>{name.replaceAll("_", " ")}: {part.detail}</b><small>{part.state} on <a href="/health" target="_blank">/health</a></small></li>),
+    ...parts.map(([name, part]) => <li key={`part ${name}`}><b>{words(name)}: {part.detail}</b><small>{part.state} on <a href="/health" target="_blank">/health</a></small></li>),
     ...(old && overview.oldest_open_at ? [<li key="old"><a href={`${href(org, "tasks")}?state=open`}><b>A task has been open for {since(overview.oldest_open_at)}</b></a><small>no agent has it yet</small></li>] : []),
     ...[...causes.entries()].sort((a, b) => b[1].length - a[1].length).slice(0, SHOWN).map(([text, lines]) => {
       const last = lines[0];

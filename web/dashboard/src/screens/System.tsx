@@ -4,6 +4,7 @@ import { readOverview } from "../api.ts";
 import { useRead } from "../read.ts";
 import { isAdmin } from "../session.ts";
 import { Panel, Trouble } from "../ui.tsx";
+import { words } from "../words.ts";
 import { Charts } from "./Charts.tsx";
 import { Checks, Settings } from "./Checks.tsx";
 import { Sessions } from "./Sessions.tsx";
@@ -24,11 +25,11 @@ export function System({ org }: { org: string }): JSX.Element {
             <div class="scroll" tabIndex={0} role="region" aria-label="Parts of the daemon"><table>
               <caption class="hidden">Parts of the daemon</caption>
               <thead><tr><th>Part</th><th>State</th><th>Detail</th></tr></thead>
-              <tbody>{parts.map(([name, { state, detail }]) => <tr key={name}><th scope="row">{name.replaceAll("_", " ")}</th><td><span class={`state ${CLASSES[state] ?? ""}`}><span aria-hidden="true">{ICONS[state] ?? "·"}</span> {state}</span></td><td>{detail}</td></tr>)}</tbody>
+              <tbody>{parts.map(([name, { state, detail }]) => <tr key={name}><th scope="row">{words(name)}</th><td><span class={`state ${CLASSES[state] ?? ""}`}><span aria-hidden="true">{ICONS[state] ?? "·"}</span> {state}</span></td><td>{detail}</td></tr>)}</tbody>
             </table></div>
           </Panel>
         ) : error ? null : <p class="boot" role="status">Loading…</p>}
-        <Charts />
+        <Charts org={org} />
         <Sessions />
         {isAdmin.value ? <><Checks /><Settings /></> : null}
       </div>

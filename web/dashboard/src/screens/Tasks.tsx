@@ -1,10 +1,12 @@
 // The list of tasks: filters are in the address, rows follow live and never move under the pointer.
 import { signal, useSignal } from "@preact/signals";
 import type { JSX } from "preact";
-import { useEffect, useLayoutEffect, useMemo, useRef } from "preact/hooks";
+import { useEffect, useId, useLayoutEffect, useMemo, useRef } from "preact/hooks";
 import { readLines, readLinesById } from "../api.ts";
+import type { Column } from "../columns.ts";
 import { type Filter, fromQuery, timeOf, toParams, toggled, typedTime } from "../filter.ts";
 import { isUtc, now } from "../format.ts";
+import { GROUPS, type Group, type GroupBy, groupByOf, groupOf, inGroups } from "../groups.ts";
 import { again, isPaused } from "../live.ts";
 import { useRead } from "../read.ts";
 import { go, href, query, setQuery } from "../route.ts";
@@ -17,9 +19,11 @@ import { ColumnChoice, SHOWN, columns } from "./Columns.tsx";
 import { Durations } from "./Durations.tsx";
 import { Inspector } from "./Inspector.tsx";
 import { RequestTask } from "./RequestTask.tsx";
-import { Empty, Progress, State, Trouble } from "../ui.tsx";
+import { AgentLink, Empty, Progress, State, TaskLink, Trouble } from "../ui.tsx";
 
 const PAGE = 50;
+/** Columns of the list beside the inspector, which shows the others. */
+const BESIDE = 3;
 const known = signal<Store>(new Map());
 /** The ids of the list that was shown last, for `[` and `]` on a task. */
 export const shownIds = signal<string[]>([]);
@@ -68,7 +72,17 @@ export function Tasks({ org }: { org: string }): JSX.Element {
   });
 
   const { data, error } = reading.value;
-  const lines = data ? current(known.value, data.ids) : [];
+  const by = groupByOf(query.value.get("group"));
+  // Under the pointer a row stays in its group, whatever becomes of its task.
+  const names = useRef(new Map<string, string>());
+  useMemo(() => names.current.clear(), [key, by]);
+  const nameOf = (line: Line): string => {
+    const name = (isHeld.current && names.current.get(line.id)) || (by ? groupOf(line, by) : "");
+    names.current.set(line.id, name);
+    return name;
+  };
+  const groups = data ? inGroups(current(known.value, data.ids), nameOf) : [];
+  const lines = groups.flatMap(({ lines }) => lines);
   useEffect(() => {
     shownIds.value = lines.map((line) => line.id);
   }, [lines.map((line) => line.id).join()]);
@@ -105,6 +119,7 @@ export function Tasks({ org }: { org: string }): JSX.Element {
         <span class="grow" />
         <button type="button" class="quiet small" aria-pressed={hasDurations} onClick={() => setQuery({ durations: hasDurations ? "" : "1" }, { replace: true })}>Durations</button>
         <button type="button" class="quiet small" title="Inspector (i)" data-letter="i" aria-pressed={inspected !== ""} disabled={!lines.length && !inspected} onClick={toggleInspector}>Inspector</button>
+        <GroupChoice by={by} />
         <ColumnChoice />
         <Bulk filter={filter} lines={lines} />
         <RequestTask org={org} />
@@ -114,7 +129,7 @@ export function Tasks({ org }: { org: string }): JSX.Element {
       <div class={inspected ? "inspected" : ""}>
         {lines.length ? (
           <div onPointerEnter={() => (isHeld.current = true)} onPointerLeave={() => (isHeld.current = false)}>
-            <Table org={org} lines={lines} onRow={(id) => inspected && inspect(id)} />
+            <Table org={org} groups={by ? groups : [{ name: "", lines }]} by={by} columns={inspected ? columns.value.slice(0, BESIDE) : columns.value} onRow={(id) => inspected && inspect(id)} />
           </div>
         ) : null}
         {inspected ? <Inspector org={org} id={inspected} onClose={() => inspect("")} /> : null}
@@ -224,8 +239,30 @@ function Further({ page, last }: { page: Page; last: Line | undefined }): JSX.El
   );
 }
 
+function GroupChoice({ by }: { by: GroupBy | null }): JSX.Element {
+  const id = useId();
+  return (
+    <span class="group-choice">
+      <label for={id}>Group by</label>
+      <select id={id} value={by ?? ""} onChange={(event) => setQuery({ group: event.currentTarget.value }, { replace: true })}>
+        <option value="">nothing</option>
+        {GROUPS.map((name) => <option key={name} value={name}>{name}</option>)}
+      </select>
+    </span>
+  );
+}
+
+/** What the tasks of a group have in common. */
+function GroupName({ org, by, name }: { org: string; by: GroupBy; name: string }): JSX.Element {
+  if (by === "state") return <State state={name} />;
+  if (by === "agent") return name ? <AgentLink org={org} id={name} /> : <>no agent</>;
+  if (by === "tree") return <>tree of <TaskLink org={org} id={name} /></>;
+  return <b>{name}</b>;
+}
+
 /** `onRow`: a row has got the focus. */
-function Table({ org, lines, onRow }: { org: string; lines: Line[]; onRow: (id: string) => void }): JSX.Element {
+function Table({ org, groups, by, columns, onRow }: { org: string; groups: Group[]; by: GroupBy | null; columns: readonly Column[]; onRow: (id: string) => void }): JSX.Element {
+  const lines = groups.flatMap(({ lines }) => lines);
   const at = useSignal(0);
   const body = useRef<HTMLTableSectionElement>(null);
   const move = (event: KeyboardEvent): void => {
@@ -241,30 +278,40 @@ function Table({ org, lines, onRow }: { org: string; lines: Line[]; onRow: (id: 
     event.preventDefault();
     event.stopPropagation();
     at.value = Math.min(lines.length - 1, Math.max(0, at.value + step));
-    (body.current?.rows[at.value] as HTMLTableRowElement | undefined)?.focus();
+    body.current?.querySelectorAll<HTMLTableRowElement>("tr[data-row]")[at.value]?.focus();
   };
   // The row that has the focus stays, whatever else changes.
-  const focused = Math.min(at.value, lines.length - 1);
+  const focused = lines[Math.min(at.value, lines.length - 1)]?.id;
+  const row = (line: Line): JSX.Element => (
+    <Row key={line.id} org={org} line={line} columns={columns} isCurrent={line.id === focused} ids={lines.map(({ id }) => id)} onFocus={() => {
+      at.value = lines.findIndex(({ id }) => id === line.id);
+      onRow(line.id);
+    }} />
+  );
   return (
     <div class="scroll">
       <table class="tasks">
         <caption class="hidden">Tasks, newest first. Arrows or j and k move, Enter opens.</caption>
         <thead>
-          <tr>{isOperator.value ? <th><span class="hidden">Selected</span></th> : null}<th>State</th>{columns.value.map((column) => <th key={column} class={SHOWN[column].class === "number" ? "number" : ""}>{SHOWN[column].label}</th>)}</tr>
+          <tr>{isOperator.value ? <th><span class="hidden">Selected</span></th> : null}<th>State</th>{columns.map((column) => <th key={column} class={SHOWN[column].class === "number" ? "number" : ""}>{SHOWN[column].label}</th>)}</tr>
         </thead>
         <tbody ref={body} onKeyDown={move}>
-          {lines.map((line, row) => (
-            <tr key={line.id} tabIndex={row === focused ? 0 : -1} data-row={line.id} data-state={line.state} onFocus={() => {
-              at.value = row;
-              onRow(line.id);
-            }} aria-selected={isOperator.value ? selected.value.has(line.id) : undefined}>
-              {isOperator.value ? <td class="select"><input type="checkbox" tabIndex={-1} aria-label={`Select ${line.kind} ${line.id}`} checked={selected.value.has(line.id)} onClick={(event) => toggle(lines.map(({ id }) => id), line.id, event.shiftKey)} /></td> : null}
-              <td data-label="State"><State state={line.state} reason={line.state_reason} />{line.progress !== null && !FINAL.has(line.state) ? <Progress value={line.progress} label="Progress" /> : null}</td>
-              {columns.value.map((column) => <td key={column} data-label={SHOWN[column].label} class={SHOWN[column].class ?? ""}>{SHOWN[column].cell(line, org)}</td>)}
-            </tr>
-          ))}
+          {groups.map(({ name, lines }) => [
+            by ? <tr key={`group ${name}`} class="group"><th scope="rowgroup" colSpan={columns.length + (isOperator.value ? 2 : 1)}><GroupName org={org} by={by} name={name} /> <span class="soft">{lines.length}</span></th></tr> : null,
+            ...lines.map(row),
+          ])}
         </tbody>
       </table>
     </div>
+  );
+}
+
+function Row({ org, line, columns, isCurrent, ids, onFocus }: { org: string; line: Line; columns: readonly Column[]; isCurrent: boolean; ids: string[]; onFocus: () => void }): JSX.Element {
+  return (
+    <tr tabIndex={isCurrent ? 0 : -1} data-row={line.id} data-state={line.state} onFocus={onFocus} aria-selected={isOperator.value ? selected.value.has(line.id) : undefined}>
+      {isOperator.value ? <td class="select"><input type="checkbox" tabIndex={-1} aria-label={`Select ${line.kind} ${line.id}`} checked={selected.value.has(line.id)} onClick={(event) => toggle(ids, line.id, event.shiftKey)} /></td> : null}
+      <td data-label="State"><State state={line.state} reason={line.state_reason} />{line.progress !== null && !FINAL.has(line.state) ? <Progress value={line.progress} label="Progress" /> : null}</td>
+      {columns.map((column) => <td key={column} data-label={SHOWN[column].label} class={SHOWN[column].class ?? ""}>{SHOWN[column].cell(line, org)}</td>)}
+    </tr>
   );
 }

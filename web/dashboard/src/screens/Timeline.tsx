@@ -3,6 +3,7 @@ import type { JSX } from "preact";
 import { between, duration, now } from "../format.ts";
 import { type Attempt, FINAL, type Why } from "../types.ts";
 import { AgentDot, At, Empty, Money, Twin } from "../ui.tsx";
+import { words } from "../words.ts";
 
 const TICKS = 4;
 
@@ -40,7 +41,7 @@ function Chart({ why, attempts }: { why: Why; attempts: Attempt[] }): JSX.Elemen
                 <span class="span awarded" title="awarded, not accepted yet" style={span(awarded, started ?? ended)} />
                 {started === null ? null : <span class={`span run end-${attempt.state}`} title={`${attempt.state}, ${duration(ended - started)}`} style={span(started, ended)} />}
               </span>
-              <span class="outcome">{attempt.ended_at ? attempt.state.replaceAll("_", " ") : `${attempt.state} now`} <span class="soft">{duration(ended - (started ?? awarded))}</span></span>
+              <span class="outcome">{attempt.ended_at ? words(attempt.state) : `${attempt.state} now`} <span class="soft">{duration(ended - (started ?? awarded))}</span></span>
             </li>
           );
         })}
@@ -57,7 +58,7 @@ function Table({ attempts, requestedAt }: { attempts: Attempt[]; requestedAt: st
       <tbody>
         {attempts.map((attempt) => (
           <tr key={attempt.epoch}>
-            <td class="number">{attempt.epoch}</td><th scope="row">{attempt.agent_id}</th><td>{attempt.state.replaceAll("_", " ")}{attempt.error ? `: ${attempt.error}` : ""}</td>
+            <td class="number">{attempt.epoch}</td><th scope="row">{attempt.agent_id}</th><td>{words(attempt.state)}{attempt.error ? `: ${attempt.error}` : ""}</td>
             <td>{attempt.awarded_at ? <At at={attempt.awarded_at} millis /> : "–"}</td>
             <td class="number">{duration(between(requestedAt, attempt.awarded_at))}</td>
             <td class="number">{duration(between(attempt.awarded_at, attempt.started_at))}</td>

@@ -38,9 +38,9 @@ export function Triggers({ org }: { org: string }): JSX.Element {
 function Row({ org, trigger }: { org: string; trigger: Trigger }): JSX.Element {
   return (
     <tr>
-      <th scope="row">{trigger.trigger}</th>
+      <th scope="row">{trigger.trigger} <TryFilter trigger={trigger} /></th>
       <td><AgentLink org={org} id={trigger.agent_id} /></td>
-      <td>{trigger.kind === "schedule" ? <><code>{trigger.cron}</code> <span class="soft">{trigger.timezone}</span></> : <>{trigger.events?.join(", ")} on <code>{trigger.table}</code>{trigger.filter ? <> where <code>{trigger.filter}</code></> : null}{trigger.coalesces ? <span class="soft"> coalesced</span> : null} <TryFilter trigger={trigger} /></>}</td>
+      <td class="wraps when">{trigger.kind === "schedule" ? <><code>{trigger.cron}</code> <span class="soft">{trigger.timezone}</span></> : <>{trigger.events?.join(", ")} on <code>{trigger.table}</code>{trigger.filter ? <> where <code>{trigger.filter}</code></> : null}{trigger.coalesces ? <span class="soft"> coalesced</span> : null}</>}</td>
       <td>{trigger.requests}</td>
       <td>{trigger.last_at ? <>{trigger.last_task ? <TaskLink org={org} id={trigger.last_task}><Ago at={trigger.last_at} /></TaskLink> : <Ago at={trigger.last_at} />}</> : <span class="soft">never</span>}{trigger.last_error ? <small class="bad">{trigger.last_error}</small> : null}</td>
       <td class="number">{trigger.tasks === undefined ? "–" : count(trigger.tasks)}</td>

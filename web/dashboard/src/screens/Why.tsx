@@ -10,6 +10,7 @@ import { query, setQuery } from "../route.ts";
 import { WEIGHTS, WHAT_IF, canRank, rank } from "../score.ts";
 import { type Attempt, type Award, FINAL, type Offer, PARTS, type Round, type Why as WhyAnswer } from "../types.ts";
 import { AgentDot, AgentLink, At, Empty, Legend, Money, Panel, Sentence, left } from "../ui.tsx";
+import { words } from "../words.ts";
 import { RoundOffers } from "./Offers.tsx";
 
 export function Why({ org, why }: { org: string; why: WhyAnswer }): JSX.Element {
@@ -38,7 +39,7 @@ export function Verdict({ why }: { why: WhyAnswer }): JSX.Element {
   const { rounds, attempts, task } = why;
   const last = rounds.at(-1);
   const won = last?.awards.at(-1);
-  const failure = task.state === "failed" ? `The task failed: ${(task.state_reason ?? "no reason is stored").replaceAll("_", " ")}.` : null;
+  const failure = task.state === "failed" ? `The task failed: ${words(task.state_reason ?? "no reason is stored")}.` : null;
   const lost = attempts.filter((attempt) => attempt.ended_at && !["finished", "waiting"].includes(attempt.state));
   return (
     <div class="verdict">
@@ -59,7 +60,7 @@ const FATES: Record<string, string> = {
 };
 
 function fate(attempt: Attempt): string {
-  const text = FATES[attempt.state] ?? attempt.state;
+  const text = FATES[attempt.state] ?? words(attempt.state);
   return attempt.error ? `${text} (${attempt.error})` : text;
 }
 
@@ -69,7 +70,7 @@ function RoundView({ org, round, why }: { org: string; round: Round; why: WhyAns
   const weights = round.weights ? `: ${PARTS.map((part) => `${part} ${round.weights?.[part] ?? 0}`).join(", ")}` : "";
   const attempts = why.attempts.filter((attempt) => round.awards.some((award) => award.assignment_id === attempt.assignment_id));
   return (
-    <Panel title={`Round ${round.round}`} class="round" aside={<span class="soft">{policy.replaceAll("_", " ")}{weights}</span>}>
+    <Panel title={`Round ${round.round}`} class="round" aside={<span class="soft">{words(policy)}{weights}</span>}>
       <Axis round={round} />
       {offers.length ? (
         <RoundOffers org={org} round={round} offers={offers} />

@@ -1,5 +1,5 @@
 // The page in a real browser against a real daemon.
-import { expect, findings, isLive, poll, test } from "./stage.ts";
+import { drag, expect, findings, isLive, poll, test } from "./stage.ts";
 import { has } from "../../../../examples/web/tests/browser/harness/wait.ts";
 
 test("a link signs in once, and signing out ends the session", async ({ seats }) => {
@@ -501,6 +501,24 @@ test("lanes, triggers and spending show what agents did", async ({ seats }) => {
   await expect(page.getByRole("img", { name: /^expert: \d+ attempts?, busy for/ })).toBeVisible();
   await page.getByRole("button", { name: "Show as table" }).click();
   await expect(page.getByRole("row", { name: /expert/ }).first()).toContainText("support.triage");
+  await page.getByRole("button", { name: "Show as chart" }).click();
+  // A drag over the lanes looks closer.
+  await drag(page, page.locator(".lane-rows").first(), 0.5, 0.75);
+  await expect(page).toHaveURL(/from=20.*to=20|to=20.*from=20/);
+  const range = new URL(page.url()).searchParams;
+  const minutes = (Date.parse(range.get("to") ?? "") - Date.parse(range.get("from") ?? "")) / 60_000;
+  expect(Math.abs(minutes - 15), `a quarter of an hour, and not ${minutes} minutes`).toBeLessThan(1);
+  // The fields do the same by keyboard.
+  const fields = page.getByRole("form", { name: "Range of time" });
+  await fields.getByLabel("From").fill("soon");
+  await fields.getByLabel("From").press("Enter");
+  await expect(fields.getByRole("alert")).toContainText("Write two times");
+  await fields.getByLabel("From").fill("30m");
+  await fields.getByLabel("From").press("Enter");
+  await expect(page.getByRole("img", { name: /^expert: \d+ attempts?, busy for/ })).toBeVisible();
+  await page.getByRole("link", { name: "Tasks that were requested in this time" }).click();
+  await expect(page.locator(`tr[data-row="${ticket}"]`)).toBeVisible();
+  await page.goto(`${origin}/dashboard/demo/lanes?minutes=60`);
   await page.getByRole("button", { name: "Earlier" }).click();
   await expect(page).toHaveURL(/to=20/);
   await page.goto(`${origin}/dashboard/demo/triggers`);

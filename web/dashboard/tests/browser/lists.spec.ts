@@ -15,6 +15,9 @@ test("the inspector shows the task of the row that the keys or the mouse choose"
   await expect(inspector).toContainText("the second");
   await expect(inspector.locator(".verdict")).toContainText("won round 1");
   await expect(page).toHaveURL(new RegExp(`inspect=${second}`));
+  // The inspector shows what the others do.
+  await expect(page.locator("table.tasks thead th")).toHaveText(["State", "Kind", "Task", "Agent"]);
+  await page.locator(`tr[data-row="${second}"]`).focus();
   await page.keyboard.press("ArrowDown");
   await expect(inspector).toContainText("the first");
   await expect(inspector).not.toContainText("the second");
@@ -58,6 +61,8 @@ test("a person chooses the columns and their order, and they stay", async ({ sea
   await expect(page.locator("td[data-label=Task] a").first()).not.toHaveText("null");
   await page.getByText("Columns", { exact: true }).click();
   await page.getByRole("button", { name: "The usual ones" }).click();
+  await page.getByRole("heading", { level: 1 }).click();
+  await expect(choice, "a click elsewhere closes the choice").toHaveCount(0);
   await expect(page.getByRole("columnheader", { name: "Score" })).toBeVisible();
 });
 
@@ -81,4 +86,45 @@ test("a histogram says how long the ended tasks of the filter took", async ({ se
   expect(await overflow(page)).toBeLessThanOrEqual(0);
   await page.goto(`${origin}/dashboard/demo/tasks?kind=nothing.like.it&durations=1`);
   await expect(durations).toContainText("No task of this filter has ended.");
+});
+
+test("tasks are grouped by what a person chooses, and names of the daemon are words", async ({ seats }) => {
+  const replies = [await seats.request("support.reply"), await seats.request("support.reply")];
+  for (const id of replies) await seats.reaches(id, "completed");
+  const failed = await seats.request("report.build", { policy: { attempts_max: 1, backoff: "10ms" } });
+  await seats.reaches(failed, "failed");
+  const last = await seats.request("support.reply");
+  await seats.reaches(last, "completed");
+  const { page, origin } = await seats.person("ana", { bypassCSP: true, viewport: { width: 1440, height: 900 } });
+  await page.goto(`${origin}/dashboard/demo/tasks?kind=support.reply,report.build&heartbeat=1000&reconnect=200`);
+  await isLive(page);
+  await expect(page.locator(`tr[data-row="${failed}"] td[data-label=State]`)).toHaveText(/failed \(attempts exhausted\)/);
+  await page.getByLabel("Group by").selectOption("kind");
+  await expect(page).toHaveURL(/group=kind/);
+  const rows = page.locator("table.tasks tbody tr");
+  await expect(rows.first(), "the group of the newest task").toHaveText(/^support\.reply \d+$/);
+  await expect(rows.nth(1)).toHaveAttribute("data-row", last);
+  const groups = page.locator("tr.group");
+  await expect(groups).toHaveText([/^support\.reply \d+$/, /^report\.build \d+$/]);
+  const kinds = await page.locator("td[data-label=Kind]").allTextContents();
+  const first = kinds.indexOf("report.build");
+  expect(kinds.slice(0, first).every((kind) => kind === "support.reply") && kinds.slice(first).every((kind) => kind === "report.build"), kinds.join()).toBe(true);
+  expect(await groups.first().textContent(), "its number of tasks").toBe(`support.reply ${first}`);
+  // The keys go from task to task, over the heads of the groups.
+  await page.locator("tr[data-row]").nth(first - 1).focus();
+  await page.keyboard.press("ArrowDown");
+  await expect(page.locator("tr[data-row]").nth(first)).toBeFocused();
+  for (const colorScheme of ["light", "dark"] as const) {
+    await page.emulateMedia({ colorScheme });
+    expect(await findings(page), colorScheme).toEqual([]);
+  }
+  await page.setViewportSize({ width: 320, height: 640 });
+  expect(await overflow(page)).toBeLessThanOrEqual(0);
+  // A link groups for another person, too; an unknown grouping is none.
+  const ben = await seats.person("ben");
+  await ben.page.goto(`${ben.origin}/dashboard/demo/tasks?group=state`);
+  await expect(ben.page.locator("tr.group").filter({ hasText: "failed" })).toHaveCount(1);
+  await ben.page.goto(`${ben.origin}/dashboard/demo/tasks?group=colour`);
+  await expect(ben.page.locator("tr[data-row]").first()).toBeVisible();
+  await expect(ben.page.locator("tr.group")).toHaveCount(0);
 });

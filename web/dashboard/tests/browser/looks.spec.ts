@@ -84,6 +84,7 @@ test("every screen is accessible and fits a phone", async ({ seats }) => {
     { name: "tasks-filtered", path: "/tasks?state=failed,canceled&kind=report.*&since=1h", ready: "tbody tr", act: (page) => page.locator("tbody input").first().click() },
     { name: "inspector", path: `/tasks?inspect=${ticket}`, ready: ".inspector .verdict" },
     { name: "columns", path: "/tasks", ready: "tbody tr", act: (page) => page.getByText("Columns", { exact: true }).click() },
+    { name: "tasks-grouped", path: "/tasks?group=kind", ready: "tr.group" },
     { name: "durations", path: "/tasks?durations=1", ready: ".histogram" },
     { name: "durations-nothing", path: "/tasks?kind=none&durations=1", ready: ".durations .soft" },
     { name: "tasks-nothing", path: "/tasks?kind=none&until=soon", ready: ".empty" },
@@ -134,11 +135,11 @@ test("every screen is accessible and fits a phone", async ({ seats }) => {
   await seats.pool.query("update convoke.sessions set expires_at = clock_timestamp() + interval '110 seconds' where subject = 'dora'");
   await lookAt(dora.page, `${dora.origin}/dashboard/demo`, [{ name: "session-ends", path: "/inbox", ready: ".cards form", act: (page) => page.getByRole("status").filter({ hasText: "Your session ends at" }).waitFor() }]);
   if (PICTURES)
-    for (const [name, path, colorScheme] of [["switchboard", "", "dark"], ["why", `/tasks/${ticket}?if=cheapest`, "light"], ["agent", "/agents/expert", "light"], ["inbox", "/inbox", "dark"]] as const) {
+    for (const [name, path, colorScheme] of [["switchboard", "", "dark"], ["why", `/tasks/${ticket}?if=cheapest`, "light"]] as const) {
       await page.setViewportSize({ width: 1280, height: 720 });
       await page.emulateMedia({ colorScheme });
       await page.goto(`${origin}/dashboard/demo${path}`);
-      await page.locator("main :is(.offer-bar, .calibration, .cards form)").first().waitFor();
+      await page.locator("main .offer-bar").first().waitFor();
       await isLive(page);
       await page.screenshot({ path: join(DOCS, `dashboard-${name}.png`) });
     }

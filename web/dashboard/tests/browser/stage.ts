@@ -1,5 +1,5 @@
 // The fixtures: a daemon with agents and its own PostgreSQL for each worker, one Chromium, a context for each person.
-import { type Browser, type BrowserContext, type Page, test as base, expect } from "@playwright/test";
+import { type Browser, type BrowserContext, type Locator, type Page, test as base, expect } from "@playwright/test";
 import { rmSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { join } from "node:path";
@@ -117,7 +117,7 @@ export class Stage {
     const as = <T>(agent: string, path: string, body: unknown, method = "POST"): Promise<T> => this.#ask<T>(path, { role: "authenticated", aud: "authenticated", org: "demo", agent_id: agent }, body, method);
     for (const agent of agents) await as(agent, `/v1/agents/${agent}/presence`, { capabilities: ["crowd.work"], lease: "60s" }, "PUT");
     // The round closes when all have offered, and the winner accepts, however slow this machine is.
-    const task = await this.request("crowd.work", { policy: { bid_window: "60s", confirm: "60s" } });
+    const task = await this.request("crowd.work", { policy: { bid_window: "60s", quiet_gap: "60s", confirm: "60s" } });
     interface Why { rounds: { awards: { agent_id: string; assignment_id: string; epoch: number }[] }[] }
     const why = (): Promise<Why> => this.api<Why>(`/v1/tasks/${task}/why`);
     await poll(async () => (await why()).rounds.length).toBe(1);
@@ -190,6 +190,20 @@ export const findings = (page: Page, rules: Rules = "all"): Promise<string[]> =>
 
 /** How much wider the page is than the screen. */
 export const overflow = (page: Page): Promise<number> => page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
+
+/** Drags from one share of a chart's width to another. */
+export async function drag(page: Page, chart: Locator, from: number, to: number): Promise<void> {
+  // Scrolls there, and waits until the chart stands still.
+  await chart.hover();
+  const box = await chart.boundingBox();
+  if (!box) throw new Error(`${chart} is not drawn`);
+  const y = box.y + box.height / 2;
+  await page.mouse.move(box.x + box.width * from, y);
+  await page.mouse.down();
+  await page.mouse.move(box.x + box.width * to, y, { steps: 4 });
+  await expect(page.locator(".brush-range")).toBeVisible();
+  await page.mouse.up();
+}
 
 /** One stage for all tests of a worker. */
 export const test = base.extend<{ seats: Stage }, { stage: Stage }>({

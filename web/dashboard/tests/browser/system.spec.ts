@@ -1,5 +1,5 @@
 // The daemon's own screens: figures over time, sessions, checks and settings; what agents promise; the wall.
-import { expect, findings, isLive, overflow, test } from "./stage.ts";
+import { drag, expect, findings, isLive, overflow, test } from "./stage.ts";
 
 test("figures, checks and settings are on the screen of the system", async ({ seats }) => {
   await seats.reaches(await seats.request("support.reply"), "completed");
@@ -8,6 +8,12 @@ test("figures, checks and settings are on the screen of the system", async ({ se
   await isLive(page);
   const requested = page.getByRole("region", { name: "Tasks requested", exact: true });
   await expect(requested.getByRole("img")).toHaveAttribute("aria-label", /^Tasks requested: /);
+  // A drag over a chart shows what the agents did then.
+  await expect(requested.locator(".brush")).toBeVisible();
+  await drag(page, requested.locator("svg"), 0.9, 0.2);
+  await expect(page).toHaveURL(/\/lanes\?from=20.*&to=20/);
+  await expect(page.getByRole("heading", { level: 1, name: "Lanes" })).toBeVisible();
+  await page.goBack();
   await requested.getByRole("button", { name: "Show as table" }).click();
   await expect(requested.getByRole("row").nth(1)).toBeVisible();
   await page.getByRole("button", { name: "24 hours" }).click();

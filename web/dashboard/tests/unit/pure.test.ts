@@ -9,10 +9,12 @@ import { USUAL, columnsOf, moved, withColumn } from "../../src/columns.ts";
 import { quantile, spread } from "../../src/durations.ts";
 import { ticketOf } from "../../src/session.ts";
 import { orgsOf, turnOf } from "../../src/wall.ts";
-import { packed } from "../../src/lanes.ts";
+import { chosen, packed, rangeOf, rangeParams } from "../../src/lanes.ts";
 import { byHour, grouped } from "../../src/spend.ts";
 import { budgetOf } from "../../src/limits.ts";
 import { match } from "../../src/match.ts";
+import { words } from "../../src/words.ts";
+import { type GroupBy, groupByOf, groupOf, inGroups } from "../../src/groups.ts";
 import { drawnPlaces, spreadOfTotals } from "../../src/totals.ts";
 import { bodyOf, trialOf } from "../../src/request.ts";
 import { browserOf } from "../../src/browser.ts";
@@ -282,6 +284,44 @@ describe("orgs of a wall", () => {
     expect(of("every=-7")).toEqual([["demo"], 5000]);
     expect(of("every=soon")).toEqual([["demo"], 30_000]);
   });
+});
+
+describe("ranges of lanes", () => {
+  const noon = Date.parse("2026-11-29T12:00:00Z");
+  test("an address names both ends, or the last one, or none", () => {
+    expect(rangeOf(null, null, 60_000)).toBeNull();
+    expect(rangeOf("2026-11-29T11:00:00Z", null, 60_000), "a beginning alone follows the present").toBeNull();
+    expect(rangeOf(null, "2026-11-29T12:00:00Z", 60_000)).toEqual({ from: noon - 60_000, to: noon });
+    expect(rangeOf("2026-11-29T11:00:00Z", "2026-11-29T12:00:00Z", 60_000)).toEqual({ from: noon - 3_600_000, to: noon });
+    for (const bad of ["soon", "2026-11-29T12:00:00Z", "2026-11-30T00:00:00Z", "2026-11-28T11:59:59Z"]) expect(rangeOf(bad, "2026-11-29T12:00:00Z", 60_000), bad).toEqual({ from: noon - 60_000, to: noon });
+    expect(rangeOf(null, "soon", 60_000)).toBeNull();
+  });
+  test("a drag chooses a part, in either direction, of at least a second", () => {
+    const hour = { from: noon - 3_600_000, to: noon };
+    expect(chosen(hour, 0.5, 0.75)).toEqual({ from: noon - 1_800_000, to: noon - 900_000 });
+    expect(chosen(hour, 0.75, 0.5)).toEqual(chosen(hour, 0.5, 0.75));
+    expect(chosen(hour, 0.5, 0.5)).toEqual({ from: noon - 1_800_000, to: noon - 1_799_000 });
+    expect(rangeParams(hour)).toEqual({ from: "2026-11-29T11:00:00.000Z", to: "2026-11-29T12:00:00.000Z" });
+  });
+});
+
+describe("groups of tasks", () => {
+  test("each group stands where its first task is, with its tasks in their order", () => {
+    const lines = [["1", "b"], ["2", "a"], ["3", "b"], ["4", "c"], ["5", "a"]].map(([id, kind]) => ({ id, kind, agent_id: kind === "c" ? null : "x", root_id: id, state: "open", requester: "r" }) as unknown as Line);
+    const of = (by: GroupBy): [string, string[]][] => inGroups(lines, (line) => groupOf(line, by)).map(({ name, lines }) => [name, lines.map(({ id }) => id)]);
+    expect(of("kind")).toEqual([["b", ["1", "3"]], ["a", ["2", "5"]], ["c", ["4"]]]);
+    expect(of("agent")).toEqual([["x", ["1", "2", "3", "5"]], ["", ["4"]]]);
+    expect(of("state")).toEqual([["open", ["1", "2", "3", "4", "5"]]]);
+    expect(of("tree")).toHaveLength(5);
+  });
+  test("an unknown grouping of an address is none", () => {
+    expect([groupByOf("kind"), groupByOf("color"), groupByOf(null)]).toEqual(["kind", null, null]);
+  });
+});
+
+test("names of the daemon are shown as words", () => {
+  expect(words("result_refused_by_a_trigger")).toBe("result refused by a trigger");
+  expect(words("agent")).toBe("agent");
 });
 
 describe("many offers of a round", () => {
