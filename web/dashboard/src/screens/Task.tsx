@@ -50,7 +50,7 @@ function Head({ org, why }: { org: string; why: WhyAnswer }): JSX.Element {
   const need = needOf(why);
   return (
     <header class="task-head">
-      <h1>{task.kind} <code title={task.id}>{shortId(task.id)}</code> <Copy text={task.id}>Copy id</Copy></h1>
+      <h1>{task.kind} <code title={task.id}>{shortId(task.id)}</code> <Copy text={task.id}>Copy id</Copy> <Copy text={`convoke task why ${task.id}`}>Copy command</Copy></h1>
       <p class="facts">
         <State state={task.state} reason={task.state_reason} />
         {live && live.progress !== null ? <Progress value={live.progress} label="Progress" /> : null}

@@ -1,5 +1,5 @@
 // The list of tasks: the inspector beside it, its columns, and how long tasks took.
-import { expect, findings, isLive, overflow, test } from "./stage.ts";
+import { expect, findings, isLive, overflow, poll, test } from "./stage.ts";
 
 test("the inspector shows the task of the row that the keys or the mouse choose", async ({ seats }) => {
   const first = await seats.request("support.reply", { input: { text: "the first" } });
@@ -86,6 +86,16 @@ test("a histogram says how long the ended tasks of the filter took", async ({ se
   expect(await overflow(page)).toBeLessThanOrEqual(0);
   await page.goto(`${origin}/dashboard/demo/tasks?kind=nothing.like.it&durations=1`);
   await expect(durations).toContainText("No task of this filter has ended.");
+});
+
+test("the command that explains a task is copied", async ({ seats }) => {
+  const task = await seats.request("support.reply");
+  await seats.reaches(task, "completed");
+  const { page, origin } = await seats.person("ana", { permissions: ["clipboard-read", "clipboard-write"] });
+  await page.goto(`${origin}/dashboard/demo/tasks/${task}`);
+  await isLive(page);
+  await page.getByRole("button", { name: "Copy command" }).click();
+  await poll(() => page.evaluate(() => navigator.clipboard.readText())).toBe(`convoke task why ${task}`);
 });
 
 test("tasks are grouped by what a person chooses, and names of the daemon are words", async ({ seats }) => {

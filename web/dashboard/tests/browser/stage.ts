@@ -116,11 +116,21 @@ export class Stage {
     const agents = Array.from({ length: count }, (_, at) => `peer-${String(at + 1).padStart(2, "0")}`);
     const as = <T>(agent: string, path: string, body: unknown, method = "POST"): Promise<T> => this.#ask<T>(path, { role: "authenticated", aud: "authenticated", org: "demo", agent_id: agent }, body, method);
     for (const agent of agents) await as(agent, `/v1/agents/${agent}/presence`, { capabilities: ["crowd.work"], lease: "60s" }, "PUT");
-    // The round closes when all have offered, and the winner accepts, however slow this machine is.
-    const task = await this.request("crowd.work", { policy: { bid_window: "60s", quiet_gap: "60s", confirm: "60s" } });
+    // The round closes when all that were asked have offered, and the winner accepts, however slow this machine is.
+    const policy = { bid_window: "60s", quiet_gap: "60s", confirm: "60s" };
     interface Why { rounds: { awards: { agent_id: string; assignment_id: string; epoch: number }[] }[] }
+    interface Events { events: { type: string; body: { eligible?: string[] } }[] }
+    let task = "";
+    // An agent is present some time after its request: a round that asks too few is left, and another one begins.
+    const asked = async (): Promise<number> => {
+      if (task) await this.service(`/v1/tasks/${task}/cancel`, {});
+      task = await this.request("crowd.work", { policy });
+      const announced = async (): Promise<string[] | undefined> => (await this.api<Events>(`/v1/tasks/${task}/events`)).events.find(({ type }) => type === "announced")?.body.eligible;
+      await poll(announced).toBeTruthy();
+      return (await announced())?.length ?? 0;
+    };
+    await poll(asked).toBe(count);
     const why = (): Promise<Why> => this.api<Why>(`/v1/tasks/${task}/why`);
-    await poll(async () => (await why()).rounds.length).toBe(1);
     for (const [at, agent] of agents.entries()) await as(agent, `/v1/tasks/${task}/offers`, { round: 1, cost: 100 + at * 40, eta_ms: 1000 + at * 50, confidence: 0.95 - at / 100 });
     await poll(async () => (await why()).rounds[0]?.awards.length).toBe(1);
     const award = (await why()).rounds[0]!.awards[0]!;
