@@ -21,9 +21,9 @@ use tokio::time::{Instant, sleep};
 
 /// Pause between two looks at the event log, so that one request takes many tasks.
 const EVERY: Duration = Duration::from_secs(1);
-/// Pause after a part of the export, as often as its reading took: the export reads a tenth of the time at most, so that it
-/// costs a busy database little. What it has not read waits in the event log.
-const PAUSES: u32 = 9;
+/// Pause after a part of the export, as often as its reading took: the export reads a twentieth of the time at most, so that
+/// it costs a busy database little. What it has not read waits in the event log.
+const PAUSES: u32 = 19;
 /// Longest pause after a part.
 const PART_PAUSE_MAX: Duration = Duration::from_secs(5);
 /// Longest pause after a failure; it doubles.

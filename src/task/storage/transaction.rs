@@ -50,12 +50,12 @@ impl<'a> Transaction<'a> {
         Self::send_begin(client, "begin; set local synchronous_commit = off")
     }
 
-    /// `client` is exclusive, so that no statement of another user comes in between.
     /// Begins a transaction with these statements behind its begin. [`Self::begun`] has their error.
     pub(in crate::task) fn begin_with(client: &'a mut Object, statements: &str) -> Self {
         Self::send_begin(client, &format!("begin; {statements}"))
     }
 
+    /// `client` is exclusive, so that no statement of another user comes in between.
     fn send_begin(client: &'a mut Object, begin: &str) -> Self {
         let (client, begin): (&'a Object, _) = (client, begin.to_owned());
         let begin = async move { client.batch_execute(&begin).await };
