@@ -33,7 +33,7 @@ impl Metrics {
         Self {
             lag_bytes: gauge("wal_lag_bytes", "Log that the slot has not confirmed yet"),
             retained_bytes: gauge("wal_retained_bytes", "Log that the server keeps because of the slot"),
-            leading: gauge("wal_leading", "1 while this daemon streams the log"),
+            leading: gauge("wal_leading", "1 while this daemon streams the WAL"),
             transactions: counter("wal_transactions", "Transactions handed over"),
             changes: counter("wal_changes", "Changes handed over"),
             reconnects: counter("wal_reconnects", "Replication connections lost while streaming"),

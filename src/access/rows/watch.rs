@@ -214,8 +214,8 @@ fn covers((objects, found): &(Watched, Found), watched: &Watched, seen: &[u32]) 
     has_plans && objects == watched && !seen.is_empty() && seen.iter().all(|id| found.snapshot.sees(*id))
 }
 
-/// Computes the fingerprint, of the `held` roles if they are known: finding them costs about as much as the rest. Each of the
-/// two statements is prepared once for each connection.
+/// Computes the fingerprint, of the `held` roles if they are known: finding them costs about as much as the rest. Each of
+/// the two statements is prepared once for each connection.
 async fn fingerprint(
     session: &mut Session,
     watched: &Watched,

@@ -2,8 +2,8 @@
 //!
 //! A run is one line of thought on one task: the model is asked, the tools that it calls are run, and it is asked
 //! again, until there is a result. Every step is a row. The pure machine says from the rows what comes next, and the
-//! session performs it, reads the rows again and goes on; the rows decide alone. So a daemon that is killed anywhere loses
-//! at most the step that was under way, and the next question has the same bytes.
+//! session performs it, reads the rows again and goes on; the rows decide alone. So a daemon that is killed anywhere
+//! loses at most the step that was under way, and the next question has the same bytes.
 mod approve;
 mod calls;
 mod catalog;

@@ -39,12 +39,12 @@ pub struct Feed {
     /// `{seq, at, task_id, agent_id, epoch, type, body, body_bytes}`: newest first, or oldest first after a number. The
     /// body of an event over 4 KiB is null.
     pub events: Vec<Value>,
-    /// The number from which to read on. `None` at the beginning of the log.
+    /// The number from which to read on. `None` at the beginning of the event log.
     pub next: Option<i64>,
 }
 
 impl TaskReader {
-    /// The events of an org. Looks at 200,000 events of the log at most, of whatever org.
+    /// The events of an org. Reads 200,000 events at most, of whatever org.
     ///
     /// A reader of a tail drops the numbers that it knows: numbers do not commit in order, so those of the last 5 seconds
     /// before `After` come again.

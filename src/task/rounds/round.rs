@@ -280,7 +280,7 @@ impl Plan {
         let able = roster.eligible(&task.org, &task.requires);
         let mut details = json!({
             "award": policy.award,
-            // The settings may change: the log keeps what the totals were computed with.
+            // The settings may change: the event log keeps what the totals were computed with.
             "weights": (compared == Award::Weighted).then(|| policy.weights.unwrap_or_default()),
             "offers": ranked.iter().map(|(offer, score)| vector(offer, score)).collect::<Vec<_>>(),
             // The event of the announcement lists them for a round that was announced.

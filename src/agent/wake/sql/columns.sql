@@ -1,4 +1,4 @@
--- The columns of the named tables as the log will tell of them; a table without columns gives one row.
+-- The columns of the named tables as the WAL describes them; a table without columns gives one row.
 select n.nspname::text, c.relname::text, c.oid, c.relreplident, a.attname::text, a.atttypid, t.typname::text,
        c.relreplident = 'f' or i.indrelid is not null as is_key
 from unnest($1::text[], $2::text[]) as wanted(schema, name)
