@@ -67,7 +67,7 @@ impl FromStr for Need {
 pub struct Lines {
     /// The lines.
     pub tasks: Vec<Value>,
-    /// The oldest task that was looked at, if older ones may match: at most 100,000 are.
+    /// The oldest task that was looked at, if older ones may match: at most 50,000 are.
     pub scanned_to: Option<TaskId>,
 }
 
@@ -96,7 +96,7 @@ fn split<T>(text: &str, parse: impl Fn(&str) -> Result<T, String>) -> Result<Vec
 }
 
 impl TaskReader {
-    /// Tasks as lines: without inputs and results, and with the scores of their last round. Looks at the newest 100,000
+    /// Tasks as lines: without inputs and results, and with the scores of their last round. Looks at the newest 50,000
     /// tasks of the range, of whatever org. With only states that are not final it looks at all unfinished tasks.
     ///
     /// # Errors

@@ -2,4 +2,4 @@
         -- whole table.
         select r.* from convoke.tasks r
         where ($8::uuid is null or r.id >= $8) and ($9::uuid is null or r.id < $9)
-        order by r.id desc limit 100000
+        order by r.id desc limit 50000

@@ -215,7 +215,7 @@ function Nothing({ filter, page }: { filter: Filter; page: Page }): JSX.Element 
   const parts = Object.entries(filter);
   return (
     <Empty title={parts.length ? "No task matches the filter" : "There are no tasks"}>
-      {page.scannedTo ? <p>The newest 100,000 tasks were looked at. Older ones may match.</p> : null}
+      {page.scannedTo ? <p>The newest 50,000 tasks were looked at. Older ones may match.</p> : null}
       {parts.length ? (
         <>
           <p>Without one of its parts:</p>
@@ -233,7 +233,7 @@ function Further({ page, last }: { page: Page; last: Line | undefined }): JSX.El
   params.set("before", before);
   return (
     <p class="further">
-      {page.more ? null : "The newest 100,000 tasks were looked at. "}
+      {page.more ? null : "The newest 50,000 tasks were looked at. "}
       <a class="button" href={`${location.pathname}?${params}`}>{page.more ? "Older tasks" : "Search further back"}</a>
     </p>
   );
