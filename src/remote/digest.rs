@@ -1,10 +1,10 @@
 //! Numbered digests of what changed in an org, for dashboards: the public room `convoke:<org>`.
 //!
-//! The daemon alone publishes there, and a token of the org, or the service, may subscribe. Four times a second at
-//! most, a room whose org has changed gets `digest` {`n`, `at`, `tasks`, `more`, `agents`, `gap`}. `n` rises by one with
-//! each digest of a room, and an idle room gets one every ten seconds: a subscriber finds the loss of any. `gap` says
-//! that the daemon has lost changes itself. Collects only for rooms with subscribers. Without the database the changes
-//! are kept for the next digest. A digest is a hint: the rows are the truth.
+//! The daemon alone publishes there, and a token of the org, or the service, may subscribe. A room whose org has changed
+//! gets `digest` {`n`, `at`, `tasks`, `more`, `agents`, `gap`}: at once after a pause, and four times a second at most.
+//! `n` rises by one with each digest of a room, and an idle room gets one every ten seconds: a subscriber finds the loss
+//! of any. `gap` says that the daemon has lost changes itself. Collects only for rooms with subscribers. Without the
+//! database the changes are kept for the next digest. A digest is a hint: the rows are the truth.
 use super::publisher::CoordinationPublisher;
 use crate::{
     hub::Room,
@@ -19,10 +19,13 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
 
+/// Between two digests with changes of a room.
 const INTERVAL: Duration = Duration::from_millis(250);
+/// A change waits for so long: an award or an accept is several, a moment apart.
+const SETTLE: Duration = Duration::from_millis(20);
 /// An idle room gets a digest after this time.
 const IDLE: Duration = Duration::from_secs(10);
 /// A subscriber gets a first digest after this time, when it is in the room: the number from which it counts.
@@ -36,12 +39,18 @@ const PREFIX: &str = "convoke:";
 
 /// The rooms of digests. Clones share them.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Digests(Arc<Mutex<HashMap<OrgId, Digest>>>);
+pub(super) struct Digests {
+    rooms: Arc<Mutex<HashMap<OrgId, Digest>>>,
+    /// A room has its first change since its last digest.
+    changed: Arc<Notify>,
+}
 
 #[derive(Debug)]
 struct Digest {
     n: u64,
     changes: Changes,
+    /// When the changes are due. `None` without any.
+    due_at: Option<Instant>,
     /// When a digest was sent, or the room was entered.
     active_at: Instant,
     entered_at: Instant,
@@ -57,11 +66,14 @@ struct Changes {
     gap: bool,
 }
 
-impl Changes {
-    fn is_empty(&self) -> bool {
-        *self == Self::default()
+impl Digest {
+    /// When the next digest of the room is due.
+    fn next_at(&self) -> Instant {
+        [self.due_at, self.first_at].into_iter().flatten().fold(self.active_at + IDLE, Instant::min)
     }
+}
 
+impl Changes {
     fn task(&mut self, id: TaskId) {
         if self.tasks.len() < TASKS_MAX || self.tasks.contains(&id) {
             self.tasks.insert(id);
@@ -96,9 +108,15 @@ impl Digests {
     /// A subscriber is about to enter the room of an org.
     pub(super) fn enter(&self, org: OrgId) {
         let now = Instant::now();
-        let new =
-            || Digest { n: 0, changes: Changes::default(), active_at: now, entered_at: now, first_at: None };
-        let mut rooms = self.0.lock();
+        let new = || Digest {
+            n: 0,
+            changes: Changes::default(),
+            due_at: None,
+            active_at: now,
+            entered_at: now,
+            first_at: None,
+        };
+        let mut rooms = self.rooms.lock();
         let digest = rooms.entry(org).or_insert_with(new);
         digest.entered_at = now;
         // An earlier time stays, so that many who enter do not put it off; the last of them get another digest.
@@ -109,12 +127,12 @@ impl Digests {
 
     /// The number of the last digest of the room; `None` if nobody has entered it.
     pub(super) fn last(&self, org: &OrgId) -> Option<u64> {
-        self.0.lock().get(org).map(|digest| digest.n)
+        self.rooms.lock().get(org).map(|digest| digest.n)
     }
 
     /// Collects what a commit changed. `org_of` finds the org of an agent.
     pub(super) fn note(&self, notice: &Notice, org_of: impl Fn(&AgentId) -> Option<OrgId>) {
-        let mut rooms = self.0.lock();
+        let mut rooms = self.rooms.lock();
         if rooms.is_empty() {
             return;
         }
@@ -128,31 +146,48 @@ impl Digests {
         };
         if let Some(digest) = org.and_then(|org| rooms.get_mut(&org)) {
             digest.changes.task(task);
+            self.schedule(digest);
         }
     }
 
     /// An agent of the org came, went or changed.
     pub(super) fn agents(&self, org: &OrgId) {
-        if let Some(digest) = self.0.lock().get_mut(org) {
+        if let Some(digest) = self.rooms.lock().get_mut(org) {
             digest.changes.agents = true;
+            self.schedule(digest);
         }
     }
 
     /// Changes of unknown orgs were lost.
     fn lost(&self) {
-        self.0.lock().values_mut().for_each(|digest| digest.changes.gap = true);
+        for digest in self.rooms.lock().values_mut() {
+            digest.changes.gap = true;
+            self.schedule(digest);
+        }
+    }
+
+    /// Decides when the changes of a room are due, if they were none before.
+    fn schedule(&self, digest: &mut Digest) {
+        if digest.due_at.is_none() {
+            digest.due_at = Some((Instant::now() + SETTLE).max(digest.active_at + INTERVAL));
+            self.changed.notify_one();
+        }
+    }
+
+    /// When the next digest of any room is due. `None` without rooms.
+    fn next_at(&self) -> Option<Instant> {
+        let rooms = self.rooms.lock();
+        rooms.values().map(Digest::next_at).min()
     }
 
     /// Takes the changes of all rooms that are due, and forgets rooms that were left.
     fn due(&self, now: Instant, is_watched: impl Fn(&OrgId) -> bool) -> Vec<(OrgId, Changes)> {
-        let mut rooms = self.0.lock();
+        let mut rooms = self.rooms.lock();
         rooms
             .retain(|org, digest| is_watched(org) || now.duration_since(digest.entered_at) < FORGOTTEN_AFTER);
-        let due = rooms.iter_mut().filter(|(_, digest)| {
-            let is_first = digest.first_at.is_some_and(|at| at <= now);
-            !digest.changes.is_empty() || is_first || now.duration_since(digest.active_at) >= IDLE
-        });
+        let due = rooms.iter_mut().filter(|(_, digest)| digest.next_at() <= now);
         due.map(|(org, digest)| {
+            digest.due_at = None;
             if digest.first_at.is_some_and(|at| at <= now) {
                 // One that entered meanwhile may not be in the room yet, and gets its own.
                 let later = digest.entered_at + FIRST_AFTER;
@@ -163,19 +198,22 @@ impl Digests {
         .collect()
     }
 
-    /// Keeps changes for the next digest.
+    /// Keeps changes for a later digest.
     fn put_back(&self, due: Vec<(OrgId, Changes)>) {
-        let mut rooms = self.0.lock();
+        let now = Instant::now();
+        let mut rooms = self.rooms.lock();
         for (org, changes) in due {
             if let Some(digest) = rooms.get_mut(&org) {
                 digest.changes.add(changes);
+                // Also without changes: a subscriber that entered has not been told.
+                digest.due_at = Some(now);
             }
         }
     }
 
     /// The number of the digest that is sent now.
     fn next(&self, org: &OrgId, now: Instant) -> Option<u64> {
-        let mut rooms = self.0.lock();
+        let mut rooms = self.rooms.lock();
         let digest = rooms.get_mut(org)?;
         (digest.n, digest.active_at) = (digest.n + 1, now);
         Some(digest.n)
@@ -191,13 +229,17 @@ pub(super) async fn run(
 ) {
     let mut outage = Outage::of("digests of dashboards");
     let mut dropped = tasks.notices_dropped();
-    let mut ticks = tokio::time::interval(INTERVAL);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // After an error of the database nothing is tried before this time.
+    let mut not_before = Instant::now();
     loop {
+        // Lost notices have no notification: they are looked for at least once in an interval.
+        let latest = Instant::now() + INTERVAL;
+        let next = digests.next_at().map_or(latest, |at| at.min(latest)).max(not_before);
         tokio::select! {
             biased;
             () = stop.cancelled() => return,
-            _ = ticks.tick() => {}
+            () = tokio::time::sleep_until(next) => {}
+            () = digests.changed.notified() => continue,
         }
         let now_dropped = tasks.notices_dropped();
         if std::mem::replace(&mut dropped, now_dropped) != now_dropped {
@@ -218,6 +260,7 @@ pub(super) async fn run(
             Err(error) => {
                 outage.failed(&error);
                 digests.put_back(due);
+                not_before = Instant::now() + INTERVAL;
             }
         }
     }
@@ -258,6 +301,7 @@ mod tests {
         assert_eq!(digests.due(Instant::now(), watched), [], "the room was entered after the change");
         digests.agents(&org("demo"));
         digests.agents(&org("other"));
+        tokio::time::advance(INTERVAL).await;
         let changes = Changes { agents: true, ..Changes::default() };
         let due = digests.due(Instant::now(), watched);
         assert_eq!(due, [(org("demo"), changes.clone())]);
@@ -269,6 +313,33 @@ mod tests {
         assert_eq!(digests.next(&org("demo"), Instant::now()), Some(2));
         tokio::time::advance(IDLE).await;
         assert_eq!(digests.due(Instant::now(), watched), [(org("demo"), Changes::default())], "idle");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn change_after_a_pause_is_sent_at_once_and_others_after_an_interval() {
+        let digests = Digests::default();
+        let sent = || {
+            let due = digests.due(Instant::now(), |_| true);
+            due.iter().for_each(|(org, _)| _ = digests.next(org, Instant::now()));
+            due.len()
+        };
+        digests.enter(org("demo"));
+        digests.rooms.lock().get_mut(&org("demo")).unwrap().first_at = None;
+        tokio::time::advance(INTERVAL).await;
+        digests.agents(&org("demo"));
+        digests.changed.notified().await;
+        assert_eq!(sent(), 0, "an award is several changes");
+        tokio::time::advance(SETTLE).await;
+        assert_eq!((sent(), sent()), (1, 0));
+        for _ in 0..3 {
+            digests.agents(&org("demo"));
+            tokio::time::advance(INTERVAL / 2).await;
+            assert_eq!(sent(), 0, "four times a second at most");
+            digests.agents(&org("demo"));
+            tokio::time::advance(INTERVAL / 2).await;
+            assert_eq!((sent(), sent()), (1, 0));
+        }
+        assert_eq!(digests.next_at(), Some(Instant::now() + IDLE));
     }
 
     #[tokio::test(start_paused = true)]

@@ -13,9 +13,10 @@ export interface Reading<T> {
 
 /**
  * Reads `ask` for `key`: at once, after a gap, and when `concerns` says so of a digest. One request at a time, at most
- * one every `everyMs`. Nothing while the page is paused or hidden, except the first time.
+ * one every `everyMs`, and half as many while digests have more changes than they list. Nothing while the page is paused
+ * or hidden, except the first time.
  */
-export function useRead<T>(key: string, ask: (abort: AbortSignal) => Promise<T>, concerns: (digest: Digest) => boolean, everyMs = 500): Signal<Reading<T>> {
+export function useRead<T>(key: string, ask: (abort: AbortSignal) => Promise<T>, concerns: (digest: Digest) => boolean, everyMs = 250): Signal<Reading<T>> {
   const reading = useMemo(() => signal<Reading<T>>({ data: null, error: null, of: "" }), []);
   useEffect(() => {
     const abort = new AbortController();
@@ -47,7 +48,8 @@ export function useRead<T>(key: string, ask: (abort: AbortSignal) => Promise<T>,
     const want = (): void => {
       isWanted = true;
       if (isAsking || timer !== undefined) return;
-      timer = setTimeout(() => void run(), Math.max(0, askedAt + everyMs - performance.now()));
+      const pause = untracked(() => digest.value.more) ? 2 * everyMs : everyMs;
+      timer = setTimeout(() => void run(), Math.max(0, askedAt + pause - performance.now()));
     };
     const ends = [
       effect(() => {
