@@ -14,7 +14,8 @@ export function Dialog({ label, isOpen, onClose, children }: { label: string; is
     if (!isOpen && dialog.current?.open) dialog.current.close();
     was.value = isOpen;
   }, [isOpen]);
-  return <dialog ref={dialog} aria-label={label} onClose={onClose}>{isOpen || was.value ? children : null}</dialog>;
+  // The event of a close comes in a later task: the dialog may have been opened again meanwhile, and stays open then.
+  return <dialog ref={dialog} aria-label={label} onCancel={onClose} onClose={(event) => event.currentTarget.open || onClose()}>{isOpen || was.value ? children : null}</dialog>;
 }
 
 /**

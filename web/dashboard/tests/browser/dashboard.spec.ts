@@ -410,6 +410,29 @@ test("the palette and the filter have the focus before the next key", async ({ s
   }
 });
 
+test("a palette that is opened again before its close event stays open", async ({ seats }) => {
+  const { page } = await seats.person("ana");
+  await page.keyboard.press("Control+k");
+  await expect(page.getByRole("combobox")).toBeFocused();
+  await page.keyboard.press("Escape");
+  await page.keyboard.press("Control+k");
+  await expect(page.getByRole("combobox")).toBeFocused();
+  const isOpen = await page.evaluate(async () => {
+    const dialog = document.querySelector("dialog[open]") as HTMLDialogElement;
+    const closed = new Promise((resolve) => dialog.addEventListener("close", resolve, { once: true }));
+    const press = (init: KeyboardEventInit): boolean => document.activeElement!.dispatchEvent(new KeyboardEvent("keydown", { ...init, bubbles: true, cancelable: true }));
+    press({ key: "Enter" });
+    // The page draws in a microtask, before the event of the close.
+    await Promise.resolve();
+    press({ key: "k", ctrlKey: true });
+    await closed;
+    await Promise.resolve();
+    return dialog.open;
+  });
+  expect(isOpen).toBe(true);
+  await expect(page.getByRole("combobox")).toBeFocused();
+});
+
 test("the palette goes anywhere, and a filter is saved as a view", async ({ seats }) => {
   const id = await seats.request("support.reply");
   await seats.reaches(id, "completed");
