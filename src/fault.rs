@@ -90,6 +90,8 @@ pub enum Point {
     TaskUnreadable,
     /// A wait is committed.
     TaskWaiting,
+    /// A task has its turn in its thread and its run has not begun.
+    ThreadTurn,
     /// A tool has had its effect and its result is not recorded.
     ToolDone,
     /// The intent to call a tool is on disk and the tool has not begun.
@@ -106,7 +108,7 @@ pub enum Point {
 
 impl Point {
     /// Every point.
-    pub const ALL: [Self; 44] = [
+    pub const ALL: [Self; 45] = [
         Self::AgentAssigned,
         Self::AgentStarted,
         Self::AgentWorked,
@@ -145,6 +147,7 @@ impl Point {
         Self::TaskRequeued,
         Self::TaskUnreadable,
         Self::TaskWaiting,
+        Self::ThreadTurn,
         Self::ToolDone,
         Self::ToolIntended,
         Self::ToolRecorded,
@@ -195,6 +198,7 @@ impl Point {
             Self::TaskRequeued => "task.requeued",
             Self::TaskUnreadable => "task.unreadable",
             Self::TaskWaiting => "task.waiting",
+            Self::ThreadTurn => "thread.turn",
             Self::ToolDone => "tool.done",
             Self::ToolIntended => "tool.intended",
             Self::ToolRecorded => "tool.recorded",

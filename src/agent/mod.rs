@@ -31,6 +31,7 @@ mod rolling_spend;
 mod schedule;
 mod supervisor;
 mod think;
+mod thread;
 mod tool;
 mod wake;
 

@@ -51,7 +51,7 @@ pub use rounds::tally::OffersTally;
 pub use runs::{
     CallEnd, DatabaseCall, DatabaseResult, ForkPoint, LatestRun, MEMORY_BYTES_MAX, Memory, MemoryAction,
     MemoryChange, MemoryChanged, NewQuestion, Part, PinnedDefinition, PinnedTool, RunKey, SeenTool,
-    SeenTools, accept_tool, pinned_tools,
+    SeenTools, ThreadResult, Turn, accept_tool, pinned_tools,
 };
 pub use triggers::coalesce::Burst;
 pub use triggers::schedules::Schedule;

@@ -4,7 +4,7 @@ use super::{
     problems::{Problems, url_problem},
 };
 use crate::{
-    agent::{Env, Price, kind::llm},
+    agent::{Env, Price, kind::llm, thread::thread_template},
     task::check_setting,
 };
 use std::time::Duration;
@@ -31,6 +31,11 @@ pub(super) fn check(definition: &Definition, env: &Env, found: &mut Problems) {
         && let Err(e) = llm::prompt_template(prompt)
     {
         found.add("run.prompt", e.reason);
+    }
+    if let Some(thread) = &run.thread
+        && let Err(e) = thread_template(thread)
+    {
+        found.add("run.thread", e.reason);
     }
     if let Some(schema) = &run.result_schema
         && let Err(e) = check_setting(schema)
@@ -139,6 +144,8 @@ mod tests {
             problems(numbers),
             ["run.context_tokens: it must be 1 or more", "run.answer_tokens: 0 is not in 1 to 1000000"]
         );
+        let thread = "model = \"a\"\napi_key_env = \"A\"\nthread = \"{{ customer }}\"";
+        assert_eq!(problems(thread), ["run.thread: there is no \"customer\": use input, kind"]);
         let alone = "model = \"a\"\napi_key_env = \"A\"\nfailover = { after = \"2h\" }";
         assert_eq!(problems(alone).len(), 2);
     }

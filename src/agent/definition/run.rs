@@ -61,6 +61,10 @@ pub struct Run {
     /// `llm`: a template of the message with the task. Defaults to the input as JSON.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prompt: Option<String>,
+    /// `llm`: a template of the thread of a task. Tasks of one thread are worked on one after the other, and begin with its
+    /// last results. Defaults to no threads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub thread: Option<String>,
     /// `llm`: JSON schema of its results. A task's own schema takes precedence.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub result_schema: Option<Value>,
@@ -165,6 +169,7 @@ impl Run {
             failover: None,
             instructions: None,
             prompt: None,
+            thread: None,
             result_schema: None,
             response_format: None,
             answer_tokens: None,
@@ -229,6 +234,7 @@ impl Run {
             ("failover", Kind::Llm, self.failover.is_some()),
             ("instructions", Kind::Llm, self.instructions.is_some()),
             ("prompt", Kind::Llm, self.prompt.is_some()),
+            ("thread", Kind::Llm, self.thread.is_some()),
             ("result_schema", Kind::Llm, self.result_schema.is_some()),
             ("response_format", Kind::Llm, self.response_format.is_some()),
             ("answer_tokens", Kind::Llm, self.answer_tokens.is_some()),

@@ -11,6 +11,7 @@ use crate::{
         failover::{Choice, Choices, Turns},
         job::{permanent, retryable},
         think::{Session, Thinker},
+        thread::{self, thread_template},
         wake::{BadTemplate, Context, Template},
     },
     llm::{Answer, Caller, CompletionRequest, Format, Models},
@@ -37,6 +38,7 @@ pub(crate) struct Llm {
     choices: Choices,
     models: Models,
     prompt: Option<Template>,
+    thread: Option<Template>,
     schemas: Schemas,
     /// The loop, if the model has tools.
     thinker: Option<Thinker>,
@@ -52,17 +54,19 @@ impl Llm {
         let choices = Choices::new(&definition, parts)?;
         let prompt = definition.run.prompt.as_deref().map(prompt_template).transpose();
         let prompt = prompt.map_err(|e| e.to_string())?;
+        let thread = definition.run.thread.as_deref().map(thread_template).transpose();
+        let thread = thread.map_err(|e| e.to_string())?;
         let schemas = parts.schemas.of(&definition.org, definition.id.as_str());
         let thinker = definition
             .run
             .thinks()
             .then(|| Thinker::new(definition.clone(), parts.clone(), choices.clone(), schemas.clone()));
         let models = parts.models.clone();
-        Ok(Self { prompt, choices, models, definition, schemas, thinker })
+        Ok(Self { prompt, thread, choices, models, definition, schemas, thinker })
     }
 
-    /// The message with the task.
-    fn user(&self, job: &Job, schema: Option<&Value>) -> Result<String, Failure> {
+    /// The message with the task, behind what is told of its thread.
+    fn user(&self, job: &Job, schema: Option<&Value>, memory: &str) -> Result<String, Failure> {
         let user = match &self.prompt {
             None if job.messages().is_empty() => job.start.input.to_string(),
             None => {
@@ -78,15 +82,20 @@ impl Llm {
         Ok(match &job.start.rejected {
             // As data, like the input: it may contain text of a verifier.
             Some(reason) if self.prompt.is_none() => {
-                format!("{user}\n\nThe last result was rejected:\n{}", json!(reason))
+                format!("{memory}{user}\n\nThe last result was rejected:\n{}", json!(reason))
             }
-            _ => user,
+            _ => format!("{memory}{user}"),
         })
     }
 
-    fn question(&self, job: &Job, schema: Option<&Value>) -> Result<CompletionRequest, Failure> {
+    fn question(
+        &self,
+        job: &Job,
+        schema: Option<&Value>,
+        memory: &str,
+    ) -> Result<CompletionRequest, Failure> {
         let run = &self.definition.run;
-        let user = self.user(job, schema)?;
+        let user = self.user(job, schema, memory)?;
         let wanted = run.response_format.unwrap_or(match schema {
             Some(_) => ResponseFormat::JsonSchema,
             None => ResponseFormat::JsonObject,
@@ -218,12 +227,20 @@ fn prompt_context(job: &Job, schema: Option<&Value>) -> Context {
 impl Agent for Llm {
     async fn run(&self, job: Job) -> Result<Finished, Failure> {
         let schema = job.start.result_schema.as_ref().or(self.definition.run.result_schema.as_ref());
+        let memory = match &self.thread {
+            None => String::new(),
+            // Each time: another task may have come in front after a requeue of this one.
+            Some(template) => match Box::pin(thread::turn(template, &job)).await? {
+                Ok(memory) => memory,
+                Err(deferred) => return Ok(deferred),
+            },
+        };
         if let Some(thinker) = &self.thinker {
             // Boxed: of the two, the begin of a run takes no room while it works.
-            let session = Box::pin(Session::open(thinker, &job, || self.user(&job, schema))).await?;
+            let session = Box::pin(Session::open(thinker, &job, || self.user(&job, schema, &memory))).await?;
             return Box::pin(session.run()).await;
         }
-        let mut question = self.question(&job, schema)?;
+        let mut question = self.question(&job, schema, &memory)?;
         if job.budget().is_some() {
             // Without a limit of the answer there is nothing to reserve.
             question.max_tokens.get_or_insert(ANSWER_TOKENS_MAX);

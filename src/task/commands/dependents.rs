@@ -1,4 +1,5 @@
-//! Tasks that follow others: dependents, verified tasks, and the parts of a task that was canceled.
+//! Tasks that follow others: dependents, verified tasks, the next of a thread, and the parts of a task that was
+//! canceled.
 //!
 //! The transaction that inserts a dependent task locks and marks the task that it depends on. The arbiter finds the
 //! end of a marked task by its mark, at the next poll or after a restart: it moves the dependents and removes the mark
@@ -171,11 +172,12 @@ fn command(row: &Row) -> Result<TaskCommand, Unreadable> {
 }
 
 impl Ends {
-    /// Removes the marks: the tasks that follow were moved, or still wait for others.
+    /// Removes the marks: the tasks that follow were moved, or still wait for others. The next of a thread is due now.
     pub(in crate::task) async fn unmark(&self, tx: &Transaction<'_>) -> Result<(), Error> {
         if self.followed.is_empty() && self.canceled.is_empty() {
             return Ok(());
         }
+        run(tx, sql!("thread_next"), &[&self.followed]).await?;
         run(tx, sql!("unmark_followed"), &[&self.followed, &self.canceled]).await.map(drop)
     }
 

@@ -12,6 +12,7 @@ mod memory;
 mod part_tool;
 mod pins;
 mod read;
+mod threads;
 
 pub use database_tool::{DatabaseCall, DatabaseResult};
 pub use fork::ForkPoint;
@@ -19,6 +20,7 @@ pub use memory::{MEMORY_BYTES_MAX, Memory, MemoryAction, MemoryChange, MemoryCha
 pub use part_tool::Part;
 pub use pins::{PinnedTool, SeenTool, SeenTools, accept_tool, pinned_tools};
 pub use read::LatestRun;
+pub use threads::{ThreadResult, Turn};
 
 use crate::task::storage::model_questions;
 use crate::task::storage::rows::{self, Columns};

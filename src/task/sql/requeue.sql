@@ -11,6 +11,10 @@ with moved as (
 marked as (
     update convoke.tasks d set followed = true from moved m where d.id = any(m.depends_on) and not d.followed
 ),
+-- In its thread it queues again, behind those that have come since.
+unthreaded as (
+    delete from convoke.thread_tasks e using moved m where e.task_id = m.id
+),
 logged as (
     insert into convoke.events (org, task_id, epoch, type, body)
     select org, id, epoch, 'requeued', jsonb_build_object('state', state, 'by', $3::text) from moved

@@ -21,6 +21,7 @@ mod research;
 mod runs;
 mod sql_read;
 mod streams;
+mod threads;
 mod traces;
 
 use crate::{

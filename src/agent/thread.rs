@@ -1,0 +1,145 @@
+//! Threads (`run.thread`): which thread a job belongs to, whether it has its turn, and what it is told of the thread.
+use super::{
+    Finished, Job, hex,
+    job::{permanent, retryable},
+    retry::again,
+    tool::shown,
+    wake::{BadTemplate, Context, Template},
+};
+use crate::{
+    fault,
+    task::{Failure, ThreadResult, Turn, Usage},
+};
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+
+/// Names that a template may use.
+const NAMES: [&str; 2] = ["input", "kind"];
+/// Most bytes of one result, and of all: 12,000 tokens at three bytes a token.
+const RESULT_BYTES_MAX: usize = 12_000;
+const RESULTS_BYTES_MAX: usize = 36_000;
+
+/// Parses `run.thread`.
+pub(crate) fn thread_template(text: &str) -> Result<Template, BadTemplate> {
+    Template::parse(&Value::String(text.to_owned()), "thread", &NAMES)
+}
+
+/// Queues a job in its thread. Returns what its first message begins with, or how the job goes on later.
+///
+/// # Errors
+/// The failure of the job if its input does not say which thread it belongs to: it may not run beside another task of
+/// that thread.
+pub(crate) async fn turn(template: &Template, job: &Job) -> Result<Result<String, Finished>, Failure> {
+    let tasks = job.tasks().ok_or_else(|| permanent("an agent with threads works only in a daemon"))?;
+    let thread = thread_of(template, &job.start.kind, job.start.input.clone())?;
+    let turn = || tasks.thread_turn(job.start.key, &job.agent_id, &thread);
+    match again(job.deadline, turn).await.map_err(|e| retryable(e.to_string()))? {
+        Turn::Now { results } => {
+            fault::point(fault::Point::ThreadTurn);
+            Ok(Ok(memory(&results)))
+        }
+        Turn::Later { before, after } => Ok(Err(Finished::Deferred {
+            reason: format!("the task {before} before it in its thread has not ended"),
+            after,
+            usage: Usage::default(),
+        })),
+    }
+}
+
+/// The thread of a task: a hash of the value that the template makes, which so may be long and is not kept twice.
+fn thread_of(template: &Template, kind: &str, input: Value) -> Result<String, Failure> {
+    let names = [("input", input), ("kind", json!(kind))];
+    let context =
+        Context::new(names.into_iter().map(|(name, value)| (name.to_owned(), value)).collect::<Map<_, _>>());
+    let value = template.fill("thread", &context).map_err(|e| permanent(format!("run.{e}")))?;
+    let text = match value {
+        Value::String(text) if !text.trim().is_empty() => text,
+        Value::Number(number) => number.to_string(),
+        Value::Bool(flag) => flag.to_string(),
+        other => {
+            let what = match other {
+                Value::Null => "null",
+                Value::String(_) => "an empty text",
+                Value::Array(_) => "a list",
+                _ => "an object",
+            };
+            return Err(permanent(format!("run.thread: {what} names no thread: a text or a number does")));
+        }
+    };
+    Ok(hex(&Sha256::digest(text)))
+}
+
+/// What a task is told of its thread: the last results that have room, oldest first. Empty if there is none.
+fn memory(results: &[ThreadResult]) -> String {
+    let mut room = RESULTS_BYTES_MAX;
+    let mut told: Vec<String> = Vec::new();
+    for ThreadResult { task, kind, text, cut } in results {
+        let shown = shown(text, &[], RESULT_BYTES_MAX);
+        let result = match (serde_json::from_str::<Value>(&shown.text), *cut || shown.cut) {
+            (Ok(value), false) => value,
+            // No JSON any more, so a text.
+            _ => json!(shown.text),
+        };
+        let line = json!({ "task": task, "kind": kind, "result": result }).to_string();
+        // The older ones are left out, too: a history with gaps misleads.
+        let Some(left) = room.checked_sub(line.len()) else { break };
+        room = left;
+        told.push(line);
+    }
+    if told.is_empty() {
+        return String::new();
+    }
+    told.reverse();
+    // As data, like the input: results of models must not be instructions.
+    format!("Results of the last tasks of this thread, oldest first:\n{}\n\n", told.join("\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::TaskId;
+
+    fn thread(template: &str, input: Value) -> Result<String, String> {
+        thread_of(&thread_template(template).unwrap(), "k", input).map_err(|failure| failure.message)
+    }
+
+    #[test]
+    fn thread_is_that_of_the_value_and_a_value_that_names_none_is_refused() {
+        let by = "{{ input.customer }}";
+        let of = |value: Value| thread(by, json!({ "customer": value }));
+        assert_eq!(of(json!("7")), of(json!(7)));
+        assert_ne!(of(json!("7")), of(json!("8")));
+        assert!(of(json!("x".repeat(100_000))).unwrap().len() == 64);
+        let error = |value: Value| of(value).unwrap_err();
+        assert_eq!(error(json!(null)), "run.thread: null names no thread: a text or a number does");
+        assert_eq!(error(json!(" ")), "run.thread: an empty text names no thread: a text or a number does");
+        assert_eq!(error(json!([1])), "run.thread: a list names no thread: a text or a number does");
+        assert_eq!(error(json!({})), "run.thread: an object names no thread: a text or a number does");
+        assert_eq!(thread(by, json!({})).unwrap_err(), "run.thread: there is no input.customer");
+        assert_eq!(thread(by, json!("text")).unwrap_err(), "run.thread: there is no input.customer");
+        assert!(thread("{{ kind }}/{{ input.a }}", json!({ "a": 1 })).is_ok());
+    }
+
+    fn result(text: &str, cut: bool) -> ThreadResult {
+        ThreadResult { task: TaskId::generate(), kind: "k".into(), text: text.into(), cut }
+    }
+
+    #[test]
+    fn newest_results_that_have_room_are_told_oldest_first() {
+        assert_eq!(memory(&[]), "");
+        let two = [result("{\"n\": 2}", false), result("1", false)];
+        let told = memory(&two);
+        let lines: Vec<Value> =
+            told.trim_end().lines().skip(1).map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(lines[0], json!({ "task": two[1].task, "kind": "k", "result": 1 }));
+        assert_eq!(lines[1]["result"], json!({ "n": 2 }));
+
+        let long = format!("\"{}\"", "x".repeat(20_000));
+        let many: Vec<ThreadResult> = (0..10).map(|_| result(&long, false)).collect();
+        let told = memory(&many);
+        assert!(told.len() <= RESULTS_BYTES_MAX + 100, "{}", told.len());
+        assert_eq!(told.matches("bytes are left out here").count(), 2);
+        assert!(told.contains(&many[0].task.to_string()), "the newest is told");
+        assert!(memory(&[result("\"abc", true)]).contains(r#""result":"\"abc""#));
+    }
+}

@@ -1,0 +1,19 @@
+-- These tasks have ended: makes the next of each thread due, if it waits for its turn. One that is locked is on its way
+-- into or out of that wait; its own due time moves it.
+with next as (
+    select n.task_id from convoke.thread_tasks e
+    cross join lateral (
+        select f.task_id from convoke.thread_tasks f join convoke.tasks w on w.id = f.task_id
+        where f.agent_id = e.agent_id and f.thread = e.thread and f.place > e.place
+            and w.state not in ('completed', 'failed', 'canceled')
+        order by f.place limit 1
+    ) n
+    where e.task_id = any($1)
+),
+locked as (
+    select t.id from convoke.tasks t
+    where t.id in (select task_id from next) and t.state = 'open' and t.bids_close_at is null
+        and t.due_at > clock_timestamp()
+    order by t.id for update skip locked
+)
+update convoke.tasks t set due_at = clock_timestamp() from locked where t.id = locked.id
