@@ -1,5 +1,6 @@
 //! `convoke agent …`: lists and shows agents over HTTP.
-use super::{Outcome, daemon::Daemon, output, settings::Settings};
+#![expect(clippy::indexing_slicing, reason = "indexing a JSON value returns null for a missing member")]
+use super::{Outcome, daemon::Daemon, definition_diff, exit::Failure, output, settings::Settings};
 use crate::{
     clock::Clock,
     id::{AgentId, OrgId},
@@ -25,6 +26,20 @@ pub(super) enum Command {
         /// Show the definition in use and its versions, or an earlier one by its number or hash
         #[arg(long, value_name = "N|HASH", num_args = 0..=1, default_missing_value = "")]
         version: Option<String>,
+    },
+    /// List the versions of an agent's definition, the latest first
+    History {
+        /// The agent's id
+        id: AgentId,
+    },
+    /// Show in which keys two versions of an agent's definition differ
+    Diff {
+        /// The agent's id
+        id: AgentId,
+        /// The earlier one, by its number or hash; the one before the definition in use if it is missing
+        before: Option<String>,
+        /// The later one; the definition in use if it is missing
+        after: Option<String>,
     },
     /// Give an agent no new task; what it has is finished. It stays so until `resume`, also after restarts.
     Drain {
@@ -66,11 +81,39 @@ pub(super) async fn run(settings: &Settings, command: Command) -> Outcome {
             output::table(header, agents.iter().map(row));
         }
         Command::Show { id, version: Some(version) } => {
-            let query: Vec<_> = (!version.is_empty()).then_some(("version", version)).into_iter().collect();
-            definition(
-                settings,
-                &daemon.get(&format!("/v1/agents/{id}/definition"), &query, Duration::ZERO).await?,
-            );
+            let answer =
+                version_of(&daemon, &id, Some(version).filter(|version| !version.is_empty())).await?;
+            if settings.json {
+                output::json(&answer);
+                return Ok(());
+            }
+            versions(&answer, "shown");
+            output::line(serde_json::to_string_pretty(&answer["definition"]).unwrap_or_default());
+        }
+        Command::History { id } => {
+            let answer = version_of(&daemon, &id, None).await?;
+            if settings.json {
+                output::json(&answer["versions"]);
+                return Ok(());
+            }
+            versions(&answer, "in use");
+        }
+        Command::Diff { id, before, after } => {
+            let after = version_of(&daemon, &id, after).await?;
+            let before = before.or_else(|| version_before(&after)).ok_or_else(|| {
+                Failure::Usage(format!("agent {id} has no earlier version of this definition: name one"))
+            })?;
+            let before = version_of(&daemon, &id, Some(before)).await?;
+            let lines = definition_diff::lines(&before["definition"], &after["definition"]);
+            if settings.json {
+                let hashes = (&before["hash"], &after["hash"]);
+                output::json(&json!({ "before": hashes.0, "after": hashes.1, "differences": lines }));
+                return Ok(());
+            }
+            if lines.is_empty() {
+                output::line("there is no difference");
+            }
+            lines.into_iter().for_each(output::line);
         }
         Command::Show { id, version: None } => {
             shown(settings, &daemon.get(&format!("/v1/agents/{id}"), &[], Duration::ZERO).await?);
@@ -120,15 +163,25 @@ fn shown(settings: &Settings, agent: &Value) {
     }
 }
 
-/// The definition as JSON, and its versions as a table before it.
-fn definition(settings: &Settings, answer: &Value) {
-    if settings.json {
-        return output::json(answer);
-    }
+/// A definition with the list of versions: the one in use, or an earlier one.
+async fn version_of(daemon: &Daemon, id: &AgentId, version: Option<String>) -> Result<Value, Failure> {
+    let query: Vec<_> = version.into_iter().map(|version| ("version", version)).collect();
+    Ok(daemon.get(&format!("/v1/agents/{id}/definition"), &query, Duration::ZERO).await?)
+}
+
+/// The number of the version before that of this answer. `None` if there is none.
+fn version_before(answer: &Value) -> Option<String> {
+    let versions = answer["versions"].as_array()?;
+    let at = versions.iter().position(|version| version["hash"] == answer["hash"])?;
+    Some(versions.get(at + 1)?["version"].to_string())
+}
+
+/// The versions as a table. `mark` stands beside the one of this answer.
+fn versions(answer: &Value, mark: &str) {
     let versions = answer["versions"].as_array().cloned().unwrap_or_default();
     let now = Clock::System.now();
     let row = |version: &Value| {
-        let mark = if version["hash"] == answer["hash"] { "shown" } else { "" };
+        let mark = if version["hash"] == answer["hash"] { mark } else { "" };
         [
             version["version"].to_string(),
             output::text(&version["hash"]),
@@ -137,5 +190,18 @@ fn definition(settings: &Settings, answer: &Value) {
         ]
     };
     output::table(["VERSION", "HASH", "APPLIED", ""], versions.iter().map(row));
-    output::line(serde_json::to_string_pretty(&answer["definition"]).unwrap_or_default());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn version_before_is_the_next_older_one() {
+        let version = |n: i32, hash: &str| json!({ "version": n, "hash": hash });
+        let answer = |hash: &str| json!({ "hash": hash, "versions": [version(7, "c"), version(4, "b"), version(1, "a")] });
+        assert_eq!(version_before(&answer("c")).as_deref(), Some("4"));
+        assert_eq!(version_before(&answer("b")).as_deref(), Some("1"));
+        assert_eq!((version_before(&answer("a")), version_before(&answer("x"))), (None, None));
+    }
 }

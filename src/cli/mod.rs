@@ -7,6 +7,7 @@ mod agent;
 mod check;
 mod daemon;
 mod dashboard;
+mod definition_diff;
 mod demo;
 mod doctor;
 mod exit;

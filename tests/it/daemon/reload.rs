@@ -293,6 +293,23 @@ async fn folder_is_followed_by_itself_by_a_signal_and_by_a_command() {
     assert!(shown.0 == Some(0) && shown.1.contains("VERSION") && shown.1.contains("echo '2'"), "{shown:?}");
     let shown = convoke(folder.path(), &db, &["agent", "show", "one", "--version", "1"]);
     assert!(shown.0 == Some(0) && shown.1.contains("echo '1'"), "{shown:?}");
+    let history = convoke(folder.path(), &db, &["agent", "history", "one"]);
+    assert!(
+        history.0 == Some(0) && history.1.contains("in use") && !history.1.contains("echo"),
+        "{history:?}"
+    );
+    for args in
+        [&["agent", "diff", "one"][..], &["agent", "diff", "one", "1"], &["agent", "diff", "one", "1", "2"]]
+    {
+        let (code, told) = convoke(folder.path(), &db, args);
+        let is_told =
+            told.starts_with("~ run.argv: ") && told.contains("echo '1'") && told.contains("echo '2'");
+        assert!(code == Some(0) && is_told && told.lines().count() == 1, "{args:?}: {told}");
+    }
+    let same = convoke(folder.path(), &db, &["agent", "diff", "one", "2", "2"]);
+    assert!(same.0 == Some(0) && same.1.contains("there is no difference"), "{same:?}");
+    let three = convoke(folder.path(), &db, &["agent", "diff", "three"]);
+    assert!(three.0 == Some(64) && three.1.contains("no earlier version"), "{three:?}");
     let none = convoke(folder.path(), &db, &["agent", "show", "one", "--version", "77"]);
     assert!(none.0 == Some(1) && none.1.contains("no usable definition 77"), "{none:?}");
     fs::write(dir.join("bad.toml"), "id = ").unwrap();
