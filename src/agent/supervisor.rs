@@ -11,7 +11,7 @@ use super::{
     mailbox::AgentMessage,
     mcp::Servers,
     presence::{Activity, Seen},
-    tool::Keeper,
+    tool::{Keeper, ToolLimits},
 };
 use crate::{
     clock::Clock,
@@ -130,6 +130,7 @@ impl Agents {
             reader: deps.reader,
             keeper: deps.keeper,
             schemas: deps.tasks.schemas(),
+            tool_limits: ToolLimits::default(),
             servers,
         };
         let shared = Arc::new(Shared {

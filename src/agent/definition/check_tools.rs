@@ -311,6 +311,13 @@ fn unknown(place: &str, tool: &Tool, definition: &Definition, found: &mut Proble
         found.add(format!("{place}.retries"), "a statement is repeated by the daemon where that can help");
     }
     found.bounds(&format!("{place}.retries"), tool.retries, 0, 10);
+    for (key, limit) in [("per_minute", tool.per_minute), ("concurrent", tool.concurrent)] {
+        let Some(limit) = limit else { continue };
+        found.bounds(&format!("{place}.{key}"), limit, 1, 10_000);
+        if tool.kind == ToolKind::Sql {
+            found.add(format!("{place}.{key}"), "a statement is limited by its timeout only");
+        }
+    }
 }
 
 fn approval(key: &str, rule: Option<&ApprovalRule>, found: &mut Problems) {
@@ -473,7 +480,7 @@ mod tests {
             + &tool("p", "effect = \"read\"")
             + &tool("b", "effect = \"keyed\"\nretries = 2\nrepeat = true\non_unknown = \"tell\"");
         assert_eq!(problems(&format!("{list}{good}")), Vec::<String>::new());
-        let bad = tool("a", "effect = \"checked\"\nretries = 1")
+        let bad = tool("a", "effect = \"checked\"\nretries = 1\nper_minute = 0")
             + &tool("b", "probe = \"a\"\non_unknown = \"retry\"\nretries = 11")
             + &tool("c", "effect = \"checked\"\nprobe = \"b\"")
             + &tool("d", "effect = \"checked\"\nprobe = \"z\"")
@@ -484,6 +491,7 @@ mod tests {
             [
                 "tool.0.probe: a checked tool needs a probe that says whether a call happened",
                 "tool.0.retries: only a read or keyed tool may be repeated",
+                "tool.0.per_minute: 0 is not in 1 to 10000",
                 "tool.1.probe: it counts only with effect = \"checked\"",
                 "tool.1.on_unknown: a once tool may not run again",
                 "tool.1.retries: only a read or keyed tool may be repeated",

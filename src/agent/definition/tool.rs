@@ -49,6 +49,13 @@ pub struct Tool {
     /// Time limit of a call. Defaults to 30 seconds; 5 seconds for a statement.
     #[serde(default, with = "humantime_serde", skip_serializing_if = "Option::is_none")]
     pub timeout: Option<Duration>,
+    /// `command` and `http`: most calls that begin in a minute, of all agents of the org with a tool of this name. Defaults
+    /// to no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub per_minute: Option<u32>,
+    /// `command` and `http`: most calls at once, likewise. Defaults to no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub concurrent: Option<u32>,
     /// `command` and `http`: microdollars of a call. Defaults to nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cost_microdollars: Option<u64>,

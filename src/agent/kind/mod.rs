@@ -9,7 +9,7 @@ pub(in crate::agent) mod program;
 
 pub(crate) use program::program;
 
-use super::{Agent, Definition, Env, Keeper, Kind, Registry, mcp::Servers};
+use super::{Agent, Definition, Env, Keeper, Kind, Registry, mcp::Servers, tool::ToolLimits};
 use crate::{clock::Clock, db::Reader, llm::Models, task::Schemas};
 use std::sync::Arc;
 
@@ -28,6 +28,8 @@ pub struct RunnerDeps {
     pub keeper: Option<Keeper>,
     /// Checks results and arguments by their schemas.
     pub schemas: Schemas,
+    /// The calls of tools with limits.
+    pub(crate) tool_limits: ToolLimits,
     /// The MCP servers.
     pub(crate) servers: Servers,
 }

@@ -12,6 +12,7 @@ mod context;
 mod costs;
 mod doubt;
 mod guards;
+mod limits;
 mod machine;
 mod memory;
 mod messages;

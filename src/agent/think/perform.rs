@@ -395,7 +395,7 @@ impl Session<'_> {
             Callable::Tasks => self.parts(call).await,
             Callable::Recall(settings) => self.recall(call, settings).await,
             Callable::StepResult => self.step_result(call).await,
-            _ => self.outcome(tool, seq, call).await,
+            _ => self.outcome_in_place(tool, seq, call).await,
         };
         let paid = self.paid(cost, call, &outcome);
         self.record(seq, tries, call, outcome, bytes_max, paid).await
@@ -471,7 +471,7 @@ impl Session<'_> {
 
     /// Runs a tool; one with a key again with the same key while the outcome is unknown, and one with `retries` again
     /// after a failure that may pass.
-    async fn outcome(&self, tool: Callable<'_>, seq: i32, call: &ToolStep) -> Outcome {
+    pub(super) async fn outcome(&self, tool: Callable<'_>, seq: i32, call: &ToolStep) -> Outcome {
         let ids = self.ids();
         let stop = self.job.stop_token();
         let retries = tool.declared().map_or(0, |tool| tool.retries);

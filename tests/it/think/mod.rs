@@ -10,6 +10,7 @@ mod fork;
 mod guards;
 mod keeper;
 pub mod kills;
+mod limits;
 mod mcp;
 mod mcp_attacks;
 mod mcp_http;

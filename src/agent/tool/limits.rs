@@ -1,0 +1,185 @@
+//! Limits of declared tools that hold for all agents of an org which use a tool by the same name: calls at once, and
+//! calls begun in a minute. They are those of this daemon: a restart forgets them, and several daemons do not share them.
+use crate::id::OrgId;
+use parking_lot::Mutex;
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep_until, timeout_at},
+};
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// The calls of all tools with limits. Clones share them.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ToolLimits(Arc<Mutex<Tools>>);
+
+/// The calls of each tool, by org and name.
+type Tools = BTreeMap<(OrgId, String), Arc<Calls>>;
+
+/// What a definition allows.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Allowed {
+    pub(crate) per_minute: Option<u32>,
+    pub(crate) concurrent: Option<u32>,
+}
+
+/// The calls of one tool.
+#[derive(Debug, Default)]
+struct Calls {
+    /// Held by the call that enters next: tokio's lock is fair, so calls enter in the order in which they came.
+    turn: tokio::sync::Mutex<()>,
+    state: Mutex<State>,
+    freed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    under_way: u32,
+    /// When the calls of the last minute began.
+    begun: VecDeque<Instant>,
+}
+
+/// A call under way. Dropping it frees its place.
+#[derive(Debug)]
+pub(crate) struct Permit(Arc<Calls>);
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let mut state = self.0.state.lock();
+        state.under_way = state.under_way.saturating_sub(1);
+        drop(state);
+        self.0.freed.notify_waiters();
+    }
+}
+
+impl ToolLimits {
+    /// Lets a call in if it need not wait.
+    pub(crate) fn try_enter(&self, org: &OrgId, tool: &str, allowed: Allowed) -> Option<Permit> {
+        let calls = self.calls(org, tool);
+        let _turn = calls.turn.try_lock().ok()?;
+        calls.take(Instant::now(), allowed).ok()?;
+        Some(Permit(calls.clone()))
+    }
+
+    /// Waits until a call may begin. `None` if it may not before `until`. Cancel safe: dropping the future leaves the
+    /// queue.
+    pub(crate) async fn enter(
+        &self,
+        org: &OrgId,
+        tool: &str,
+        allowed: Allowed,
+        until: Instant,
+    ) -> Option<Permit> {
+        let calls = self.calls(org, tool);
+        let _turn = timeout_at(until, calls.turn.lock()).await.ok()?;
+        loop {
+            let freed = calls.freed.notified();
+            tokio::pin!(freed);
+            // Registered before the look, so that a place that is freed between look and wait is not missed.
+            freed.as_mut().enable();
+            let now = Instant::now();
+            let wake = match calls.take(now, allowed) {
+                Ok(()) => return Some(Permit(calls.clone())),
+                Err(wake) => wake.map_or(until, |wake| wake.min(until)),
+            };
+            if now >= until {
+                return None;
+            }
+            tokio::select! {
+                () = freed => {}
+                () = sleep_until(wake) => {}
+            }
+        }
+    }
+
+    fn calls(&self, org: &OrgId, tool: &str) -> Arc<Calls> {
+        self.0.lock().entry((org.clone(), tool.to_owned())).or_default().clone()
+    }
+}
+
+impl Calls {
+    /// Takes a place. The error is when to look again; `None` if that is the end of another call.
+    fn take(&self, now: Instant, allowed: Allowed) -> Result<(), Option<Instant>> {
+        let mut state = self.state.lock();
+        while state.begun.front().is_some_and(|begun| *begun + MINUTE <= now) {
+            state.begun.pop_front();
+        }
+        if allowed.concurrent.is_some_and(|most| state.under_way >= most) {
+            return Err(None);
+        }
+        let most = allowed.per_minute.map_or(usize::MAX, |most| usize::try_from(most).unwrap_or(usize::MAX));
+        if let Some(over) = state.begun.len().checked_sub(most) {
+            // The one after whose minute there is room.
+            return Err(state.begun.get(over).map(|begun| *begun + MINUTE));
+        }
+        state.under_way += 1;
+        state.begun.push_back(now);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn org() -> OrgId {
+        OrgId::try_from("acme").unwrap()
+    }
+
+    fn allowed(per_minute: Option<u32>, concurrent: Option<u32>) -> Allowed {
+        Allowed { per_minute, concurrent }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn calls_at_once_are_limited_and_enter_in_their_order() {
+        let (limits, one) = (ToolLimits::default(), allowed(None, Some(1)));
+        let until = Instant::now() + Duration::from_secs(10);
+        let first = limits.try_enter(&org(), "look", one).unwrap();
+        assert!(limits.try_enter(&org(), "look", one).is_none());
+        assert!(limits.try_enter(&org(), "pay", one).is_some(), "another tool");
+        assert!(limits.try_enter(&"other".try_into().unwrap(), "look", one).is_some(), "another org");
+        let order = Mutex::new(Vec::new());
+        let enter = async |n: u32| {
+            let permit = limits.enter(&org(), "look", one, until).await.unwrap();
+            order.lock().push(n);
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            drop(permit);
+        };
+        let free = async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            drop(first);
+        };
+        tokio::join!(enter(1), enter(2), enter(3), free);
+        assert_eq!(*order.lock(), [1, 2, 3]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn calls_of_a_minute_are_limited_and_one_that_cannot_begin_in_time_is_refused() {
+        let (limits, two) = (ToolLimits::default(), allowed(Some(2), None));
+        let began = Instant::now();
+        let enter =
+            async |seconds| limits.enter(&org(), "look", two, began + Duration::from_secs(seconds)).await;
+        assert!(enter(5).await.is_some() && enter(5).await.is_some());
+        assert!(enter(5).await.is_none());
+        assert_eq!(began.elapsed(), Duration::from_secs(5), "it waited as long as it might");
+        assert!(enter(100).await.is_some());
+        assert_eq!(began.elapsed(), MINUTE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn dropped_wait_frees_the_turn() {
+        let (limits, one) = (ToolLimits::default(), allowed(None, Some(1)));
+        let first = limits.try_enter(&org(), "look", one).unwrap();
+        let late = Instant::now() + Duration::from_secs(100);
+        let org = org();
+        let dropped = tokio::time::timeout(Duration::from_secs(1), limits.enter(&org, "look", one, late));
+        assert!(dropped.await.is_err());
+        drop(first);
+        assert!(limits.try_enter(&org, "look", one).is_some());
+    }
+}
