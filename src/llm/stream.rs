@@ -4,6 +4,7 @@
 //! but the data of an event is believed, and any split of the bytes gives the same completion. A stream that ends
 //! without a `finish_reason` or `[DONE]` is cut: nothing of it is used.
 mod message;
+mod repeats;
 
 use super::Error;
 use message::Message;
@@ -188,6 +189,11 @@ impl Completion {
                 && self.message.add(part)
             {
                 self.chunks += 1;
+                if self.message.repeats() {
+                    // Read to its limit it would only cost more. What is there counts as cut off.
+                    (self.finish, self.is_done) = (Some("length".to_owned()), true);
+                    return Ok(());
+                }
             }
             let finish = choice.get("finish_reason").and_then(Value::as_str);
             if let Some(finish) = finish.filter(|finish| !finish.is_empty()) {

@@ -1,4 +1,5 @@
 //! The parts of a streamed message.
+use super::repeats::Repeats;
 use serde_json::{Map, Value};
 
 /// A message, as far as its parts have come.
@@ -6,7 +7,12 @@ use serde_json::{Map, Value};
 pub(super) struct Message {
     members: Map<String, Value>,
     calls: Vec<Slot>,
+    /// Whether its text, and its reasoning, go round in circles.
+    repeats: [Repeats; TEXTS.len()],
 }
+
+/// The members that are texts of the model. Arguments of calls are data, which may repeat itself.
+const TEXTS: [&str; 3] = ["content", "reasoning_content", "reasoning"];
 
 /// A call, as far as its parts have come.
 #[derive(Debug, Default)]
@@ -32,6 +38,13 @@ impl Message {
             self.add_call(call.clone());
         }
         has_text
+    }
+
+    /// Whether one of its texts ends with the same block again and again.
+    pub(super) fn repeats(&mut self) -> bool {
+        let members = &self.members;
+        let text = |name: &str| members.get(name).and_then(Value::as_str).unwrap_or_default();
+        TEXTS.iter().zip(&mut self.repeats).any(|(name, repeats)| repeats.at_end_of(text(name)))
     }
 
     fn add_call(&mut self, mut part: Map<String, Value>) {

@@ -266,7 +266,10 @@ fn endless_event_and_endless_stream_end_at_their_limits() {
     let fed = (0..=16).map(|_| decoder.feed(&[b'x'; 65_536])).find(Result::is_err);
     assert_eq!(fed, Some(Err(Error::InvalidAnswer("an event of it is over 1 MiB"))));
     let mut decoder = StreamDecoder::default();
-    let event = format!("data: {}\n\n", delta(json!({ "content": "x".repeat(60_000) })));
+    let event = format!(
+        "data: {}\n\n",
+        piece(json!({ "function": { "name": "f", "arguments": "x".repeat(60_000) } }))
+    );
     let fed = (0..100).map(|_| decoder.feed(event.as_bytes())).find(Result::is_err);
     assert_eq!(fed, Some(Err(Error::InvalidAnswer("it is over 4 MiB"))));
 }
@@ -288,4 +291,29 @@ proptest::proptest! {
         }
         proptest::prop_assert_eq!(fed(&pieces), fed(&[bytes]));
     }
+}
+
+#[test]
+fn text_that_repeats_itself_ends_the_stream() {
+    for member in ["content", "reasoning_content", "reasoning"] {
+        let chunks: Vec<Value> = (0..400).map(|_| delta(json!({ member: "once more, " }))).collect();
+        let mut decoder = StreamDecoder::default();
+        let mut fed = 0;
+        for chunk in &chunks {
+            decoder.feed(format!("data: {chunk}\n\n").as_bytes()).unwrap();
+            fed += 1;
+            if decoder.is_done() {
+                break;
+            }
+        }
+        assert!((40..100).contains(&fed), "{member}: {fed} chunks of 11 bytes");
+        let completion = decoder.end().unwrap();
+        assert_eq!(completion["choices"][0]["finish_reason"], "length", "{member}");
+    }
+    let args =
+        |_| piece(json!({ "index": 0, "id": "c", "function": { "name": "f", "arguments": "[0,0]," } }));
+    let chunks: Vec<Value> = (0..400).map(args).collect();
+    let completion = fed(&[sse(&chunks).as_bytes()]).unwrap();
+    let call = &completion["choices"][0]["message"]["tool_calls"][0];
+    assert_eq!(call["function"]["arguments"].as_str().unwrap().len(), 2_400, "arguments are data");
 }

@@ -85,3 +85,19 @@ async fn endpoint_can_be_asked_for_whole_answers() {
     assert_eq!((&question["stream"], question.get("stream_options")), (&json!(false), None));
     thinking.stop().await;
 }
+
+#[tokio::test]
+async fn stream_that_repeats_itself_is_closed_and_the_run_goes_on() {
+    let part = json!({ "choices": [{ "index": 0, "delta": { "content": "I will look at it again. " } }] });
+    let circles = vec![format!("data: {part}\n\n"); 200];
+    let script = vec![Say::Stream(circles, StreamEnd::Hang), finish(json!(1))];
+    let thinking = Thinking::start(script, "").await;
+    let id = thinking.request(json!({})).await;
+    soon("the connection is closed", thinking.world.dropped.notified()).await;
+    thinking.in_state(id, "completed").await;
+    let steps = thinking.steps(id).await;
+    assert_eq!((&steps[1]["ending"], &steps[1]["finish"]), (&json!("cut"), &json!("length")));
+    assert_eq!(steps[1]["presumed"], true, "what it wrote behind that is not known");
+    assert_eq!(steps[2]["note_kind"], "smaller");
+    thinking.stop().await;
+}
