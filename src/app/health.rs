@@ -119,12 +119,16 @@ fn show_models(models: &Models, health: &Health) {
     let paused = accounts.iter().filter(|account| account.paused_seconds.is_some()).count();
     let waiting: usize = accounts.iter().map(|account| account.waiting).sum();
     let passed_over: u64 = accounts.iter().map(|account| account.passed_over).sum();
-    let state = if held == 0 { PartState::Ready } else { PartState::Degraded };
+    let unlimited: usize = accounts.iter().map(|account| account.limit_ignored.len()).sum();
+    let state = if held + unlimited == 0 { PartState::Ready } else { PartState::Degraded };
     let of = accounts.len();
     let mut detail =
         format!("{held} of {of} accounts hold requests, {paused} pause after a 429; {waiting} requests wait");
     if passed_over > 0 {
         detail.push_str(&format!("; {passed_over} questions went to another model"));
+    }
+    if unlimited > 0 {
+        detail.push_str(&format!("; {unlimited} models ignore the limit of an answer"));
     }
     health.set("models", state, detail);
 }

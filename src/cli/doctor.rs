@@ -109,6 +109,12 @@ fn account(of: &Value) -> Finding {
     }
     let held: Vec<&str> =
         of["open_breakers"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let ignored: Vec<&str> =
+        of["limit_ignored"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    if !ignored.is_empty() {
+        let models = ignored.join(", ");
+        found.push_str(&format!("; {models} gave longer answers than was allowed (try run.limit_member)"));
+    }
     let ok = held.is_empty();
     if !ok {
         found.push_str(&format!("; requests to {} are held", held.join(", ")));

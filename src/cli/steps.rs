@@ -45,7 +45,9 @@ fn line(step: &Value) -> String {
             let ending = step["ending"].as_str().unwrap_or("no answer");
             let tokens =
                 step["tokens"].as_i64().map(|tokens| format!(", {tokens} tokens")).unwrap_or_default();
-            format!("{ending}{tokens}{} {text}", passed_over(step))
+            let request =
+                step["request_id"].as_str().map(|id| format!(" [request {id}]")).unwrap_or_default();
+            format!("{ending}{tokens}{}{request} {text}", passed_over(step))
         }
         _ => format!("{} {}", output::text(&step["note_kind"]), shortened(&step["note"])),
     };
@@ -101,6 +103,9 @@ mod tests {
         assert_eq!(line(&tool), "    3  tool   done, 2 tries look (read) {\"id\":7} -> a b");
         let model = json!({ "seq": 2, "kind": "model", "state": "started", "tries": 1 });
         assert_eq!(line(&model), "    2  model  started   no answer");
+        let answered = json!({ "seq": 2, "kind": "model", "state": "done", "ending": "text", "tokens": 7,
+            "request_id": "req_1", "answer": { "content": "yes" } });
+        assert_eq!(line(&answered), "    2  model  done      text, 7 tokens [request req_1] yes");
         let note = json!({ "seq": 1, "kind": "note", "state": "done", "note_kind": "input", "note": "x".repeat(300) });
         assert!(line(&note).ends_with("x…") && line(&note).contains("input xxx"));
         let without_contents =

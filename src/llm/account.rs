@@ -18,6 +18,8 @@ use tokio::{
 };
 use tracing::{info, warn};
 
+/// Tokens over its limit that an answer may have: some endpoints count the end of a message.
+const LIMIT_SLACK: u64 = 16;
 /// A wait of this length is shown.
 const SHOWN_AFTER: Duration = Duration::from_secs(1);
 
@@ -96,6 +98,8 @@ pub struct AccountState {
     pub paused_seconds: Option<f64>,
     /// Models whose requests are held back because the endpoint fails or refuses the key.
     pub open_breakers: Vec<String>,
+    /// Models that have given longer answers than their questions allowed.
+    pub limit_ignored: Vec<String>,
 }
 
 /// What a request needs of its account.
@@ -126,6 +130,8 @@ struct State {
     first: Option<Ticket>,
     breakers: BTreeMap<String, Breaker>,
     passed_over: u64,
+    /// Tokens of the longest answer over its limit, by model.
+    over_limit: BTreeMap<String, u64>,
 }
 
 impl State {
@@ -178,6 +184,7 @@ impl Account {
             first: None,
             breakers: BTreeMap::new(),
             passed_over: 0,
+            over_limit: BTreeMap::new(),
         };
         Self { name, state: Mutex::new(state), breaker_changed: Notify::new() }
     }
@@ -205,7 +212,31 @@ impl Account {
             passed_over: state.passed_over,
             paused_seconds: limiter.paused_until(now).map(|until| (until - now).as_secs_f64()),
             open_breakers: open.map(|(model, _)| model.clone()).collect(),
+            limit_ignored: state.over_limit.keys().cloned().collect(),
         }
+    }
+
+    /// Notes an answer that is longer than its question allowed: a question to this model may cost more than its limit
+    /// from now on.
+    pub(super) fn answered(&self, model: &str, limit: Option<u32>, tokens: Option<u64>) {
+        let (Some(limit), Some(tokens)) = (limit, tokens) else { return };
+        if tokens <= u64::from(limit).saturating_add(LIMIT_SLACK) {
+            return;
+        }
+        let before = {
+            let mut state = self.state.lock();
+            let longest = state.over_limit.entry(model.to_owned()).or_default();
+            std::mem::replace(longest, tokens.max(*longest))
+        };
+        if before == 0 {
+            let account = &self.name;
+            warn!(%account, %model, limit, tokens, "the endpoint ignores the limit of an answer: its whole context is reserved from now on");
+        }
+    }
+
+    /// Tokens of the longest answer of a model over its limit. `None` if its endpoint has kept every limit.
+    pub(super) fn longest_over_limit(&self, model: &str) -> Option<u64> {
+        self.state.lock().over_limit.get(model).copied()
     }
 
     /// Counts a question that goes to another model.
@@ -515,6 +546,7 @@ mod tests {
             user: "a question".into(),
             format: Format::Text,
             max_tokens: Some(10),
+            limit_member: None,
             temperature: None,
             timeout: Duration::from_secs(30),
         };

@@ -1,6 +1,6 @@
 //! A conversation with tools: messages as they are sent, and an answer as it is received.
 use super::{
-    Error, Format, TokenCounts, UsageDetails,
+    Error, Format, LimitMember, TokenCounts, UsageDetails,
     stream::from_timings,
     usage::{Reported, counts},
 };
@@ -26,6 +26,11 @@ pub struct ChatRequest {
     pub format: Format,
     /// Most tokens of the answer.
     pub max_tokens: u32,
+    /// The member that limits them. `None` for that of the endpoint.
+    pub limit_member: Option<LimitMember>,
+    /// What questions with the same beginning have in common, for the cache of OpenAI's own endpoint, which alone is
+    /// sent it.
+    pub cache_key: Option<Arc<str>>,
     /// 0 to 2. Defaults to the endpoint's own.
     pub temperature: Option<f32>,
     /// Timeout of one attempt.
@@ -69,13 +74,15 @@ pub struct ChatAnswer {
     pub output_tokens: Option<u64>,
     /// The parts of these counts, and the cost that the endpoint names.
     pub details: UsageDetails,
+    /// The id of the request in the headers of the answer.
+    pub request_id: Option<String>,
 }
 
 impl ChatRequest {
-    /// The body. OpenAI itself needs the newer name of the token limit; other servers only know the old one.
+    /// The body, for OpenAI's own endpoint or another one.
     #[must_use]
     pub fn body(&self, is_openai: bool) -> Value {
-        let limit = if is_openai { "max_completion_tokens" } else { "max_tokens" };
+        let limit = LimitMember::of(self.limit_member, is_openai).as_str();
         let mut body: Map<String, Value> = Map::new();
         body.insert("model".into(), json!(self.model));
         body.insert("messages".into(), json!(self.messages));
@@ -90,6 +97,8 @@ impl ChatRequest {
         }
         body.extend(self.format.member().map(|format| ("response_format".to_owned(), format)));
         body.extend(self.temperature.map(|t| ("temperature".to_owned(), super::rounded(t))));
+        let cache_key = self.cache_key.as_ref().filter(|_| is_openai);
+        body.extend(cache_key.map(|key| ("prompt_cache_key".to_owned(), json!(key))));
         Value::Object(body)
     }
 }
@@ -115,7 +124,9 @@ impl ChatAnswer {
         let finish = word(choice.get("finish_reason"));
         let message = choice.get_mut("message").map(Value::take).filter(Value::is_object);
         let message = message.ok_or(Error::InvalidAnswer("it has no choices with messages"))?;
-        Ok(Self { message, finish, model, input_tokens: input, output_tokens: output, details })
+        let (input_tokens, output_tokens) = (input, output);
+        // The headers are not read here.
+        Ok(Self { message, finish, model, input_tokens, output_tokens, details, request_id: None })
     }
 
     /// All counts of its tokens. `None` if one of the two wholes is missing.
@@ -137,6 +148,8 @@ mod tests {
             tool_required: false,
             format: Format::Text,
             max_tokens: 7,
+            limit_member: None,
+            cache_key: Some("k".into()),
             temperature: Some(0.2),
             timeout: Duration::from_secs(1),
             streaming: None,
@@ -152,11 +165,29 @@ mod tests {
             ChatRequest { tools: Arc::new([json!(1)]), tool_required: true, ..request() }.body(true);
         assert_eq!((&with_tools["tool_choice"], &with_tools["tools"]), (&json!("required"), &json!([1])));
         assert_eq!((&with_tools["max_completion_tokens"], with_tools.get("max_tokens")), (&json!(7), None));
+        assert_eq!(with_tools["prompt_cache_key"], "k");
         let streamed = ChatRequest { streaming: Some(Streaming::usual()), ..request() }.body(true);
         assert_eq!(
             (&streamed["stream"], &streamed["stream_options"]),
             (&json!(true), &json!({ "include_usage": true }))
         );
+    }
+
+    #[test]
+    fn limit_has_the_member_of_the_endpoint_unless_the_agent_names_one() {
+        let named = |limit_member, is_openai| {
+            let body = ChatRequest { limit_member, ..request() }.body(is_openai);
+            let names = ["max_tokens", "max_completion_tokens"];
+            names.into_iter().filter(|name| body.get(name).is_some()).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            (named(None, false), named(None, true)),
+            (vec!["max_tokens"], vec!["max_completion_tokens"])
+        );
+        for is_openai in [false, true] {
+            assert_eq!(named(Some(LimitMember::MaxTokens), is_openai), ["max_tokens"]);
+            assert_eq!(named(Some(LimitMember::MaxCompletionTokens), is_openai), ["max_completion_tokens"]);
+        }
     }
 
     #[test]

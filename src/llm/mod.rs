@@ -42,6 +42,7 @@ pub use transport::{Clients, retry_after};
 pub(crate) use transport::{backoff, innermost, read_body};
 pub use usage::{TokenCounts, UsageDetails};
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -74,10 +75,39 @@ pub struct CompletionRequest {
     pub format: Format,
     /// Most tokens of the answer; `None` leaves it to the endpoint.
     pub max_tokens: Option<u32>,
+    /// The member that limits them. `None` for that of the endpoint.
+    pub limit_member: Option<LimitMember>,
     /// 0 to 2. Defaults to the endpoint's own.
     pub temperature: Option<f32>,
     /// Timeout of one attempt.
     pub timeout: Duration,
+}
+
+/// The member of a request that limits the tokens of its answer. Endpoints know one of the two, and some refuse the other
+/// or ignore it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LimitMember {
+    /// The older name, which all but OpenAI's newer models know.
+    MaxTokens,
+    /// The newer name.
+    MaxCompletionTokens,
+}
+
+impl LimitMember {
+    /// The one that is named, else that of the endpoint.
+    fn of(named: Option<Self>, is_openai: bool) -> Self {
+        named.unwrap_or(if is_openai { Self::MaxCompletionTokens } else { Self::MaxTokens })
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::MaxTokens => "max_tokens",
+            Self::MaxCompletionTokens => "max_completion_tokens",
+        }
+    }
 }
 
 /// The required form of an answer, as far as the endpoint enforces it.

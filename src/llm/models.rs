@@ -175,7 +175,10 @@ impl Provider {
             prefix: prefix(&question.model, &[&question.system]),
         };
         let used = |answer: &Answer| answer.input_tokens.zip(answer.output_tokens);
-        self.with_retries(needs, question.timeout, caller, deadline, used, || self.model.ask(question)).await
+        let send = || self.model.ask(question);
+        let (answer, _) = self.with_retries(needs, question.timeout, caller, deadline, used, send).await?;
+        self.account.answered(&question.model, question.max_tokens, answer.output_tokens);
+        Ok(answer)
     }
 
     /// Sends a request of a conversation, with retries like [`Self::ask`].
@@ -190,9 +193,23 @@ impl Provider {
     ) -> Result<ChatAnswer, Error> {
         let needs = needs(question);
         let used = |answer: &ChatAnswer| answer.input_tokens.zip(answer.output_tokens);
-        self.with_retries(needs, question.timeout, caller, deadline, used, || self.model.chat(question)).await
+        let send = || self.model.chat(question);
+        let (answer, request_id) =
+            self.with_retries(needs, question.timeout, caller, deadline, used, send).await?;
+        self.account.answered(&question.model, Some(question.max_tokens), answer.output_tokens);
+        Ok(ChatAnswer { request_id, ..answer })
     }
 
+    /// The most tokens that an answer with this limit may have. An endpoint that has ignored a limit of the model may
+    /// fill its whole context. If that is unknown, twice the longest answer so far is presumed.
+    #[must_use]
+    pub fn answer_most(&self, model: &str, limit: u32, context_tokens: Option<u64>) -> u32 {
+        let Some(longest) = self.account.longest_over_limit(model) else { return limit };
+        let most = context_tokens.unwrap_or_else(|| longest.saturating_mul(2));
+        u32::try_from(most).unwrap_or(u32::MAX).max(limit)
+    }
+
+    /// Returns the answer, and the id of its request at the endpoint.
     async fn with_retries<T, F>(
         &self,
         needs: Needs<'_>,
@@ -201,7 +218,7 @@ impl Provider {
         deadline: Instant,
         used: impl Fn(&T) -> Option<(u64, u64)> + Send + Sync,
         send: impl Fn() -> F + Send + Sync,
-    ) -> Result<T, Error>
+    ) -> Result<(T, Option<String>), Error>
     where
         F: Future<Output = Result<T, Error>> + Send,
         T: Send,
@@ -223,8 +240,9 @@ impl Provider {
                 let error = match asked {
                     Ok(Ok(answer)) => {
                         let tokens = used(&answer).map(|(input, output)| input.saturating_add(output));
+                        let request_id = report.request_id.clone();
                         turn.ended(Outcome::Works, tokens, report);
-                        return Ok(answer);
+                        return Ok((answer, request_id));
                     }
                     Ok(Err(error)) => error,
                     Err(_) => Error::Timeout(timeout),

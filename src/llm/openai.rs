@@ -1,6 +1,7 @@
 //! A model behind an OpenAI-compatible endpoint.
 use super::{
-    Answer, ChatAnswer, ChatRequest, Clients, CompletionRequest, Error, Model, StreamDecoder, Streaming,
+    Answer, ChatAnswer, ChatRequest, Clients, CompletionRequest, Error, LimitMember, Model, StreamDecoder,
+    Streaming,
     chat::WORD_CHARS_MAX,
     read_body, reported,
     transport::{ANSWER_BYTES_MAX, Plain, broken, successful},
@@ -122,8 +123,7 @@ impl OpenAi {
         Ok(Self { client: Client::build(client, endpoint).with_http_service(transport), http, clock })
     }
 
-    /// Builds the request. OpenAI itself needs the newer name of the token limit; other servers only know the
-    /// old one.
+    /// Builds the request.
     fn body(&self, question: &CompletionRequest) -> Value {
         let mut body = json!({
             "model": question.model,
@@ -133,7 +133,7 @@ impl OpenAi {
             ],
             "stream": false,
         });
-        let limit = if self.is_openai() { "max_completion_tokens" } else { "max_tokens" };
+        let limit = LimitMember::of(question.limit_member, self.is_openai()).as_str();
         if let Value::Object(members) = &mut body {
             members.extend(question.format.member().map(|format| ("response_format".to_owned(), format)));
             members.extend(question.max_tokens.map(|most| (limit.to_owned(), json!(most))));

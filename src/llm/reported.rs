@@ -1,4 +1,4 @@
-//! What the headers of an answer say of the account's limits.
+//! What the headers of an answer say: the account's limits, and the id of the request.
 use super::limiter::Reported;
 use chrono::{DateTime, Utc};
 use reqwest::header::{HeaderMap, HeaderValue};
@@ -16,13 +16,20 @@ const REQUESTS: [[&str; 2]; 4] = [
 ];
 const TOKENS: [[&str; 2]; 2] = [["x-ratelimit-", "-tokens"], ["anthropic-ratelimit-tokens-", ""]];
 
-/// The limits that an answer reports.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+/// Headers with the id of a request, for which the support of a provider asks.
+const REQUEST_IDS: [&str; 4] = ["x-request-id", "request-id", "apim-request-id", "cf-ray"];
+/// Longest id that is kept, in bytes.
+const REQUEST_ID_BYTES_MAX: usize = 200;
+
+/// What the headers of an answer report.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct RateReport {
     /// Of requests a minute.
     pub(super) requests: Option<Reported>,
     /// Of tokens a minute.
     pub(super) tokens: Option<Reported>,
+    /// The id of the request.
+    pub(super) request_id: Option<String>,
 }
 
 impl RateReport {
@@ -30,7 +37,12 @@ impl RateReport {
     #[must_use]
     pub(super) fn read(headers: &HeaderMap, now: DateTime<Utc>) -> Self {
         let first = |names: &[[&str; 2]]| names.iter().find_map(|name| reported(headers, *name, now));
-        Self { requests: first(&REQUESTS), tokens: first(&TOKENS) }
+        let id = |name: &&str| {
+            let id = headers.get(*name)?.to_str().ok()?.trim();
+            (!id.is_empty() && id.len() <= REQUEST_ID_BYTES_MAX).then(|| id.to_owned())
+        };
+        let request_id = REQUEST_IDS.iter().find_map(id);
+        Self { requests: first(&REQUESTS), tokens: first(&TOKENS), request_id }
     }
 }
 
@@ -51,7 +63,7 @@ pub(super) async fn with_report<F: Future>(
     request: F,
 ) -> (F::Output, RateReport) {
     let traceparent = traceparent.and_then(|text| HeaderValue::from_str(text).ok());
-    let with_report = async { (request.await, REPORT.with(Cell::get)) };
+    let with_report = async { (request.await, REPORT.with(Cell::take)) };
     let with_report = REPORT.scope(Cell::default(), with_report);
     TRACEPARENT.scope(traceparent, ON_FIRST_BYTE.scope(Cell::new(Some(on_first_byte)), with_report)).await
 }
@@ -184,6 +196,17 @@ mod tests {
         };
         assert_eq!(groq("14370").requests, None);
         assert_eq!(groq("0").requests.unwrap().reset, Some(RESET_MAX));
+    }
+
+    #[test]
+    fn id_of_the_request_is_that_of_the_provider_before_that_of_a_proxy() {
+        let id = |headers: &[(&'static str, &str)]| read(headers).request_id;
+        assert_eq!(id(&[("cf-ray", "8a-FRA"), ("x-request-id", "req_1")]).as_deref(), Some("req_1"));
+        assert_eq!(id(&[("cf-ray", "8a-FRA")]).as_deref(), Some("8a-FRA"));
+        let long = "x".repeat(201);
+        for odd in ["", " ", "é", long.as_str()] {
+            assert_eq!(id(&[("x-request-id", odd)]), None, "{odd}");
+        }
     }
 
     #[test]

@@ -78,6 +78,7 @@ impl Model for Scripted {
             user: content(question.messages.last()),
             format: question.format.clone(),
             max_tokens: Some(question.max_tokens),
+            limit_member: question.limit_member,
             temperature: question.temperature,
             timeout: question.timeout,
         };
@@ -89,6 +90,7 @@ impl Model for Scripted {
             input_tokens,
             output_tokens,
             details,
+            request_id: None,
         })
     }
 }
@@ -107,6 +109,7 @@ mod tests {
             user: "a question".into(),
             format: Format::Text,
             max_tokens: None,
+            limit_member: None,
             temperature: None,
             timeout: Duration::from_secs(30),
         }

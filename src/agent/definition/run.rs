@@ -3,6 +3,7 @@
 //! One flat table. Each key belongs to one kind or to some; the check refuses it with another kind.
 use super::{Failover, Fetch, McpServer, MemorySettings, ModelChoice, PartKind, SqlRead};
 use crate::agent::think::ToolsBy;
+use crate::llm::LimitMember;
 pub use crate::llm::{Price, Tier};
 pub use crate::task::AgentKind as Kind;
 use serde::{Deserialize, Serialize};
@@ -75,6 +76,10 @@ pub struct Run {
     /// endpoint's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub answer_tokens: Option<u32>,
+    /// `llm`: the member of a request that limits its answer. Defaults to `max_completion_tokens` for OpenAI's own
+    /// endpoint, else to `max_tokens`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit_member: Option<LimitMember>,
     /// `llm`: tokens of the model's context, question and answer together. With tools, long results of old calls are
     /// left out of questions that would fill it, and the tool `step_result` reads them. Defaults to unknown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -173,6 +178,7 @@ impl Run {
             result_schema: None,
             response_format: None,
             answer_tokens: None,
+            limit_member: None,
             context_tokens: None,
             temperature: None,
             price: None,
@@ -238,6 +244,7 @@ impl Run {
             ("result_schema", Kind::Llm, self.result_schema.is_some()),
             ("response_format", Kind::Llm, self.response_format.is_some()),
             ("answer_tokens", Kind::Llm, self.answer_tokens.is_some()),
+            ("limit_member", Kind::Llm, self.limit_member.is_some()),
             ("context_tokens", Kind::Llm, self.context_tokens.is_some()),
             ("temperature", Kind::Llm, self.temperature.is_some()),
             ("price", Kind::Llm, self.price.is_some()),

@@ -147,6 +147,7 @@ async fn by_model(definition: &Definition, parts: &RunnerDeps, body: &Value) -> 
         user: body.to_string(),
         format: Format::JsonObject,
         max_tokens: Some(definition.offer.tokens),
+        limit_member: run.limit_member,
         temperature: run.temperature,
         timeout: definition.offer.timeout,
     };

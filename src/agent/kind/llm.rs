@@ -119,6 +119,7 @@ impl Llm {
             user,
             format,
             max_tokens,
+            limit_member: run.limit_member,
             temperature: run.temperature,
             timeout: job.deadline.saturating_duration_since(Instant::now()),
         })
@@ -149,10 +150,10 @@ impl Llm {
     }
 
     /// The usage of an answer. What the endpoint does not report is presumed to be the most that it may be.
-    fn usage(pricing: Pricing<'_>, question: &CompletionRequest, answer: &Answer) -> ModelUsage {
+    /// `limit`: the most tokens of the answer.
+    fn usage(pricing: Pricing<'_>, question: &CompletionRequest, answer: &Answer, limit: u32) -> ModelUsage {
         let answer_tokens = u32::try_from(answer.text.len()).unwrap_or(u32::MAX);
-        let most = question.max_tokens.unwrap_or(ANSWER_TOKENS_MAX).max(answer_tokens);
-        let most = Self::most(pricing, question, most);
+        let most = Self::most(pricing, question, limit.max(answer_tokens));
         pricing.used(answer.counts(), answer.details, answer.model.as_deref(), most)
     }
 
@@ -275,7 +276,10 @@ impl Llm {
         let is_first = *usage == Usage::default();
         let (definition, models) = (&self.definition, &self.models);
         let pricing = Pricing { definition, choice: &choice.model, models, is_first, day: models.today() };
-        let most = Self::most(pricing, question, question.max_tokens.unwrap_or(ANSWER_TOKENS_MAX));
+        let (name, context) = (&choice.model.model, choice.model.context_tokens);
+        let limit = question.max_tokens.unwrap_or(ANSWER_TOKENS_MAX);
+        let limit = choice.provider.answer_most(name, limit, context);
+        let most = Self::most(pricing, question, limit);
         let asking = Asking::new(job, &choice.provider, pricing, most, *usage)?;
         asking.begin().await?;
         if let Some(deferred) = asking.deferral() {
@@ -301,7 +305,7 @@ impl Llm {
         };
         match answer {
             Ok(answer) => {
-                asking.ended(&Self::usage(pricing, question, &answer)).await;
+                asking.ended(&Self::usage(pricing, question, &answer, limit)).await;
                 *usage = asking.used();
                 Ok(Some(answer))
             }

@@ -83,6 +83,8 @@ impl Session<'_> {
             tool_required: last,
             format,
             max_tokens: self.answer_tokens(choice),
+            limit_member: run.limit_member,
+            cache_key: Some(self.cache_key.clone()),
             temperature: run.temperature,
             timeout: self.job.deadline.saturating_duration_since(Instant::now()),
             streaming: Some(run.stream.unwrap_or_default()).filter(|stream| stream.enabled).map(|stream| {
@@ -152,7 +154,9 @@ impl Session<'_> {
             let body = question.body(false).to_string();
             (input_tokens(body.len()), hex(&Sha256::digest(&body)))
         };
-        let most = pricing.most(input, u64::from(question.max_tokens));
+        let (name, context) = (&choice.model.model, choice.model.context_tokens);
+        let limit = choice.provider.answer_most(name, question.max_tokens, context);
+        let most = pricing.most(input, u64::from(limit));
         let asking = Asking::new(self.job, &choice.provider, pricing, most, self.used)?;
         asking.reserve().await?;
         let seq = match self.begin_question(steps, &asking, &sha256, turns, repeats, last).await? {
@@ -285,6 +289,7 @@ impl Session<'_> {
             answer: answer.message,
             ending: answered.ending,
             finish: answer.finish,
+            request_id: answer.request_id,
             question,
             used,
         })

@@ -42,6 +42,8 @@ pub(crate) struct Session<'a> {
     /// The models that it may ask.
     pub(super) choices: Choices,
     pub(super) catalog: Arc<Catalog>,
+    /// What its questions have in common with those of other runs of the same definition.
+    pub(super) cache_key: Arc<str>,
     pub(super) earlier: Vec<EarlierEffect>,
     /// What this assignment has used.
     pub(super) used: Usage,
@@ -82,7 +84,7 @@ impl<'a> Session<'a> {
                 (at, pinned, 0, true)
             }
         };
-        let Pinned { definition: pinned, catalog } = pinned;
+        let Pinned { definition: pinned, catalog, cache_key } = pinned;
         let choices = thinker.choices.of_run(&pinned);
         let earlier = again(job.deadline, || tasks.earlier_effects(key.task_id, at.run)).await;
         let earlier = earlier.map_err(|e| unwritten(&e))?;
@@ -96,6 +98,7 @@ impl<'a> Session<'a> {
             pinned,
             choices,
             catalog,
+            cache_key,
             earlier,
             used: Usage::default(),
             calls_used: Mutex::default(),

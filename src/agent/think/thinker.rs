@@ -4,6 +4,7 @@ use crate::{
     agent::{
         Definition,
         failover::Choices,
+        hex,
         job::{permanent, retryable},
         kind::RunnerDeps,
     },
@@ -11,6 +12,7 @@ use crate::{
 };
 use parking_lot::Mutex;
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 use std::{
     collections::HashMap,
     sync::{Arc, Weak},
@@ -34,16 +36,20 @@ pub(crate) struct Thinker {
 pub(super) struct Pinned {
     pub(super) definition: Arc<Definition>,
     pub(super) catalog: Arc<Catalog>,
+    /// What the questions of all runs with this definition have in common.
+    pub(super) cache_key: Arc<str>,
 }
 
 struct WeakPinned {
     definition: Weak<Definition>,
     catalog: Weak<Catalog>,
+    cache_key: Arc<str>,
 }
 
 impl WeakPinned {
     fn upgrade(&self) -> Option<Pinned> {
-        Some(Pinned { definition: self.definition.upgrade()?, catalog: self.catalog.upgrade()? })
+        let (definition, catalog) = (self.definition.upgrade()?, self.catalog.upgrade()?);
+        Some(Pinned { definition, catalog, cache_key: self.cache_key.clone() })
     }
 }
 
@@ -73,16 +79,24 @@ impl Thinker {
         }
         let definition: Definition = serde_json::from_value(body)?;
         let catalog = Catalog::new(&definition, result.or(definition.run.result_schema.as_ref()));
-        let made = Pinned { definition: Arc::new(definition), catalog: Arc::new(catalog) };
+        let cache_key = cache_key(&definition, hash);
+        let made = Pinned { definition: Arc::new(definition), catalog: Arc::new(catalog), cache_key };
         let mut pinned = self.pinned.lock();
         pinned.retain(|_, known| known.upgrade().is_some());
         let weak = WeakPinned {
             definition: Arc::downgrade(&made.definition),
             catalog: Arc::downgrade(&made.catalog),
+            cache_key: made.cache_key.clone(),
         };
         pinned.insert(key, weak);
         Ok(made)
     }
+}
+
+/// What the questions of one version of an agent have in common: its endpoint's cache keeps them together by it.
+fn cache_key(definition: &Definition, hash: &str) -> Arc<str> {
+    let digest = Sha256::digest(format!("{} {} {hash}", definition.org, definition.id));
+    hex(digest.get(..16).unwrap_or_default()).into()
 }
 
 /// The failure of a job whose rows could not be written.
@@ -91,5 +105,21 @@ pub(super) fn unwritten(error: &Error) -> Failure {
         Error::Fenced => retryable(FENCED),
         Error::Unstorable(_) => permanent(error.to_string()),
         error => retryable(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn questions_of_one_definition_have_one_cache_key() {
+        let of = |id: &str| {
+            toml::from_str::<Definition>(&format!("id = \"{id}\"\n[run]\nkind = \"llm\"")).unwrap()
+        };
+        let key = cache_key(&of("one"), "v1");
+        assert_eq!((key.len(), &key), (32, &cache_key(&of("one"), "v1")));
+        assert_ne!(key, cache_key(&of("one"), "v2"), "another version");
+        assert_ne!(key, cache_key(&of("two"), "v1"), "another agent");
     }
 }

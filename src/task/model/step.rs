@@ -278,6 +278,8 @@ pub struct ModelEnd {
     pub ending: Ending,
     /// `finish_reason` of the endpoint.
     pub finish: Option<String>,
+    /// The id of the request at its endpoint.
+    pub request_id: Option<String>,
     /// The record of the question.
     pub question: Uuid,
     /// What the step used.

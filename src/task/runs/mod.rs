@@ -215,7 +215,7 @@ impl TaskCommands {
         seq: i32,
         end: &ModelEnd,
     ) -> Result<Option<LatestRun>, Error> {
-        let ModelEnd { answer, ending, finish, question, used, calls } = end;
+        let ModelEnd { answer, ending, finish, request_id, question, used, calls } = end;
         let calls = CallColumns::of(calls);
         let (ending, usage) = (ending.as_str(), used.usage.limited());
         let (tokens, money) = (to_i64(usage.tokens), to_i64(usage.microdollars));
@@ -237,6 +237,7 @@ impl TaskCommands {
             &calls.hashes,
             &calls.effects,
             &calls.results,
+            request_id,
         ]);
         let mut client = self.context.database.client().await?;
         // A crash of Postgres may lose the answer: the question then counts as its most and is asked again. No effect

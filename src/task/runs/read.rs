@@ -223,6 +223,7 @@ fn shown_step(row: &Row, contents: bool) -> Result<Value, Unreadable> {
         "model_asked": row.read::<Option<&str>>("model_asked")?,
         "passed_over": row.read::<Option<&str>>("passed_over")?,
         "request_sha256": row.read::<Option<&str>>("request_sha256")?,
+        "request_id": row.read::<Option<&str>>("request_id")?,
         "tokens": row.read::<Option<i64>>("tokens")?,
         "microdollars": row.read::<Option<i64>>("microdollars")?,
         "presumed": row.read::<Option<bool>>("presumed")?.filter(|it| *it),

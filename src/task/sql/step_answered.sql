@@ -12,7 +12,7 @@ head as (
 ),
 answered as (
     update convoke.steps s set state = 'done', ended_at = clock_timestamp(), answer = $7, ending = $8, finish = $9,
-        model_said = $10, tokens = $11, microdollars = $12, presumed = $13
+        model_said = $10, tokens = $11, microdollars = $12, presumed = $13, request_id = $22::text
     from live cross join head
     where s.task_id = $2 and s.run = $5 and s.seq = $14 and s.kind = 'model' and s.state = 'started'
         and s.assignment_id = live.id

@@ -42,6 +42,7 @@ fn question(text: &str) -> CompletionRequest {
         user: text.into(),
         format: Format::Text,
         max_tokens: Some(10),
+        limit_member: None,
         temperature: None,
         timeout: Duration::from_secs(60),
     }
@@ -334,6 +335,8 @@ async fn asked(provider: &Provider, length: usize, silence: Duration) -> (ChatAn
         tool_required: false,
         format: Format::Text,
         max_tokens: 100,
+        limit_member: None,
+        cache_key: None,
         temperature: None,
         timeout: Duration::from_secs(60),
         streaming: Some(Streaming { first_byte: silence, silence, ..Streaming::usual() }),

@@ -284,6 +284,8 @@ async fn questions_that_begin_alike_wait_for_the_first_byte_of_the_first_one() {
             tool_required: false,
             format: Format::Text,
             max_tokens: 10,
+            limit_member: None,
+            cache_key: None,
             temperature: None,
             timeout: Duration::from_secs(300),
             streaming: Some(Streaming::usual()),

@@ -128,7 +128,7 @@ async fn agents_of_one_account_wait_for_each_other_and_the_wait_is_shown() {
     let accounts: Value = serde_json::from_str(&accounts).unwrap();
     let account = json!({ "account": "team", "waiting": 1, "under_way": 1, "concurrent": 1,
         "requests_per_minute": null, "tokens_per_minute": null, "rate_limited": 0, "passed_over": 0, "paused_seconds": null,
-        "open_breakers": [] });
+        "open_breakers": [], "limit_ignored": [] });
     assert_eq!((status, accounts), (200, json!({ "accounts": [account] })));
     assert_eq!(team.get("/v1/providers", Role::Authenticated).await.0, 403);
     let (_, metrics) = team.get("/metrics", Role::ServiceRole).await;

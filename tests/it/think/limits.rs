@@ -1,6 +1,6 @@
-//! Limits of tools.
+//! Limits of tools, endpoints that ignore the limit of an answer, and the ids of requests.
 use super::{Say, Thinking, World, finish, text};
-use crate::agent::definition;
+use crate::{agent::definition, daemon::soon};
 use serde_json::{Value, json};
 
 fn calls_look(times: usize) -> Say {
@@ -46,5 +46,65 @@ async fn tool_with_a_limit_is_shared_by_all_agents_that_use_its_name() {
         );
     }
     assert_eq!(thinking.world.calls("look"), 4);
+    thinking.stop().await;
+}
+
+/// An answer that calls a tool, with this usage.
+fn answer(name: &str, args: Value, usage: Value) -> Say {
+    let call =
+        json!({ "id": "c", "type": "function", "function": { "name": name, "arguments": args.to_string() } });
+    let message = json!({ "role": "assistant", "content": null, "tool_calls": [call] });
+    let choice = json!({ "index": 0, "message": message, "finish_reason": "tool_calls" });
+    Say::Raw(json!({ "model": "m-1", "choices": [choice], "usage": usage }))
+}
+
+#[tokio::test]
+async fn endpoint_that_ignores_its_limit_is_shown_and_its_whole_context_is_reserved() {
+    let within = json!({ "prompt_tokens": 10, "completion_tokens": 116 });
+    let over = json!({ "prompt_tokens": 10, "completion_tokens": 5_000 });
+    let script = vec![
+        answer("look", json!({ "n": 1 }), within),
+        // Without usage the most is charged: it shows what was reserved.
+        answer("look", json!({ "n": 2 }), json!(null)),
+        answer("look", json!({ "n": 3 }), over),
+        answer("finish", json!({ "result": 1 }), json!(null)),
+    ];
+    let thinking = Thinking::start(script, "answer_tokens = 100\ncontext_tokens = 50_000").await;
+    let id = thinking.request(json!({})).await;
+    thinking.in_state(id, "completed").await;
+    let most = "select tokens from convoke.model_questions where state = 'presumed' order by seq";
+    let rows = thinking.db.client().await.query(most, &[]).await.unwrap();
+    let most: Vec<i64> = rows.iter().map(|row| row.get(0)).collect();
+    assert!(most[0] < 20_000, "the question and 100: {most:?}");
+    assert!(most[1] > 50_000, "the question and the context: {most:?}");
+    let url = format!("http://{}/health", thinking.running.parts.addr);
+    soon("the endpoint on /health", async {
+        loop {
+            let health = reqwest::get(&url).await.unwrap().text().await.unwrap();
+            if health.contains("1 models ignore the limit of an answer") {
+                return;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    })
+    .await;
+    thinking.stop().await;
+}
+
+#[tokio::test]
+async fn id_of_each_request_is_kept_in_its_step() {
+    let world = World::start(vec![calls_look(1), finish(json!(1))]).await;
+    *world.request_id.lock() = Some("req_7".into());
+    let definitions = vec![super::thinker(&world, "limit_member = \"max_completion_tokens\"")];
+    let thinking = Thinking::with(world, definitions).await;
+    let id = thinking.request(json!({})).await;
+    thinking.in_state(id, "completed").await;
+    let steps = thinking.steps(id).await;
+    let models: Vec<_> = steps.iter().filter(|step| step["kind"] == "model").collect();
+    assert_eq!(models.len(), 2);
+    assert!(models.iter().all(|step| step["request_id"] == "req_7"), "{models:?}");
+    let question = thinking.world.question(0);
+    let limits = (question.get("max_tokens"), &question["max_completion_tokens"]);
+    assert_eq!(limits, (None, &json!(4_096)), "the member that the definition names");
     thinking.stop().await;
 }

@@ -134,6 +134,8 @@ pub struct World {
     pub fails: Arc<Mutex<BTreeMap<String, u32>>>,
     /// Of each request.
     traces: Arc<Mutex<Vec<Trace>>>,
+    /// The header `x-request-id` of the model's answers.
+    pub request_id: Arc<Mutex<Option<String>>>,
     /// A question that hangs was dropped by the daemon.
     pub dropped: Arc<Notify>,
 }
@@ -149,6 +151,7 @@ impl World {
             status: Arc::default(),
             fails: Arc::default(),
             traces: Arc::default(),
+            request_id: Arc::default(),
             dropped: Arc::default(),
         };
         let router = Router::new()
@@ -255,9 +258,13 @@ async fn model(State(world): State<World>, headers: HeaderMap, body: Bytes) -> R
         }
     };
     let usage = json!({ "prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110 });
-    axum::Json(json!({ "model": "m-1", "usage": usage,
-        "choices": [{ "index": 0, "finish_reason": "stop", "message": message }] }))
-    .into_response()
+    let answer = json!({ "model": "m-1", "usage": usage,
+        "choices": [{ "index": 0, "finish_reason": "stop", "message": message }] });
+    let mut response = axum::Json(answer).into_response();
+    if let Some(id) = &*world.request_id.lock() {
+        response.headers_mut().insert("x-request-id", id.parse().unwrap());
+    }
+    response
 }
 
 fn stream(texts: Vec<String>, end: StreamEnd, world: &World) -> Response {

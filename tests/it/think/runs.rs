@@ -614,6 +614,7 @@ async fn nothing_is_asked_while_a_call_is_open_and_nothing_is_counted_that_is_no
         answer: json!({ "role": "assistant" }),
         ending: convoke::task::Ending::Calls,
         finish: None,
+        request_id: None,
         question: record.id,
         used: convoke::task::ModelUsage::none(),
         calls: vec![call],
