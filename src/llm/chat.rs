@@ -1,6 +1,6 @@
 //! A conversation with tools: messages as they are sent, and an answer as it is received.
 use super::{
-    Error, Format, LimitMember, TokenCounts, UsageDetails,
+    Error, Format, InOrder, LimitMember, TokenCounts, UsageDetails,
     stream::from_timings,
     usage::{Reported, counts},
 };
@@ -11,7 +11,7 @@ use tokio::sync::watch;
 /// Longest `finish_reason` and name of a model that is kept, in characters.
 pub(super) const WORD_CHARS_MAX: usize = 64;
 
-/// A request of a conversation. Its JSON has sorted members: the same request has the same bytes.
+/// A request of a conversation. The same request has the same bytes.
 #[derive(Clone, Debug)]
 pub struct ChatRequest {
     /// Name of the model at its endpoint.
@@ -79,9 +79,13 @@ pub struct ChatAnswer {
 }
 
 impl ChatRequest {
-    /// The body, for OpenAI's own endpoint or another one.
+    /// The body, for OpenAI's own endpoint or another one: its schemas have their properties in the order of `required`.
     #[must_use]
-    pub fn body(&self, is_openai: bool) -> Value {
+    pub fn body(&self, is_openai: bool) -> String {
+        InOrder(&self.members(is_openai)).to_string()
+    }
+
+    fn members(&self, is_openai: bool) -> Value {
         let limit = LimitMember::of(self.limit_member, is_openai).as_str();
         let mut body: Map<String, Value> = Map::new();
         body.insert("model".into(), json!(self.model));
@@ -160,13 +164,13 @@ mod tests {
     fn body_has_only_the_members_that_are_needed() {
         let plain = json!({ "model": "m", "messages": [{ "role": "user", "content": "x" }], "stream": false,
             "max_tokens": 7, "temperature": 0.2 });
-        assert_eq!(request().body(false), plain);
+        assert_eq!(request().members(false), plain);
         let with_tools =
-            ChatRequest { tools: Arc::new([json!(1)]), tool_required: true, ..request() }.body(true);
+            ChatRequest { tools: Arc::new([json!(1)]), tool_required: true, ..request() }.members(true);
         assert_eq!((&with_tools["tool_choice"], &with_tools["tools"]), (&json!("required"), &json!([1])));
         assert_eq!((&with_tools["max_completion_tokens"], with_tools.get("max_tokens")), (&json!(7), None));
         assert_eq!(with_tools["prompt_cache_key"], "k");
-        let streamed = ChatRequest { streaming: Some(Streaming::usual()), ..request() }.body(true);
+        let streamed = ChatRequest { streaming: Some(Streaming::usual()), ..request() }.members(true);
         assert_eq!(
             (&streamed["stream"], &streamed["stream_options"]),
             (&json!(true), &json!({ "include_usage": true }))
@@ -176,7 +180,7 @@ mod tests {
     #[test]
     fn limit_has_the_member_of_the_endpoint_unless_the_agent_names_one() {
         let named = |limit_member, is_openai| {
-            let body = ChatRequest { limit_member, ..request() }.body(is_openai);
+            let body = ChatRequest { limit_member, ..request() }.members(is_openai);
             let names = ["max_tokens", "max_completion_tokens"];
             names.into_iter().filter(|name| body.get(name).is_some()).collect::<Vec<_>>()
         };
@@ -188,6 +192,15 @@ mod tests {
             assert_eq!(named(Some(LimitMember::MaxTokens), is_openai), ["max_tokens"]);
             assert_eq!(named(Some(LimitMember::MaxCompletionTokens), is_openai), ["max_completion_tokens"]);
         }
+    }
+
+    #[test]
+    fn schema_is_sent_in_the_order_of_required() {
+        let schema =
+            json!({ "required": ["tool", "arguments"], "properties": { "arguments": {}, "tool": {} } });
+        let tools = Arc::new([json!({ "function": { "parameters": schema } })]);
+        let body = ChatRequest { format: Format::JsonSchema(schema), tools, ..request() }.body(false);
+        assert_eq!(body.matches("\"properties\":{\"tool\":{},\"arguments\":{}}").count(), 2, "{body}");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! A model behind an OpenAI-compatible endpoint.
 use super::{
-    Answer, ChatAnswer, ChatRequest, Clients, CompletionRequest, Error, LimitMember, Model, StreamDecoder,
-    Streaming,
+    Answer, ChatAnswer, ChatRequest, Clients, CompletionRequest, Error, InOrder, LimitMember, Model,
+    StreamDecoder, Streaming,
     chat::WORD_CHARS_MAX,
     read_body, reported,
     transport::{ANSWER_BYTES_MAX, Plain, broken, successful},
@@ -13,7 +13,7 @@ use futures_util::StreamExt;
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Value, json, value::RawValue};
 use std::time::Duration;
 use tokio::time::{Instant, timeout};
 
@@ -148,9 +148,11 @@ impl OpenAi {
     }
 
     /// Sends one request and waits for its whole answer.
-    async fn send(&self, body: Value, timeout: Duration) -> Result<Value, Error> {
+    async fn send(&self, body: String, timeout: Duration) -> Result<Value, Error> {
         let chat = self.client.chat();
-        let asked = tokio::time::timeout(timeout, chat.create_byot::<Value, Value>(body)).await;
+        let body =
+            RawValue::from_string(body).map_err(|_| Error::InvalidAnswer("its question is no JSON"))?;
+        let asked = tokio::time::timeout(timeout, chat.create_byot::<Box<RawValue>, Value>(body)).await;
         asked.map_err(|_| Error::Timeout(timeout))?.map_err(own_error)
     }
 }
@@ -201,7 +203,7 @@ impl OpenAi {
 #[async_trait::async_trait]
 impl Model for OpenAi {
     async fn ask(&self, question: &CompletionRequest) -> Result<Answer, Error> {
-        let answer = self.send(self.body(question), question.timeout).await?;
+        let answer = self.send(InOrder(&self.body(question)).to_string(), question.timeout).await?;
         let completion: Completion = serde_json::from_value(answer)
             .map_err(|_| Error::InvalidAnswer("it has no choices with messages"))?;
         let choice = completion.choices.into_iter().next().ok_or(Error::InvalidAnswer("it has no choice"))?;
@@ -219,7 +221,7 @@ impl Model for OpenAi {
     async fn chat(&self, question: &ChatRequest) -> Result<ChatAnswer, Error> {
         if let Some(streaming) = &question.streaming {
             // As text: the values of a long history take many times its size, for as long as the model answers.
-            let body = question.body(self.is_openai()).to_string();
+            let body = question.body(self.is_openai());
             let answer = self.stream(body, streaming);
             let answer = tokio::time::timeout(question.timeout, answer).await;
             return ChatAnswer::read(answer.map_err(|_| Error::Timeout(question.timeout))??);

@@ -65,7 +65,7 @@ impl Session<'_> {
     }
 
     fn bytes(&self, steps: &[Step], choice: &Choice, last: bool) -> Result<usize, Failure> {
-        Ok(self.question(steps, choice, last)?.body(false).to_string().len())
+        Ok(self.question(steps, choice, last)?.body(false).len())
     }
 
     /// A part of the result of an earlier step.

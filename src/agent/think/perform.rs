@@ -96,7 +96,7 @@ impl Session<'_> {
             }),
         };
         if let Some(limit) = self.thinker.definition.limits.tokens_per_task {
-            let input = input_tokens(question.body(false).to_string().len()) / llm::BYTES_PER_TOKEN as u64;
+            let input = input_tokens(question.body(false).len()) / llm::BYTES_PER_TOKEN as u64;
             let used = self.tokens_before.saturating_add(self.used.tokens).saturating_add(input);
             let left = u64::from(limit).saturating_sub(used);
             if left == 0 {
@@ -151,7 +151,7 @@ impl Session<'_> {
         let pricing = Pricing { definition, choice: &choice.model, models, is_first, day: models.today() };
         let question = self.question(steps, choice, last)?;
         let (input, sha256) = {
-            let body = question.body(false).to_string();
+            let body = question.body(false);
             (input_tokens(body.len()), hex(&Sha256::digest(&body)))
         };
         let (name, context) = (&choice.model.model, choice.model.context_tokens);
