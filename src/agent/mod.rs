@@ -39,10 +39,10 @@ pub use compiled::CompiledAgent;
 pub use credentials::{CredentialIssuer, JobCredentials};
 pub use definition::{ApprovalRule, NamedApproval, OnDaemonDeath, OnUnknown};
 pub use definition::{
-    Definition, Failover, Fetch, FetchMethod, FoundTool, Guard, GuardOn, Kind, Limits, McpPin, McpPinRule,
-    McpProtocol, McpServer, MemorySettings, Missed, ModelChoice, Offer, OfferBy, PartKind, Price, Problem,
-    ResponseFormat, Run, Schedule, ScheduleRequest, SqlRead, Stream, Tier, Tool, ToolKind, Wake, WakeEvent,
-    WakeRequest, check, check_all, check_in,
+    CallRule, Definition, Failover, Fetch, FetchMethod, FoundTool, Guard, GuardOn, Kind, Limits, McpPin,
+    McpPinRule, McpProtocol, McpServer, MemorySettings, Missed, ModelChoice, Offer, OfferBy, PartKind, Price,
+    Problem, ResponseFormat, Run, Schedule, ScheduleRequest, SqlRead, Stream, Tier, Tool, ToolKind, Wake,
+    WakeEvent, WakeRequest, check, check_all, check_in,
 };
 pub use env::Env;
 pub use job::{Agent, Finished, Job, Registry, Reporter};

@@ -1,4 +1,5 @@
 //! The checks of `run.tools` and `[[tool]]`.
+mod calls;
 mod guards;
 mod mcp;
 
@@ -35,6 +36,7 @@ pub(super) fn check(definition: &Definition, env: &Env, found: &mut Problems) {
     if !run.thinks() {
         for (key, is_given) in [
             ("run.tools_by", run.tools_by.is_some()),
+            ("run.calls", !run.calls.is_empty()),
             ("run.stream", run.stream.is_some()),
             ("limits.steps_max", limits.steps_max.is_some()),
             ("limits.calls_max", limits.calls_max.is_some()),
@@ -65,6 +67,7 @@ pub(super) fn check(definition: &Definition, env: &Env, found: &mut Problems) {
     fetch(definition, found);
     parts(definition, found);
     mcp::check(definition, env, found);
+    calls::check(definition, found);
     guards::check(definition, found);
     for (at, tool) in definition.tool.iter().enumerate() {
         one(&format!("tool.{at}"), tool, definition, env, found);

@@ -6,6 +6,7 @@
 //! anything; it reads the environment and the disk only to see whether a command and its folder exist.
 mod approval;
 mod built_in;
+mod call_rule;
 mod check;
 mod check_models;
 mod check_tools;
@@ -25,6 +26,8 @@ pub(crate) use approval::APPROVAL_EXPIRES;
 pub use approval::{ApprovalRule, NamedApproval};
 pub(crate) use built_in::{FETCH, FORGET, PUBLIC, RECALL, REMEMBER, REQUEST_TASK, SQL_READ, TASKS};
 pub use built_in::{Fetch, FetchMethod, MemorySettings, PartKind, SqlRead};
+pub use call_rule::CallRule;
+pub(crate) use call_rule::{Called, part_rule};
 pub use check::{check, check_all, check_in};
 pub use guard::{Guard, GuardOn};
 pub use limits::{Limits, Offer, OfferBy};

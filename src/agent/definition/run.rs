@@ -1,7 +1,7 @@
 //! `[run]`: how an agent does its work.
 //!
 //! One flat table. Each key belongs to one kind or to some; the check refuses it with another kind.
-use super::{Failover, Fetch, McpServer, MemorySettings, ModelChoice, PartKind, SqlRead};
+use super::{CallRule, Failover, Fetch, McpServer, MemorySettings, ModelChoice, PartKind, SqlRead};
 use crate::agent::think::ToolsBy;
 use crate::llm::LimitMember;
 pub use crate::llm::{Price, Tier};
@@ -96,6 +96,9 @@ pub struct Run {
     /// `llm`: how the model calls tools. Defaults to the endpoint's own calls.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tools_by: Option<ToolsBy>,
+    /// `llm`: when the tools are open to the model, by their names in calls, and the form of their arguments.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub calls: BTreeMap<String, CallRule>,
     /// `llm`: how the answers of a run are streamed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stream: Option<Stream>,
@@ -184,6 +187,7 @@ impl Run {
             price: None,
             tools: Vec::new(),
             tools_by: None,
+            calls: BTreeMap::new(),
             stream: None,
             sql: None,
             fetch: None,
@@ -250,6 +254,7 @@ impl Run {
             ("price", Kind::Llm, self.price.is_some()),
             ("tools", Kind::Llm, !self.tools.is_empty()),
             ("tools_by", Kind::Llm, self.tools_by.is_some()),
+            ("calls", Kind::Llm, !self.calls.is_empty()),
             ("stream", Kind::Llm, self.stream.is_some()),
             ("sql", Kind::Llm, self.sql.is_some()),
             ("fetch", Kind::Llm, self.fetch.is_some()),

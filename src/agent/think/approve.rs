@@ -165,7 +165,7 @@ impl Session<'_> {
         let mut edited_sha256 = None;
         if let Decision::Edit(args) = &decision {
             let call = Call { wire_id: None, name: asked.tool.clone(), args: Ok(args.clone()) };
-            let checked = self.catalog.check(&self.thinker.schemas, &call, false, usize::MAX).await;
+            let checked = self.catalog.check(&self.thinker.schemas, &call, None, usize::MAX).await;
             match checked.map_err(|e| retryable(e.to_string()))? {
                 Verdict::Valid { .. } => edited_sha256 = Some(calls::args_sha256(args)),
                 Verdict::Refused { error, .. } => return Ok(Err(error)),

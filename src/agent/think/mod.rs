@@ -23,8 +23,9 @@ mod session;
 #[cfg(test)]
 pub(crate) mod testing;
 mod thinker;
+mod turn;
 
-pub(crate) use machine::{ASK, BUILT_IN};
+pub(crate) use machine::{ASK, BUILT_IN, FINISH, GIVE_UP};
 pub use messages::ToolsBy;
 #[cfg(test)]
 pub(crate) use messages::messages;

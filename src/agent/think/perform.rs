@@ -9,6 +9,7 @@ use super::{
     machine,
     messages::{ToolsBy, messages},
     session::{Session, Thinker, head, ids, unwritten},
+    turn::Turn,
 };
 use crate::{
     agent::{
@@ -74,7 +75,7 @@ impl Session<'_> {
         all.extend(messages(self.at.run, steps, by, &choice.asked()));
         let format = match by {
             ToolsBy::Native => Format::Text,
-            ToolsBy::Schema => Format::JsonSchema(self.catalog.schema(last)),
+            ToolsBy::Schema => Format::JsonSchema(self.catalog.schema(&Turn::after(steps, last))),
         };
         let mut question = ChatRequest {
             model: choice.model.model.clone(),
@@ -278,10 +279,14 @@ impl Session<'_> {
         let answered = calls::read(&answer.message, answer.finish.as_deref(), by);
         let mut checked: Vec<(Call, Verdict)> = Vec::with_capacity(answered.calls.len());
         let result_bytes_max = self.thinker.definition.limits.output_bytes;
+        let mut turn = Turn::after(steps, last);
         for call in answered.calls {
             let schemas = &self.thinker.schemas;
-            let verdict = self.catalog.check(schemas, &call, last, result_bytes_max).await;
+            let verdict = self.catalog.check(schemas, &call, Some(&turn), result_bytes_max).await;
             let verdict = verdict.map_err(|e| retryable(e.to_string()))?;
+            if let (Verdict::Valid { name, .. }, Ok(args)) = (&verdict, &call.args) {
+                turn.count(name, args);
+            }
             checked.push((call, verdict));
         }
         Ok(ModelEnd {
@@ -306,7 +311,8 @@ impl Session<'_> {
         let limit = self.thinker.definition.limits.output_bytes;
         let found = llm::result_in(&text, schema, schemas, limit).await;
         // Without a schema, JSON between words is more often an aside than a result.
-        let is_result = schema.is_some() || calls::is_json(&text);
+        let may_finish = self.catalog.may_finish(&Turn::after(steps, false));
+        let is_result = may_finish && (schema.is_some() || calls::is_json(&text));
         let judged = match found {
             Ok(result) if is_result => self.judged_answer(result).await?.ok(),
             _ => None,

@@ -184,7 +184,7 @@ impl Callable<'_> {
     /// there, without a choice.
     pub(crate) fn forms(&self) -> Vec<Value> {
         match self {
-            Self::RequestTask(parts) if parts.values().any(|part| part.input.is_some()) => {
+            Self::RequestTask(parts) => {
                 let form = |(kind, part): (&String, &PartKind)| {
                     part_parameters(json!({ "const": kind }), input_schema(part))
                 };
