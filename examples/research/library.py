@@ -49,6 +49,8 @@ def call(name, arguments):
     if name == "add":
         if not re.fullmatch("[a-z0-9-]+", arguments["document"]):
             return "The name of a document has a-z 0-9 - only.", True
+        if (FOLDER / (arguments["document"] + ".txt")).exists():
+            return "The document is one of the town, which nobody replaces.", True
         (ADDITIONS / (arguments["document"] + ".txt")).write_text(arguments["text"] + "\n", encoding="utf-8")
         return "It is in the library.", False
     text = documents().get(arguments["document"])

@@ -55,7 +55,7 @@ async fn example_of_research_works_with_a_scripted_model() {
     let (db, folder) = fresh().await;
     copy(Path::new(EXAMPLE), folder.path());
     let at = site().await;
-    let report = "North bridge is closed: it has a crack in a main beam.";
+    let report = "North bridge is closed, it has a crack in a main beam.";
     let planner = World::start(vec![
         says(
             "request_task",
@@ -72,7 +72,7 @@ async fn example_of_research_works_with_a_scripted_model() {
         says("fetch", json!({ "url": format!("http://{at}/inspections.html") })),
         says("library__search", json!({ "words": "crack" })),
         says("library__read", json!({ "document": "load-rules" })),
-        says("library__add", json!({ "document": "findings", "text": report })),
+        says("library__add", json!({ "document": "findings-north", "text": report })),
         says("finish", json!({ "answer": report, "sources": ["load-rules"] })),
     ])
     .await;
@@ -129,13 +129,23 @@ async fn example_of_research_works_with_a_scripted_model() {
     })
     .await;
     assert_eq!(found, json!({ "report": report }));
+    // The rules of calls decide what the schema of each question has.
+    let open = |world: &World, entry: usize| -> Vec<Value> {
+        let question = world.question(entry);
+        let forms = question["response_format"]["json_schema"]["schema"]["anyOf"].as_array().unwrap().clone();
+        forms.iter().map(|form| form["properties"]["tool"]["const"].clone()).collect()
+    };
+    assert_eq!(open(&planner, 0), ["request_task"]);
+    assert_eq!(open(&planner, 4), ["finish"]);
+    assert_eq!(open(&researcher, 0), ["fetch", "library__read", "library__search", "sql_read"]);
+    assert_eq!(open(&researcher, 4), ["library__add"]);
     // What the researcher was told by each of its sources.
     assert!(told(&researcher, 1).contains("[\"Mill bridge\",\"1931\"]"), "{}", told(&researcher, 1));
     assert!(told(&researcher, 2).contains("crack in a main beam"), "{}", told(&researcher, 2));
     assert!(told(&researcher, 3).contains("[data from library]\n{\"documents\": [\"load-rules\"]}"));
     assert!(told(&researcher, 4).contains("is closed to all vehicles until it is repaired"));
     assert!(told(&researcher, 5).contains("[data from library]\nIt is in the library."));
-    assert_eq!(fs::read_to_string(additions.join("findings.txt")).unwrap(), format!("{report}\n"));
+    assert_eq!(fs::read_to_string(additions.join("findings-north.txt")).unwrap(), format!("{report}\n"));
     // What the planner was told by its parts.
     assert!(told(&planner, 2).contains("\"sources\":[\"load-rules\"]"), "{}", told(&planner, 2));
     assert!(told(&planner, 4).contains("\"filed\":true"), "{}", told(&planner, 4));
