@@ -11,6 +11,7 @@ mod compact;
 mod context;
 mod costs;
 mod doubt;
+mod finish;
 mod guards;
 mod limits;
 mod machine;

@@ -1,10 +1,9 @@
-//! Performs the actions of the machine: questions to the model, calls, ends.
+//! Performs the actions of the machine: questions to the model and calls.
 //!
 //! The order within an action is fixed: first the intent as a row, then the effect, then its result as a row. A fault
 //! point lies between any two of them.
 use super::{
     calls::{self, Call, Verdict, error},
-    catalog,
     costs::{Costs, Paid},
     machine,
     messages::{ToolsBy, messages},
@@ -551,42 +550,6 @@ impl Session<'_> {
         let secrets = tool::secrets(&self.thinker.definition, &self.thinker.parts.env);
         let tool::Shown { text: result, cut } = shown(text, &secrets, bytes_max);
         CallEnd { state, result, bytes: u64::try_from(text.len()).unwrap_or(u64::MAX), cut }
-    }
-
-    pub(super) async fn refuse_finish(&self, seq: i32) -> Result<(), Failure> {
-        let text = error("failed", "a call beside finish failed: look at the results first", true);
-        self.end_call(seq, StepState::Failed, &text, 32 << 10, None).await
-    }
-
-    pub(super) async fn finish(&self, steps: &[Step], seq: i32) -> Result<Option<Finished>, Failure> {
-        let found = steps.iter().filter_map(machine::tool).find(|(step, _)| step.seq == seq);
-        let Some((step, call)) = found else { return Err(retryable("the step of the result is gone")) };
-        let result = match self.judged_answer(self.catalog.result_of(&call.args)).await? {
-            Ok(result) => result,
-            Err(why) if step.state.has_ended() => return Err(permanent(format!("the result: {why}"))),
-            Err(why) => {
-                self.end_call(seq, StepState::Failed, &error("denied", &why, true), 32 << 10, None).await?;
-                return Ok(None);
-            }
-        };
-        if !step.state.has_ended() {
-            self.end_call(seq, StepState::Done, "accepted", 32 << 10, None).await?;
-        }
-        self.end_run("finish").await?;
-        fault::point(fault::Point::RunFinishing);
-        Ok(Some(Finished::Result { result, usage: self.used }))
-    }
-
-    pub(super) async fn give_up(&self, steps: &[Step], seq: i32) -> Result<Failure, Failure> {
-        let found = steps.iter().filter_map(machine::tool).find(|(step, _)| step.seq == seq);
-        let Some((step, call)) = found else { return Err(retryable("the step of the reason is gone")) };
-        if !step.state.has_ended() {
-            self.end_call(seq, StepState::Done, "accepted", 32 << 10, None).await?;
-        }
-        self.end_run("give_up").await?;
-        // The reason is a text of the model, so it stays in the rows.
-        let message = format!("the agent gave up: step {seq} of run {} has the reason", self.at.run);
-        Ok(if catalog::give_up(&call.args) { retryable(message) } else { permanent(message) })
     }
 }
 
