@@ -1,4 +1,4 @@
-//! Threads (`run.thread`): which thread a job belongs to, whether it has its turn, and what it is told of the thread.
+//! Threads (`run.thread`): the thread of a job, its turn, and the last results of the thread, with which it begins.
 use super::{
     Finished, Job, hex,
     job::{permanent, retryable},

@@ -65,7 +65,7 @@ impl Llm {
         Ok(Self { prompt, thread, choices, models, definition, schemas, thinker })
     }
 
-    /// The message with the task, behind what is told of its thread.
+    /// The user message: the last results of the thread, then the task.
     fn user(&self, job: &Job, schema: Option<&Value>, memory: &str) -> Result<String, Failure> {
         let user = match &self.prompt {
             None if job.messages().is_empty() => job.start.input.to_string(),

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 pub(super) struct Message {
     members: Map<String, Value>,
     calls: Vec<Slot>,
-    /// Whether its text, and its reasoning, go round in circles.
+    /// Finds repetition at the end of its text and its reasoning.
     repeats: [Repeats; TEXTS.len()],
 }
 
