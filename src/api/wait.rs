@@ -4,7 +4,7 @@ use serde::{Deserialize, Deserializer, de::Error};
 use std::{future::Future, time::Duration};
 use tokio::{
     sync::watch,
-    time::{Instant, sleep, timeout_at},
+    time::{Instant, sleep_until, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -42,6 +42,7 @@ where
     loop {
         // Marked as seen before the query: a commit during the query wakes `changed` below.
         changed.borrow_and_update();
+        let asked_at = Instant::now();
         // The first query needs no permit, so that a result that is there already is returned at once.
         let answer = match permit.filter(|_| pause > QUERY_INTERVAL) {
             Some(permit) => {
@@ -59,7 +60,8 @@ where
             () = stop.cancelled() => return Ok(answer),
             changed = timeout_at(end, changed.changed()) => match changed {
                 Ok(Ok(())) => {
-                    sleep(pause).await;
+                    // A commit after a pause has its answer at once.
+                    sleep_until(asked_at + pause).await;
                     pause = (pause * 2).min(QUERY_INTERVAL_MAX);
                 }
                 Ok(Err(_)) => return Ok(answer),
@@ -73,6 +75,7 @@ where
 mod tests {
     use super::*;
     use std::sync::atomic::{AtomicU64, Ordering};
+    use tokio::time::sleep;
 
     #[tokio::test(start_paused = true)]
     async fn poll_ends_with_a_change_or_at_its_timeout() {
@@ -96,6 +99,31 @@ mod tests {
         stop.cancel();
         assert_eq!(poll(2).await.unwrap(), 1);
         assert!(started.elapsed() < Duration::from_secs(35));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn commit_after_a_pause_is_answered_at_once_and_a_row_of_commits_is_slowed() {
+        let (tick, changed) = watch::channel(0);
+        let stop = CancellationToken::new();
+        let (begun, asked) = (Instant::now(), parking_lot::Mutex::new(Vec::new()));
+        let ask = || async {
+            asked.lock().push(begun.elapsed());
+            Ok(())
+        };
+        let poll = until(Duration::from_secs(3), None, changed, &stop, ask, |()| false);
+        let commits = async {
+            sleep(Duration::from_secs(1)).await;
+            tick.send_modify(|n| *n += 1);
+            sleep(Duration::from_secs(1)).await;
+            for _ in 0..100 {
+                tick.send_modify(|n| *n += 1);
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let ((), result) = tokio::join!(commits, poll);
+        result.unwrap();
+        let asked: Vec<u128> = asked.lock().iter().map(Duration::as_millis).collect();
+        assert_eq!(asked, [0, 1000, 2000, 2080, 2240, 2560, 3000]);
     }
 
     #[derive(Deserialize)]

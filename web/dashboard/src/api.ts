@@ -8,6 +8,9 @@ import type { Agent, AgentLine, Bar, BulkDone, Burst, Channel, ChannelLine, Feed
 /** When the daemon last answered; 0 before the first answer. */
 export const answeredAt = signal(0);
 
+/** How long a request for the next event waits. */
+const WAIT_S = 25;
+
 type Query = Record<string, string | number | null | undefined>;
 
 async function request(path: string, query: Query, init: RequestInit, fresh: boolean): Promise<Response> {
@@ -22,18 +25,19 @@ async function text(path: string, query: Query, init: RequestInit): Promise<stri
   // The token may have ended while this machine slept. What was refused for it was not carried out.
   if (answer.status === 401) answer = await request(path, query, init, true);
   if (!answer.ok) throw await problemOf(answer);
-  const body = await answer.text();
-  answeredAt.value = Date.now();
-  return body;
+  return answer.text();
 }
 
 async function get<T>(path: string, query: Query = {}, abort?: AbortSignal): Promise<T> {
-  return parseExact(await text(path, query, abort ? { signal: abort } : {})) as T;
+  const body = await text(path, query, abort ? { signal: abort } : {});
+  answeredAt.value = Date.now();
+  return parseExact(body) as T;
 }
 
 /** Sends a command; `null` if the answer has no body. */
 async function post<T>(path: string, body: unknown, headers: Record<string, string> = {}): Promise<T | null> {
   const answer = await text(path, {}, { method: "POST", headers: { "content-type": "application/json", ...headers }, body: typeof body === "string" ? body : JSON.stringify(body) });
+  answeredAt.value = Date.now();
   return answer ? (parseExact(answer) as T) : null;
 }
 
@@ -44,6 +48,9 @@ export const readLines = (query: Query, abort?: AbortSignal): Promise<Lines> => 
 export const readLinesById = async (ids: readonly string[], abort?: AbortSignal): Promise<Line[]> => (await readLines({ ids: ids.slice(0, 100).join(","), limit: 100 }, abort)).tasks;
 export const readWhy = (id: string, abort?: AbortSignal): Promise<Why> => get(`${task(id)}/why`, {}, abort);
 export const readEvents = (id: string, after: number, abort?: AbortSignal): Promise<{ events: TaskEvent[]; next: number; final: boolean }> => get(`${task(id)}/events`, { after }, abort);
+/** Waits for the next event. It is no reading of a screen: a screen is not current because this has an answer. */
+export const awaitEvent = async (id: string, after: number, abort: AbortSignal): Promise<{ events: TaskEvent[]; next: number; final: boolean }> =>
+  parseExact(await text(`${task(id)}/events`, { after, wait: `${WAIT_S}s` }, { signal: abort })) as { events: TaskEvent[]; next: number; final: boolean };
 export const readTree = (id: string, abort?: AbortSignal): Promise<{ tasks: Line[]; more: boolean }> => get(`${task(id)}/tree`, {}, abort);
 export const readSteps = async (id: string, abort?: AbortSignal): Promise<Run[]> => (await get<{ runs: Run[] }>(`${task(id)}/steps`, {}, abort)).runs;
 export const readAgents = async (abort?: AbortSignal): Promise<Agent[]> => (await get<{ agents: Agent[] }>("/v1/agents", {}, abort)).agents;

@@ -1,5 +1,5 @@
 // What a screen reads, again whenever it may have changed.
-import { effect, signal, type Signal, untracked } from "@preact/signals";
+import { effect, type ReadonlySignal, signal, type Signal, untracked } from "@preact/signals";
 import { useEffect, useMemo } from "preact/hooks";
 import { type Digest, digest, generation, isPaused } from "./live.ts";
 import { Problem } from "./session.ts";
@@ -12,11 +12,11 @@ export interface Reading<T> {
 }
 
 /**
- * Reads `ask` for `key`: at once, after a gap, and when `concerns` says so of a digest. One request at a time, at most
- * one every `everyMs`, and half as many while digests have more changes than they list. Nothing while the page is paused
- * or hidden, except the first time.
+ * Reads `ask` for `key`: at once, after a gap, when `concerns` says so of a digest, and when `hint` changes. One request
+ * at a time, at most one every `everyMs`, and half as many while digests have more changes than they list. Nothing while
+ * the page is paused or hidden, except the first time.
  */
-export function useRead<T>(key: string, ask: (abort: AbortSignal) => Promise<T>, concerns: (digest: Digest) => boolean, everyMs = 250): Signal<Reading<T>> {
+export function useRead<T>(key: string, ask: (abort: AbortSignal) => Promise<T>, concerns: (digest: Digest) => boolean, everyMs = 250, hint?: ReadonlySignal<unknown>): Signal<Reading<T>> {
   const reading = useMemo(() => signal<Reading<T>>({ data: null, error: null, of: "" }), []);
   useEffect(() => {
     const abort = new AbortController();
@@ -54,6 +54,7 @@ export function useRead<T>(key: string, ask: (abort: AbortSignal) => Promise<T>,
     const ends = [
       effect(() => {
         generation.value;
+        hint?.value;
         if (!isStill()) want();
       }),
       effect(() => {

@@ -5,6 +5,7 @@ import { useMemo, useRef } from "preact/hooks";
 import { readEvents } from "../api.ts";
 import { pretty } from "../exact.ts";
 import { clock } from "../format.ts";
+import { eventCount } from "../focus.ts";
 import { concernsTask } from "../live.ts";
 import { useRead } from "../read.ts";
 import { query, setQuery } from "../route.ts";
@@ -28,7 +29,7 @@ export function Events({ org, id }: { org: string; id: string }): JSX.Element {
       log.current = [...log.current, ...events];
     }
     return log.current;
-  }, concernsTask(id), 100).value;
+  }, concernsTask(id), 50, eventCount).value;
   const all = query.value.get("progress") === "shown";
   if (!data) return error ? <Trouble problem={error} /> : <p class="boot" role="status">Loading…</p>;
   const shown = all ? data : data.filter((event) => !NOISE.has(event.type));

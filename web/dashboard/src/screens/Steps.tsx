@@ -4,6 +4,7 @@ import type { JSX } from "preact";
 import { readSteps } from "../api.ts";
 import { pretty } from "../exact.ts";
 import { between, count, duration, money } from "../format.ts";
+import { eventCount } from "../focus.ts";
 import { concernsTask } from "../live.ts";
 import { useRead } from "../read.ts";
 import { isOperator } from "../session.ts";
@@ -17,7 +18,7 @@ const ICONS: Record<string, string> = { note: "✎", model: "◇", tool: "⚙" }
 const CONTENTS = ["note", "answer", "args", "result"] as const;
 
 export function Steps({ org, id }: { org: string; id: string }): JSX.Element {
-  const { data, error } = useRead<Run[]>(`steps ${id}`, (abort) => readSteps(id, abort), concernsTask(id)).value;
+  const { data, error } = useRead<Run[]>(`steps ${id}`, (abort) => readSteps(id, abort), concernsTask(id), 50, eventCount).value;
   if (!data) return error ? <Trouble problem={error} /> : <p class="boot" role="status">Loading…</p>;
   if (!data.length) return <Empty title="No steps"><p>Only agents that think work in steps: those of kind <code>llm</code> with <code>run.tools</code>.</p></Empty>;
   return (

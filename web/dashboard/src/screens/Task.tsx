@@ -1,5 +1,6 @@
 // One task: who has it and why, what happened, and its data.
 import type { JSX } from "preact";
+import { eventCount, useEvents } from "../focus.ts";
 import { concernsTask } from "../live.ts";
 import { useRead } from "../read.ts";
 import { useSignal } from "@preact/signals";
@@ -21,7 +22,8 @@ import { Why } from "./Why.tsx";
 const TITLES: Record<Tab, string> = { why: "Why", timeline: "Timeline", events: "Events", data: "Data", steps: "Steps", parts: "Parts", budget: "Budget" };
 
 export function Task({ org, id, tab }: { org: string; id: string; tab: Tab }): JSX.Element {
-  const { data, error } = useRead(`why ${id}`, (abort) => readWhy(id, abort), concernsTask(id), 100).value;
+  const { data, error } = useRead(`why ${id}`, (abort) => readWhy(id, abort), concernsTask(id), 50, eventCount).value;
+  useEvents(id, data?.task.id === id && !FINAL.has(data.task.state));
   if (!data) return error ? <><h1>Task <code>{shortId(id)}</code></h1><Trouble problem={error} /></> : <p class="boot" role="status">Loading…</p>;
   return (
     <>

@@ -157,6 +157,8 @@ test("a digest that is lost is noticed by its number", async ({ seats }) => {
   const id = await seats.request("index.rebuild");
   await seats.reaches(id, "running");
   const { page, origin } = await seats.person("ana");
+  // Without the request that waits for the task's next event, the page has only the digests.
+  await page.route(/events\?.*wait=/, (route) => route.abort());
   let isDropping = false;
   let dropped = 0;
   let passed = 0;
@@ -182,6 +184,35 @@ test("a digest that is lost is noticed by its number", async ({ seats }) => {
   // A digest about another task: only its number says that one is missing.
   await seats.reaches(await seats.request("support.reply"), "completed");
   await expect(page.locator(".facts")).toContainText("canceled");
+});
+
+test("the page of a task follows its events without any digest", async ({ seats }) => {
+  const id = await seats.request("index.rebuild");
+  await seats.reaches(id, "running");
+  const { page, origin } = await seats.person("ana");
+  await page.routeWebSocket(/realtime/, (socket) => {
+    const server = socket.connectToServer();
+    server.onMessage((message) => {
+      if (!String(message).includes('"digest"')) socket.send(message);
+    });
+  });
+  const refused = new Set<string>();
+  let isRefusing = true;
+  await page.route(/events\?.*wait=/, (route) => {
+    if (!isRefusing) return route.continue();
+    refused.add(route.request().url());
+    return route.fulfill({ status: 429, contentType: "application/problem+json", body: '{"code":"rate_limited","detail":"too many"}' });
+  });
+  await page.goto(`${origin}/dashboard/demo/tasks/${id}/events`);
+  await expect(page.locator(".facts")).toContainText("running");
+  await poll(() => refused.size).toBe(1);
+  isRefusing = false;
+  // The page asks again after the refusal, and has what came meanwhile.
+  await page.waitForRequest(/events\?.*wait=/);
+  await seats.api(`/v1/tasks/${id}/cancel`, {});
+  await seats.reaches(id, "canceled");
+  await expect(page.locator(".facts")).toContainText("canceled");
+  await expect(page.locator("ol.events li").last()).toContainText("canceled");
 });
 
 test("pause stops the screen, and resume shows what is now", async ({ seats }) => {

@@ -85,6 +85,8 @@ async function focusDelays(seats: Stage, page: Page, origin: string): Promise<nu
     await page.goto(`${origin}/dashboard/demo/tasks/${id}`);
     await isLive(page);
     await page.locator(".facts .state-running").waitFor();
+    // The page has been open for a moment, as before a person's click.
+    await page.waitForTimeout(500);
     const begun = Date.now();
     const shown = page.locator(".facts .state-canceling, .facts .state-canceled").first().waitFor().then(() => Date.now());
     await seats.api(`/v1/tasks/${id}/cancel`, {});
