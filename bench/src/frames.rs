@@ -115,6 +115,17 @@ fn cut(bytes: &[u8], each: &mut impl FnMut(&[u8])) -> usize {
 
 /// The size of the frame at the start; `None` if its header is not complete yet.
 fn size(bytes: &[u8]) -> Option<usize> {
+    let (header, payload) = sizes(bytes)?;
+    Some(header + payload)
+}
+
+/// The payload of a frame that is not masked. Empty if there is no whole header.
+pub(super) fn payload(frame: &[u8]) -> &[u8] {
+    sizes(frame).and_then(|(header, _)| frame.get(header..)).unwrap_or_default()
+}
+
+/// The bytes of the header, with its mask, and of the payload behind it.
+fn sizes(bytes: &[u8]) -> Option<(usize, usize)> {
     let second = *bytes.get(1)?;
     let mask = if second & 0x80 == 0 { 0 } else { 4 };
     let (header, payload) = match second & 0x7f {
@@ -122,7 +133,7 @@ fn size(bytes: &[u8]) -> Option<usize> {
         127 => (10, usize::try_from(u64::from_be_bytes(bytes.get(2..10)?.try_into().ok()?)).ok()?),
         size => (2, size.into()),
     };
-    Some(header + mask + payload)
+    Some((header + mask, payload))
 }
 
 #[cfg(test)]
@@ -137,6 +148,16 @@ mod tests {
             stream.chunks(size).for_each(|part| frames.feed(part, |frame| sizes.push(frame.len())));
             assert_eq!(sizes, [7, 304, 8 + 9 + 16 + 4 + 128, 2], "in parts of {size}");
         }
+    }
+
+    #[test]
+    fn payload_begins_behind_a_header_of_any_length_and_bytes() {
+        // A length can have the byte of a bracket: 91 is 0x5b.
+        for length in [0, 5, 91, 125, 126, 347, 0x5b00, 0x5b5b, 0x1_005b] {
+            let text = vec![b'['; length];
+            assert_eq!(payload(&unmasked(1, &text)), text, "{length}");
+        }
+        assert_eq!(payload(&[0x81]), b"");
     }
 
     #[test]

@@ -219,8 +219,7 @@ impl Seen {
 
 /// The payload of a frame that is a digest.
 fn digest(frame: &[u8]) -> Option<Value> {
-    let text = frame.get(frame.iter().position(|byte| *byte == b'[')?..)?;
-    let mut message: Value = serde_json::from_slice(text).ok()?;
+    let mut message: Value = serde_json::from_slice(frames::payload(frame)).ok()?;
     let payload = message.get_mut(4)?;
     (payload["event"] == "digest").then(|| payload["payload"].take())
 }
