@@ -7,8 +7,9 @@ use crate::{
     scope::WorkerProgress,
     task::{
         Config, Error, FOREVER, Metrics, Notice, Schemas, TaskState, Update,
+        commands::fresh_awards::FreshAwards,
         model::policies::Policies,
-        rounds::{roster::Roster, tally::Tallies},
+        rounds::{classes::Classes, roster::Roster, tally::Tallies},
         storage::{statement::run, transaction::Transaction},
     },
     telemetry,
@@ -83,6 +84,10 @@ pub(in crate::task) struct TaskContext {
     pub(in crate::task) arbiter_progress: WorkerProgress,
     /// Classes whose ready tasks wait for a slot: new tasks of such a class must not overtake them.
     pub(in crate::task) backlog: Mutex<HashSet<i64>>,
+    /// Classes of tasks that were made.
+    pub(in crate::task) classes: Classes,
+    /// Awards of this node that nobody has accepted yet.
+    pub(in crate::task) fresh_awards: FreshAwards,
     /// Offers that each agent has won and lost.
     pub(in crate::task) offers: Arc<Tallies>,
 }
@@ -122,6 +127,8 @@ impl TaskContext {
             schemas: Schemas::default(),
             arbiter_progress,
             backlog: Mutex::default(),
+            classes: Classes::default(),
+            fresh_awards: FreshAwards::default(),
             offers: Arc::default(),
         };
         (Arc::new(context), receiver)

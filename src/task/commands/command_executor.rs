@@ -10,13 +10,13 @@ use crate::task::commands::effect::{Effect, Inputs};
 use crate::task::commands::starts::{StartEffect, answer_starts, start, write_starts};
 use crate::task::machine::AssignmentState;
 use crate::task::storage::columns::columns;
-use crate::task::storage::locked_task::{LockedTask, lock};
+use crate::task::storage::locked_task::{LiveAssignment, LockedTask, lock};
 use crate::task::storage::rows::{self, Columns, Unreadable, UnreadableTask};
 use crate::task::storage::statement::{run, sql, to_i64};
 use crate::task::storage::store::{self, Settled};
 use crate::task::storage::transaction::{Flushed, Transaction};
 use crate::task::{
-    Error, Notice, TaskContext, TaskState, Update, Usage, storage::charges, upkeep::unreadable,
+    Error, Notice, Policy, TaskContext, TaskState, Update, Usage, storage::charges, upkeep::unreadable,
 };
 use crate::{db, fault, id::TaskId};
 use deadpool_postgres::Object;
@@ -80,15 +80,17 @@ impl<'a> DecidedBatch<'a> {
                 let of = self.rows.get(&task).map(|task| (task.org.clone(), task.requester.clone()));
                 return CommandReply::Unchecked(schema, of);
             }
-            Effect::Start { live, policy } => {
-                self.starts.push(StartEffect { at, live, policy, again: false });
-            }
-            Effect::Again { live, policy } => {
-                self.starts.push(StartEffect { at, live, policy, again: true });
-            }
+            Effect::Start { live, policy } => self.starts.extend(self.start(at, live, policy, false)),
+            Effect::Again { live, policy } => self.starts.extend(self.start(at, live, policy, true)),
             effect => self.effects.push((at, task, effect)),
         }
         CommandReply::Nothing
+    }
+
+    fn start(&self, at: usize, live: LiveAssignment, policy: Policy, again: bool) -> Option<StartEffect> {
+        let row = self.rows.get(&live.key.task_id)?;
+        let running = row.update_as(TaskState::Running, None, Some(live.agent));
+        Some(StartEffect { at, key: live.key, policy, again, running })
     }
 
     /// Whether starts and ends are all that is to be written: two statements, of which none depends on the other.
@@ -117,11 +119,13 @@ impl<'a> DecidedBatch<'a> {
             sorted.put(at, task, effect, &self.rows, &mut self.outcome);
         }
         let starting: Vec<&StartEffect> = self.starts.iter().collect();
-        let statements =
-            futures_util::future::try_join(write_starts(tx, &starting), store::settle(tx, &sorted.settled));
+        let statements = futures_util::future::try_join(
+            write_starts(tx, &starting, false),
+            store::settle(tx, &sorted.settled),
+        );
         fault::point(fault::Point::TaskCommandsBeforeCommit);
         let ((started, settled), flushed) = tx.commit_after(statements, flushes).await?;
-        let broken = answer_starts(&started, &starting, &self.rows, &mut self.outcome)?;
+        let broken = answer_starts(&started, &starting, &mut self.outcome)?;
         sorted.answer(&settled, &mut self.outcome)?;
         Ok((self.outcome, broken, flushed))
     }
@@ -133,7 +137,7 @@ impl<'a> DecidedBatch<'a> {
         tx: &Transaction<'_>,
     ) -> Result<BatchOutcome, Error> {
         let Self { commands, rows, starts, effects, broken, outcome } = &mut self;
-        broken.extend(start(tx, rows, starts, outcome).await?);
+        broken.extend(start(tx, starts, outcome).await?);
         settle(tx, rows, std::mem::take(effects), outcome).await?;
         let states = unreadable::end(tx, context, broken, outcome).await?;
         answer_broken(commands, broken, &states, outcome);

@@ -9,6 +9,7 @@ pub(in crate::task) mod decide;
 pub(in crate::task) mod dependencies;
 pub(in crate::task) mod dependents;
 pub(in crate::task) mod effect;
+pub(in crate::task) mod fresh_awards;
 pub(in crate::task) mod group_commit;
 pub(in crate::task) mod leases;
 pub(in crate::task) mod model_questions;

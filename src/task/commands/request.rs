@@ -20,10 +20,14 @@ use crate::{
     id::{Epoch, OrgId, TaskId},
 };
 use chrono::{DateTime, Utc};
+use futures_util::future::ready;
 use serde::Deserialize;
 use serde_json::{Map, Value, value::RawValue};
 use sha2::{Digest, Sha256};
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    sync::{Arc, atomic::Ordering},
+};
 use tokio_postgres::types::Json;
 use uuid::Uuid;
 
@@ -107,6 +111,8 @@ pub(in crate::task) struct NewTask {
     checked: CheckedRequest,
     /// The assignment that requests it as a part of its task.
     pub(in crate::task) holder: Option<(AssignmentKey, AgentId)>,
+    /// The class of the task, if one like it was made before.
+    pub(in crate::task) class: Option<i64>,
 }
 
 impl NewTask {
@@ -117,7 +123,7 @@ impl NewTask {
         request: Request,
     ) -> Result<Self, Error> {
         let checked = CheckedRequest::new(policies, request)?;
-        Ok(Self { id: TaskId::generate(), org: org.clone(), requester, checked, holder: None })
+        Ok(Self { id: TaskId::generate(), org: org.clone(), requester, checked, holder: None, class: None })
     }
 
     pub(in crate::task) fn request(&self) -> &Request {
@@ -154,6 +160,19 @@ impl NewTask {
             policy: Value::Object(self.request().policy.clone()),
             requester: self.requester.clone(),
         })
+    }
+
+    /// The task with its class, if the class is known and the task has nothing to do with other rows: no key, no parent,
+    /// no dependency, no budget, and no time at which it may begin.
+    fn alone(&self) -> Option<(i64, Candidate)> {
+        let Request { idempotency_key, parent_id, depends_on, budget, run_at, .. } = self.request();
+        let related = idempotency_key.is_some()
+            || parent_id.is_some()
+            || !depends_on.is_empty()
+            || budget.is_some()
+            || run_at.is_some()
+            || self.holder.is_some();
+        if related { None } else { Some((self.class?, self.candidate())) }
     }
 
     /// The task just after it was made.
@@ -216,13 +235,47 @@ pub(in crate::task) struct Inserted {
 }
 
 /// A batch of requests: one transaction.
+///
+/// One round trip, if nothing but the tasks themselves is to be read and written, and all of their classes are known.
 pub(in crate::task) async fn make(
     context: Arc<TaskContext>,
     batch: Arc<Vec<NewTask>>,
 ) -> Result<Vec<Result<Requested, Error>>, Error> {
     let mut client = context.database.client().await?;
     let tx = Transaction::begin_async(&mut client);
-    write(&tx, &batch).await?.commit(&context, &tx).await
+    let open: Option<Vec<(i64, Candidate)>> = batch.iter().map(NewTask::alone).collect();
+    // Where another node arbitrates, it is called in the transaction.
+    let Some(open) = open.filter(|_| context.arbitrates.load(Ordering::Relaxed)) else {
+        return write(&tx, &batch).await?.commit(&context, &tx).await;
+    };
+    tx.prepare_all(&[sql!("request")]).await?;
+    let roster_guard = context.roster_guard();
+    let insert = async {
+        let (made, _) = insert(&tx, &batch).await?;
+        let all = made.len() == batch.len();
+        Ok((made, all))
+    };
+    let (made, written, flushed) = awards::award_new(&context, &tx, insert, open).await?;
+    roster_guard.keep();
+    context.metrics.requested.inc_by(made.len() as u64);
+    let requested = batch.iter().filter_map(|new| Some(new.update(made.get(&new.id)?.state)));
+    context.publish(requested.map(Notice::Updated).collect());
+    awards::publish(&context, written);
+    flushed.await?;
+    fault::point(fault::Point::TaskRequested);
+    drop(tx);
+    let mut answers = Vec::with_capacity(batch.len());
+    for new in batch.iter() {
+        answers.push(match made.get(&new.id) {
+            Some(found) => Ok(Requested { task: new.task(found), replayed: false }),
+            // It was made before a retry.
+            None => {
+                let tx = Transaction::begin(&mut client);
+                earlier(&tx, new).await.and_then(|found| found.ok_or(Error::Unavailable(None)))
+            }
+        });
+    }
+    Ok(answers)
 }
 
 /// What requests made in a transaction that is not committed.
@@ -267,8 +320,11 @@ impl Made {
         tx: &Transaction<'_>,
     ) -> Result<Vec<Result<Requested, Error>>, Error> {
         context.call_arbiter(tx).await?;
+        for (class, task) in &self.open {
+            context.classes.learn(&task.org, &task.requires, *class);
+        }
         let roster_guard = context.roster_guard();
-        let (written, flushed) = awards::award_new(context, tx, self.open).await?;
+        let ((), written, flushed) = awards::award_new(context, tx, ready(Ok(((), true))), self.open).await?;
         roster_guard.keep();
         context.metrics.requested.inc_by(self.notices.len() as u64);
         context.publish(self.notices);
@@ -314,6 +370,7 @@ pub(in crate::task) async fn insert(
         more: Option<Json<&Relations>> = dependencies.relations.get(&new.id).map(Json),
         traceparent: Option<String> = new.request().traceparent.map(String::from),
         holder: Option<Uuid> = new.holder.as_ref().map(|(key, _)| key.assignment_id.as_uuid()),
+        known_class: Option<i64> = new.class,
     });
     let rows = columns.run(tx, &[]).await?;
     drop(columns);

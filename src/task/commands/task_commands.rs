@@ -117,6 +117,7 @@ impl TaskCommands {
 
     pub(in crate::task) async fn send_request(&self, mut new: NewTask) -> Result<Requested, Error> {
         let input = new.take_input();
+        new.class = self.context.classes.known(&new.org, &new.request().requires);
         let turn = self.context.request_permits(&new.org);
         let _turn = turn.acquire().await.map_err(|_| Error::Unavailable(None))?;
         let mut requested = self.requests.send(new).await?;

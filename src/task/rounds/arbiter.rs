@@ -23,6 +23,7 @@ use crate::task::{
     upkeep::register, upkeep::unreadable,
 };
 use crate::{db, fault, telemetry::Outage};
+use futures_util::future::ready;
 use serde_json::json;
 use std::{
     collections::{BTreeMap, HashMap},
@@ -249,7 +250,9 @@ impl Arbiter {
     ) -> Result<usize, Error> {
         let roster_guard = self.context.roster_guard();
         // Not flushed: an award that is lost with the machine is made anew.
-        let (written, _) = awards::write_and_commit(&self.context, &tx, plan, tasks, standing, false).await?;
+        let ((), written, _) =
+            awards::write_and_commit(&self.context, &tx, ready(Ok(((), true))), plan, tasks, standing, false)
+                .await?;
         roster_guard.keep();
         let moved = written.moved;
         awards::publish(&self.context, written);

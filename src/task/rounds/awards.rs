@@ -3,6 +3,7 @@
 //! The arbiter uses it for tasks that were ready or whose round is over. Requests, wakes and bursts use it for tasks
 //! that they insert: when no task of the class waits before them, they are inserted and awarded in one commit.
 use crate::fault;
+use crate::task::commands::fresh_awards::FreshAward;
 use crate::task::rounds::round::{Exhausted, Plan};
 use crate::task::rounds::tally::Decided;
 use crate::task::storage::candidate::Candidate;
@@ -16,7 +17,7 @@ use crate::task::{
     TaskContext, TaskId, TaskState, Update,
 };
 use chrono::{DateTime, Utc};
-use futures_util::future::ready;
+use futures_util::future::{ready, try_join};
 use serde_json::Value;
 use std::{collections::HashMap, sync::atomic::Ordering};
 use tokio_postgres::{Row, types::Json};
@@ -29,6 +30,8 @@ pub(in crate::task) struct Written {
     /// What decided about each offer of the rounds that were awarded.
     decided: Vec<(AgentId, Decided)>,
     awards: usize,
+    /// The awards, for their accepts.
+    fresh: Vec<FreshAward>,
     announced: bool,
     /// Tasks that moved.
     pub(in crate::task) moved: usize,
@@ -36,65 +39,81 @@ pub(in crate::task) struct Written {
     arbiter_wanted: bool,
 }
 
-/// Opens rounds for tasks that this transaction has inserted, and commits with a flush. `made`: with their classes.
-pub(in crate::task) async fn award_new<'t>(
+/// Opens rounds for new tasks, and commits with a flush. `new`: with their classes. `insert` inserts them when it is
+/// polled, with a statement that the connection has prepared, or has inserted them. It says whether it inserted all: of
+/// those that were there before nothing is written.
+pub(in crate::task) async fn award_new<'t, T>(
     context: &TaskContext,
     tx: &Transaction<'t>,
-    made: Vec<(i64, Candidate)>,
-) -> Result<(Written, Flushed<'t>), Error> {
+    insert: impl Future<Output = Result<(T, bool), Error>>,
+    new: Vec<(i64, Candidate)>,
+) -> Result<(T, Written, Flushed<'t>), Error> {
     let (first, later): (Vec<_>, Vec<_>) = {
         let backlog = context.backlog.lock();
-        made.into_iter().partition(|(class, _)| !backlog.contains(class))
+        new.into_iter().partition(|(class, _)| !backlog.contains(class))
     };
     if !context.arbitrates.load(Ordering::Relaxed) || first.is_empty() {
-        let flushed = tx.commit_and_flush().await?;
-        return Ok((Written { arbiter_wanted: true, ..Written::default() }, flushed));
+        let ((inserted, _), flushed) = tx.commit_after(insert, true).await?;
+        return Ok((inserted, Written { arbiter_wanted: true, ..Written::default() }, flushed));
     }
     let (classes, tasks): (Vec<i64>, Vec<Candidate>) = first.into_iter().unzip();
     // A task on which the plan panicked stays open: the arbiter finds it and ends it.
     let (plan, _) = Plan::open_all(context, &tasks);
-    let (mut written, flushed) = write_and_commit(context, tx, plan, &tasks, false, true).await?;
+    let (inserted, mut written, flushed) =
+        write_and_commit(context, tx, insert, plan, &tasks, false, true).await?;
     written.arbiter_wanted |= !later.is_empty();
     if written.moved < tasks.len() {
         written.arbiter_wanted = true;
         context.backlog.lock().extend(classes);
     }
-    Ok((written, flushed))
+    Ok((inserted, written, flushed))
 }
 
-/// Writes a plan for tasks whose rows this transaction has locked, and commits. `standing`: their offers are rows
-/// already. A plan of nothing but awards takes one round trip with its commit, and a flush if it `flushes`.
-pub(in crate::task) async fn write_and_commit<'t>(
+/// Writes a plan for tasks whose rows this transaction has locked, or inserts with `insert`, and commits. `standing`:
+/// their offers are rows already. `new`: this transaction inserts the tasks, and a flush follows the commit. A plan of
+/// nothing but awards takes one round trip with `insert` and the commit.
+pub(in crate::task) async fn write_and_commit<'t, T>(
     context: &TaskContext,
     tx: &Transaction<'t>,
+    insert: impl Future<Output = Result<(T, bool), Error>>,
     plan: Plan,
     tasks: &[Candidate],
     standing: bool,
-    flushes: bool,
-) -> Result<(Written, Flushed<'t>), Error> {
+    new: bool,
+) -> Result<(T, Written, Flushed<'t>), Error> {
     if !plan.is_plain() {
-        let written = write(context, tx, plan, tasks, standing).await?;
+        let (inserted, all) = insert.await?;
+        if !all {
+            // The plan has rounds for tasks that were there before: the arbiter opens those of the others.
+            context.roster_stale.store(true, Ordering::Relaxed);
+            let ((), flushed) = tx.commit_after(ready(Ok(())), new).await?;
+            return Ok((inserted, Written { arbiter_wanted: true, ..Written::default() }, flushed));
+        }
+        let written = write(context, tx, plan, tasks, standing, new).await?;
         if written.awards > 0 {
             fault::point(fault::Point::TaskAwardBeforeCommit);
         }
-        let ((), flushed) = tx.commit_after(ready(Ok(())), flushes).await?;
-        return Ok((written, flushed));
+        let ((), flushed) = tx.commit_after(ready(Ok(())), new).await?;
+        return Ok((inserted, written, flushed));
     }
     fault::point(fault::Point::TaskAwardBeforeCommit);
-    let award = store::award(tx, context.node.as_uuid(), &plan.winners, standing);
-    let (awards, flushed) = tx.commit_after(award, flushes).await?;
+    // A connection that must prepare the award would send it behind the commit.
+    tx.prepare_all(&[sql!("lock_agents"), sql!("award")]).await?;
+    // In this order on one connection: the award finds the tasks that were inserted.
+    let award = store::award(tx, context.node.as_uuid(), &plan.winners, standing, new);
+    let (((inserted, _), awards), flushed) = tx.commit_after(try_join(insert, award), new).await?;
     let round = RoundNotices::new(&plan, tasks);
     let (made, decided) = (awards.len(), round.decided(&awards)?);
     let mut written = Written { decided, awards: made, moved: made, ..Written::default() };
     for row in &awards {
-        written.notices.extend(round.awarded(row)?);
+        round.awarded(row, &mut written)?;
     }
     if awards.len() < plan.winners.len() {
         // A slot was free in the roster only. Its task is as it was.
         context.roster_stale.store(true, Ordering::Relaxed);
         written.arbiter_wanted = true;
     }
-    Ok((written, flushed))
+    Ok((inserted, written, flushed))
 }
 
 /// Writes a plan for tasks whose rows this transaction has locked.
@@ -104,6 +123,7 @@ async fn write(
     mut plan: Plan,
     tasks: &[Candidate],
     standing: bool,
+    new: bool,
 ) -> Result<Written, Error> {
     decide_exhausted(tx, &mut plan).await?;
     let plan = &plan;
@@ -115,9 +135,9 @@ async fn write(
     let windows = write_announced(tx, plan).await?;
     tx.prepare_all(&[sql!("offers"), sql!("award")]).await?;
     // In this order: an offer is written before the award marks it.
-    let ((), awards) = futures_util::future::try_join(
+    let ((), awards) = try_join(
         store::offers(tx, &plan.offers),
-        store::award(tx, context.node.as_uuid(), &plan.winners, standing),
+        store::award(tx, context.node.as_uuid(), &plan.winners, standing, new),
     )
     .await?;
     let short = awards.len() < plan.winners.len();
@@ -127,21 +147,21 @@ async fn write(
     }
     let ended = store::settle(tx, &plan.settled).await?;
     let round = RoundNotices::new(plan, tasks);
-    let mut notices = round.announced(&windows);
+    let mut written = Written { notices: round.announced(&windows), ..Written::default() };
     for row in &awards {
-        notices.extend(round.awarded(row)?);
+        round.awarded(row, &mut written)?;
     }
     for row in &ended {
-        notices.push(Notice::Updated(Update::from_row(row)?));
+        written.notices.push(Notice::Updated(Update::from_row(row)?));
     }
     Ok(Written {
-        notices,
         decided: round.decided(&awards)?,
         awards: awards.len(),
         announced: !plan.announced.is_empty(),
         moved: awards.len() + ended.len() + plan.announced.len() + plan.empty.len(),
         // A backoff may end before the next poll.
         arbiter_wanted: short || !plan.empty.is_empty(),
+        ..written
     })
 }
 
@@ -158,6 +178,8 @@ pub(in crate::task) fn publish(context: &TaskContext, written: Written) {
         context.notify_arbiter();
     }
     context.offers.count(written.decided);
+    // Before the agents hear of them.
+    context.fresh_awards.keep(written.fresh);
     context.publish(written.notices);
 }
 
@@ -312,13 +334,14 @@ impl<'a> RoundNotices<'a> {
         offers.map(summary).collect()
     }
 
-    fn awarded(&self, row: &Row) -> Result<Vec<Notice>, Unreadable> {
+    /// Adds an award that was made.
+    fn awarded(&self, row: &Row, written: &mut Written) -> Result<(), Unreadable> {
         let id = rows::task_id(row, "id")?;
         let epoch = Epoch(row.read("epoch")?);
         let (Some(mut update), Some(agent)) =
             (self.update(id, TaskState::Awarded, epoch, row.read("version")?), rows::agent(row, "agent_id")?)
         else {
-            return Ok(Vec::new());
+            return Ok(());
         };
         update.agent_id = Some(agent.clone());
         let winner = self.winners.get(&id);
@@ -338,7 +361,13 @@ impl<'a> RoundNotices<'a> {
             requester: update.requester.clone(),
         };
         let offered = (!offers.is_empty()).then(|| Notice::Offered { task: update.clone(), round, offers });
+        written.fresh.extend(self.tasks.get(&id).map(|task| FreshAward {
+            assigned: assigned.clone(),
+            task: update.clone(),
+            policy: task.policy.clone(),
+        }));
         let notices = [Some(Notice::Assigned(assigned)), offered, Some(Notice::Updated(update))];
-        Ok(notices.into_iter().flatten().collect())
+        written.notices.extend(notices.into_iter().flatten());
+        Ok(())
     }
 }

@@ -1,7 +1,11 @@
 with input as (
-    select * from unnest($1::uuid[], $2::integer[], $3::text[], $4::bigint[], $5::uuid[], $6::bigint[], $7::jsonb[],
+    select i.* from unnest($1::uuid[], $2::integer[], $3::text[], $4::bigint[], $5::uuid[], $6::bigint[], $7::jsonb[],
         $8::bigint[], $9::bigint[], $10::real[])
     as i(task_id, round, agent_id, incarnation, assignment_id, confirm_ms, details, cost, eta_ms, confidence)
+    -- Of new tasks, those that this transaction has inserted: one that it should have inserted and that was there before
+    -- takes no slot, nor does one that is not there.
+    join convoke.tasks t on t.id = i.task_id and t.state = 'open'
+        and (not $13::boolean or t.xmin = pg_current_xact_id()::xid)
 ),
 slot as (
     update convoke.agents g set slots_used = g.slots_used + n.slots

@@ -1,15 +1,15 @@
 with input as (
-    select i.*, convoke.task_class(i.org, i.requires) as class,
+    select i.*, coalesce(i.known_class, convoke.task_class(i.org, i.requires)) as class,
         coalesce(i.run_at > clock_timestamp(), false) as later
     from (
         select at, id, org, kind, array(select jsonb_array_elements_text(requires)) as requires, input, requester,
             parent_id, idempotency_key, request_hash, priority, run_at, deadline_at, policy, attempts_max,
-            more, traceparent, holder
+            more, traceparent, holder, known_class
         from unnest($1::uuid[], $2::text[], $3::text[], $4::jsonb[], $5::jsonb[], $6::text[], $7::uuid[],
             $8::text[], $9::bytea[], $10::smallint[], $11::timestamptz[], $12::timestamptz[], $13::jsonb[],
-            $14::integer[], $15::jsonb[], $16::text[], $17::uuid[]) with ordinality
+            $14::integer[], $15::jsonb[], $16::text[], $17::uuid[], $18::bigint[]) with ordinality
         as u(id, org, kind, requires, input, requester, parent_id, idempotency_key, request_hash, priority,
-            run_at, deadline_at, policy, attempts_max, more, traceparent, holder, at)
+            run_at, deadline_at, policy, attempts_max, more, traceparent, holder, known_class, at)
     ) i
 ),
 made as (

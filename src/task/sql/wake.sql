@@ -1,9 +1,9 @@
 with input as (
     select i.*, array(select jsonb_array_elements_text(i.needs)) as requires
     from unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::integer[], $6::uuid[], $7::text[],
-        $8::jsonb[], $9::jsonb[], $10::smallint[], $11::timestamptz[], $12::jsonb[], $13::integer[], $14::text[], $15::text[])
+        $8::jsonb[], $9::jsonb[], $10::smallint[], $11::timestamptz[], $12::jsonb[], $13::integer[], $14::text[], $15::text[], $16::bigint[])
     as i(trigger, agent_id, org, lsn, index, task_id, kind, needs, input, priority, deadline_at, policy,
-        attempts_max, error, traceparent)
+        attempts_max, error, traceparent, class)
 ),
 fresh as (
     insert into convoke.wakes (trigger, agent_id, lsn, index, task_id, error)
@@ -18,7 +18,7 @@ new as (
 made as (
     insert into convoke.tasks (id, org, kind, requires, class, input, requester, root_id, priority, state,
         deadline_at, policy, attempts_max, traceparent)
-    select task_id, org, kind, requires, convoke.task_class(org, requires), input, 'wake:' || trigger, task_id,
+    select task_id, org, kind, requires, coalesce(class, convoke.task_class(org, requires)), input, 'wake:' || trigger, task_id,
         priority, 'open', deadline_at, policy, attempts_max, coalesce(traceparent,
             (select convoke.own_traceparent(task_id) from convoke.task_defaults d
             where d.traced_percent > random() * 100))

@@ -219,12 +219,13 @@ pub(in crate::task) struct Winner {
 }
 
 /// Awards tasks and takes the winners' slots. Returns the awards that were made: none to an agent without enough free
-/// slots. `stored`: the winning offers are rows already.
+/// slots. `stored`: the winning offers are rows already. `new`: only tasks that this transaction has inserted.
 pub(in crate::task) async fn award(
     tx: &Transaction<'_>,
     node: Uuid,
     winners: &[Winner],
     stored: bool,
+    new: bool,
 ) -> Result<Vec<Row>, Error> {
     if winners.is_empty() {
         return Ok(Vec::new());
@@ -246,12 +247,13 @@ pub(in crate::task) async fn award(
     agents.dedup();
     if agents.len() == 1 {
         // The statement locks the one agent by itself; no order can be wrong.
-        return columns.run(tx, &[&node, &stored]).await;
+        return columns.run(tx, &[&node, &stored, &new]).await;
     }
     tx.prepare_all(&[sql!("lock_agents"), sql!("award")]).await?;
     // In this order on one connection: the agents are locked before the statement that takes their slots.
     let (_, rows) =
-        futures_util::future::try_join(lock_agents(tx, agents), columns.run(tx, &[&node, &stored])).await?;
+        futures_util::future::try_join(lock_agents(tx, agents), columns.run(tx, &[&node, &stored, &new]))
+            .await?;
     Ok(rows)
 }
 

@@ -13,6 +13,7 @@ use crate::task::triggers::wake::{self, Wake};
 use crate::task::upkeep::catch_panic::catch_panic;
 use crate::task::{Error, Request, TaskContext, rounds::awards};
 use crate::{db, fault};
+use futures_util::future::ready;
 use serde_json::{Value, json};
 use std::{fmt, sync::Arc, time::Duration};
 use tokio_postgres::{Row, types::ToSql};
@@ -203,7 +204,7 @@ async fn fire_those(context: &TaskContext, one: Option<(&str, &str)>) -> Result<
     let (new, opened) = wake::made(&rows);
     let left = new.len() < rows.len();
     fault::point(fault::Point::BurstBeforeCommit);
-    let (written, flushed) = awards::award_new(context, &tx, new).await?;
+    let ((), written, flushed) = awards::award_new(context, &tx, ready(Ok(((), true))), new).await?;
     roster_guard.keep();
     flushed.await?;
     fault::point(fault::Point::BurstFired);

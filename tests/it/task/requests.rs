@@ -184,6 +184,46 @@ async fn refused_wake_does_not_block_others() {
     world.check().await;
 }
 
+/// The second wake of a class is inserted and awarded in one exchange, before the database says what is recorded.
+#[tokio::test]
+async fn repeated_wake_makes_no_task_and_takes_no_slot() {
+    let mut world = Harness::new(vec![profile("a", 4)]).await;
+    let org = world.org.clone();
+    let wake = |index| Wake {
+        trigger: "a#0".into(),
+        agent: id("a"),
+        org: org.clone(),
+        lsn: convoke::id::Lsn(78),
+        index,
+        request: Ok(request(json!({}))),
+        burst: None,
+    };
+    let triggers = world.tasks.triggers();
+    triggers.record_wakes(&[wake(0)]).await.unwrap();
+    triggers.record_wakes(&[wake(1)]).await.unwrap();
+    // Both are known: one alone, and both beside a new one.
+    triggers.record_wakes(&[wake(1)]).await.unwrap();
+    triggers.record_wakes(&[wake(0), wake(1), wake(2)]).await.unwrap();
+    let tasks = world.tasks.list(&Filter::default()).await.unwrap();
+    assert_eq!(tasks.len(), 3, "{tasks:?}");
+    for task in &tasks {
+        world.started(task.id).await;
+        assert_eq!(world.event_types(task.id).await, ["requested", "awarded", "started"]);
+    }
+    let client = world.database.client().await.unwrap();
+    let used = "select slots_used from convoke.agents where id = 'a'";
+    assert_eq!(client.query_one(used, &[]).await.unwrap().get::<_, i32>(0), 3);
+    // The last slot is still awarded, and a further wake waits for one.
+    triggers.record_wakes(&[wake(3), wake(4)]).await.unwrap();
+    let mut states: Vec<TaskState> =
+        world.tasks.list(&Filter::default()).await.unwrap().iter().map(|task| task.state).collect();
+    states.sort_by_key(|state| state.as_str());
+    let (awarded, open, running) = (TaskState::Awarded, TaskState::Open, TaskState::Running);
+    assert_eq!(states, [awarded, open, running, running, running]);
+    drop(client);
+    world.check().await;
+}
+
 #[tokio::test]
 async fn wakes_are_deleted_only_when_the_wal_cannot_repeat_them() {
     let world = Harness::new(vec![]).await;

@@ -2,7 +2,7 @@
 use super::{Harness, id, profile, request};
 use convoke::{
     id::TaskId,
-    task::{Error, Failure, NewOffer, Notice, Profile, Request, TaskState, Usage},
+    task::{AssignmentKey, Error, Failure, NewOffer, Notice, Profile, Request, TaskState, Usage},
 };
 use serde_json::{Value, json};
 
@@ -269,5 +269,58 @@ async fn award_without_a_free_slot_goes_to_the_next_offer() {
     client.execute(slots, &[&0_i32]).await.unwrap();
     drop(client);
     world.tasks.accept(won.key, &won.agent_id).await.unwrap();
+    world.check().await;
+}
+
+/// An accept of an award that this node has just made reads nothing before it starts: the fence is in the statement.
+#[tokio::test]
+async fn award_that_has_changed_is_not_started() {
+    let mut world = Harness::new(vec![profile("a", 4), profile("b", 4)]).await;
+    let accept =
+        async |world: &Harness, key: AssignmentKey, agent: &str| world.tasks.accept(key, &id(agent)).await;
+
+    // Another agent, and another epoch, start nothing; the award stands.
+    let task = world.ask(request(json!({ "agent": "a", "award": "direct" }))).await;
+    let key = world.assigned(task).await.key;
+    let other = accept(&world, key, "b").await;
+    assert!(matches!(other, Err(Error::Fenced)), "{other:?}");
+    let later = AssignmentKey { epoch: convoke::id::Epoch(key.epoch.0 + 1), ..key };
+    let later = accept(&world, later, "a").await;
+    assert!(matches!(later, Err(Error::Fenced)), "{later:?}");
+    let start = accept(&world, key, "a").await.unwrap();
+    // Repeated: its answer was lost.
+    let again = accept(&world, key, "a").await.unwrap();
+    assert_eq!((again.attempt, &again.input), (start.attempt, &start.input));
+    assert_eq!(world.event_types(task).await, ["requested", "awarded", "started"]);
+
+    // Canceled before it is accepted.
+    let task = world.ask(request(json!({ "agent": "a", "award": "direct" }))).await;
+    let key = world.assigned(task).await.key;
+    world.tasks.cancel(task, "no longer").await.unwrap();
+    let canceled = accept(&world, key, "a").await;
+    assert!(matches!(canceled, Err(Error::Fenced)), "{canceled:?}");
+    assert_eq!(world.tasks.get(task).await.unwrap().state, TaskState::Canceled);
+
+    // Its time to accept is over, and the arbiter has not seen that yet.
+    let task = world.ask(request(json!({ "agent": "a", "award": "direct" }))).await;
+    let key = world.assigned(task).await.key;
+    let client = world.database.client().await.unwrap();
+    let over = "update convoke.assignments set confirm_by = clock_timestamp() where id = $1";
+    client.execute(over, &[&key.assignment_id.as_uuid()]).await.unwrap();
+    drop(client);
+    let late = accept(&world, key, "a").await;
+    assert!(matches!(late, Err(Error::Fenced)), "{late:?}");
+    assert_eq!(world.event_types(task).await, ["requested", "awarded"]);
+
+    // One that stands and one that does not, accepted together.
+    let two = [world.ask(request(json!({}))).await, world.ask(request(json!({}))).await];
+    let (first, second) = (world.assigned(two[0]).await, world.assigned(two[1]).await);
+    world.tasks.cancel(two[1], "no longer").await.unwrap();
+    let (started, canceled) = tokio::join!(
+        world.tasks.accept(first.key, &first.agent_id),
+        world.tasks.accept(second.key, &second.agent_id)
+    );
+    assert_eq!(started.unwrap().key, first.key);
+    assert!(matches!(canceled, Err(Error::Fenced)), "{canceled:?}");
     world.check().await;
 }
