@@ -51,7 +51,7 @@ struct Digest {
     changes: Changes,
     /// When the changes are due. `None` without any.
     due_at: Option<Instant>,
-    /// When a digest was sent, or the room was entered.
+    /// When the last digest was begun or sent, or the room was entered.
     active_at: Instant,
     entered_at: Instant,
     /// When a subscriber that entered gets its first digest.
@@ -188,6 +188,8 @@ impl Digests {
         let due = rooms.iter_mut().filter(|(_, digest)| digest.next_at() <= now);
         due.map(|(org, digest)| {
             digest.due_at = None;
+            // Also here, not only when it is sent: a change that comes while the lines are read waits for the next turn.
+            digest.active_at = now;
             if digest.first_at.is_some_and(|at| at <= now) {
                 // One that entered meanwhile may not be in the room yet, and gets its own.
                 let later = digest.entered_at + FIRST_AFTER;
@@ -340,6 +342,17 @@ mod tests {
             assert_eq!((sent(), sent()), (1, 0));
         }
         assert_eq!(digests.next_at(), Some(Instant::now() + IDLE));
+        // A change that comes while the lines of a digest are read.
+        tokio::time::advance(INTERVAL).await;
+        digests.agents(&org("demo"));
+        tokio::time::advance(SETTLE).await;
+        assert_eq!(digests.due(Instant::now(), |_| true).len(), 1);
+        digests.agents(&org("demo"));
+        digests.next(&org("demo"), Instant::now());
+        tokio::time::advance(INTERVAL - Duration::from_millis(1)).await;
+        assert_eq!(sent(), 0, "also behind a digest that is being made");
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert_eq!(sent(), 1);
     }
 
     #[tokio::test(start_paused = true)]
