@@ -16,7 +16,7 @@ use crate::{
     auth::{self, Keys},
     changes::{self, Appender, Changes},
     clock::Clock,
-    config::{self, Config, load_agents},
+    config::{self, Config, Fingerprint, load_agents},
     dashboard,
     db::{self, Database, Reader},
     files,
@@ -105,6 +105,7 @@ pub(super) async fn assemble(
         config,
         definitions,
         follows_files,
+        files_read,
         settings,
         more,
         registry,
@@ -146,7 +147,7 @@ pub(super) async fn assemble(
     let shown = Arc::new(RwLock::new(config::shown(&base.config)));
     let reload = if follows_files {
         let settings = settings.map(|from| Settings::new(from, base.config.clone(), shown.clone()));
-        let files = (more, registration, settings);
+        let files = (more, registration, settings, files_read);
         follow_files(&base, &tasks, &agents, &identity, files)
     } else {
         Reload::never()
@@ -203,12 +204,15 @@ fn sample_series(scope: &Scope, metrics: &Registry, clock: &Clock) -> Series {
 }
 
 /// Reads the agents' files and the settings again when they change.
+/// The agents beside the files, the right to register, the settings, and the files that were read already.
+type FollowedFiles = (Vec<Definition>, Registration, Option<Settings>, Option<Fingerprint>);
+
 fn follow_files(
     base: &Base,
     tasks: &Tasks,
     agents: &Agents,
     identity: &Identity,
-    (from_code, registration, settings): (Vec<Definition>, Registration, Option<Settings>),
+    (from_code, registration, settings, read): FollowedFiles,
 ) -> Reload {
     let deps = reload::Deps {
         dir: base.config.agents.dir.clone(),
@@ -219,6 +223,7 @@ fn follow_files(
         health: base.health.clone(),
         registration,
         settings,
+        read,
     };
     reload::start(&base.scope, deps)
 }

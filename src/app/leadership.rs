@@ -15,6 +15,8 @@ use tokio::sync::Mutex;
 
 /// Time limit for the last poll of the arbiter.
 const ARBITER_WITHIN: Duration = Duration::from_secs(5);
+/// Definitions that one statement keeps: as JSON they take four times their room.
+const KEPT_AT_ONCE: usize = 500;
 
 pub(super) struct Leadership {
     scope: Scope,
@@ -98,6 +100,8 @@ pub(super) async fn register(tasks: &Tasks, agents: &Agents, again: bool) -> Res
         hash: definition.hash(),
         body: definition.shown(),
     };
-    tasks.keep_definitions(&agents.definitions().iter().map(shown).collect::<Vec<_>>()).await?;
+    for definitions in agents.definitions().chunks(KEPT_AT_ONCE) {
+        tasks.keep_definitions(&definitions.iter().map(shown).collect::<Vec<_>>()).await?;
+    }
     Ok(count)
 }

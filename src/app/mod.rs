@@ -34,7 +34,7 @@ use crate::{
     api,
     auth::{self, Keys},
     clock::Clock,
-    config::{Config, Options},
+    config::{Config, Fingerprint, Options},
     db::Database,
     files,
     gateway::Gateway,
@@ -73,6 +73,7 @@ pub struct Builder {
     config: Config,
     definitions: Option<Vec<Definition>>,
     follows_files: bool,
+    files_read: Option<Fingerprint>,
     settings: Option<Options>,
     more: Vec<Definition>,
     registry: agent::Registry,
@@ -90,10 +91,12 @@ impl Builder {
         self
     }
 
-    /// Hosts these agents, which were read from `agents.dir`, and reads that folder again when it changes.
+    /// Hosts these agents, which were read from `agents.dir`, and reads that folder again when its files are others than
+    /// those of `read`, which is taken before the reading.
     #[must_use]
-    pub fn definitions_of_files(mut self, definitions: Vec<Definition>) -> Self {
+    pub fn definitions_of_files(mut self, definitions: Vec<Definition>, read: Fingerprint) -> Self {
         self.follows_files = true;
+        self.files_read = Some(read);
         self.definitions(definitions)
     }
 

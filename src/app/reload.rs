@@ -1,6 +1,6 @@
 //! Reads the agents' files and the settings again while the daemon runs, and applies them as a whole or not at all.
 //!
-//! It looks at the folder and the settings file every two seconds: a change counts when two looks in a row find the same
+//! It looks at the folder and the settings file every two seconds, of a very large folder less often: a change counts when two looks in a row find the same
 //! files, so that a file that is being written is not read. Every file system and mount can be looked at, while some send
 //! no events. SIGHUP and `POST /v1/reload` read at once. Files with a problem change nothing; the process log and `/health` say what is wrong.
 use super::{
@@ -10,7 +10,7 @@ use super::{
 use crate::{
     agent::{Agents, Definition, Reloaded},
     api::{Health, PartState},
-    config::{self, Problem, Problems, load_agents},
+    config::{self, Fingerprint, Problem, Problems, load_agents},
     remote::Identity,
     scope::{OnExit, Scope},
     task::Tasks,
@@ -18,17 +18,18 @@ use crate::{
 use serde::Serialize;
 use std::{
     collections::BTreeSet,
-    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     time::Duration,
 };
 use tokio::{
     sync::{mpsc, oneshot},
-    time::{MissedTickBehavior, interval},
+    time::{Instant, sleep_until},
 };
 
-/// Interval of the looks at the folder.
+/// Least time between two looks at the folder.
 const EVERY: Duration = Duration::from_secs(2);
+/// And this many times the time of the look before: a folder of a hundred thousand files costs no measurable time.
+const PAUSE_FACTOR: u32 = 200;
 /// Requests that wait; a further one is answered by those.
 const WAITING_MAX: usize = 16;
 /// Problems that `/health` names; the process log names all.
@@ -102,21 +103,20 @@ pub(super) struct Deps {
     pub(super) registration: Registration,
     /// `None` if the program gave the settings.
     pub(super) settings: Option<Settings>,
+    /// The files that the agents and settings were read from. `None` reads them at the first look.
+    pub(super) read: Option<Fingerprint>,
 }
 
 /// Looks at the folder in `scope`.
 pub(super) fn start(scope: &Scope, deps: Deps) -> Reload {
     let (sender, asked) = mpsc::channel(WAITING_MAX);
-    let follower = Follower { deps, read: None, seen: None, refused: false, unregistered: false };
+    let follower = Follower { read: deps.read, deps, seen: None, refused: false, unregistered: false };
     scope.spawn("agents' files", OnExit::StopDaemon, |stop| async move {
         stop.run_until_cancelled(follower.run(asked)).await;
         Ok(())
     });
     Reload(Some(sender))
 }
-
-/// The files of a folder, and that of the settings: path, inode, size and time of the last change.
-type Fingerprint = BTreeSet<(PathBuf, u64, u64, i64, i64)>;
 
 struct Follower {
     deps: Deps,
@@ -132,11 +132,15 @@ struct Follower {
 
 impl Follower {
     async fn run(mut self, mut asked: mpsc::Receiver<Option<oneshot::Sender<ReloadOutcome>>>) {
-        let mut looks = interval(EVERY);
-        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut look_at = Instant::now();
         loop {
             tokio::select! {
-                _ = looks.tick() => self.look().await,
+                () = sleep_until(look_at) => {
+                    let began = Instant::now();
+                    let found = self.found().await;
+                    look_at = Instant::now() + EVERY.max(began.elapsed() * PAUSE_FACTOR);
+                    self.look(found).await;
+                }
                 reply = asked.recv() => {
                     let Some(reply) = reply else { return };
                     let outcome = self.reload().await;
@@ -149,12 +153,16 @@ impl Follower {
         }
     }
 
-    async fn look(&mut self) {
+    /// The files as they are now.
+    async fn found(&self) -> Fingerprint {
         let (dir, settings) = (self.deps.dir.clone(), self.settings_file());
-        let found = tokio::task::spawn_blocking(move || fingerprint(&dir, settings.as_deref()));
-        let found = found.await.unwrap_or_default();
-        let is_quiet = self.seen.as_ref() == Some(&found);
-        if is_quiet && self.read.as_ref() != Some(&found) {
+        let found = tokio::task::spawn_blocking(move || Fingerprint::of(&dir, settings.as_deref()));
+        found.await.unwrap_or_default()
+    }
+
+    async fn look(&mut self, found: Fingerprint) {
+        let is_quiet = self.seen == Some(found);
+        if is_quiet && self.read != Some(found) {
             // The outcome is logged.
             let _ = self.reload().await;
         } else if self.unregistered {
@@ -187,12 +195,12 @@ impl Follower {
     }
 
     async fn apply(&mut self) -> ReloadOutcome {
-        let (dir, known, file) = (self.deps.dir.clone(), self.read.clone(), self.settings_file());
+        let (dir, known, file) = (self.deps.dir.clone(), self.read, self.settings_file());
         let options = self.deps.settings.as_ref().map(|settings| settings.options().clone());
         let read = move || {
             // Before the files are read: a change during the reading is found by the next look.
-            let files = fingerprint(&dir, file.as_deref());
-            let had_files = known.iter().flatten().any(|(path, ..)| path.starts_with(&dir));
+            let files = Fingerprint::of(&dir, file.as_deref());
+            let had_files = known.is_some_and(|files| files.has_agents());
             let lost = had_files && !dir.is_dir();
             let definitions = if lost { Err(folder_is_gone(&dir)) } else { load_agents(&dir) };
             (files, definitions, options.as_ref().map(config::load).transpose())
@@ -256,18 +264,6 @@ fn both<A, B>(one: Result<A, Problems>, other: Result<B, Problems>) -> Result<(A
             Err(Problems(problems.collect()))
         }
     }
-}
-
-fn fingerprint(dir: &Path, settings: Option<&Path>) -> Fingerprint {
-    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
-    let is_definition = |path: &PathBuf| path.extension().is_some_and(|kind| kind == "toml");
-    let definitions = entries.map(|entry| entry.path()).filter(is_definition);
-    let file = |path: PathBuf| {
-        // Follows links: a mounted folder may exchange what they point to.
-        let file = std::fs::metadata(&path).ok()?;
-        Some((path, file.ino(), file.len(), file.mtime(), file.mtime_nsec()))
-    };
-    definitions.chain(settings.map(Path::to_path_buf)).filter_map(file).collect()
 }
 
 fn folder_is_gone(dir: &Path) -> Problems {

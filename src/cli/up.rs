@@ -11,7 +11,7 @@ use crate::{
     },
     auth::Login,
     clock::Clock,
-    config::{Config, Loaded, load_agents},
+    config::{Config, Fingerprint, Loaded, load_agents},
     db::private::password_file,
     id::ORG_DEFAULT,
     telemetry,
@@ -23,6 +23,8 @@ use tokio_util::sync::CancellationToken;
 pub(super) async fn run(settings: &Settings) -> Outcome {
     let loaded = settings.load()?;
     let config = loaded.config.clone();
+    // Before the files are read: a change during the reading is found by the next look.
+    let read = Fingerprint::of(&config.agents.dir, loaded.file.as_deref());
     let definitions = load_agents(&config.agents.dir)?;
     telemetry::init(&config.telemetry)?;
     let absent = absent(&definitions);
@@ -30,7 +32,7 @@ pub(super) async fn run(settings: &Settings) -> Outcome {
     let agents = definitions.len() - absent.len();
     let (mut signals, stop) = (Signals::install()?, CancellationToken::new());
     let builder = Daemon::builder(config.clone())
-        .definitions_of_files(definitions.clone())
+        .definitions_of_files(definitions.clone(), read)
         .settings_of(settings.options());
     let Some(daemon) = build(builder, &mut signals, &stop).await? else { return Ok(()) };
     let parts = daemon.parts();
@@ -40,6 +42,8 @@ pub(super) async fn run(settings: &Settings) -> Outcome {
     notes.extend(unwatchable(&parts.database, &definitions).await?.iter().map(ToString::to_string));
     let misfits = misfits(&config, &parts.database, &definitions).await?;
     notes.extend(misfits.iter().map(ToString::to_string));
+    // The daemon has its own, as long as it runs.
+    drop(definitions);
     let key = anon_key(parts)?;
     let url = daemon::http_url(parts.addr);
     let page = if config.dashboard.enabled {

@@ -5,6 +5,7 @@
 //! nothing and never asks the database.
 mod agents;
 mod changed;
+mod fingerprint;
 mod layers;
 mod messages;
 mod path;
@@ -16,6 +17,7 @@ mod tree_deserializer;
 
 pub use agents::{load_agents, load_agents_with, locate};
 pub use changed::changed_keys;
+pub use fingerprint::Fingerprint;
 pub use layers::{Options, file, keys, load};
 pub use problem::{Problem, Problems};
 pub use shown::shown;

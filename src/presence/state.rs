@@ -51,7 +51,8 @@ struct Meta {
 /// adds and removes it. So a dot that a node's state has seen and does not hold is removed, on every node.
 #[derive(Clone, Debug, Default)]
 pub struct State {
-    metas: BTreeMap<Dot, Meta>,
+    /// By hash: most rooms have one meta, for which a node of a B-tree would take eleven times its room.
+    metas: HashMap<Dot, Meta>,
     /// The last known counter of each node. A dot up to it that is not in `metas` has been removed.
     seen: BTreeMap<u32, u64>,
     /// The owners on this node.
@@ -133,9 +134,7 @@ impl State {
     /// Removes the metas of a dead node. They stay removed when other nodes still send them, because `seen` keeps
     /// the node's counter. A restarted node has a new replica id.
     pub fn forget(&mut self, replica: u32) -> Diff {
-        let range = Dot { replica, counter: 0 }..=Dot { replica, counter: u64::MAX };
-        let dots: Vec<_> = self.metas.range(range).map(|(dot, _)| *dot).collect();
-        let leaves = dots.into_iter().filter_map(|dot| Some((dot, self.metas.remove(&dot)?))).collect();
+        let leaves = self.metas.extract_if(|dot, _| dot.replica == replica).collect();
         self.owned.retain(|_, dot| dot.replica != replica);
         Diff { joins: BTreeMap::new(), leaves }
     }
@@ -213,7 +212,8 @@ fn put_metas<'a>(out: &mut BytesMut, metas: impl Iterator<Item = (Dot, &'a Meta)
         by_key.entry(&meta.key).or_default().push((dot, meta));
     }
     out.put_u8(b'{');
-    for (at, (key, metas)) in by_key.into_iter().enumerate() {
+    for (at, (key, mut metas)) in by_key.into_iter().enumerate() {
+        metas.sort_unstable_by_key(|(dot, _)| *dot);
         if at > 0 {
             out.put_u8(b',');
         }
@@ -325,7 +325,7 @@ mod tests {
     }
 
     /// Applies a difference to known metas, as a client does.
-    fn applied(mut metas: BTreeMap<Dot, Meta>, diff: &Diff) -> BTreeMap<Dot, Meta> {
+    fn applied(mut metas: HashMap<Dot, Meta>, diff: &Diff) -> HashMap<Dot, Meta> {
         metas.extend(diff.joins.clone());
         metas.retain(|dot, _| !diff.leaves.contains_key(dot));
         metas
@@ -366,7 +366,7 @@ mod tests {
         fn coalesced_differences_have_the_same_result(
             steps in proptest::collection::vec((0u64..4, 0u8..3), 0..30), told in 0usize..30,
         ) {
-            let (mut state, mut pending, mut known) = (State::default(), Diff::default(), BTreeMap::new());
+            let (mut state, mut pending, mut known) = (State::default(), Diff::default(), HashMap::new());
             for (at, (who, what)) in steps.into_iter().enumerate() {
                 let owner = Owner::Channel(who);
                 pending.extend(match what {
@@ -395,7 +395,7 @@ mod tests {
             let before = nodes[0].clone();
             let mut after = before.clone();
             let diff = after.merge(&nodes[1]);
-            let mut applied: BTreeMap<_, _> = before.metas;
+            let mut applied: HashMap<_, _> = before.metas;
             for dot in diff.leaves.keys() {
                 prop_assert!(applied.remove(dot).is_some());
             }
