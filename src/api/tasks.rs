@@ -22,8 +22,8 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json, value::RawValue};
 use std::time::Duration;
 
 const IDEMPOTENCY_KEY: &str = "idempotency-key";
@@ -113,19 +113,25 @@ pub(super) async fn list(
     caller: Caller,
     Params(query): Params<ListQuery>,
     request: Parts,
-) -> Result<Json<Value>, Problem> {
-    match query.view {
-        Some(View::Line) => lines(&deps, &caller, input::params(&request.uri)?).await,
-        None => whole(&deps, &caller, input::params(&request.uri)?).await,
-    }
+) -> Result<Response, Problem> {
+    Ok(match query.view {
+        Some(View::Line) => lines(&deps, &caller, input::params(&request.uri)?).await?.into_response(),
+        None => whole(&deps, &caller, input::params(&request.uri)?).await?.into_response(),
+    })
 }
 
-async fn lines(deps: &Deps, caller: &Caller, mut filter: LineFilter) -> Result<Json<Value>, Problem> {
+#[derive(Serialize)]
+struct Listed {
+    tasks: Vec<Box<RawValue>>,
+    partial: Option<Value>,
+}
+
+async fn lines(deps: &Deps, caller: &Caller, mut filter: LineFilter) -> Result<Json<Listed>, Problem> {
     input::limit(filter.limit)?;
     filter.org = caller.view(filter.org)?;
     let Lines { tasks, scanned_to } = deps.tasks.lines(&filter).await?;
     let partial = scanned_to.map(|id| json!({ "scanned_to": id }));
-    Ok(Json(json!({ "tasks": tasks, "partial": partial })))
+    Ok(Json(Listed { tasks, partial }))
 }
 
 async fn whole(deps: &Deps, caller: &Caller, mut filter: Filter) -> Result<Json<Value>, Problem> {

@@ -4,8 +4,9 @@ use crate::task::storage::statement::sql;
 use crate::task::{Error, OrgId, TaskId, TaskReader, TaskState};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Deserializer, de::Error as _};
-use serde_json::Value;
+use serde_json::{Value, value::RawValue};
 use std::{collections::HashMap, fmt::Display, str::FromStr};
+use tokio_postgres::Row;
 use uuid::Uuid;
 
 /// Most lines of one answer.
@@ -65,8 +66,8 @@ impl FromStr for Need {
 /// Lines, newest first.
 #[derive(Clone, Debug)]
 pub struct Lines {
-    /// The lines.
-    pub tasks: Vec<Value>,
+    /// The lines, as the database wrote them.
+    pub tasks: Vec<Box<RawValue>>,
     /// The oldest task that was looked at, if older ones may match: at most 50,000 are.
     pub scanned_to: Option<TaskId>,
 }
@@ -102,7 +103,8 @@ impl TaskReader {
     /// # Errors
     /// `BadRequest`, `Unavailable`.
     pub async fn lines(&self, filter: &LineFilter) -> Result<Lines, Error> {
-        self.lines_below(filter, None, LINES_MAX).await
+        let (rows, scanned_to) = self.lines_below(filter, None, LINES_MAX).await?;
+        Ok(Lines { tasks: rows.iter().map(|row| rows::json_text(row, "line")).collect(), scanned_to })
     }
 
     /// The tasks that a filter finds with their states, the newest first: at most `filter.limit`, which is not limited
@@ -111,12 +113,13 @@ impl TaskReader {
         &self,
         filter: &LineFilter,
     ) -> Result<Vec<(TaskId, Option<TaskState>)>, Error> {
-        let Lines { tasks, .. } = self.lines_below(filter, None, i64::MAX).await?;
-        let read = |line: &Value| {
+        let (rows, _) = self.lines_below(filter, None, i64::MAX).await?;
+        let read = |row| {
+            let line = rows::json(row, "line");
             let id = line.get("id")?.as_str()?.parse().ok()?;
             Some((id, line.get("state")?.as_str().and_then(TaskState::parse)))
         };
-        Ok(tasks.iter().filter_map(read).collect())
+        Ok(rows.iter().filter_map(read).collect())
     }
 
     /// The tasks of a tree as lines: the root and the first 500 below it, level by level. Returns whether there may be
@@ -125,7 +128,8 @@ impl TaskReader {
     /// # Errors
     /// `Unavailable`.
     pub async fn tree(&self, root: TaskId) -> Result<(Vec<Value>, bool), Error> {
-        let Lines { tasks, .. } = self.lines_below(&LineFilter::default(), Some(root), TREE_MAX).await?;
+        let (rows, _) = self.lines_below(&LineFilter::default(), Some(root), TREE_MAX).await?;
+        let tasks: Vec<Value> = rows.iter().map(|row| rows::json(row, "line")).collect();
         let more = i64::try_from(tasks.len()).is_ok_and(|count| count >= TREE_MAX);
         Ok((tasks, more))
     }
@@ -142,12 +146,13 @@ impl TaskReader {
             .collect()
     }
 
+    /// Rows with a `line` each, and the oldest task that was looked at, if older ones may match.
     async fn lines_below(
         &self,
         filter: &LineFilter,
         root: Option<TaskId>,
         limit_max: i64,
-    ) -> Result<Lines, Error> {
+    ) -> Result<(Vec<Row>, Option<TaskId>), Error> {
         check(filter)?;
         let org = filter.org.as_ref().map(OrgId::as_str);
         let states: Vec<&str> = filter.state.iter().map(|state| state.as_str()).collect();
@@ -193,15 +198,14 @@ impl TaskReader {
                 ],
             )
             .await?;
-        let tasks: Vec<Value> = rows.iter().map(|row| rows::json(row, "line")).collect();
-        let is_full = i64::try_from(tasks.len()).is_ok_and(|count| count >= limit);
+        let is_full = i64::try_from(rows.len()).is_ok_and(|count| count >= limit);
         let scanned_to = if is_full || live || !ids.is_empty() || root.is_some() {
             None
         } else {
-            let rows = self.query(sql!("scanned_to"), &[&since, &before]).await?;
-            rows.first().map(|row| rows::task_id(row, "id")).transpose()?
+            let last = self.query(sql!("scanned_to"), &[&since, &before]).await?;
+            last.first().map(|row| rows::task_id(row, "id")).transpose()?
         };
-        Ok(Lines { tasks, scanned_to })
+        Ok((rows, scanned_to))
     }
 
     /// What happens in an org now: `{at, org, states, needs, oldest_open_at, ended, agents, awards}`. `ended` counts the

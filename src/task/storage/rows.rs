@@ -9,8 +9,14 @@ pub(in crate::task) use crate::db::{Columns, Unreadable};
 use crate::task::machine::AssignmentState;
 use crate::task::{AgentId, AgentPresence, Epoch, Error, Event, OrgId, Task, TaskId, TaskState, Update};
 use chrono::{DateTime, Utc};
-use serde_json::Value;
-use tokio_postgres::{Row, types::FromSqlOwned};
+use serde_json::{
+    Value,
+    value::{RawValue, to_raw_value},
+};
+use tokio_postgres::{
+    Row,
+    types::{FromSqlOwned, Json},
+};
 use uuid::Uuid;
 
 /// Largest round, attempt or other count that a row may hold: far from an overflow, and far from any real one.
@@ -258,4 +264,13 @@ impl Event {
 pub(in crate::task) fn json(row: &Row, column: &str) -> Value {
     let read = row.read::<Option<Value>>(column).map(Option::unwrap_or_default);
     read.unwrap_or_else(|why| serde_json::json!({ "unreadable": why.to_string() }))
+}
+
+/// The same as text, which is not parsed to be written again.
+pub(in crate::task) fn json_text(row: &Row, column: &str) -> Box<RawValue> {
+    let read = row.read::<Option<Json<Box<RawValue>>>>(column);
+    let text = read.map(|json| json.map_or_else(|| RawValue::NULL.to_owned(), |Json(text)| text));
+    // An object with one text is always JSON.
+    let unreadable = |why: Unreadable| to_raw_value(&serde_json::json!({ "unreadable": why.to_string() }));
+    text.or_else(unreadable).unwrap_or_else(|_| RawValue::NULL.to_owned())
 }
