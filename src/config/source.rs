@@ -57,7 +57,7 @@ impl Source {
             DeValue::Boolean(yes) => Value::Bool(*yes),
             DeValue::Datetime(time) => Value::String(time.to_string()),
             DeValue::Integer(int) => integer(int.as_str(), int.radix()),
-            DeValue::Float(float) => float.as_str().parse().map_or(Value::Null, number),
+            DeValue::Float(float) => float.as_str().parse().map_or_else(|_| float.as_str().into(), number),
             DeValue::Table(table) => self.table(table, path, starts),
             DeValue::Array(items) => {
                 let mut list = Vec::new();
@@ -72,9 +72,12 @@ impl Source {
     }
 }
 
+/// An integer that no type holds becomes text, so that the reader reports what it expected: as a missing value it would
+/// leave a limit out.
 fn integer(digits: &str, radix: u32) -> Value {
     let signed = i64::from_str_radix(digits, radix).map(Value::from);
-    signed.or_else(|_| u64::from_str_radix(digits, radix).map(Value::from)).unwrap_or_default()
+    let number = signed.or_else(|_| u64::from_str_radix(digits, radix).map(Value::from));
+    number.unwrap_or_else(|_| digits.into())
 }
 
 /// Infinity and NaN are not JSON numbers: they become text, so that the reader reports what it expected.
@@ -106,6 +109,26 @@ mod tests {
             assert_eq!(source.line(&Path::parse(key)), Some(line), "{key}");
         }
         assert_eq!(source.line(&Path::parse("run.missing")), Some(3), "the table's own line");
+    }
+
+    #[test]
+    fn number_that_no_type_holds_is_a_fault_and_no_missing_value() {
+        #[derive(Debug, serde::Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Limits {
+            #[serde(default)]
+            _most: Option<u64>,
+        }
+        for number in ["99999999999999999999", "-99999999999999999999", "0xfffffffffffffffff", "inf", "1e999"]
+        {
+            let (source, problems) = Source::parse("a.toml", &format!("_most = {number}\n"));
+            assert_eq!(problems, []);
+            let reading = super::super::read::read::<Limits>(&source.tree);
+            let faults: Vec<_> = reading.faults.iter().map(|fault| fault.path.to_string()).collect();
+            assert_eq!(faults, ["_most"], "{number}");
+        }
+        let (source, _) = Source::parse("a.toml", "_most = 18446744073709551615\n");
+        assert_eq!(source.tree["_most"], u64::MAX);
     }
 
     #[test]

@@ -44,7 +44,7 @@ pub(super) fn check(definition: &Definition, found: &mut Problems) {
         }
         let Some(arguments) = &rule.arguments else { continue };
         let key = format!("{key}.arguments");
-        if name == FINISH || name.starts_with(REQUEST_TASK) {
+        if name == FINISH || name.split(':').next() == Some(REQUEST_TASK) {
             found.add(key, "the schemas of results and parts are run.result_schema and run.parts.KIND.input");
         } else if let Err(e) = check_setting(arguments) {
             found.add(key, format!("it is no JSON schema: {e}"));
