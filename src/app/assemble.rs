@@ -101,19 +101,8 @@ pub(super) async fn assemble(
     listener: TcpListener,
     database: Database,
 ) -> anyhow::Result<Daemon> {
-    let Builder {
-        config,
-        definitions,
-        follows_files,
-        files_read,
-        settings,
-        more,
-        registry,
-        models,
-        keeper,
-        clock,
-        stop: _,
-    } = builder;
+    let Builder { config, definitions, files_read, settings, more, registry, models, keeper, clock, stop: _ } =
+        builder;
     let addr = listener.local_addr()?;
     let (metrics, health) = (Registry::default(), api::Health::default());
     for part in ["database", "wal", "agents"] {
@@ -125,7 +114,7 @@ pub(super) async fn assemble(
     let rights = build_rights(&base).await?;
     let (tasks, notices) = build_negotiation(&base);
     let realtime = build_realtime(&base, &rights.access).await?;
-    let follows_files = follows_files || definitions.is_none();
+    let follows_files = files_read.is_some() || definitions.is_none();
     let definitions = definitions.map_or_else(|| load_agents(&base.config.agents.dir), Ok)?;
     let definitions = definitions.into_iter().chain(more.iter().cloned()).collect();
     let models =
@@ -203,10 +192,10 @@ fn sample_series(scope: &Scope, metrics: &Registry, clock: &Clock) -> Series {
     series
 }
 
-/// Reads the agents' files and the settings again when they change.
 /// The agents beside the files, the right to register, the settings, and the files that were read already.
 type FollowedFiles = (Vec<Definition>, Registration, Option<Settings>, Option<Fingerprint>);
 
+/// Reads the agents' files and the settings again when they change.
 fn follow_files(
     base: &Base,
     tasks: &Tasks,
@@ -223,9 +212,8 @@ fn follow_files(
         health: base.health.clone(),
         registration,
         settings,
-        read,
     };
-    reload::start(&base.scope, deps)
+    reload::start(&base.scope, deps, read)
 }
 
 /// The reload as the routes know it.

@@ -72,7 +72,7 @@ const REST_WITHIN: Duration = Duration::from_secs(5);
 pub struct Builder {
     config: Config,
     definitions: Option<Vec<Definition>>,
-    follows_files: bool,
+    /// The files that `definitions` were read from, which are read again. `None`: they come from a program.
     files_read: Option<Fingerprint>,
     settings: Option<Options>,
     more: Vec<Definition>,
@@ -95,7 +95,6 @@ impl Builder {
     /// those of `read`, which is taken before the reading.
     #[must_use]
     pub fn definitions_of_files(mut self, definitions: Vec<Definition>, read: Fingerprint) -> Self {
-        self.follows_files = true;
         self.files_read = Some(read);
         self.definitions(definitions)
     }

@@ -1,8 +1,9 @@
 //! Reads the agents' files and the settings again while the daemon runs, and applies them as a whole or not at all.
 //!
-//! It looks at the folder and the settings file every two seconds, of a very large folder less often: a change counts when two looks in a row find the same
-//! files, so that a file that is being written is not read. Every file system and mount can be looked at, while some send
-//! no events. SIGHUP and `POST /v1/reload` read at once. Files with a problem change nothing; the process log and `/health` say what is wrong.
+//! It looks at the folder and the settings file every two seconds, and less often at a very large folder. A change counts
+//! when two looks in a row find the same files, so that a file that is being written is not read. Every file system and
+//! mount can be looked at, while some send no events. SIGHUP and `POST /v1/reload` read at once. Files with a problem
+//! change nothing; the process log and `/health` say what is wrong.
 use super::{
     leadership::{Registration, hosted_here, register},
     settings::{Settings, SettingsChange},
@@ -103,14 +104,13 @@ pub(super) struct Deps {
     pub(super) registration: Registration,
     /// `None` if the program gave the settings.
     pub(super) settings: Option<Settings>,
-    /// The files that the agents and settings were read from. `None` reads them at the first look.
-    pub(super) read: Option<Fingerprint>,
 }
 
-/// Looks at the folder in `scope`.
-pub(super) fn start(scope: &Scope, deps: Deps) -> Reload {
+/// Looks at the folder in `scope`. `read`: the files that the agents and settings were read from; without it they are
+/// read again as soon as two looks agree.
+pub(super) fn start(scope: &Scope, deps: Deps, read: Option<Fingerprint>) -> Reload {
     let (sender, asked) = mpsc::channel(WAITING_MAX);
-    let follower = Follower { read: deps.read, deps, seen: None, refused: false, unregistered: false };
+    let follower = Follower { deps, read, seen: None, refused: false, unregistered: false };
     scope.spawn("agents' files", OnExit::StopDaemon, |stop| async move {
         stop.run_until_cancelled(follower.run(asked)).await;
         Ok(())

@@ -118,6 +118,12 @@ fn definition(
     (definition, problems)
 }
 
+/// Whether a file of the folder defines an agent by its name: `*.toml`, and not hidden.
+pub(super) fn is_agent_file(path: &FilePath) -> bool {
+    let hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+    path.extension() == Some(OsStr::new("toml")) && !hidden
+}
+
 fn files_of(folder: &FilePath) -> Result<Vec<PathBuf>, Problems> {
     let unreadable = |e: std::io::Error| {
         let is_refused = e.kind() == std::io::ErrorKind::PermissionDenied && e.raw_os_error().is_none();
@@ -134,8 +140,7 @@ fn files_of(folder: &FilePath) -> Result<Vec<PathBuf>, Problems> {
     let mut files = Vec::new();
     for entry in entries {
         let path = entry.map_err(unreadable)?.path();
-        let hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
-        if path.extension() == Some(OsStr::new("toml")) && !hidden {
+        if is_agent_file(&path) {
             files.push(path);
         }
     }

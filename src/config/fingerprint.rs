@@ -1,4 +1,5 @@
 //! Whether the agents' files or that of the settings have changed, without reading them.
+use super::agents::is_agent_file;
 use sha2::{Digest, Sha256};
 use std::{os::unix::fs::MetadataExt, path::Path};
 
@@ -12,13 +13,13 @@ pub struct Fingerprint {
 }
 
 impl Fingerprint {
-    /// Looks at each `*.toml` of `dir` and at the file of the settings. What cannot be looked at counts as absent.
+    /// Looks at each agent's file of `dir` and at the file of the settings. What cannot be looked at counts as absent.
     #[must_use]
     pub fn of(dir: &Path, settings: Option<&Path>) -> Self {
         let mut found = Self::default();
         let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
-        let definitions = entries.map(|entry| entry.path()).filter(|path| is_definition(path));
-        found.agents = definitions.filter(|path| found.add(path)).count();
+        let agents = entries.map(|entry| entry.path()).filter(|path| is_agent_file(path));
+        found.agents = agents.filter(|path| found.add(path)).count();
         if let Some(settings) = settings {
             found.add(settings);
         }
@@ -47,10 +48,6 @@ impl Fingerprint {
         self.sum = self.sum.wrapping_add(u128::from_be_bytes(first));
         true
     }
-}
-
-fn is_definition(path: &Path) -> bool {
-    path.extension().is_some_and(|kind| kind == "toml")
 }
 
 #[cfg(test)]
@@ -84,6 +81,7 @@ mod tests {
         fs::write(&settings, "").unwrap();
         changed("the settings");
         fs::write(agents.join("notes.txt"), "x").unwrap();
+        fs::write(agents.join(".hidden.toml"), "x").unwrap();
         assert_eq!(look(), *seen.last().unwrap(), "a file of another kind");
         fs::remove_file(agents.join("a.toml")).unwrap();
         fs::remove_file(agents.join("c.toml")).unwrap();

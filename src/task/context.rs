@@ -84,9 +84,9 @@ pub(in crate::task) struct TaskContext {
     pub(in crate::task) arbiter_progress: WorkerProgress,
     /// Classes whose ready tasks wait for a slot: new tasks of such a class must not overtake them.
     pub(in crate::task) backlog: Mutex<HashSet<i64>>,
-    /// Classes of tasks that were made.
+    /// Cache of the classes of tasks.
     pub(in crate::task) classes: Classes,
-    /// Awards of this node that nobody has accepted yet.
+    /// Cache of the pending awards of this node.
     pub(in crate::task) fresh_awards: FreshAwards,
     /// Offers that each agent has won and lost.
     pub(in crate::task) offers: Arc<Tallies>,

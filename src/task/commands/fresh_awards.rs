@@ -10,10 +10,10 @@ use parking_lot::Mutex;
 use serde_json::Value;
 use std::collections::HashMap;
 
-/// Awards that are kept. Those that nobody accepts stay until there are so many; then all are forgotten.
+/// Capacity of the cache. A full cache evicts all entries, those of awards that were never accepted too.
 const AWARDS_MAX: usize = 4096;
 
-/// An award that nobody has accepted yet.
+/// A pending award: made, and not accepted yet.
 #[derive(Clone, Debug)]
 pub(in crate::task) struct FreshAward {
     pub(in crate::task) assigned: Assigned,
@@ -23,7 +23,7 @@ pub(in crate::task) struct FreshAward {
     pub(in crate::task) policy: Value,
 }
 
-/// The awards of one node.
+/// Cache of the pending awards of one node.
 #[derive(Debug, Default)]
 pub(in crate::task) struct FreshAwards(Mutex<HashMap<AssignmentId, FreshAward>>);
 

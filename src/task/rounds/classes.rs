@@ -4,12 +4,12 @@ use crate::id::OrgId;
 use parking_lot::Mutex;
 use std::collections::HashMap;
 
-/// Classes that are kept; then all are forgotten.
+/// Capacity of the cache. A full cache evicts all entries.
 const CLASSES_MAX: usize = 1000;
 /// Most requirements of a class that is kept, so that the memory is limited.
 const REQUIRES_MAX: usize = 16;
 
-/// Classes by org and requirements.
+/// Cache of classes by org and requirements.
 #[derive(Debug, Default)]
 pub(in crate::task) struct Classes(Mutex<Known>);
 

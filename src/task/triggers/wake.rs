@@ -125,7 +125,7 @@ impl TaskTriggers {
 struct NewWake<'a> {
     wake: &'a Wake,
     task: TaskId,
-    /// The request, or why there is none.
+    /// The checked request, or the reason of its refusal.
     asked: Result<CheckedRequest, String>,
     /// The class of the task, if one like it was made before.
     class: Option<i64>,
@@ -162,8 +162,7 @@ fn planned(wakes: &[NewWake<'_>]) -> Option<Vec<(i64, Candidate)>> {
     wakes.iter().map(NewWake::candidate).collect()
 }
 
-/// Records the wakes and inserts their tasks. Returns the rows of the tasks; there is none of a change that was recorded
-/// before.
+/// Inserts the wakes and their tasks. Returns a row for each inserted task; a duplicate wake inserts none.
 async fn record(tx: &Transaction<'_>, wakes: &[NewWake<'_>]) -> Result<Vec<Row>, Error> {
     if wakes.is_empty() {
         return Ok(Vec::new());
