@@ -8,7 +8,7 @@ use crate::{
     support::{PATIENCE, from_environment},
 };
 use convoke::{auth::Role, db::Database};
-use rand::{RngExt, SeedableRng, rngs::StdRng};
+use rand::{RngExt, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 use reqwest::Method;
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -200,8 +200,14 @@ impl Draw {
             "{\"kind\":\"k\",\"policy\":{\"verifier\":null}}",
             "{\"kind\":\"k\",\"policy\":{\"attempts_max\":2}}",
         ];
-        let members: Vec<String> = (0..self.0.random_range(0..3))
-            .map(|_| format!("\"{}\":{}", self.pick(&names), self.pick(&values)))
+        // No name is drawn twice, for the reason that `json` gives.
+        let count = self.0.random_range(0..3);
+        let members: Vec<String> = names
+            .sample(&mut self.0, count)
+            .copied()
+            .collect::<Vec<_>>()
+            .into_iter()
+            .map(|name| format!("\"{name}\":{}", self.pick(&values)))
             .collect();
         format!("{{{}}}", members.join(","))
     }
