@@ -168,7 +168,12 @@ impl Catalog {
 
     /// The tools that a run may ever call.
     fn offered(&self, last: bool) -> impl Iterator<Item = (&String, &Offered)> {
-        let ever = |name: &str| self.rules.get(name).is_none_or(|rule| rule.most != Some(0));
+        // A run that can neither finish nor call anything else gives up, whatever the rule of `give_up`.
+        let may_be_stuck = self.rules.contains_key(FINISH);
+        let ever = move |name: &str| {
+            let never = self.rules.get(name).is_some_and(|rule| rule.most == Some(0));
+            !never || (name == GIVE_UP && may_be_stuck)
+        };
         let of_last = move |name: &str| !last || matches!(name, FINISH | GIVE_UP);
         self.tools.iter().filter(move |(name, _)| ever(name) && of_last(name))
     }
@@ -198,7 +203,7 @@ impl Catalog {
 
     /// What the system message says about the tools.
     pub(super) fn instructions(&self) -> String {
-        let may_give_up = self.offered(true).any(|(name, _)| name == GIVE_UP);
+        let may_give_up = self.rules.get(GIVE_UP).is_none_or(|rule| rule.most != Some(0));
         let give_up = if may_give_up { "Call give_up if it cannot be done. " } else { "" };
         let how = format!(
             "Work with the tools until the task is done, then call finish with the result. \
@@ -438,12 +443,19 @@ mod tests {
         let catalog = Catalog::new(&definition(&format!("tools_by = \"schema\"\n{RULES}")), None);
         let mut turn = Turn::default();
         assert_eq!(open(&catalog, &turn), "look request_task:a");
-        turn.count("look", &json!({ "id": 3 }));
+        let called = |turn: &mut Turn, name: &str, kind: Option<&str>| {
+            turn.count(name, &json!({ "kind": kind, "input": {} }));
+            turn.called.begin(kind.map(part_rule).into_iter().chain([name.to_owned()]));
+        };
+        called(&mut turn, "look", None);
         assert_eq!(open(&catalog, &turn), "request_task:a");
-        turn.count(REQUEST_TASK, &json!({ "kind": "a", "input": {} }));
+        let mut within = turn.clone();
+        within.count(REQUEST_TASK, &json!({ "kind": "a", "input": {} }));
+        assert_eq!(open(&catalog, &within), "give_up", "a call of the same answer opens nothing");
+        called(&mut turn, REQUEST_TASK, Some("a"));
         assert_eq!(open(&catalog, &turn), "request_task:b tasks");
         assert!(!catalog.may_finish(&turn));
-        turn.count("tasks", &json!({}));
+        called(&mut turn, "tasks", None);
         assert_eq!(open(&catalog, &turn), "finish request_task:b tasks");
         assert!(catalog.may_finish(&turn));
         let last = |called: Called| Turn { last: true, called };
@@ -451,7 +463,10 @@ mod tests {
         // A run that can do nothing else gives up, also against its rule.
         assert_eq!(open(&catalog, &last(Called::default())), "give_up");
         let told = catalog.instructions();
-        assert!(!told.contains("give_up"), "{told}");
+        assert!(!told.contains("Call give_up if it cannot be done"), "{told}");
+        assert!(
+            told.contains("- give_up: Ends the task without a result. Rule: only if no other tool is open")
+        );
         assert!(told.contains(
             "- look: . Rule: at most 1 times in a run Arguments: {\"properties\":{\"id\":{\"enum\":[3,4]}}"
         ));
@@ -471,12 +486,12 @@ mod tests {
         };
         let part = |kind: &str| json!({ "kind": kind, "input": {} });
         for (name, args, why) in [
-            ("finish", json!({ "result": 1 }), "finish comes after tasks: use one of look, request_task"),
             (
-                "give_up",
-                json!({ "reason": "x", "retryable": true }),
-                "give_up may be called 0 times in a run, and was",
+                "finish",
+                json!({ "result": 1 }),
+                "finish comes after tasks, in a later answer: use one of look, request_task",
             ),
+            ("give_up", json!({ "reason": "x", "retryable": true }), "give_up may not be called: use one of"),
             (REQUEST_TASK, part("b"), "request_task:b comes after request_task:a"),
             ("look", json!({ "id": 1 }), "/id breaks /properties/id/enum"),
             ("look", json!({ "id": "x" }), "/id breaks /properties/id/type"),
@@ -498,7 +513,7 @@ mod tests {
         // The tools of the endpoint are the same at every turn.
         let names: Vec<Value> =
             catalog.native(false).iter().map(|tool| tool["function"]["name"].clone()).collect();
-        assert_eq!(names, ["finish", "look", REQUEST_TASK, "tasks"]);
+        assert_eq!(names, ["finish", "give_up", "look", REQUEST_TASK, "tasks"]);
     }
 
     #[tokio::test]

@@ -23,18 +23,23 @@ impl Turn {
             if step.state != StepState::Failed || step.tries > 0 {
                 turn.count(&call.name, &call.args);
             }
+            // One that a person or a guard has denied is not begun.
+            if step.state == StepState::Done || step.tries > 0 {
+                turn.called.begin(names(&call.name, &call.args));
+            }
         }
         turn
     }
 
     /// Counts a call, also for the others of its answer.
     pub(super) fn count(&mut self, name: &str, args: &Value) {
-        let kind = kind_of(name, args).map(part_rule);
-        for name in kind.into_iter().chain([name.to_owned()]) {
-            let count = self.called.entry(name).or_default();
-            *count = count.saturating_add(1);
-        }
+        self.called.count(names(name, args));
     }
+}
+
+/// The names that a rule may have for a call.
+fn names(name: &str, args: &Value) -> impl Iterator<Item = String> {
+    kind_of(name, args).map(part_rule).into_iter().chain([name.to_owned()])
 }
 
 /// The kind of the part that a call requests. `None` for another tool.
@@ -45,6 +50,7 @@ pub(super) fn kind_of<'a>(name: &str, args: &'a Value) -> Option<&'a str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::agent::CallRule;
     use crate::agent::think::testing::{model, note, tool_step};
     use crate::task::{Effect, StepBody};
     use serde_json::json;
@@ -68,8 +74,30 @@ mod tests {
             call.args = json!({ "kind": "a" });
         }
         steps.push(Step { tries: 1, ..part });
-        let called = Turn::after(&steps, false).called;
-        let expected = [("look", 5), (REQUEST_TASK, 1), ("request_task:a", 1)];
-        assert_eq!(called, expected.map(|(name, count)| (name.to_owned(), count)).into());
+        let mut expected = Called::default();
+        for (name, count) in [("look", 5), (REQUEST_TASK, 1), ("request_task:a", 1)] {
+            (0..count).for_each(|_| expected.count([name.to_owned()]));
+            expected.begin([name.to_owned()]);
+        }
+        assert_eq!(Turn::after(&steps, false).called, expected);
+    }
+
+    #[test]
+    fn only_a_call_that_has_begun_is_one_that_another_may_come_after() {
+        for (state, tries, is_begun) in [
+            (StepState::Planned, 0, false),
+            (StepState::Denied, 0, false),
+            (StepState::Failed, 0, false),
+            (StepState::Failed, 1, true),
+            (StepState::Unknown, 1, true),
+            (StepState::Done, 1, true),
+            // The result of an earlier run.
+            (StepState::Done, 0, true),
+        ] {
+            let step = Step { state, tries, ..tool_step(3, 2, 0, "look", Effect::Once, None) };
+            let called = Turn::after(&[note(1, "task"), model(2, json!({})), step], false).called;
+            let rule = CallRule { after: vec!["look".into()], ..CallRule::default() };
+            assert_eq!(rule.closed("pay", &called).is_none(), is_begun, "{state:?} {tries}");
+        }
     }
 }

@@ -19,6 +19,7 @@ mod money;
 mod otlp;
 mod parts;
 mod research;
+mod rules;
 mod runs;
 mod sql_read;
 mod streams;
