@@ -92,6 +92,18 @@ pub struct Limits {
     pub progress_interval: Duration,
 }
 
+impl Limits {
+    /// The most questions of a run.
+    pub(crate) fn steps(&self) -> u32 {
+        self.steps_max.unwrap_or(50)
+    }
+
+    /// The most calls of a run.
+    pub(crate) fn calls(&self) -> u32 {
+        self.calls_max.unwrap_or(200)
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self {

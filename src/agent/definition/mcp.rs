@@ -139,7 +139,22 @@ pub struct FoundTool {
     pub sha256: String,
 }
 
+/// Longest name of a tool in calls of the model, in bytes: that of the endpoints. A longer one is cut and gets a hash.
+pub(crate) const CALLED_BYTES_MAX: usize = 63;
+
 impl McpServer {
+    /// The name of a tool in calls of the model, if no other tool has it and it is not too long: `server__tool`.
+    pub(crate) fn name_in_calls(&self, tool: &str) -> String {
+        format!("{}__{}", self.name, plain(tool, '_'))
+    }
+
+    /// Whether `allow` can let in a tool with this name in calls, in whatever spelling the server gives it.
+    pub(crate) fn may_allow(&self, name_in_calls: &str) -> bool {
+        let name = name_in_calls.strip_prefix(&self.name).and_then(|rest| rest.strip_prefix("__"));
+        let fits = |pattern: &String| name.is_some_and(|name| matches(&plain(pattern, '*'), name));
+        self.allow.iter().any(fits)
+    }
+
     /// Whether a tool of this name may be called.
     pub(crate) fn allows(&self, tool: &str) -> bool {
         let any = |patterns: &[String]| patterns.iter().any(|pattern| matches(pattern, tool));
@@ -167,6 +182,12 @@ impl McpServer {
     pub(crate) fn secrets(&self) -> impl Iterator<Item = &String> {
         self.headers_env.values().chain(&self.bearer_env)
     }
+}
+
+/// A name in lower case, with `_` for all but letters, digits and `kept`.
+fn plain(name: &str, kept: char) -> String {
+    let plain = |c: char| if c.is_ascii_alphanumeric() || c == kept { c.to_ascii_lowercase() } else { '_' };
+    name.chars().map(plain).collect()
 }
 
 /// What a table has for the longest of its patterns that a name has the form of.

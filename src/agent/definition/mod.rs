@@ -31,6 +31,7 @@ pub(crate) use call_rule::{Called, part_rule};
 pub use check::{check, check_all, check_in};
 pub use guard::{Guard, GuardOn};
 pub use limits::{Limits, Offer, OfferBy};
+pub(crate) use mcp::CALLED_BYTES_MAX;
 pub use mcp::{FoundTool, McpPin, McpPinRule, McpProtocol, McpServer};
 pub use models::{Failover, ModelChoice};
 pub use problems::Problem;

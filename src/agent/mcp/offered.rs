@@ -3,7 +3,7 @@
 //! What a server says about its tools is text of a stranger that a model reads. So it is cleaned and cut, and its
 //! SHA-256 is compared with the accepted one.
 use crate::{
-    agent::{FoundTool, McpServer, hex},
+    agent::{FoundTool, McpServer, definition::CALLED_BYTES_MAX, hex},
     task::Effect,
 };
 use rmcp::model::Tool;
@@ -15,8 +15,6 @@ use std::collections::HashMap;
 const NAME_BYTES_MAX: usize = 128;
 /// Longest description, in bytes.
 const DESCRIPTION_BYTES_MAX: usize = 2 << 10;
-/// Longest name in calls, in bytes.
-const CALLED_BYTES_MAX: usize = 63;
 
 /// What is pinned of a tool, as JSON with sorted members.
 pub(crate) fn pinned_text(tool: &Tool) -> String {
@@ -36,12 +34,12 @@ pub(crate) fn offered(server: &McpServer, listed: &[Tool]) -> Vec<(FoundTool, St
     tools.dedup_by(|later, first| later.name == first.name);
     let mut uses: HashMap<String, usize> = HashMap::new();
     for tool in &tools {
-        *uses.entry(plain(server, &tool.name)).or_default() += 1;
+        *uses.entry(server.name_in_calls(&tool.name)).or_default() += 1;
     }
     let mut found: Vec<(FoundTool, String)> = tools
         .into_iter()
         .map(|tool| {
-            let name = plain(server, &tool.name);
+            let name = server.name_in_calls(&tool.name);
             let is_unique = uses.get(&name) == Some(&1) && name.len() <= CALLED_BYTES_MAX;
             let name = if is_unique { name } else { with_hash(server, &tool.name, &name) };
             let text = pinned_text(tool);
@@ -89,12 +87,6 @@ fn effect(server: &McpServer, tool: &Tool) -> Effect {
 /// ones of ASCII, which every database can store.
 fn is_name(name: &str) -> bool {
     !name.is_empty() && name.len() <= NAME_BYTES_MAX && name.chars().all(|c| c.is_ascii_graphic())
-}
-
-/// The name in calls, if no other tool has it: `server__tool`.
-fn plain(server: &McpServer, tool: &str) -> String {
-    let tool = tool.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' });
-    format!("{}__{}", server.name, tool.collect::<String>())
 }
 
 /// A name with a hash of the full one, so that it is the same whatever other tools there are.

@@ -2,7 +2,7 @@
 use super::thinker::{Thinker, unwritten};
 use crate::{
     agent::{
-        Definition, FoundTool, Job, McpPin, McpPinRule, McpServer,
+        CallRule, Definition, FoundTool, Job, McpPin, McpPinRule, McpServer,
         job::{outage, retryable},
         mcp::offered,
         retry::again,
@@ -11,6 +11,7 @@ use crate::{
     task::{Error, Failure, SeenTool, TaskCommands},
 };
 use futures_util::future::join_all;
+use std::collections::{BTreeMap, BTreeSet};
 use tracing::{debug, warn};
 
 /// Most tools of a run, and most bytes of them as the model sees them.
@@ -50,7 +51,15 @@ pub(super) async fn with_tools(
                 continue;
             }
         };
-        let found = accepted(thinker, job, tasks, &server, tools).await?;
+        let mut found = accepted(thinker, job, tasks, &server, tools).await?;
+        let agent = &thinker.definition.id;
+        for tool in without_ambiguous(&definition.run.calls, &server, &mut found) {
+            warn!(%agent, server = server.name, tool,
+                "MCP tool left out: a rule of run.calls names it, and another tool of the server has the same name in calls");
+        }
+        for name in missing_in_calls(&definition.run.calls, &server, &found) {
+            warn!(%agent, server = server.name, name, "MCP tool is missing that a rule of run.calls names");
+        }
         if let Some(server) = definition.run.mcp.get_mut(at) {
             server.found = found;
         }
@@ -133,6 +142,38 @@ async fn accepted(
     Ok(usable)
 }
 
+/// The names in calls that rules mention.
+fn ruled(rules: &BTreeMap<String, CallRule>) -> impl Iterator<Item = &String> {
+    rules.iter().flat_map(|(name, rule)| std::iter::once(name).chain(&rule.after))
+}
+
+/// Leaves out the tools that share their name in calls with others, if a rule has that name: it would hold for none of
+/// them. Returns their names at the server.
+fn without_ambiguous(
+    rules: &BTreeMap<String, CallRule>,
+    server: &McpServer,
+    found: &mut Vec<FoundTool>,
+) -> Vec<String> {
+    let is_ambiguous = |tool: &mut FoundTool| {
+        let name = server.name_in_calls(&tool.tool);
+        tool.name != name && ruled(rules).any(|ruled| *ruled == name)
+    };
+    found.extract_if(.., is_ambiguous).map(|tool| tool.tool).collect()
+}
+
+/// The names that rules mention for tools of a server, and that no tool has.
+fn missing_in_calls(
+    rules: &BTreeMap<String, CallRule>,
+    server: &McpServer,
+    found: &[FoundTool],
+) -> BTreeSet<String> {
+    let of_server = |name: &&String| {
+        name.strip_prefix(&server.name).is_some_and(|rest| rest.starts_with("__"))
+            && !found.iter().any(|tool| tool.name == **name)
+    };
+    ruled(rules).filter(of_server).cloned().collect()
+}
+
 /// Leaves out the last tools of the last servers that are too many.
 fn limit(definition: &mut Definition) {
     let own: Vec<usize> = callables(&Definition { run: without_servers(definition), ..definition.clone() })
@@ -189,6 +230,45 @@ mod tests {
         let mut long = definition("files", 100, 4_000);
         limit(&mut long);
         assert_eq!(long.run.mcp[0].found.len(), 32);
+    }
+
+    #[test]
+    fn tools_that_a_rule_means_by_one_name_are_left_out() {
+        let found = definition("files", 4, 10).run.mcp.remove(0).found;
+        let with = |at: usize, name: &str, tool: &str| FoundTool {
+            name: name.into(),
+            tool: tool.into(),
+            ..found[at].clone()
+        };
+        let all = [
+            with(0, "files__drop_it_1a2b3c4d", "drop-it"),
+            with(1, "files__drop_it_5e6f7a8b", "drop_it"),
+            with(2, "files__read_it_1a2b3c4d", "read-it"),
+            with(3, "files__list", "list"),
+        ];
+        let rule = |after: &[&str]| CallRule {
+            after: after.iter().map(|name| (*name).to_owned()).collect(),
+            ..CallRule::default()
+        };
+        let server = definition("files", 0, 0).run.mcp.remove(0);
+        for (rules, left_out, missing) in [
+            (vec![], &[][..], &[][..]),
+            (vec![("files__drop_it", rule(&[]))], &["drop-it", "drop_it"], &["files__drop_it"]),
+            (
+                vec![("finish", rule(&["files__drop_it", "files__list"]))],
+                &["drop-it", "drop_it"],
+                &["files__drop_it"],
+            ),
+            (vec![("files__list", rule(&["files2__a", "files__b"]))], &[], &["files__b"]),
+        ] {
+            let rules: BTreeMap<String, CallRule> =
+                rules.into_iter().map(|(name, rule)| (name.to_owned(), rule)).collect();
+            let mut found = all.to_vec();
+            assert_eq!(without_ambiguous(&rules, &server, &mut found), left_out);
+            assert_eq!(found.len(), all.len() - left_out.len());
+            let told: Vec<String> = missing_in_calls(&rules, &server, &found).into_iter().collect();
+            assert_eq!(told, missing);
+        }
     }
 
     #[test]

@@ -27,10 +27,6 @@ use serde_json::{Value, json};
 use std::sync::Arc;
 use tracing::warn;
 
-/// Questions and calls of a run without limits of its definition.
-const STEPS_MAX: u32 = 50;
-const CALLS_MAX: u32 = 200;
-
 /// The work of one assignment on its run.
 pub(crate) struct Session<'a> {
     pub(super) thinker: &'a Thinker,
@@ -118,8 +114,8 @@ impl<'a> Session<'a> {
 
     pub(super) fn rules(&self) -> Rules {
         let limits = &self.thinker.definition.limits;
-        let count = |limit: Option<u32>, usual| usize::try_from(limit.unwrap_or(usual)).unwrap_or(usize::MAX);
-        Rules { steps_max: count(limits.steps_max, STEPS_MAX), calls_max: count(limits.calls_max, CALLS_MAX) }
+        let count = |limit| usize::try_from(limit).unwrap_or(usize::MAX);
+        Rules { steps_max: count(limits.steps()), calls_max: count(limits.calls()) }
     }
 
     /// Works until the run has a result, waits, or fails.

@@ -3,8 +3,8 @@ use super::Problems;
 use crate::{
     agent::{
         Definition,
-        definition::{REQUEST_TASK, part_rule},
-        think::{ASK, FINISH, GIVE_UP},
+        definition::{CALLED_BYTES_MAX, REQUEST_TASK, part_rule},
+        think::{ASK, FINISH, GIVE_UP, ToolsBy},
         tool::callables,
     },
     task::check_setting,
@@ -15,19 +15,10 @@ use std::collections::BTreeSet;
 const MOST_MAX: u32 = 10_000;
 
 pub(super) fn check(definition: &Definition, found: &mut Problems) {
-    let run = &definition.run;
     let names = names(definition);
-    // The tools of a server are known when it is asked.
-    let of_server = |name: &str| {
-        name.split_once("__")
-            .is_some_and(|(server, tool)| !tool.is_empty() && run.mcp.iter().any(|mcp| mcp.name == server))
-    };
-    let is_known = |name: &str| names.contains(name) || of_server(name);
-    for (name, rule) in &run.calls {
+    for (name, rule) in &definition.run.calls {
         let key = format!("run.calls.{name}");
-        if !is_known(name) {
-            let remedy =
-                "use a name in calls (sql:read is sql_read there), SERVER__TOOL or request_task:KIND";
+        if let Err(remedy) = known(definition, &names, name) {
             found.add_with(key, format!("there is no tool {name:?}"), remedy);
             continue;
         }
@@ -35,11 +26,14 @@ pub(super) fn check(definition: &Definition, found: &mut Problems) {
             found.bounds(&format!("{key}.most"), most, u32::from(name == FINISH), MOST_MAX);
         }
         for (at, other) in rule.after.iter().enumerate() {
-            if !is_known(other) || matches!(other.as_str(), FINISH | GIVE_UP) {
-                found.add(
-                    format!("{key}.after.{at}"),
-                    format!("there is no tool {other:?} that could be called before"),
-                );
+            let (key, no_tool) = (
+                format!("{key}.after.{at}"),
+                format!("there is no tool {other:?} that could be called before"),
+            );
+            match known(definition, &names, other) {
+                Ok(()) if matches!(other.as_str(), FINISH | GIVE_UP) => found.add(key, no_tool),
+                Ok(()) => {}
+                Err(remedy) => found.add_with(key, no_tool, remedy),
             }
         }
         let Some(arguments) = &rule.arguments else { continue };
@@ -52,11 +46,8 @@ pub(super) fn check(definition: &Definition, found: &mut Problems) {
             found.add(key, "its type must be \"object\"");
         }
     }
-    if let Some(missing) = unreachable(definition) {
-        found.add(
-            format!("run.calls.{FINISH}"),
-            format!("no run could end with a result: {missing} is never open"),
-        );
+    if let Some(why) = no_end(definition) {
+        found.add(format!("run.calls.{FINISH}"), format!("no run could end with a result: {why}"));
     }
 }
 
@@ -71,31 +62,100 @@ fn names(definition: &Definition) -> BTreeSet<String> {
     names
 }
 
-/// A name that the end of a run waits for, and that never opens. `None` if a run can end.
-fn unreachable(definition: &Definition) -> Option<&str> {
-    let rules = &definition.run.calls;
-    let finish = rules.get(FINISH)?;
-    let named: BTreeSet<&str> = rules.values().flat_map(|rule| &rule.after).map(String::as_str).collect();
-    let mut open: BTreeSet<&str> = BTreeSet::new();
-    loop {
-        let opens = |name: &str| {
-            // A kind of parts is open only with the tool that requests it.
-            let tool = name.split_once(':').map_or(name, |(tool, _)| tool);
-            [name, tool].into_iter().filter_map(|name| rules.get(name)).all(|rule| {
-                rule.most != Some(0) && rule.after.iter().all(|other| open.contains(other.as_str()))
-            })
-        };
-        let more: Vec<&str> = named.difference(&open).copied().filter(|name| opens(name)).collect();
-        if more.is_empty() {
-            return finish.after.iter().map(String::as_str).find(|name| !open.contains(name));
-        }
-        open.extend(more);
+/// Whether a tool can have this name in calls. The error is a remedy.
+fn known(definition: &Definition, names: &BTreeSet<String>, name: &str) -> Result<(), String> {
+    if names.contains(name) {
+        return Ok(());
     }
+    // The tools of a server are known when it is asked.
+    let of_server = name.split_once("__").and_then(|(server, tool)| {
+        Some((definition.run.mcp.iter().find(|mcp| mcp.name == server)?, tool)).filter(|_| !tool.is_empty())
+    });
+    let Some((server, tool)) = of_server else {
+        return Err(
+            "use a name in calls (sql:read is sql_read there), SERVER__TOOL or request_task:KIND".into()
+        );
+    };
+    let in_calls = server.name_in_calls(tool);
+    if in_calls != name {
+        Err(format!("the name of that tool in calls is {in_calls}"))
+    } else if name.len() > CALLED_BYTES_MAX {
+        Err(format!(
+            "a name in calls has at most {CALLED_BYTES_MAX} bytes; a longer one is cut and gets a hash"
+        ))
+    } else if !server.may_allow(name) {
+        Err(format!("run.mcp.allow of {} lets in no tool of this name", server.name))
+    } else {
+        Ok(())
+    }
+}
+
+/// Why no run could end with a result. `None` if one can.
+fn no_end(definition: &Definition) -> Option<String> {
+    let (rules, limits) = (&definition.run.calls, &definition.limits);
+    let finish = rules.get(FINISH)?;
+    let after = |name: &str| rules.get(name).map_or(&[][..], |rule| rule.after.as_slice());
+    // What must be called before `finish`.
+    let (mut needed, mut more) = (BTreeSet::new(), finish.after.iter().collect::<Vec<_>>());
+    while let Some(name) = more.pop() {
+        if needed.insert(name.as_str()) {
+            let tool = name.strip_prefix(REQUEST_TASK).filter(|kind| kind.starts_with(':'));
+            more.extend(after(name).iter().chain(tool.map_or(&[][..], |_| after(REQUEST_TASK))));
+        }
+    }
+    let kinds: Vec<String> = definition.run.parts.keys().map(|kind| part_rule(kind)).collect();
+    let opens = |name: &str, open: &BTreeSet<&str>| {
+        // A kind of parts is open only with the tool that requests it.
+        let tool = name.split_once(':').map_or(name, |(tool, _)| tool);
+        [name, tool]
+            .into_iter()
+            .filter_map(|name| rules.get(name))
+            .all(|rule| rule.most != Some(0) && rule.after.iter().all(|other| open.contains(other.as_str())))
+    };
+    // Answer by answer, all that is open is called. `request_task` has been called with the first kind of parts.
+    let (mut open, mut answers, mut first_parts) = (BTreeSet::<&str>::new(), 0_u32, Vec::<&str>::new());
+    while !needed.iter().all(|name| open.contains(name)) {
+        let candidates = needed.iter().copied().chain(kinds.iter().map(String::as_str));
+        let candidates = candidates.filter(|name| *name != REQUEST_TASK && !open.contains(name));
+        let called: BTreeSet<&str> = candidates.filter(|name| opens(name, &open)).collect();
+        if called.is_empty() {
+            let missing = finish.after.iter().find(|name| !open.contains(name.as_str()))?;
+            return Some(format!("{missing} is never open"));
+        }
+        let parts = called.iter().copied().filter(|name| name.contains(':'));
+        if first_parts.is_empty() {
+            first_parts = parts.collect();
+        }
+        if !first_parts.is_empty() {
+            open.insert(REQUEST_TASK);
+        }
+        open.extend(called);
+        answers += 1;
+    }
+    let parts = needed.iter().filter(|name| name.contains(':')).count();
+    // If a rule waits for any part before those that are needed, it is one more.
+    let is_one_more = needed.contains(REQUEST_TASK) && !first_parts.iter().any(|name| needed.contains(name));
+    let parts = u32::try_from(parts).unwrap_or(u32::MAX).saturating_add(u32::from(is_one_more));
+    let others = needed.iter().filter(|name| **name != REQUEST_TASK && !name.contains(':')).count();
+    let calls = u32::try_from(others).unwrap_or(u32::MAX).saturating_add(parts);
+    let steps = if definition.run.tools_by == Some(ToolsBy::Schema) { calls } else { answers };
+    let most_parts = rules.get(REQUEST_TASK).and_then(|rule| rule.most).unwrap_or(u32::MAX);
+    if parts > most_parts {
+        return Some(format!(
+            "it needs {parts} calls of {REQUEST_TASK}, which may be called {most_parts} times"
+        ));
+    }
+    if calls > limits.calls() {
+        return Some(format!("it needs {calls} calls, and limits.calls_max is {}", limits.calls()));
+    }
+    // The question behind the last step still offers `finish`.
+    (steps > limits.steps())
+        .then(|| format!("it needs {steps} answers before, and limits.steps_max is {}", limits.steps()))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::problems;
+    use super::{super::tests::problems, *};
 
     const TOOLS: &str =
         "tools = [\"ask\", \"look\", \"tasks\", \"request_task\"]\nparts = { a = [\"x\"], b = [\"y\"] }\n";
@@ -164,11 +224,78 @@ mod tests {
                 "finish = { after = [\"request_task:a\"] }\nrequest_task = { after = [\"request_task:b\"] }",
                 "request_task:a",
             ),
+            (
+                "finish = { after = [\"request_task\"] }\n\"request_task:a\" = { most = 0 }\n\"request_task:b\" = { most = 0 }",
+                "request_task",
+            ),
+            (
+                "finish = { after = [\"tasks\"] }\ntasks = { after = [\"request_task\"] }\nrequest_task = { most = 0 }",
+                "tasks",
+            ),
         ] {
             let told = format!("run.calls.finish: no run could end with a result: {missing} is never open");
-            assert_eq!(of(calls), [told]);
+            assert_eq!(of(calls), [told], "{calls}");
         }
         let reached = "finish = { after = [\"request_task:a\"] }\nrequest_task = { after = [\"look\"] }";
         assert_eq!(of(reached), Vec::<String>::new());
+    }
+
+    #[test]
+    fn end_that_needs_more_calls_than_there_may_be_is_a_problem() {
+        let both = "finish = { after = [\"request_task:a\", \"request_task:b\"] }";
+        let other_first =
+            "finish = { after = [\"request_task:a\"] }\n\"request_task:a\" = { after = [\"request_task\"] }";
+        let chain = "finish = { after = [\"tasks\"] }\ntasks = { after = [\"look\"] }";
+        for (calls, limits, why) in [
+            (
+                format!("{both}\nrequest_task = {{ most = 1 }}"),
+                "",
+                "2 calls of request_task, which may be called 1 times",
+            ),
+            (format!("{both}\nrequest_task = {{ most = 2 }}"), "", ""),
+            (
+                format!("{other_first}\nrequest_task = {{ most = 1 }}"),
+                "",
+                "2 calls of request_task, which may be called 1 times",
+            ),
+            (format!("{other_first}\nrequest_task = {{ most = 2 }}"), "", ""),
+            (chain.into(), "calls_max = 1", "2 calls, and limits.calls_max is 1"),
+            (chain.into(), "steps_max = 1", "2 answers before, and limits.steps_max is 1"),
+            (chain.into(), "steps_max = 2\ncalls_max = 2", ""),
+            (both.into(), "steps_max = 1", ""),
+        ] {
+            let limits = if limits.is_empty() { String::new() } else { format!("[limits]\n{limits}\n") };
+            let found = of(&format!("{calls}\n{limits}"));
+            match why {
+                "" => assert_eq!(found, Vec::<String>::new(), "{calls} {limits}"),
+                why => assert_eq!(
+                    found,
+                    [format!("run.calls.finish: no run could end with a result: it needs {why}")],
+                    "{calls} {limits}"
+                ),
+            }
+        }
+    }
+
+    #[test]
+    fn name_that_no_tool_of_a_server_has_in_calls_is_a_problem() {
+        let definition: Definition = toml::from_str(
+            "id = \"t\"\nrun.kind = \"llm\"\n[[run.mcp]]\nname = \"files\"\ncommand = [\"sh\"]\nallow = [\"Read-*\", \"x*\", \"DROP\"]",
+        )
+        .unwrap();
+        let long = "x".repeat(60);
+        for (tool, remedy) in [
+            ("read_it", ""),
+            ("drop", ""),
+            ("Read-it", "the name of that tool in calls is files__read_it"),
+            ("read.it", "the name of that tool in calls is files__read_it"),
+            ("größe", "the name of that tool in calls is files__gr__e"),
+            (long.as_str(), "a name in calls has at most 63 bytes; a longer one is cut and gets a hash"),
+            ("write", "run.mcp.allow of files lets in no tool of this name"),
+        ] {
+            let name = format!("files__{tool}");
+            let told = known(&definition, &names(&definition), &name);
+            assert_eq!(told.err().unwrap_or_default(), remedy, "{tool}");
+        }
     }
 }
