@@ -16,5 +16,8 @@ esac
 triple=$(rustc +nightly -vV | sed -n 's/^host: //p')
 cargo +nightly build --release --no-default-features "${features[@]}" --target "$triple" --bin "$target"
 mkdir -p "corpus/$target" "artifacts/$target"
+# Chance does not write the first event of a format; a folder of examples does.
+seeds=()
+[ -d "seeds/$target" ] && seeds=("seeds/$target")
 exec nice -n 19 "target/$triple/release/$target" -max_total_time="$seconds" -max_len=4096 -print_final_stats=1 \
-  -artifact_prefix="artifacts/$target/" "corpus/$target"
+  -artifact_prefix="artifacts/$target/" "corpus/$target" "${seeds[@]}"
