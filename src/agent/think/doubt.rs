@@ -115,17 +115,27 @@ impl Session<'_> {
             }
             Probed::Not => {
                 self.pause(step.tries).await?;
-                self.begin_again(seq, step.tries, call).await
+                self.begin_again(step, call).await
             }
         }
     }
 
-    /// Begins a call once more, and runs it.
-    async fn begin_again(&self, seq: i32, tries: i32, call: &ToolStep) -> Result<(), Failure> {
-        let Ok(costs) = self.begin_calls(&[(seq, call)]).await? else {
+    /// Begins a call once more, and runs it. Without a place it ends: it has not happened.
+    async fn begin_again(&self, step: &Step, call: &ToolStep) -> Result<(), Failure> {
+        let one = [(step, call)];
+        let mut placed = self.placed(&one);
+        if placed.0.is_empty() {
+            self.wait_for_place(&one).await?;
+            placed = self.placed(&one);
+        }
+        let (calls, _places) = placed;
+        if calls.is_empty() {
+            return Ok(());
+        }
+        let Ok(costs) = self.begin_calls(&[(step.seq, call)]).await? else {
             return Err(retryable("a limit of the day has no room"));
         };
-        self.run_call(seq, tries, call, costs.get(&seq)).await
+        self.run_call(step.seq, step.tries, call, costs.get(&step.seq)).await
     }
 
     /// What the probe says. "Not" counts only when the effect can come no more.
@@ -247,7 +257,7 @@ impl Session<'_> {
                 self.end_call(seq, StepState::Skipped, &text, bytes_max, None).await
             }
             // The answer is used with this row: after another crash the person is asked again.
-            Some("not_done") => self.begin_again(seq, step.tries, call).await,
+            Some("not_done") => self.begin_again(step, call).await,
             // Not one of the three: the same question again.
             _ => self.asks_about(seq, StepState::Unknown).await,
         }

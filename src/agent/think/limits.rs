@@ -1,39 +1,110 @@
-//! Calls of tools with limits (`per_minute`, `concurrent`): a call that has begun waits for its place, at most as long as
-//! its time limit. The limits are those of the present definition, like all that is permitted.
-use super::session::Session;
-use crate::{
-    agent::tool::{Allowed, Callable, Outcome, Permit},
-    task::ToolStep,
+//! Calls of tools with limits (`per_minute`, `concurrent`): a call begins when it has its place, and waits for one at
+//! most as long as its time limit. While it waits it has not begun, so a daemon that dies then leaves no doubt about it,
+//! and an approval is not used up. The limits are those of the present definition, like all that is permitted.
+use super::{
+    calls::error,
+    session::{Session, unwritten},
 };
+use crate::{
+    agent::{
+        ToolKind,
+        job::retryable,
+        retry::again,
+        tool::{Allowed, Permit},
+    },
+    task::{Failure, Step, StepState, ToolStep},
+};
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use std::collections::BTreeMap;
 use tokio::time::Instant;
 
+/// The calls of an answer that have a place or wait for one, by their steps.
+#[derive(Default)]
+pub(super) struct Places {
+    held: BTreeMap<i32, Permit>,
+    /// Until when those wait that have none.
+    until: BTreeMap<i32, Instant>,
+}
+
+/// The error for a call that got no place.
+fn no_place() -> String {
+    error("rate_limited", "the tool had no place in time", true)
+}
+
+/// Whether a call ended because it got no place.
+pub(super) fn had_no_place(call: &ToolStep) -> bool {
+    call.result.as_ref().is_some_and(|result| *result == no_place())
+}
+
 impl Session<'_> {
-    /// Runs a tool when it has its place, which it keeps until its last try has ended.
-    pub(super) async fn outcome_in_place(&self, tool: Callable<'_>, seq: i32, call: &ToolStep) -> Outcome {
-        match self.place(call).await {
-            Ok(_place) => self.outcome(tool, seq, call).await,
-            Err(outcome) => outcome,
+    /// What the tool of a call allows. `None` if its calls are not counted.
+    fn allowed(&self, call: &ToolStep) -> Option<Allowed> {
+        let tool = self.thinker.definition.declared(&call.name);
+        let tool = tool.filter(|tool| tool.kind != ToolKind::Sql)?;
+        Some(Allowed { per_minute: tool.per_minute, concurrent: tool.concurrent })
+    }
+
+    /// Those of the calls that may begin now, with their places. Empty if all must wait.
+    pub(super) fn placed<'c>(
+        &self,
+        calls: &[(&'c Step, &'c ToolStep)],
+    ) -> (Vec<(&'c Step, &'c ToolStep)>, BTreeMap<i32, Permit>) {
+        let (limits, org) = (&self.thinker.parts.tool_limits, &self.job.start.org);
+        let mut places = self.places.lock();
+        let mut taken = BTreeMap::new();
+        let mut has_place = |step: &Step, call: &ToolStep| {
+            let Some(allowed) = self.allowed(call) else { return true };
+            let held = places.held.remove(&step.seq);
+            let Some(place) = held.or_else(|| limits.try_enter(org, &call.name, allowed)) else {
+                return false;
+            };
+            places.until.remove(&step.seq);
+            taken.insert(step.seq, place);
+            true
+        };
+        let placed = calls.iter().copied().filter(|(step, call)| has_place(step, call)).collect();
+        (placed, taken)
+    }
+
+    /// The place of a command that was begun before this daemon, and that its keeper may still run.
+    pub(super) fn place_of_kept(&self, call: &ToolStep) -> Option<Permit> {
+        self.allowed(call)?;
+        Some(self.thinker.parts.tool_limits.still_runs(&self.job.start.org, &call.name))
+    }
+
+    /// Waits until one of the calls has its place, which it keeps until it begins. Those that get none in time end.
+    pub(super) async fn wait_for_place(&self, calls: &[(&Step, &ToolStep)]) -> Result<(), Failure> {
+        let (limits, org) = (&self.thinker.parts.tool_limits, &self.job.start.org);
+        let mut names: Vec<&str> = calls.iter().map(|(_, call)| call.name.as_str()).collect();
+        names.dedup();
+        self.shows(format!("waiting for the tool {}", names.join(", ")));
+        let waits = calls.iter().filter_map(|(step, call)| {
+            let timeout = self.thinker.definition.declared(&call.name)?.timeout();
+            let until = *self.places.lock().until.entry(step.seq).or_insert_with(|| Instant::now() + timeout);
+            let allowed = self.allowed(call)?;
+            Some(async move { (step, *call, limits.enter(org, &call.name, allowed, until).await) })
+        });
+        let mut waits: FuturesUnordered<_> = waits.collect();
+        let stop = self.job.stop_token();
+        loop {
+            let waited = tokio::select! {
+                waited = waits.next() => waited,
+                () = stop.cancelled() => return Err(retryable("the call of a tool was stopped")),
+            };
+            let Some((step, call, place)) = waited else { return Ok(()) };
+            let Some(place) = place else {
+                self.end_without_place(step.seq, call).await?;
+                continue;
+            };
+            // What has happened meanwhile is read before it begins: an approval may have expired.
+            self.places.lock().held.insert(step.seq, place);
+            return Ok(());
         }
     }
 
-    /// The place of a call. `None` if its tool has no limits.
-    async fn place(&self, call: &ToolStep) -> Result<Option<Permit>, Outcome> {
-        let tool = self.thinker.definition.declared(&call.name);
-        let tool = tool.filter(|tool| tool.per_minute.is_some() || tool.concurrent.is_some());
-        let Some(tool) = tool else { return Ok(None) };
-        let (limits, org) = (&self.thinker.parts.tool_limits, &self.job.start.org);
-        let allowed = Allowed { per_minute: tool.per_minute, concurrent: tool.concurrent };
-        if let Some(place) = limits.try_enter(org, &call.name, allowed) {
-            return Ok(Some(place));
-        }
-        self.shows(format!("waiting for the tool {}", call.name));
-        let stop = self.job.stop_token();
-        let place = tokio::select! {
-            place = limits.enter(org, &call.name, allowed, Instant::now() + tool.timeout()) => place,
-            () = stop.cancelled() => return Err(Outcome::Stopped),
-        };
-        let late = || Outcome::Failed("rate_limited", "the tool had no place in time".into(), true);
-        self.shows(format!("calling {}", call.name));
-        place.map(Some).ok_or_else(late)
+    async fn end_without_place(&self, seq: i32, call: &ToolStep) -> Result<(), Failure> {
+        let end = self.shown_end(StepState::Failed, &no_place(), self.pinned_bytes(&call.name));
+        let ended = again(self.job.deadline, || self.tasks.end_call(&self.at, seq, &end, None)).await;
+        ended.map_err(|e| unwritten(&e))
     }
 }

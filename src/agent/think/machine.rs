@@ -1,4 +1,5 @@
 //! What comes next in a run, from its rows alone: pure, total, without clock or chance.
+use super::limits;
 use crate::task::{Approval, AskedModel, Effect, Ending, NoteKind, Step, StepBody, StepState, ToolStep};
 
 /// The tool that ends a run with its result.
@@ -222,10 +223,13 @@ fn calls_of(steps: &[Step], seq: i32) -> Vec<(&str, &str)> {
     calls
 }
 
-/// Whether every call of an answer was refused before it began.
+/// Whether every call of an answer was refused before it began. One that only had no place in time was valid.
 fn has_no_valid_call(steps: &[Step], model: &Step) -> bool {
     let mut of = steps.iter().filter_map(tool).filter(|(_, tool)| tool.after_seq == model.seq).peekable();
-    of.peek().is_some() && of.all(|(step, _)| step.state == StepState::Failed && step.tries == 0)
+    let is_refused = |(step, tool): (&Step, &ToolStep)| {
+        step.state == StepState::Failed && step.tries == 0 && !limits::had_no_place(tool)
+    };
+    of.peek().is_some() && of.all(is_refused)
 }
 
 /// The model that was asked last. `None` before the first question.

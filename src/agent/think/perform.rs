@@ -349,6 +349,10 @@ impl Session<'_> {
         if !held.is_empty() {
             return self.hold(&held).await.map(|()| None);
         }
+        let (calls, mut places) = match self.placed(&calls) {
+            (none, _) if none.is_empty() => return self.wait_for_place(&calls).await.map(|()| None),
+            placed => placed,
+        };
         let names: Vec<&str> = calls.iter().map(|(_, call)| call.name.as_str()).collect();
         self.shows(format!("calling {}", names.join(", ")));
         let begun: Vec<(i32, &ToolStep)> = calls
@@ -363,8 +367,14 @@ impl Session<'_> {
                 Err(deferred) => return Ok(Some(deferred)),
             },
         };
-        let each =
-            calls.iter().map(|(step, call)| self.run_call(step.seq, step.tries, call, costs.get(&step.seq)));
+        let each = calls.iter().map(|(step, call)| {
+            let (place, cost) = (places.remove(&step.seq), costs.get(&step.seq));
+            async move {
+                // Kept until the last try has ended.
+                let _place = place;
+                self.run_call(step.seq, step.tries, call, cost).await
+            }
+        });
         // All of them, so that a failure does not lose the results of the others.
         let ended = join_all(each).await;
         if ended.len() > 1 {
@@ -405,7 +415,7 @@ impl Session<'_> {
             Callable::Tasks => self.parts(call).await,
             Callable::Recall(settings) => self.recall(call, settings).await,
             Callable::StepResult => self.step_result(call).await,
-            _ => self.outcome_in_place(tool, seq, call).await,
+            _ => self.outcome(tool, seq, call).await,
         };
         let paid = self.paid(cost, call, &outcome);
         self.record(seq, tries, call, outcome, bytes_max, paid).await
@@ -415,6 +425,9 @@ impl Session<'_> {
     pub(super) async fn use_kept(&self, step: &Step, call: &ToolStep) -> Result<bool, Failure> {
         let Some(tool) = callable(&self.pinned, &call.name) else { return Ok(false) };
         let stop = self.job.stop_token();
+        // Its program may still run.
+        let _place = self.place_of_kept(call);
+        self.shows(format!("looking for the outcome of {}", call.name));
         let found = tool::kept(tool, &call.key, &self.thinker.parts, &stop).await;
         if stop.is_cancelled() {
             return Err(retryable("the call of a tool was stopped"));
@@ -479,9 +492,9 @@ impl Session<'_> {
         }
     }
 
-    /// Runs a tool; one with a key again with the same key while the outcome is unknown, and one with `retries` again
+    /// Runs a tool that has its place; one with a key again with the same key while the outcome is unknown, and one with `retries` again
     /// after a failure that may pass.
-    pub(super) async fn outcome(&self, tool: Callable<'_>, seq: i32, call: &ToolStep) -> Outcome {
+    async fn outcome(&self, tool: Callable<'_>, seq: i32, call: &ToolStep) -> Outcome {
         let ids = self.ids();
         let stop = self.job.stop_token();
         let retries = tool.declared().map_or(0, |tool| tool.retries);

@@ -4,6 +4,7 @@ pub(super) use super::thinker::{Thinker, unwritten};
 use super::{
     catalog::Catalog,
     guards,
+    limits::Places,
     machine::{self, Action, Rules, Why},
     servers,
     thinker::FENCED,
@@ -45,6 +46,8 @@ pub(crate) struct Session<'a> {
     pub(super) used: Usage,
     /// What calls of tools in the present action cost. It is part of `used` from the next action on.
     pub(super) calls_used: Mutex<Usage>,
+    /// The places of the calls that are about to begin.
+    pub(super) places: Mutex<Places>,
     /// What the run had used before.
     pub(super) tokens_before: u64,
     /// Tokens and microdollars of the run, as in its row.
@@ -98,6 +101,7 @@ impl<'a> Session<'a> {
             earlier,
             used: Usage::default(),
             calls_used: Mutex::default(),
+            places: Mutex::default(),
             tokens_before,
             spent: (tokens_before, 0),
             after: Mutex::default(),
@@ -165,6 +169,9 @@ impl<'a> Session<'a> {
             return self.write_answer(*seq, end).await.map(|()| None);
         }
         let action = machine::next(&steps, self.rules());
+        if !matches!(action, Action::Run(_)) {
+            *self.places.get_mut() = Places::default();
+        }
         // Between the results of an answer and the next question, never between a call and its result.
         if matches!(action, Action::Ask { again: None, .. })
             && let Some(messages) = self.messages.take()

@@ -21,8 +21,10 @@ pub(crate) struct ToolLimits(Arc<Mutex<Tools>>);
 /// The calls of each tool, by org and name.
 type Tools = BTreeMap<(OrgId, String), Arc<Calls>>;
 
-/// What a definition allows.
-#[derive(Clone, Copy, Debug)]
+type Turn = Arc<tokio::sync::Mutex<()>>;
+
+/// What a definition allows. The default is everything.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Allowed {
     pub(crate) per_minute: Option<u32>,
     pub(crate) concurrent: Option<u32>,
@@ -31,8 +33,9 @@ pub(crate) struct Allowed {
 /// The calls of one tool.
 #[derive(Debug, Default)]
 struct Calls {
-    /// Held by the call that enters next: tokio's lock is fair, so calls enter in the order in which they came.
-    turn: tokio::sync::Mutex<()>,
+    /// Held by the call that enters next of those with these limits: tokio's lock is fair, so calls with equal limits
+    /// enter in the order in which they came. A call with other limits may have room while they wait.
+    turns: Mutex<BTreeMap<Allowed, Turn>>,
     state: Mutex<State>,
     freed: Notify,
 }
@@ -58,12 +61,20 @@ impl Drop for Permit {
 }
 
 impl ToolLimits {
-    /// Lets a call in if it need not wait.
+    /// Lets a call in if it need not wait. One without limits never waits, and counts for those that have some.
     pub(crate) fn try_enter(&self, org: &OrgId, tool: &str, allowed: Allowed) -> Option<Permit> {
         let calls = self.calls(org, tool);
-        let _turn = calls.turn.try_lock().ok()?;
+        let turn = calls.turn(allowed);
+        let _turn = turn.try_lock().ok()?;
         calls.take(Instant::now(), allowed).ok()?;
         Some(Permit(calls.clone()))
+    }
+
+    /// The place of a call that began before and has not ended, whatever the limits say.
+    pub(crate) fn still_runs(&self, org: &OrgId, tool: &str) -> Permit {
+        let calls = self.calls(org, tool);
+        calls.state.lock().under_way += 1;
+        Permit(calls)
     }
 
     /// Waits until a call may begin. `None` if it may not before `until`. Cancel safe: dropping the future leaves the
@@ -76,7 +87,8 @@ impl ToolLimits {
         until: Instant,
     ) -> Option<Permit> {
         let calls = self.calls(org, tool);
-        let _turn = timeout_at(until, calls.turn.lock()).await.ok()?;
+        let turn = calls.turn(allowed);
+        let _turn = timeout_at(until, turn.lock()).await.ok()?;
         loop {
             let freed = calls.freed.notified();
             tokio::pin!(freed);
@@ -103,6 +115,13 @@ impl ToolLimits {
 }
 
 impl Calls {
+    /// The turn of calls with these limits. Those that nobody waits for are removed.
+    fn turn(&self, allowed: Allowed) -> Turn {
+        let mut turns = self.turns.lock();
+        turns.retain(|_, turn| Arc::strong_count(turn) > 1);
+        turns.entry(allowed).or_default().clone()
+    }
+
     /// Takes a place. The error is when to look again; `None` if that is the end of another call.
     fn take(&self, now: Instant, allowed: Allowed) -> Result<(), Option<Instant>> {
         let mut state = self.state.lock();
@@ -180,6 +199,31 @@ mod tests {
         let dropped = tokio::time::timeout(Duration::from_secs(1), limits.enter(&org, "look", one, late));
         assert!(dropped.await.is_err());
         drop(first);
+        assert!(limits.try_enter(&org, "look", one).is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn calls_without_limits_count_and_waiting_ones_hold_up_only_their_equals() {
+        let (limits, org) = (ToolLimits::default(), org());
+        let (one, three) = (allowed(None, Some(1)), allowed(None, Some(3)));
+        let unlimited = limits.try_enter(&org, "look", Allowed::default()).unwrap();
+        assert!(limits.try_enter(&org, "look", one).is_none(), "one is under way");
+        let late = Instant::now() + Duration::from_secs(100);
+        let waits = limits.enter(&org, "look", one, late);
+        let others = async {
+            tokio::task::yield_now().await;
+            assert!(limits.try_enter(&org, "look", Allowed::default()).is_some());
+            let second = limits.try_enter(&org, "look", three).expect("it has room");
+            assert!(limits.try_enter(&org, "look", one).is_none(), "another one of its limits waits");
+            drop((unlimited, second));
+        };
+        assert!(tokio::join!(waits, others).0.is_some());
+
+        // A call that a killed daemon began takes a place that it has not.
+        let kept = [limits.still_runs(&org, "look"), limits.still_runs(&org, "look")];
+        assert!(limits.try_enter(&org, "look", one).is_none());
+        assert!(limits.try_enter(&org, "look", three).is_some());
+        drop(kept);
         assert!(limits.try_enter(&org, "look", one).is_some());
     }
 }

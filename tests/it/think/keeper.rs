@@ -184,3 +184,78 @@ async fn cancel_stops_a_command_under_its_keeper() {
     assert!(lines(folder, "ended").is_empty());
     up.kill().await;
 }
+
+/// Gives the agent two slots, and its command one place for both.
+fn shares_one_place(folder: &Path) {
+    let file = folder.join("agents/thinker.toml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let text = text.replace("org = \"demo\"\n", "org = \"demo\"\nslots = 2\n");
+    let text = text.replace("effect = \"once\"\ntimeout", "effect = \"once\"\nconcurrent = 1\ntimeout");
+    std::fs::write(file, text).unwrap();
+}
+
+/// Waits until a task shows that it does this.
+async fn shows(db: &TestDb, activity: &str) {
+    let client = db.client().await;
+    let shown = "select from convoke.assignments where ended_at is null and activity = $1";
+    soon(activity, async {
+        while client.query_opt(shown, &[&activity]).await.unwrap().is_none() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+}
+
+/// Waits for the end of two tasks about which nobody is asked.
+async fn both_completed(db: &TestDb) {
+    let client = db.client().await;
+    let states = "select state from convoke.tasks";
+    soon("the end of both tasks", async {
+        loop {
+            let rows = client.query(states, &[]).await.unwrap();
+            let states: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+            assert!(!states.iter().any(|state| state == "waiting" || state == "failed"), "{states:?}");
+            if states == ["completed", "completed"] {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn call_that_waits_for_its_place_has_not_begun_when_the_daemon_is_killed() {
+    let (_world, db, folder) = prepared("effect = \"once\"\ntimeout = \"1m\"").await;
+    let folder = folder.path();
+    shares_one_place(folder);
+    let first = Up::start(&db, folder, None).await;
+    super::kills::request(&db).await;
+    begun(folder, 1).await;
+    super::kills::request(&db).await;
+    shows(&db, "waiting for the tool program").await;
+    first.kill().await;
+    std::fs::write(path(folder, "go"), "").unwrap();
+    let _second = Up::start(&db, folder, None).await;
+    both_completed(&db).await;
+    assert_eq!((lines(folder, "began").len(), lines(folder, "ended").len()), (2, 2), "each ran once");
+}
+
+#[tokio::test]
+async fn command_under_its_keeper_keeps_its_place_over_a_restart() {
+    let (_world, db, folder) = prepared("effect = \"once\"\ntimeout = \"1m\"").await;
+    let folder = folder.path();
+    shares_one_place(folder);
+    let first = Up::start(&db, folder, Some("keeper.spawned")).await;
+    super::kills::request(&db).await;
+    first.dies_at("keeper.spawned").await;
+    begun(folder, 1).await;
+    let _second = Up::start(&db, folder, None).await;
+    shows(&db, "looking for the outcome of program").await;
+    super::kills::request(&db).await;
+    shows(&db, "waiting for the tool program").await;
+    assert_eq!(begun(folder, 1).await.len(), 1);
+    std::fs::write(path(folder, "go"), "").unwrap();
+    both_completed(&db).await;
+    assert_eq!((lines(folder, "began").len(), lines(folder, "ended").len()), (2, 2));
+}

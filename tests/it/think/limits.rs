@@ -21,17 +21,22 @@ async fn returned(thinking: &Thinking, agent: &str) -> Vec<(String, String)> {
 async fn tool_with_a_limit_is_shared_by_all_agents_that_use_its_name() {
     let world = World::start(vec![calls_look(3), finish(json!(1))]).await;
     let agent = |id: &str| {
-        let limited = "name = \"look\"\nper_minute = 4\nconcurrent = 1\n";
+        let limited = match id {
+            "free" => "name = \"look\"\n",
+            _ => "name = \"look\"\nper_minute = 7\nconcurrent = 1\n",
+        };
         let text = text(&world, "")
             .replace("name = \"look\"\n", limited)
             .replace("timeout = \"2s\"", "timeout = \"1s\"");
         let text = text.replace("id = \"thinker\"", &format!("id = \"{id}\""));
         definition(&text.replace("capabilities = [\"think\"]", &format!("capabilities = [\"{id}\"]")))
     };
-    let definitions = vec![agent("one"), agent("two")];
+    let definitions = vec![agent("free"), agent("one"), agent("two")];
     let thinking = Thinking::with(world, definitions).await;
     let states =
         |found: &[(String, String)]| found.iter().map(|(state, _)| state.clone()).collect::<Vec<_>>();
+    let found = returned(&thinking, "free").await;
+    assert_eq!(states(&found), ["done", "done", "done"], "they count, and do not wait: {found:?}");
     let found = returned(&thinking, "one").await;
     assert_eq!(states(&found), ["done", "done", "done"], "they wait for each other: {found:?}");
     // One place of the minute is left, whichever of the three calls gets it.
@@ -45,7 +50,44 @@ async fn tool_with_a_limit_is_shared_by_all_agents_that_use_its_name() {
             (&json!("rate_limited"), &json!(true))
         );
     }
-    assert_eq!(thinking.world.calls("look"), 4);
+    assert_eq!(thinking.world.calls("look"), 7);
+    thinking.stop().await;
+}
+
+#[tokio::test]
+async fn approval_is_not_used_up_by_a_call_that_gets_no_place() {
+    let script = vec![
+        Say::Calls(vec![("send", json!({ "to": "ada" }))]),
+        Say::Calls(vec![("send", json!({ "to": "bob" }))]),
+        finish(json!(1)),
+    ];
+    let world = World::start(script).await;
+    let limited = "name = \"send\"\nper_minute = 1\napproval = \"always\"\n";
+    let text = text(&world, "").replace("name = \"send\"\n", limited);
+    let thinking = Thinking::with(world, vec![definition(&text)]).await;
+    let tasks = thinking.running.parts.tasks.clone();
+    let id = thinking.request(json!({})).await;
+    for questions in [1, 2] {
+        let question = soon("the question", async {
+            loop {
+                let task = tasks.get(id).await.unwrap();
+                match task.question.filter(|_| thinking.world.questions() == questions) {
+                    Some(question) => return question,
+                    None => tokio::time::sleep(std::time::Duration::from_millis(20)).await,
+                }
+            }
+        })
+        .await;
+        let call = question["calls"][0]["id"].as_str().unwrap().to_owned();
+        tasks.answer(id, "ada", json!({ call: "approve" })).await.unwrap();
+    }
+    thinking.in_state(id, "completed").await;
+    let steps = thinking.steps(id).await;
+    let sent = steps.iter().filter(|step| step["tool"] == "send");
+    let sent: Vec<_> = sent.map(|step| (&step["state"], &step["tries"], &step["approval"])).collect();
+    let expected = [(json!("done"), json!(1), json!("used")), (json!("failed"), json!(0), json!("granted"))];
+    assert_eq!(sent, expected.each_ref().map(|(state, tries, approval)| (state, tries, approval)));
+    assert_eq!(thinking.world.calls("send"), 1);
     thinking.stop().await;
 }
 
