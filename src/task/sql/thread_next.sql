@@ -4,9 +4,9 @@ with next as (
     select n.task_id from convoke.thread_tasks e
     cross join lateral (
         select f.task_id from convoke.thread_tasks f join convoke.tasks w on w.id = f.task_id
-        where f.agent_id = e.agent_id and f.thread = e.thread and f.place > e.place
+        where f.agent_id = e.agent_id and f.thread = e.thread and f.path > e.path
             and w.state not in ('completed', 'failed', 'canceled')
-        order by f.place limit 1
+        order by f.path limit 1
     ) n
     where e.task_id = any($1)
 ),

@@ -5,6 +5,6 @@ delete from convoke.thread_tasks where task_id in (
         and e.task_id not in (
             select l.task_id from convoke.thread_tasks l join convoke.tasks d on d.id = l.task_id
             where l.agent_id = $1 and l.thread = $2 and d.state = 'completed'
-            order by l.place desc limit $3)
+            order by l.path desc limit $3)
     -- A task that is being deleted takes its row along.
     for update of e skip locked)

@@ -1,15 +1,16 @@
--- Whether a task is the first of its thread that has not ended. If it is not, marks the nearest one before it, so that
--- the arbiter finds its end. `marked` is false if that one ended since this statement began: ask again.
+-- Whether a task is the first of its thread that has not ended, but for those that it is within. If it is not, marks the
+-- nearest one before it, so that the arbiter finds its end. `marked` is false if that one ended since this statement began: ask again.
 with mine as (
     select e.* from convoke.thread_tasks e join convoke.assignments a on a.task_id = e.task_id
     where a.id = $1 and a.task_id = $2 and a.epoch = $3 and a.agent_id = $4 and a.state = 'running'
 ),
 before as (
     select t.id from mine m
-    join convoke.thread_tasks e on e.agent_id = m.agent_id and e.thread = m.thread and e.place < m.place
+    join convoke.thread_tasks e on e.agent_id = m.agent_id and e.thread = m.thread and e.path < m.path
+        and e.path <> m.path[1:cardinality(e.path)]
     join convoke.tasks t on t.id = e.task_id
     where t.state not in ('completed', 'failed', 'canceled')
-    order by e.place desc limit 1
+    order by e.path desc limit 1
 ),
 marked as (
     update convoke.tasks t set followed = true from before b

@@ -81,6 +81,46 @@ async fn tasks_of_one_thread_go_one_after_the_other_and_begin_with_its_results()
 }
 
 #[tokio::test]
+async fn part_in_the_same_thread_has_its_turn_within_its_task() {
+    let part = |n: i32| ("request_task", json!({ "kind": "part", "input": { "customer": 7, "n": n } }));
+    // The first task asks, and requests two parts when a third task waits behind it.
+    let first = Say::InTurn(vec![
+        call("ask", json!({ "question": "Which one?" })),
+        finish(json!("a part")),
+        finish(json!("another part")),
+        finish(json!("behind")),
+    ]);
+    let world = World::start(vec![
+        first,
+        Say::Calls(vec![part(1), part(2)]),
+        call("tasks", json!({ "wait": true })),
+        finish(json!("whole")),
+    ])
+    .await;
+    let text = threaded(&world, 4, "[run.parts]\npart = [\"think\"]\n");
+    let text = text.replace("tools = [", "tools = [\"request_task\", \"tasks\", ");
+    let thinking = Thinking::with(world, vec![definition(&text)]).await;
+    let one = request(&thinking, 7).await;
+    thinking.in_state(one, "waiting").await;
+    let behind = request(&thinking, 7).await;
+    waits_for_a_turn(&thinking, behind).await;
+    thinking.running.parts.tasks.answer(one, "ada", json!("the red one")).await.unwrap();
+    let done = thinking.in_state(one, "completed").await;
+    assert_eq!(done.result, Some(json!("whole")));
+    thinking.in_state(behind, "completed").await;
+
+    // What the parts and the task behind are told of the thread, in the order in which they were asked.
+    let results = |n: usize| {
+        let told = told(&thinking, 0, n);
+        ["a part", "another part", "whole"].map(|result| told.contains(&format!("\"result\":\"{result}\"")))
+    };
+    assert_eq!(results(1), [false, false, false]);
+    assert_eq!(results(2), [true, false, false], "parts go one after the other");
+    assert_eq!(results(3), [true, true, true], "the task behind came last");
+    thinking.stop().await;
+}
+
+#[tokio::test]
 async fn thread_goes_on_behind_a_canceled_task_and_a_requeued_one_queues_again() {
     let asks = call("ask", json!({ "question": "Which one?" }));
     let thinking = start(vec![asks, finish(json!("done"))], 4).await;
