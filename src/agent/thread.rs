@@ -4,7 +4,7 @@ use super::{
     job::{permanent, retryable},
     retry::again,
     tool::shown,
-    wake::{BadTemplate, Context, Template},
+    wake::{BadTemplate, Context, Template, number_text},
 };
 use crate::{
     fault,
@@ -19,9 +19,31 @@ const NAMES: [&str; 2] = ["input", "kind"];
 const RESULT_BYTES_MAX: usize = 12_000;
 const RESULTS_BYTES_MAX: usize = 36_000;
 
-/// Parses `run.thread`.
+/// Parses `run.thread`. One that could name no thread of any task is an error.
 pub(crate) fn thread_template(text: &str) -> Result<Template, BadTemplate> {
-    Template::parse(&Value::String(text.to_owned()), "thread", &NAMES)
+    let template = Template::naming(text, "thread", &NAMES)?;
+    let bad = |reason: &str| BadTemplate { place: "thread".into(), reason: reason.into() };
+    // Without names it has one value. With `input` that depends on the task.
+    let nothing = Context::new(Map::from_iter([("kind".to_owned(), json!("a kind"))]));
+    match template.fill("thread", &nothing) {
+        Ok(value) => thread_text(value).map(|_| template).map_err(|why| bad(&why)),
+        Err(_) if text.contains("input") => Ok(template),
+        Err(error) => Err(error),
+    }
+}
+
+/// The value as the text of a thread. The error says why it names none.
+fn thread_text(value: Value) -> Result<String, String> {
+    let what = match value {
+        Value::String(text) if !text.trim().is_empty() => return Ok(text),
+        Value::Number(number) => return Ok(number_text(&number)),
+        Value::String(_) => "an empty text",
+        Value::Null => "null",
+        Value::Bool(_) => "true or false",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    };
+    Err(format!("{what} names no thread: a text or a number does"))
 }
 
 /// Queues a job in its thread. Returns what its first message begins with, or how the job goes on later.
@@ -52,20 +74,7 @@ fn thread_of(template: &Template, kind: &str, input: Value) -> Result<String, Fa
     let context =
         Context::new(names.into_iter().map(|(name, value)| (name.to_owned(), value)).collect::<Map<_, _>>());
     let value = template.fill("thread", &context).map_err(|e| permanent(format!("run.{e}")))?;
-    let text = match value {
-        Value::String(text) if !text.trim().is_empty() => text,
-        Value::Number(number) => number.to_string(),
-        Value::Bool(flag) => flag.to_string(),
-        other => {
-            let what = match other {
-                Value::Null => "null",
-                Value::String(_) => "an empty text",
-                Value::Array(_) => "a list",
-                _ => "an object",
-            };
-            return Err(permanent(format!("run.thread: {what} names no thread: a text or a number does")));
-        }
-    };
+    let text = thread_text(value).map_err(|why| permanent(format!("run.thread: {why}")))?;
     Ok(hex(&Sha256::digest(text)))
 }
 
@@ -109,15 +118,45 @@ mod tests {
         let of = |value: Value| thread(by, json!({ "customer": value }));
         assert_eq!(of(json!("7")), of(json!(7)));
         assert_ne!(of(json!("7")), of(json!("8")));
+        for (one, other) in [("7", "7.0"), ("0", "-0.0"), ("-3", "-3.0"), ("1e3", "1000")] {
+            let value = |text: &str| serde_json::from_str::<Value>(text).unwrap();
+            assert_eq!(of(value(one)), of(value(other)), "{one}");
+            let joined = |text| thread("c-{{ input.c }}", json!({ "c": value(text) })).unwrap();
+            assert_eq!(joined(one), joined(other), "{one}");
+            assert_ne!(of(value(one)), of(json!(0.5)));
+        }
+        assert_eq!(of(json!(u64::MAX)), thread("18446744073709551615", json!(0)));
         assert!(of(json!("x".repeat(100_000))).unwrap().len() == 64);
         let error = |value: Value| of(value).unwrap_err();
         assert_eq!(error(json!(null)), "run.thread: null names no thread: a text or a number does");
         assert_eq!(error(json!(" ")), "run.thread: an empty text names no thread: a text or a number does");
         assert_eq!(error(json!([1])), "run.thread: a list names no thread: a text or a number does");
         assert_eq!(error(json!({})), "run.thread: an object names no thread: a text or a number does");
+        assert_eq!(error(json!(true)), "run.thread: true or false names no thread: a text or a number does");
+        for value in [json!(null), json!(" "), json!([]), json!({}), json!(false)] {
+            let told = thread("c-{{ input.c }}", json!({ "c": value })).unwrap_err();
+            assert_eq!(told, "run.thread: a value in it is neither a text nor a number, or an empty text");
+        }
         assert_eq!(thread(by, json!({})).unwrap_err(), "run.thread: there is no input.customer");
         assert_eq!(thread(by, json!("text")).unwrap_err(), "run.thread: there is no input.customer");
         assert!(thread("{{ kind }}/{{ input.a }}", json!({ "a": 1 })).is_ok());
+    }
+
+    #[test]
+    fn template_that_names_no_thread_of_any_task_is_refused() {
+        for (text, why) in [
+            (" ", "thread: an empty text names no thread: a text or a number does"),
+            ("{{ true }}", "thread: true or false names no thread: a text or a number does"),
+            ("{{ [1] }}", "thread: a list names no thread: a text or a number does"),
+            ("{{ kind.x }}", "thread: there is no kind.x"),
+            ("{{ kinds }}", "thread: there is no \"kinds\": use input, kind"),
+            ("c-{{ none }}", "thread: a value in it is neither a text nor a number, or an empty text"),
+        ] {
+            assert_eq!(thread_template(text).unwrap_err().to_string(), why, "{text}");
+        }
+        for text in ["all", "{{ 1 }}", "{{ kind }}", "{{ input }}", "{{ input.a }}-{{ kind }}"] {
+            assert!(thread_template(text).is_ok(), "{text}");
+        }
     }
 
     fn result(text: &str, cut: bool) -> ThreadResult {

@@ -79,10 +79,13 @@ fn expected(message: &str) -> (String, Option<String>) {
         "u8" | "u16" | "u32" | "u64" | "usize" => (whole(expected, "0"), "write a whole number".to_owned()),
         "i8" | "i16" | "i32" | "i64" => (whole(expected, ""), "write a whole number".to_owned()),
         "f32" | "f64" => ("a number".into(), "write a number, without quotes".to_owned()),
-        other => match other.strip_prefix("struct ") {
-            Some(_) => ("a table".into(), "write it as a section or in braces".to_owned()),
-            None => return (format!("found {found}, expected {other}"), None),
-        },
+        other if other.starts_with("struct ") => {
+            ("a table".into(), "write it as a section or in braces".to_owned())
+        }
+        other if other.starts_with("enum ") => {
+            ("one of its words".into(), "write the word in quotes".to_owned())
+        }
+        other => return (format!("found {found}, expected {other}"), None),
     };
     (format!("found {}, expected {expected}", found.replace('`', "")), Some(remedy))
 }
@@ -143,6 +146,18 @@ mod tests {
         assert_eq!(nearest("datadir", &known), Some("data_dir"));
         assert_eq!(nearest("slots", &known), Some("slot"));
         assert_eq!(nearest("password", &known), None);
+    }
+
+    #[test]
+    fn message_of_a_wrong_type_has_no_name_of_the_code() {
+        for (serde, told) in [
+            ("integer `5`, expected enum LimitMember", ("one of its words", "write the word in quotes")),
+            ("integer `5`, expected struct Run", ("a table", "write it as a section or in braces")),
+        ] {
+            let fault = wrong(Path::parse("run.x"), &format!("invalid type: {serde}"));
+            assert_eq!(fault.message, format!("found integer 5, expected {}", told.0));
+            assert_eq!(fault.remedy.as_deref(), Some(told.1));
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Problems of the configuration, each with place and remedy.
 use serde::Serialize;
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 /// One problem that prevents the start of the daemon.
 ///
@@ -29,16 +29,29 @@ impl Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.file)?;
+        one_line(f, &self.file)?;
         if let Some(line) = self.line {
             write!(f, ":{line}")?;
         }
         if !self.key.is_empty() {
-            write!(f, ": {}", self.key)?;
+            f.write_str(": ")?;
+            one_line(f, &self.key)?;
         }
-        write!(f, ": {}", self.message)?;
-        self.remedy.as_ref().map_or(Ok(()), |remedy| write!(f, "; {remedy}"))
+        f.write_str(": ")?;
+        one_line(f, &self.message)?;
+        self.remedy.as_ref().map_or(Ok(()), |remedy| {
+            f.write_str("; ")?;
+            one_line(f, remedy)
+        })
     }
+}
+
+/// Writes a text of a file with its control characters escaped: a key may have any of them.
+fn one_line(f: &mut fmt::Formatter<'_>, text: &str) -> fmt::Result {
+    text.chars().try_for_each(|c| match c {
+        c if c.is_control() => write!(f, "{}", c.escape_default()),
+        c => f.write_char(c),
+    })
 }
 
 /// All problems; never empty.
@@ -48,4 +61,21 @@ pub struct Problems(pub Vec<Problem>);
 
 fn lines(problems: &[Problem]) -> String {
     problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn control_characters_of_a_file_are_escaped() {
+        let problem = Problem {
+            file: "a.toml".into(),
+            line: Some(7),
+            key: "run.a\nb\u{1b}[31m".into(),
+            message: "unknown key \"ä\r\"".into(),
+            remedy: Some("x\ty".into()),
+        };
+        assert_eq!(problem.to_string(), "a.toml:7: run.a\\nb\\u{1b}[31m: unknown key \"ä\\r\"; x\\ty");
+    }
 }

@@ -120,7 +120,10 @@ impl ChatAnswer {
         let usage = completion.get("usage").filter(|usage| usage.get("prompt_tokens").is_some()).cloned();
         let usage = usage.or_else(timings).unwrap_or_default();
         let Reported { input, output, details } = Reported::read(&usage);
-        let word = |value: Option<&Value>| Some(value?.as_str()?.chars().take(WORD_CHARS_MAX).collect());
+        // No control characters: a database cannot store U+0000.
+        let plain = |c: char| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c };
+        let word =
+            |value: Option<&Value>| Some(value?.as_str()?.chars().take(WORD_CHARS_MAX).map(plain).collect());
         let model = word(completion.get("model"));
         let choices = completion.get_mut("choices").and_then(Value::as_array_mut);
         let choices = choices.ok_or(Error::InvalidAnswer("it has no choices with messages"))?;

@@ -36,6 +36,7 @@ pub use model::step::*;
 pub use model::task_state::TaskState;
 pub use model::types::*;
 pub use model::usage::Usage;
+pub(crate) use model::validate::{check_json, is_word};
 pub use model::wait_types::*;
 pub use read::activity::{SpendBy, TriggerState};
 pub use read::agent_lines::AgentLine;

@@ -4,7 +4,7 @@ use super::{Definition, Kind, OfferBy, Problem, Wake, WakeEvent, check_models, c
 use crate::{
     agent::{Env, kind::program, schedule::CronSchedule, wake::RequestTemplate},
     filter::Filter,
-    task::{INPUT_BYTES_MAX, Policy},
+    task::{INPUT_BYTES_MAX, Policy, is_word},
 };
 use std::{collections::HashMap, time::Duration};
 
@@ -74,8 +74,11 @@ fn general(definition: &Definition, env: &Env, found: &mut Problems) {
         );
     }
     for (at, capability) in definition.capabilities.iter().enumerate() {
-        if capability.is_empty() || capability.len() > 200 {
-            found.add(format!("capabilities.{at}"), "a capability has 1 to 200 bytes");
+        if !is_word(capability) {
+            found.add(
+                format!("capabilities.{at}"),
+                "a capability has 1 to 200 bytes and no control characters",
+            );
         }
     }
     found.bounds("slots", definition.slots, 1, 1_000);
@@ -188,8 +191,11 @@ fn check_request(
     policy: &serde_json::Map<String, serde_json::Value>,
     found: &mut Problems,
 ) {
-    if kind.is_empty() || kind.len() > 200 {
-        found.add(format!("{place}.request.kind"), "the kind of a task has 1 to 200 bytes");
+    if !is_word(kind) {
+        found.add(
+            format!("{place}.request.kind"),
+            "the kind of a task has 1 to 200 bytes and no control characters",
+        );
     }
     if let Err(e) = Policy::default().with(policy).and_then(|policy| policy.compile_setting()) {
         found.add(format!("{place}.request.policy"), e);
@@ -234,8 +240,11 @@ fn check_wake(place: &str, wake: &Wake, found: &mut Problems) {
         }
     }
     let request = &wake.request;
-    if request.kind.is_empty() || request.kind.len() > 200 {
-        found.add(format!("{place}.request.kind"), "the kind of a task has 1 to 200 bytes");
+    if !is_word(&request.kind) {
+        found.add(
+            format!("{place}.request.kind"),
+            "the kind of a task has 1 to 200 bytes and no control characters",
+        );
     }
     if request.idempotency_key.is_some() {
         let message = "idempotency_key is not supported in a wake yet: each change requests one task";
@@ -305,7 +314,7 @@ mod tests {
                 "wake.0.events: no event: it would never wake",
                 "wake.0.filter: [\"priority>3\"] is not a condition of the form column=operator.value",
                 "wake.0.debounce: it must be 1ms to 1h",
-                "wake.0.request.kind: the kind of a task has 1 to 200 bytes",
+                "wake.0.request.kind: the kind of a task has 1 to 200 bytes and no control characters",
                 "wake.0.request.idempotency_key: idempotency_key is not supported in a wake yet: each change \
                  requests one task",
                 "wake.0.request.input.a.0: there is no \"nwe\": use new, old, event, schema, table, commit_lsn, \

@@ -14,7 +14,7 @@ use crate::{
         think::ASK,
         tool::{judge::name_and_port, named_values},
     },
-    task::{Effect, check_setting},
+    task::{Effect, check_setting, is_word},
 };
 use std::{
     collections::{BTreeMap, HashSet},
@@ -147,8 +147,9 @@ fn parts(definition: &Definition, found: &mut Problems) {
         found.add("run.memory", "it counts only with forget, recall or remember in run.tools");
     }
     let words = run.parts.iter().flat_map(|(kind, part)| std::iter::once(kind).chain(&part.requires));
-    for word in words.filter(|word| word.is_empty() || word.len() > 200 || word.contains('\0')) {
-        found.add("run.parts", format!("{word:?} is no kind or capability of 1 to 200 bytes"));
+    for word in words.filter(|word| !is_word(word)) {
+        let message = format!("{word:?} is no kind or capability: 1 to 200 bytes without control characters");
+        found.add("run.parts", message);
     }
     for (kind, part) in &run.parts {
         if let Some(Err(e)) = part.input.as_ref().map(check_setting) {

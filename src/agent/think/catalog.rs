@@ -12,7 +12,7 @@ use crate::{
         tool::callables,
     },
     llm::InOrder,
-    task::{Effect, Error, SchemaMismatch, Schemas},
+    task::{Effect, Error, SchemaMismatch, Schemas, check_json},
 };
 use serde_json::{Map, Value, json};
 use std::{collections::BTreeMap, sync::Arc};
@@ -267,6 +267,10 @@ impl Catalog {
             (FINISH, Some(schema)) => (schema, self.result_of(args)),
             _ => (tool.form_of(args), args.clone()),
         };
+        // What cannot be stored would fail the attempt.
+        if let Err(error) = check_json("the call", &value, usize::MAX) {
+            return Ok(refused(name, "bad_arguments", &error.to_string()));
+        }
         if name == FINISH && value.to_string().len() > result_bytes_max {
             let message = format!("the result is over {result_bytes_max} bytes");
             return Ok(refused(name, "too_large", &message));
@@ -375,6 +379,15 @@ mod tests {
         let error = told(&catalog, "finish", json!({ "result": "x".repeat(200) }), false).await;
         assert!(error.contains("too_large"), "{error}");
         assert!(told(&catalog, "finish", json!({}), false).await.contains("breaks /required"));
+        for result in [json!("\0"), json!([{ "a\0": 1 }]), json!({ "a": ["x\0"] })] {
+            let error = told(&catalog, "finish", json!({ "result": result }), false).await;
+            assert!(error.contains("U+0000, which cannot be stored"), "{error}");
+        }
+        let deep = (0..100).fold(json!(1), |inner, _| json!([inner]));
+        let error = told(&catalog, "finish", json!({ "result": deep }), false).await;
+        assert!(error.contains("the call is nested more than 100 deep"), "{error}");
+        let error = told(&catalog, "ask", json!({ "question": "a\0b" }), false).await;
+        assert!(error.contains("U+0000"), "{error}");
     }
 
     #[tokio::test]

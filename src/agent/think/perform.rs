@@ -25,7 +25,7 @@ use crate::{
     llm::{Caller, ChatAnswer, ChatRequest, Error, Format, Streaming},
     task::{
         CallEnd, DatabaseResult, Effect, Failure, ModelEnd, ModelUsage, NewQuestion, Step, StepBody,
-        StepState, ToolStep, Usage,
+        StepState, ToolStep, Usage, check_json,
     },
 };
 use futures_util::future::join_all;
@@ -313,7 +313,9 @@ impl Session<'_> {
         let may_finish = self.catalog.may_finish(&Turn::after(steps, false));
         let is_result = may_finish && (schema.is_some() || calls::is_json(&text));
         let judged = match found {
-            Ok(result) if is_result => self.judged_answer(result).await?.ok(),
+            Ok(result) if is_result && check_json("result", &result, limit).is_ok() => {
+                self.judged_answer(result).await?.ok()
+            }
             _ => None,
         };
         match judged {

@@ -15,7 +15,7 @@ mod trial;
 
 pub use index::{Commit, PositionedChange, WakeIndex};
 pub use template::BadTemplate;
-pub(crate) use template::{Context, Template};
+pub(crate) use template::{Context, Template, number_text};
 pub use trial::{Trial, TrialError, TrialOutcome, TrialRow, Trials, TriedCondition};
 
 use super::definition::{Wake, WakeRequest};

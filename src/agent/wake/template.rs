@@ -4,8 +4,8 @@
 //! expression, of any type; any other text with `{{` or `{%` becomes a text; everything else stays. The language is
 //! Jinja without includes, with a limit on its steps, and strict: an unknown name is an error, never an empty text.
 //! Pure. Errors name the place in the value and the kind of mistake, never values of a row.
-use minijinja::{Environment, ErrorKind, Expression, UndefinedBehavior};
-use serde_json::{Map, Value};
+use minijinja::{Environment, ErrorKind, Expression, UndefinedBehavior, value::ValueKind};
+use serde_json::{Map, Number, Value};
 use std::sync::{LazyLock, OnceLock};
 
 /// Most steps of one template.
@@ -16,12 +16,43 @@ const TEXT_BYTES_MAX: usize = crate::task::INPUT_BYTES_MAX;
 const BUILT_IN: [&str; 6] = ["range", "dict", "namespace", "debug", "loop", "self"];
 
 /// The language. Immutable.
-static LANGUAGE: LazyLock<Environment<'static>> = LazyLock::new(|| {
+static LANGUAGE: Language = LazyLock::new(language);
+/// The language of texts that name something: only texts that are not empty, and numbers, become parts of them.
+static NAMING: Language = LazyLock::new(|| {
+    let mut language = language();
+    language.set_formatter(|out, _, value| match value.kind() {
+        ValueKind::Number => {
+            let number =
+                serde_json::to_value(value).ok().as_ref().and_then(Value::as_number).map(number_text);
+            out.write_str(&number.unwrap_or_else(|| value.to_string())).map_err(Into::into)
+        }
+        ValueKind::String if value.as_str().is_some_and(|text| !text.trim().is_empty()) => {
+            out.write_str(value.as_str().unwrap_or_default()).map_err(Into::into)
+        }
+        _ => Err(minijinja::Error::new(ErrorKind::InvalidOperation, NO_NAME)),
+    });
+    language
+});
+type Language = LazyLock<Environment<'static>>;
+
+const NO_NAME: &str = "a value in it is neither a text nor a number, or an empty text";
+
+fn language() -> Environment<'static> {
     let mut language = Environment::new();
     language.set_undefined_behavior(UndefinedBehavior::Strict);
     language.set_fuel(Some(FUEL));
     language
-});
+}
+
+/// A number as text, the same for equal numbers: `7.0` is `7`.
+pub(crate) fn number_text(number: &Number) -> String {
+    // Up to here a float holds every whole number.
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    match number.as_f64() {
+        Some(float) if float.fract() == 0.0 && float.abs() <= EXACT => format!("{:.0}", float + 0.0),
+        _ => number.to_string(),
+    }
+}
 
 /// Why a template cannot be parsed or filled in.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -37,6 +68,7 @@ pub struct BadTemplate {
 #[derive(Debug)]
 pub(crate) struct Template {
     root: Node,
+    language: &'static Language,
 }
 
 #[derive(Debug)]
@@ -82,7 +114,16 @@ impl Template {
     /// # Errors
     /// The first text that cannot be parsed.
     pub(crate) fn parse(value: &Value, place: &str, names: &[&str]) -> Result<Self, BadTemplate> {
-        Ok(Self { root: node(value, place, names)? })
+        Ok(Self { root: node(value, place, names)?, language: &LANGUAGE })
+    }
+
+    /// As [`Self::parse`], of a text that names something: what it puts together must be texts that are not empty, and
+    /// numbers.
+    ///
+    /// # Errors
+    /// As [`Self::parse`].
+    pub(crate) fn naming(text: &str, place: &str, names: &[&str]) -> Result<Self, BadTemplate> {
+        Ok(Self { root: text_node(text, place, names)?, language: &NAMING })
     }
 
     /// The value with its texts filled in.
@@ -90,7 +131,7 @@ impl Template {
     /// # Errors
     /// The first text that cannot be filled in.
     pub(crate) fn fill(&self, place: &str, context: &Context) -> Result<Value, BadTemplate> {
-        fill(&self.root, place, context)
+        fill(&self.root, place, context, self.language)
     }
 
     /// The value as a text; other values are written as JSON.
@@ -174,7 +215,7 @@ fn path(source: &str) -> Option<Vec<String>> {
     source.split('.').map(|part| word(part).then(|| part.to_owned())).collect()
 }
 
-fn fill(node: &Node, place: &str, context: &Context) -> Result<Value, BadTemplate> {
+fn fill(node: &Node, place: &str, context: &Context, language: &Language) -> Result<Value, BadTemplate> {
     let bad = |reason: String| BadTemplate { place: place.to_owned(), reason };
     Ok(match node {
         Node::Literal(value) => value.clone(),
@@ -194,18 +235,20 @@ fn fill(node: &Node, place: &str, context: &Context) -> Result<Value, BadTemplat
         }
         Node::Text(source) => {
             let mut text = Limited(Vec::new());
-            let template = LANGUAGE.template_from_str(source).map_err(|e| bad(reason(&e)))?;
+            let template = language.template_from_str(source).map_err(|e| bad(reason(&e)))?;
             template.render_captured_to(context.read(), &mut text).map_err(|e| bad(reason(&e)))?;
             Value::String(String::from_utf8(text.0).map_err(|_| bad("its text is not Unicode".into()))?)
         }
         Node::List(nodes) => {
-            let items =
-                nodes.iter().enumerate().map(|(at, node)| fill(node, &format!("{place}.{at}"), context));
+            let items = nodes
+                .iter()
+                .enumerate()
+                .map(|(at, node)| fill(node, &format!("{place}.{at}"), context, language));
             Value::Array(items.collect::<Result<_, _>>()?)
         }
         Node::Object(nodes) => {
             let members = nodes.iter().map(|(key, node)| {
-                fill(node, &format!("{place}.{key}"), context).map(|value| (key.clone(), value))
+                fill(node, &format!("{place}.{key}"), context, language).map(|value| (key.clone(), value))
             });
             Value::Object(members.collect::<Result<_, _>>()?)
         }
@@ -233,6 +276,7 @@ fn reason(error: &minijinja::Error) -> String {
     match (error.kind(), error.detail()) {
         (ErrorKind::SyntaxError, Some(detail)) => format!("syntax error: {detail}"),
         (ErrorKind::WriteFailure, _) => format!("makes more than {TEXT_BYTES_MAX} bytes"),
+        (_, Some(NO_NAME)) => NO_NAME.into(),
         (ErrorKind::OutOfFuel, _) => format!("takes more than {FUEL} steps"),
         (kind, _) => kind.to_string(),
     }

@@ -6,9 +6,14 @@ use serde_json::{Map, Value};
 /// Longest task kind, capability and idempotency key in bytes.
 const WORD_BYTES_MAX: usize = 200;
 
-/// 1 to 200 bytes without control characters.
+/// Whether a text may be a kind, capability or idempotency key: 1 to 200 bytes without control characters.
+pub(crate) fn is_word(text: &str) -> bool {
+    (1..=WORD_BYTES_MAX).contains(&text.len()) && !text.contains(char::is_control)
+}
+
+/// Refuses a text that is no word.
 pub(in crate::task) fn word(name: &str, text: &str) -> Result<(), Error> {
-    if text.is_empty() || text.len() > WORD_BYTES_MAX || text.chars().any(char::is_control) {
+    if !is_word(text) {
         return Err(Error::BadRequest(format!(
             "{name} has 1 to {WORD_BYTES_MAX} bytes and no control characters"
         )));
@@ -50,7 +55,7 @@ fn is_deeper(value: &Value, left: usize) -> bool {
 }
 
 /// Refuses JSON that is too large or too deep, or has the character U+0000, which the database cannot store.
-pub(in crate::task) fn check_json(what: &'static str, value: &Value, bytes_max: usize) -> Result<(), Error> {
+pub(crate) fn check_json(what: &'static str, value: &Value, bytes_max: usize) -> Result<(), Error> {
     check_depth(what, value)?;
     check_text(what, &serde_json::to_string(value).unwrap_or_default(), bytes_max)
 }

@@ -1,6 +1,6 @@
 //! What a task may wait for besides an agent: other tasks, an answer, a verifier.
 //! Shapes follow `docs/spec/negotiation.md` §3 and §5 (15, 18, 22).
-use crate::task::{ApprovalCall, Policy, Usage};
+use crate::task::{ApprovalCall, Policy, Usage, is_word};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -38,8 +38,8 @@ pub struct Verifier {
 
 impl Verifier {
     pub(in crate::task) fn check(&self) -> Result<(), String> {
-        let named = |word: &String| (1..=200).contains(&word.len()) && !word.contains(char::is_control);
-        if !named(&self.kind) || !self.requires.iter().all(named) || self.requires.len() > 50 {
+        if !is_word(&self.kind) || !self.requires.iter().all(|word| is_word(word)) || self.requires.len() > 50
+        {
             return Err("policy.verifier: a kind and up to 50 requires, each of 1 to 200 bytes".into());
         }
         if self.policy.contains_key("verifier") || self.policy.contains_key("result_schema") {
