@@ -15,6 +15,7 @@ mod mcp;
 mod mcp_attacks;
 mod mcp_http;
 mod memory;
+mod mistakes;
 mod money;
 mod otlp;
 mod parts;

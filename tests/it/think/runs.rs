@@ -93,37 +93,6 @@ async fn question_begins_with_the_bytes_of_the_question_before() {
 }
 
 #[tokio::test]
-async fn mistakes_of_the_model_are_told_to_it() {
-    let script = vec![
-        Say::Calls(vec![
-            ("drop_all", json!({})),
-            ("note_down", json!({ "words": 7 })),
-            ("note_down", json!({ "words": "\u{0}" })),
-            ("Functions.LOOK", json!({})),
-        ]),
-        Say::Text("I am done.".into()),
-        call("finish", json!({ "wrong": 1 })),
-        Say::Calls(vec![("finish", json!({ "result": 1 })), ("pay", json!({}))]),
-        finish(json!(2)),
-    ];
-    let thinking = Thinking::start(script, "").await;
-    thinking.world.status.lock().insert("pay".into(), 404);
-    let id = thinking.request(json!({})).await;
-    assert_eq!(thinking.in_state(id, "completed").await.result, Some(json!(2)));
-    let steps = thinking.steps(id).await;
-    let codes: Vec<String> = steps
-        .iter()
-        .filter_map(|step| serde_json::from_str::<Value>(step["result"].as_str()?).ok())
-        .filter_map(|result| Some(result["error"]["code"].as_str()?.to_owned()))
-        .collect();
-    assert_eq!(codes, ["unknown_tool", "bad_arguments", "failed", "bad_arguments", "failed", "failed"]);
-    assert!(steps.iter().any(|step| step["note_kind"] == "nudge"));
-    assert!(steps[4]["result"].as_str().unwrap().contains("SQLSTATE 22021"), "{}", steps[4]);
-    assert_eq!(thinking.world.calls("look"), 1, "a name with another case is found");
-    thinking.stop().await;
-}
-
-#[tokio::test]
 async fn statement_of_a_tool_has_only_the_rights_of_its_role() {
     let world = World::start(vec![
         call("read_tasks", json!({})),
@@ -310,38 +279,6 @@ async fn answers_have_the_limit_of_their_agent_and_at_most_half_of_the_context()
 }
 
 #[tokio::test]
-async fn run_ends_at_its_limit_of_questions() {
-    let step = |n: i32| call("look", json!({ "n": n }));
-    let thinking = Thinking::start((0..20).map(step).collect(), "[limits]\nsteps_max = 5").await;
-    let id = thinking.request(json!({})).await;
-    let task = thinking.in_state(id, "failed").await;
-    assert!(task.error.unwrap().to_string().contains("used all of its questions"));
-    assert_eq!(thinking.world.questions(), 6);
-    let last = thinking.world.question(5);
-    let tools: Vec<&str> = last["tools"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|tool| tool["function"]["name"].as_str().unwrap())
-        .collect();
-    assert_eq!((tools, &last["tool_choice"]), (vec!["finish", "give_up"], &json!("required")));
-    let notes: Vec<Value> =
-        thinking.steps(id).await.into_iter().filter(|step| step["note_kind"] == "limit").collect();
-    assert_eq!(notes.len(), 1);
-    thinking.stop().await;
-}
-
-#[tokio::test]
-async fn equal_answers_are_stopped_and_then_end_the_run() {
-    let thinking = Thinking::start(vec![call("look", json!({}))], "").await;
-    let id = thinking.request(json!({})).await;
-    let task = thinking.in_state(id, "failed").await;
-    assert!(task.error.unwrap().to_string().contains("the same answer again and again"));
-    assert_eq!((thinking.world.questions(), thinking.world.calls("look")), (5, 2));
-    thinking.stop().await;
-}
-
-#[tokio::test]
 async fn new_run_after_a_failed_one_does_not_repeat_an_effect() {
     // The first run gives up after the effect; the second calls the same tool with the same arguments.
     let script = vec![
@@ -402,26 +339,6 @@ async fn tools_are_called_by_schema_where_the_endpoint_has_no_calls() {
     let last = question["messages"].as_array().unwrap().last().unwrap().clone();
     assert_eq!(last, json!({ "role": "user", "content": "Result of look:\nanswer of look" }));
     thinking.stop().await;
-}
-
-#[tokio::test]
-async fn rubbish_of_the_endpoint_fails_the_attempt_and_is_charged() {
-    for (body, told) in [
-        (json!({ "choices": [] }), "it has no choice"),
-        (json!({ "error": { "message": "sk-secret" } }), "it is an error with status 200"),
-        (
-            json!({ "choices": [{ "message": { "content": null }, "finish_reason": "content_filter" }] }),
-            "refused to answer",
-        ),
-    ] {
-        let thinking = Thinking::start(vec![Say::Raw(body)], "").await;
-        let id = thinking.request(json!({})).await;
-        let error = thinking.in_state(id, "failed").await.error.unwrap().to_string();
-        assert!(error.contains(told) && !error.contains("sk-secret"), "{error}");
-        let why = thinking.running.parts.tasks.why(id).await.unwrap();
-        assert!(why["paid"]["tokens"].as_i64().unwrap() > 4_096, "{why}");
-        thinking.stop().await;
-    }
 }
 
 #[tokio::test]
