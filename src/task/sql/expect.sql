@@ -4,7 +4,7 @@ with input as (
     as i(id, org, kind, description, capabilities, slots)
 ),
 unmarked as (
-    update convoke.agents g set expected = false where g.expected and not g.id = any($1)
+    update convoke.agents g set expected = false where g.expected and g.id not in (select unnest($1::text[]))
 )
 insert into convoke.agents as g (id, org, kind, description, capabilities, slots, status, expected, last_seen_at)
 select i.id, i.org, i.kind, i.description, array(select jsonb_array_elements_text(i.capabilities)), i.slots, 'gone',

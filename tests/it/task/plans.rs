@@ -56,10 +56,10 @@ const FINISHED: &str = "
     analyze convoke.tasks; analyze convoke.offer_rows; analyze convoke.assignments";
 
 /// The plan of each statement, line by line.
-async fn plans(client: &Client) -> Vec<(&'static str, Vec<String>)> {
+async fn plans(client: &Client, names: &[&'static str]) -> Vec<(&'static str, Vec<String>)> {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/src/task/sql");
     let mut plans = Vec::new();
-    for name in STATEMENTS {
+    for &name in names {
         let sql = std::fs::read_to_string(format!("{folder}/{name}.sql")).unwrap();
         let nulls = vec!["null"; client.prepare(&sql).await.unwrap().params().len()].join(", ");
         let call = if nulls.is_empty() { String::new() } else { format!("({nulls})") };
@@ -75,7 +75,7 @@ async fn plans(client: &Client) -> Vec<(&'static str, Vec<String>)> {
 async fn plan_made_on_empty_tables_has_no_sequential_scan() {
     let world = Harness::new(vec![profile("a", 1)]).await;
     let client = world.database.client().await.unwrap();
-    for (name, plan) in plans(&client).await {
+    for (name, plan) in plans(&client, &STATEMENTS).await {
         for table in ["tasks", "offer_rows", "assignments", "events"] {
             let whole = format!("Seq Scan on {table} ");
             assert!(!plan.iter().any(|line| line.contains(&whole)), "{name}:\n{}", plan.join("\n"));
@@ -93,7 +93,7 @@ async fn plan_made_with_only_finished_tasks_reads_by_key() {
     world.db.admin().await.batch_execute(FINISHED).await.unwrap();
     let client = world.database.client().await.unwrap();
     let mut scans = 0;
-    for (name, plan) in plans(&client).await {
+    for (name, plan) in plans(&client, &STATEMENTS).await {
         let next = plan.iter().skip(1).map(String::as_str).chain([""]);
         for (line, next) in plan.iter().zip(next) {
             let Some((_, index)) = line.split_once(" using ") else { continue };
@@ -116,4 +116,13 @@ async fn plan_made_with_only_finished_tasks_reads_by_key() {
         .unwrap();
     drop(client);
     world.check().await;
+}
+
+#[tokio::test]
+async fn list_of_all_agents_is_hashed_and_not_searched_for_each_of_them() {
+    let world = Harness::new(vec![profile("a", 1)]).await;
+    let client = world.database.client().await.unwrap();
+    for (name, plan) in plans(&client, &["retire", "expect"]).await {
+        assert!(plan.iter().any(|line| line.contains("hashed SubPlan")), "{name}: {plan:#?}");
+    }
 }
