@@ -32,6 +32,18 @@ pub(crate) fn thread_template(text: &str) -> Result<Template, BadTemplate> {
     }
 }
 
+/// The value with equal numbers in the same form: 7.0 as 7.
+fn equal_numbers(value: Value) -> Value {
+    match value {
+        Value::Number(number) => serde_json::from_str(&number_text(&number)).unwrap_or(Value::Number(number)),
+        Value::Array(items) => items.into_iter().map(equal_numbers).collect(),
+        Value::Object(members) => {
+            members.into_iter().map(|(name, value)| (name, equal_numbers(value))).collect()
+        }
+        other => other,
+    }
+}
+
 /// The value as the text of a thread. The error says why it names none.
 fn thread_text(value: Value) -> Result<String, String> {
     let what = match value {
@@ -70,7 +82,8 @@ pub(crate) async fn turn(template: &Template, job: &Job) -> Result<Result<String
 
 /// The thread of a task: a hash of the value that the template makes, which so may be long and is not kept twice.
 fn thread_of(template: &Template, kind: &str, input: Value) -> Result<String, Failure> {
-    let names = [("input", input), ("kind", json!(kind))];
+    // Also where an operator of the template makes a text of a number.
+    let names = [("input", equal_numbers(input)), ("kind", json!(kind))];
     let context =
         Context::new(names.into_iter().map(|(name, value)| (name.to_owned(), value)).collect::<Map<_, _>>());
     let value = template.fill("thread", &context).map_err(|e| permanent(format!("run.{e}")))?;
@@ -123,6 +136,8 @@ mod tests {
             assert_eq!(of(value(one)), of(value(other)), "{one}");
             let joined = |text| thread("c-{{ input.c }}", json!({ "c": value(text) })).unwrap();
             assert_eq!(joined(one), joined(other), "{one}");
+            let added = |text| thread("{{ 'c-' ~ input[0].c }}", json!([{ "c": value(text) }])).unwrap();
+            assert_eq!(added(one), added(other), "{one}");
             assert_ne!(of(value(one)), of(json!(0.5)));
         }
         assert_eq!(of(json!(u64::MAX)), thread("18446744073709551615", json!(0)));

@@ -73,11 +73,14 @@ pub struct BadFilter {
 /// override them.
 const QUIET: &str = "refinery_core=warn,tokio_postgres=warn,deadpool.postgres=error";
 
-/// Whether records of this kind may be written, whatever the configured filter: the library of MCP logs messages with
-/// their payloads below the level error.
+/// Whether records of this kind may be written, whatever the configured filter: the library of models logs whole answers
+/// that it cannot read and texts of errors, the library of MCP messages with their payloads below the level error.
 fn is_safe(metadata: &Metadata<'_>) -> bool {
-    let of_mcp = metadata.target() == "rmcp" || metadata.target().starts_with("rmcp::");
-    !of_mcp || *metadata.level() == tracing::Level::ERROR
+    match metadata.target().split("::").next() {
+        Some("async_openai") => false,
+        Some("rmcp") => *metadata.level() == tracing::Level::ERROR,
+        _ => true,
+    }
 }
 
 /// Parses a filter, as [`init`] will use it.

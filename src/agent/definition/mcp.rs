@@ -148,11 +148,21 @@ impl McpServer {
         format!("{}__{}", self.name, plain(tool, '_'))
     }
 
-    /// Whether `allow` can let in a tool with this name in calls, in whatever spelling the server gives it.
-    pub(crate) fn may_allow(&self, name_in_calls: &str) -> bool {
-        let name = name_in_calls.strip_prefix(&self.name).and_then(|rest| rest.strip_prefix("__"));
-        let fits = |pattern: &String| name.is_some_and(|name| matches(&plain(pattern, '*'), name));
-        self.allow.iter().any(fits)
+    /// Whether a tool with this name in calls can be offered, in whatever spelling the server gives it.
+    pub(crate) fn may_offer(&self, name_in_calls: &str) -> bool {
+        let Some(name) = name_in_calls.strip_prefix(&self.name).and_then(|rest| rest.strip_prefix("__"))
+        else {
+            return false;
+        };
+        let is_allowed = self.allow.iter().any(|pattern| matches(&plain(pattern, '*'), name));
+        // Another pattern may leave a spelling over.
+        let is_denied =
+            self.deny.iter().any(|pattern| !pattern.is_empty() && pattern.chars().all(|c| c == '*'));
+        let is_pinned = match &self.pin {
+            McpPin::Listed(pins) => pins.keys().any(|tool| plain(tool, '_') == name),
+            McpPin::Rule(_) => true,
+        };
+        is_allowed && !is_denied && is_pinned
     }
 
     /// Whether a tool of this name may be called.

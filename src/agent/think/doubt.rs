@@ -120,18 +120,9 @@ impl Session<'_> {
         }
     }
 
-    /// Begins a call once more, and runs it. Without a place it ends: it has not happened.
+    /// Begins a call once more, and runs it.
     async fn begin_again(&self, step: &Step, call: &ToolStep) -> Result<(), Failure> {
-        let one = [(step, call)];
-        let mut placed = self.placed(&one);
-        if placed.0.is_empty() {
-            self.wait_for_place(&one).await?;
-            placed = self.placed(&one);
-        }
-        let (calls, _places) = placed;
-        if calls.is_empty() {
-            return Ok(());
-        }
+        let (_, _places) = self.placed(&[(step, call)]);
         let Ok(costs) = self.begin_calls(&[(step.seq, call)]).await? else {
             return Err(retryable("a limit of the day has no room"));
         };

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     agent::{
-        ToolKind,
+        Tool, ToolKind,
         job::retryable,
         retry::again,
         tool::{Allowed, Permit},
@@ -15,14 +15,14 @@ use crate::{
     task::{Failure, Step, StepState, ToolStep},
 };
 use futures_util::{StreamExt, stream::FuturesUnordered};
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 use tokio::time::Instant;
 
-/// The calls of an answer that have a place or wait for one, by their steps.
+/// The places of the calls of an answer, by their steps.
 #[derive(Default)]
 pub(super) struct Places {
     held: BTreeMap<i32, Permit>,
-    /// Until when those wait that have none.
+    /// Until when a call waits that had none.
     until: BTreeMap<i32, Instant>,
 }
 
@@ -54,13 +54,16 @@ impl Session<'_> {
         let mut taken = BTreeMap::new();
         let mut has_place = |step: &Step, call: &ToolStep| {
             let Some(allowed) = self.allowed(call) else { return true };
-            let held = places.held.remove(&step.seq);
-            let Some(place) = held.or_else(|| limits.try_enter(org, &call.name, allowed)) else {
-                return false;
+            let now = Instant::now();
+            let place = match step.state {
+                StepState::Planned => {
+                    let until = *places.until.entry(step.seq).or_insert(now + self.patience(call));
+                    let held = places.held.remove(&step.seq);
+                    held.or_else(|| limits.try_enter(org, &call.name, allowed).filter(|_| now <= until))
+                }
+                _ => Some(limits.still_runs(org, &call.name, true)),
             };
-            places.until.remove(&step.seq);
-            taken.insert(step.seq, place);
-            true
+            place.is_some_and(|place| taken.insert(step.seq, place).is_none())
         };
         let placed = calls.iter().copied().filter(|(step, call)| has_place(step, call)).collect();
         (placed, taken)
@@ -69,7 +72,12 @@ impl Session<'_> {
     /// The place of a command that was begun before this daemon, and that its keeper may still run.
     pub(super) fn place_of_kept(&self, call: &ToolStep) -> Option<Permit> {
         self.allowed(call)?;
-        Some(self.thinker.parts.tool_limits.still_runs(&self.job.start.org, &call.name))
+        Some(self.thinker.parts.tool_limits.still_runs(&self.job.start.org, &call.name, false))
+    }
+
+    /// How long a call waits for its place.
+    fn patience(&self, call: &ToolStep) -> Duration {
+        self.thinker.definition.declared(&call.name).map_or(Duration::ZERO, Tool::timeout)
     }
 
     /// Waits until one of the calls has its place, which it keeps until it begins. Those that get none in time end.
@@ -79,10 +87,10 @@ impl Session<'_> {
         names.dedup();
         self.shows(format!("waiting for the tool {}", names.join(", ")));
         let waits = calls.iter().filter_map(|(step, call)| {
-            let timeout = self.thinker.definition.declared(&call.name)?.timeout();
-            let until = *self.places.lock().until.entry(step.seq).or_insert_with(|| Instant::now() + timeout);
+            let until = *self.places.lock().until.get(&step.seq)?;
             let allowed = self.allowed(call)?;
-            Some(async move { (step, *call, limits.enter(org, &call.name, allowed, until).await) })
+            let enter = limits.enter(org, &call.name, allowed, until);
+            Some(async move { (step, *call, if Instant::now() < until { enter.await } else { None }) })
         });
         let mut waits: FuturesUnordered<_> = waits.collect();
         let stop = self.job.stop_token();

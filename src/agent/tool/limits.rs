@@ -70,10 +70,16 @@ impl ToolLimits {
         Some(Permit(calls.clone()))
     }
 
-    /// The place of a call that began before and has not ended, whatever the limits say.
-    pub(crate) fn still_runs(&self, org: &OrgId, tool: &str) -> Permit {
+    /// The place of a call that began before and has not ended, whatever the limits say. `is_sent_again`: it counts as
+    /// one more in its minute.
+    pub(crate) fn still_runs(&self, org: &OrgId, tool: &str, is_sent_again: bool) -> Permit {
         let calls = self.calls(org, tool);
-        calls.state.lock().under_way += 1;
+        let mut state = calls.state.lock();
+        state.under_way += 1;
+        if is_sent_again {
+            state.begun.push_back(Instant::now());
+        }
+        drop(state);
         Permit(calls)
     }
 
@@ -220,10 +226,17 @@ mod tests {
         assert!(tokio::join!(waits, others).0.is_some());
 
         // A call that a killed daemon began takes a place that it has not.
-        let kept = [limits.still_runs(&org, "look"), limits.still_runs(&org, "look")];
+        let kept = [limits.still_runs(&org, "look", false), limits.still_runs(&org, "look", false)];
         assert!(limits.try_enter(&org, "look", one).is_none());
         assert!(limits.try_enter(&org, "look", three).is_some());
         drop(kept);
         assert!(limits.try_enter(&org, "look", one).is_some());
+        let minute = allowed(Some(1), None);
+        assert!(limits.try_enter(&org, "pay", minute).is_some());
+        drop(limits.still_runs(&org, "pay", true));
+        tokio::time::sleep(MINUTE).await;
+        assert!(limits.try_enter(&org, "pay", minute).is_some(), "both began a minute ago");
+        drop(limits.still_runs(&org, "pay", true));
+        assert!(limits.try_enter(&org, "pay", minute).is_none());
     }
 }

@@ -1,4 +1,5 @@
--- Gives a task its place in a thread, unless it has one: behind all others, or within the nearest live task above it
+-- Gives a task its place in a thread of its agent, unless it has one, which it keeps also if the agent would choose
+-- another thread for it now: behind all others, or within the nearest live task above it
 -- that is in the thread. The caller holds the lock of the thread.
 with recursive above(id, depth) as (
     select parent_id, 1 from convoke.tasks where id = $2 and parent_id is not null
@@ -15,4 +16,4 @@ select a.task_id, a.agent_id, $5::text, coalesce((select path from holder), '{}'
 where a.id = $1 and a.task_id = $2 and a.epoch = $3 and a.agent_id = $4 and a.state = 'running'
 on conflict (task_id) do update set agent_id = excluded.agent_id, thread = excluded.thread, place = default, waits = 0,
     within = excluded.within
-where e.agent_id <> excluded.agent_id or e.thread <> excluded.thread
+where e.agent_id <> excluded.agent_id

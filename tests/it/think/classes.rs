@@ -149,6 +149,19 @@ async fn keyed_call_of_unknown_outcome_is_tried_again_as_long_as_it_takes() {
 }
 
 #[tokio::test]
+async fn call_of_unknown_outcome_is_sent_again_without_a_place() {
+    // The first try has the only place of the minute. Told that it had none, the model would call with another key.
+    let limited = "effect = \"keyed\"\non_unknown = \"retry\"\nper_minute = 1";
+    let thinking = thinking(send(), limited).await;
+    thinking.world.fails.lock().insert("send".into(), 4);
+    let id = thinking.request(json!({})).await;
+    thinking.in_state(id, "completed").await;
+    assert_eq!((thinking.world.calls("send"), thinking.world.keys("send").len()), (5, 1));
+    assert_eq!(thinking.steps(id).await[2]["state"], "done");
+    thinking.stop().await;
+}
+
+#[tokio::test]
 async fn failure_that_may_pass_is_repeated_as_declared_before_the_model_is_told() {
     let thinking = thinking(send(), "effect = \"read\"\nretries = 2").await;
     thinking.world.fails.lock().insert("send".into(), 2);

@@ -1,6 +1,8 @@
 //! A model that makes mistakes: it is told, or its run or attempt ends with the reason.
-use super::{Say, Thinking, call, finish};
+use super::{Say, Thinking, World, call, finish};
+use crate::daemon::{Up, fresh, soon};
 use serde_json::{Value, json};
+use std::{fs, time::Duration};
 
 #[tokio::test]
 async fn mistakes_of_the_model_are_told_to_it() {
@@ -122,4 +124,39 @@ async fn what_the_database_cannot_store_is_told_to_the_model_and_fails_nothing()
     let deeper = thinking.request(json!({})).await;
     assert_eq!(thinking.in_state(deeper, "completed").await.result, Some(json!(1)));
     thinking.stop().await;
+}
+
+#[tokio::test]
+async fn answer_that_cannot_be_read_is_not_in_the_process_log() {
+    let deep = (0..200).fold(json!(1), |inner, _| json!([inner]));
+    let world = World::start(vec![Say::Raw(json!({ "secret": "PLAINSECRET", "deep": deep }))]).await;
+    let (db, folder) = fresh().await;
+    let folder = folder.path();
+    fs::create_dir(folder.join("agents")).unwrap();
+    let agent = format!(
+        "id = \"plain\"\norg = \"demo\"\ncapabilities = [\"think\"]\n[run]\nkind = \"llm\"\nmodel = \"m\"\n\
+         base_url = \"{}/v1\"\n",
+        world.address
+    );
+    fs::write(folder.join("agents/plain.toml"), agent).unwrap();
+    let mut command = Up::command(&db, folder);
+    // The loudest level, too.
+    command.env("CONVOKE_TELEMETRY__LOG", "trace").stderr(fs::File::create(folder.join("log")).unwrap());
+    let up = Up::begin(command).await;
+    let client = db.client().await;
+    let request =
+        "select convoke.request_task(kind => 'k', org => 'demo', requires => '{think}', input => '{}',
+        policy => '{\"attempts_max\": 1}')";
+    client.batch_execute(request).await.unwrap();
+    soon("the end", async {
+        let failed = "select from convoke.tasks where state = 'failed'";
+        while client.query_opt(failed, &[]).await.unwrap().is_none() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    up.kill().await;
+    let log = fs::read_to_string(folder.join("log")).unwrap();
+    assert!(log.contains("task failed"), "{log}");
+    assert!(!log.contains("PLAINSECRET"), "{log}");
 }

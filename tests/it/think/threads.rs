@@ -121,6 +121,64 @@ async fn part_in_the_same_thread_has_its_turn_within_its_task() {
 }
 
 #[tokio::test]
+async fn part_that_outlives_its_task_lets_the_next_one_go_on() {
+    let asks = || call("ask", json!({ "question": "Which one?" }));
+    let part = json!({ "kind": "part", "input": { "customer": 7 } });
+    let script = vec![
+        Say::InTurn(vec![asks(), asks(), finish(json!("behind"))]),
+        Say::InTurn(vec![call("request_task", part), finish(json!("a part"))]),
+        asks(),
+        finish(json!("whole")),
+    ];
+    let world = World::start(script).await;
+    let text = threaded(&world, 4, "[run.parts]\npart = [\"think\"]\n");
+    let text = text.replace("tools = [", "tools = [\"request_task\", ");
+    let thinking = Thinking::with(world, vec![definition(&text)]).await;
+    let tasks = thinking.running.parts.tasks.clone();
+    let one = request(&thinking, 7).await;
+    thinking.in_state(one, "waiting").await;
+    let behind = request(&thinking, 7).await;
+    waits_for_a_turn(&thinking, behind).await;
+    let client = thinking.db.client().await;
+    tasks.answer(one, "ada", json!("the red one")).await.unwrap();
+    let child = "select id::text from convoke.tasks where parent_id is not null and state = 'waiting'";
+    let part: TaskId = soon("the part", async {
+        loop {
+            if let Some(row) = client.query_opt(child, &[]).await.unwrap() {
+                return row.get::<_, String>(0).parse().unwrap();
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    thinking.in_state(one, "waiting").await;
+    tasks.answer(one, "ada", json!("yes")).await.unwrap();
+    thinking.in_state(one, "completed").await;
+    // Its own due time is an hour away: only the end of the part can make it due.
+    assert_eq!(tasks.get(behind).await.unwrap().state.as_str(), "open");
+    tasks.answer(part, "ada", json!("the blue one")).await.unwrap();
+    thinking.in_state(part, "completed").await;
+    thinking.in_state(behind, "completed").await;
+    thinking.stop().await;
+}
+
+#[tokio::test]
+async fn task_keeps_its_thread_if_its_agent_would_choose_another_one_now() {
+    let thinking =
+        start(vec![call("ask", json!({ "question": "Which one?" })), finish(json!("done"))], 4).await;
+    let one = request(&thinking, 7).await;
+    thinking.in_state(one, "waiting").await;
+    // As if the file had another template when the task began.
+    let client = thinking.db.client().await;
+    client.batch_execute("update convoke.thread_tasks set thread = 'another'").await.unwrap();
+    thinking.running.parts.tasks.answer(one, "ada", json!("the red one")).await.unwrap();
+    thinking.in_state(one, "completed").await;
+    let row = client.query_one("select thread, place::text from convoke.thread_tasks", &[]).await.unwrap();
+    assert_eq!((row.get::<_, &str>(0), row.get::<_, &str>(1)), ("another", "1"));
+    thinking.stop().await;
+}
+
+#[tokio::test]
 async fn thread_goes_on_behind_a_canceled_task_and_a_requeued_one_queues_again() {
     let asks = call("ask", json!({ "question": "Which one?" }));
     let thinking = start(vec![asks, finish(json!("done"))], 4).await;

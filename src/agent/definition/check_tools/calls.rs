@@ -83,8 +83,8 @@ fn known(definition: &Definition, names: &BTreeSet<String>, name: &str) -> Resul
         Err(format!(
             "a name in calls has at most {CALLED_BYTES_MAX} bytes; a longer one is cut and gets a hash"
         ))
-    } else if !server.may_allow(name) {
-        Err(format!("run.mcp.allow of {} lets in no tool of this name", server.name))
+    } else if !server.may_offer(name) {
+        Err(format!("{} lets in no tool of this name: see its allow, deny and pin", server.name))
     } else {
         Ok(())
     }
@@ -113,7 +113,7 @@ fn no_end(definition: &Definition) -> Option<String> {
             .all(|rule| rule.most != Some(0) && rule.after.iter().all(|other| open.contains(other.as_str())))
     };
     // Answer by answer, all that is open is called. `request_task` has been called with the first kind of parts.
-    let (mut open, mut answers, mut first_parts) = (BTreeSet::<&str>::new(), 0_u32, Vec::<&str>::new());
+    let (mut open, mut answers) = (BTreeSet::<&str>::new(), 0_u32);
     while !needed.iter().all(|name| open.contains(name)) {
         let candidates = needed.iter().copied().chain(kinds.iter().map(String::as_str));
         let candidates = candidates.filter(|name| *name != REQUEST_TASK && !open.contains(name));
@@ -122,19 +122,24 @@ fn no_end(definition: &Definition) -> Option<String> {
             let missing = finish.after.iter().find(|name| !open.contains(name.as_str()))?;
             return Some(format!("{missing} is never open"));
         }
-        let parts = called.iter().copied().filter(|name| name.contains(':'));
-        if first_parts.is_empty() {
-            first_parts = parts.collect();
-        }
-        if !first_parts.is_empty() {
+        if called.iter().any(|name| name.contains(':')) {
             open.insert(REQUEST_TASK);
         }
         open.extend(called);
         answers += 1;
     }
     let parts = needed.iter().filter(|name| name.contains(':')).count();
-    // If a rule waits for any part before those that are needed, it is one more.
-    let is_one_more = needed.contains(REQUEST_TASK) && !first_parts.iter().any(|name| needed.contains(name));
+    // If all parts that are needed wait for another one, it is one more.
+    let mut before = BTreeSet::<&str>::new();
+    loop {
+        let names = needed.difference(&before).copied().filter(|name| *name != REQUEST_TASK);
+        let more: Vec<&str> = names.filter(|name| opens(name, &before)).collect();
+        if more.is_empty() {
+            break;
+        }
+        before.extend(more);
+    }
+    let is_one_more = needed.contains(REQUEST_TASK) && !before.iter().any(|name| name.contains(':'));
     let parts = u32::try_from(parts).unwrap_or(u32::MAX).saturating_add(u32::from(is_one_more));
     let others = needed.iter().filter(|name| **name != REQUEST_TASK && !name.contains(':')).count();
     let calls = u32::try_from(others).unwrap_or(u32::MAX).saturating_add(parts);
@@ -259,6 +264,21 @@ mod tests {
                 "2 calls of request_task, which may be called 1 times",
             ),
             (format!("{other_first}\nrequest_task = {{ most = 2 }}"), "", ""),
+            (
+                "request_task = { most = 1 }\n\"request_task:a\" = { after = [\"look\"] }\nfinish = { after = [\"request_task:a\", \"request_task\"] }".into(),
+                "calls_max = 2",
+                "",
+            ),
+            (
+                "request_task = { most = 1 }\ntasks = { after = [\"request_task\"] }\nfinish = { after = [\"tasks\", \"request_task:a\"] }".into(),
+                "calls_max = 2",
+                "",
+            ),
+            (
+                "request_task = { most = 1 }\ntasks = { after = [\"request_task\"] }\n\"request_task:a\" = { after = [\"tasks\"] }\nfinish = { after = [\"request_task:a\"] }".into(),
+                "",
+                "2 calls of request_task, which may be called 1 times",
+            ),
             (chain.into(), "calls_max = 1", "2 calls, and limits.calls_max is 1"),
             (chain.into(), "steps_max = 1", "2 answers before, and limits.steps_max is 1"),
             (chain.into(), "steps_max = 2\ncalls_max = 2", ""),
@@ -291,9 +311,12 @@ mod tests {
             ("read.it", "the name of that tool in calls is files__read_it"),
             ("größe", "the name of that tool in calls is files__gr__e"),
             (long.as_str(), "a name in calls has at most 63 bytes; a longer one is cut and gets a hash"),
-            ("write", "run.mcp.allow of files lets in no tool of this name"),
+            ("write", "files lets in no tool of this name: see its allow, deny and pin"),
         ] {
             let name = format!("files__{tool}");
+            let mut shut = definition.clone();
+            shut.run.mcp[0].deny = vec!["*".into()];
+            assert!(known(&shut, &names(&shut), &name).is_err(), "{tool}");
             let told = known(&definition, &names(&definition), &name);
             assert_eq!(told.err().unwrap_or_default(), remedy, "{tool}");
         }
