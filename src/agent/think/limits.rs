@@ -2,7 +2,7 @@
 //! most as long as its time limit. While it waits it has not begun, so a daemon that dies then leaves no doubt about it,
 //! and an approval is not used up. The limits are those of the present definition, like all that is permitted.
 use super::{
-    calls::error,
+    machine,
     session::{Session, unwritten},
 };
 use crate::{
@@ -17,24 +17,6 @@ use crate::{
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use std::{collections::BTreeMap, time::Duration};
 use tokio::time::Instant;
-
-/// The places of the calls of an answer, by their steps.
-#[derive(Default)]
-pub(super) struct Places {
-    held: BTreeMap<i32, Permit>,
-    /// Until when a call waits that had none.
-    until: BTreeMap<i32, Instant>,
-}
-
-/// The error for a call that got no place.
-fn no_place() -> String {
-    error("rate_limited", "the tool had no place in time", true)
-}
-
-/// Whether a call ended because it got no place.
-pub(super) fn had_no_place(call: &ToolStep) -> bool {
-    call.result.as_ref().is_some_and(|result| *result == no_place())
-}
 
 impl Session<'_> {
     /// What the tool of a call allows. `None` if its calls are not counted.
@@ -111,7 +93,7 @@ impl Session<'_> {
     }
 
     async fn end_without_place(&self, seq: i32, call: &ToolStep) -> Result<(), Failure> {
-        let end = self.shown_end(StepState::Failed, &no_place(), self.pinned_bytes(&call.name));
+        let end = self.shown_end(StepState::Failed, machine::NO_PLACE, self.pinned_bytes(&call.name));
         let ended = again(self.job.deadline, || self.tasks.end_call(&self.at, seq, &end, None)).await;
         ended.map_err(|e| unwritten(&e))
     }

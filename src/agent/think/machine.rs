@@ -1,5 +1,4 @@
 //! What comes next in a run, from its rows alone: pure, total, without clock or chance.
-use super::limits;
 use crate::task::{Approval, AskedModel, Effect, Ending, NoteKind, Step, StepBody, StepState, ToolStep};
 
 /// The tool that ends a run with its result.
@@ -10,6 +9,10 @@ pub(crate) const GIVE_UP: &str = "give_up";
 pub(crate) const ASK: &str = "ask";
 /// Tools without a program behind them: the loop itself carries them out, after the others of an answer.
 pub(crate) const BUILT_IN: [&str; 3] = [FINISH, GIVE_UP, ASK];
+
+/// The result of a call that got no place in time.
+pub(crate) const NO_PLACE: &str =
+    r#"{"error":{"code":"rate_limited","message":"the tool had no place in time","retryable":true}}"#;
 
 /// Reading tools that run at the same time.
 pub(crate) const READS_MAX: usize = 8;
@@ -227,7 +230,7 @@ fn calls_of(steps: &[Step], seq: i32) -> Vec<(&str, &str)> {
 fn has_no_valid_call(steps: &[Step], model: &Step) -> bool {
     let mut of = steps.iter().filter_map(tool).filter(|(_, tool)| tool.after_seq == model.seq).peekable();
     let is_refused = |(step, tool): (&Step, &ToolStep)| {
-        step.state == StepState::Failed && step.tries == 0 && !limits::had_no_place(tool)
+        step.state == StepState::Failed && step.tries == 0 && tool.result.as_deref() != Some(NO_PLACE)
     };
     of.peek().is_some() && of.all(is_refused)
 }

@@ -4,7 +4,6 @@ pub(super) use super::thinker::{Thinker, unwritten};
 use super::{
     catalog::Catalog,
     guards,
-    limits::Places,
     machine::{self, Action, Rules, Why},
     servers,
     thinker::FENCED,
@@ -16,6 +15,7 @@ use crate::{
         failover::Choices,
         job::{permanent, retryable},
         retry::again,
+        tool::Places,
     },
     id::TraceContext,
     task::{

@@ -51,6 +51,14 @@ struct State {
 #[derive(Debug)]
 pub(crate) struct Permit(Arc<Calls>);
 
+/// The places of the calls of an answer, by their steps.
+#[derive(Default)]
+pub(crate) struct Places {
+    pub(crate) held: BTreeMap<i32, Permit>,
+    /// Until when a call waits that had none.
+    pub(crate) until: BTreeMap<i32, Instant>,
+}
+
 impl Drop for Permit {
     fn drop(&mut self) {
         let mut state = self.0.state.lock();
