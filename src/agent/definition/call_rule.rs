@@ -49,6 +49,11 @@ pub(crate) fn part_rule(kind: &str) -> String {
 }
 
 impl CallRule {
+    /// Whether a tool with this rule is closed for the whole run.
+    pub(crate) fn is_never_open(&self) -> bool {
+        self.most == Some(0)
+    }
+
     /// What the description of the tool says about the rule, which may be that of a kind of parts.
     pub(crate) fn told(&self, kind: Option<&str>) -> String {
         let most = self.most.map(|most| match most {

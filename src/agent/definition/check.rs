@@ -240,12 +240,7 @@ fn check_wake(place: &str, wake: &Wake, found: &mut Problems) {
         }
     }
     let request = &wake.request;
-    if !is_word(&request.kind) {
-        found.add(
-            format!("{place}.request.kind"),
-            "the kind of a task has 1 to 200 bytes and no control characters",
-        );
-    }
+    check_request(place, &request.kind, &request.policy, found);
     if request.idempotency_key.is_some() {
         let message = "idempotency_key is not supported in a wake yet: each change requests one task";
         let remedy = "leave the key out, or put changes together with coalesce_by";
@@ -253,9 +248,6 @@ fn check_wake(place: &str, wake: &Wake, found: &mut Problems) {
     }
     if let Err(e) = RequestTemplate::parse(request) {
         found.add(format!("{place}.request.{}", e.place), e.reason);
-    }
-    if let Err(e) = Policy::default().with(&request.policy).and_then(|policy| policy.compile_setting()) {
-        found.add(format!("{place}.request.policy"), e);
     }
 }
 

@@ -148,12 +148,14 @@ impl McpServer {
         format!("{}__{}", self.name, plain(tool, '_'))
     }
 
+    /// The part of a name in calls behind `server__`. `None` if it is no name of a tool of this server.
+    pub(crate) fn tool_in_calls<'a>(&self, name_in_calls: &'a str) -> Option<&'a str> {
+        name_in_calls.strip_prefix(&self.name)?.strip_prefix("__")
+    }
+
     /// Whether a tool with this name in calls can be offered, in whatever spelling the server gives it.
     pub(crate) fn may_offer(&self, name_in_calls: &str) -> bool {
-        let Some(name) = name_in_calls.strip_prefix(&self.name).and_then(|rest| rest.strip_prefix("__"))
-        else {
-            return false;
-        };
+        let Some(name) = self.tool_in_calls(name_in_calls) else { return false };
         let is_allowed = self.allow.iter().any(|pattern| matches(&plain(pattern, '*'), name));
         // Another pattern may leave a spelling over.
         let is_denied =

@@ -166,14 +166,16 @@ impl Catalog {
         self.closed(FINISH, None, turn).is_none()
     }
 
+    /// Whether the rule of a tool closes it for the whole run.
+    fn is_never_open(&self, name: &str) -> bool {
+        self.rules.get(name).is_some_and(CallRule::is_never_open)
+    }
+
     /// The tools that a run may ever call.
     fn offered(&self, last: bool) -> impl Iterator<Item = (&String, &Offered)> {
         // A run that can neither finish nor call anything else gives up, whatever the rule of `give_up`.
         let may_be_stuck = self.rules.contains_key(FINISH);
-        let ever = move |name: &str| {
-            let never = self.rules.get(name).is_some_and(|rule| rule.most == Some(0));
-            !never || (name == GIVE_UP && may_be_stuck)
-        };
+        let ever = move |name: &str| !self.is_never_open(name) || (name == GIVE_UP && may_be_stuck);
         let of_last = move |name: &str| !last || matches!(name, FINISH | GIVE_UP);
         self.tools.iter().filter(move |(name, _)| ever(name) && of_last(name))
     }
@@ -203,7 +205,7 @@ impl Catalog {
 
     /// What the system message says about the tools.
     pub(super) fn instructions(&self) -> String {
-        let may_give_up = self.rules.get(GIVE_UP).is_none_or(|rule| rule.most != Some(0));
+        let may_give_up = !self.is_never_open(GIVE_UP);
         let give_up = if may_give_up { "Call give_up if it cannot be done. " } else { "" };
         let how = format!(
             "Work with the tools until the task is done, then call finish with the result. \

@@ -1,15 +1,11 @@
 //! Calls of tools with limits (`per_minute`, `concurrent`): a call begins when it has its place, and waits for one at
 //! most as long as its time limit. While it waits it has not begun, so a daemon that dies then leaves no doubt about it,
 //! and an approval is not used up. The limits are those of the present definition, like all that is permitted.
-use super::{
-    machine,
-    session::{Session, unwritten},
-};
+use super::{machine, session::Session};
 use crate::{
     agent::{
         Tool, ToolKind,
         job::retryable,
-        retry::again,
         tool::{Allowed, Permit},
     },
     task::{Failure, Step, StepState, ToolStep},
@@ -41,7 +37,9 @@ impl Session<'_> {
                 StepState::Planned => {
                     let until = *places.until.entry(step.seq).or_insert(now + self.patience(call));
                     let held = places.held.remove(&step.seq);
-                    held.or_else(|| limits.try_enter(org, &call.name, allowed).filter(|_| now <= until))
+                    // After its deadline it must not take one: that would count in the minute.
+                    let enter = || limits.try_enter(org, &call.name, allowed);
+                    held.or_else(|| (now <= until).then(enter).flatten())
                 }
                 _ => Some(limits.still_runs(org, &call.name, true)),
             };
@@ -83,18 +81,13 @@ impl Session<'_> {
             };
             let Some((step, call, place)) = waited else { return Ok(()) };
             let Some(place) = place else {
-                self.end_without_place(step.seq, call).await?;
+                let bytes_max = self.pinned_bytes(&call.name);
+                self.end_call(step.seq, StepState::Failed, machine::NO_PLACE, bytes_max, None).await?;
                 continue;
             };
             // What has happened meanwhile is read before it begins: an approval may have expired.
             self.places.lock().held.insert(step.seq, place);
             return Ok(());
         }
-    }
-
-    async fn end_without_place(&self, seq: i32, call: &ToolStep) -> Result<(), Failure> {
-        let end = self.shown_end(StepState::Failed, machine::NO_PLACE, self.pinned_bytes(&call.name));
-        let ended = again(self.job.deadline, || self.tasks.end_call(&self.at, seq, &end, None)).await;
-        ended.map_err(|e| unwritten(&e))
     }
 }

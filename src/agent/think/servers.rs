@@ -168,8 +168,7 @@ fn missing_in_calls(
     found: &[FoundTool],
 ) -> BTreeSet<String> {
     let of_server = |name: &&String| {
-        name.strip_prefix(&server.name).is_some_and(|rest| rest.starts_with("__"))
-            && !found.iter().any(|tool| tool.name == **name)
+        server.tool_in_calls(name).is_some() && !found.iter().any(|tool| tool.name == **name)
     };
     ruled(rules).filter(of_server).cloned().collect()
 }

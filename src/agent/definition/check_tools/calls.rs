@@ -68,8 +68,10 @@ fn known(definition: &Definition, names: &BTreeSet<String>, name: &str) -> Resul
         return Ok(());
     }
     // The tools of a server are known when it is asked.
-    let of_server = name.split_once("__").and_then(|(server, tool)| {
-        Some((definition.run.mcp.iter().find(|mcp| mcp.name == server)?, tool)).filter(|_| !tool.is_empty())
+    let mut servers = definition.run.mcp.iter();
+    let of_server = servers.find_map(|server| {
+        let tool = server.tool_in_calls(name).filter(|tool| !tool.is_empty())?;
+        Some((server, tool))
     });
     let Some((server, tool)) = of_server else {
         return Err(
@@ -110,7 +112,7 @@ fn no_end(definition: &Definition) -> Option<String> {
         [name, tool]
             .into_iter()
             .filter_map(|name| rules.get(name))
-            .all(|rule| rule.most != Some(0) && rule.after.iter().all(|other| open.contains(other.as_str())))
+            .all(|rule| !rule.is_never_open() && rule.after.iter().all(|other| open.contains(other.as_str())))
     };
     // Answer by answer, all that is open is called. `request_task` has been called with the first kind of parts.
     let (mut open, mut answers) = (BTreeSet::<&str>::new(), 0_u32);

@@ -34,7 +34,7 @@ pub(super) fn check(definition: &Definition, env: &Env, found: &mut Problems) {
         }
         one(&place, server, definition, env, found);
         for (at, tool) in definition.tool.iter().enumerate() {
-            if tool.name.strip_prefix(name.as_str()).is_some_and(|rest| rest.starts_with("__")) {
+            if server.tool_in_calls(&tool.name).is_some() {
                 let message = format!("{} is a name that tools of the MCP server {name} may have", tool.name);
                 found.add(format!("tool.{at}.name"), message);
             }
