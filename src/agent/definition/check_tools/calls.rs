@@ -2,14 +2,14 @@
 use super::Problems;
 use crate::{
     agent::{
-        Definition,
+        CallRule, Definition,
         definition::{CALLED_BYTES_MAX, REQUEST_TASK, part_rule},
         think::{ASK, FINISH, GIVE_UP, ToolsBy},
         tool::callables,
     },
     task::check_setting,
 };
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Most calls that a rule may name: a run has no more.
 const MOST_MAX: u32 = 10_000;
@@ -94,70 +94,93 @@ fn known(definition: &Definition, names: &BTreeSet<String>, name: &str) -> Resul
 
 /// Why no run could end with a result. `None` if one can.
 fn no_end(definition: &Definition) -> Option<String> {
-    let (rules, limits) = (&definition.run.calls, &definition.limits);
-    let finish = rules.get(FINISH)?;
-    let after = |name: &str| rules.get(name).map_or(&[][..], |rule| rule.after.as_slice());
-    // What must be called before `finish`.
-    let (mut needed, mut more) = (BTreeSet::new(), finish.after.iter().collect::<Vec<_>>());
-    while let Some(name) = more.pop() {
-        if needed.insert(name.as_str()) {
-            let tool = name.strip_prefix(REQUEST_TASK).filter(|kind| kind.starts_with(':'));
-            more.extend(after(name).iter().chain(tool.map_or(&[][..], |_| after(REQUEST_TASK))));
-        }
-    }
+    let order = Order { rules: &definition.run.calls };
+    let finish = order.rules.get(FINISH)?;
+    let required = order.required_before(finish);
     let kinds: Vec<String> = definition.run.parts.keys().map(|kind| part_rule(kind)).collect();
-    let opens = |name: &str, open: &BTreeSet<&str>| {
-        // A kind of parts is open only with the tool that requests it.
-        let tool = name.split_once(':').map_or(name, |(tool, _)| tool);
-        [name, tool]
-            .into_iter()
-            .filter_map(|name| rules.get(name))
-            .all(|rule| !rule.is_never_open() && rule.after.iter().all(|other| open.contains(other.as_str())))
-    };
-    // Answer by answer, all that is open is called. `request_task` has been called with the first kind of parts.
-    let (mut open, mut answers) = (BTreeSet::<&str>::new(), 0_u32);
-    while !needed.iter().all(|name| open.contains(name)) {
-        let candidates = needed.iter().copied().chain(kinds.iter().map(String::as_str));
-        let candidates = candidates.filter(|name| *name != REQUEST_TASK && !open.contains(name));
-        let called: BTreeSet<&str> = candidates.filter(|name| opens(name, &open)).collect();
-        if called.is_empty() {
-            let missing = finish.after.iter().find(|name| !open.contains(name.as_str()))?;
-            return Some(format!("{missing} is never open"));
-        }
-        if called.iter().any(|name| name.contains(':')) {
-            open.insert(REQUEST_TASK);
-        }
-        open.extend(called);
-        answers += 1;
+    let all: BTreeSet<&str> = required.iter().copied().chain(kinds.iter().map(String::as_str)).collect();
+    let (called, answers) = order.call_all(&all, &required, true);
+    if let Some(missing) = finish.after.iter().find(|name| !called.contains(name.as_str())) {
+        return Some(format!("{missing} is never open"));
     }
-    let parts = needed.iter().filter(|name| name.contains(':')).count();
-    // If all parts that are needed wait for another one, it is one more.
-    let mut before = BTreeSet::<&str>::new();
-    loop {
-        let names = needed.difference(&before).copied().filter(|name| *name != REQUEST_TASK);
-        let more: Vec<&str> = names.filter(|name| opens(name, &before)).collect();
-        if more.is_empty() {
-            break;
-        }
-        before.extend(more);
-    }
-    let is_one_more = needed.contains(REQUEST_TASK) && !before.iter().any(|name| name.contains(':'));
-    let parts = u32::try_from(parts).unwrap_or(u32::MAX).saturating_add(u32::from(is_one_more));
-    let others = needed.iter().filter(|name| **name != REQUEST_TASK && !name.contains(':')).count();
-    let calls = u32::try_from(others).unwrap_or(u32::MAX).saturating_add(parts);
+    let is_part = |name: &&str| name.contains(':');
+    // A part may itself be the call of `request_task` that others wait for, unless all required ones wait for it too.
+    let (without_other_parts, _) = order.call_all(&required, &required, false);
+    let needs_another_part = required.contains(REQUEST_TASK) && !without_other_parts.iter().any(is_part);
+    let parts = count(required.iter().copied().filter(is_part)) + u32::from(needs_another_part);
+    let calls =
+        parts + count(required.iter().copied().filter(|name| *name != REQUEST_TASK && !is_part(name)));
     let steps = if definition.run.tools_by == Some(ToolsBy::Schema) { calls } else { answers };
-    let most_parts = rules.get(REQUEST_TASK).and_then(|rule| rule.most).unwrap_or(u32::MAX);
+    let most_parts = order.rules.get(REQUEST_TASK).and_then(|rule| rule.most).unwrap_or(u32::MAX);
+    let limits = &definition.limits;
     if parts > most_parts {
-        return Some(format!(
-            "it needs {parts} calls of {REQUEST_TASK}, which may be called {most_parts} times"
-        ));
+        Some(format!("it needs {parts} calls of {REQUEST_TASK}, which may be called {most_parts} times"))
+    } else if calls > limits.calls() {
+        Some(format!("it needs {calls} calls, and limits.calls_max is {}", limits.calls()))
+    } else if steps > limits.steps() {
+        // The question behind the last step still offers `finish`.
+        Some(format!("it needs {steps} answers before, and limits.steps_max is {}", limits.steps()))
+    } else {
+        None
     }
-    if calls > limits.calls() {
-        return Some(format!("it needs {calls} calls, and limits.calls_max is {}", limits.calls()));
+}
+
+/// The order of calls that the rules of a definition allow.
+struct Order<'a> {
+    rules: &'a BTreeMap<String, CallRule>,
+}
+
+impl<'a> Order<'a> {
+    /// The rules that a call must satisfy: its own, and for a kind of parts that of `request_task`.
+    fn rules_of(&self, name: &str) -> impl Iterator<Item = &'a CallRule> {
+        let tool = name.split_once(':').map(|(tool, _)| tool);
+        [Some(name), tool].into_iter().flatten().filter_map(|name| self.rules.get(name))
     }
-    // The question behind the last step still offers `finish`.
-    (steps > limits.steps())
-        .then(|| format!("it needs {steps} answers before, and limits.steps_max is {}", limits.steps()))
+
+    /// All names that must be called before a tool with this rule: its `after`, theirs, and so on.
+    fn required_before(&self, rule: &'a CallRule) -> BTreeSet<&'a str> {
+        let (mut required, mut more) = (BTreeSet::new(), rule.after.iter().collect::<Vec<_>>());
+        while let Some(name) = more.pop() {
+            if required.insert(name.as_str()) {
+                more.extend(self.rules_of(name).flat_map(|rule| &rule.after));
+            }
+        }
+        required
+    }
+
+    /// Calls in each answer all of `names` that are open, until all of `goal` were called or no more open. Returns what
+    /// was called, and in how many answers. `request_task` is called by its first kind of parts if `parts_call_it`, else
+    /// never.
+    fn call_all<'b>(
+        &self,
+        names: &BTreeSet<&'b str>,
+        goal: &BTreeSet<&str>,
+        parts_call_it: bool,
+    ) -> (BTreeSet<&'b str>, u32) {
+        let (mut called, mut answers) = (BTreeSet::new(), 0);
+        while !goal.iter().all(|name| called.contains(name)) {
+            let is_open = |name: &&str| {
+                self.rules_of(name).all(|rule| {
+                    !rule.is_never_open() && rule.after.iter().all(|other| called.contains(other.as_str()))
+                })
+            };
+            let waiting = names.difference(&called).copied().filter(|name| *name != REQUEST_TASK);
+            let open: Vec<&str> = waiting.filter(is_open).collect();
+            if open.is_empty() {
+                break;
+            }
+            if parts_call_it && open.iter().any(|name| name.contains(':')) {
+                called.insert(REQUEST_TASK);
+            }
+            called.extend(open);
+            answers += 1;
+        }
+        (called, answers)
+    }
+}
+
+fn count<'a>(names: impl Iterator<Item = &'a str>) -> u32 {
+    u32::try_from(names.count()).unwrap_or(u32::MAX / 2)
 }
 
 #[cfg(test)]
