@@ -61,7 +61,8 @@ pub fn check_in(definition: &Definition, env: &Env) -> Vec<Problem> {
             found.add(format!("{place}.{key}"), message);
         }
         let request = &schedule.request;
-        check_request(&place, &request.kind, &request.policy, &mut found);
+        check_kind(&place, &request.kind, &mut found);
+        check_policy(&place, &request.policy, &mut found);
     }
     found.into_list()
 }
@@ -184,19 +185,14 @@ fn http(definition: &Definition, found: &mut Problems) {
     }
 }
 
-/// Checks the request of a wake or a schedule.
-fn check_request(
-    place: &str,
-    kind: &str,
-    policy: &serde_json::Map<String, serde_json::Value>,
-    found: &mut Problems,
-) {
+fn check_kind(place: &str, kind: &str, found: &mut Problems) {
     if !is_word(kind) {
-        found.add(
-            format!("{place}.request.kind"),
-            "the kind of a task has 1 to 200 bytes and no control characters",
-        );
+        let message = "the kind of a task has 1 to 200 bytes and no control characters";
+        found.add(format!("{place}.request.kind"), message);
     }
+}
+
+fn check_policy(place: &str, policy: &serde_json::Map<String, serde_json::Value>, found: &mut Problems) {
     if let Err(e) = Policy::default().with(policy).and_then(|policy| policy.compile_setting()) {
         found.add(format!("{place}.request.policy"), e);
     }
@@ -240,7 +236,7 @@ fn check_wake(place: &str, wake: &Wake, found: &mut Problems) {
         }
     }
     let request = &wake.request;
-    check_request(place, &request.kind, &request.policy, found);
+    check_kind(place, &request.kind, found);
     if request.idempotency_key.is_some() {
         let message = "idempotency_key is not supported in a wake yet: each change requests one task";
         let remedy = "leave the key out, or put changes together with coalesce_by";
@@ -249,6 +245,7 @@ fn check_wake(place: &str, wake: &Wake, found: &mut Problems) {
     if let Err(e) = RequestTemplate::parse(request) {
         found.add(format!("{place}.request.{}", e.place), e.reason);
     }
+    check_policy(place, &request.policy, found);
 }
 
 /// The problems of a file with this text, as key and message.
