@@ -1,10 +1,10 @@
--- A part of a task in the same thread has its turn within that task, before all that come after it
--- (docs/decisions/54). Otherwise the part would wait for the task, and the task for its part.
+-- A part (child task) runs within its parent in a thread, before all tasks that came after the parent
+-- (docs/decisions/0054). Otherwise parent and part would wait for each other: a deadlock.
 alter table convoke.thread_tasks
-    -- The path of the nearest live task above this one in the same thread. Empty if there is none.
+    -- Path of the nearest live ancestor in the same thread. Empty if there is no such ancestor.
     add column within bigint[] not null default '{}';
 alter table convoke.thread_tasks
-    -- The order of the thread: a task, then what is within it, then the next.
+    -- Sort key of the thread: a task, its descendants, then the next task.
     add column path bigint[] not null generated always as (within || place) stored;
 
 drop index convoke.thread_tasks_by_place;

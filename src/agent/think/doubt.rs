@@ -122,7 +122,7 @@ impl Session<'_> {
 
     /// Begins a call once more, and runs it.
     async fn begin_again(&self, step: &Step, call: &ToolStep) -> Result<(), Failure> {
-        let (_, _places) = self.placed(&[(step, call)]);
+        let (_, _permits) = self.with_permits(&[(step, call)]);
         let Ok(costs) = self.begin_calls(&[(step.seq, call)]).await? else {
             return Err(retryable("a limit of the day has no room"));
         };

@@ -10,8 +10,8 @@ pub(crate) const ASK: &str = "ask";
 /// Tools without a program behind them: the loop itself carries them out, after the others of an answer.
 pub(crate) const BUILT_IN: [&str; 3] = [FINISH, GIVE_UP, ASK];
 
-/// The result of a call that got no place in time.
-pub(crate) const NO_PLACE: &str =
+/// The result of a call that timed out in the queue for a permit of its tool.
+pub(crate) const NO_PERMIT: &str =
     r#"{"error":{"code":"rate_limited","message":"the tool had no place in time","retryable":true}}"#;
 
 /// Reading tools that run at the same time.
@@ -226,11 +226,11 @@ fn calls_of(steps: &[Step], seq: i32) -> Vec<(&str, &str)> {
     calls
 }
 
-/// Whether every call of an answer was refused before it began. One that only had no place in time was valid.
+/// Whether every call of an answer was refused before it began. One that only timed out in a queue was valid.
 fn has_no_valid_call(steps: &[Step], model: &Step) -> bool {
     let mut of = steps.iter().filter_map(tool).filter(|(_, tool)| tool.after_seq == model.seq).peekable();
     let is_refused = |(step, tool): (&Step, &ToolStep)| {
-        step.state == StepState::Failed && step.tries == 0 && tool.result.as_deref() != Some(NO_PLACE)
+        step.state == StepState::Failed && step.tries == 0 && tool.result.as_deref() != Some(NO_PERMIT)
     };
     of.peek().is_some() && of.all(is_refused)
 }

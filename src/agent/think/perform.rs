@@ -351,9 +351,9 @@ impl Session<'_> {
         if !held.is_empty() {
             return self.hold(&held).await.map(|()| None);
         }
-        let (calls, mut places) = match self.placed(&calls) {
-            (none, _) if none.is_empty() => return self.wait_for_place(&calls).await.map(|()| None),
-            placed => placed,
+        let (calls, mut permits) = match self.with_permits(&calls) {
+            (none, _) if none.is_empty() => return self.wait_for_permit(&calls).await.map(|()| None),
+            first => first,
         };
         let names: Vec<&str> = calls.iter().map(|(_, call)| call.name.as_str()).collect();
         self.shows(format!("calling {}", names.join(", ")));
@@ -370,10 +370,10 @@ impl Session<'_> {
             },
         };
         let each = calls.iter().map(|(step, call)| {
-            let (place, cost) = (places.remove(&step.seq), costs.get(&step.seq));
+            let (permit, cost) = (permits.remove(&step.seq), costs.get(&step.seq));
             async move {
                 // Kept until the last try has ended.
-                let _place = place;
+                let _permit = permit;
                 self.run_call(step.seq, step.tries, call, cost).await
             }
         });
@@ -428,7 +428,7 @@ impl Session<'_> {
         let Some(tool) = callable(&self.pinned, &call.name) else { return Ok(false) };
         let stop = self.job.stop_token();
         // Its program may still run.
-        let _place = self.place_of_kept(call);
+        let _permit = self.permit_of_kept(call);
         self.shows(format!("looking for the outcome of {}", call.name));
         let found = tool::kept(tool, &call.key, &self.thinker.parts, &stop).await;
         if stop.is_cancelled() {
@@ -494,8 +494,8 @@ impl Session<'_> {
         }
     }
 
-    /// Runs a tool that has its place; one with a key again with the same key while the outcome is unknown, and one with `retries` again
-    /// after a failure that may pass.
+    /// Runs a tool whose call has its permit. Retries one with a key, with the same key, while the outcome is unknown, and
+    /// one with `retries` after a failure that may pass.
     async fn outcome(&self, tool: Callable<'_>, seq: i32, call: &ToolStep) -> Outcome {
         let ids = self.ids();
         let stop = self.job.stop_token();

@@ -15,7 +15,7 @@ use crate::{
         failover::Choices,
         job::{permanent, retryable},
         retry::again,
-        tool::Places,
+        tool::Permits,
     },
     id::TraceContext,
     task::{
@@ -46,8 +46,8 @@ pub(crate) struct Session<'a> {
     pub(super) used: Usage,
     /// What calls of tools in the present action cost. It is part of `used` from the next action on.
     pub(super) calls_used: Mutex<Usage>,
-    /// The places of the calls that are about to begin.
-    pub(super) places: Mutex<Places>,
+    /// The permits of the calls that are about to begin.
+    pub(super) permits: Mutex<Permits>,
     /// What the run had used before.
     pub(super) tokens_before: u64,
     /// Tokens and microdollars of the run, as in its row.
@@ -101,7 +101,7 @@ impl<'a> Session<'a> {
             earlier,
             used: Usage::default(),
             calls_used: Mutex::default(),
-            places: Mutex::default(),
+            permits: Mutex::default(),
             tokens_before,
             spent: (tokens_before, 0),
             after: Mutex::default(),
@@ -170,7 +170,7 @@ impl<'a> Session<'a> {
         }
         let action = machine::next(&steps, self.rules());
         if !matches!(action, Action::Run(_)) {
-            *self.places.get_mut() = Places::default();
+            *self.permits.get_mut() = Permits::default();
         }
         // Between the results of an answer and the next question, never between a call and its result.
         if matches!(action, Action::Ask { again: None, .. })

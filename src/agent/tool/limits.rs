@@ -1,5 +1,6 @@
-//! Limits of declared tools that hold for all agents of an org which use a tool by the same name: calls at once, and
-//! calls begun in a minute. They are those of this daemon: a restart forgets them, and several daemons do not share them.
+//! The rate limit (`per_minute`) and the concurrency limit (`concurrent`) of declared tools. Agents of an org share the
+//! permits of a tool by its name. The permits are those of this daemon: a restart forgets them, and several daemons do not
+//! share them.
 use crate::id::OrgId;
 use parking_lot::Mutex;
 use std::{
@@ -14,16 +15,17 @@ use tokio::{
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// The calls of all tools with limits. Clones share them.
+/// The permits of all tools. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct ToolLimits(Arc<Mutex<Tools>>);
 
 /// The calls of each tool, by org and name.
 type Tools = BTreeMap<(OrgId, String), Arc<Calls>>;
 
-type Turn = Arc<tokio::sync::Mutex<()>>;
+/// A first-in, first-out queue: tokio's lock is fair, and its holder is the call at the head.
+type Queue = Arc<tokio::sync::Mutex<()>>;
 
-/// What a definition allows. The default is everything.
+/// The limits that a definition sets for a tool. Defaults to none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Allowed {
     pub(crate) per_minute: Option<u32>,
@@ -33,9 +35,8 @@ pub(crate) struct Allowed {
 /// The calls of one tool.
 #[derive(Debug, Default)]
 struct Calls {
-    /// Held by the call that enters next of those with these limits: tokio's lock is fair, so calls with equal limits
-    /// enter in the order in which they came. A call with other limits may have room while they wait.
-    turns: Mutex<BTreeMap<Allowed, Turn>>,
+    /// A queue for each set of limits: a call at the head of one blocks no call with higher limits.
+    queues: Mutex<BTreeMap<Allowed, Queue>>,
     state: Mutex<State>,
     freed: Notify,
 }
@@ -47,16 +48,16 @@ struct State {
     begun: VecDeque<Instant>,
 }
 
-/// A call under way. Dropping it frees its place.
+/// The permit of a call under way. Dropping it releases it.
 #[derive(Debug)]
 pub(crate) struct Permit(Arc<Calls>);
 
-/// The places of the calls of an answer, by their steps.
+/// The permits of the calls of an answer, by their steps.
 #[derive(Default)]
-pub(crate) struct Places {
+pub(crate) struct Permits {
     pub(crate) held: BTreeMap<i32, Permit>,
-    /// Until when a call waits that had none.
-    pub(crate) until: BTreeMap<i32, Instant>,
+    /// The end of each call's wait for its permit.
+    pub(crate) deadlines: BTreeMap<i32, Instant>,
 }
 
 impl Drop for Permit {
@@ -69,31 +70,32 @@ impl Drop for Permit {
 }
 
 impl ToolLimits {
-    /// Lets a call in if it need not wait. One without limits never waits, and counts for those that have some.
-    pub(crate) fn try_enter(&self, org: &OrgId, tool: &str, allowed: Allowed) -> Option<Permit> {
+    /// Acquires a permit without waiting. `None` if a limit is reached or the queue is not empty. A call without limits
+    /// always gets one, and counts towards the limits of others.
+    pub(crate) fn try_acquire(&self, org: &OrgId, tool: &str, allowed: Allowed) -> Option<Permit> {
         let calls = self.calls(org, tool);
-        let turn = calls.turn(allowed);
-        let _turn = turn.try_lock().ok()?;
+        let queue = calls.queue(allowed);
+        let _head = queue.try_lock().ok()?;
         calls.take(Instant::now(), allowed).ok()?;
         Some(Permit(calls.clone()))
     }
 
-    /// The place of a call that began before and has not ended, whatever the limits say. `is_sent_again`: it counts as
-    /// one more in its minute.
-    pub(crate) fn still_runs(&self, org: &OrgId, tool: &str, is_sent_again: bool) -> Permit {
+    /// Acquires a permit over the limits, for a call that began before and has not ended. `is_retry`: it counts towards
+    /// `per_minute` once more.
+    pub(crate) fn acquire_over_limit(&self, org: &OrgId, tool: &str, is_retry: bool) -> Permit {
         let calls = self.calls(org, tool);
         let mut state = calls.state.lock();
         state.under_way += 1;
-        if is_sent_again {
+        if is_retry {
             state.begun.push_back(Instant::now());
         }
         drop(state);
         Permit(calls)
     }
 
-    /// Waits until a call may begin. `None` if it may not before `until`. Cancel safe: dropping the future leaves the
+    /// Waits in the queue for a permit. `None` if there is none before `until`. Cancel safe: dropping the future leaves the
     /// queue.
-    pub(crate) async fn enter(
+    pub(crate) async fn acquire(
         &self,
         org: &OrgId,
         tool: &str,
@@ -101,12 +103,12 @@ impl ToolLimits {
         until: Instant,
     ) -> Option<Permit> {
         let calls = self.calls(org, tool);
-        let turn = calls.turn(allowed);
-        let _turn = timeout_at(until, turn.lock()).await.ok()?;
+        let queue = calls.queue(allowed);
+        let _head = timeout_at(until, queue.lock()).await.ok()?;
         loop {
             let freed = calls.freed.notified();
             tokio::pin!(freed);
-            // Registered before the look, so that a place that is freed between look and wait is not missed.
+            // Registered before the look, so that a release between look and wait is not missed.
             freed.as_mut().enable();
             let now = Instant::now();
             let wake = match calls.take(now, allowed) {
@@ -129,14 +131,14 @@ impl ToolLimits {
 }
 
 impl Calls {
-    /// The turn of calls with these limits. Those that nobody waits for are removed.
-    fn turn(&self, allowed: Allowed) -> Turn {
-        let mut turns = self.turns.lock();
-        turns.retain(|_, turn| Arc::strong_count(turn) > 1);
-        turns.entry(allowed).or_default().clone()
+    /// The queue of calls with these limits. Evicts the queues that no call uses.
+    fn queue(&self, allowed: Allowed) -> Queue {
+        let mut queues = self.queues.lock();
+        queues.retain(|_, queue| Arc::strong_count(queue) > 1);
+        queues.entry(allowed).or_default().clone()
     }
 
-    /// Takes a place. The error is when to look again; `None` if that is the end of another call.
+    /// Takes a permit. The error is when to look again; `None` if that is the end of another call.
     fn take(&self, now: Instant, allowed: Allowed) -> Result<(), Option<Instant>> {
         let mut state = self.state.lock();
         while state.begun.front().is_some_and(|begun| *begun + MINUTE <= now) {
@@ -172,13 +174,13 @@ mod tests {
     async fn calls_at_once_are_limited_and_enter_in_their_order() {
         let (limits, one) = (ToolLimits::default(), allowed(None, Some(1)));
         let until = Instant::now() + Duration::from_secs(10);
-        let first = limits.try_enter(&org(), "look", one).unwrap();
-        assert!(limits.try_enter(&org(), "look", one).is_none());
-        assert!(limits.try_enter(&org(), "pay", one).is_some(), "another tool");
-        assert!(limits.try_enter(&"other".try_into().unwrap(), "look", one).is_some(), "another org");
+        let first = limits.try_acquire(&org(), "look", one).unwrap();
+        assert!(limits.try_acquire(&org(), "look", one).is_none());
+        assert!(limits.try_acquire(&org(), "pay", one).is_some(), "another tool");
+        assert!(limits.try_acquire(&"other".try_into().unwrap(), "look", one).is_some(), "another org");
         let order = Mutex::new(Vec::new());
         let enter = async |n: u32| {
-            let permit = limits.enter(&org(), "look", one, until).await.unwrap();
+            let permit = limits.acquire(&org(), "look", one, until).await.unwrap();
             order.lock().push(n);
             tokio::time::sleep(Duration::from_secs(1)).await;
             drop(permit);
@@ -196,7 +198,7 @@ mod tests {
         let (limits, two) = (ToolLimits::default(), allowed(Some(2), None));
         let began = Instant::now();
         let enter =
-            async |seconds| limits.enter(&org(), "look", two, began + Duration::from_secs(seconds)).await;
+            async |seconds| limits.acquire(&org(), "look", two, began + Duration::from_secs(seconds)).await;
         assert!(enter(5).await.is_some() && enter(5).await.is_some());
         assert!(enter(5).await.is_none());
         assert_eq!(began.elapsed(), Duration::from_secs(5), "it waited as long as it might");
@@ -205,46 +207,47 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn dropped_wait_frees_the_turn() {
+    async fn dropped_wait_leaves_the_queue() {
         let (limits, one) = (ToolLimits::default(), allowed(None, Some(1)));
-        let first = limits.try_enter(&org(), "look", one).unwrap();
+        let first = limits.try_acquire(&org(), "look", one).unwrap();
         let late = Instant::now() + Duration::from_secs(100);
         let org = org();
-        let dropped = tokio::time::timeout(Duration::from_secs(1), limits.enter(&org, "look", one, late));
+        let dropped = tokio::time::timeout(Duration::from_secs(1), limits.acquire(&org, "look", one, late));
         assert!(dropped.await.is_err());
         drop(first);
-        assert!(limits.try_enter(&org, "look", one).is_some());
+        assert!(limits.try_acquire(&org, "look", one).is_some());
     }
 
     #[tokio::test(start_paused = true)]
     async fn calls_without_limits_count_and_waiting_ones_hold_up_only_their_equals() {
         let (limits, org) = (ToolLimits::default(), org());
         let (one, three) = (allowed(None, Some(1)), allowed(None, Some(3)));
-        let unlimited = limits.try_enter(&org, "look", Allowed::default()).unwrap();
-        assert!(limits.try_enter(&org, "look", one).is_none(), "one is under way");
+        let unlimited = limits.try_acquire(&org, "look", Allowed::default()).unwrap();
+        assert!(limits.try_acquire(&org, "look", one).is_none(), "one is under way");
         let late = Instant::now() + Duration::from_secs(100);
-        let waits = limits.enter(&org, "look", one, late);
+        let waits = limits.acquire(&org, "look", one, late);
         let others = async {
             tokio::task::yield_now().await;
-            assert!(limits.try_enter(&org, "look", Allowed::default()).is_some());
-            let second = limits.try_enter(&org, "look", three).expect("it has room");
-            assert!(limits.try_enter(&org, "look", one).is_none(), "another one of its limits waits");
+            assert!(limits.try_acquire(&org, "look", Allowed::default()).is_some());
+            let second = limits.try_acquire(&org, "look", three).expect("it has room");
+            assert!(limits.try_acquire(&org, "look", one).is_none(), "another one of its limits waits");
             drop((unlimited, second));
         };
         assert!(tokio::join!(waits, others).0.is_some());
 
-        // A call that a killed daemon began takes a place that it has not.
-        let kept = [limits.still_runs(&org, "look", false), limits.still_runs(&org, "look", false)];
-        assert!(limits.try_enter(&org, "look", one).is_none());
-        assert!(limits.try_enter(&org, "look", three).is_some());
+        // A call that a killed daemon began gets a permit over the limit.
+        let kept =
+            [limits.acquire_over_limit(&org, "look", false), limits.acquire_over_limit(&org, "look", false)];
+        assert!(limits.try_acquire(&org, "look", one).is_none());
+        assert!(limits.try_acquire(&org, "look", three).is_some());
         drop(kept);
-        assert!(limits.try_enter(&org, "look", one).is_some());
+        assert!(limits.try_acquire(&org, "look", one).is_some());
         let minute = allowed(Some(1), None);
-        assert!(limits.try_enter(&org, "pay", minute).is_some());
-        drop(limits.still_runs(&org, "pay", true));
+        assert!(limits.try_acquire(&org, "pay", minute).is_some());
+        drop(limits.acquire_over_limit(&org, "pay", true));
         tokio::time::sleep(MINUTE).await;
-        assert!(limits.try_enter(&org, "pay", minute).is_some(), "both began a minute ago");
-        drop(limits.still_runs(&org, "pay", true));
-        assert!(limits.try_enter(&org, "pay", minute).is_none());
+        assert!(limits.try_acquire(&org, "pay", minute).is_some(), "both began a minute ago");
+        drop(limits.acquire_over_limit(&org, "pay", true));
+        assert!(limits.try_acquire(&org, "pay", minute).is_none());
     }
 }

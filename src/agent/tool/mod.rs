@@ -31,7 +31,7 @@ pub(crate) use callable::{Callable, callable, callables};
 pub(crate) use keep::keep_call;
 pub(crate) use keeper::KEEP;
 pub use keeper::Keeper;
-pub(crate) use limits::{Allowed, Permit, Places, ToolLimits};
+pub(crate) use limits::{Allowed, Permit, Permits, ToolLimits};
 pub(crate) use shown::{Shown, shown};
 pub(crate) use sql_read::unfit_readers;
 

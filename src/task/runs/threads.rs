@@ -3,10 +3,10 @@
 //!
 //! A task's place in its thread is a row that is taken under a lock of the thread and kept until the task ends, so the
 //! order is total whatever daemon works, dies or comes back: a task has its turn if none before it is still live. A part
-//! of a task in the same thread has its place within that task, and waits neither for it nor for what came after it: that
-//! task may wait for the part. A task that must wait holds neither a slot nor a lock, so threads delay neither each other nor agents, and cannot block each
-//! other. The end of the task before it makes it due (`commands::dependents`). That wake-up can be missed while the
-//! waiting task is on its way out of its slot, so each wait has an end of its own, too.
+//! (child task) in the same thread has its place within its parent. It waits neither for its ancestors nor for tasks that
+//! came after them, so parent and part cannot deadlock. A task that must wait holds neither a slot nor a lock, so threads
+//! delay neither each other nor agents. The end of the task before it makes it due (`commands::dependents`). That wake-up
+//! can be missed while the waiting task is on its way out of its slot, so each wait has an end of its own, too.
 use crate::task::storage::rows::{self, Columns};
 use crate::task::storage::statement::{run, sql};
 use crate::task::storage::transaction::Transaction;

@@ -1,6 +1,6 @@
--- These tasks have ended: makes the next of each thread due, if it waits for its turn. If it is under way, as a part
--- that came later is, its end is told to the one behind it. One that is locked is on its way into or out of that wait;
--- its own due time moves it.
+-- Wakes the threads of tasks that have ended. If the next live task of a thread waits for its turn, it is made due. If it
+-- runs already (a part that joined late), it is marked as followed, so that its own end wakes the thread again. A locked
+-- row is skipped: its task is entering or leaving that wait, and has a due time of its own.
 with next as (
     select n.task_id from convoke.thread_tasks e
     cross join lateral (

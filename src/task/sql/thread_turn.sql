@@ -1,5 +1,6 @@
--- Whether a task is the first of its thread that has not ended, but for those that it is within. If it is not, marks the
--- nearest one before it, so that the arbiter finds its end. `marked` is false if that one ended since this statement began: ask again.
+-- Finds the nearest live task before a task in its thread, without its ancestors, and marks it as followed, so that the
+-- arbiter finds its end. No such task: it is its turn. `marked` is false if that task has ended since this statement
+-- began: ask again.
 with mine as (
     select e.* from convoke.thread_tasks e join convoke.assignments a on a.task_id = e.task_id
     where a.id = $1 and a.task_id = $2 and a.epoch = $3 and a.agent_id = $4 and a.state = 'running'

@@ -149,8 +149,8 @@ async fn keyed_call_of_unknown_outcome_is_tried_again_as_long_as_it_takes() {
 }
 
 #[tokio::test]
-async fn call_of_unknown_outcome_is_sent_again_without_a_place() {
-    // The first try has the only place of the minute. Told that it had none, the model would call with another key.
+async fn retry_of_a_call_of_unknown_outcome_waits_for_no_permit() {
+    // The first try has the only permit of the minute. Told `rate_limited`, the model would call with another key.
     let limited = "effect = \"keyed\"\non_unknown = \"retry\"\nper_minute = 1";
     let thinking = thinking(send(), limited).await;
     thinking.world.fails.lock().insert("send".into(), 4);

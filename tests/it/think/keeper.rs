@@ -185,8 +185,8 @@ async fn cancel_stops_a_command_under_its_keeper() {
     up.kill().await;
 }
 
-/// Gives the agent two slots, and its command one place for both.
-fn shares_one_place(folder: &Path) {
+/// Gives the agent two slots, and its command `concurrent = 1`.
+fn shares_one_permit(folder: &Path) {
     let file = folder.join("agents/thinker.toml");
     let text = std::fs::read_to_string(&file).unwrap();
     let text = text.replace("org = \"demo\"\n", "org = \"demo\"\nslots = 2\n");
@@ -194,7 +194,7 @@ fn shares_one_place(folder: &Path) {
     std::fs::write(file, text).unwrap();
 }
 
-/// Waits until a task shows that it does this.
+/// Waits until a running assignment has this activity.
 async fn shows(db: &TestDb, activity: &str) {
     let client = db.client().await;
     let shown = "select from convoke.assignments where ended_at is null and activity = $1";
@@ -206,7 +206,7 @@ async fn shows(db: &TestDb, activity: &str) {
     .await;
 }
 
-/// Waits for the end of two tasks about which nobody is asked.
+/// Waits until both tasks are completed. Panics if one fails or waits for an answer.
 async fn both_completed(db: &TestDb) {
     let client = db.client().await;
     let states = "select state from convoke.tasks";
@@ -225,10 +225,10 @@ async fn both_completed(db: &TestDb) {
 }
 
 #[tokio::test]
-async fn call_that_waits_for_its_place_has_not_begun_when_the_daemon_is_killed() {
+async fn call_that_waits_for_a_permit_has_not_begun_when_the_daemon_is_killed() {
     let (_world, db, folder) = prepared("effect = \"once\"\ntimeout = \"1m\"").await;
     let folder = folder.path();
-    shares_one_place(folder);
+    shares_one_permit(folder);
     let first = Up::start(&db, folder, None).await;
     super::kills::request(&db).await;
     begun(folder, 1).await;
@@ -242,10 +242,10 @@ async fn call_that_waits_for_its_place_has_not_begun_when_the_daemon_is_killed()
 }
 
 #[tokio::test]
-async fn command_under_its_keeper_keeps_its_place_over_a_restart() {
+async fn command_under_its_keeper_keeps_its_permit_over_a_restart() {
     let (_world, db, folder) = prepared("effect = \"once\"\ntimeout = \"1m\"").await;
     let folder = folder.path();
-    shares_one_place(folder);
+    shares_one_permit(folder);
     let first = Up::start(&db, folder, Some("keeper.spawned")).await;
     super::kills::request(&db).await;
     first.dies_at("keeper.spawned").await;

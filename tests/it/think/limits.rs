@@ -39,7 +39,7 @@ async fn tool_with_a_limit_is_shared_by_all_agents_that_use_its_name() {
     assert_eq!(states(&found), ["done", "done", "done"], "they count, and do not wait: {found:?}");
     let found = returned(&thinking, "one").await;
     assert_eq!(states(&found), ["done", "done", "done"], "they wait for each other: {found:?}");
-    // One place of the minute is left, whichever of the three calls gets it.
+    // One permit of the minute is left, whichever of the three calls gets it.
     let found = returned(&thinking, "two").await;
     let refused: Vec<_> = found.iter().filter(|(state, _)| state == "failed").collect();
     assert_eq!(refused.len(), 2, "{found:?}");
@@ -55,7 +55,7 @@ async fn tool_with_a_limit_is_shared_by_all_agents_that_use_its_name() {
 }
 
 #[tokio::test]
-async fn approval_is_not_used_up_by_a_call_that_gets_no_place() {
+async fn approval_is_not_used_up_by_a_call_that_gets_no_permit() {
     let script = vec![
         Say::Calls(vec![("send", json!({ "to": "ada" }))]),
         Say::Calls(vec![("send", json!({ "to": "bob" }))]),
