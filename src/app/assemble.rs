@@ -115,8 +115,8 @@ pub(super) async fn assemble(
     let (tasks, notices) = build_negotiation(&base);
     let realtime = build_realtime(&base, &rights.access).await?;
     let follows_files = files_read.is_some() || definitions.is_none();
-    let definitions = definitions.map_or_else(|| load_agents(&base.config.agents.dir), Ok)?;
-    let definitions = definitions.into_iter().chain(more.iter().cloned()).collect();
+    let mut definitions = definitions.map_or_else(|| load_agents(&base.config.agents.dir), Ok)?;
+    definitions.extend(more.iter().cloned());
     let models =
         models.unwrap_or_else(|| Models::new(base.clock.clone())).with_config(base.config.llm.clone());
     models.register(&base.metrics);

@@ -71,7 +71,9 @@ fn wake_index(definitions: &[Definition]) -> anyhow::Result<WakeIndex> {
             anyhow::anyhow!("agent {}: {}", definition.id, keys.join("; "))
         })
     };
-    let compiled = definitions.iter().map(compile).collect::<Result<Vec<_>, _>>()?;
+    // The others have nothing in the index, and there may be very many.
+    let waking = definitions.iter().filter(|definition| !definition.wake.is_empty());
+    let compiled = waking.map(compile).collect::<Result<Vec<_>, _>>()?;
     Ok(WakeIndex::new(&compiled, &Metrics::default()))
 }
 

@@ -31,19 +31,20 @@ pub(super) async fn run(settings: &Settings) -> Outcome {
     let org = definitions.first().map_or_else(|| ORG_DEFAULT.to_owned(), |agent| agent.org.to_string());
     let agents = definitions.len() - absent.len();
     let (mut signals, stop) = (Signals::install()?, CancellationToken::new());
+    // Only these are checked below; the daemon has its own.
+    let waking: Vec<_> = definitions.iter().filter(|agent| !agent.wake.is_empty()).cloned().collect();
     let builder = Daemon::builder(config.clone())
-        .definitions_of_files(definitions.clone(), read)
+        .definitions_of_files(definitions, read)
         .settings_of(settings.options());
     let Some(daemon) = build(builder, &mut signals, &stop).await? else { return Ok(()) };
     let parts = daemon.parts();
     let mut notes: Vec<_> =
         absent.iter().map(|(id, why)| format!("agent {id} is unavailable: {why}")).collect();
-    notes.extend(waiting(missing_tables(&parts.database, &definitions).await?));
-    notes.extend(unwatchable(&parts.database, &definitions).await?.iter().map(ToString::to_string));
-    let misfits = misfits(&config, &parts.database, &definitions).await?;
+    notes.extend(waiting(missing_tables(&parts.database, &waking).await?));
+    notes.extend(unwatchable(&parts.database, &waking).await?.iter().map(ToString::to_string));
+    let misfits = misfits(&config, &parts.database, &waking).await?;
     notes.extend(misfits.iter().map(ToString::to_string));
-    // The daemon has its own, as long as it runs.
-    drop(definitions);
+    drop(waking);
     let key = anon_key(parts)?;
     let url = daemon::http_url(parts.addr);
     let page = if config.dashboard.enabled {

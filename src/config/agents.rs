@@ -34,10 +34,12 @@ pub fn load_agents_with(
     folder: &FilePath,
     check: impl Fn(&Definition) -> Option<agent::Problem>,
 ) -> Result<Vec<Definition>, Problems> {
-    let mut definitions = Vec::new();
+    let files = files_of(folder)?;
+    // A definition is large: a list that grows would be copied, and leave holes in the heap.
+    let mut definitions = Vec::with_capacity(files.len());
     let mut problems = Vec::new();
     let mut owners: HashMap<AgentId, String> = HashMap::new();
-    for file in files_of(folder)? {
+    for file in files {
         let (source, syntax) = match read_file(&file) {
             Ok(read) => read,
             Err(Problems(found)) => {
